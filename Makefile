@@ -1,0 +1,43 @@
+# make demo: environment, install, the whole chain on real data, a report.
+# make test: environment with the test tools, every check, the test suite.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+REQUIREMENTS := pyproject.toml constraints.txt
+
+.PHONY: demo test check lint types imports tests clean
+
+demo: $(VENV)/.runtime
+	$(BIN)/vsfix demo -o vsfix-demo --force
+
+test: check
+
+check: lint types imports tests
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+imports: $(VENV)/.test
+	$(BIN)/lint-imports
+
+tests: $(VENV)/.test
+	$(BIN)/pytest --cov --cov-report=term:skip-covered
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: $(VENV)/bin/python $(REQUIREMENTS)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,train]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/bin/python $(REQUIREMENTS)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,train,test]'
+	touch $@ $(VENV)/.runtime
+
+clean:
+	rm -rf $(VENV) vsfix-demo

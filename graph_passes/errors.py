@@ -1,0 +1,55 @@
+"""The tree of errors that vsfix raises.
+
+    VsfixError                 exit code 2 unless a subclass says otherwise
+    +-- InputError             2  a file, an option or a data set that can't be used as it is
+    |   +-- ModelError         2  the model file: unreadable, invalid, or nothing in it that vsfix can work on
+    |   +-- DataError          2  the data: empty, wrong shape, not finite
+    |   +-- OutputExistsError  2  the output is there already, and nobody said that it may be replaced
+    +-- CheckFailedError       1  a check ran and failed: the numbers, the accuracy, a refused repair
+    +-- MissingComponentError  3  a library or a device that is not on this machine
+    +-- BuildError             4  an engine could not be parsed or built
+
+Every message is one line: what, where, and what to do about it. Errors of the libraries below never reach the user.
+"""
+
+from __future__ import annotations
+
+
+class VsfixError(Exception):
+    """Root of all errors that vsfix raises on purpose."""
+
+    exit_code = 2
+
+
+class InputError(VsfixError):
+    """A file, an option or a data set that can't be used as it is."""
+
+
+class ModelError(InputError):
+    """A model file that is unreadable, invalid, or holds nothing that vsfix can work on."""
+
+
+class DataError(InputError):
+    """Data that is empty, of the wrong shape, or not finite."""
+
+
+class OutputExistsError(InputError):
+    """The output exists and may not be replaced."""
+
+
+class CheckFailedError(VsfixError):
+    """A check ran and failed."""
+
+    exit_code = 1
+
+
+class MissingComponentError(VsfixError):
+    """A library or device that is not on this machine."""
+
+    exit_code = 3
+
+
+class BuildError(VsfixError):
+    """An engine could not be parsed or built."""
+
+    exit_code = 4

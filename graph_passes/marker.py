@@ -1,0 +1,92 @@
+"""How a noise layer is written in an ONNX file so that the evidence of training survives the export.
+
+The one encoding, for every kind of noise, is a standard `Dropout` node in inference form, which every runtime treats
+as the identity and which needs no custom operator:
+
+    Dropout(data, ratio, training_mode = false)        opset 12 and newer; ratio and training_mode are initializers
+    name = "<any name>#vsfix.noise:<kind>=<value>"     for the kinds that ONNX has no operator for
+
+A plain Dropout needs no tag: its ratio says everything. For the other kinds the tag at the end of the node's name is
+the truth (names survive onnx-graphsurgeon and most other tools, node metadata does not), and `ratio` holds the Dropout
+ratio whose noise has the same variance, s2 / (1 + s2): a reader that knows nothing of vsfix sees a Dropout that shifts
+the variance by the same amount.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from .errors import InputError, ModelError
+from .noise import Noise, NoiseKind
+
+_TAG = re.compile(r"#vsfix\.noise:(?P<kind>[a-z-]+)=(?P<value>[0-9.e+-]+)$")
+
+
+def marker_node_name(name: str, noise: Noise) -> str:
+    """The name of the marker for `noise` whose untagged name is `name`."""
+    if noise.kind is NoiseKind.DROPOUT:
+        return name
+    return f"{name}#vsfix.noise:{noise.kind.value}={noise.value!r}"
+
+
+def marker_ratio(noise: Noise) -> float:
+    """The ratio of the Dropout whose noise has the variance of `noise`."""
+    if noise.kind is not NoiseKind.UOUT:
+        return noise.value
+    return noise.variance / (1 + noise.variance)
+
+
+def write_marker(name: str, noise: Noise, data: gs.Tensor, output: gs.Variable) -> gs.Node:
+    """Makes the marker of `noise` between two tensors of the same shape.
+
+    Args:
+        name: a name that no other node of the graph has; the tensors of the marker derive theirs from it.
+        noise: what the marker stands for.
+        data: the tensor in front of the noise.
+        output: the tensor behind it.
+
+    Returns:
+        The node, not yet part of a graph (opset 12 or newer).
+    """
+    ratio = gs.Constant(f"{name}.ratio", np.array(marker_ratio(noise), dtype=np.float32))
+    training_mode = gs.Constant(f"{name}.training_mode", np.array(False))
+    return gs.Node(
+        op="Dropout", name=marker_node_name(name, noise), inputs=[data, ratio, training_mode], outputs=[output]
+    )
+
+
+def read_marker(node: gs.Node) -> Noise | None:
+    """The noise that `node` marks, or None where it is no marker.
+
+    A Dropout of ratio 0 is no noise, and so no marker. Dropout before opset 12 (ratio as an attribute) is read too.
+
+    Raises:
+        ModelError: a Dropout whose ratio can't be read from the file, or a tag that can't be understood.
+    """
+    if node.op != "Dropout" or node.domain not in (None, "", "ai.onnx"):
+        return None
+    tag = _TAG.search(node.name or "")
+    if tag is not None:
+        try:
+            return Noise.parse(f"{tag['kind']}:{tag['value']}")
+        except InputError as error:
+            raise ModelError(f"node '{node.name}': the noise tag can't be understood ({error})") from error
+    ratio = _ratio(node)
+    return None if ratio == 0 else Noise(NoiseKind.DROPOUT, ratio)
+
+
+def _ratio(node: gs.Node) -> float:
+    """The drop ratio of a Dropout of any opset; 0.5 is the default of the standard."""
+    if "ratio" in node.attrs:
+        return float(node.attrs["ratio"])
+    if len(node.inputs) < 2 or node.inputs[1].is_empty():
+        return 0.5
+    tensor = node.inputs[1]
+    if isinstance(tensor, gs.Variable) and len(tensor.inputs) == 1 and tensor.inputs[0].op == "Constant":
+        tensor = tensor.inputs[0].attrs.get("value", tensor)
+    if not isinstance(tensor, gs.Constant):
+        raise ModelError(f"Dropout '{node.name}': its ratio is computed by the graph; give it with a constant")
+    return float(np.asarray(tensor.values, dtype=np.float64).reshape(()))

@@ -1,0 +1,1 @@
+"""What a user does: the command line, calibration data, backends, repair, verification, reports."""

@@ -1,0 +1,1 @@
+"""Networks, noise layers, data, the training loop, and the export to ONNX."""
