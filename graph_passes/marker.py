@@ -54,7 +54,10 @@ def write_marker(name: str, noise: Noise, data: gs.Tensor, output: gs.Variable) 
     ratio = gs.Constant(f"{name}.ratio", np.array(marker_ratio(noise), dtype=np.float32))
     training_mode = gs.Constant(f"{name}.training_mode", np.array(False))
     return gs.Node(
-        op="Dropout", name=marker_node_name(name, noise), inputs=[data, ratio, training_mode], outputs=[output]
+        op="Dropout",
+        name=marker_node_name(name, noise),
+        inputs=[data, ratio, training_mode],
+        outputs=[output],
     )
 
 
