@@ -21,6 +21,7 @@ import onnx_graphsurgeon as gs
 
 from .errors import InputError, ModelError
 from .noise import Noise, NoiseKind
+from .tensors import Tensor, constant_behind
 
 _TAG = re.compile(r"#vsfix\.noise:(?P<kind>[a-z-]+)=(?P<value>[0-9.e+-]+)$")
 
@@ -39,7 +40,7 @@ def marker_ratio(noise: Noise) -> float:
     return noise.variance / (1 + noise.variance)
 
 
-def write_marker(name: str, noise: Noise, data: gs.Tensor, output: gs.Variable) -> gs.Node:
+def write_marker(name: str, noise: Noise, data: Tensor, output: gs.Variable) -> gs.Node:
     """Makes the marker of `noise` between two tensors of the same shape.
 
     Args:
@@ -69,7 +70,7 @@ def read_marker(node: gs.Node) -> Noise | None:
     Raises:
         ModelError: a Dropout whose ratio can't be read from the file, or a tag that can't be understood.
     """
-    if node.op != "Dropout" or node.domain not in (None, "", "ai.onnx"):
+    if not is_dropout(node):
         return None
     tag = _TAG.search(node.name or "")
     if tag is not None:
@@ -81,15 +82,31 @@ def read_marker(node: gs.Node) -> Noise | None:
     return None if ratio == 0 else Noise(NoiseKind.DROPOUT, ratio)
 
 
+def is_dropout(node: gs.Node) -> bool:
+    """Whether `node` is the standard's Dropout."""
+    return node.op == "Dropout" and node.domain in (None, "", "ai.onnx")
+
+
+def is_switched_off(node: gs.Node) -> bool:
+    """Whether a Dropout is the identity when the file runs: its training_mode is absent or false."""
+    if len(node.inputs) < 3 or node.inputs[2].is_empty():
+        return True
+    training_mode = constant_behind(node.inputs[2])
+    return training_mode is not None and not np.asarray(training_mode.values).any()
+
+
+def marker_label(node: gs.Node) -> str:
+    """The name of a marker without its tag; the name of its output where it has none."""
+    return _TAG.sub("", node.name or "") or str(node.outputs[0].name)
+
+
 def _ratio(node: gs.Node) -> float:
     """The drop ratio of a Dropout of any opset; 0.5 is the default of the standard."""
     if "ratio" in node.attrs:
         return float(node.attrs["ratio"])
     if len(node.inputs) < 2 or node.inputs[1].is_empty():
         return 0.5
-    tensor = node.inputs[1]
-    if isinstance(tensor, gs.Variable) and len(tensor.inputs) == 1 and tensor.inputs[0].op == "Constant":
-        tensor = tensor.inputs[0].attrs.get("value", tensor)
-    if not isinstance(tensor, gs.Constant):
+    tensor = constant_behind(node.inputs[1])
+    if tensor is None:
         raise ModelError(f"Dropout '{node.name}': its ratio is computed by the graph; give it with a constant")
     return float(np.asarray(tensor.values, dtype=np.float64).reshape(()))

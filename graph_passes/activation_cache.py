@@ -1,0 +1,77 @@
+"""Activations of a calibration set, kept in memory up to a limit and on the disk beyond it."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from typing_extensions import Self
+
+from .inference import Array
+
+DEFAULT_MAX_MEMORY = 2 << 30  # bytes
+
+
+class ActivationCache:
+    """Holds arrays by (batch, tensor name). A context manager: its files go when it ends.
+
+    Attributes:
+        max_memory: bytes that may stay in memory; what comes after goes to a temporary folder.
+        spilled: bytes that were written to the disk so far.
+    """
+
+    def __init__(self, max_memory: int) -> None:
+        self.max_memory = max_memory
+        self.spilled = 0
+        self._held = 0
+        self._arrays: dict[tuple[int, str], Array | Path] = {}
+        self._numbers = itertools.count()
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._arrays.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def put(self, batch: int, arrays: Mapping[str, Array]) -> None:
+        """Keeps the arrays of one batch."""
+        for name, array in arrays.items():
+            if self._held + array.nbytes <= self.max_memory:
+                self._arrays[batch, name] = array
+                self._held += array.nbytes
+            else:
+                self._arrays[batch, name] = self._spill(array)
+
+    def get(self, batch: int, name: str) -> Array:
+        """The array of one tensor in one batch."""
+        stored = self._arrays[batch, name]
+        if isinstance(stored, Path):
+            loaded: Array = np.load(stored, allow_pickle=False)
+            return loaded
+        return stored
+
+    def drop(self, batch: int, name: str) -> None:
+        """Forgets one array and frees its place."""
+        stored = self._arrays.pop((batch, name))
+        if isinstance(stored, Path):
+            stored.unlink()
+        else:
+            self._held -= stored.nbytes
+
+    def _spill(self, array: Array) -> Path:
+        """Writes one array to the temporary folder."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="vsfix-")
+        path = Path(self._folder.name) / f"{next(self._numbers)}.npy"
+        np.save(path, array, allow_pickle=False)
+        self.spilled += array.nbytes
+        return path

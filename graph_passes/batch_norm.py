@@ -1,0 +1,155 @@
+"""The BatchNormalization nodes of a graph: their names, their parameters, and how new statistics get into them.
+
+Y = gamma (X - mean) / sqrt(var + epsilon) + beta          X of shape (N, C) or (N, C, *positions), the rest (C,)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from .errors import ModelError
+from .inference import Float64Array
+from .tensors import Tensor, constant_behind
+
+DEFAULT_EPSILON = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class BatchNorm:
+    """One BatchNormalization in inference form.
+
+    Attributes:
+        name: unique in the graph: the module's name where the statistics are called `<module>.running_mean` and
+            `<module>.running_var`, else the node's name, else the name of its output.
+        node: the node itself.
+        parameters: gamma, beta, mean and var as constants, each of shape (C,), in the node's order.
+    """
+
+    name: str
+    node: gs.Node
+    parameters: tuple[gs.Constant, gs.Constant, gs.Constant, gs.Constant]
+
+    @property
+    def input(self) -> Tensor:
+        """X, the tensor that is normalised."""
+        tensor: Tensor = self.node.inputs[0]
+        return tensor
+
+    @property
+    def output(self) -> Tensor:
+        """Y, the normalised tensor."""
+        tensor: Tensor = self.node.outputs[0]
+        return tensor
+
+    @property
+    def epsilon(self) -> float:
+        """What is added to the variance."""
+        return float(self.node.attrs.get("epsilon", DEFAULT_EPSILON))
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return int(np.prod(self.parameters[2].shape))
+
+    @property
+    def gamma(self) -> Float64Array:
+        """Shape (C,)."""
+        return _float64(self.parameters[0])
+
+    @property
+    def beta(self) -> Float64Array:
+        """Shape (C,)."""
+        return _float64(self.parameters[1])
+
+    @property
+    def mean(self) -> Float64Array:
+        """The stored running mean, shape (C,)."""
+        return _float64(self.parameters[2])
+
+    @property
+    def variance(self) -> Float64Array:
+        """The stored running variance, shape (C,)."""
+        return _float64(self.parameters[3])
+
+    def with_statistics(self, mean: Float64Array, variance: Float64Array) -> BatchNorm:
+        """Writes new statistics into the node and returns its new view.
+
+        Each is rounded once, to the dtype that was stored. A tensor that another node reads too is left as it is and
+        a new one is made for this node.
+
+        Args:
+            mean: shape (C,).
+            variance: shape (C,), not negative.
+
+        Raises:
+            ModelError: a value that is not finite after rounding, or a negative variance.
+        """
+        if np.any(variance < 0):
+            raise ModelError(f"BatchNorm '{self.name}': refusing to write a negative variance")
+        gamma, beta, _, _ = self.parameters
+        return BatchNorm(self.name, self.node, (gamma, beta, self._replace(3, mean), self._replace(4, variance)))
+
+    def _replace(self, index: int, values: Float64Array) -> gs.Constant:
+        """Puts `values` at input `index`, in place where this node is the only reader."""
+        constant: gs.Constant = self.parameters[index - 1]
+        with np.errstate(over="ignore"):
+            rounded = values.astype(constant.dtype).reshape(constant.shape)
+        if not np.isfinite(rounded).all():
+            raise ModelError(f"BatchNorm '{self.name}': refusing to write a statistic that is not finite")
+        if self.node.inputs[index] is constant and len(constant.outputs) == 1:
+            constant.values = rounded
+        else:
+            constant = gs.Constant(f"{self.name}.{('running_mean', 'running_var')[index - 3]}.own", rounded)
+            self.node.inputs[index] = constant
+        return constant
+
+
+def find_batch_norms(graph: gs.Graph) -> tuple[BatchNorm, ...]:
+    """The BatchNormalization nodes of the main graph, in its order.
+
+    Raises:
+        ModelError: one is in training form, or takes its statistics from something that is computed at run time.
+    """
+    nodes = [node for node in graph.nodes if is_batch_norm(node)]
+    parameters = [_parameters(node) for node in nodes]
+    names = [_candidate_name(node, constants) for node, constants in zip(nodes, parameters, strict=True)]
+    repeated = {name for name, count in Counter(names).items() if count > 1}
+    return tuple(
+        BatchNorm(node.outputs[0].name if name in repeated else name, node, constants)
+        for name, node, constants in zip(names, nodes, parameters, strict=True)
+    )
+
+
+def is_batch_norm(node: gs.Node) -> bool:
+    """Whether `node` is the standard's BatchNormalization."""
+    return node.op == "BatchNormalization" and node.domain in (None, "", "ai.onnx")
+
+
+def _parameters(node: gs.Node) -> tuple[gs.Constant, gs.Constant, gs.Constant, gs.Constant]:
+    """Gamma, beta, mean and var of a node, or the error that says why they can't be had."""
+    label = node.name or node.outputs[0].name
+    if node.attrs.get("training_mode", 0) or len([out for out in node.outputs if not out.is_empty()]) > 1:
+        raise ModelError(f"BatchNorm '{label}' is in training form; export the model after model.eval()")
+    constants = [constant_behind(tensor) for tensor in node.inputs[1:5]]
+    gamma, beta, mean, variance = constants if len(constants) == 4 else [None] * 4
+    if gamma is None or beta is None or mean is None or variance is None:
+        raise ModelError(f"BatchNorm '{label}': its parameters are computed by the graph; they must be constants")
+    return gamma, beta, mean, variance
+
+
+def _candidate_name(node: gs.Node, parameters: tuple[gs.Constant, ...]) -> str:
+    """The module's name, the node's name or the output's, whichever there is first."""
+    mean, _, mean_tail = str(parameters[2].name).rpartition(".")
+    variance, _, variance_tail = str(parameters[3].name).rpartition(".")
+    if mean and mean == variance and (mean_tail, variance_tail) == ("running_mean", "running_var"):
+        return mean
+    return str(node.name or node.outputs[0].name)
+
+
+def _float64(constant: gs.Constant) -> Float64Array:
+    """The values of a parameter, shape (C,)."""
+    return np.asarray(constant.values, dtype=np.float64).reshape(-1)

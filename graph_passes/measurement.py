@@ -1,0 +1,191 @@
+"""The real statistics of every BatchNorm input over a calibration set, each measured behind corrected predecessors.
+
+A BatchNorm input depends on how the BatchNorms in front of it normalise. Where those are to be corrected too, tapping
+all of them in one run measures the wrong network. The right one is the network in which each corrected BatchNorm
+already normalises with the statistics of the whole set; it equals one forward of the set as a single batch with those
+BatchNorms in batch-statistics mode, and it is computed here in stages without ever holding such a batch:
+
+    stage of a tensor = the number of corrected BatchNorms on the longest way to it
+    stage s: run the nodes of stage s over all batches, from the activations cached by earlier stages; measure every
+             BatchNorm input of stage s; write the measured statistics; cache what later stages read.
+
+Each node runs once per batch, so the total work is one forward. Only the frontier between stages is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx_graphsurgeon as gs
+
+from .activation_cache import DEFAULT_MAX_MEMORY, ActivationCache
+from .batch_norm import BatchNorm, find_batch_norms
+from .errors import DataError
+from .inference import Array, OpenModel
+from .model_file import export_subgraph
+from .moments import Moments
+from .noise_injection import inject_noise
+from .tensors import Tensor, consumed_tensors
+
+Batch = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class MeasurementConfig:
+    """How a measurement runs.
+
+    Attributes:
+        corrected: names of the BatchNorms that normalise with the statistics measured here; the others keep theirs.
+        noise_seed: None runs the network as deployed; a number switches the noise of every marker on.
+        max_memory: bytes of cached activations to hold in memory.
+    """
+
+    corrected: Collection[str] = ()
+    noise_seed: int | None = None
+    max_memory: int = DEFAULT_MAX_MEMORY
+
+
+@dataclass
+class _Stage:
+    """The nodes of one stage, the tensors that it reads and hands on, and the BatchNorms whose input it reaches."""
+
+    nodes: list[gs.Node] = field(default_factory=list)
+    reads: dict[str, Tensor] = field(default_factory=dict)
+    hands_on: dict[str, Tensor] = field(default_factory=dict)
+    measured: list[BatchNorm] = field(default_factory=list)
+
+
+def measure(
+    graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, config: MeasurementConfig | None = None
+) -> dict[str, Moments]:
+    """Measures the moments of every BatchNorm input.
+
+    Args:
+        graph: not changed.
+        batches: the calibration set; per batch one array for each graph input, batch first. Sizes may differ.
+        open_model: opens a part of the graph in a runtime.
+        config: what is corrected, and whether the noise is on.
+
+    Returns:
+        The moments by the name of the BatchNorm, in the order of the graph.
+
+    Raises:
+        DataError: no batches, or values that are not finite.
+    """
+    config = config or MeasurementConfig()
+    if not batches:
+        raise DataError("the calibration set is empty; give at least one sample")
+    copy = graph.copy()
+    if config.noise_seed is not None:
+        inject_noise(copy, config.noise_seed)
+    batch_norms = find_batch_norms(copy)
+    stages = _plan(copy, batch_norms, frozenset(config.corrected))
+    moments: dict[str, Moments] = {}
+    with ActivationCache(config.max_memory) as cache:
+        for number, batch in enumerate(batches):
+            cache.put(number, {name: batch[name] for name in _needed_inputs(copy, stages)})
+        for index, stage in enumerate(stages):
+            moments |= _run_stage(copy, stage, len(batches), open_model, cache)
+            for batch_norm in stage.measured:
+                if batch_norm.name in config.corrected:
+                    found = moments[batch_norm.name]
+                    batch_norm.with_statistics(found.mean, found.variance)
+            _drop_finished(cache, stages, index, len(batches))
+    return {batch_norm.name: moments[batch_norm.name] for batch_norm in batch_norms}
+
+
+def _plan(graph: gs.Graph, batch_norms: Sequence[BatchNorm], corrected: Collection[str]) -> list[_Stage]:
+    """Sorts the nodes that lead to a BatchNorm input into stages."""
+    correcting = {id(batch_norm.node) for batch_norm in batch_norms if batch_norm.name in corrected}
+    stage_of: dict[int, int] = {}
+    stages: list[_Stage] = [_Stage()]
+    for node in _nodes_leading_to(graph, [batch_norm.input for batch_norm in batch_norms]):
+        number = max((stage_of.get(id(tensor), 0) for tensor in consumed_tensors(node)), default=0)
+        number += id(node) in correcting
+        while len(stages) <= number:
+            stages.append(_Stage())
+        stages[number].nodes.append(node)
+        stage_of.update((id(tensor), number) for tensor in node.outputs)
+    for batch_norm in batch_norms:
+        stages[stage_of.get(id(batch_norm.input), 0)].measured.append(batch_norm)
+    _connect(stages, stage_of, {id(tensor) for tensor in graph.inputs})
+    return stages
+
+
+def _connect(stages: Sequence[_Stage], stage_of: Mapping[int, int], graph_inputs: Collection[int]) -> None:
+    """Finds what each stage reads from those before it, and so what each hands on."""
+    for number, stage in enumerate(stages):
+        for tensor in (tensor for node in stage.nodes for tensor in consumed_tensors(node)):
+            source = stage_of.get(id(tensor))
+            if source is not None and source < number:
+                stages[source].hands_on[tensor.name] = tensor
+            if id(tensor) in graph_inputs or (source is not None and source < number):
+                stage.reads[tensor.name] = tensor
+
+
+def _nodes_leading_to(graph: gs.Graph, targets: Iterable[Tensor]) -> list[gs.Node]:
+    """The nodes, in order, from which one of `targets` is computed."""
+    wanted = {id(tensor) for tensor in targets}
+    leading: list[gs.Node] = []
+    for node in reversed(graph.nodes):
+        if any(id(tensor) in wanted for tensor in node.outputs):
+            leading.append(node)
+            wanted.update(id(tensor) for tensor in consumed_tensors(node))
+    leading.reverse()
+    return leading
+
+
+def _needed_inputs(graph: gs.Graph, stages: Sequence[_Stage]) -> list[str]:
+    """The names of the graph inputs that a stage reads or a BatchNorm normalises."""
+    names = {name for stage in stages for name in stage.reads}
+    names |= {batch_norm.input.name for stage in stages for batch_norm in stage.measured}
+    return [tensor.name for tensor in graph.inputs if tensor.name in names]
+
+
+def _run_stage(
+    graph: gs.Graph, stage: _Stage, batches: int, open_model: OpenModel, cache: ActivationCache
+) -> dict[str, Moments]:
+    """Runs one stage over every batch; returns the moments of the BatchNorms whose input it computes."""
+    produced = {tensor.name for node in stage.nodes for tensor in node.outputs}
+    taps = {bn.input.name: bn.input for bn in stage.measured if bn.input.name in produced}
+    moments: dict[str, Moments] = {}
+    if not stage.nodes:
+        for number in range(batches):
+            _add_moments(moments, stage.measured, {name: cache.get(number, name) for name in _inputs_of(stage)})
+        return moments
+    for name, tensor in stage.reads.items():
+        if isinstance(tensor, gs.Variable):
+            tensor.dtype = cache.get(0, name).dtype
+    outputs = {**stage.hands_on, **taps}
+    with open_model(export_subgraph(graph, stage.nodes, stage.reads.values(), outputs.values())) as runner:
+        for number in range(batches):
+            arrays = runner.run({name: cache.get(number, name) for name in stage.reads})
+            untapped = {name: cache.get(number, name) for name in _inputs_of(stage) if name not in produced}
+            _add_moments(moments, stage.measured, arrays | untapped)
+            cache.put(number, {name: arrays[name] for name in stage.hands_on})
+    return moments
+
+
+def _inputs_of(stage: _Stage) -> list[str]:
+    """The names of the tensors that are measured after a stage."""
+    return [batch_norm.input.name for batch_norm in stage.measured]
+
+
+def _add_moments(moments: dict[str, Moments], batch_norms: Sequence[BatchNorm], arrays: Mapping[str, Array]) -> None:
+    """Adds one batch to the moments of each BatchNorm."""
+    for batch_norm in batch_norms:
+        try:
+            batch = Moments.of(arrays[batch_norm.input.name])
+        except DataError as error:
+            raise DataError(f"the input of BatchNorm '{batch_norm.name}': {error}") from error
+        earlier = moments.get(batch_norm.name)
+        moments[batch_norm.name] = batch if earlier is None else earlier.merge(batch)
+
+
+def _drop_finished(cache: ActivationCache, stages: Sequence[_Stage], index: int, batches: int) -> None:
+    """Frees what no later stage reads."""
+    later = {name for stage in stages[index + 1 :] for name in stage.reads}
+    for name in set(stages[index].reads) - later:
+        for number in range(batches):
+            cache.drop(number, name)

@@ -1,0 +1,58 @@
+"""The pass that writes estimated statistics into BatchNorms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_graphsurgeon as gs
+
+from .batch_norm import find_batch_norms
+from .estimators import Estimate
+from .graph_pass import Change, Kept, PassResult
+
+
+class RepairStatistics:
+    """Writes each estimate into its BatchNorm; the BatchNorms without one keep theirs, for the reason given.
+
+    Args:
+        estimates: what to write, by the name of the BatchNorm.
+        reasons: why each other BatchNorm keeps its statistics, by its name.
+    """
+
+    name = "repair statistics"
+
+    def __init__(self, estimates: Mapping[str, Estimate], reasons: Mapping[str, str]) -> None:
+        self._estimates = estimates
+        self._reasons = reasons
+
+    def __call__(self, graph: gs.Graph) -> PassResult:
+        """Edits `graph` in place.
+
+        Raises:
+            ModelError: a value that is not finite or negative; the statistics before it are written by then.
+        """
+        changed: list[Change] = []
+        kept: list[Kept] = []
+        for batch_norm in find_batch_norms(graph):
+            estimate = self._estimates.get(batch_norm.name)
+            if estimate is None:
+                kept.append(Kept(batch_norm.name, self._reasons.get(batch_norm.name, "no estimate was made")))
+            elif estimate.kept.all():
+                kept.append(Kept(batch_norm.name, "no channel has a variance that the data can tell"))
+            else:
+                before = batch_norm.mean, batch_norm.variance
+                after = batch_norm.with_statistics(estimate.mean, estimate.variance)
+                if (before[0] != after.mean).any() or (before[1] != after.variance).any():
+                    changed.append(Change(batch_norm.name, _action(estimate)))
+        return PassResult(self.name, tuple(changed), tuple(kept))
+
+
+def _action(estimate: Estimate) -> str:
+    """What was done to one BatchNorm."""
+    channels = estimate.kept.size
+    if not estimate.kept_channels:
+        return f"new mean and variance in {channels} channels"
+    return (
+        f"new mean and variance in {channels - estimate.kept_channels} of {channels} channels; "
+        f"{estimate.kept_channels} without a usable variance keep theirs"
+    )

@@ -1,0 +1,50 @@
+"""The shift of a BatchNorm: the variance of its input at inference over the variance that it stores."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .batch_norm import BatchNorm
+from .inference import Float64Array
+from .moments import Moments
+
+
+def shift_ratio(stored: BatchNorm, real: Moments) -> Float64Array:
+    """Real over stored variance, shape (C,); 1 is no shift. Channels that store no variance, or have none, give NaN."""
+    ratio = np.full(stored.channels, np.nan)
+    usable = (stored.variance > 0) & (real.variance > np.finfo(np.float32).tiny)
+    np.divide(real.variance, stored.variance, out=ratio, where=usable)
+    return ratio
+
+
+def predicted_shift_ratio(stored: BatchNorm, noise_variance: float) -> Float64Array | None:
+    """The shift of a BatchNorm directly behind noise, from its stored statistics alone.
+
+    With E n = 1 and Var n = s2 the stored second moment is (1 + s2) E[x^2], so the variance at inference is
+    v = (var + mean^2) / (1 + s2) - mean^2; for Dropout that is p (var + mean^2) - mean^2.
+
+    Args:
+        stored: the BatchNorm.
+        noise_variance: s2.
+
+    Returns:
+        v / var, shape (C,); NaN where the stored statistics contradict the noise (v would be negative).
+    """
+    v = (stored.variance + stored.mean**2) / (1 + noise_variance) - stored.mean**2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where((v > 0) & (stored.variance > 0), v / stored.variance, np.nan)
+
+
+def geometric_mean(ratios: Float64Array) -> float:
+    """The geometric mean of positive ratios of any shape, NaN left out; NaN where nothing is left."""
+    usable = ratios[np.isfinite(ratios) & (ratios > 0)]
+    return float(np.exp(np.log(usable).mean())) if usable.size else float("nan")
+
+
+def variance_mismatch(ratios: Float64Array) -> float:
+    """How far the stored variances are from the real ones, either way; 1 is a perfect match.
+
+    The figure that the paper draws for each layer, max(moving_var / real_var, real_var / moving_var), here as the
+    geometric mean over the channels.
+    """
+    return geometric_mean(np.maximum(ratios, 1 / ratios))
