@@ -22,7 +22,10 @@ class PlainRunner:
         options.log_severity_level = 3
         options.intra_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=["EliminateDropout"]
+            model.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["EliminateDropout"],
         )
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from vsfix.graph_passes.activation_cache import ActivationCache
+
+
+def test_arrays_come_back_from_memory_and_from_disk_bit_for_bit():
+    arrays = {f"t{index}": np.random.default_rng(index).normal(size=100) for index in range(6)}
+    with ActivationCache(max_memory=1600) as cache:
+        cache.put(0, arrays)
+        assert cache.spilled == 4 * 800
+        for name, array in arrays.items():
+            assert cache.get(0, name).tobytes() == array.tobytes()
+
+
+def test_dropping_frees_the_place_in_memory():
+    with ActivationCache(max_memory=800) as cache:
+        cache.put(0, {"a": np.zeros(100)})
+        cache.drop(0, "a")
+        cache.put(0, {"b": np.zeros(100)})
+        assert cache.spilled == 0
+        with pytest.raises(KeyError):
+            cache.get(0, "a")
+
+
+def test_the_files_go_with_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with ActivationCache(max_memory=0) as cache:
+        cache.put(0, {"a": np.zeros(100)})
+        assert len(list(Path(tmp_path).glob("vsfix-*/*.npy"))) == 1
+    assert list(tmp_path.iterdir()) == []

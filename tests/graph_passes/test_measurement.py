@@ -1,0 +1,136 @@
+"""The staged measurement against one float64 forward of the whole set as a single batch, computed by torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import pytest
+import torch
+import torch.nn.functional as F
+from vsfix.graph_passes.errors import DataError
+from vsfix.graph_passes.measurement import MeasurementConfig, measure
+from vsfix.graph_passes.model_file import export_model, import_graph
+
+ALL = ("bn1", "bn2", "bn3")
+
+
+def single_batch_truth(
+    model: onnx.ModelProto, x: np.ndarray, corrected=ALL
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Mean and biased variance of each BN input of the `residual` network, in float64, all samples in one batch."""
+    w = {t.name: torch.tensor(onnx.numpy_helper.to_array(t).astype(np.float64)) for t in model.graph.initializer}
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def bn(t: torch.Tensor, name: str) -> torch.Tensor:
+        mean, var = t.mean(dim=(0, 2, 3)), t.var(dim=(0, 2, 3), unbiased=False)
+        found[name] = mean.numpy(), var.numpy()
+        if name not in corrected:
+            mean, var = w[f"{name}.running_mean"], w[f"{name}.running_var"]
+        shape = (1, -1, 1, 1)
+        t = (t - mean.reshape(shape)) / torch.sqrt(var.reshape(shape) + 1e-5)
+        return t * w[f"{name}.weight"].reshape(shape) + w[f"{name}.bias"].reshape(shape)
+
+    c1 = F.conv2d(torch.tensor(x.astype(np.float64)), w["conv1.weight"], padding=1)
+    c2 = F.conv2d(F.relu(bn(c1, "bn1")), w["conv2.weight"], w["conv2.bias"], padding=1)
+    c3 = F.conv2d(F.relu(bn(c2, "bn2")), w["conv3.weight"], padding=1)
+    bn(c3 + c1, "bn3")
+    return found
+
+
+def split(x: np.ndarray, sizes: list[int]) -> list[dict[str, np.ndarray]]:
+    assert sum(sizes) == len(x)
+    return [{"x": part} for part in np.split(x, np.cumsum(sizes)[:-1])]
+
+
+def assert_equal(measured, truth, rtol: float) -> None:
+    for name, (mean, variance) in truth.items():
+        np.testing.assert_allclose(measured[name].mean, mean, rtol=rtol, atol=rtol * np.sqrt(variance).max())
+        np.testing.assert_allclose(measured[name].variance, variance, rtol=rtol)
+
+
+@pytest.mark.parametrize("corrected", [ALL, ("bn2",), ("bn1", "bn3"), ()])
+def test_equals_one_float64_forward_of_the_whole_set(residual, images, open_model, corrected):
+    measured = measure(import_graph(residual), split(images, [60]), open_model, MeasurementConfig(corrected))
+    assert_equal(measured, single_batch_truth(residual, images, corrected), rtol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [[1] * 60, [59, 1], [7, 20, 33], [30, 30]])
+def test_batch_sizes_change_nothing(residual, images, open_model, sizes):
+    measured = measure(import_graph(residual), split(images, sizes), open_model, MeasurementConfig(ALL))
+    assert_equal(measured, single_batch_truth(residual, images), rtol=1e-5)
+
+
+def test_tapping_all_batch_norms_in_one_run_is_the_mistake_that_this_suite_sees(residual, images, open_model):
+    tapped = measure(import_graph(residual), split(images, [60]), open_model, MeasurementConfig(()))
+    with pytest.raises(AssertionError):
+        assert_equal(tapped, single_batch_truth(residual, images), rtol=1e-2)
+
+
+def test_two_runs_are_equal_bit_for_bit(residual, images, open_model):
+    first, second = (
+        measure(import_graph(residual), split(images, [23, 37]), open_model, MeasurementConfig(ALL, noise_seed=seed))
+        for seed in (3, 3)
+    )
+    for name in ALL:
+        assert first[name].mean.tobytes() == second[name].mean.tobytes()
+        assert first[name].centred_sum.tobytes() == second[name].centred_sum.tobytes()
+
+
+def test_noise_makes_a_difference_and_the_seed_too(residual, images, open_model):
+    runs = [
+        measure(import_graph(residual), split(images, [60]), open_model, MeasurementConfig(ALL, noise_seed=seed))
+        for seed in (None, 1, 2)
+    ]
+    assert (runs[1]["bn1"].variance > 1.5 * runs[0]["bn1"].variance).all()
+    assert not np.array_equal(runs[1]["bn1"].variance, runs[2]["bn1"].variance)
+
+
+def test_spilling_to_disk_changes_no_bit(residual, images, open_model):
+    held = measure(import_graph(residual), split(images, [20, 40]), open_model, MeasurementConfig(ALL))
+    spilled = measure(import_graph(residual), split(images, [20, 40]), open_model, MeasurementConfig(ALL, max_memory=0))
+    for name in ALL:
+        assert held[name].mean.tobytes() == spilled[name].mean.tobytes()
+        assert held[name].centred_sum.tobytes() == spilled[name].centred_sum.tobytes()
+
+
+def test_the_graph_is_not_changed(residual, images, open_model):
+    graph = import_graph(residual)
+    before = export_model(graph, residual).SerializeToString()
+    measure(graph, split(images, [60]), open_model, MeasurementConfig(ALL, noise_seed=0))
+    assert export_model(graph, residual).SerializeToString() == before
+
+
+def test_a_batch_norm_on_the_graph_input_is_measured(parse, open_model):
+    rng = np.random.default_rng(0)
+    weights = {name: np.ones(3, np.float32) for name in ("g", "b", "m", "v")}
+    model = parse("(float[N, 3] x) => (float[N, 3] y) { y = BatchNormalization (x, g, b, m, v) }", weights)
+    x = rng.normal(2, 3, (50, 3)).astype(np.float32)
+    (moments,) = measure(import_graph(model), [{"x": x}], open_model, MeasurementConfig(("y",))).values()
+    np.testing.assert_allclose(moments.mean, x.astype(np.float64).mean(0), rtol=1e-12)
+
+
+def test_what_an_if_body_takes_from_outside_is_handed_on(open_model, parse):
+    """The If stands behind the BN and reads a tensor from in front of it: it must survive until its stage."""
+    body = """(float[N, 2] x, bool c) => (float[N, 2] z) {
+        h = Abs (x)
+        n = BatchNormalization (h, g, b, m, v)
+        i = If (c) <then_branch = then_g () => (float[N, 2] t) { t = Add (h, n) },
+                    else_branch = else_g () => (float[N, 2] e) { e = Sub (h, n) }>
+        z = BatchNormalization (i, g2, b2, m2, v2)
+    }"""
+    weights = {name: np.ones(2, np.float32) for name in ("g", "b", "m", "v", "g2", "b2", "m2", "v2")}
+    x = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
+    batches = [{"x": x, "c": np.array(True)}]
+    measured = measure(import_graph(parse(body, weights)), batches, open_model, MeasurementConfig(("n", "z")))
+    h = np.abs(x.astype(np.float64))
+    normalised = (h - h.mean(0)) / np.sqrt(h.var(0) + 1e-5) + 1
+    np.testing.assert_allclose(measured["z"].variance, (h + normalised).var(0), rtol=1e-5)
+
+
+def test_no_data_and_data_that_is_not_finite_are_refused(residual, images, open_model):
+    with pytest.raises(DataError, match="empty"):
+        measure(import_graph(residual), [], open_model)
+    images[3, 0, 0, 0] = np.nan
+    with pytest.raises(DataError, match="bn1"), np.errstate(invalid="ignore"):
+        measure(import_graph(residual), [{"x": images}], open_model)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from vsfix.graph_passes.errors import DataError
+from vsfix.graph_passes.moments import Moments
+
+VALUES = hnp.arrays(
+    np.float32,
+    st.tuples(st.integers(2, 9), st.integers(1, 3), st.integers(1, 4)),
+    elements=st.floats(-1e3, 1e3, width=32),
+)
+
+
+def rational_moments(values: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and biased variance in exact rational arithmetic."""
+    means, variances = [], []
+    for channel in range(values.shape[1]):
+        column = [Fraction(float(value)) for value in values[:, channel].ravel()]
+        mean = sum(column) / len(column)
+        means.append(float(mean))
+        variances.append(float(sum((value - mean) ** 2 for value in column) / len(column)))
+    return means, variances
+
+
+@settings(max_examples=60, deadline=None)
+@given(VALUES)
+def test_moments_equal_rational_arithmetic(values):
+    moments = Moments.of(values)
+    means, variances = rational_moments(values)
+    scale = float(np.abs(values).max()) + 1e-30
+    np.testing.assert_allclose(moments.mean, means, rtol=1e-13, atol=1e-13 * scale)
+    np.testing.assert_allclose(moments.variance, variances, rtol=1e-12, atol=1e-13 * scale**2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(VALUES, st.data())
+def test_splitting_the_samples_changes_nothing(values, data):
+    cuts = sorted(data.draw(st.lists(st.integers(1, len(values) - 1), max_size=3, unique=True)))
+    parts = [Moments.of(part) for part in np.split(values, cuts)]
+    merged = parts[0]
+    for part in parts[1:]:
+        merged = merged.merge(part)
+    whole = Moments.of(values)
+    scale = float(np.abs(values).max()) + 1e-30
+    assert merged.count == whole.count
+    np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12, atol=1e-13 * scale)
+    np.testing.assert_allclose(merged.variance, whole.variance, rtol=1e-11, atol=1e-13 * scale**2)
+
+
+def test_a_large_mean_does_not_cancel_the_variance():
+    values = (1e4 + np.random.default_rng(0).normal(size=(4096, 1))).astype(np.float32)
+    truth = values.astype(np.longdouble).var()
+    merged = Moments.of(values[:1000]).merge(Moments.of(values[1000:]))
+    assert merged.variance[0] == pytest.approx(float(truth), rel=1e-12)
+    naive = np.mean(values**2, dtype=np.float32) - np.mean(values, dtype=np.float32) ** 2
+    assert abs(naive - float(truth)) > 0.1 * float(truth), "the textbook formula is the mistake this suite must see"
+
+
+def test_batches_weigh_by_their_size():
+    small, large = Moments.of(np.zeros((1, 1))), Moments.of(np.ones((3, 1)))
+    assert small.merge(large).mean[0] == 0.75
+    assert small.merge(large).variance[0] == 0.1875
+
+
+def test_positions_count_as_values():
+    assert Moments.of(np.zeros((2, 3, 4, 5))).count == 40
+
+
+@pytest.mark.parametrize("values", [np.zeros(3), np.zeros((0, 3)), np.zeros((2, 3, 0))])
+def test_values_without_channels_or_samples_are_refused(values):
+    with pytest.raises(DataError):
+        Moments.of(values)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_is_refused_with_its_channel(bad):
+    values = np.zeros((2, 3, 4))
+    values[1, 2, 0] = bad
+    with pytest.raises(DataError, match="channel 2"), np.errstate(invalid="ignore"):
+        Moments.of(values)
