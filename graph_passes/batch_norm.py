@@ -16,6 +16,7 @@ from .inference import Float64Array
 from .tensors import Tensor, constant_behind
 
 DEFAULT_EPSILON = 1e-5
+FOLD_TARGETS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +123,23 @@ def find_batch_norms(graph: gs.Graph) -> tuple[BatchNorm, ...]:
         BatchNorm(node.outputs[0].name if name in repeated else name, node, constants)
         for name, node, constants in zip(names, nodes, parameters, strict=True)
     )
+
+
+def require_batch_norms(graph: gs.Graph) -> tuple[BatchNorm, ...]:
+    """The same, for a caller that can do nothing without one.
+
+    Raises:
+        ModelError: there is none; the message says how to export a model that keeps them.
+    """
+    batch_norms = find_batch_norms(graph)
+    if not batch_norms:
+        operators = {node.op for node in graph.nodes}
+        story = "they were folded into the layers in front" if operators & FOLD_TARGETS else "it never had any"
+        raise ModelError(
+            f"the model has no BatchNormalization: most likely {story}; export it again with `vsfix export`, or with "
+            "torch.onnx.export(model.eval(), args, file, dynamo=True, optimize=False), which keeps them"
+        )
+    return batch_norms
 
 
 def is_batch_norm(node: gs.Node) -> bool:

@@ -1,0 +1,158 @@
+"""ONNX Runtime, on one provider and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import EncodeError
+from typing_extensions import Self
+from vsfix.graph_passes.errors import MissingComponentError, ModelError
+from vsfix.graph_passes.inference import Array
+from vsfix.graph_passes.model_file import first_line
+
+from .feeds import InputSpec, check_feeds
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+_EXTRAS = {CPU: "cpu"}  # every other provider is in the GPU build
+_SILENT = 4
+_DTYPES: Mapping[str, npt.DTypeLike] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int8)": np.int8,
+    "tensor(int16)": np.int16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(uint8)": np.uint8,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint64)": np.uint64,
+    "tensor(bool)": np.bool_,
+}
+
+
+class OnnxRuntimeRunner:
+    """An ONNX Runtime session.
+
+    The same input gives the same bits every time on the CPU.
+
+    Attributes:
+        name: `onnxruntime (PROVIDER)`.
+
+    Args:
+        model: a file, or a model in memory.
+        provider: the execution provider that must run the model.
+        keep_noise: keep Dropout that is in training mode, which the optimiser of ONNX Runtime would remove.
+        threads: for one operator; None leaves the choice to ONNX Runtime.
+
+    Raises:
+        MissingComponentError: ONNX Runtime or the provider is not here.
+        ModelError: ONNX Runtime can't load the model.
+    """
+
+    def __init__(
+        self,
+        model: Path | onnx.ModelProto,
+        *,
+        provider: str = CPU,
+        keep_noise: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        self.name = f"onnxruntime ({provider})"
+        self._session: Any = _open_session(model, provider, keep_noise, threads)
+        running = self._session.get_providers()[0]
+        if running != provider:
+            raise MissingComponentError(
+                f"onnxruntime: {provider} did not start here and {running} took its place; check the driver and the "
+                f"CUDA libraries, or run: {install_line(provider)}"
+            )
+        self._inputs = [_spec(tensor) for tensor in self._session.get_inputs()]
+        self._outputs = [tensor.name for tensor in self._session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Runs one batch; see `Runner.run`.
+
+        Raises:
+            DataError: the arrays don't fit the model's inputs.
+            ModelError: the model fails on them all the same.
+        """
+        check_feeds(self._inputs, inputs)
+        try:
+            outputs = self._session.run(self._outputs, dict(inputs))
+        except Exception as error:  # ONNX Runtime has one class of its own for each of its status codes
+            raise ModelError(f"{self.name} fails on this input: {first_line(error)}") from error
+        return {
+            name: _own(output, inputs, name, self.name) for name, output in zip(self._outputs, outputs, strict=True)
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._session = None
+
+
+def install_line(provider: str) -> str:
+    """The command that installs the ONNX Runtime which holds `provider`."""
+    return f"pip install 'vsfix[{_EXTRAS.get(provider, 'gpu')}]'"
+
+
+def _open_session(model: Path | onnx.ModelProto, provider: str, keep_noise: bool, threads: int | None) -> Any:
+    """The session, with nothing printed and no provider in the place of another."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingComponentError(f"onnxruntime is not installed; run: {install_line(provider)}") from None
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise MissingComponentError(
+            f"onnxruntime: this build has no {provider} (it has {', '.join(available)}); run: {install_line(provider)}"
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _SILENT
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    source = str(model) if isinstance(model, Path) else _serialize(model)
+    try:
+        return onnxruntime.InferenceSession(
+            source,
+            options,
+            providers=[provider],
+            disabled_optimizers=["EliminateDropout"] if keep_noise else None,
+            enable_fallback=0,  # the fallback prints on stdout
+        )
+    except Exception as error:  # see `run`
+        where = f"{model}: " if isinstance(model, Path) else ""
+        raise ModelError(f"{where}onnxruntime can't load the model: {first_line(error)}") from error
+
+
+def _serialize(model: onnx.ModelProto) -> bytes:
+    """The model as bytes; a protobuf message ends at 2 GB."""
+    try:
+        return model.SerializeToString()
+    except (EncodeError, ValueError) as error:
+        raise ModelError(f"the model can't be handed to onnxruntime: {first_line(error)}") from error
+
+
+def _spec(tensor: Any) -> InputSpec:
+    """What an input takes. ONNX Runtime gives an empty shape where the model states none."""
+    shape = tuple(side if isinstance(side, int) else None for side in tensor.shape)
+    return InputSpec(tensor.name, _DTYPES.get(tensor.type), shape or None)
+
+
+def _own(output: Any, inputs: Mapping[str, Array], name: str, runner: str) -> Array:
+    """The output as an array of its own: an output that is an input too would share its memory."""
+    if not isinstance(output, np.ndarray):
+        raise ModelError(f"{runner}: output '{name}' is a {type(output).__name__}, not a tensor")
+    if any(np.may_share_memory(output, array) for array in inputs.values()):
+        return output.copy()
+    return output

@@ -1,0 +1,217 @@
+"""The samples that a model is fed with, for calibration and for verification.
+
+A named data set is images, and becomes input by the preprocessing that the model itself carries. An `.npz` file is
+input already: one array for each model input, by its name, batch first, and optionally `labels`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import onnx
+from vsfix.graph_passes.errors import DataError, InputError
+from vsfix.graph_passes.inference import Array
+from vsfix.graph_passes.model_file import read_metadata
+from vsfix.trainers.datasets import Split, load_dataset
+from vsfix.trainers.preprocessing import METADATA_KEY, Preprocessing
+
+from .npz_file import read_npz
+
+_LABELS = "labels"
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Inputs of a model, all of them in memory.
+
+    Attributes:
+        name: where they are from, for messages and reports.
+        inputs: one array for each model input, by its name, shape (N, ...).
+        labels: the right class of each, shape (N,), or None.
+        split: `train`, `test`, or None where the source has no parts.
+
+    Raises:
+        DataError: no input, no sample, different lengths, values that are not finite, or labels that are no labels.
+    """
+
+    name: str
+    inputs: Mapping[str, Array]
+    labels: Array | None = None
+    split: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise DataError(f"{self.name}: holds no input")
+        for name, array in self.inputs.items():
+            _check_array(f"{self.name}: array '{name}'", array)
+        lengths = {name: len(array) for name, array in self.inputs.items()}
+        if self.labels is not None:
+            if self.labels.ndim != 1 or self.labels.dtype.kind not in "iu":
+                raise DataError(
+                    f"{self.name}: labels are {self.labels.dtype} of shape {self.labels.shape}; whole numbers of shape "
+                    "(N,) are needed"
+                )
+            lengths[_LABELS] = len(self.labels)
+        if len(set(lengths.values())) > 1:
+            found = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+            raise DataError(f"{self.name}: the arrays differ in length: {found}; give one sample of each per row")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def batches(self, size: int) -> Iterator[dict[str, Array]]:
+        """The samples in their order, `size` at a time; the last batch may be smaller."""
+        for start in range(0, len(self), size):
+            yield {name: array[start : start + size] for name, array in self.inputs.items()}
+
+    def subset(self, samples: int | None, *, seed: int) -> Samples:
+        """A random choice without replacement, in the order of the whole; all, where there are no more."""
+        if samples is None:
+            return self
+        rows = choose_rows(len(self), samples, seed, self.name)
+        inputs = {name: array[rows] for name, array in self.inputs.items()}
+        return replace(self, inputs=inputs, labels=None if self.labels is None else self.labels[rows])
+
+
+def load_samples(
+    spec: str,
+    *,
+    split: str,
+    preprocessing: Preprocessing | None,
+    input_names: Sequence[str],
+    samples: int | None,
+    seed: int,
+) -> Samples:
+    """Loads the data that `--data` names.
+
+    Args:
+        spec: `digits`, `fashion-mnist[:DIR]`, or a path that ends in `.npz`.
+        split: `train` or `test`; an `.npz` file has no parts.
+        preprocessing: what the model says about its input; needed for a named data set.
+        input_names: the inputs of the model.
+        samples: how many to choose at random; None takes all.
+        seed: of the choice.
+
+    Raises:
+        InputError: unknown data, a missing file, or a named data set for a model that says nothing of its input.
+        DataError: data that is empty, has other arrays than the model needs, or is not finite.
+    """
+    if spec.endswith(".npz"):
+        return _from_npz(Path(spec).expanduser(), input_names).subset(samples, seed=seed)
+    dataset = load_dataset(spec, cast("Split", split))
+    if preprocessing is None:
+        raise InputError(
+            f"data '{spec}': the model does not say how its images are preprocessed; give an .npz file with its inputs, "
+            "or a model that `vsfix export` wrote"
+        )
+    if len(input_names) != 1:
+        raise InputError(
+            f"data '{spec}': holds one image per sample, but the model has the inputs {', '.join(input_names)}; "
+            "give an .npz file"
+        )
+    if samples is None:
+        images, labels = dataset.images, dataset.labels
+    else:
+        # Chosen before they are preprocessed: the float images are four times larger.
+        rows = choose_rows(len(dataset.images), samples, seed, dataset.name)
+        images, labels = dataset.images[rows], dataset.labels[rows]
+    return Samples(dataset.name, {input_names[0]: preprocessing.apply(images)}, labels, split)
+
+
+def calibration_batches(
+    model: onnx.ModelProto, data: str, *, samples: int | None, batch_size: int, seed: int
+) -> list[dict[str, Array]]:
+    """The calibration set of a model, from the training part of a named data set or from an `.npz` file.
+
+    Raises:
+        InputError, DataError: see `load_samples`.
+    """
+    loaded = load_samples(
+        data,
+        split="train",
+        preprocessing=read_preprocessing(model),
+        input_names=model_input_names(model),
+        samples=samples,
+        seed=seed,
+    )
+    return list(loaded.batches(batch_size))
+
+
+def labelled_samples(
+    model: onnx.ModelProto, data: str, *, split: str, seed: int, samples: int | None = None
+) -> Samples:
+    """Samples that have labels, for a measurement of accuracy.
+
+    Raises:
+        DataError: no labels; also see `load_samples`.
+        InputError: see `load_samples`.
+    """
+    loaded = load_samples(
+        data,
+        split=split,
+        preprocessing=read_preprocessing(model),
+        input_names=model_input_names(model),
+        samples=samples,
+        seed=seed,
+    )
+    if loaded.labels is None:
+        raise DataError(f"{loaded.name}: has no array 'labels'; accuracy needs one whole number per sample")
+    return loaded
+
+
+def read_preprocessing(model: onnx.ModelProto) -> Preprocessing | None:
+    """What a model says in its metadata about its input; None where it says nothing.
+
+    Raises:
+        InputError: the entry is there, but can't be read.
+    """
+    text = read_metadata(model).get(METADATA_KEY)
+    return None if text is None else Preprocessing.from_json(text)
+
+
+def model_input_names(model: onnx.ModelProto) -> list[str]:
+    """The inputs that must be fed. Before IR version 4 every weight is listed as an input too."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [tensor.name for tensor in model.graph.input if tensor.name not in weights]
+
+
+def choose_rows(total: int, samples: int, seed: int, name: str) -> Array:
+    """The rows of a random choice without replacement, in ascending order.
+
+    Asked for more than there are, it takes all and says so in the log.
+    """
+    if samples > total:
+        _logger.warning(
+            "%s: has %d samples, fewer than the %d that were asked for; all are taken", name, total, samples
+        )
+    chosen = np.random.default_rng(seed).choice(total, min(samples, total), replace=False)
+    return np.asarray(np.sort(chosen))
+
+
+def _from_npz(path: Path, input_names: Sequence[str]) -> Samples:
+    """All samples of an `.npz` file."""
+    arrays = read_npz(path)
+    for name in input_names:
+        if name not in arrays:
+            found = ", ".join(arrays) or "nothing"
+            raise DataError(f"{path}: has no array '{name}', which the model needs; it holds {found}")
+    labels = arrays.get(_LABELS) if _LABELS not in input_names else None
+    return Samples(str(path), {name: arrays[name] for name in input_names}, labels)
+
+
+def _check_array(what: str, array: Array) -> None:
+    """Refuses an array that holds no samples, or one that is not finite."""
+    if array.ndim == 0 or array.size == 0:
+        raise DataError(f"{what} has the shape {array.shape}, which holds no sample")
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{what} holds {array.dtype}; numbers are needed")
+    if array.dtype.kind == "f":
+        bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
+        if bad.size:
+            raise DataError(f"{what} is not finite in {bad.size} of {len(array)} samples, the first is sample {bad[0]}")

@@ -1,0 +1,150 @@
+"""The command line `vsfix`: which commands there are, the log, and what becomes of an error.
+
+    0   done, and passed
+    1   a check ran and failed
+    2   usage, or bad input
+    3   a component is missing here
+    4   an engine could not be parsed or built
+    70  a bug in vsfix: with a traceback
+    130 interrupted
+
+A command's module is imported when the command is called, so that `vsfix --help` loads no numpy, onnx or torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, NoReturn
+
+import click
+from vsfix.graph_passes.errors import VsfixError
+
+SUMMARIES = {
+    "demo": "Run the whole chain on embedded real images, with a report.",
+    "train": "Train a network of the paper with noise at a site of the paper.",
+    "export": "Write a trained network as ONNX, BatchNorms kept and noise marked.",
+    "inspect": "List the BatchNorms, the noise that reaches each, and its shift.",
+    "optimize": "Repair the statistics, remove the noise markers, fold.",
+    "verify": "Compare two models or runtimes, number by number.",
+    "doctor": "Say which backends work here, and what installs the others.",
+}
+BUG_EXIT_CODE = 70
+INTERRUPTED_EXIT_CODE = 130
+_EXTRAS = {
+    "lightning_fabric": "train",
+    "onnxruntime": "cpu",
+    "onnxscript": "train",
+    "sklearn": "train",
+    "torch": "train",
+}
+_LOG_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+
+
+class _Stop(click.ClickException):
+    """Ends the program with one line on stderr and an exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Prints the line."""
+        click.echo(f"vsfix: {self.message}", err=True, file=file)
+
+
+class LazyGroup(click.Group):
+    """The commands of `SUMMARIES`, each in a module of `vsfix.pipeline.commands` under the name `command`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order of a user's work."""
+        return list(SUMMARIES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports the module of one command."""
+        if cmd_name not in SUMMARIES:
+            return None
+        command = importlib.import_module(f"vsfix.pipeline.commands.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in the help text, from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(SUMMARIES.items()))
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Reads the options of the group itself."""
+        with _one_line_errors():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs a command; whatever goes wrong becomes one line and an exit code."""
+        with _one_line_errors(), _log_on_stderr(ctx.params["verbose"]):
+            return super().invoke(ctx)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="vsfix")
+@click.option("-v", "--verbose", count=True, help="Say more on stderr; -vv says everything.")
+def vsfix(verbose: int) -> None:
+    """Find and repair the variance shift that Dropout leaves in BatchNorm, on the ONNX file that you deploy.
+
+    Results go to stdout, the log to stderr. Exit codes: 0 done and passed, 1 a check failed, 2 bad input or usage, 3 a
+    component is missing here.
+    """
+
+
+def main() -> NoReturn:
+    """What the installed script `vsfix` calls; ends the process."""
+    vsfix(prog_name="vsfix")
+    raise AssertionError("click ends the process itself")
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turns errors into `_Stop`."""
+    try:
+        yield
+    except VsfixError as error:
+        logging.getLogger("vsfix").debug("where the error came from", exc_info=True)
+        raise _Stop(f"error: {error}", error.exit_code) from None
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "vsfix"
+        raise _Stop(f"error: {_joined(error.format_message())} (see `{command} --help`)", error.exit_code) from None
+    except KeyboardInterrupt:
+        raise _Stop("interrupted", INTERRUPTED_EXIT_CODE) from None
+    except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        raise
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
+            line = f"error: {error.name} is not installed; run: pip install 'vsfix[{_EXTRAS[error.name]}]'"
+            raise _Stop(line, 3) from None
+        click.echo(traceback.format_exc(), err=True, nl=False)
+        raise _Stop(f"internal error: {type(error).__name__}: {_joined(str(error))}", BUG_EXIT_CODE) from None
+
+
+@contextmanager
+def _log_on_stderr(verbose: int) -> Iterator[None]:
+    """Sends the log of vsfix to stderr while a command runs."""
+    logger = logging.getLogger("vsfix")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("vsfix: %(levelname)s: %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(_LOG_LEVELS[min(verbose, len(_LOG_LEVELS) - 1)])
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _joined(text: str) -> str:
+    """A message in one line."""
+    return " ".join(text.split())

@@ -1,0 +1,47 @@
+"""`vsfix doctor`: which backends work here."""
+
+from __future__ import annotations
+
+import click
+
+from .options import json_option
+
+
+@click.command(name="doctor")
+@json_option
+def command(json_path: str | None, force: bool) -> None:
+    """Try every backend on a small model and say which work here.
+
+    For each that does not, the reason and the line that installs it. The exit code is 3 where no backend works but
+    the slow reference evaluator.
+    """
+    from dataclasses import asdict
+
+    from rich.table import Table
+    from vsfix.graph_passes.errors import MissingComponentError
+
+    from ..console import print_table, require_json_target, write_json
+    from ..doctor import can_infer, check_backends
+    from ..environment import describe_environment
+
+    require_json_target(json_path, force=force)
+    checks = check_backends()
+    if json_path != "-":
+        table = Table(title="Backends on this machine", title_justify="left")
+        for heading in ("backend", "status", "version", "why not", "what helps"):
+            table.add_column(heading, overflow="fold")
+        for check in checks:
+            # As text, not as markup: an install line holds square brackets.
+            table.add_row(check.name, check.status, check.version, _text(check.reason), _text(check.remedy))
+        print_table(table)
+    if json_path:
+        result = {"environment": describe_environment(), "backends": [asdict(check) for check in checks]}
+        write_json(result, json_path, force=force)
+    if not can_infer(checks):
+        raise MissingComponentError("no backend works here; run: pip install 'vsfix[cpu]'")
+
+
+def _text(line: str) -> object:
+    from rich.text import Text
+
+    return Text(line)

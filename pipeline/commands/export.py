@@ -1,0 +1,78 @@
+"""`vsfix export`: a trained network as an ONNX file that keeps the evidence of its noise."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+
+class _Shape(click.ParamType):
+    """`3x32x32` as a tuple of sizes."""
+
+    name = "shape"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Reads the text."""
+        if isinstance(value, tuple):
+            return value
+        if not re.fullmatch(r"[1-9]\d{0,8}(x[1-9]\d{0,8})*", str(value)):
+            self.fail(f"'{value}': write the sides of one input without the batch, as 3x32x32", param, ctx)
+        return tuple(int(side) for side in str(value).split("x"))
+
+
+@click.command(name="export")
+@click.argument("source")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The ONNX file.")
+@click.option("--opset", type=int, default=18, show_default=True, help="13 to 25.")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A state_dict for the module that the factory makes.",
+)
+@click.option("--input-shape", type=_Shape(), metavar="CxHxW", help="One input of the module, without the batch.")
+@click.option("--force", is_flag=True, help="Replace an output that exists.")
+def command(
+    source: str,
+    output: Path,
+    opset: int,
+    weights: Path | None,
+    input_shape: tuple[int, ...] | None,
+    force: bool,
+) -> None:
+    """Write SOURCE as an ONNX file, every BatchNorm kept and every noise layer marked, checked against torch.
+
+    SOURCE is a vsfix checkpoint, the folder of a training run, or package.module:factory with --input-shape (and
+    --weights): a function without arguments that returns the module. That form imports the package and runs its
+    code, and looks for it in the current folder too; no other command runs code of yours.
+    """
+    from vsfix.graph_passes.atomic_file import require_writable
+
+    is_factory = ":" in source and not Path(source).exists()
+    if is_factory and input_shape is None:
+        raise click.UsageError("a factory needs --input-shape, as 3x32x32")
+    if not is_factory and (input_shape is not None or weights is not None):
+        raise click.UsageError("--input-shape and --weights go with package.module:factory; a checkpoint has its own")
+    # Before torch is loaded, which takes seconds.
+    require_writable(output, force=force)
+
+    from vsfix.trainers.checkpoint import load_checkpoint
+
+    from ..backends.opening import checkpoint_file
+    from ..exporting import export_checkpoint, export_factory
+
+    if input_shape is not None:
+        result = export_factory(source, output, input_shape=input_shape, weights=weights, opset=opset, force=force)
+    else:
+        result = export_checkpoint(load_checkpoint(checkpoint_file(Path(source))), output, opset=opset, force=force)
+    click.echo(f"BatchNorms kept: {len(result.batch_norms)}")
+    click.echo(f"noise layers marked: {len(result.markers)}")
+    for name, noise in result.markers:
+        click.echo(f"  {name} {noise}")
+    for description in result.unmarked:
+        click.echo(f"WARN not marked: {description}")
+    snr = "exact" if result.snr_db == float("inf") else f"{result.snr_db:.1f} dB"
+    click.echo(f"against torch: SNR {snr}, largest error {result.max_abs_error:.2g}")
+    click.echo(f"wrote {output} (opset {result.opset})")

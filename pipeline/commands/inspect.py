@@ -1,0 +1,46 @@
+"""`vsfix inspect`: the noise that reaches each BatchNorm, and the shift it causes; changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from .options import batch_size_option, data_option, json_option, samples_option, seed_option
+
+
+@click.command(name="inspect")
+@click.argument("model", type=click.Path(path_type=Path))
+@data_option(required=False)
+@samples_option(default=256)
+@batch_size_option
+@seed_option
+@json_option
+def command(
+    model: Path, data: str | None, samples: int | None, batch_size: int, seed: int, json_path: str | None, force: bool
+) -> None:
+    """List the BatchNorms of MODEL, the noise that reaches each, and its shift.
+
+    The predicted shift needs no data: it follows from the stored statistics where the noise stands directly in front.
+    With --data the real variance of every BatchNorm input is measured too. Shift is the variance at inference over
+    the stored variance; 1 is no shift.
+    """
+    from vsfix.graph_passes.model_file import import_graph, read_model
+
+    from ..backends.onnxruntime_runner import OnnxRuntimeRunner
+    from ..calibration import calibration_batches
+    from ..console import print_table, write_json
+    from ..inspection import inspect_graph
+    from ..tables import inspection_table
+
+    loaded = read_model(model)
+    batches = calibration_batches(loaded, data, samples=samples, batch_size=batch_size, seed=seed) if data else []
+    inspection = inspect_graph(import_graph(loaded), batches, OnnxRuntimeRunner)
+    if json_path != "-":
+        print_table(inspection_table(inspection))
+        click.echo(f"noise layers: {', '.join(inspection.noise_sources) or 'none marked'}")
+        for warning in inspection.warnings:
+            click.echo(f"WARN {warning}")
+    if json_path:
+        write_json(asdict(inspection), json_path, force=force)

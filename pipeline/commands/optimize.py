@@ -1,0 +1,110 @@
+"""`vsfix optimize`: repair the statistics, remove what training left, fold; the input is never written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import batch_size_option, data_option, json_option, samples_option, seed_option
+
+
+@click.command(name="optimize")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The repaired ONNX file.")
+@data_option(required=True)
+@samples_option(default=None)
+@batch_size_option
+@click.option(
+    "--method",
+    type=click.Choice(["auto", "exact", "paired"]),
+    default="auto",
+    show_default=True,
+    help="paired: the difference that the noise makes on the same inputs, good with few samples. "
+    "exact: the statistics of the data with the noise off, needs many.",
+)
+@click.option(
+    "--layers",
+    default="auto",
+    show_default=True,
+    metavar="auto|all|GLOB",
+    help="Which BatchNorms: those that noise reaches, all, or those whose name matches.",
+)
+@click.option("--fold/--no-fold", default=True, show_default=True, help="Fold BatchNorm into Conv and Gemm.")
+@click.option("--eval-data", metavar="D", help="Labelled data; a repair that loses accuracy on it is not written.")
+@click.option("--eval-split", type=click.Choice(["train", "test"]), default="test", show_default=True)
+@click.option("--max-memory", default="2G", show_default=True, help="Cached activations to hold, as 512M or 2G.")
+@click.option(
+    "--statistics",
+    type=click.Path(path_type=Path),
+    help="Also write the repaired statistics by state_dict name (.npz), for the PyTorch model.",
+)
+@click.option("--html", type=click.Path(path_type=Path), help="Also write the report as one HTML file.")
+@click.option("--dry-run", is_flag=True, help="Do everything but write.")
+@seed_option
+@json_option
+def command(
+    model: Path,
+    output: Path | None,
+    data: str,
+    samples: int | None,
+    batch_size: int,
+    method: str,
+    layers: str,
+    fold: bool,
+    eval_data: str | None,
+    eval_split: str,
+    max_memory: str,
+    statistics: Path | None,
+    html: Path | None,
+    dry_run: bool,
+    seed: int,
+    json_path: str | None,
+    force: bool,
+) -> None:
+    """Repair the BatchNorm statistics of MODEL, remove its noise markers, fold, and write OUTPUT.
+
+    The data is the network's training data or anything like it; labels are not needed. 32 samples are enough for
+    --method paired, the default wherever the file says where the noise was.
+    """
+    from ..console import print_table, write_json
+    from ..optimization import Optimization, Outputs, optimize
+    from ..repair import RepairConfig, report_as_dict
+    from ..tables import accuracy_table, repair_table
+
+    if output is None and not dry_run:
+        raise click.UsageError("name the output with -o, or pass --dry-run")
+    result: Optimization = optimize(
+        model,
+        data,
+        RepairConfig(method=method, layers=layers, fold=fold, seed=seed, max_memory=parse_bytes(max_memory)),
+        Outputs(model=output, statistics=statistics, html=html, force=force, dry_run=dry_run),
+        samples=samples,
+        batch_size=batch_size,
+        eval_data=eval_data,
+        eval_split=eval_split,
+    )
+    if json_path != "-":
+        print_table(repair_table(result.repair.report))
+        for warning in result.repair.report.warnings:
+            click.echo(f"WARN {warning}")
+        if result.accuracies:
+            print_table(accuracy_table(result.accuracies))
+        click.echo(f"{result.status} {result.verdict}")
+        for written in result.written:
+            click.echo(f"wrote {written}")
+    if json_path:
+        write_json(report_as_dict(result.repair.report) | {"verdict": result.verdict}, json_path, force=force)
+
+
+def parse_bytes(text: str) -> int:
+    """Reads `512M`, `2G`, `1.5G` or a plain number of bytes."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+    factor = units.get(text[-1:].upper(), 1)
+    try:
+        number = float(text[:-1] if factor > 1 else text)
+    except ValueError:
+        raise click.BadParameter(f"'{text}': write a size as 512M or 2G", param_hint="--max-memory") from None
+    if not 0 <= number * factor < 1 << 60:
+        raise click.BadParameter(f"'{text}': out of range", param_hint="--max-memory")
+    return int(number * factor)

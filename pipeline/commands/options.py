@@ -1,0 +1,46 @@
+"""The options that several commands share, so that they read the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DATA_HELP = "digits, fashion-mnist[:DIR], or FILE.npz with one array per model input."
+
+
+def data_option(*, required: bool) -> Callable[[F], F]:
+    """`--data D`."""
+    return click.option("--data", required=required, metavar="D", help=DATA_HELP)
+
+
+def samples_option(*, default: int | None) -> Callable[[F], F]:
+    """`--samples N`."""
+    return click.option(
+        "--samples",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=default is not None,
+        metavar="N",
+        help="Take N samples, drawn at random under --seed." + ("" if default else "  [default: all]"),
+    )
+
+
+batch_size_option = click.option(
+    "--batch-size", type=click.IntRange(min=1), default=256, show_default=True, metavar="N", help="Samples per run."
+)
+
+seed_option = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything that is drawn at random."
+)
+
+
+def json_option(function: F) -> F:
+    """`--json FILE|-` and the `--force` that lets it, and the other outputs, replace a file."""
+    function = click.option("--force", is_flag=True, help="Replace outputs that exist.")(function)
+    return click.option(
+        "--json", "json_path", metavar="FILE|-", help="Write the result as JSON; - prints it, and nothing else, on stdout."
+    )(function)

@@ -1,0 +1,81 @@
+"""What commands print: tables and JSON on stdout; the log and progress bars belong to stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from vsfix.graph_passes.atomic_file import atomic_path, require_writable
+
+SCHEMA_VERSION = 1
+_PIPE_WIDTH = 160
+
+
+def print_table(table: Table) -> None:
+    """Prints a table on stdout, as wide as the terminal; a pipe has no width, and gets room enough."""
+    console = Console(file=sys.stdout)
+    if not console.is_terminal:
+        console = Console(file=sys.stdout, width=_PIPE_WIDTH)
+    console.print(table)
+
+
+def progress_wanted() -> bool:
+    """Whether a progress bar has a terminal to be shown on."""
+    return sys.stderr.isatty()
+
+
+def require_json_target(path: str | None, *, force: bool) -> None:
+    """Fails before any work is done when `--json` names a file that can't be written.
+
+    Raises:
+        OutputExistsError, InputError: see `require_writable`.
+    """
+    if path is not None and path != "-":
+        require_writable(Path(path), force=force)
+
+
+def write_json(result: Mapping[str, Any], path: str, *, force: bool) -> None:
+    """Writes a result as JSON, with `schema_version` in front.
+
+    JSON has no infinity and no NaN: they become null.
+
+    Args:
+        result: dicts, sequences, strings, numbers, enums, paths.
+        path: the file, or `-` for stdout.
+        force: an existing file may be replaced.
+
+    Raises:
+        OutputExistsError, InputError: see `atomic_path`.
+    """
+    text = json.dumps({"schema_version": SCHEMA_VERSION} | _plain(result), indent=2, allow_nan=False)
+    if path == "-":
+        click.echo(text)
+        return
+    with atomic_path(Path(path), force=force) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """The value in types that JSON has."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Enum):
+        return _plain(value.value)
+    if isinstance(value, np.generic | np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

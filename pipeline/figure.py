@@ -1,0 +1,67 @@
+"""The paper's Figure 1 (lower half) for one model, before and after the repair, as SVG.
+
+For each BatchNorm: max(moving_var / real_var, real_var / moving_var), the geometric mean over its channels. 1 is a
+BatchNorm that divides by the variance that it really sees.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+
+from .repair import BatchNormOutcome
+
+# Stands for the colour of the page's text until the SVG is part of the page.
+_TEXT_COLOUR = "#010203"
+_BEFORE, _AFTER = "#d1495b", "#2e86ab"
+_STEPS = (1.0, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+
+
+def mismatch_figure(outcomes: Sequence[BatchNormOutcome]) -> str:
+    """Draws the figure.
+
+    Args:
+        outcomes: the BatchNorms in the order of the graph; those without a measured mismatch are left out.
+
+    Returns:
+        An `<svg>` element whose text takes the colour of the page.
+    """
+    rows = [(o.before.mismatch, o.after.mismatch) for o in outcomes if o.before.mismatch and o.after.mismatch]
+    positions = range(1, len(rows) + 1)
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "vsfix",
+        "font.family": "sans-serif",
+        "text.color": _TEXT_COLOUR,
+        "axes.labelcolor": _TEXT_COLOUR,
+        "axes.edgecolor": _TEXT_COLOUR,
+        "xtick.color": _TEXT_COLOUR,
+        "ytick.color": _TEXT_COLOUR,
+    }
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=(8, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(positions, [before for before, _ in rows], "o-", color=_BEFORE, label="as trained", markersize=4)
+        axes.plot(positions, [after for _, after in rows], "s-", color=_AFTER, label="repaired", markersize=4)
+        axes.axhline(1.0, color=_TEXT_COLOUR, linewidth=0.8, linestyle=":")
+        axes.set_yscale("log")
+        top = max((value for row in rows for value in row), default=1.0)
+        axes.set_ylim(0.97, max(1.2, top * 1.1))
+        axes.yaxis.set_major_locator(FixedLocator([step for step in _STEPS if step <= max(1.2, top * 1.1)]))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlabel("BatchNorm, from the input on")
+        axes.set_ylabel("stored against real variance")
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        axes.legend(frameon=False)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :].replace(_TEXT_COLOUR, "currentColor")

@@ -1,0 +1,132 @@
+"""What is known about each BatchNorm of a model: the noise that reaches it and the shift that it causes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from vsfix.graph_passes.batch_norm import BatchNorm, require_batch_norms
+from vsfix.graph_passes.inference import OpenModel
+from vsfix.graph_passes.measurement import Batch, MeasurementConfig, measure
+from vsfix.graph_passes.moments import Moments
+from vsfix.graph_passes.noise_analysis import Distance, NoiseMap, NoisePath, analyse_noise
+from vsfix.graph_passes.shift import geometric_mean, predicted_shift_ratio, shift_ratio, variance_mismatch
+
+# A BatchNorm that no noise reaches and whose variance is off by this factor says that the data is not what it was
+# trained on, or is not preprocessed as in training.
+FOREIGN_DATA_MISMATCH = 2.0
+
+
+@dataclass(frozen=True)
+class BatchNormRow:
+    """One BatchNorm.
+
+    Attributes:
+        name: the module's or the node's name.
+        channels: C.
+        noise: the nearest noise that reaches it, as `dropout:0.5`; empty where none does.
+        distance: `direct`, `linear`, `downstream`, or empty.
+        sources: the number of noise layers that reach it.
+        predicted_shift: variance at inference over stored variance by the closed form, geometric mean over the
+            channels; None where the noise is not direct or its form does not fit.
+        measured_shift: the same ratio measured on data; None without data.
+        mismatch: max(stored / real, real / stored), geometric mean over the channels; None without data.
+    """
+
+    name: str
+    channels: int
+    noise: str
+    distance: str
+    sources: int
+    predicted_shift: float | None
+    measured_shift: float | None
+    mismatch: float | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `vsfix inspect` found.
+
+    Attributes:
+        rows: one for each BatchNorm, in the order of the graph.
+        noise_sources: every noise layer, as `name dropout:0.5`.
+        samples: how many samples the measured columns rest on; 0 without data.
+        warnings: what a person should know before trusting the numbers.
+    """
+
+    rows: tuple[BatchNormRow, ...]
+    noise_sources: tuple[str, ...]
+    samples: int
+    warnings: tuple[str, ...]
+
+
+def inspect_graph(graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel) -> Inspection:
+    """Looks at every BatchNorm of a graph and changes nothing.
+
+    Args:
+        graph: the model.
+        batches: calibration data; may be empty, then nothing is measured.
+        open_model: the runtime.
+
+    Raises:
+        ModelError: no BatchNorm, or one that can't be read.
+        DataError: data that is not finite.
+    """
+    batch_norms = require_batch_norms(graph)
+    noise_map = analyse_noise(graph)
+    real = measure(graph, batches, open_model, MeasurementConfig()) if batches else {}
+    rows = tuple(_row(batch_norm, noise_map.reaching[batch_norm.name], real) for batch_norm in batch_norms)
+    samples = sum(len(next(iter(batch.values()))) for batch in batches)
+    return Inspection(rows, _sources(noise_map), samples, _warnings(rows, noise_map))
+
+
+def _row(batch_norm: BatchNorm, paths: Sequence[NoisePath], real: Mapping[str, Moments]) -> BatchNormRow:
+    """The row of one BatchNorm."""
+    nearest = paths[0] if paths else None
+    predicted: float | None = None
+    # The closed form knows one noise directly in front and nothing else.
+    if nearest is not None and nearest.distance is Distance.DIRECT:
+        predicted = _number(geometric_mean(predicted_shift_ratio(batch_norm, nearest.source.noise.variance)))
+    measured = mismatch = None
+    if batch_norm.name in real:
+        ratio = shift_ratio(batch_norm, real[batch_norm.name])
+        measured, mismatch = _number(geometric_mean(ratio)), _number(variance_mismatch(ratio))
+    return BatchNormRow(
+        name=batch_norm.name,
+        channels=batch_norm.channels,
+        noise=str(nearest.source.noise) if nearest else "",
+        distance=str(nearest.distance) if nearest else "",
+        sources=len(paths),
+        predicted_shift=predicted,
+        measured_shift=measured,
+        mismatch=mismatch,
+    )
+
+
+def _number(value: float) -> float | None:
+    """None for NaN, so that JSON has no number that is none."""
+    return value if np.isfinite(value) else None
+
+
+def _sources(noise_map: NoiseMap) -> tuple[str, ...]:
+    """Every source in one line."""
+    return tuple(f"{source.name} {source.noise}" for source in noise_map.sources)
+
+
+def _warnings(rows: Sequence[BatchNormRow], noise_map: NoiseMap) -> tuple[str, ...]:
+    """What should be known before the numbers are trusted."""
+    warnings = []
+    if not noise_map.sources:
+        warnings.append(
+            "the file marks no noise layer: either the network has none, or its export dropped them; "
+            "`vsfix export` keeps them"
+        )
+    foreign = [row for row in rows if not row.noise and row.mismatch is not None]
+    if foreign and foreign[0].mismatch is not None and foreign[0].mismatch > FOREIGN_DATA_MISMATCH:
+        warnings.append(
+            f"BatchNorm '{foreign[0].name}' sees no noise, yet its stored variance is off by a factor of "
+            f"{foreign[0].mismatch:.1f} on this data: is it the data of the training, preprocessed the same way?"
+        )
+    return tuple(warnings)

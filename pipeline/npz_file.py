@@ -1,0 +1,50 @@
+"""Reads `.npz` files; nothing in them is ever executed."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from vsfix.graph_passes.errors import DataError, InputError
+from vsfix.graph_passes.inference import Array
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """All arrays of a file, by their names.
+
+    Raises:
+        InputError: no such file, or it can't be opened.
+        DataError: no `.npz` file, a damaged one, or one with Python objects in it.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        content = np.load(path, allow_pickle=False)
+    except PermissionError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror})") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        raise DataError(f"{path}: is not an .npz file; write one with numpy.savez") from None
+    if not isinstance(content, np.lib.npyio.NpzFile):
+        raise DataError(f"{path}: is a single array; write it with numpy.savez under the name of the model's input")
+    with content:
+        return {name: _read_array(content, name, path) for name in content.files}
+
+
+def _read_array(content: np.lib.npyio.NpzFile, name: str, path: Path) -> Array:
+    """One array; numpy reads it only now, and finds only now what is wrong with it."""
+    try:
+        array = content[name]
+    except ValueError as error:
+        if "allow_pickle" in str(error):
+            raise DataError(
+                f"{path}: array '{name}' holds Python objects, which are never loaded; save plain numbers"
+            ) from None
+        raise DataError(f"{path}: array '{name}' is damaged") from None
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise DataError(f"{path}: array '{name}' is damaged") from None
+    # A member that does not end in .npy comes back as raw bytes.
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: '{name}' is no array; write the file with numpy.savez")
+    return array

@@ -1,0 +1,142 @@
+"""What `vsfix optimize` does: read, repair, judge on labelled data where there is some, write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vsfix.graph_passes.atomic_file import atomic_path, require_writable
+from vsfix.graph_passes.errors import CheckFailedError, InputError
+from vsfix.graph_passes.model_file import read_model, write_model
+from vsfix.graph_passes.shift import geometric_mean
+
+from .accuracy import AccuracyRow, accuracy_of
+from .backends.onnxruntime_runner import OnnxRuntimeRunner
+from .calibration import calibration_batches, labelled_samples
+from .environment import describe_environment
+from .repair import Repair, RepairConfig, RepairReport, repair_model
+from .report import Report, write_report
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where the results go; None for what is not wanted."""
+
+    model: Path | None
+    statistics: Path | None = None
+    html: Path | None = None
+    force: bool = False
+    dry_run: bool = False
+
+    def paths(self) -> tuple[Path, ...]:
+        """The files that will be written."""
+        return () if self.dry_run else tuple(path for path in (self.model, self.statistics, self.html) if path)
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """The outcome: the repair, the verdict in one sentence, the accuracies where labels were given, the files."""
+
+    repair: Repair
+    status: str
+    verdict: str
+    accuracies: tuple[AccuracyRow, ...]
+    written: tuple[Path, ...]
+
+
+def optimize(
+    model_path: Path,
+    data: str,
+    config: RepairConfig,
+    outputs: Outputs,
+    *,
+    samples: int | None,
+    batch_size: int,
+    eval_data: str | None = None,
+    eval_split: str = "test",
+) -> Optimization:
+    """Repairs a model file.
+
+    Args:
+        model_path: the ONNX file; never written.
+        data: the calibration set, as `--data` takes it.
+        config: how to repair.
+        outputs: where the results go.
+        samples: how many calibration samples to take; None for all.
+        batch_size: samples per run.
+        eval_data: labelled data, as `--eval-data` takes it; a repair that loses accuracy on it is refused.
+        eval_split: which part of a named labelled set.
+
+    Raises:
+        InputError: unreadable input, or an output that may not be written; nothing is written then.
+        CheckFailedError: the repair loses accuracy, or the fold is wrong; nothing is written then.
+    """
+    for path in outputs.paths():
+        if path.exists() and path.samefile(model_path):
+            raise InputError(f"{path}: is the input; the input is never written, name another output")
+        require_writable(path, force=outputs.force)
+    model = read_model(model_path)
+    batches = calibration_batches(model, data, samples=samples, batch_size=batch_size, seed=config.seed)
+    repair = repair_model(model, batches, OnnxRuntimeRunner, config)
+    accuracies: tuple[AccuracyRow, ...] = ()
+    if eval_data is not None:
+        labelled = labelled_samples(model, eval_data, split=eval_split, seed=config.seed)
+        with OnnxRuntimeRunner(model) as before, OnnxRuntimeRunner(repair.model) as after:
+            accuracies = (
+                accuracy_of("as trained", before, labelled, batch_size=batch_size),
+                accuracy_of("repaired", after, labelled, batch_size=batch_size, images=repair.report.samples),
+            )
+        if accuracies[1].accuracy < accuracies[0].accuracy:
+            raise CheckFailedError(
+                f"refused: on {eval_data} the repaired model has {100 * accuracies[1].accuracy:.2f} %, the original "
+                f"{100 * accuracies[0].accuracy:.2f} %; nothing is written; try more samples or --method exact"
+            )
+    status, verdict = judge(repair.report, accuracies)
+    result = Optimization(repair, status, verdict, accuracies, outputs.paths())
+    _write(result, outputs, f"Repair of {model_path.name}")
+    return result
+
+
+def judge(report: RepairReport, accuracies: tuple[AccuracyRow, ...] = ()) -> tuple[str, str]:
+    """The status word and the verdict in one sentence."""
+    repaired = [outcome for outcome in report.batch_norms if outcome.repaired]
+    folded = sum(outcome.folded for outcome in report.batch_norms)
+    tail = f"; {folded} of {len(report.batch_norms)} folded"
+    if not repaired:
+        return "PASS", f"Nothing to repair: {report.method_reason}{tail}."
+    before, after = (
+        geometric_mean(np.array([getattr(outcome, side).mismatch or np.nan for outcome in repaired]))
+        for side in ("before", "after")
+    )
+    verdict = (
+        f"Repaired {len(repaired)} of {len(report.batch_norms)} BatchNorms ({report.method}, {report.samples} samples): "
+        f"stored against real variance {before:.2f} -> {after:.2f}{tail}"
+    )
+    if accuracies:
+        first, last = accuracies[0], accuracies[-1]
+        verdict += f"; top-1 {100 * first.accuracy:.1f} -> {100 * last.accuracy:.1f} %"
+    return ("WARN" if report.warnings else "PASS"), verdict + "."
+
+
+def _write(result: Optimization, outputs: Outputs, title: str) -> None:
+    """Writes what was asked for; the model comes last, so that it never stands there without its companions."""
+    if outputs.dry_run:
+        return
+    if outputs.html is not None:
+        page = Report(
+            title=title,
+            verdict=result.verdict,
+            status=result.status,
+            repair=result.repair.report,
+            accuracies=result.accuracies,
+            steps=(),
+            facts=describe_environment(),
+        )
+        write_report(page, outputs.html, force=outputs.force)
+    if outputs.statistics is not None:
+        with atomic_path(outputs.statistics, force=outputs.force) as temporary, temporary.open("wb") as file:
+            np.savez(file, **result.repair.statistics)
+    if outputs.model is not None:
+        write_model(result.repair.model, outputs.model, force=outputs.force)

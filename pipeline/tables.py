@@ -1,0 +1,83 @@
+"""Results as tables for a terminal."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from .accuracy import AccuracyRow
+from .inspection import Inspection
+from .repair import RepairReport
+from .report import StepRow
+
+
+def inspection_table(inspection: Inspection) -> Table:
+    """One row for each BatchNorm: the noise that reaches it and its shift."""
+    table = Table(title="BatchNorms and the noise that reaches them", title_justify="left")
+    table.add_column("BatchNorm", overflow="fold")
+    for heading in ("noise", "distance"):
+        table.add_column(heading)
+    for heading in ("sources", "predicted", "measured", "mismatch"):
+        table.add_column(heading, justify="right")
+    for row in inspection.rows:
+        table.add_row(
+            row.name,
+            row.noise or "none",
+            row.distance or "-",
+            str(row.sources),
+            _number(row.predicted_shift),
+            _number(row.measured_shift),
+            _number(row.mismatch),
+        )
+    return table
+
+
+def repair_table(report: RepairReport) -> Table:
+    """One row for each BatchNorm: its shift before and after, and what was done."""
+    table = Table(title=f"Repair by {report.method}: {report.method_reason}", title_justify="left")
+    table.add_column("BatchNorm", overflow="fold")
+    table.add_column("noise")
+    for heading in ("shift before", "after"):
+        table.add_column(heading, justify="right")
+    table.add_column("statistics", overflow="fold")
+    table.add_column("fold", overflow="fold")
+    for row in report.batch_norms:
+        table.add_row(
+            row.before.name,
+            row.before.noise or "none",
+            _number(row.before.measured_shift),
+            _number(row.after.measured_shift),
+            row.action,
+            row.fold_reason,
+        )
+    return table
+
+
+def accuracy_table(rows: tuple[AccuracyRow, ...]) -> Table:
+    """Top-1 of each model with its interval."""
+    table = Table(title="Accuracy on the test images", title_justify="left")
+    table.add_column("model", overflow="fold")
+    for heading in ("images", "top-1", "95 % interval"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        images = "-" if row.images is None else str(row.images)
+        interval = f"{100 * row.low:.1f} - {100 * row.high:.1f} %"
+        table.add_row(row.model, images, f"{100 * row.accuracy:.1f} %", interval)
+    return table
+
+
+def step_table(rows: tuple[StepRow, ...]) -> Table:
+    """Each step against torch."""
+    table = Table(title="Each step against PyTorch", title_justify="left")
+    table.add_column("step", overflow="fold")
+    table.add_column("")
+    for heading in ("SNR", "largest error", "top-1 agreement"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        snr = "exact" if row.snr_db == float("inf") else f"{row.snr_db:.1f} dB"
+        table.add_row(row.step, row.status, snr, f"{row.max_abs:.2g}", f"{100 * row.agreement:.1f} %")
+    return table
+
+
+def _number(value: float | None) -> str:
+    """Three decimals, or a dash."""
+    return "-" if value is None else f"{value:.3f}"

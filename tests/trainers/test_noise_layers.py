@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.noise import Noise
+from vsfix.trainers.noise_layers import Dropout, Uout, dropout, make_noise_layer, uout
+
+NOISES = ["dropout:0.5", "dropout:0.1", "feature-dropout:0.3", "uout:0.1", "uout:1"]
+SAMPLES = 200_000
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def factors(layer: nn.Module) -> torch.Tensor:
+    """Independent draws of n = X / x; one for each channel serves the layers that drop whole ones."""
+    return layer.train()(torch.ones(SAMPLES // 100, 100, 1, 1, dtype=torch.float64)).flatten()
+
+
+def standardized_errors(layer: nn.Module, noise: Noise) -> tuple[float, float]:
+    """How far mean and variance of the factors are from 1 and from Var n, in standard errors of the estimates."""
+    n = factors(layer)
+    spread = (n - 1) ** 2
+    mean_error = (n.mean() - 1) / (n.std() / math.sqrt(SAMPLES))
+    variance_error = (spread.mean() - noise.variance) / max(float(spread.std()), 1e-12) * math.sqrt(SAMPLES)
+    if spread.std() < 1e-12:  # ratio 0.5 gives a spread of exactly 1 for every draw
+        variance_error = (spread.mean() - noise.variance) * 1e12
+    return float(mean_error), float(variance_error)
+
+
+@pytest.mark.parametrize("text", NOISES)
+def test_the_noise_is_unbiased_and_has_its_variance(text):
+    noise = Noise.parse(text)
+    mean_error, variance_error = standardized_errors(make_noise_layer(noise), noise)
+    assert abs(mean_error) < 4
+    assert abs(variance_error) < 4
+
+
+def test_half_the_width_is_seen_as_the_mistake_that_it_is():
+    noise = Noise.parse("uout:0.1")
+    _, variance_error = standardized_errors(Uout(0.05), noise)
+    assert abs(variance_error) > 100
+
+
+def test_a_bias_of_a_thousandth_is_seen():
+    noise = Noise.parse("uout:0.1")
+    mean_error, _ = standardized_errors(nn.Sequential(Uout(0.1), Scaled()), noise)
+    assert abs(mean_error) > 4
+
+
+class Scaled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 1.001
+
+
+def test_uout_stays_within_its_bounds_and_reaches_them():
+    n = factors(Uout(0.1))
+    assert 0.9 <= n.min() < 0.9001
+    assert 1.0999 < n.max() <= 1.1
+
+
+@pytest.mark.parametrize("text", NOISES)
+def test_eval_mode_is_the_identity_bit_for_bit(text):
+    x = torch.randn(4, 3, 5, 5)
+    assert torch.equal(make_noise_layer(Noise.parse(text)).eval()(x), x)
+
+
+def test_no_noise_is_the_identity_in_training_too():
+    x = torch.randn(4, 3)
+    assert torch.equal(make_noise_layer(None).train()(x), x)
+
+
+def test_feature_dropout_takes_or_leaves_whole_channels():
+    n = make_noise_layer(Noise.parse("feature-dropout:0.5")).train()(torch.ones(50, 20, 4, 4))
+    assert torch.equal(n, n[:, :, :1, :1].expand_as(n))
+
+
+def test_the_gradient_of_uout_is_the_factor_that_the_forward_drew():
+    x = torch.randn(64, dtype=torch.float64, requires_grad=True)
+    out = uout(x, 0.3, training=True)
+    (gradient,) = torch.autograd.grad(out.sum(), x)
+    torch.testing.assert_close(gradient, (out / x).detach(), rtol=1e-12, atol=0)
+    assert not torch.equal(gradient, torch.ones_like(gradient))
+
+
+def test_gradcheck_accepts_uout_with_a_fixed_draw():
+    def fixed(x: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(3)
+        return uout(x, 0.3, training=True)
+
+    assert torch.autograd.gradcheck(fixed, torch.randn(7, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_shape_dtype_and_memory_layout_are_kept(dtype):
+    x = torch.randn(2, 3, 4, 5).to(dtype).to(memory_format=torch.channels_last)
+    out = uout(x, 0.1, training=True)
+    assert (out.shape, out.dtype) == (x.shape, dtype)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("beta", [0, -0.1, 1.01, math.nan])
+def test_a_half_width_outside_its_range_is_refused(beta):
+    with pytest.raises(InputError, match="half width"):
+        Uout(beta)
+    with pytest.raises(InputError, match="half width"):
+        uout(torch.ones(2), beta, training=True)
+
+
+def test_uout_shows_itself_to_a_function_mode():
+    class Spy(TorchFunctionMode):
+        seen = None
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is uout:
+                Spy.seen = args[1:]
+            return func(*args, **(kwargs or {}))
+
+    with Spy():
+        Uout(0.25).eval()(torch.ones(2))
+    assert Spy.seen == (0.25, False)
+
+
+def test_dropout_is_the_one_of_torch():
+    assert Dropout is nn.Dropout
+    assert dropout is nn.functional.dropout
+
+
+def test_a_printed_layer_says_its_half_width():
+    assert repr(Uout(0.25)) == "Uout(beta=0.25)"

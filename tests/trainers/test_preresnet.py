@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.noise import Noise
+from vsfix.trainers.noise_layers import Uout
+from vsfix.trainers.preresnet import PreResNet, choose_block
+
+NOISE = Noise.parse("uout:0.1")
+
+
+def order_of_execution(network: nn.Module, image: torch.Tensor) -> list[str]:
+    """The layers in the order in which they really run, blocks apart, e.g. `bn conv noise bn conv`."""
+    names = {nn.BatchNorm2d: "bn", nn.Conv2d: "conv", Uout: "noise", nn.Linear: "linear"}
+    seen: list[str] = []
+    handles = [
+        module.register_forward_hook(lambda layer, *_: seen.append(names[type(layer)]))
+        for name, module in network.named_modules()
+        if type(module) in names and "shortcut" not in name
+    ]
+    network.eval()(image)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("depth", "block", "millions"),
+    # Table 1 of arXiv 1603.05027 has 1.7M for 110 and 164; 0.27M for 20 is that of arXiv 1512.03385.
+    [(20, None, 0.27), (56, None, 0.85), (110, None, 1.7), (164, None, 1.7), (164, "bottleneck", 1.7)],
+)
+def test_parameter_counts_are_the_published_ones(depth, block, millions):
+    with torch.device("meta"):
+        network = PreResNet(depth, 3, 10, block=block)
+    count = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    assert count == pytest.approx(millions, rel=0.025)
+
+
+@pytest.mark.parametrize(("depth", "kind", "layers"), [(20, "basic", 20), (29, "bottleneck", 29), (164, None, 164)])
+def test_the_depth_is_the_number_of_layers_with_weights_on_the_path(depth, kind, layers):
+    with torch.device("meta"):
+        network = PreResNet(depth, 3, 10, block=kind)
+    weights = [name for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len([name for name in weights if "shortcut" not in name]) == layers
+
+
+def test_site_a_is_directly_in_front_of_the_last_bn_of_each_block():
+    order = order_of_execution(PreResNet(8, 1, 10, noise=NOISE, site="a"), torch.ones(1, 1, 8, 8))
+    assert order == ["conv", *["bn", "conv", "noise", "bn", "conv"] * 3, "bn", "linear"]
+
+
+def test_site_b_is_in_front_of_the_last_convolution_behind_its_bn():
+    order = order_of_execution(PreResNet(8, 1, 10, noise=NOISE, site="b"), torch.ones(1, 1, 8, 8))
+    assert order == ["conv", *["bn", "conv", "bn", "noise", "conv"] * 3, "bn", "linear"]
+
+
+@pytest.mark.parametrize(("site", "tail"), [("a", "noise bn conv"), ("b", "bn noise conv")])
+def test_in_a_bottleneck_the_noise_stands_at_the_third_bn(site, tail):
+    order = order_of_execution(PreResNet(11, 1, 10, noise=NOISE, site=site), torch.ones(1, 1, 8, 8))
+    assert order == ["conv", *["bn", "conv", "bn", "conv", *tail.split()] * 3, "bn", "linear"]
+
+
+def test_site_last_is_once_in_front_of_the_classifier():
+    order = order_of_execution(PreResNet(8, 1, 10, noise=NOISE, site="last"), torch.ones(1, 1, 8, 8))
+    assert order == ["conv", *["bn", "conv", "bn", "conv"] * 3, "bn", "noise", "linear"]
+
+
+def test_site_b_lies_behind_the_relu():
+    network = PreResNet(8, 1, 10, noise=NOISE, site="b").eval()
+    lowest = []
+    network.stage1[0].body.noise.register_forward_hook(
+        lambda _, inputs, __: lowest.append(inputs[0].detach().min().item())
+    )
+    network(torch.randn(4, 1, 8, 8))
+    assert lowest == [0.0]
+
+
+def test_without_a_site_there_is_no_noise():
+    order = order_of_execution(PreResNet(8, 1, 10, noise=NOISE, site="none"), torch.ones(1, 1, 8, 8))
+    assert "noise" not in order
+
+
+def test_a_block_adds_its_body_to_the_shortcut():
+    torch.manual_seed(0)
+    for block in PreResNet(8, 1, 10).eval().double().stage2:
+        x = torch.randn(2, 16, 9, 9, dtype=torch.float64)
+        pre = torch.relu(block.bn1(x))
+        middle = torch.relu(block.body.bn2(nn.functional.conv2d(pre, block.body.conv1.weight, stride=2, padding=1)))
+        body = nn.functional.conv2d(middle, block.body.conv2.weight, padding=1)
+        shortcut = nn.functional.conv2d(pre, block.shortcut.weight, stride=2)
+        torch.testing.assert_close(block(x), body + shortcut, rtol=1e-12, atol=1e-12)
+        planted = body + nn.functional.conv2d(x, block.shortcut.weight, stride=2)
+        assert (block(x) - planted).abs().max() > 0.1, "a shortcut of the raw input must be seen"
+
+
+@pytest.mark.parametrize("size", [(8, 8), (28, 28), (32, 32), (33, 33), (9, 14)])
+def test_any_image_size_trains_a_step(size):
+    torch.manual_seed(0)
+    network = PreResNet(8, 2, 5, noise=Noise.parse("feature-dropout:0.5"), site="last")
+    images, labels = torch.randn(4, 2, *size), torch.tensor([0, 1, 2, 3])
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+    logits = network(images)
+    assert logits.shape == (4, 5)
+    before = nn.functional.cross_entropy(network.eval()(images), labels)
+    nn.functional.cross_entropy(network.train()(images), labels).backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    optimizer.step()
+    assert torch.isfinite(before)
+    assert torch.isfinite(network(images)).all()
+
+
+def test_a_few_steps_lower_the_loss():
+    torch.manual_seed(0)
+    network = PreResNet(8, 1, 4)
+    images, labels = torch.randn(16, 1, 8, 8), torch.arange(16) % 4
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for _ in range(10):
+        loss = nn.functional.cross_entropy(network(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
+
+
+def test_convolutions_start_with_the_spread_of_he():
+    torch.manual_seed(0)
+    weight = PreResNet(14, 3, 10).stage3[1].body.conv1.weight
+    assert weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
+
+
+def test_width_multiplies_the_channels():
+    with torch.device("meta"):
+        assert PreResNet(8, 3, 10, width=4).classifier.in_features == 256
+
+
+def reference_block(depth: int) -> str | None:
+    """The rule of the paper's networks, counted out instead of computed."""
+    basic = depth in range(8, 2000, 6)
+    bottleneck = depth in range(11, 2000, 9)
+    if not basic and not bottleneck:
+        return None
+    return "bottleneck" if bottleneck and (depth >= 164 or not basic) else "basic"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 1500))
+def test_the_depth_decides_the_block(depth):
+    expected = reference_block(depth)
+    if expected is None:
+        with pytest.raises(InputError, match=r"6n\+2"):
+            choose_block(depth)
+    else:
+        assert choose_block(depth) == expected
+
+
+def test_a_block_that_is_asked_for_overrides_the_depth():
+    assert choose_block(164, "basic") == "basic"
+    assert choose_block(20, "bottleneck") == "bottleneck"
+    with pytest.raises(InputError, match=r"9n\+2"):
+        choose_block(8, "bottleneck")

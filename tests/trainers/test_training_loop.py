@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
+from vsfix.graph_passes.noise import Noise
+from vsfix.trainers import training_loop
+from vsfix.trainers.checkpoint import load_checkpoint
+from vsfix.trainers.network import NetworkConfig
+from vsfix.trainers.training_config import TrainingConfig
+from vsfix.trainers.training_loop import evaluate_accuracy, train
+
+NETWORK = NetworkConfig(
+    model="preresnet-8",
+    in_channels=1,
+    image_size=(8, 8),
+    num_classes=10,
+    noise=Noise.parse("dropout:0.5"),
+    site="a",
+)
+CONFIG = TrainingConfig(data="digits", network=NETWORK, epochs=3, batch_size=32, samples=128)
+
+
+class Interrupted(Exception):
+    """Stands for Ctrl-C."""
+
+
+def interrupt_after(epoch: int):
+    def on_epoch(metrics) -> None:
+        if metrics.epoch == epoch:
+            raise Interrupted
+
+    return on_epoch
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder / "checkpoint.pt").model
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    """Bit for bit, over all weights and statistics."""
+    return list(left) == list(right) and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of an uninterrupted run of CONFIG."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(CONFIG, folder)
+    return folder
+
+
+@pytest.fixture
+def broken_off(tmp_path):
+    """The folder of the same run, interrupted after its first epoch."""
+    with pytest.raises(Interrupted):
+        train(CONFIG, tmp_path, on_epoch=interrupt_after(1))
+    return tmp_path
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(whole, tmp_path):
+    train(CONFIG, tmp_path)
+    assert same(weights(tmp_path), weights(whole))
+
+
+def test_another_seed_gives_other_weights(whole, tmp_path):
+    train(replace(CONFIG, seed=1), tmp_path)
+    assert not same(weights(tmp_path), weights(whole))
+
+
+def test_a_resumed_run_ends_in_the_weights_of_an_uninterrupted_one(whole, broken_off):
+    assert not same(weights(broken_off), weights(whole))
+    result = train(CONFIG, broken_off)
+    assert result.resumed_from == 1
+    assert [metrics.epoch for metrics in result.metrics] == [1, 2, 3]
+    assert same(weights(broken_off), weights(whole))
+    assert len((broken_off / "metrics.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("mistake", ["noise", "order", "optimizer", "scheduler"])
+def test_a_resumption_that_forgets_something_would_be_noticed(whole, broken_off, monkeypatch, mistake):
+    restore, seed = training_loop._Run._restore, training_loop._seed
+    purpose = {"noise": training_loop._NOISE, "order": training_loop._ORDER}.get(mistake)
+
+    def forget(run, checkpoint):
+        restore(run, replace(checkpoint, **{mistake: getattr(run, mistake).state_dict()}))
+
+    if purpose is None:
+        monkeypatch.setattr(training_loop._Run, "_restore", forget)
+    else:  # the stream begins again with the first epoch's
+        monkeypatch.setattr(
+            training_loop,
+            "_seed",
+            lambda base, what, *rest: seed(base, what, *([1, *rest[1:]] if what == purpose else rest)),
+        )
+    train(CONFIG, broken_off)
+    assert not same(weights(broken_off), weights(whole))
+
+
+def test_a_finished_run_is_returned_as_it_is(whole, monkeypatch):
+    monkeypatch.setattr(training_loop, "load_training_data", lambda config: pytest.fail("trains again"))
+    before = {path.name: (path.stat().st_ino, path.read_bytes()) for path in whole.iterdir()}
+    result = train(CONFIG, whole)
+    assert result.resumed_from == 3
+    assert result.test_accuracy == load_checkpoint(result.checkpoint).metrics[-1].test_accuracy
+    assert {path.name: (path.stat().st_ino, path.read_bytes()) for path in whole.iterdir()} == before
+
+
+def test_another_configuration_needs_force_to_take_the_folder(broken_off):
+    other = replace(CONFIG, epochs=1, learning_rate=0.05)
+    with pytest.raises(InputError, match=r"learning_rate was 0\.1, is 0\.05.*--force"):
+        train(other, broken_off)
+    assert train(other, broken_off, force=True).resumed_from == 0
+    assert load_checkpoint(broken_off / "checkpoint.pt").training == other
+
+
+def test_a_state_that_does_not_fit_the_optimizer_is_a_model_error(broken_off):
+    path = broken_off / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    content["optimizer"]["param_groups"] = []
+    torch.save(content, path)
+    with pytest.raises(ModelError, match="can't go on from it"):
+        train(CONFIG, broken_off)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
+    with pytest.raises(CheckFailedError, match=r"in epoch 1, step \d of 4; nothing was written"):
+        train(replace(CONFIG, learning_rate=1e30, warmup=0), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("step", [5, 7], ids=["in the loss", "in the last step, in the weights alone"])
+def test_when_numbers_run_away_the_last_good_checkpoint_is_kept(tmp_path, monkeypatch, step):
+    monkeypatch.setattr(training_loop._Run, "_rate", lambda run, now: math.inf if now == step else 0.1)
+    with pytest.raises(CheckFailedError, match=r"in epoch 2, step \d of 4; epoch 1 is kept"):
+        train(CONFIG, tmp_path)
+    checkpoint = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert checkpoint.epoch == 1
+    assert all(torch.isfinite(tensor).all() for tensor in checkpoint.model.values())
+
+
+def test_training_learns_the_digits(tmp_path):
+    config = replace(CONFIG, network=replace(NETWORK, noise=None), epochs=4, samples=None)
+    result = train(config, tmp_path)
+    assert result.metrics[-1].train_loss < result.metrics[0].train_loss / 2
+    assert result.test_accuracy > 0.85
+
+
+def test_the_saved_network_has_the_accuracy_that_the_metrics_name(whole):
+    checkpoint = load_checkpoint(whole / "checkpoint.pt")
+    data = training_loop.load_training_data(CONFIG)
+    assert checkpoint.preprocessing == data.preprocessing
+    accuracy = evaluate_accuracy(checkpoint.build(), data.test_inputs, data.test_labels)
+    assert accuracy == checkpoint.metrics[-1].test_accuracy
+
+
+def test_the_caller_s_random_state_is_left_as_it_was(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(replace(CONFIG, epochs=1), tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_nothing_is_printed_without_progress(tmp_path, capfd):
+    train(replace(CONFIG, epochs=1), tmp_path)
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err == ""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_bar_stands_on_stderr_and_on_a_terminal_only(tmp_path, capsys, monkeypatch, terminal):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1" if terminal else "0")
+    train(replace(CONFIG, epochs=1), tmp_path, progress=True, on_epoch=lambda metrics: print("epoch done"))
+    captured = capsys.readouterr()
+    assert captured.out == "epoch done\n"
+    assert ("epoch 1/1" in captured.err) == terminal
+
+
+def test_bf16_trains_on_a_cpu_too_and_keeps_float32_weights(tmp_path, capfd):
+    train(replace(CONFIG, epochs=1, precision="bf16"), tmp_path)
+    assert {tensor.dtype for tensor in weights(tmp_path).values()} == {torch.float32, torch.int64}
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": "nothing"}, "known are"),
+        ({"samples": 1298}, "1297 images, but 1298 samples"),
+        ({"batch_size": 129}, "batch of 129 images, but there are 128"),
+        ({"network": replace(NETWORK, num_classes=9)}, "in 10 classes, but the network takes"),
+        ({"network": replace(NETWORK, in_channels=3)}, "1 channels of 8x8"),
+    ],
+)
+def test_what_can_not_be_trained_is_refused_before_anything_is_written(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        train(replace(CONFIG, **change), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_rate_rises_to_its_peak_and_falls_to_nothing():
+    run = training_loop._Run.__new__(training_loop._Run)
+    run.config, run.steps_per_epoch = replace(CONFIG, epochs=10, warmup=0.1), 10
+    rates = [run._rate(step) for step in range(101)]
+    assert rates[:3] == [0.1, 0.2, 0.3]
+    assert rates[9] == rates[10] == 1
+    assert rates[55] == pytest.approx(0.5, abs=1e-12)
+    assert rates[100] == pytest.approx(0, abs=1e-12)
+
+
+def test_streams_of_different_purpose_are_different():
+    seeds = [training_loop._seed(0, *purpose) for purpose in ((0,), (1, 0), (1, 1), (2, 0, 0), (2, 0, 1), (2, 1, 0))]
+    assert len({*seeds, training_loop._seed(1, 0)}) == 7
+
+
+class Threshold(nn.Module):
+    """Says class 1 where the only pixel is positive; Dropout would spoil it in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.BatchNorm2d(1).eval()
+        self.dropout = nn.Dropout(0.99)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pixel = self.dropout(images).flatten(1)
+        return torch.cat([torch.zeros_like(pixel), pixel], dim=1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 500])
+def test_accuracy_is_the_share_of_right_answers_and_modes_are_kept(batch_size):
+    pixels = torch.tensor([1.0, -1.0, 2.0, 3.0, -2.0, 1.0, 1.0]).view(-1, 1, 1, 1)
+    labels = torch.tensor([1, 0, 1, 0, 1, 1, 1])
+    module = Threshold()
+    assert evaluate_accuracy(module, pixels, labels, batch_size) == 5 / 7
+    assert (module.training, module.dropout.training, module.frozen.training) == (True, True, False)
+
+
+def test_two_processes_train_together_and_write_one_run(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "import torch\n"
+        "from vsfix.trainers.network import NetworkConfig\n"
+        "from vsfix.trainers.training_config import TrainingConfig\n"
+        "from vsfix.trainers.training_loop import train\n"
+        "torch.set_num_threads(1)\n"
+        f"config = TrainingConfig.from_dict({CONFIG.to_dict()!r})\n"
+        f"result = train(config, Path({str(tmp_path / 'run')!r}))\n"
+        "print('finished', len(result.metrics), [metrics.test_accuracy for metrics in result.metrics])\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == second
+    assert first.startswith("finished 3")
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt").epoch == 3

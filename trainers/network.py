@@ -1,0 +1,152 @@
+"""The networks by name: what they are made of as plain data, and how they are built from it.
+
+preresnet-<depth>[-basic|-bottleneck]    pre-activation ResNet, any depth of 6n+2 or 9n+2
+mlp-<layers>                             perceptron with that many hidden layers
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, cast, get_args
+
+from torch import nn
+from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.noise import Noise, NoiseKind
+
+from .mlp import Mlp
+from .noise_layers import Site
+from .preresnet import MIN_IMAGE_SIZE, BlockKind, PreResNet, choose_block
+
+SITES: tuple[Site, ...] = get_args(Site)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """One network, without its weights.
+
+    Attributes:
+        model: the name, see the head of this module.
+        in_channels: channels of an image.
+        image_size: (height, width) of an image in pixels.
+        num_classes: outputs.
+        noise: what stands at the site during training; None for nothing, whatever the site.
+        site: where the noise stands: "a", "b", "last" or "none".
+        width: what the network's usual channels are multiplied by.
+
+    Raises:
+        InputError: a value of the wrong type or outside its range, or values that don't go together.
+    """
+
+    model: str
+    in_channels: int
+    image_size: tuple[int, int]
+    num_classes: int
+    noise: Noise | None = None
+    site: Site = "none"
+    width: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("in_channels", "num_classes", "width"):
+            if not _is_count(getattr(self, name)):
+                raise InputError(f"network: {name} must be a whole number of at least 1, not {getattr(self, name)!r}")
+        size = self.image_size
+        if not isinstance(size, tuple) or len(size) != 2 or not all(map(_is_count, size)):
+            raise InputError(f"network: image_size must be a height and a width of at least 1, not {size!r}")
+        if self.noise is not None and not isinstance(self.noise, Noise):
+            raise InputError(f"network: noise must be a Noise or None, not {self.noise!r}")
+        if self.site not in SITES:
+            raise InputError(f"network: site {self.site!r} must be one of {', '.join(SITES)}")
+        if self.noise is not None and self.site == "none":
+            raise InputError(f"network: {self.noise} stands nowhere; give it a site: {', '.join(SITES[:-1])}")
+        _builder(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain strings, numbers, lists and None; `from_dict` gives back an equal object."""
+        noise = None if self.noise is None else f"{self.noise.kind.value}:{self.noise.value!r}"
+        return asdict(self) | {"image_size": list(self.image_size), "noise": noise}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> NetworkConfig:
+        """Reads what `to_dict` wrote.
+
+        Raises:
+            InputError: a field is missing, unknown, or holds a value of the wrong type or range.
+        """
+        names = {field.name for field in fields(cls)}
+        if not isinstance(values, Mapping) or set(values) != names:
+            found = sorted(map(str, values)) if isinstance(values, Mapping) else values
+            raise InputError(f"network: the fields must be {', '.join(sorted(names))}; found {found}")
+        size, noise = values["image_size"], values["noise"]
+        return cls(
+            **{
+                **values,
+                "image_size": tuple(size) if isinstance(size, list) else size,
+                "noise": Noise.parse(noise) if isinstance(noise, str) else noise,
+            }
+        )
+
+
+def build_network(config: NetworkConfig) -> nn.Module:
+    """The network with fresh weights from torch's global generator, on the CPU, in training mode.
+
+    Shapes: (N, in_channels, *image_size) -> (N, num_classes).
+    """
+    return _builder(config)()
+
+
+def _builder(config: NetworkConfig) -> Callable[[], nn.Module]:
+    """What builds the network of a configuration; raises InputError where the name or what goes with it is wrong."""
+    family = config.model.partition("-")[0] if isinstance(config.model, str) else None
+    if family not in _FAMILIES:
+        raise InputError(f"model {config.model!r}: must be preresnet-<depth> or mlp-<layers>, as in preresnet-20")
+    try:
+        return _FAMILIES[family](config)
+    except InputError as error:
+        raise InputError(f"model '{config.model}': {error}") from None
+
+
+def _preresnet(config: NetworkConfig) -> Callable[[], nn.Module]:
+    match = re.fullmatch(r"preresnet-(\d{1,4})(?:-(basic|bottleneck))?", config.model)
+    if match is None:
+        raise InputError("must be preresnet-<depth>, preresnet-<depth>-basic or preresnet-<depth>-bottleneck")
+    depth = int(match[1])
+    block = choose_block(depth, cast("BlockKind | None", match[2]))
+    if min(config.image_size) < MIN_IMAGE_SIZE:
+        height, width = config.image_size
+        raise InputError(f"images must have at least {MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE} pixels, not {height}x{width}")
+    return lambda: PreResNet(
+        depth,
+        config.in_channels,
+        config.num_classes,
+        width=config.width,
+        noise=config.noise,
+        site=config.site,
+        block=block,
+    )
+
+
+def _mlp(config: NetworkConfig) -> Callable[[], nn.Module]:
+    match = re.fullmatch(r"mlp-([1-9]\d{0,2})", config.model)
+    if match is None:
+        raise InputError("must be mlp-<layers> with 1 to 999 layers")
+    if config.noise is not None and config.noise.kind is NoiseKind.FEATURE_DROPOUT:
+        raise InputError(f"{config.noise} drops whole channels, and a perceptron has none; take dropout instead")
+    height, width = config.image_size
+    return lambda: Mlp(
+        int(match[1]),
+        config.in_channels * height * width,
+        config.num_classes,
+        width=config.width,
+        noise=config.noise,
+        site=config.site,
+    )
+
+
+def _is_count(value: object) -> bool:
+    """Whether a value is a whole number of at least 1; True is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+_FAMILIES: Mapping[str, Callable[[NetworkConfig], Callable[[], nn.Module]]] = {"preresnet": _preresnet, "mlp": _mlp}

@@ -1,0 +1,325 @@
+"""From a torch module to an ONNX file that keeps what vsfix needs: every BatchNorm, and every noise layer as a marker.
+
+trace     torch.export in eval mode; each noise call becomes an opaque operator (see `noise_tracing`)
+convert   torch's ONNX exporter without its optimizer, which would fold the BNs away
+clean     constants folded, identities removed: the shape clutter of the exporter stops TensorRT's parser
+mark      each opaque operator becomes the marker of `graph_passes.marker`
+check     the full ONNX checker, then ONNX Runtime against torch; only then does the file appear
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import cast
+
+import onnx
+import onnx_graphsurgeon as gs
+import torch
+from torch import nn
+from vsfix.graph_passes.atomic_file import atomic_path, require_writable
+from vsfix.graph_passes.batch_norm import find_batch_norms
+from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
+from vsfix.graph_passes.marker import EXPORT_METADATA_KEY, write_marker
+from vsfix.graph_passes.model_file import check_model, export_model, first_line, import_graph
+from vsfix.graph_passes.noise import Noise
+
+from .noise_tracing import NOISE_DOMAIN, NoiseTracer, tracing_noise
+from .onnx_agreement import Agreement, compare_with_torch
+from .onnx_cleaning import EXPORTER_OPSET, convert_down, fold_constants, remove_clutter
+
+MIN_OPSET = 15  # BatchNormalization got its present form there
+MAX_OPSET = 25
+MIN_SNR_DB = 100.0
+_MAX_BYTES = 2**31
+_CHATTY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export wrote, and how near it is to torch.
+
+    Attributes:
+        path: the file.
+        opset: of the standard operators.
+        markers: the name and the noise of each marker, in the order of the graph.
+        batch_norms: the name of each BatchNormalization, in the order of the graph.
+        unmarked: one description for each noise that the file does not show.
+        max_abs_error: the largest difference to torch in any output.
+        snr_db: 10 log10(sum ref^2 / sum (ref - out)^2), the lower one of two batch sizes; inf where they are equal.
+    """
+
+    path: Path
+    opset: int
+    markers: tuple[tuple[str, Noise], ...]
+    batch_norms: tuple[str, ...]
+    unmarked: tuple[str, ...]
+    max_abs_error: float
+    snr_db: float
+
+
+def export_onnx(
+    module: nn.Module,
+    example: torch.Tensor,
+    path: Path,
+    *,
+    opset: int = 18,
+    metadata: Mapping[str, str] | None = None,
+    force: bool = False,
+    input_name: str = "input",
+    output_name: str = "logits",
+) -> ExportResult:
+    """Writes `module` as an ONNX file and checks it against torch on the example and on a batch of one.
+
+    The module's training flags are as before afterwards, also after an error.
+
+    Args:
+        module: takes one tensor, batch first, and returns one; float32, on the CPU.
+        example: an input, shape (N, ...); the file takes any batch size.
+        path: the output file.
+        opset: 15 to 25.
+        metadata: entries of the file's metadata_props.
+        force: an existing file may be replaced.
+        input_name: of the graph's input.
+        output_name: of the graph's output.
+
+    Raises:
+        InputError: the module, the example, the opset or the path can't be used as they are.
+        ModelError: torch can't trace the module, or it can't be converted.
+        CheckFailedError: the file computes something else than torch; it is not written then.
+    """
+    require_writable(path, force=force)
+    if not MIN_OPSET <= opset <= MAX_OPSET:
+        raise InputError(f"opset {opset}: must lie between {MIN_OPSET} and {MAX_OPSET}")
+    _require_exportable(module, example)
+    rows = example if len(example) > 1 else torch.cat([example, example])  # one row would become a fixed batch size
+    with _eval_mode(module), torch.no_grad(), _quiet():
+        references = _references(module, rows)
+        program, tracer = _trace(module, rows)
+        source = _convert(program, opset, input_name, output_name)
+        graph = import_graph(source)
+        remove_clutter(graph, module.state_dict().keys())
+        markers = _write_markers(graph, tracer.marked)
+        batch_norms = _kept_batch_norms(graph, tracer)
+        unmarked = (*tracer.unmarked, *_without_effect(tracer, len(markers)))
+        # Only a file that shows all of its noise may claim to: see the key's own comment.
+        claims = {} if unmarked else {EXPORT_METADATA_KEY: str(len(markers))}
+        model = _assemble(graph, source, opset, {**(metadata or {}), **claims})
+        agreement = _write(model, path, references, force=force)
+    for description in unmarked:
+        _logger.warning("%s: the file does not show %s", path, description)
+    return ExportResult(
+        path, opset, markers, batch_norms, unmarked, max_abs_error=agreement.max_abs_error, snr_db=agreement.snr_db
+    )
+
+
+def _require_exportable(module: nn.Module, example: torch.Tensor) -> None:
+    """Everything that can be known to be wrong before the module runs."""
+    if example.dim() < 1 or len(example) == 0:
+        raise InputError(f"the example has shape {tuple(example.shape)}; give a batch of at least one input")
+    required = [
+        parameter.name
+        for parameter in inspect.signature(module.forward).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind in (0, 1, 3)
+    ]
+    if len(required) > 1:
+        raise InputError(
+            f"{type(module).__name__}.forward takes several inputs ({', '.join(required)}); wrap it in a module that"
+            " takes one tensor"
+        )
+    state = [*module.parameters(), *module.buffers(), example]
+    dtypes = {tensor.dtype for tensor in state if tensor.is_floating_point()} - {torch.float32}
+    if dtypes:
+        raise InputError(f"the module or the example is {dtypes.pop()}; convert both with .float() before the export")
+    devices = {tensor.device.type for tensor in state} - {"cpu"}
+    if devices:
+        raise InputError(f"the module or the example is on {devices.pop()}; move both with .cpu() before the export")
+    if sum(tensor.numel() * tensor.element_size() for tensor in state) >= _MAX_BYTES:
+        raise InputError("the module's weights take 2 GiB or more, which one ONNX file can't hold")
+
+
+def _references(module: nn.Module, rows: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Pairs of input and torch's output, for the whole batch and for its first row."""
+    pairs = [(rows, _run(module, rows)), (rows[:1], _run(module, rows[:1]))]
+    shapes = [tuple(out.shape) for _, out in pairs]
+    tail = shapes[0][1:]
+    if shapes != [(len(rows), *tail), (1, *tail)]:
+        raise InputError(
+            f"{type(module).__name__} gives shape {shapes[0]} for {len(rows)} inputs and {shapes[1]} for one: the batch"
+            " must stay the first axis (a squeeze() without its axis is the usual reason)"
+        )
+    if not all(out.isfinite().all() for _, out in pairs):
+        raise InputError(f"{type(module).__name__} gives values that are not finite on the example; give a real input")
+    return pairs
+
+
+def _run(module: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    try:
+        out = module(rows.clone())
+    except Exception as error:  # a forward is foreign code: it may raise anything
+        raise ModelError(
+            f"{type(module).__name__} fails on an input of shape {tuple(rows.shape)}: {first_line(error)}"
+        ) from error
+    if not isinstance(out, torch.Tensor):
+        raise InputError(
+            f"{type(module).__name__} returns a {type(out).__name__}; wrap it in a module that returns one tensor"
+        )
+    return out
+
+
+def _trace(module: nn.Module, rows: torch.Tensor) -> tuple[torch.export.ExportedProgram, NoiseTracer]:
+    """The module as a graph of torch operators, with a free batch size, and the noise in it."""
+    with tracing_noise(module) as tracer:
+        try:
+            program = torch.export.export(
+                module, (rows,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
+            )
+        except Exception as error:  # torch.export has no common class for what it refuses
+            if tracer.error is not None:
+                raise tracer.error from None
+            raise ModelError(f"{type(module).__name__}: torch.export can't trace it: {_reason(error)}") from error
+    return program, tracer
+
+
+def _convert(program: torch.export.ExportedProgram, opset: int, input_name: str, output_name: str) -> onnx.ModelProto:
+    """The program in ONNX, with the opaque operators still in it."""
+    written = max(opset, EXPORTER_OPSET)
+    try:
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            optimize=False,
+            opset_version=written,
+            verbose=False,
+            input_names=[input_name],
+            output_names=[output_name],
+            dynamic_shapes=({0: "batch"},),
+        )
+        model = fold_constants(cast("torch.onnx.ONNXProgram", exported).model)
+    except Exception as error:  # nor has the ONNX exporter
+        raise ModelError(f"torch.onnx can't convert the module: {_reason(error)}") from error
+    found = {entry.domain: entry.version for entry in model.opset_import}.get("")
+    if found != written:
+        raise InputError(f"opset {opset}: the installed onnxscript can't write it; take {EXPORTER_OPSET}")
+    return model
+
+
+def _write_markers(graph: gs.Graph, marked: Mapping[str, Noise]) -> tuple[tuple[str, Noise], ...]:
+    """Puts the marker of its noise in the place of each opaque operator; returns them in the graph's order."""
+    taken = {tensor.name for tensor in graph.tensors().values()} | {node.name for node in graph.nodes}
+    markers: list[tuple[str, Noise]] = []
+    for index, node in enumerate(graph.nodes):
+        if node.domain != NOISE_DOMAIN:
+            continue
+        noise = marked[node.attrs["name"]]
+        name = _unused(node.attrs["name"], taken)
+        data, output = node.inputs[0], node.outputs[0]
+        node.inputs.clear()
+        node.outputs.clear()
+        graph.nodes[index] = write_marker(name, noise, data, output)
+        markers.append((name, noise))
+    graph.import_domains = [entry for entry in graph.import_domains if entry.domain != NOISE_DOMAIN]
+    return tuple(markers)
+
+
+def _unused(label: str, taken: set[str]) -> str:
+    """The label, with a number behind it where it or one of the tensors that would be named after it is taken."""
+    name, number = label, 2
+    while taken & {name, f"{name}.ratio", f"{name}.training_mode"}:
+        name, number = f"{label}_{number}", number + 1
+    taken.add(name)
+    return name
+
+
+def _kept_batch_norms(graph: gs.Graph, tracer: NoiseTracer) -> tuple[str, ...]:
+    """The names of the BNs in the graph, which must be as many as ran in torch."""
+    kept = tuple(batch_norm.name for batch_norm in find_batch_norms(graph))
+    if len(kept) < len(tracer.batch_norms):
+        lost = sorted(set(tracer.batch_norms) - set(kept))
+        raise ModelError(f"torch.onnx did not keep {len(lost)} BatchNorms ({', '.join(lost)}); nothing is written")
+    return kept
+
+
+def _without_effect(tracer: NoiseTracer, written: int) -> list[str]:
+    """Says so where a noise call's result reached no output, so that there was nothing to mark."""
+    lost = len(tracer.marked) - written
+    return [f"{lost} noise calls whose result the output does not depend on"] if lost else []
+
+
+def _assemble(graph: gs.Graph, source: onnx.ModelProto, opset: int, metadata: Mapping[str, str]) -> onnx.ModelProto:
+    """The model as it will stand in the file."""
+    # What the exporter notes about the machine and the source code is nobody's business downstream.
+    source.ClearField("metadata_props")
+    model = convert_down(export_model(graph, source), opset)
+    _name_nodes(model.graph)
+    model.producer_name, model.producer_version = "vsfix", version("vsfix")
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
+    onnx.helper.set_model_props(model, dict(metadata))
+    return model
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Gives a name to each node that has none or another node's."""
+    taken = {node.name for node in graph.node}
+    seen: set[str] = set()
+    for node in graph.node:
+        if not node.name or node.name in seen:
+            node.name = _unused(node.name or node.op_type, taken)
+        seen.add(node.name)
+
+
+def _write(
+    model: onnx.ModelProto, path: Path, references: Sequence[tuple[torch.Tensor, torch.Tensor]], *, force: bool
+) -> Agreement:
+    """Writes the file and lets it appear when it is valid and agrees with torch."""
+    with atomic_path(path, force=force) as temporary:
+        onnx.save(model, temporary)
+        check_model(temporary)
+        agreement = compare_with_torch(temporary, references)
+        if not agreement.snr_db >= MIN_SNR_DB:
+            raise CheckFailedError(
+                f"{path}: the exported model departs from torch: SNR {agreement.snr_db:.1f} dB, at least"
+                f" {MIN_SNR_DB:g} dB is needed, largest difference {agreement.max_abs_error:.3g}; not written"
+            )
+    return agreement
+
+
+@contextmanager
+def _eval_mode(module: nn.Module) -> Iterator[None]:
+    """Switches each part of the module to eval mode, and back to what it was."""
+    flags = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in flags:
+            part.training = training
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the libraries below: their notes on missing optional parts and on their own deprecations."""
+    levels = [(logger, logger.level) for logger in map(logging.getLogger, _CHATTY_LOGGERS)]
+    try:
+        for logger, _ in levels:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in levels:
+            logger.setLevel(level)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what started a chain of errors."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)

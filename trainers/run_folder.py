@@ -1,0 +1,112 @@
+"""The folder of one training run and the rules by which a run may use it.
+
+    checkpoint.pt    the truth: where the run stands
+    config.json      the configuration, for people and scripts
+    metrics.csv      one row per finished epoch: epoch, train_loss, test_accuracy, seconds
+
+The last two are views of the first. Each file appears whole; the checkpoint comes first, so that a run that is killed
+between two files can bring the views up to date when it goes on.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from vsfix.graph_passes.atomic_file import atomic_path
+from vsfix.graph_passes.errors import InputError, OutputExistsError
+
+from .checkpoint import Checkpoint, EpochMetrics, load_checkpoint, save_checkpoint
+from .training_config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps its files.
+
+    Attributes:
+        path: the folder; `open_for` makes it where it is missing.
+    """
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that decides."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def config(self) -> Path:
+        """The configuration as JSON."""
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The metrics as CSV."""
+        return self.path / "metrics.csv"
+
+    def open_for(self, config: TrainingConfig, *, force: bool) -> Checkpoint | None:
+        """Makes the folder ready and finds where a run of `config` goes on.
+
+        Args:
+            config: the run that wants the folder.
+            force: start again, whatever the folder holds. The old checkpoint stays until a new one replaces it.
+
+        Returns:
+            The checkpoint to go on from, or None for a fresh start.
+
+        Raises:
+            InputError: the folder can't be made, or holds the run of another configuration.
+            OutputExistsError: the folder holds files of these names that belong to no run.
+            ModelError: the checkpoint in the folder is damaged.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.path}: can't make the folder ({error.strerror})") from None
+        if force:
+            return None
+        if not self.checkpoint.exists():
+            for view in (self.config, self.metrics):
+                if view.exists():
+                    raise OutputExistsError(f"{view}: belongs to no training run here; pass --force to replace it")
+            return None
+        checkpoint = load_checkpoint(self.checkpoint)
+        changed = _differences(checkpoint.training, config)
+        if changed:
+            raise InputError(
+                f"{self.path}: holds a run of another configuration ({changed});"
+                " pass --force to start again, or name another folder"
+            )
+        return checkpoint
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Writes the checkpoint, then its views."""
+        save_checkpoint(checkpoint, self.checkpoint)
+        self.write_views(checkpoint)
+
+    def write_views(self, checkpoint: Checkpoint) -> None:
+        """Brings config.json and metrics.csv up to date; a file that is right already is not touched."""
+        _write_if_changed(self.config, json.dumps(checkpoint.training.to_dict(), indent=2) + "\n")
+        table = io.StringIO()
+        writer = csv.DictWriter(table, [field.name for field in fields(EpochMetrics)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in checkpoint.metrics)
+        _write_if_changed(self.metrics, table.getvalue())
+
+
+def _differences(old: TrainingConfig, new: TrainingConfig) -> str:
+    """The fields in which two configurations differ, with both values; empty where they don't."""
+    before, after = old.to_dict(), new.to_dict()
+    return ", ".join(f"{name} was {before[name]}, is {after[name]}" for name in after if before[name] != after[name])
+
+
+def _write_if_changed(path: Path, text: str) -> None:
+    content = text.encode()
+    if path.is_file() and path.read_bytes() == content:
+        return
+    with atomic_path(path, force=True) as temporary:
+        temporary.write_bytes(content)
