@@ -17,7 +17,7 @@ def shift_ratio(stored: BatchNorm, real: Moments) -> Float64Array:
     return ratio
 
 
-def predicted_shift_ratio(stored: BatchNorm, noise_variance: float) -> Float64Array | None:
+def predicted_shift_ratio(stored: BatchNorm, noise_variance: float) -> Float64Array:
     """The shift of a BatchNorm directly behind noise, from its stored statistics alone.
 
     With E n = 1 and Var n = s2 the stored second moment is (1 + s2) E[x^2], so the variance at inference is

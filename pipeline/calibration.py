@@ -107,8 +107,8 @@ def load_samples(
     dataset = load_dataset(spec, cast("Split", split))
     if preprocessing is None:
         raise InputError(
-            f"data '{spec}': the model does not say how its images are preprocessed; give an .npz file with its inputs, "
-            "or a model that `vsfix export` wrote"
+            f"data '{spec}': the model does not say how its images are preprocessed; give an .npz file with its "
+            "inputs, or a model that `vsfix export` wrote"
         )
     if len(input_names) != 1:
         raise InputError(

@@ -18,10 +18,10 @@ import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
-from vsfix.graph_passes.errors import VsfixError
+from vsfix.graph_passes.errors import MissingComponentError, VsfixError
 
 SUMMARIES = {
     "demo": "Run the whole chain on embedded real images, with a report.",
@@ -42,18 +42,6 @@ _EXTRAS = {
     "torch": "train",
 }
 _LOG_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
-
-
-class _Stop(click.ClickException):
-    """Ends the program with one line on stderr and an exit code."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Prints the line."""
-        click.echo(f"vsfix: {self.message}", err=True, file=file)
 
 
 class LazyGroup(click.Group):
@@ -83,19 +71,27 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs a command; whatever goes wrong becomes one line and an exit code."""
-        with _one_line_errors(), _log_on_stderr(ctx.params["verbose"]):
+        with _log_on_stderr(ctx.params["verbose"]), _one_line_errors():
             return super().invoke(ctx)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="vsfix")
 @click.option("-v", "--verbose", count=True, help="Say more on stderr; -vv says everything.")
-def vsfix(verbose: int) -> None:
+@click.pass_context
+def vsfix(ctx: click.Context, verbose: int) -> None:
     """Find and repair the variance shift that Dropout leaves in BatchNorm, on the ONNX file that you deploy.
 
     Results go to stdout, the log to stderr. Exit codes: 0 done and passed, 1 a check failed, 2 bad input or usage, 3 a
     component is missing here.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(2)
 
 
 def main() -> NoReturn:
@@ -106,27 +102,32 @@ def main() -> NoReturn:
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """Turns errors into `_Stop`."""
+    """Turns every error into one line on stderr and an exit code."""
     try:
         yield
     except VsfixError as error:
         logging.getLogger("vsfix").debug("where the error came from", exc_info=True)
-        raise _Stop(f"error: {error}", error.exit_code) from None
-    except click.exceptions.NoArgsIsHelpError:
-        raise
-    except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx is not None else "vsfix"
-        raise _Stop(f"error: {_joined(error.format_message())} (see `{command} --help`)", error.exit_code) from None
+        _stop(f"error: {error}", error.exit_code)
+    except click.ClickException as error:
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        command = "vsfix" if context is None else context.command_path
+        _stop(f"error: {error.format_message()} (see `{command} --help`)", 2)
     except KeyboardInterrupt:
-        raise _Stop("interrupted", INTERRUPTED_EXIT_CODE) from None
-    except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-        raise
+        _stop("interrupted", INTERRUPTED_EXIT_CODE)
+    except (click.exceptions.Exit, click.Abort, BrokenPipeError):
+        raise  # click knows what to do with them
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
-            line = f"error: {error.name} is not installed; run: pip install 'vsfix[{_EXTRAS[error.name]}]'"
-            raise _Stop(line, 3) from None
+            missing = f"{error.name} is not installed; run: pip install 'vsfix[{_EXTRAS[error.name]}]'"
+            _stop(f"error: {missing}", MissingComponentError.exit_code)
         click.echo(traceback.format_exc(), err=True, nl=False)
-        raise _Stop(f"internal error: {type(error).__name__}: {_joined(str(error))}", BUG_EXIT_CODE) from None
+        _stop(f"internal error: {type(error).__name__}: {error}", BUG_EXIT_CODE)
+
+
+def _stop(message: str, exit_code: int) -> NoReturn:
+    """Ends the program with one line on stderr."""
+    click.echo(f"vsfix: {' '.join(message.split())}", err=True)
+    raise click.exceptions.Exit(exit_code)
 
 
 @contextmanager
@@ -143,8 +144,3 @@ def _log_on_stderr(verbose: int) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-def _joined(text: str) -> str:
-    """A message in one line."""
-    return " ".join(text.split())

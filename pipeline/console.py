@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ import click
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from vsfix.graph_passes.atomic_file import atomic_path, require_writable
+from vsfix.graph_passes.atomic_file import atomic_path
+
+from .output_file import require_output
 
 SCHEMA_VERSION = 1
 _PIPE_WIDTH = 160
@@ -22,10 +24,9 @@ _PIPE_WIDTH = 160
 
 def print_table(table: Table) -> None:
     """Prints a table on stdout, as wide as the terminal; a pipe has no width, and gets room enough."""
-    console = Console(file=sys.stdout)
-    if not console.is_terminal:
-        console = Console(file=sys.stdout, width=_PIPE_WIDTH)
-    console.print(table)
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    # No markup and no emoji: names and install lines hold square brackets and colons.
+    Console(file=sys.stdout, width=width, markup=False, emoji=False).print(table)
 
 
 def progress_wanted() -> bool:
@@ -33,14 +34,14 @@ def progress_wanted() -> bool:
     return sys.stderr.isatty()
 
 
-def require_json_target(path: str | None, *, force: bool) -> None:
+def require_json_target(path: str | None, *, force: bool, inputs: Iterable[Path] = ()) -> None:
     """Fails before any work is done when `--json` names a file that can't be written.
 
     Raises:
-        OutputExistsError, InputError: see `require_writable`.
+        OutputExistsError, InputError: see `require_output`.
     """
     if path is not None and path != "-":
-        require_writable(Path(path), force=force)
+        require_output(Path(path), force=force, inputs=inputs)
 
 
 def write_json(result: Mapping[str, Any], path: str, *, force: bool) -> None:

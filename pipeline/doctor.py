@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -156,8 +155,3 @@ def _version(*packages: str) -> str:
 def _without_advice(message: str) -> str:
     """An error's message without its last clause, which the remedy says already."""
     return message.rpartition(";")[0] or message
-
-
-def describe_host() -> str:
-    """The processor count that this process may use, for the head of the table."""
-    return f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"

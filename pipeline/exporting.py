@@ -1,4 +1,4 @@
-"""From something that was trained to an ONNX file: a vsfix checkpoint, or a module that a function of the user makes."""
+"""From something that was trained to an ONNX file: a vsfix checkpoint, or a module that a user's function makes."""
 
 from __future__ import annotations
 

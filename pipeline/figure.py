@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from .repair import BatchNormOutcome
 
@@ -32,7 +33,7 @@ def mismatch_figure(outcomes: Sequence[BatchNormOutcome]) -> str:
     """
     rows = [(o.before.mismatch, o.after.mismatch) for o in outcomes if o.before.mismatch and o.after.mismatch]
     positions = range(1, len(rows) + 1)
-    settings = {
+    settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "vsfix",
         "font.family": "sans-serif",
@@ -55,7 +56,7 @@ def mismatch_figure(outcomes: Sequence[BatchNormOutcome]) -> str:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("BatchNorm, from the input on")
         axes.set_ylabel("stored against real variance")
         for side in ("top", "right"):

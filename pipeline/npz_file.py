@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from vsfix.graph_passes.errors import DataError, InputError
@@ -21,9 +22,18 @@ def read_npz(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        content = np.load(path, allow_pickle=False)
-    except PermissionError as error:
+        file = path.open("rb")
+    except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror})") from None
+    # Opened here, because numpy leaves a file that it can't read open.
+    with file:
+        return _read_arrays(file, path)
+
+
+def _read_arrays(file: BinaryIO, path: Path) -> dict[str, Array]:
+    """All arrays of an open file."""
+    try:
+        content = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         raise DataError(f"{path}: is not an .npz file; write one with numpy.savez") from None
     if not isinstance(content, np.lib.npyio.NpzFile):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-
 from vsfix.graph_passes.atomic_file import atomic_path, require_writable
 from vsfix.graph_passes.errors import CheckFailedError, InputError
 from vsfix.graph_passes.model_file import read_model, write_model
@@ -136,7 +136,8 @@ def _write(result: Optimization, outputs: Outputs, title: str) -> None:
         )
         write_report(page, outputs.html, force=outputs.force)
     if outputs.statistics is not None:
+        arrays: dict[str, Any] = dict(result.repair.statistics)
         with atomic_path(outputs.statistics, force=outputs.force) as temporary, temporary.open("wb") as file:
-            np.savez(file, **result.repair.statistics)
+            np.savez(file, **arrays)
     if outputs.model is not None:
         write_model(result.repair.model, outputs.model, force=outputs.force)

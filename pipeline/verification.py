@@ -147,8 +147,8 @@ def _pair(expected: Mapping[str, Array], found: Mapping[str, Array], candidate: 
     """Reference and candidate for each output: by name where the names are the same, else by position."""
     if len(expected) != len(found):
         raise DataError(
-            f"{candidate}: has the outputs {', '.join(found)}, the reference {', '.join(expected)}; give two models with "
-            "the same outputs"
+            f"{candidate}: has the outputs {', '.join(found)}, the reference {', '.join(expected)}; give two models "
+            "with the same outputs"
         )
     if set(expected) == set(found):
         return {name: (expected[name], found[name]) for name in found}

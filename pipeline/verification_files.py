@@ -15,7 +15,7 @@ from vsfix.graph_passes.inference import Runner
 from vsfix.graph_passes.model_file import read_model
 from vsfix.trainers.preprocessing import Preprocessing
 
-from .backends.opening import checkpoint_file, is_checkpoint, open_runner
+from .backends.opening import checkpoint_file, is_checkpoint, open_checkpoint, open_runner
 from .calibration import Samples, load_samples, model_input_names, read_preprocessing
 from .npz_file import read_npz
 from .verification import Tolerance, Verification, verify
@@ -122,8 +122,8 @@ def _require_same_inputs(model: Path, names: tuple[str, ...], against: Path, ref
         raise InputError(f"{model}: has the inputs {', '.join(names)}, but {against} takes one image")
     if reference is not None and set(reference) != set(names):
         raise InputError(
-            f"{model}: has the inputs {', '.join(names)}, but {against} has {', '.join(reference)}; give two models that "
-            "take the same inputs"
+            f"{model}: has the inputs {', '.join(names)}, but {against} has {', '.join(reference)}; give two models "
+            "that take the same inputs"
         )
 
 
@@ -176,12 +176,7 @@ def _open_reference(path: Path, input_name: str, statistics: Path | None) -> Run
         if statistics is not None:
             raise InputError(f"--statistics {statistics}: goes with a checkpoint as the reference, not with {path}")
         return open_runner("onnxruntime", path)
-    if statistics is None:
-        return open_runner("torch", path, input_name=input_name)
-    arrays = read_npz(statistics)
     from vsfix.trainers.checkpoint import load_checkpoint
 
-    from .backends.torch_runner import TorchRunner, with_statistics
-
-    module = load_checkpoint(checkpoint_file(path)).build()
-    return TorchRunner(with_statistics(module, arrays), input_name=input_name)
+    arrays = None if statistics is None else read_npz(statistics)
+    return open_checkpoint(load_checkpoint(checkpoint_file(path)), input_name=input_name, statistics=arrays)

@@ -28,7 +28,7 @@ _DROPOUTS: frozenset[Callable[..., Any]] = frozenset({F.dropout, torch.dropout, 
 # The rank at which one draw holds for one channel of one sample; other ranks mean something else in each function.
 _FEATURE_DROPOUTS: Mapping[Callable[..., Any], frozenset[int]] = {
     F.dropout1d: frozenset({3}),
-    F.dropout2d: frozenset({3, 4}),
+    F.dropout2d: frozenset({3, 4, 5}),
     F.dropout3d: frozenset({5}),
     torch.feature_dropout: frozenset({3, 4, 5}),
     torch.feature_dropout_: frozenset({3, 4, 5}),
@@ -71,9 +71,8 @@ class NoiseTracer(TorchFunctionMode):
         self._heard.add(scope)
         try:
             if training:
-                raise InputError(
-                    f"module '{scope}': {func.__name__} is switched on in eval mode too; pass training=self.training"
-                )
+                place = f"module '{scope}'" if scope else "the module"
+                raise InputError(f"{place}: {func.__name__} is on in eval mode too; pass training=self.training")
             noise = self._noise_of(func, value, x.dim(), scope)
         except InputError as error:
             self.error = error

@@ -9,11 +9,11 @@ check     the full ONNX checker, then ONNX Runtime against torch; only then does
 
 from __future__ import annotations
 
-import inspect
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +30,7 @@ from vsfix.graph_passes.marker import EXPORT_METADATA_KEY, write_marker
 from vsfix.graph_passes.model_file import check_model, export_model, first_line, import_graph
 from vsfix.graph_passes.noise import Noise
 
+from .exportable import eval_mode, require_exportable, torch_references
 from .noise_tracing import NOISE_DOMAIN, NoiseTracer, tracing_noise
 from .onnx_agreement import Agreement, compare_with_torch
 from .onnx_cleaning import EXPORTER_OPSET, convert_down, fold_constants, remove_clutter
@@ -37,8 +38,7 @@ from .onnx_cleaning import EXPORTER_OPSET, convert_down, fold_constants, remove_
 MIN_OPSET = 15  # BatchNormalization got its present form there
 MAX_OPSET = 25
 MIN_SNR_DB = 100.0
-_MAX_BYTES = 2**31
-_CHATTY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+_CHATTY_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 _logger = logging.getLogger(__name__)
 
 
@@ -94,14 +94,15 @@ def export_onnx(
         InputError: the module, the example, the opset or the path can't be used as they are.
         ModelError: torch can't trace the module, or it can't be converted.
         CheckFailedError: the file computes something else than torch; it is not written then.
+        MissingComponentError: ONNX Runtime is not installed.
     """
     require_writable(path, force=force)
     if not MIN_OPSET <= opset <= MAX_OPSET:
         raise InputError(f"opset {opset}: must lie between {MIN_OPSET} and {MAX_OPSET}")
-    _require_exportable(module, example)
+    require_exportable(module, example)
     rows = example if len(example) > 1 else torch.cat([example, example])  # one row would become a fixed batch size
-    with _eval_mode(module), torch.no_grad(), _quiet():
-        references = _references(module, rows)
+    with eval_mode(module), torch.no_grad(), _quiet():
+        references = torch_references(module, rows)
         program, tracer = _trace(module, rows)
         source = _convert(program, opset, input_name, output_name)
         graph = import_graph(source)
@@ -120,63 +121,10 @@ def export_onnx(
     )
 
 
-def _require_exportable(module: nn.Module, example: torch.Tensor) -> None:
-    """Everything that can be known to be wrong before the module runs."""
-    if example.dim() < 1 or len(example) == 0:
-        raise InputError(f"the example has shape {tuple(example.shape)}; give a batch of at least one input")
-    required = [
-        parameter.name
-        for parameter in inspect.signature(module.forward).parameters.values()
-        if parameter.default is parameter.empty and parameter.kind in (0, 1, 3)
-    ]
-    if len(required) > 1:
-        raise InputError(
-            f"{type(module).__name__}.forward takes several inputs ({', '.join(required)}); wrap it in a module that"
-            " takes one tensor"
-        )
-    state = [*module.parameters(), *module.buffers(), example]
-    dtypes = {tensor.dtype for tensor in state if tensor.is_floating_point()} - {torch.float32}
-    if dtypes:
-        raise InputError(f"the module or the example is {dtypes.pop()}; convert both with .float() before the export")
-    devices = {tensor.device.type for tensor in state} - {"cpu"}
-    if devices:
-        raise InputError(f"the module or the example is on {devices.pop()}; move both with .cpu() before the export")
-    if sum(tensor.numel() * tensor.element_size() for tensor in state) >= _MAX_BYTES:
-        raise InputError("the module's weights take 2 GiB or more, which one ONNX file can't hold")
-
-
-def _references(module: nn.Module, rows: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Pairs of input and torch's output, for the whole batch and for its first row."""
-    pairs = [(rows, _run(module, rows)), (rows[:1], _run(module, rows[:1]))]
-    shapes = [tuple(out.shape) for _, out in pairs]
-    tail = shapes[0][1:]
-    if shapes != [(len(rows), *tail), (1, *tail)]:
-        raise InputError(
-            f"{type(module).__name__} gives shape {shapes[0]} for {len(rows)} inputs and {shapes[1]} for one: the batch"
-            " must stay the first axis (a squeeze() without its axis is the usual reason)"
-        )
-    if not all(out.isfinite().all() for _, out in pairs):
-        raise InputError(f"{type(module).__name__} gives values that are not finite on the example; give a real input")
-    return pairs
-
-
-def _run(module: nn.Module, rows: torch.Tensor) -> torch.Tensor:
-    try:
-        out = module(rows.clone())
-    except Exception as error:  # a forward is foreign code: it may raise anything
-        raise ModelError(
-            f"{type(module).__name__} fails on an input of shape {tuple(rows.shape)}: {first_line(error)}"
-        ) from error
-    if not isinstance(out, torch.Tensor):
-        raise InputError(
-            f"{type(module).__name__} returns a {type(out).__name__}; wrap it in a module that returns one tensor"
-        )
-    return out
-
-
 def _trace(module: nn.Module, rows: torch.Tensor) -> tuple[torch.export.ExportedProgram, NoiseTracer]:
     """The module as a graph of torch operators, with a free batch size, and the noise in it."""
-    with tracing_noise(module) as tracer:
+    # On an error torch prints the graph so far, whatever its loggers are set to.
+    with tracing_noise(module) as tracer, redirect_stderr(io.StringIO()):
         try:
             program = torch.export.export(
                 module, (rows,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
@@ -184,7 +132,10 @@ def _trace(module: nn.Module, rows: torch.Tensor) -> tuple[torch.export.Exported
         except Exception as error:  # torch.export has no common class for what it refuses
             if tracer.error is not None:
                 raise tracer.error from None
-            raise ModelError(f"{type(module).__name__}: torch.export can't trace it: {_reason(error)}") from error
+            reason = _reason(error)
+            if "Constraints violated (batch)" in reason:
+                reason = "its forward fixes the batch size; write x.shape[0] or -1 there instead of a number"
+            raise ModelError(f"{type(module).__name__}: torch.export can't trace it: {reason}") from error
     return program, tracer
 
 
@@ -289,18 +240,6 @@ def _write(
                 f" {MIN_SNR_DB:g} dB is needed, largest difference {agreement.max_abs_error:.3g}; not written"
             )
     return agreement
-
-
-@contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
-    """Switches each part of the module to eval mode, and back to what it was."""
-    flags = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in flags:
-            part.training = training
 
 
 @contextmanager

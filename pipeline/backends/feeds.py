@@ -1,4 +1,4 @@
-"""What a model takes, and whether arrays fit it. Nothing is cast: a silent cast is how wrong preprocessing goes unseen."""
+"""What a model takes, and whether arrays fit it. Nothing is cast: a silent cast would hide wrong preprocessing."""
 
 from __future__ import annotations
 

@@ -138,9 +138,10 @@ def _open_session(model: Path | onnx.ModelProto, provider: str, keep_noise: bool
 def _serialize(model: onnx.ModelProto) -> bytes:
     """The model as bytes; a protobuf message ends at 2 GB."""
     try:
-        return model.SerializeToString()
+        content: bytes = model.SerializeToString()
     except (EncodeError, ValueError) as error:
         raise ModelError(f"the model can't be handed to onnxruntime: {first_line(error)}") from error
+    return content
 
 
 def _spec(tensor: Any) -> InputSpec:

@@ -8,13 +8,18 @@ reference           an ONNX file, in onnx's own evaluator
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vsfix.graph_passes.errors import InputError, MissingComponentError
-from vsfix.graph_passes.inference import Runner
+from vsfix.graph_passes.inference import Array, Runner
 from vsfix.graph_passes.model_file import read_model
 
 from .onnxruntime_runner import CPU, CUDA, OnnxRuntimeRunner
+
+if TYPE_CHECKING:
+    from vsfix.trainers.checkpoint import Checkpoint
 
 BACKENDS = ("torch", "onnxruntime", "onnxruntime-cuda", "reference")
 _NOT_YET = ("torch-compile", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx")
@@ -47,15 +52,36 @@ def open_runner(backend: str, model: Path, *, input_name: str = "input") -> Runn
     if backend == "torch":
         from vsfix.trainers.checkpoint import load_checkpoint
 
-        from .torch_runner import TorchRunner
-
-        return TorchRunner(load_checkpoint(checkpoint_file(model)).build(), input_name=input_name)
+        return open_checkpoint(load_checkpoint(checkpoint_file(model)), input_name=input_name)
     proto = read_model(model)
     if backend == "reference":
         from .reference_runner import ReferenceRunner
 
         return ReferenceRunner(proto)
     return OnnxRuntimeRunner(proto, provider=CUDA if backend == "onnxruntime-cuda" else CPU)
+
+
+def open_checkpoint(
+    checkpoint: Checkpoint, *, input_name: str = "input", statistics: Mapping[str, Array] | None = None
+) -> Runner:
+    """Opens a checkpoint in torch.
+
+    Args:
+        checkpoint: what to run.
+        input_name: what its input is called.
+        statistics: running statistics in the place of its own, by their keys in the state_dict.
+
+    Raises:
+        ModelError: the weights don't belong to the network.
+        InputError: the statistics don't belong to the network.
+    """
+    from .torch_runner import TorchRunner, with_statistics
+
+    module = checkpoint.build()
+    if statistics is not None:
+        module = with_statistics(module, statistics)
+    network = checkpoint.network
+    return TorchRunner(module, input_name=input_name, input_shape=(network.in_channels, *network.image_size))
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -31,13 +31,21 @@ class TorchRunner:
         input_name: the name under which the input is given.
         output_name: the name under which the output comes back.
         device: `cpu`, `cuda`, or `cuda:1` and so on.
+        input_shape: of one input, without the batch, where only one is right: a network that pools over the image
+            would take any size.
 
     Raises:
         MissingComponentError: torch sees no such device.
     """
 
     def __init__(
-        self, module: nn.Module, *, input_name: str = "input", output_name: str = "logits", device: str = "cpu"
+        self,
+        module: nn.Module,
+        *,
+        input_name: str = "input",
+        output_name: str = "logits",
+        device: str = "cpu",
+        input_shape: tuple[int, ...] | None = None,
     ) -> None:
         self.name = f"torch ({device})"
         if device != "cpu" and not torch.cuda.is_available():
@@ -47,7 +55,8 @@ class TorchRunner:
             )
         self._device = torch.device(device)
         self._module = module.eval().to(self._device)
-        self._inputs = (InputSpec(input_name, np.float32, None),)
+        shape = None if input_shape is None else (None, *input_shape)
+        self._inputs = (InputSpec(input_name, np.float32, shape),)
         self._output_name = output_name
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -62,7 +71,7 @@ class TorchRunner:
         # A copy, because the module may work in place, and a read-only array can't be shared with torch.
         batch = torch.from_numpy(np.array(inputs[name])).to(self._device)
         try:
-            with torch.inference_mode(), _full_float32(self._device):
+            with torch.inference_mode(), full_float32(self._device):
                 output = self._module(batch)
         except Exception as error:  # a forward is foreign code: it may raise anything
             raise DataError(
@@ -112,7 +121,7 @@ def with_statistics(module: nn.Module, statistics: Mapping[str, Array]) -> nn.Mo
 
 
 @contextmanager
-def _full_float32(device: torch.device) -> Iterator[None]:
+def full_float32(device: torch.device) -> Iterator[None]:
     """Switches TF32 off on a GPU: it keeps 10 of float32's 23 bits."""
     if device.type != "cuda":
         yield

@@ -19,10 +19,9 @@ def command(json_path: str | None, force: bool) -> None:
 
     from rich.table import Table
     from vsfix.graph_passes.errors import MissingComponentError
-
-    from ..console import print_table, require_json_target, write_json
-    from ..doctor import can_infer, check_backends
-    from ..environment import describe_environment
+    from vsfix.pipeline.console import print_table, require_json_target, write_json
+    from vsfix.pipeline.doctor import can_infer, check_backends
+    from vsfix.pipeline.environment import describe_environment
 
     require_json_target(json_path, force=force)
     checks = check_backends()
@@ -31,17 +30,10 @@ def command(json_path: str | None, force: bool) -> None:
         for heading in ("backend", "status", "version", "why not", "what helps"):
             table.add_column(heading, overflow="fold")
         for check in checks:
-            # As text, not as markup: an install line holds square brackets.
-            table.add_row(check.name, check.status, check.version, _text(check.reason), _text(check.remedy))
+            table.add_row(check.name, check.status, check.version, check.reason, check.remedy)
         print_table(table)
     if json_path:
         result = {"environment": describe_environment(), "backends": [asdict(check) for check in checks]}
         write_json(result, json_path, force=force)
     if not can_infer(checks):
         raise MissingComponentError("no backend works here; run: pip install 'vsfix[cpu]'")
-
-
-def _text(line: str) -> object:
-    from rich.text import Text
-
-    return Text(line)

@@ -8,18 +8,13 @@ from pathlib import Path
 import click
 
 
-class _Shape(click.ParamType):
-    """`3x32x32` as a tuple of sizes."""
-
-    name = "shape"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """Reads the text."""
-        if isinstance(value, tuple):
-            return value
-        if not re.fullmatch(r"[1-9]\d{0,8}(x[1-9]\d{0,8})*", str(value)):
-            self.fail(f"'{value}': write the sides of one input without the batch, as 3x32x32", param, ctx)
-        return tuple(int(side) for side in str(value).split("x"))
+def _parse_shape(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """`3x32x32` as a tuple of sides."""
+    if value is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,8}(x[1-9]\d{0,8})*", value):
+        raise click.BadParameter(f"'{value}': write the sides of one input without the batch, as 3x32x32", ctx, param)
+    return tuple(int(side) for side in value.split("x"))
 
 
 @click.command(name="export")
@@ -32,7 +27,9 @@ class _Shape(click.ParamType):
     metavar="FILE",
     help="A state_dict for the module that the factory makes.",
 )
-@click.option("--input-shape", type=_Shape(), metavar="CxHxW", help="One input of the module, without the batch.")
+@click.option(
+    "--input-shape", callback=_parse_shape, metavar="CxHxW", help="One input of the module, without the batch."
+)
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 def command(
     source: str,
@@ -48,20 +45,20 @@ def command(
     --weights): a function without arguments that returns the module. That form imports the package and runs its
     code, and looks for it in the current folder too; no other command runs code of yours.
     """
-    from vsfix.graph_passes.atomic_file import require_writable
+    from vsfix.pipeline.backends.opening import checkpoint_file
+    from vsfix.pipeline.output_file import require_output
 
     is_factory = ":" in source and not Path(source).exists()
     if is_factory and input_shape is None:
         raise click.UsageError("a factory needs --input-shape, as 3x32x32")
     if not is_factory and (input_shape is not None or weights is not None):
         raise click.UsageError("--input-shape and --weights go with package.module:factory; a checkpoint has its own")
+    inputs = [weights] if weights is not None else [] if is_factory else [checkpoint_file(Path(source))]
     # Before torch is loaded, which takes seconds.
-    require_writable(output, force=force)
+    require_output(output, force=force, inputs=inputs)
 
+    from vsfix.pipeline.exporting import export_checkpoint, export_factory
     from vsfix.trainers.checkpoint import load_checkpoint
-
-    from ..backends.opening import checkpoint_file
-    from ..exporting import export_checkpoint, export_factory
 
     if input_shape is not None:
         result = export_factory(source, output, input_shape=input_shape, weights=weights, opset=opset, force=force)

@@ -42,5 +42,8 @@ def json_option(function: F) -> F:
     """`--json FILE|-` and the `--force` that lets it, and the other outputs, replace a file."""
     function = click.option("--force", is_flag=True, help="Replace outputs that exist.")(function)
     return click.option(
-        "--json", "json_path", metavar="FILE|-", help="Write the result as JSON; - prints it, and nothing else, on stdout."
+        "--json",
+        "json_path",
+        metavar="FILE|-",
+        help="Write the result as JSON; - prints it, and nothing else, on stdout.",
     )(function)

@@ -71,13 +71,12 @@ def command(
     from dataclasses import asdict
 
     from vsfix.graph_passes.errors import CheckFailedError
+    from vsfix.pipeline.console import print_table, require_json_target, write_json
+    from vsfix.pipeline.verification import Tolerance
+    from vsfix.pipeline.verification_files import VerificationConfig, verify_files
+    from vsfix.pipeline.verification_table import accuracy_lines, verification_table
 
-    from ..console import print_table, require_json_target, write_json
-    from ..verification import Tolerance
-    from ..verification_files import VerificationConfig, verify_files
-    from ..verification_table import accuracy_lines, verification_table
-
-    require_json_target(json_path, force=force)
+    require_json_target(json_path, force=force, inputs=[path for path in (model, against, statistics) if path])
     config = VerificationConfig(
         backends=backends,
         data=data,

@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+import importlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+import numpy as np
+import onnx
+import pytest
+from vsfix.graph_passes.errors import BuildError, MissingComponentError
+from vsfix.pipeline.cli import SUMMARIES, vsfix
+
+# Adding an option is a decision: it edits this table too.
+OPTIONS = {
+    "demo": "--force --output",
+    "train": "--batch-size --data --epochs --force --lr --model --noise --output --precision --samples --seed --site "
+    "--weight-decay --width",
+    "export": "--force --input-shape --opset --output --weights SOURCE",
+    "inspect": "--batch-size --data --force --json --samples --seed MODEL",
+    "optimize": "--batch-size --data --dry-run --eval-data --eval-split --fold --force --html --json --layers "
+    "--max-memory --method --output --samples --seed --statistics MODEL",
+    "verify": "--against --backend --batch-size --data --force --json --min-agreement --min-snr --samples --seed --split "
+    "--statistics MODEL",
+    "doctor": "--force --json",
+}
+
+
+def one_line(result, code: int) -> str:
+    """The only line on stderr, of a call that ended with `code` and printed nothing."""
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("vsfix: error: ")
+    return lines[0]
+
+
+def module_of(name: str):
+    return importlib.import_module(f"vsfix.pipeline.commands.{name}")
+
+
+def test_the_commands_and_their_options_are_these():
+    found = {}
+    for name in SUMMARIES:
+        parameters = [
+            max(parameter.opts, key=len) if isinstance(parameter, click.Option) else parameter.human_readable_name
+            for parameter in module_of(name).command.params
+        ]
+        found[name] = " ".join(sorted(parameters))
+    assert found == OPTIONS
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_every_command_has_its_name_and_a_help_text(call, name):
+    result = call(name, "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Usage: vsfix {name} ")
+    assert module_of(name).command.name == name
+
+
+def test_the_help_lists_every_command_without_importing_one(call):
+    script = (
+        "import sys; from vsfix.pipeline.cli import vsfix; vsfix(['--help'], standalone_mode=False); "
+        "heavy = {'numpy', 'onnx', 'torch', 'onnxruntime', 'rich', 'matplotlib'} & set(sys.modules); "
+        "heavy |= {name for name in sys.modules if name.startswith('vsfix.pipeline.commands')}; print('heavy:', heavy)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "heavy: set()" in result.stdout
+    for name, summary in SUMMARIES.items():
+        assert f"  {name}" in result.stdout
+        assert summary in result.stdout
+
+
+def test_the_version_is_that_of_the_package(call):
+    assert version("vsfix") in call("--version").stdout
+
+
+def test_no_command_shows_the_help_and_is_no_success(call):
+    result = call()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Usage: vsfix")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bogus"], "No such command 'bogus'"),
+        (["--bogus"], "No such option"),
+        (["verify"], "Missing argument 'MODEL'"),
+        (["verify", "m.onnx"], "Missing option '--against'"),
+        (["verify", "m", "--against", "n", "--samples", "0"], "--samples"),
+        (["train", "--model", "mlp-1", "--data", "digits", "-o", "x", "--site", "z"], "--site"),
+        (["export", "a:b", "-o", "x.onnx"], "a factory needs --input-shape"),
+        (["export", "a:b", "-o", "x.onnx", "--input-shape", "3x0x2"], "without the batch, as 3x32x32"),
+        (["export", "a.pt", "-o", "x.onnx", "--weights", "w.pt"], "go with package.module:factory"),
+    ],
+)
+def test_wrong_usage_is_one_line_with_the_way_to_the_help(call, arguments, words):
+    line = one_line(call(*arguments), 2)
+    assert words in line
+    assert "--help`" in line
+
+
+def npz(path: Path, **arrays) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+IMAGES = np.zeros((3, 1, 8, 8), np.float32)
+NAN = np.where(np.arange(3)[:, None, None, None] == 1, np.float32("nan"), IMAGES)
+BAD_INPUTS = {
+    "model missing": (lambda p: ["verify", p / "gone.onnx", "--against", p / "ok.onnx"], "gone.onnx: no such file"),
+    "reference missing": (lambda p: ["verify", p / "ok.onnx", "--against", p / "gone.pt"], "gone.pt: no such file"),
+    "not an ONNX": (lambda p: ["verify", p / "text.onnx", "--against", p / "ok.onnx"], "is not an ONNX file"),
+    "empty file": (lambda p: ["verify", p / "empty.onnx", "--against", p / "ok.onnx"], "is not an ONNX file"),
+    "not a checkpoint": (
+        lambda p: ["verify", p / "ok.onnx", "--against", p / "text.pt"],
+        "can't be read as a checkpoint",
+    ),
+    "data missing": (lambda p: verify(p, p / "gone.npz"), "gone.npz: no such file"),
+    "data unknown": (lambda p: verify(p, "imagenet"), "'imagenet': unknown"),
+    "data of another kind": (lambda p: verify(p, npz(p / "d.npz", x=IMAGES)), "no array 'input'"),
+    "wrong shape": (lambda p: verify(p, npz(p / "d.npz", input=IMAGES[:, :, :4])), "float32 (3, 1, 4, 8) was given"),
+    "wrong rank": (lambda p: verify(p, npz(p / "d.npz", input=IMAGES[0])), "float32 (1, 8, 8) was given"),
+    "wrong dtype": (lambda p: verify(p, npz(p / "d.npz", input=IMAGES.astype(float))), "float64"),
+    "NaN": (lambda p: verify(p, npz(p / "d.npz", input=NAN)), "is not finite in 1 of 3 samples, the first is sample 1"),
+    "empty data": (lambda p: verify(p, npz(p / "d.npz", input=IMAGES[:0])), "holds no sample"),
+    "no npz": (lambda p: verify(p, npz_of_text(p)), "is not an .npz file"),
+    "label too large": (
+        lambda p: verify(p, npz(p / "d.npz", input=IMAGES, labels=np.array([1, 2, 10]))),
+        "the label of sample 2 is 10",
+    ),
+    "output exists": (lambda p: ["export", p / "run.pt", "-o", p / "ok.onnx"], "exists already; pass --force"),
+    "output folder missing": (lambda p: ["export", p / "run.pt", "-o", p / "no" / "m.onnx"], "does not exist"),
+    "output is a folder": (lambda p: ["export", p / "run.pt", "-o", p, "--force"], "is a folder"),
+    "output is the input": (lambda p: ["export", p / "run.pt", "-o", p / "run.pt", "--force"], "is an input"),
+    "JSON exists": (lambda p: ["doctor", "--json", p / "text.onnx"], "exists already; pass --force"),
+    "JSON is the model": (
+        lambda p: ["verify", p / "ok.onnx", "--against", p / "run.pt", "--json", p / "ok.onnx", "--force"],
+        "is an input",
+    ),
+    "source missing": (lambda p: ["export", p / "gone.pt", "-o", p / "m.onnx"], "gone.pt: no such file"),
+    "opset too old": (lambda p: ["export", p / "run.pt", "-o", p / "m.onnx", "--opset", 9], "opset 9"),
+    "noise unknown": (lambda p: train(p, "--noise", "gauss:1"), "kind must be one of"),
+    "model unknown": (lambda p: train(p, "--model", "vgg"), "must be preresnet-<depth> or mlp-<layers>"),
+    "no epochs": (lambda p: train(p, "--epochs", 0), "epochs must be"),
+}
+
+
+def verify(folder, data):
+    return ["verify", folder / "ok.onnx", "--against", folder / "run.pt", "--data", data]
+
+
+def train(folder, *arguments):
+    return ["train", "--model", "mlp-1", "--data", "digits", "-o", folder / "training", *arguments]
+
+
+def npz_of_text(folder):
+    path = folder / "d.npz"
+    path.write_text("no zip")
+    return path
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_bad_input_is_one_line_and_leaves_no_file(call, tmp_path, onnx_path, checkpoint_path, case):
+    for source, name in ((onnx_path, "ok.onnx"), (checkpoint_path, "run.pt")):
+        (tmp_path / name).write_bytes(source.read_bytes())
+    for name, content in (("text.onnx", "text"), ("text.pt", "text"), ("empty.onnx", "")):
+        (tmp_path / name).write_text(content)
+    arguments, words = BAD_INPUTS[case]
+    arguments = arguments(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert words in one_line(call(*arguments), 2)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("error", "code"), [(MissingComponentError("x"), 3), (BuildError("x"), 4)])
+def test_an_error_ends_with_its_own_exit_code(call, monkeypatch, error, code):
+    monkeypatch.setattr("vsfix.pipeline.doctor.check_backends", raiser(error))
+    assert one_line(call("doctor"), code) == "vsfix: error: x"
+
+
+def raiser(error: BaseException):
+    def function(*_, **__):
+        raise error
+
+    return function
+
+
+def test_a_missing_library_is_named_with_the_line_that_installs_it(call, monkeypatch):
+    error = ModuleNotFoundError("No module named 'torch'", name="torch")
+    monkeypatch.setattr("vsfix.pipeline.doctor.check_backends", raiser(error))
+    assert one_line(call("doctor"), 3).endswith("torch is not installed; run: pip install 'vsfix[train]'")
+
+
+def test_a_bug_shows_its_traceback(call, monkeypatch):
+    monkeypatch.setattr("vsfix.pipeline.doctor.check_backends", raiser(ZeroDivisionError("oh\nno")))
+    result = call("doctor")
+    assert result.exit_code == 70
+    assert result.stderr.startswith("Traceback")
+    assert result.stderr.splitlines()[-1] == "vsfix: internal error: ZeroDivisionError: oh no"
+
+
+def test_verbose_says_where_an_error_came_from(call, tmp_path):
+    result = call("-vv", "verify", tmp_path / "gone.onnx", "--against", tmp_path / "gone.onnx")
+    assert "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("vsfix: error: ")
+
+
+def test_an_interrupt_is_one_line(call, monkeypatch):
+    monkeypatch.setattr("vsfix.pipeline.doctor.check_backends", raiser(KeyboardInterrupt()))
+    result = call("doctor")
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "vsfix: interrupted\n")
+
+
+def run_script(*arguments: object) -> list[str]:
+    return [sys.executable, "-c", "from vsfix.pipeline.cli import main; main()", *map(str, arguments)]
+
+
+def test_ctrl_c_in_a_real_process_ends_in_one_line(tmp_path):
+    command = run_script("train", "--model", "mlp-1", "--data", "digits", "--epochs", 9999, "-o", tmp_path / "run")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "metrics.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1].splitlines()[-1] == "vsfix: interrupted"
+    assert process.returncode == 130
+    assert not [path for path in (tmp_path / "run").iterdir() if ".part" in path.name]
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    with subprocess.Popen(run_script("doctor"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+def test_json_on_stdout_is_alone_there(call, onnx_path, checkpoint_path):
+    result = call("verify", onnx_path, "--against", checkpoint_path, "--data", "digits", "--samples", 50, "--json", "-")
+    assert result.exit_code == 0
+    document = json.loads(result.stdout)
+    assert (document["schema_version"], document["status"]) == (1, "PASS")
+    assert document["results"][0]["outputs"]["logits"]["snr_db"] > 100
+    document = json.loads(call("doctor", "--json", "-").stdout)
+    assert {row["name"] for row in document["backends"] if row["status"] == "PASS"} >= {"torch", "onnxruntime"}
+
+
+def test_a_failed_check_prints_its_numbers_and_ends_with_one(call, onnx_path, checkpoint_path, tmp_path):
+    model = onnx.load(onnx_path)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "classifier.weight")
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 2, weight.name))
+    onnx.save(model, tmp_path / "m.onnx")
+    report = tmp_path / "r.json"
+    result = call("verify", tmp_path / "m.onnx", "--against", checkpoint_path, "--data", "digits", "--json", report)
+    assert result.exit_code == 1
+    assert f"FAIL {tmp_path / 'm.onnx'}" in result.stdout
+    assert "wanted 80 dB" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert json.loads(report.read_text())["status"] == "FAIL"
+
+
+def test_the_log_is_on_stderr_and_ends_with_the_command(call, onnx_path, npz_path):
+    arguments = ("verify", onnx_path, "--against", onnx_path, "--data", npz_path, "--samples", 99)
+    assert [call(*arguments).stderr.count("fewer than the 99") for _ in range(2)] == [1, 1]
+
+
+def test_the_doctor_prints_what_works_and_fails_where_nothing_does(call, monkeypatch):
+    result = call("doctor")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "pip install 'vsfix[gpu]'" in result.stdout or "onnxruntime-cuda     │ PASS" in result.stdout
+    monkeypatch.setattr("vsfix.pipeline.doctor.check_backends", lambda: ())
+    result = call("doctor")
+    assert (result.exit_code, result.stderr) == (
+        3,
+        "vsfix: error: no backend works here; run: pip install 'vsfix[cpu]'\n",
+    )
+
+
+def test_random_numbers_are_said_to_be_random(call, onnx_path, checkpoint_path):
+    result = call("verify", onnx_path, "--against", checkpoint_path)
+    assert result.exit_code == 0
+    assert "SKIP decisions: the inputs are random numbers" in result.stdout
+
+
+def test_training_export_and_verification_go_together(call, tmp_path):
+    run, model = tmp_path / "run", tmp_path / "m.onnx"
+    trained = call(
+        *("train --model mlp-2 --data digits --noise dropout:0.5 --epochs 1 --samples 200".split()), "-o", run
+    )
+    assert trained.exit_code == 0, trained.output
+    assert f"checkpoint: {run / 'checkpoint.pt'}" in trained.stdout
+    resumed = call(
+        *("train --model mlp-2 --data digits --noise dropout:0.5 --epochs 1 --samples 200".split()), "-o", run
+    )
+    assert "went on behind epoch 1" in resumed.stdout
+    exported = call("export", run, "-o", model)
+    assert exported.exit_code == 0, exported.output
+    assert "BatchNorms kept: 2\nnoise layers marked: 2\n" in exported.stdout
+    verified = call(
+        "verify", model, "--against", run, "--data", "digits", "--backend", "onnxruntime", "--backend", "reference"
+    )
+    assert verified.exit_code == 0, verified.output
+    assert "top-1" in verified.stdout
+
+
+def test_the_group_is_the_entry_point_of_the_script():
+    assert vsfix.name == "vsfix"

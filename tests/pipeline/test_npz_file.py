@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+from vsfix.graph_passes.errors import DataError, InputError
+from vsfix.pipeline.npz_file import read_npz
+
+
+class Bomb:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("code in the file was run",))
+
+
+def test_what_was_saved_comes_back(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, x=np.arange(6.0).reshape(2, 3), y=np.array([1, 2]))
+    arrays = read_npz(path)
+    assert list(arrays) == ["x", "y"]
+    np.testing.assert_array_equal(arrays["x"], np.arange(6.0).reshape(2, 3))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.npz: no such file"):
+        read_npz(tmp_path / "gone.npz")
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 cut", pickle.dumps([1, 2])])
+def test_another_kind_of_file_is_refused(tmp_path, content):
+    path = tmp_path / "a.npz"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"is not an \.npz file"):
+        read_npz(path)
+
+
+def test_a_single_array_is_refused(tmp_path):
+    with (tmp_path / "a.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(DataError, match="is a single array"):
+        read_npz(tmp_path / "a.npz")
+
+
+def test_objects_are_never_loaded(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, x=np.array([Bomb()], dtype=object))
+    with pytest.raises(DataError, match="array 'x' holds Python objects"):
+        read_npz(path)
+
+
+def test_a_damaged_array_is_named(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, x=np.zeros(1000))
+    content = bytearray(path.read_bytes())
+    content[600:700] = b"\xff" * 100
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="array 'x' is damaged"):
+        read_npz(path)
+
+
+def test_a_member_that_is_no_array_is_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", "hello")
+    with pytest.raises(DataError, match="is no array"):
+        read_npz(path)

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from vsfix.graph_passes.errors import DataError, MissingComponentError, ModelError
+from vsfix.graph_passes.inference import Runner
+from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
+from vsfix.pipeline.backends.reference_runner import ReferenceRunner
+
+DROPOUT = """(float[N, 100] x) => (float[N, 100] y) {
+    p = Abs (x)
+    d = Dropout <seed: int = 1> (p, ratio, mode)
+    y = Neg (d)
+}"""
+
+
+def dropout(parse, *, training: bool) -> onnx.ModelProto:
+    return parse(DROPOUT, {"ratio": np.array(0.5, np.float32), "mode": np.array(training)})
+
+
+def test_it_is_a_runner(residual):
+    runner: Runner = OnnxRuntimeRunner(residual)
+    assert runner.name == "onnxruntime (CPUExecutionProvider)"
+
+
+def test_it_computes_what_the_reference_evaluator_does(residual, images):
+    with OnnxRuntimeRunner(residual) as fast, ReferenceRunner(residual) as slow:
+        np.testing.assert_allclose(fast.run({"x": images})["y"], slow.run({"x": images})["y"], rtol=0, atol=2e-5)
+
+
+def test_a_changed_weight_is_seen(residual, images):
+    changed = onnx.ModelProto.FromString(residual.SerializeToString())
+    weight = changed.graph.initializer[0]
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.01, weight.name))
+    outputs = [OnnxRuntimeRunner(model).run({"x": images})["y"] for model in (residual, changed)]
+    assert np.abs(outputs[0] - outputs[1]).max() > 1e-3
+
+
+def test_the_same_input_gives_the_same_bits(residual, images):
+    with OnnxRuntimeRunner(residual) as runner:
+        first, second = (runner.run({"x": images})["y"] for _ in range(2))
+    with OnnxRuntimeRunner(residual) as other:
+        third = other.run({"x": images})["y"]
+    assert first.tobytes() == second.tobytes() == third.tobytes()
+
+
+def test_a_file_gives_the_same_bits_as_the_model_in_memory(residual, images, tmp_path):
+    onnx.save(residual, tmp_path / "m.onnx")
+    outputs = [OnnxRuntimeRunner(model, threads=1).run({"x": images})["y"] for model in (residual, tmp_path / "m.onnx")]
+    assert outputs[0].tobytes() == outputs[1].tobytes()
+
+
+def test_noise_is_on_only_where_it_was_asked_for(parse):
+    x = {"x": np.ones((50, 100), np.float32)}
+    model = dropout(parse, training=True)
+    np.testing.assert_array_equal(OnnxRuntimeRunner(model).run(x)["y"], -x["x"])
+    noisy = OnnxRuntimeRunner(model, keep_noise=True).run(x)["y"]
+    assert set(np.unique(noisy)) == {-2.0, 0.0}
+    assert np.mean(noisy) == pytest.approx(-1, abs=0.1)
+
+
+def test_a_marker_stays_the_identity_when_noise_is_kept(parse):
+    x = {"x": np.ones((5, 100), np.float32)}
+    np.testing.assert_array_equal(
+        OnnxRuntimeRunner(dropout(parse, training=False), keep_noise=True).run(x)["y"], -x["x"]
+    )
+
+
+def test_an_output_never_shares_the_memory_of_an_input(parse):
+    model = parse("(float[N] x) => (float[N] y) { y = Identity (x) }", {})
+    model.graph.output.append(model.graph.input[0])
+    x = np.ones(4, np.float32)
+    outputs = OnnxRuntimeRunner(model).run({"x": x})
+    x[:] = 7
+    assert [output.tolist() for output in outputs.values()] == [[1.0] * 4] * 2
+
+
+def test_nothing_is_cast(residual, images):
+    with pytest.raises(DataError, match=r"input 'x': the model takes float32 \(\?, 3, 8, 8\), but float64"):
+        OnnxRuntimeRunner(residual).run({"x": images.astype(np.float64)})
+
+
+def test_a_model_that_states_no_shape_takes_any(parse):
+    model = parse("(float[N] x) => (float[N] y) { y = Relu (x) }", {})
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    assert OnnxRuntimeRunner(model).run({"x": np.ones((2, 3), np.float32)})["y"].shape == (2, 3)
+
+
+def test_a_failure_inside_the_model_is_one_line(parse):
+    model = parse("(float[N] x, float[M] z) => (float[K] y) { y = Add (x, z) }", {})
+    with pytest.raises(ModelError, match="fails on this input") as caught:
+        OnnxRuntimeRunner(model).run({"x": np.ones(2, np.float32), "z": np.ones(3, np.float32)})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_can_not_be_loaded_says_why_in_one_line(residual, capfd):
+    residual.graph.node[0].op_type = "Convolution"
+    with pytest.raises(ModelError, match="Convolution") as caught:
+        OnnxRuntimeRunner(residual)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_that_is_no_model_is_named(tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"text")
+    with pytest.raises(ModelError, match=r"m\.onnx"):
+        OnnxRuntimeRunner(path)
+
+
+def test_a_provider_that_is_not_in_this_build_is_refused(residual, capfd):
+    with pytest.raises(MissingComponentError, match=r"no CUDAExecutionProvider.*pip install 'vsfix\[gpu\]'"):
+        OnnxRuntimeRunner(residual, provider="CUDAExecutionProvider")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_provider_that_falls_back_silently_is_refused(residual, monkeypatch):
+    session = onnxruntime.InferenceSession
+
+    def fall_back(source, options, providers, **more):
+        return session(source, options, providers=["CPUExecutionProvider"], **more)
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fall_back)
+    with pytest.raises(MissingComponentError, match="CPUExecutionProvider took its place"):
+        OnnxRuntimeRunner(residual, provider="CUDAExecutionProvider")
+
+
+def test_without_onnx_runtime_the_line_that_installs_it_is_given(residual, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingComponentError, match=r"not installed; run: pip install 'vsfix\[cpu\]'"):
+        OnnxRuntimeRunner(residual)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from vsfix.graph_passes.errors import InputError, MissingComponentError
+from vsfix.pipeline.npz_file import read_npz
+from vsfix.pipeline.verification_files import VerificationConfig, random_samples, verify_files
+from vsfix.trainers.checkpoint import load_checkpoint, save_checkpoint
+from vsfix.trainers.preprocessing import METADATA_KEY
+
+QUICK = VerificationConfig(data="digits", samples=60)
+
+
+def changed_statistics(onnx_path, tmp_path):
+    """A model whose running variances are larger, and the statistics that say so."""
+    model = onnx.load(onnx_path)
+    statistics = {}
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith("running_var"):
+            statistics[tensor.name] = onnx.numpy_helper.to_array(tensor) * np.float32(1.7)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(statistics[tensor.name], tensor.name))
+    onnx.save(model, tmp_path / "changed.onnx")
+    np.savez(tmp_path / "statistics.npz", **statistics)
+    return tmp_path / "changed.onnx", tmp_path / "statistics.npz"
+
+
+def test_an_export_is_equal_to_its_checkpoint_in_every_backend(onnx_path, checkpoint_path):
+    result = verify_files(onnx_path, checkpoint_path, replace(QUICK, backends=("onnxruntime", "reference")))
+    assert result.status == "PASS"
+    assert [row.candidate.split()[0] for row in result.results] == ["onnxruntime", "reference"]
+    assert min(row.outputs["logits"].snr_db for row in result.results) > 110
+
+
+def test_a_model_with_other_statistics_fails_until_the_reference_has_them_too(onnx_path, checkpoint_path, tmp_path):
+    model, statistics = changed_statistics(onnx_path, tmp_path)
+    assert len(read_npz(statistics)) == 2
+    assert verify_files(model, checkpoint_path, QUICK).status == "FAIL"
+    assert verify_files(model, checkpoint_path, replace(QUICK, statistics=statistics)).status == "PASS"
+    assert verify_files(onnx_path, checkpoint_path, replace(QUICK, statistics=statistics)).status == "FAIL"
+
+
+def test_two_onnx_files_are_compared_in_onnx_runtime(onnx_path, tmp_path):
+    model, _ = changed_statistics(onnx_path, tmp_path)
+    assert verify_files(onnx_path, onnx_path, QUICK).status == "PASS"
+    assert verify_files(model, onnx_path, QUICK).status == "FAIL"
+
+
+def test_a_checkpoint_can_be_the_candidate(onnx_path, checkpoint_path):
+    result = verify_files(checkpoint_path, onnx_path, replace(QUICK, backends=("torch",)))
+    assert (result.status, result.results[0].candidate) == ("PASS", "torch (cpu)")
+    result = verify_files(checkpoint_path, checkpoint_path, replace(QUICK, backends=("torch",)))
+    assert result.results[0].outputs["logits"].max_abs == 0
+
+
+def test_without_data_random_numbers_are_fed_and_nothing_is_decided(onnx_path, checkpoint_path):
+    for model, reference in ((onnx_path, checkpoint_path), (onnx_path, onnx_path)):
+        result = verify_files(model, reference, VerificationConfig())
+        assert (result.status, result.random, result.samples) == ("PASS", True, 256)
+        assert result.results[0].decisions is None
+
+
+def test_random_inputs_follow_from_the_seed():
+    first, again, other = (random_samples(["a"], [(2, 3)], 5, seed).inputs["a"] for seed in (1, 1, 2))
+    assert (first.shape, first.dtype) == ((5, 2, 3), np.float32)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_an_input_of_unknown_shape_can_not_be_drawn(parse, tmp_path):
+    onnx.save(parse("(float[N, M] x) => (float[N, M] y) { y = Relu (x) }", {}), tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="input 'x': can't be drawn at random"):
+        verify_files(tmp_path / "m.onnx", tmp_path / "m.onnx", VerificationConfig())
+
+
+def test_models_with_different_inputs_are_refused(onnx_path, checkpoint_path, parse, tmp_path):
+    paths = []
+    for name, body in [
+        ("one", "(float[N, 2] x) => (float[N, 2] y) { y = Relu (x) }"),
+        ("two", "(float[N, 2] x, float[N, 2] z) => (float[N, 2] y) { y = Add (x, z) }"),
+    ]:
+        paths.append(tmp_path / f"{name}.onnx")
+        onnx.save(parse(body, {}), paths[-1])
+    for model, reference in ((paths[0], onnx_path), (paths[0], paths[1]), (paths[1], checkpoint_path)):
+        with pytest.raises(InputError, match="has the inputs"):
+            verify_files(model, reference, VerificationConfig())
+
+
+def test_statistics_go_with_a_checkpoint_only(onnx_path, tmp_path):
+    with pytest.raises(InputError, match="goes with a checkpoint"):
+        verify_files(onnx_path, onnx_path, replace(QUICK, statistics=tmp_path / "s.npz"))
+
+
+def test_statistics_of_another_network_are_refused(onnx_path, checkpoint_path, tmp_path):
+    np.savez(tmp_path / "s.npz", **{"other.running_var": np.ones(3)})
+    with pytest.raises(InputError, match=r"'other\.running_var' is no running statistic"):
+        verify_files(onnx_path, checkpoint_path, replace(QUICK, statistics=tmp_path / "s.npz"))
+
+
+def test_the_preprocessing_of_the_reference_serves_a_model_that_says_nothing(onnx_path, checkpoint_path, tmp_path):
+    model = onnx.load(onnx_path)
+    onnx.helper.set_model_props(model, {})
+    onnx.save(model, tmp_path / "silent.onnx")
+    result = verify_files(tmp_path / "silent.onnx", checkpoint_path, QUICK)
+    told = verify_files(onnx_path, checkpoint_path, QUICK)
+    assert result.results[0].outputs["logits"] == told.results[0].outputs["logits"]
+    with pytest.raises(InputError, match=r"give an \.npz file"):
+        verify_files(tmp_path / "silent.onnx", tmp_path / "silent.onnx", QUICK)
+
+
+def test_two_statements_about_preprocessing_are_reported(onnx_path, checkpoint_path, tmp_path, caplog):
+    checkpoint = load_checkpoint(checkpoint_path)
+    other = replace(checkpoint, preprocessing=replace(checkpoint.preprocessing, mean=(0.4,)))
+    save_checkpoint(other, tmp_path / "other.pt")
+    assert METADATA_KEY in onnx_path.read_bytes().decode(errors="ignore")
+    with caplog.at_level(logging.WARNING):
+        assert verify_files(onnx_path, tmp_path / "other.pt", QUICK).status == "PASS"
+    assert "different preprocessing" in caplog.text
+
+
+def test_a_backend_that_is_not_here_is_missing(onnx_path):
+    with pytest.raises(MissingComponentError):
+        verify_files(onnx_path, onnx_path, replace(QUICK, backends=("onnxruntime", "tensorrt")))
