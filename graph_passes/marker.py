@@ -23,8 +23,8 @@ from .errors import InputError, ModelError
 from .noise import Noise, NoiseKind
 from .tensors import Tensor, constant_behind
 
-# An export that marks every noise layer says so under this key of metadata_props, with the number of its markers: a file
-# with the key and without a marker is a network without noise, one without the key has lost its evidence.
+# An export that marks every noise layer says so under this key of metadata_props, with the number of its markers: a
+# file with the key and without a marker is a network without noise, one without the key has lost its evidence.
 EXPORT_METADATA_KEY = "vsfix.noise_markers"
 
 _TAG = re.compile(r"#vsfix\.noise:(?P<kind>[a-z-]+)=(?P<value>[0-9.e+-]+)$")

@@ -49,10 +49,9 @@ class RepairStatistics:
 
 def _action(estimate: Estimate) -> str:
     """What was done to one BatchNorm."""
-    channels = estimate.kept.size
     if not estimate.kept_channels:
-        return f"new mean and variance in {channels} channels"
+        return "repaired"
     return (
-        f"new mean and variance in {channels - estimate.kept_channels} of {channels} channels; "
-        f"{estimate.kept_channels} without a usable variance keep theirs"
+        f"repaired in {estimate.kept.size - estimate.kept_channels} of {estimate.kept.size} channels; the others have "
+        "no usable variance and keep theirs"
     )

@@ -140,7 +140,15 @@ def calibration_batches(
         samples=samples,
         seed=seed,
     )
-    return list(loaded.batches(batch_size))
+    fixed = fixed_batch_size(model)
+    if fixed is None:
+        return list(loaded.batches(batch_size))
+    if len(loaded) < fixed:
+        raise DataError(f"{loaded.name}: the model takes batches of exactly {fixed}; {len(loaded)} samples are too few")
+    whole = len(loaded) // fixed * fixed
+    if whole < len(loaded):
+        _logger.warning("the model takes batches of exactly %d: %d samples are left out", fixed, len(loaded) - whole)
+    return list(loaded.batches(fixed))[: whole // fixed]
 
 
 def labelled_samples(
@@ -179,6 +187,17 @@ def model_input_names(model: onnx.ModelProto) -> list[str]:
     """The inputs that must be fed. Before IR version 4 every weight is listed as an input too."""
     weights = {tensor.name for tensor in model.graph.initializer}
     return [tensor.name for tensor in model.graph.input if tensor.name not in weights]
+
+
+def fixed_batch_size(model: onnx.ModelProto) -> int | None:
+    """The batch size that a model prescribes; None where any fits."""
+    names = set(model_input_names(model))
+    sizes = {
+        tensor.type.tensor_type.shape.dim[0].dim_value
+        for tensor in model.graph.input
+        if tensor.name in names and tensor.type.tensor_type.shape.dim
+    } - {0}
+    return min(sizes) if sizes else None
 
 
 def choose_rows(total: int, samples: int, seed: int, name: str) -> Array:

@@ -7,6 +7,7 @@ BatchNorm that divides by the variance that it really sees.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,8 @@ from .repair import BatchNormOutcome
 # Stands for the colour of the page's text until the SVG is part of the page.
 _TEXT_COLOUR = "#010203"
 _BEFORE, _AFTER = "#d1495b", "#2e86ab"
-_STEPS = (1.0, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+_STEPS = (1.0, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0)
+_MIN_GAP = 0.07  # between two ticks, as a share of the axis
 
 
 def mismatch_figure(outcomes: Sequence[BatchNormOutcome]) -> str:
@@ -52,7 +54,7 @@ def mismatch_figure(outcomes: Sequence[BatchNormOutcome]) -> str:
         axes.set_yscale("log")
         top = max((value for row in rows for value in row), default=1.0)
         axes.set_ylim(0.97, max(1.2, top * 1.1))
-        axes.yaxis.set_major_locator(FixedLocator([step for step in _STEPS if step <= max(1.2, top * 1.1)]))
+        axes.yaxis.set_major_locator(FixedLocator(_ticks(max(1.2, top * 1.1))))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -66,3 +68,12 @@ def mismatch_figure(outcomes: Sequence[BatchNormOutcome]) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :].replace(_TEXT_COLOUR, "currentColor")
+
+
+def _ticks(top: float) -> list[float]:
+    """The steps up to `top` that stand far enough apart on a logarithmic axis from 1 on for their labels."""
+    ticks = [_STEPS[0]]
+    for step in _STEPS[1:]:
+        if step <= top and math.log(step / ticks[-1]) >= _MIN_GAP * math.log(top):
+            ticks.append(step)
+    return ticks

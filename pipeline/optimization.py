@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from vsfix.graph_passes.atomic_file import atomic_path, require_writable
-from vsfix.graph_passes.errors import CheckFailedError, InputError
+from vsfix.graph_passes.atomic_file import atomic_path
+from vsfix.graph_passes.errors import CheckFailedError
 from vsfix.graph_passes.model_file import read_model, write_model
 from vsfix.graph_passes.shift import geometric_mean
 
@@ -16,6 +16,7 @@ from .accuracy import AccuracyRow, accuracy_of
 from .backends.onnxruntime_runner import OnnxRuntimeRunner
 from .calibration import calibration_batches, labelled_samples
 from .environment import describe_environment
+from .output_file import require_output
 from .repair import Repair, RepairConfig, RepairReport, repair_model
 from .report import Report, write_report
 
@@ -74,9 +75,7 @@ def optimize(
         CheckFailedError: the repair loses accuracy, or the fold is wrong; nothing is written then.
     """
     for path in outputs.paths():
-        if path.exists() and path.samefile(model_path):
-            raise InputError(f"{path}: is the input; the input is never written, name another output")
-        require_writable(path, force=outputs.force)
+        require_output(path, force=outputs.force, inputs=[model_path])
     model = read_model(model_path)
     batches = calibration_batches(model, data, samples=samples, batch_size=batch_size, seed=config.seed)
     repair = repair_model(model, batches, OnnxRuntimeRunner, config)
@@ -111,8 +110,8 @@ def judge(report: RepairReport, accuracies: tuple[AccuracyRow, ...] = ()) -> tup
         for side in ("before", "after")
     )
     verdict = (
-        f"Repaired {len(repaired)} of {len(report.batch_norms)} BatchNorms ({report.method}, {report.samples} samples): "
-        f"stored against real variance {before:.2f} -> {after:.2f}{tail}"
+        f"Repaired {len(repaired)} of {len(report.batch_norms)} BatchNorms ({report.method}, {report.samples} "
+        f"samples); stored against real variance: {before:.2f} -> {after:.2f}{tail}"
     )
     if accuracies:
         first, last = accuracies[0], accuracies[-1]

@@ -23,9 +23,9 @@ def command(output: Path, force: bool) -> None:
     The network has strong Dropout directly in front of BatchNorm. Everything runs on the CPU in about half a minute
     and ends with a report.
     """
-    from ..console import print_table, progress_wanted
-    from ..demo import run_demo
-    from ..tables import accuracy_table, repair_table, step_table
+    from vsfix.pipeline.console import print_table, progress_wanted
+    from vsfix.pipeline.demo import run_demo
+    from vsfix.pipeline.tables import accuracy_table, repair_table, step_table
 
     demo = run_demo(output, force=force, progress=progress_wanted(), say=lambda line: click.echo(line, err=True))
     print_table(repair_table(demo.repair.report))

@@ -27,13 +27,13 @@ def command(
     the stored variance; 1 is no shift.
     """
     from vsfix.graph_passes.model_file import import_graph, read_model
+    from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
+    from vsfix.pipeline.calibration import calibration_batches
+    from vsfix.pipeline.console import print_table, require_json_target, write_json
+    from vsfix.pipeline.inspection import inspect_graph
+    from vsfix.pipeline.tables import inspection_table
 
-    from ..backends.onnxruntime_runner import OnnxRuntimeRunner
-    from ..calibration import calibration_batches
-    from ..console import print_table, write_json
-    from ..inspection import inspect_graph
-    from ..tables import inspection_table
-
+    require_json_target(json_path, force=force, inputs=[model])
     loaded = read_model(model)
     batches = calibration_batches(loaded, data, samples=samples, batch_size=batch_size, seed=seed) if data else []
     inspection = inspect_graph(import_graph(loaded), batches, OnnxRuntimeRunner)

@@ -67,13 +67,14 @@ def command(
     The data is the network's training data or anything like it; labels are not needed. 32 samples are enough for
     --method paired, the default wherever the file says where the noise was.
     """
-    from ..console import print_table, write_json
-    from ..optimization import Optimization, Outputs, optimize
-    from ..repair import RepairConfig, report_as_dict
-    from ..tables import accuracy_table, repair_table
+    from vsfix.pipeline.console import print_table, require_json_target, write_json
+    from vsfix.pipeline.optimization import Optimization, Outputs, optimize
+    from vsfix.pipeline.repair import RepairConfig, report_as_dict
+    from vsfix.pipeline.tables import accuracy_table, repair_table
 
     if output is None and not dry_run:
         raise click.UsageError("name the output with -o, or pass --dry-run")
+    require_json_target(json_path, force=force, inputs=[model])
     result: Optimization = optimize(
         model,
         data,

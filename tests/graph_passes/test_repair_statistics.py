@@ -42,4 +42,4 @@ def test_a_batch_norm_without_a_usable_channel_keeps_its_statistics(residual):
 
 def test_the_report_counts_the_channels(residual):
     result = RepairStatistics({"bn2": estimate(kept=2)}, {})(import_graph(residual))
-    assert "4 of 6 channels" in result.changed[0].action
+    assert "repaired in 4 of 6 channels" in result.changed[0].action
