@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from vsfix.graph_passes.atomic_file import atomic_path
+from vsfix.graph_passes.batch_norm import require_batch_norms
 from vsfix.graph_passes.errors import CheckFailedError
-from vsfix.graph_passes.model_file import read_model, write_model
+from vsfix.graph_passes.model_file import import_graph, read_model, write_model
 from vsfix.graph_passes.shift import geometric_mean
 
 from .accuracy import AccuracyRow, accuracy_of
@@ -77,6 +78,7 @@ def optimize(
     for path in outputs.paths():
         require_output(path, force=outputs.force, inputs=[model_path])
     model = read_model(model_path)
+    require_batch_norms(import_graph(model))
     batches = calibration_batches(model, data, samples=samples, batch_size=batch_size, seed=config.seed)
     repair = repair_model(model, batches, OnnxRuntimeRunner, config)
     accuracies: tuple[AccuracyRow, ...] = ()

@@ -26,6 +26,7 @@ def command(
     With --data the real variance of every BatchNorm input is measured too. Shift is the variance at inference over
     the stored variance; 1 is no shift.
     """
+    from vsfix.graph_passes.batch_norm import require_batch_norms
     from vsfix.graph_passes.model_file import import_graph, read_model
     from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
     from vsfix.pipeline.calibration import calibration_batches
@@ -35,8 +36,10 @@ def command(
 
     require_json_target(json_path, force=force, inputs=[model])
     loaded = read_model(model)
+    graph = import_graph(loaded)
+    require_batch_norms(graph)
     batches = calibration_batches(loaded, data, samples=samples, batch_size=batch_size, seed=seed) if data else []
-    inspection = inspect_graph(import_graph(loaded), batches, OnnxRuntimeRunner)
+    inspection = inspect_graph(graph, batches, OnnxRuntimeRunner)
     if json_path != "-":
         print_table(inspection_table(inspection))
         click.echo(f"noise layers: {', '.join(inspection.noise_sources) or 'none marked'}")

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from vsfix.graph_passes.batch_norm import find_batch_norms
+from vsfix.graph_passes.model_file import import_graph
+from vsfix.pipeline.inspection import inspect_graph
+
+
+def test_without_data_the_noise_and_the_prediction_are_there(residual, open_model):
+    inspection = inspect_graph(import_graph(residual), [], open_model)
+    rows = {row.name: row for row in inspection.rows}
+    assert [(row.noise, row.distance, row.sources) for row in rows.values()] == [
+        ("dropout:0.5", "direct", 1),
+        ("dropout:0.5", "direct", 2),
+        ("dropout:0.5", "downstream", 2),
+    ]
+    stored = find_batch_norms(import_graph(residual))[0]
+    v = 0.5 * (stored.variance + stored.mean**2) - stored.mean**2
+    assert rows["bn1"].predicted_shift == pytest.approx(np.exp(np.log(v / stored.variance).mean()), rel=1e-12)
+    assert rows["bn3"].predicted_shift is None
+    assert all(row.measured_shift is None for row in rows.values())
+    assert inspection.noise_sources == ("d1 dropout:0.5", "d2 dropout:0.5")
+    assert inspection.samples == 0
+
+
+def test_with_data_the_real_variance_is_compared_with_the_stored(residual, images, open_model):
+    inspection = inspect_graph(import_graph(residual), [{"x": images}], open_model)
+    weight = next(t for t in residual.graph.initializer if t.name == "conv1.weight")
+    import onnx.numpy_helper
+    import torch
+
+    w = torch.tensor(onnx.numpy_helper.to_array(weight).astype(np.float64))
+    real = torch.nn.functional.conv2d(torch.tensor(images.astype(np.float64)), w, padding=1).var(
+        (0, 2, 3), correction=0
+    )
+    stored = find_batch_norms(import_graph(residual))[0].variance
+    assert inspection.rows[0].measured_shift == pytest.approx(np.exp(np.log(real.numpy() / stored).mean()), rel=1e-5)
+    assert inspection.samples == 60
+
+
+def test_a_file_without_markers_says_so(parse, open_model):
+    weights = {name: np.ones(3, np.float32) for name in ("g", "b", "m", "v")}
+    model = parse("(float[N, 3] x) => (float[N, 3] y) { y = BatchNormalization (x, g, b, m, v) }", weights)
+    x = np.random.default_rng(0).normal(1, 1, (400, 3)).astype(np.float32)
+    quiet = inspect_graph(import_graph(model), [{"x": x}], open_model)
+    assert ["marks no noise layer" in warning for warning in quiet.warnings] == [True]
+
+
+def test_foreign_data_is_told_apart_from_a_shift(parse, open_model):
+    weights = {name: np.ones(3, np.float32) for name in ("g", "b", "m", "v")}
+    model = parse("(float[N, 3] x) => (float[N, 3] y) { y = BatchNormalization (x, g, b, m, v) }", weights)
+    x = np.random.default_rng(0).normal(1, 9, (400, 3)).astype(np.float32)
+    foreign = inspect_graph(import_graph(model), [{"x": x}], open_model)
+    assert any("is it the data of the training" in warning for warning in foreign.warnings)

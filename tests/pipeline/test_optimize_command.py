@@ -1,0 +1,218 @@
+"""`vsfix inspect` and `vsfix optimize` as a user types them, with good input and bad."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.helper
+import pytest
+from vsfix.graph_passes.model_file import read_model
+from vsfix.pipeline.commands.optimize import parse_bytes
+
+
+@pytest.fixture
+def network(onnx_path, tmp_path) -> Path:
+    return Path(shutil.copy(onnx_path, tmp_path / "network.onnx"))
+
+
+def test_inspect_lists_the_noise_and_writes_nothing(call, network):
+    before = sorted(network.parent.iterdir())
+    result = call("inspect", network, "--data", "digits", "--samples", 64)
+    assert result.exit_code == 0, result.stderr
+    assert "layers.0.bn" in result.stdout
+    assert "dropout:0.5" in result.stdout
+    assert sorted(network.parent.iterdir()) == before
+
+
+def test_inspect_gives_json_alone_on_stdout(call, network):
+    result = call("inspect", network, "--json", "-")
+    document = json.loads(result.stdout)
+    assert document["schema_version"] == 1
+    assert [row["distance"] for row in document["rows"]] == ["direct", "direct"]
+    assert document["rows"][0]["measured_shift"] is None
+
+
+def test_optimize_writes_what_was_asked_for_and_leaves_the_input(call, network, tmp_path):
+    original = network.read_bytes()
+    outputs = {name: tmp_path / f"out.{name}" for name in ("onnx", "npz", "html", "json")}
+    result = call(
+        *("optimize", network, "-o", outputs["onnx"], "--data", "digits", "--samples", 32),
+        *("--statistics", outputs["npz"], "--html", outputs["html"], "--json", outputs["json"]),
+    )
+    assert result.exit_code == 0, result.stderr
+    assert network.read_bytes() == original
+    assert {node.op_type for node in read_model(outputs["onnx"]).graph.node}.isdisjoint({"Dropout", "Identity"})
+    assert set(np.load(outputs["npz"])) == {f"layers.{i}.bn.running_{s}" for i in (0, 1) for s in ("mean", "var")}
+    assert json.loads(outputs["json"].read_text())["method"] == "paired"
+    assert "</html>" in outputs["html"].read_text()
+    assert "PASS Repaired 2 of 2 BatchNorms (paired, 32 samples)" in result.stdout
+
+
+def test_optimize_and_verify_agree_with_torch(call, network, checkpoint_path, tmp_path):
+    output, statistics = tmp_path / "out.onnx", tmp_path / "s.npz"
+    call("optimize", network, "-o", output, "--data", "digits", "--samples", 64, "--statistics", statistics)
+    against = ("--against", checkpoint_path, "--data", "digits", "--min-snr", 100)
+    assert call("verify", output, *against, "--statistics", statistics).exit_code == 0
+    assert call("verify", output, *against).exit_code == 1, "other statistics must be seen"
+
+
+def test_a_dry_run_writes_nothing(call, network):
+    before = sorted(network.parent.iterdir())
+    result = call("optimize", network, "--data", "digits", "--samples", 32, "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert sorted(network.parent.iterdir()) == before
+
+
+def test_a_repair_that_loses_accuracy_is_refused_and_not_written(call, network, tmp_path):
+    """Labels that are the answers of the unrepaired network: every flip is a loss."""
+    from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
+
+    x = np.random.default_rng(0).normal(0, 1, (400, 1, 8, 8)).astype(np.float32)
+    with OnnxRuntimeRunner(network) as runner:
+        labels = runner.run({"input": x})["logits"].argmax(axis=1)
+    np.savez(tmp_path / "labelled.npz", input=x, labels=labels)
+    before = sorted(tmp_path.iterdir())
+    result = call(
+        *("optimize", network, "-o", tmp_path / "out.onnx", "--data", "digits", "--samples", 32),
+        *("--eval-data", tmp_path / "labelled.npz", "--html", tmp_path / "out.html"),
+    )
+    assert result.exit_code == 1
+    assert "refused" in result.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def make_input(tmp_path: Path, kind: str) -> str:
+    """A data file that is bad in one way."""
+    arrays = {
+        "wrong-shape": {"input": np.ones((32, 3, 8, 8), np.float32)},
+        "nan": {
+            "input": np.where(np.arange(32)[:, None, None, None] == 5, np.nan, 1).astype(np.float32)
+            * np.ones((32, 1, 8, 8), np.float32)
+        },
+        "empty": {"input": np.ones((0, 1, 8, 8), np.float32)},
+        "other-name": {"image": np.ones((32, 1, 8, 8), np.float32)},
+        "few": {"input": np.random.default_rng(0).normal(size=(3, 1, 8, 8)).astype(np.float32)},
+    }[kind]
+    path = tmp_path / f"{kind}.npz"
+    np.savez(path, **arrays)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("wrong-shape", "3, 8, 8"),
+        ("nan", "sample 5"),
+        ("empty", "no sample"),
+        ("other-name", "'input'"),
+        ("few", "at least 16 samples"),
+    ],
+)
+def test_bad_data_is_one_line_and_leaves_nothing(call, network, tmp_path, kind, said):
+    data = make_input(tmp_path, kind)
+    before = sorted(tmp_path.iterdir())
+    result = call("optimize", network, "-o", tmp_path / "out.onnx", "--data", data)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert result.stderr.startswith("vsfix: error: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def make_model(network: Path, kind: str) -> Path:
+    """A model that is bad in one way, in the place of the network."""
+    if kind == "missing":
+        network.unlink()
+    elif kind == "garbage":
+        network.write_bytes(b"this is no model" * 100)
+    elif kind == "truncated":
+        network.write_bytes(network.read_bytes()[:-500])
+    elif kind == "empty":
+        network.write_bytes(b"")
+    elif kind == "folder":
+        network.unlink()
+        network.mkdir()
+    elif kind in ("folded", "never"):
+        op = "Gemm" if kind == "folded" else "Relu"
+        value = onnx.helper.make_tensor_value_info
+        names = ["input", "w"] if kind == "folded" else ["input"]
+        graph = onnx.helper.make_graph(
+            [onnx.helper.make_node(op, names, ["logits"])],
+            "g",
+            [value("input", 1, ["N", 4])],
+            [value("logits", 1, ["N", 4])],
+            [onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")] if kind == "folded" else [],
+        )
+        onnx.save(
+            onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8), network
+        )
+    return network
+
+
+@pytest.mark.parametrize("command", ["inspect", "optimize"])
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("missing", "no such file"),
+        ("garbage", "not an ONNX file"),
+        ("truncated", "not an ONNX file"),
+        ("empty", "not an ONNX file"),
+        ("folder", "no such file"),
+        ("folded", "folded into the layers in front; export it again with `vsfix export`"),
+        ("never", "never had any"),
+    ],
+)
+def test_a_bad_model_is_one_line_and_leaves_nothing(call, network, tmp_path, command, kind, said):
+    np.savez(tmp_path / "data.npz", input=np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32))
+    model = make_model(network, kind)
+    before = sorted(tmp_path.iterdir())
+    output = ["-o", tmp_path / "out.onnx"] if command == "optimize" else []
+    result = call(command, model, *output, "--data", tmp_path / "data.npz")
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_existing_output_is_kept_without_force_and_replaced_with_it(call, network, tmp_path):
+    output = tmp_path / "out.onnx"
+    output.write_bytes(b"precious")
+    arguments = ("optimize", network, "-o", output, "--data", "digits", "--samples", 32)
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert "--force" in result.stderr
+    assert output.read_bytes() == b"precious"
+    assert call(*arguments, "--force").exit_code == 0
+    read_model(output)
+
+
+@pytest.mark.parametrize("option", ["-o", "--json", "--html", "--statistics"])
+def test_the_input_is_never_an_output(call, network, option, tmp_path):
+    original = network.read_bytes()
+    output = [] if option == "-o" else ["-o", tmp_path / "out.onnx"]
+    result = call("optimize", network, *output, option, network, "--data", "digits", "--samples", 32, "--force")
+    assert result.exit_code == 2
+    assert "input" in result.stderr
+    assert network.read_bytes() == original
+
+
+def test_an_output_is_needed_unless_it_is_a_dry_run(call, network):
+    result = call("optimize", network, "--data", "digits")
+    assert result.exit_code == 2
+    assert "-o" in result.stderr
+
+
+@pytest.mark.parametrize(("text", "size"), [("512M", 512 << 20), ("2G", 2 << 30), ("1.5k", 1536), ("100", 100)])
+def test_sizes_are_read(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "-1G", "nan", "inf", "12Q"])
+def test_sizes_that_mean_nothing_are_refused(call, network, text):
+    result = call("optimize", network, "--dry-run", "--data", "digits", "--max-memory", text)
+    assert result.exit_code == 2
+    assert "--max-memory" in result.stderr

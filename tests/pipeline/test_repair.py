@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import onnx.checker
+import pytest
+import torch
+from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
+from vsfix.graph_passes.marker import EXPORT_METADATA_KEY
+from vsfix.graph_passes.model_file import export_model, import_graph, read_metadata
+from vsfix.graph_passes.remove_identities import RemoveMarkers
+from vsfix.pipeline.repair import METADATA_KEY, RepairConfig, repair_model
+
+
+def batches(images: np.ndarray) -> list[dict[str, np.ndarray]]:
+    return [{"x": part} for part in np.split(images, [25])]
+
+
+def without_markers(model: onnx.ModelProto, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
+    graph = import_graph(model)
+    RemoveMarkers()(graph)
+    return export_model(graph, model, metadata)
+
+
+@pytest.mark.parametrize("method", ["paired", "exact"])
+def test_the_deployed_graph_has_no_marker_and_no_batch_norm_that_could_be_folded(residual, images, open_model, method):
+    repair = repair_model(residual, batches(images), open_model, RepairConfig(method=method))
+    onnx.checker.check_model(repair.model, full_check=True)
+    operators = [node.op_type for node in repair.model.graph.node]
+    assert "Dropout" not in operators
+    assert operators.count("BatchNormalization") == 2
+    reasons = [outcome.fold_reason for outcome in repair.report.batch_norms if not outcome.folded]
+    assert reasons == [
+        "the output of Conv in front is read 2 times",
+        "its input comes from Add, not from one of Conv, Gemm",
+    ]
+
+
+def test_the_deployed_graph_computes_what_torch_computes_with_the_same_statistics(residual, images, open_model):
+    repair = repair_model(residual, batches(images), open_model, RepairConfig(method="exact"))
+    found = open_model(repair.model).run({"x": images})["y"]
+    w = {t.name: torch.tensor(onnx.numpy_helper.to_array(t).astype(np.float64)) for t in residual.graph.initializer}
+    w |= {name: torch.tensor(values.astype(np.float64)) for name, values in repair.statistics.items()}
+
+    def bn(t, name):
+        return torch.nn.functional.batch_norm(
+            t, w[f"{name}.running_mean"], w[f"{name}.running_var"], w[f"{name}.weight"], w[f"{name}.bias"]
+        )
+
+    conv, relu = torch.nn.functional.conv2d, torch.nn.functional.relu
+    c1 = conv(torch.tensor(images.astype(np.float64)), w["conv1.weight"], padding=1)
+    c2 = conv(relu(bn(c1, "bn1")), w["conv2.weight"], w["conv2.bias"], padding=1)
+    c3 = conv(relu(bn(c2, "bn2")), w["conv3.weight"], padding=1)
+    truth = (relu(bn(c3 + c1, "bn3")).mean((2, 3)) @ w["fc.weight"].T + w["fc.bias"]).numpy()
+    snr = 10 * np.log10((truth**2).sum() / ((found - truth) ** 2).sum())
+    assert snr > 100
+    planted = 10 * np.log10((truth**2).sum() / ((found * 1.0001 - truth) ** 2).sum())
+    assert planted < 100, "an error of a hundredth of a percent must be seen"
+
+
+def test_after_an_exact_repair_every_batch_norm_stores_what_it_sees(residual, images, open_model):
+    report = repair_model(residual, batches(images), open_model, RepairConfig(method="exact")).report
+    assert [outcome.before.mismatch > 1.3 for outcome in report.batch_norms] == [True] * 3
+    assert [outcome.after.mismatch for outcome in report.batch_norms] == pytest.approx([1.0] * 3, abs=1e-5)
+
+
+def test_two_repairs_are_equal_bit_for_bit_and_the_seed_matters(residual, images, open_model):
+    first, again, other = (
+        repair_model(residual, batches(images), open_model, RepairConfig(seed=seed)).model.SerializeToString()
+        for seed in (4, 4, 5)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_the_input_is_not_changed(residual, images, open_model):
+    before = residual.SerializeToString()
+    repair_model(residual, batches(images), open_model, RepairConfig())
+    assert residual.SerializeToString() == before
+
+
+def test_without_folding_only_the_named_statistics_change(residual, images, open_model):
+    repair = repair_model(residual, batches(images), open_model, RepairConfig(layers="bn[12]", fold=False))
+    before = {tensor.name: tensor.raw_data for tensor in residual.graph.initializer}
+    after = {tensor.name: tensor.raw_data for tensor in repair.model.graph.initializer}
+    changed = {name for name, data in after.items() if before[name] != data}
+    assert changed == set(repair.statistics) == {f"{n}.running_{s}" for n in ("bn1", "bn2") for s in ("mean", "var")}
+    assert [outcome.repaired for outcome in repair.report.batch_norms] == [True, True, False]
+    assert "does not match" in repair.report.batch_norms[2].action
+
+
+def test_auto_is_paired_where_noise_is_marked_and_says_why(residual, images, open_model):
+    report = repair_model(residual, batches(images), open_model, RepairConfig()).report
+    assert report.method == "paired"
+    assert "where the noise was" in report.method_reason
+
+
+def test_the_repair_is_written_into_the_metadata(residual, images, open_model):
+    model = repair_model(residual, batches(images), open_model, RepairConfig(method="exact")).model
+    said = json.loads(read_metadata(model)[METADATA_KEY])
+    assert said["method"] == "exact"
+    assert said["samples"] == 60
+    assert said["repaired"] == ["bn1", "bn2", "bn3"]
+
+
+def test_a_file_that_has_lost_its_noise_is_refused_with_the_way_out(residual, images, open_model):
+    with pytest.raises(ModelError, match="--method exact --layers all"):
+        repair_model(without_markers(residual), batches(images), open_model, RepairConfig())
+
+
+def test_the_way_out_works(residual, images, open_model):
+    config = RepairConfig(method="exact", layers="all")
+    report = repair_model(without_markers(residual), batches(images), open_model, config).report
+    assert all(outcome.repaired for outcome in report.batch_norms)
+
+
+def test_a_network_that_was_exported_without_noise_is_left_as_it_is(residual, images, open_model):
+    healthy = without_markers(residual, {EXPORT_METADATA_KEY: "0"})
+    repair = repair_model(healthy, batches(images), open_model, RepairConfig(fold=False))
+    assert repair.report.method == "none"
+    assert repair.statistics == {}
+    before = [tensor.SerializeToString() for tensor in healthy.graph.initializer]
+    assert [tensor.SerializeToString() for tensor in repair.model.graph.initializer] == before
+
+
+def test_a_second_repair_finds_nothing_to_repair(residual, images, open_model):
+    onnx.helper.set_model_props(residual, {EXPORT_METADATA_KEY: "2"})
+    once = repair_model(residual, batches(images), open_model, RepairConfig(fold=False))
+    twice = repair_model(once.model, batches(images), open_model, RepairConfig(fold=False))
+    assert twice.report.method == "none"
+    assert not any(outcome.repaired for outcome in twice.report.batch_norms)
+
+
+def test_a_model_without_batch_norm_is_refused_with_the_export_that_keeps_them(parse, open_model):
+    model = parse("(float[N, 3] x) => (float[N, 2] y) { y = MatMul (x, w) }", {"w": np.ones((3, 2), np.float32)})
+    with pytest.raises(ModelError, match=r"folded.*vsfix export"):
+        repair_model(model, [{"x": np.ones((20, 3), np.float32)}], open_model, RepairConfig())
+
+
+def test_a_fold_that_goes_wrong_is_caught_before_anything_is_returned(residual, images, open_model, monkeypatch):
+    from vsfix.graph_passes import fold_batch_norm
+
+    monkeypatch.setattr(fold_batch_norm, "_bias", lambda match: np.full(6, 0.1))
+    with pytest.raises(CheckFailedError, match="folded graph departs"):
+        repair_model(residual, batches(images), open_model, RepairConfig(method="exact"))
+
+
+@pytest.mark.parametrize("options", [{"method": "magic"}, {"repeats": 0}, {"max_memory": -1}, {"layers": "nothing*"}])
+def test_options_that_mean_nothing_are_refused(residual, images, open_model, options):
+    with pytest.raises(InputError):
+        repair_model(residual, batches(images), open_model, RepairConfig(**options))
