@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from vsfix.graph_passes.errors import CheckFailedError, InputError, OutputExistsError
 from vsfix.graph_passes.inference import Runner
 from vsfix.graph_passes.measurement import Batch
@@ -20,6 +21,7 @@ from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.checkpoint import Checkpoint, load_checkpoint
 from vsfix.trainers.network import NetworkConfig
 from vsfix.trainers.training_config import TrainingConfig
+from vsfix.trainers.training_loop import train
 
 from .accuracy import AccuracyRow, accuracy_of
 from .backends.onnxruntime_runner import OnnxRuntimeRunner
@@ -143,11 +145,18 @@ def _prepare(folder: Path, *, force: bool) -> None:
 
 
 def _train(folder: Path, *, progress: bool) -> Checkpoint:
-    """Trains the network of the demonstration from the start."""
-    from vsfix.trainers.training_loop import train
+    """Trains the network of the demonstration from the start, on one thread.
 
-    train(CONFIGURATION, folder / "training", force=True, progress=progress)
-    return load_checkpoint(folder / "training" / "checkpoint.pt")
+    On images of 8x8 pixels a second thread brings next to nothing; on a machine that does other work the threads wait
+    for each other at every operator, and the training takes ten times as long.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        result = train(CONFIGURATION, folder / "training", force=True, progress=progress)
+    finally:
+        torch.set_num_threads(threads)
+    return load_checkpoint(result.checkpoint)
 
 
 def _samples(checkpoint: Checkpoint, model: onnx.ModelProto, split: str) -> Samples:
