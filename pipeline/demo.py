@@ -6,6 +6,7 @@ front of the last BatchNorm of each block (site a of the paper), fifteen short e
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,15 @@ class Demo:
     report: Path
 
 
+@dataclass(frozen=True)
+class _Repairs:
+    """The same network repaired with few images by each method, and with all images."""
+
+    paired: Repair
+    exact_few: Repair
+    exact_all: Repair
+
+
 def run_demo(folder: Path, *, force: bool, progress: bool, say: Callable[[str], None]) -> Demo:
     """Trains, exports, inspects, repairs, folds, verifies each step against torch, and writes the report.
 
@@ -91,45 +101,24 @@ def run_demo(folder: Path, *, force: bool, progress: bool, say: Callable[[str], 
     say(f"train: {CONFIGURATION.network.model}, {CONFIGURATION.network.noise} at site {CONFIGURATION.network.site}")
     checkpoint = _train(folder, progress=progress)
     say("export: every BatchNorm kept, every noise layer marked")
-    network = folder / "network.onnx"
-    export_checkpoint(checkpoint, network, force=True)
-    model = read_model(network)
-    train, test = (_samples(checkpoint, model, split) for split in ("train", "test"))
-    everything = list(train.batches(_BATCH_SIZE))
-    few = list(train.subset(CALIBRATION_IMAGES, seed=0).batches(_BATCH_SIZE))
-    say(f"repair: paired and exact with {CALIBRATION_IMAGES} images, exact with all {len(train)}")
-    paired = repair_model(model, few, OnnxRuntimeRunner, RepairConfig(method="paired"), judged_on=everything)
-    exact_few = repair_model(model, few, OnnxRuntimeRunner, RepairConfig(method="exact"))
-    exact_all = repair_model(model, everything, OnnxRuntimeRunner, RepairConfig(method="exact"))
-    write_model(paired.model, folder / "repaired.onnx", force=True)
+    export_checkpoint(checkpoint, folder / "network.onnx", force=True)
+    model = read_model(folder / "network.onnx")
+    train_set, test_set = (_samples(checkpoint, model, split) for split in ("train", "test"))
+    say(f"repair: paired and exact with {CALIBRATION_IMAGES} images, exact with all {len(train_set)}")
+    repairs = _repair(model, train_set)
+    write_model(repairs.paired.model, folder / "repaired.onnx", force=True)
     say("verify: each step against PyTorch")
-    accuracies = (
-        _accuracy("as trained", model, test, None),
-        _accuracy("repaired, paired", paired.model, test, len(few[0]["input"])),
-        _accuracy("repaired, exact", exact_few.model, test, len(few[0]["input"])),
-        _accuracy("repaired, exact: the best that re-estimation reaches", exact_all.model, test, len(train)),
-    )
-    unfolded = repair_model(model, few, OnnxRuntimeRunner, RepairConfig(method="paired", fold=False))
-    repaired_torch = with_statistics(checkpoint.build(), paired.statistics)
-    steps = (
-        _step("export", TorchRunner(checkpoint.build()), model, test),
-        _step("repair", TorchRunner(repaired_torch), unfolded.model, test),
-        _step("repair and fold", TorchRunner(repaired_torch), paired.model, test),
-    )
+    accuracies = _accuracies(model, repairs, test_set, len(train_set))
+    steps = _steps(checkpoint, model, repairs.paired, test_set)
     status = "PASS" if all(step.status == "PASS" for step in steps) else "FAIL"
-    trained, repaired, _, best = accuracies
-    verdict = (
-        f"Dropout in front of BatchNorm cost this network {100 * (best.accuracy - trained.accuracy):.1f} points: "
-        f"{100 * trained.accuracy:.1f} % as trained, {100 * repaired.accuracy:.1f} % repaired with "
-        f"{CALIBRATION_IMAGES} unlabelled images, {100 * best.accuracy:.1f} % by re-estimation over {len(train)}."
-    )
-    page = folder / "report.html"
+    verdict = _verdict(accuracies, len(train_set))
     title = f"vsfix demo: {CONFIGURATION.network.model} with {CONFIGURATION.network.noise} on handwritten digits"
-    facts = describe_environment() | {"configuration": str(CONFIGURATION.to_dict())}
-    write_report(Report(title, verdict, status, paired.report, accuracies, steps, facts), page, force=True)
+    facts = describe_environment() | {"configuration": json.dumps(CONFIGURATION.to_dict())}
+    page = folder / "report.html"
+    write_report(Report(title, verdict, status, repairs.paired.report, accuracies, steps, facts), page, force=True)
     if status == "FAIL":
         raise CheckFailedError(f"a step departs from torch by more than {MIN_SNR_DB:.0f} dB allows; see {page}")
-    return Demo(paired, accuracies, steps, verdict, status, page)
+    return Demo(repairs.paired, accuracies, steps, verdict, status, page)
 
 
 def _prepare(folder: Path, *, force: bool) -> None:
@@ -172,10 +161,51 @@ def _samples(checkpoint: Checkpoint, model: onnx.ModelProto, split: str) -> Samp
     )
 
 
-def _accuracy(what: str, model: onnx.ModelProto, test: Samples, images: int | None) -> AccuracyRow:
-    """The accuracy of one model in ONNX Runtime."""
-    with OnnxRuntimeRunner(model) as runner:
-        return accuracy_of(what, runner, test, batch_size=_BATCH_SIZE, images=images)
+def _repair(model: onnx.ModelProto, train_set: Samples) -> _Repairs:
+    """Repairs the same model three times; the shift of the first is judged on all images, as in the paper's figure."""
+    everything = list(train_set.batches(_BATCH_SIZE))
+    few = list(train_set.subset(CALIBRATION_IMAGES, seed=0).batches(_BATCH_SIZE))
+    return _Repairs(
+        paired=repair_model(model, few, OnnxRuntimeRunner, RepairConfig(method="paired"), judged_on=everything),
+        exact_few=repair_model(model, few, OnnxRuntimeRunner, RepairConfig(method="exact")),
+        exact_all=repair_model(model, everything, OnnxRuntimeRunner, RepairConfig(method="exact")),
+    )
+
+
+def _accuracies(model: onnx.ModelProto, repairs: _Repairs, test_set: Samples, images: int) -> tuple[AccuracyRow, ...]:
+    """As trained, by each method, and the best that re-estimation over `images` training images reaches."""
+    rows = (
+        ("as trained", model, None),
+        ("repaired, paired", repairs.paired.model, CALIBRATION_IMAGES),
+        ("repaired, exact", repairs.exact_few.model, CALIBRATION_IMAGES),
+        ("repaired, exact: the best that re-estimation reaches", repairs.exact_all.model, images),
+    )
+    accuracies = []
+    for what, candidate, used in rows:
+        with OnnxRuntimeRunner(candidate) as runner:
+            accuracies.append(accuracy_of(what, runner, test_set, batch_size=_BATCH_SIZE, images=used))
+    return tuple(accuracies)
+
+
+def _steps(checkpoint: Checkpoint, model: onnx.ModelProto, repair: Repair, test_set: Samples) -> tuple[StepRow, ...]:
+    """Each step against torch with the same statistics."""
+    trained = checkpoint.build()
+    repaired = with_statistics(trained, repair.statistics)
+    return (
+        _step("export", TorchRunner(trained), model, test_set),
+        _step("repair", TorchRunner(repaired), repair.unfolded, test_set),
+        _step("repair and fold", TorchRunner(repaired), repair.model, test_set),
+    )
+
+
+def _verdict(accuracies: tuple[AccuracyRow, ...], images: int) -> str:
+    """The outcome in one sentence."""
+    trained, repaired, _, best = (100 * row.accuracy for row in accuracies)
+    return (
+        f"Dropout in front of BatchNorm cost this network {best - trained:.1f} points: {trained:.1f} % as trained, "
+        f"{repaired:.1f} % repaired with {CALIBRATION_IMAGES} unlabelled images, {best:.1f} % by re-estimation over "
+        f"{images}."
+    )
 
 
 def _step(name: str, reference: Runner, model: onnx.ModelProto, test: Samples) -> StepRow:

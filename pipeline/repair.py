@@ -110,11 +110,13 @@ class Repair:
 
     Attributes:
         model: the deployable model.
+        unfolded: the repaired model before its markers were removed and anything was folded.
         report: what was done.
         statistics: the repaired running statistics by state_dict name, `<module>.running_mean` and `.running_var`.
     """
 
-    model: onnx.ModelProto
+    model: onnx.ModelProto = field(repr=False)
+    unfolded: onnx.ModelProto = field(repr=False)
     report: RepairReport
     statistics: Mapping[str, Array] = field(repr=False)
 
@@ -153,7 +155,7 @@ def repair_model(
     repair = RepairStatistics(estimates, reasons)(graph)
     after = inspect_graph(graph, judged_on, open_model)
     statistics = _statistics(graph, repair)
-    repaired = export_model(graph, model)
+    unfolded = export_model(graph, model)
     clean = PassPipeline([RemoveMarkers(), RemoveIdentities(), *([FoldBatchNorm()] if config.fold else [])])
     clean(graph)
     metadata = {"method": method, "samples": samples, "seed": config.seed, "vsfix": version("vsfix")}
@@ -167,9 +169,9 @@ def repair_model(
         batch_norms=_outcomes(before, after, repair, clean.results, config.fold),
         removed=tuple(change.subject for result in clean.results[:2] for change in result.changed),
         warnings=before.warnings,
-        fold_snr_db=_check_equal(repaired, final, batches[0], open_model),
+        fold_snr_db=_check_equal(unfolded, final, batches[0], open_model),
     )
-    return Repair(final, report, statistics)
+    return Repair(final, unfolded, report, statistics)
 
 
 def report_as_dict(report: RepairReport) -> dict[str, object]:
