@@ -25,7 +25,6 @@ class PlainRunner:
             model.SerializeToString(),
             options,
             providers=["CPUExecutionProvider"],
-            disabled_optimizers=["EliminateDropout"],
         )
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -50,7 +49,9 @@ def parse():
     """Builds a model from ONNX text; `weights` become initializers, checked in full."""
 
     def build(body: str, weights: Mapping[str, np.ndarray], opset: int = 18) -> onnx.ModelProto:
-        model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]>\nmain {body}')
+        model = onnx.parser.parse_model(
+            f'<ir_version: {8 if opset < 21 else 10}, opset_import: ["" : {opset}]>\nmain {body}'
+        )
         model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in weights.items())
         onnx.checker.check_model(model, full_check=True)
         return model

@@ -5,6 +5,7 @@ One process takes the first GPU, or the CPU. Under `torchrun` each process takes
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import warnings
@@ -54,8 +55,13 @@ def fabric_session(precision: str) -> Iterator[Fabric]:
         # Seeding reaches every GPU, so the state of every GPU is put back.
         with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if on_gpu else []):
             yield fabric
+        # A process that is done waits for the one that still writes, or its end would take the other with it.
+        fabric.barrier()
     finally:
         if _has_process_group() and not group_was_there:
+            # What trained in parallel holds on to the group. Left to the end of the interpreter, the group's threads
+            # are torn down under its feet, and now and then the process aborts.
+            gc.collect()
             torch.distributed.destroy_process_group()
 
 

@@ -96,18 +96,8 @@ def train(
     data = load_training_data(config)
     with fabric_session(config.precision) as fabric:
         data.require_batches(config.batch_size, fabric.world_size)
-        run = _Run(config, data.to(fabric.device), fabric, checkpoint)
-        writes = fabric.is_global_zero
-        steps = config.epochs * run.steps_per_epoch
-        with _progress_bar(progress and writes, steps, resumed_from * run.steps_per_epoch) as advance:
-            while len(run.metrics) < config.epochs:
-                run.train_epoch(advance)
-                if not writes:
-                    continue
-                folder.save(run.checkpoint())
-                if on_epoch is not None:
-                    on_epoch(run.metrics[-1])
-    return TrainingResult(folder.checkpoint, tuple(run.metrics), resumed_from)
+        metrics = _finish(_Run(config, data.to(fabric.device), fabric, checkpoint), folder, progress, on_epoch)
+    return TrainingResult(folder.checkpoint, metrics, resumed_from)
 
 
 def evaluate_accuracy(
@@ -135,6 +125,23 @@ def evaluate_accuracy(
         for part, training in modes:
             part.training = training
     return int(right) / len(inputs)
+
+
+def _finish(
+    run: _Run, folder: RunFolder, progress: bool, on_epoch: Callable[[EpochMetrics], None] | None
+) -> tuple[EpochMetrics, ...]:
+    """Trains the epochs that are left; the first process writes a checkpoint after each."""
+    epochs, writes = run.config.epochs, run.fabric.is_global_zero
+    steps, done = epochs * run.steps_per_epoch, len(run.metrics) * run.steps_per_epoch
+    with _progress_bar(progress and writes, steps, done) as advance:
+        while len(run.metrics) < epochs:
+            run.train_epoch(advance)
+            if not writes:
+                continue
+            folder.save(run.checkpoint())
+            if on_epoch is not None:
+                on_epoch(run.metrics[-1])
+    return tuple(run.metrics)
 
 
 class _Run:

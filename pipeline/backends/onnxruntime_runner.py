@@ -49,7 +49,6 @@ class OnnxRuntimeRunner:
     Args:
         model: a file, or a model in memory.
         provider: the execution provider that must run the model.
-        keep_noise: keep Dropout that is in training mode, which the optimiser of ONNX Runtime would remove.
         threads: for one operator; None leaves the choice to ONNX Runtime.
 
     Raises:
@@ -62,11 +61,10 @@ class OnnxRuntimeRunner:
         model: Path | onnx.ModelProto,
         *,
         provider: str = CPU,
-        keep_noise: bool = False,
         threads: int | None = None,
     ) -> None:
         self.name = f"onnxruntime ({provider})"
-        self._session: Any = _open_session(model, provider, keep_noise, threads)
+        self._session: Any = _open_session(model, provider, threads)
         running = self._session.get_providers()[0]
         if running != provider:
             raise MissingComponentError(
@@ -106,7 +104,7 @@ def install_line(provider: str) -> str:
     return f"pip install 'vsfix[{_EXTRAS.get(provider, 'gpu')}]'"
 
 
-def _open_session(model: Path | onnx.ModelProto, provider: str, keep_noise: bool, threads: int | None) -> Any:
+def _open_session(model: Path | onnx.ModelProto, provider: str, threads: int | None) -> Any:
     """The session, with nothing printed and no provider in the place of another."""
     try:
         import onnxruntime
@@ -127,7 +125,6 @@ def _open_session(model: Path | onnx.ModelProto, provider: str, keep_noise: bool
             source,
             options,
             providers=[provider],
-            disabled_optimizers=["EliminateDropout"] if keep_noise else None,
             enable_fallback=0,  # the fallback prints on stdout
         )
     except Exception as error:  # see `run`

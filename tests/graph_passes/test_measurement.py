@@ -86,6 +86,46 @@ def test_noise_makes_a_difference_and_the_seed_too(residual, images, open_model)
     assert not np.array_equal(runs[1]["bn1"].variance, runs[2]["bn1"].variance)
 
 
+def test_each_marker_and_each_batch_draws_apart(residual, images, open_model, monkeypatch):
+    from vsfix.graph_passes import measurement
+
+    draws = []
+    apply_noise = measurement.apply_noise
+
+    def spy(noise, values, rng):
+        noisy = apply_noise(noise, values, rng)
+        draws.append((noisy == 0).tobytes())
+        return noisy
+
+    monkeypatch.setattr(measurement, "apply_noise", spy)
+    twice = [{"x": images[:20]}, {"x": images[:20]}]
+    measure(import_graph(residual), twice, open_model, MeasurementConfig(ALL, noise_seed=0))
+    assert len(draws) == len(set(draws)) == 4
+
+
+def test_noise_behind_noise_and_noise_on_the_input_are_made(parse, open_model):
+    """Both kinds at once have the variance (1 + s2)^2 E[x^2] - E[x]^2."""
+    body = """(float[N, 3] x) => (float[N, 3] y) {
+        d = Dropout (x)
+        e = Dropout (d)
+        y = BatchNormalization (e, g, b, m, v)
+    }"""
+    model = parse(body, {name: np.ones(3, np.float32) for name in ("g", "b", "m", "v")})
+    x = np.random.default_rng(0).normal(0.5, 1, (60000, 3)).astype(np.float32)
+    (found,) = measure(import_graph(model), [{"x": x}], open_model, MeasurementConfig(noise_seed=1)).values()
+    np.testing.assert_allclose(found.variance, 4 * (x.astype(float) ** 2).mean(0) - x.mean(0) ** 2, rtol=0.05)
+
+
+@pytest.mark.parametrize("opset", [9, 13, 18, 22, 25])
+def test_noise_does_not_depend_on_the_opset(parse, open_model, opset):
+    body = "(float[N, 3] x) => (float[N, 3] y) { d = Dropout (x)\n y = BatchNormalization (d, g, b, m, v) }"
+    model = parse(body, {name: np.ones(3, np.float32) for name in ("g", "b", "m", "v")}, opset)
+    x = np.ones((400, 3), dtype=np.float32)
+    (found,) = measure(import_graph(model), [{"x": x}], open_model, MeasurementConfig(noise_seed=1)).values()
+    rng = np.random.default_rng((1, 0, 0))
+    np.testing.assert_array_equal(found.mean, (2.0 * (rng.random((400, 3), dtype=np.float32) < 0.5)).mean(0))
+
+
 def test_spilling_to_disk_changes_no_bit(residual, images, open_model):
     held = measure(import_graph(residual), split(images, [20, 40]), open_model, MeasurementConfig(ALL))
     spilled = measure(import_graph(residual), split(images, [20, 40]), open_model, MeasurementConfig(ALL, max_memory=0))
