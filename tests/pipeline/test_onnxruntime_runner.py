@@ -11,16 +11,6 @@ from vsfix.graph_passes.inference import Runner
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
 from vsfix.pipeline.backends.reference_runner import ReferenceRunner
 
-DROPOUT = """(float[N, 100] x) => (float[N, 100] y) {
-    p = Abs (x)
-    d = Dropout <seed: int = 1> (p, ratio, mode)
-    y = Neg (d)
-}"""
-
-
-def dropout(parse, *, training: bool) -> onnx.ModelProto:
-    return parse(DROPOUT, {"ratio": np.array(0.5, np.float32), "mode": np.array(training)})
-
 
 def test_it_is_a_runner(residual):
     runner: Runner = OnnxRuntimeRunner(residual)

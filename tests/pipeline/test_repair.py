@@ -147,6 +147,21 @@ def test_a_fold_that_goes_wrong_is_caught_before_anything_is_returned(residual, 
         repair_model(residual, batches(images), open_model, RepairConfig(method="exact"))
 
 
+def test_a_half_precision_model_is_repaired_and_folded(parse, open_model):
+    rng = np.random.default_rng(0)
+    body = """(float16[N, 3, 6, 6] x) => (float16[N, 4, 4, 4] y) {
+        h = Conv (x, w)
+        d = Dropout (h)
+        y = BatchNormalization (d, g, b, m, v)
+    }"""
+    weights = {name: rng.uniform(0.5, 2, 4).astype(np.float16) for name in "gbmv"}
+    model = parse(body, weights | {"w": rng.normal(size=(4, 3, 3, 3)).astype(np.float16)})
+    x = rng.normal(size=(64, 3, 6, 6)).astype(np.float16)
+    repair = repair_model(model, [{"x": x}], open_model, RepairConfig())
+    assert [node.op_type for node in repair.model.graph.node] == ["Conv"]
+    assert repair.report.fold_snr_db > 55
+
+
 @pytest.mark.parametrize("options", [{"method": "magic"}, {"repeats": 0}, {"max_memory": -1}, {"layers": "nothing*"}])
 def test_options_that_mean_nothing_are_refused(residual, images, open_model, options):
     with pytest.raises(InputError):
