@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
 from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.inference import Runner
 

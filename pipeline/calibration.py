@@ -14,6 +14,7 @@ from typing import cast
 
 import numpy as np
 import onnx
+
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import read_metadata

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
+
 from vsfix.graph_passes.errors import MissingComponentError, VsfixError
 
 SUMMARIES = {

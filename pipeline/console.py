@@ -14,6 +14,7 @@ import click
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
 from vsfix.graph_passes.atomic_file import atomic_path
 
 from .output_file import require_output

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+
 from vsfix.graph_passes.errors import CheckFailedError, InputError, OutputExistsError
 from vsfix.graph_passes.inference import Runner
 from vsfix.graph_passes.measurement import Batch

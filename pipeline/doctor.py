@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import onnx
 import onnx.parser
+
 from vsfix.graph_passes.errors import VsfixError
 from vsfix.graph_passes.inference import Array, Runner
 from vsfix.graph_passes.model_file import first_line

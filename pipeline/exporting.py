@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.model_file import first_line
 from vsfix.trainers.checkpoint import Checkpoint

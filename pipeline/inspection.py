@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
+
 from vsfix.graph_passes.batch_norm import BatchNorm, require_batch_norms
 from vsfix.graph_passes.inference import OpenModel
 from vsfix.graph_passes.measurement import Batch, MeasurementConfig, measure

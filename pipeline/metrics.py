@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+
 from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.inference import Array, Float64Array
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.graph_passes.inference import Array
 

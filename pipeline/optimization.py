@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from vsfix.graph_passes.atomic_file import atomic_path
 from vsfix.graph_passes.batch_norm import require_batch_norms
 from vsfix.graph_passes.errors import CheckFailedError

@@ -11,6 +11,7 @@ from importlib.metadata import version
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+
 from vsfix.graph_passes.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.batch_norm import require_batch_norms
 from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+
 from vsfix.graph_passes.atomic_file import atomic_path
 
 from .accuracy import AccuracyRow

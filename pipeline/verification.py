@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.graph_passes.inference import Array, Runner
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.helper
+
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.inference import Runner
 from vsfix.graph_passes.model_file import read_model

@@ -9,6 +9,7 @@ import onnx
 import onnx.parser
 import onnxruntime
 import pytest
+
 from vsfix.graph_passes.inference import Array
 
 

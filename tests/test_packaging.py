@@ -55,6 +55,7 @@ def readme_commands() -> list[str]:
 @pytest.mark.parametrize("line", readme_commands())
 def test_every_command_of_the_readme_has_options_that_exist(line):
     from click.testing import CliRunner
+
     from vsfix.pipeline.cli import vsfix
 
     words = shlex.split(line)[1:]

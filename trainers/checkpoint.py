@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+
 from vsfix.graph_passes.atomic_file import atomic_path
 from vsfix.graph_passes.errors import InputError, ModelError
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+
 from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError
 
 from .idx_file import find_idx_file, read_idx_file

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+
 from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.model_file import first_line
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+
 from vsfix.graph_passes.errors import InputError, MissingComponentError
 
 if TYPE_CHECKING:

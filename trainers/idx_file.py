@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
 from vsfix.graph_passes.errors import DataError, InputError
 
 _UNSIGNED_BYTE = 0x08

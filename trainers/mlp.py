@@ -13,6 +13,7 @@ from collections import OrderedDict
 
 import torch
 from torch import nn
+
 from vsfix.graph_passes.noise import Noise
 
 from .noise_layers import Site, make_noise_layer

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, cast, get_args
 
 from torch import nn
+
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise, NoiseKind
 

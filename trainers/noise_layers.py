@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import Dropout
 from torch.nn.functional import dropout
 from torch.overrides import handle_torch_function, has_torch_function_unary
+
 from vsfix.graph_passes.noise import Noise, NoiseKind
 
 __all__ = ["Dropout", "Site", "Uout", "dropout", "make_noise_layer", "uout"]

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
+
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise, NoiseKind
 

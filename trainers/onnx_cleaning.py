@@ -21,6 +21,7 @@ import onnx_ir
 import onnx_ir.passes.common as ir_passes
 import onnxscript.optimizer
 from onnx_graphsurgeon.logger import G_LOGGER
+
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.model_file import first_line
 

@@ -23,6 +23,7 @@ import onnx
 import onnx_graphsurgeon as gs
 import torch
 from torch import nn
+
 from vsfix.graph_passes.atomic_file import atomic_path, require_writable
 from vsfix.graph_passes.batch_norm import find_batch_norms
 from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from vsfix.graph_passes.errors import DataError, InputError
 
 METADATA_KEY = "vsfix.preprocessing"

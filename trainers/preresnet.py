@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import nn
 from torch.nn import functional as F
+
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+
 from vsfix.graph_passes.errors import InputError
 
 from .datasets import Dataset, load_dataset, standardization

@@ -25,6 +25,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
+
 from vsfix.graph_passes.errors import CheckFailedError, ModelError
 
 from .checkpoint import Checkpoint, EpochMetrics

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.inference import Array
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx
 from google.protobuf.message import EncodeError
 from typing_extensions import Self
+
 from vsfix.graph_passes.errors import MissingComponentError, ModelError
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import first_line

@@ -10,6 +10,7 @@ import onnx
 import onnx.helper
 from onnx.reference import ReferenceEvaluator
 from typing_extensions import Self
+
 from vsfix.graph_passes.errors import ModelError
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import first_line

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 from typing_extensions import Self
+
 from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError, ModelError
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import first_line

@@ -18,6 +18,7 @@ def command(json_path: str | None, force: bool) -> None:
     from dataclasses import asdict
 
     from rich.table import Table
+
     from vsfix.graph_passes.errors import MissingComponentError
     from vsfix.pipeline.console import print_table, require_json_target, write_json
     from vsfix.pipeline.doctor import can_infer, check_backends

@@ -60,6 +60,7 @@ def command(
     import os
 
     from rich.table import Table
+
     from vsfix.pipeline.console import print_table, progress_wanted
     from vsfix.pipeline.training_network import network_for
     from vsfix.trainers.training_config import TrainingConfig

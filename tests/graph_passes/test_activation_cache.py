@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from vsfix.graph_passes.activation_cache import ActivationCache
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from vsfix.graph_passes.atomic_file import atomic_path
 from vsfix.graph_passes.errors import InputError, OutputExistsError
 

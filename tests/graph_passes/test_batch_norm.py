@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+
 from vsfix.graph_passes.batch_norm import find_batch_norms
 from vsfix.graph_passes.errors import ModelError
 from vsfix.graph_passes.model_file import export_model, import_graph

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from vsfix.graph_passes.batch_norm import find_batch_norms
 from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.estimators import exact, paired

@@ -7,6 +7,7 @@ import onnx
 import onnx.checker
 import onnx.numpy_helper
 import pytest
+
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
 from vsfix.graph_passes.model_file import export_model, import_graph
 

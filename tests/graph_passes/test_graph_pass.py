@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 import pytest
+
 from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.graph_pass import Change, Kept, PassPipeline, PassResult
 

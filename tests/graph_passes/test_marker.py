@@ -5,6 +5,7 @@ import onnx_graphsurgeon as gs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vsfix.graph_passes.errors import ModelError
 from vsfix.graph_passes.marker import is_switched_off, marker_label, marker_ratio, read_marker, write_marker
 from vsfix.graph_passes.noise import Noise, NoiseKind

@@ -8,6 +8,7 @@ import onnx.numpy_helper
 import pytest
 import torch
 import torch.nn.functional as F
+
 from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.measurement import MeasurementConfig, measure
 from vsfix.graph_passes.model_file import export_model, import_graph

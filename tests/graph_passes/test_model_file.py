@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnx.helper
 import pytest
+
 from vsfix.graph_passes.errors import ModelError, OutputExistsError
 from vsfix.graph_passes.model_file import export_model, import_graph, read_metadata, read_model, write_model
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.moments import Moments
 

@@ -4,6 +4,7 @@ import numpy as np
 import onnx.numpy_helper
 import onnx.parser
 import pytest
+
 from vsfix.graph_passes.measurement import MeasurementConfig, measure
 from vsfix.graph_passes.model_file import import_graph
 from vsfix.graph_passes.noise_analysis import Distance, analyse_noise

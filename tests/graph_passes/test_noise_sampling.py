@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from vsfix.graph_passes.noise import Noise
 from vsfix.graph_passes.noise_sampling import apply_noise
 

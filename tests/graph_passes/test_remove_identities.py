@@ -5,6 +5,7 @@ import onnx
 import onnx.checker
 import onnx.parser
 import pytest
+
 from vsfix.graph_passes.errors import ModelError
 from vsfix.graph_passes.model_file import export_model, import_graph
 from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from vsfix.graph_passes.batch_norm import find_batch_norms
 from vsfix.graph_passes.estimators import Estimate
 from vsfix.graph_passes.model_file import export_model, import_graph

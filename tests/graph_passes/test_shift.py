@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from vsfix.graph_passes.batch_norm import find_batch_norms
 from vsfix.graph_passes.model_file import import_graph
 from vsfix.graph_passes.moments import Moments

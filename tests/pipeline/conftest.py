@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+
 from vsfix.graph_passes.noise import Noise
 from vsfix.pipeline.cli import vsfix
 from vsfix.pipeline.exporting import export_checkpoint

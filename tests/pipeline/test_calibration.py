@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import onnx
 import pytest
+
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.graph_passes.model_file import read_model
 from vsfix.pipeline.calibration import (

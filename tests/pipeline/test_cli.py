@@ -13,6 +13,7 @@ import click
 import numpy as np
 import onnx
 import pytest
+
 from vsfix.graph_passes.errors import BuildError, MissingComponentError
 from vsfix.pipeline.cli import SUMMARIES, vsfix
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.table import Table
+
 from vsfix.graph_passes.errors import InputError, OutputExistsError
 from vsfix.pipeline.console import SCHEMA_VERSION, print_table, require_json_target, write_json
 

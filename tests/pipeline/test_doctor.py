@@ -6,6 +6,7 @@ from types import ModuleType
 import numpy as np
 import onnx
 import pytest
+
 from vsfix.pipeline import doctor
 from vsfix.pipeline.backends import onnxruntime_runner
 from vsfix.pipeline.doctor import BackendCheck, can_infer, check_backends, trial_model

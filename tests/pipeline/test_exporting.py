@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.model_file import read_model
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from vsfix.graph_passes.errors import DataError
 from vsfix.pipeline.backends.feeds import InputSpec, check_feeds
 

@@ -4,6 +4,7 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
 import pytest
+
 from vsfix.pipeline.figure import mismatch_figure
 from vsfix.pipeline.inspection import BatchNormRow
 from vsfix.pipeline.repair import BatchNormOutcome

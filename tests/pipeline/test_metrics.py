@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+
 from vsfix.graph_passes.errors import DataError
 from vsfix.pipeline.metrics import compare_decisions, compare_tensors, proportion, wilson_interval
 

@@ -5,6 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
+
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.pipeline.npz_file import read_npz
 

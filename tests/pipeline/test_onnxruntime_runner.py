@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+
 from vsfix.graph_passes.errors import DataError, MissingComponentError, ModelError
 from vsfix.graph_passes.inference import Runner
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError, ModelError
 from vsfix.pipeline.backends.opening import BACKENDS, open_runner
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx.helper
 import pytest
+
 from vsfix.graph_passes.model_file import read_model
 from vsfix.pipeline.commands.optimize import parse_bytes
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from vsfix.graph_passes.errors import DataError, ModelError
 from vsfix.graph_passes.inference import Runner
 from vsfix.pipeline.backends.reference_runner import ReferenceRunner

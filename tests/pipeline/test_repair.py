@@ -7,6 +7,7 @@ import onnx
 import onnx.checker
 import pytest
 import torch
+
 from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
 from vsfix.graph_passes.marker import EXPORT_METADATA_KEY
 from vsfix.graph_passes.model_file import export_model, import_graph, read_metadata

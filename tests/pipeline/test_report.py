@@ -3,6 +3,7 @@ from __future__ import annotations
 from html.parser import HTMLParser
 
 import pytest
+
 from vsfix.graph_passes.errors import OutputExistsError
 from vsfix.pipeline.accuracy import AccuracyRow
 from vsfix.pipeline.repair import RepairConfig, repair_model

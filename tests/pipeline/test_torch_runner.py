@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+
 from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError, ModelError
 from vsfix.graph_passes.inference import Runner
 from vsfix.pipeline.backends.torch_runner import TorchRunner, full_float32, with_statistics

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
 from vsfix.pipeline.training_network import network_for

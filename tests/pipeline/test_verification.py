@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.pipeline.calibration import Samples
 from vsfix.pipeline.metrics import compare_tensors

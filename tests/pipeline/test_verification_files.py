@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+
 from vsfix.graph_passes.errors import InputError, MissingComponentError
 from vsfix.pipeline.npz_file import read_npz
 from vsfix.pipeline.verification_files import VerificationConfig, random_samples, verify_files

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+
 from vsfix.graph_passes.errors import ModelError
 from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.checkpoint import Checkpoint, EpochMetrics, load_checkpoint, save_checkpoint

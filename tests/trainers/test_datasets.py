@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError
 from vsfix.trainers.datasets import FASHION_MNIST_FOLDER, Dataset, load_dataset, standardization
 

@@ -6,6 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.trainers.idx_file import find_idx_file, read_idx_file
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.mlp import Mlp

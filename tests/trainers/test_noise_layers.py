@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.noise_layers import Dropout, Uout, dropout, make_noise_layer, uout

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+
 from vsfix.graph_passes.errors import CheckFailedError
 from vsfix.trainers.onnx_agreement import agreement_of, compare_with_torch
 

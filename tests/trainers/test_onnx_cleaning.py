@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.model_file import export_model, import_graph
 from vsfix.trainers.onnx_cleaning import convert_down, remove_clutter

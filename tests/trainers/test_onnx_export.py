@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
 from vsfix.graph_passes.batch_norm import find_batch_norms
 from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError, OutputExistsError
 from vsfix.graph_passes.marker import EXPORT_METADATA_KEY, is_switched_off, marker_label, read_marker

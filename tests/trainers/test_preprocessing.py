@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.trainers.preprocessing import METADATA_KEY, Preprocessing
 

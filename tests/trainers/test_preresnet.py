@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.noise_layers import Uout

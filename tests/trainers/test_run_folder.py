@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
+
 from vsfix.graph_passes.errors import InputError, OutputExistsError
 from vsfix.trainers.checkpoint import Checkpoint, EpochMetrics
 from vsfix.trainers.network import NetworkConfig, build_network

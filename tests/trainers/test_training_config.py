@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
+
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.network import NetworkConfig
