@@ -126,21 +126,31 @@ def load_samples(
 
 
 def calibration_batches(
-    model: onnx.ModelProto, data: str, *, samples: int | None, batch_size: int, seed: int
+    model: onnx.ModelProto, data: str, *, samples: int | None, batch_size: int, seed: int, at_most: bool = False
 ) -> list[dict[str, Array]]:
     """The calibration set of a model, from the training part of a named data set or from an `.npz` file.
 
+    Args:
+        model: says its inputs, their preprocessing, and whether it prescribes a batch size.
+        data: as `--data` takes it.
+        samples: how many to choose at random; None takes all.
+        batch_size: samples per batch, where the model leaves that open.
+        seed: of the choice.
+        at_most: fewer than `samples` are as good, and no warning.
+
     Raises:
-        InputError, DataError: see `load_samples`.
+        InputError, DataError: see `load_samples`; too few samples for one batch of a prescribed size.
     """
     loaded = load_samples(
         data,
         split="train",
         preprocessing=read_preprocessing(model),
         input_names=model_input_names(model),
-        samples=samples,
+        samples=None if at_most else samples,
         seed=seed,
     )
+    if at_most and samples is not None:
+        loaded = loaded.subset(min(samples, len(loaded)), seed=seed)
     fixed = fixed_batch_size(model)
     if fixed is None:
         return list(loaded.batches(batch_size))

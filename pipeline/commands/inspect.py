@@ -9,11 +9,13 @@ import click
 
 from .options import batch_size_option, data_option, json_option, samples_option, seed_option
 
+SAMPLES = 256  # enough for a variance that is good to a few percent
+
 
 @click.command(name="inspect")
 @click.argument("model", type=click.Path(path_type=Path))
 @data_option(required=False)
-@samples_option(default=256)
+@samples_option(f"{SAMPLES} or as many as there are")
 @batch_size_option
 @seed_option
 @json_option
@@ -38,7 +40,13 @@ def command(
     loaded = read_model(model)
     graph = import_graph(loaded)
     require_batch_norms(graph)
-    batches = calibration_batches(loaded, data, samples=samples, batch_size=batch_size, seed=seed) if data else []
+    batches = (
+        calibration_batches(
+            loaded, data, samples=samples or SAMPLES, at_most=samples is None, batch_size=batch_size, seed=seed
+        )
+        if data
+        else []
+    )
     inspection = inspect_graph(graph, batches, OnnxRuntimeRunner)
     if json_path != "-":
         print_table(inspection_table(inspection))

@@ -13,7 +13,7 @@ from .options import batch_size_option, data_option, json_option, samples_option
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The repaired ONNX file.")
 @data_option(required=True)
-@samples_option(default=None)
+@samples_option()
 @batch_size_option
 @click.option(
     "--method",

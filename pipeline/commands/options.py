@@ -17,15 +17,13 @@ def data_option(*, required: bool) -> Callable[[F], F]:
     return click.option("--data", required=required, metavar="D", help=DATA_HELP)
 
 
-def samples_option(*, default: int | None) -> Callable[[F], F]:
-    """`--samples N`."""
+def samples_option(default: str = "all") -> Callable[[F], F]:
+    """`--samples N`; `default` says what is taken where it is not given."""
     return click.option(
         "--samples",
         type=click.IntRange(min=1),
-        default=default,
-        show_default=default is not None,
         metavar="N",
-        help="Take N samples, drawn at random under --seed." + ("" if default else "  [default: all]"),
+        help=f"Take N samples, drawn at random under --seed.  [default: {default}]",
     )
 
 

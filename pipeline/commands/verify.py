@@ -29,7 +29,7 @@ from .options import batch_size_option, data_option, json_option, samples_option
 )
 @data_option(required=False)
 @click.option("--split", type=click.Choice(["train", "test"]), default="test", show_default=True)
-@samples_option(default=None)
+@samples_option()
 @batch_size_option
 @click.option(
     "--statistics",
