@@ -68,7 +68,7 @@ def _decide(graph: gs.Graph, batch_norm: BatchNorm) -> _Match | str:
         return "its input is an input of the graph"
     producer = tensor.inputs[0]
     if producer.op not in FOLDABLE or producer.domain not in (None, "", "ai.onnx"):
-        return f"its input comes from {producer.op}, not from one of {', '.join(FOLDABLE)}"
+        return f"its input comes from {producer.op}, not from {' or '.join(FOLDABLE)}"
     if is_graph_output(graph, tensor):
         return f"the output of {producer.op} in front is an output of the graph"
     if len(tensor.outputs) != 1:

@@ -35,7 +35,7 @@ def test_the_deployed_graph_has_no_marker_and_no_batch_norm_that_could_be_folded
     reasons = [outcome.fold_reason for outcome in repair.report.batch_norms if not outcome.folded]
     assert reasons == [
         "the output of Conv in front is read 2 times",
-        "its input comes from Add, not from one of Conv, Gemm",
+        "its input comes from Add, not from Conv or Gemm",
     ]
 
 
