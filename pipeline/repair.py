@@ -31,6 +31,7 @@ from .metrics import compare_tensors
 
 METHODS = ("auto", "exact", "paired")
 METADATA_KEY = "vsfix.repair"
+FEW_SAMPLES = 16
 # Folding reorders floating-point operations and nothing else; a fold that loses more than this is a wrong fold.
 MIN_FOLD_SNR_DB = 80.0
 MIN_FOLD_SNR_DB_HALF = 40.0
@@ -170,7 +171,7 @@ def repair_model(
         judged_on=before.samples,
         batch_norms=_outcomes(before, after, repair, clean.results, config.fold),
         removed=tuple(change.subject for result in clean.results[:2] for change in result.changed),
-        warnings=before.warnings,
+        warnings=before.warnings + _warnings(estimates, samples),
         fold_snr_db=_check_equal(unfolded, final, batches[0], open_model),
     )
     return Repair(final, unfolded, report, statistics)
@@ -237,6 +238,13 @@ def _estimate(
     if method == "exact":
         return exact(graph, batches, open_model, layers, max_memory=config.max_memory)
     return {}
+
+
+def _warnings(estimates: Mapping[str, Estimate], samples: int) -> tuple[str, ...]:
+    """What makes the estimates doubtful."""
+    if not estimates or samples >= FEW_SAMPLES:
+        return ()
+    return (f"the repair rests on {samples} samples; its statistics are more certain from {FEW_SAMPLES} on",)
 
 
 def _statistics(graph: gs.Graph, repair: PassResult) -> dict[str, Array]:

@@ -148,6 +148,12 @@ def test_a_fold_that_goes_wrong_is_caught_before_anything_is_returned(residual, 
         repair_model(residual, batches(images), open_model, RepairConfig(method="exact"))
 
 
+def test_a_handful_of_samples_is_repaired_with_a_warning(residual, images, open_model):
+    few, enough = (repair_model(residual, [{"x": images[:n]}], open_model, RepairConfig()).report for n in (4, 16))
+    assert any("rests on 4 samples" in warning for warning in few.warnings)
+    assert enough.warnings == ()
+
+
 def test_a_half_precision_model_is_repaired_and_folded(parse, open_model):
     rng = np.random.default_rng(0)
     body = """(float16[N, 3, 6, 6] x) => (float16[N, 4, 4, 4] y) {
