@@ -11,6 +11,7 @@ from types import TracebackType
 import numpy as np
 from typing_extensions import Self
 
+from .errors import InputError
 from .inference import Array
 
 DEFAULT_MAX_MEMORY = 2 << 30  # bytes
@@ -72,6 +73,12 @@ class ActivationCache:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="vsfix-")
         path = Path(self._folder.name) / f"{next(self._numbers)}.npy"
-        np.save(path, array, allow_pickle=False)
+        try:
+            np.save(path, array, allow_pickle=False)
+        except OSError as error:
+            raise InputError(
+                f"{self._folder.name}: can't hold the cached activations ({error.strerror or error}); give more memory "
+                "with --max-memory, fewer samples, or another disk with TMPDIR"
+            ) from error
         self.spilled += array.nbytes
         return path

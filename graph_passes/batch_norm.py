@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from .errors import ModelError
 from .inference import Float64Array
-from .tensors import Tensor, constant_behind
+from .tensors import Tensor, constant_behind, is_graph_output
 
 DEFAULT_EPSILON = 1e-5
 FOLD_TARGETS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -125,6 +125,25 @@ def find_batch_norms(graph: gs.Graph) -> tuple[BatchNorm, ...]:
     )
 
 
+def separate_statistics(graph: gs.Graph) -> None:
+    """Gives each BatchNorm whose statistics something else reads too its own copy, under its own name.
+
+    Afterwards every BatchNorm keeps its name when new statistics are written.
+    """
+    for batch_norm in find_batch_norms(graph):
+        constants = batch_norm.parameters[2:]
+        own = [
+            batch_norm.node.inputs[index] is constant
+            and len(constant.outputs) == 1
+            and not is_graph_output(graph, constant)
+            for index, constant in zip((3, 4), constants, strict=True)
+        ]
+        if not all(own):
+            for index, constant, kind in zip((3, 4), constants, ("mean", "var"), strict=True):
+                name = f"{batch_norm.name}.running_{kind}"
+                batch_norm.node.inputs[index] = gs.Constant(name, np.array(constant.values))
+
+
 def require_batch_norms(graph: gs.Graph) -> tuple[BatchNorm, ...]:
     """The same, for a caller that can do nothing without one.
 
@@ -150,6 +169,8 @@ def is_batch_norm(node: gs.Node) -> bool:
 def _parameters(node: gs.Node) -> tuple[gs.Constant, gs.Constant, gs.Constant, gs.Constant]:
     """Gamma, beta, mean and var of a node, or the error that says why they can't be had."""
     label = node.name or node.outputs[0].name
+    if node.attrs.get("spatial", 1) == 0:
+        raise ModelError(f"BatchNorm '{label}' has a statistic for each position (spatial = 0), which is not supported")
     if node.attrs.get("training_mode", 0) or len([out for out in node.outputs if not out.is_empty()]) > 1:
         raise ModelError(f"BatchNorm '{label}' is in training form; export the model after model.eval()")
     constants = [constant_behind(tensor) for tensor in node.inputs[1:5]]

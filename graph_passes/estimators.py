@@ -33,8 +33,6 @@ from .moments import Moments
 
 # Below this many values a channel's variance is not worth believing: its standard error is past 40 %.
 MIN_VALUES = 16
-# A variance below this share of the squared magnitude of the values is rounding noise of float32, not a variance.
-RELATIVE_VARIANCE_FLOOR = 1e-10
 
 
 @dataclass(frozen=True)
@@ -137,8 +135,7 @@ def _estimate(
         )
     kept = ~(np.isfinite(mean) & np.isfinite(variance)) | (variance <= 0) | (stored.variance <= 0)
     for moments in measured:
-        kept |= moments.variance <= RELATIVE_VARIANCE_FLOOR * moments.mean**2
-        kept |= moments.variance <= np.finfo(np.float32).tiny
+        kept |= moments.degenerate
     return Estimate(
         mean=np.where(kept, stored.mean, mean),
         variance=np.where(kept, stored.variance, variance),

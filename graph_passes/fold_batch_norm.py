@@ -50,7 +50,7 @@ class FoldBatchNorm:
         kept: list[Kept] = []
         for batch_norm in find_batch_norms(graph):
             decision = _decide(graph, batch_norm)
-            rewritten = _rewrite(decision) if isinstance(decision, _Match) else decision
+            rewritten = _rewrite(graph, decision) if isinstance(decision, _Match) else decision
             if rewritten is None and isinstance(decision, _Match):
                 label = decision.producer.name or decision.producer.op
                 changed.append(Change(batch_norm.name, f"folded into {decision.producer.op} '{label}'"))
@@ -89,7 +89,7 @@ def _decide(graph: gs.Graph, batch_norm: BatchNorm) -> _Match | str:
     return _Match(batch_norm, producer, weight, bias)
 
 
-def _rewrite(match: _Match) -> str | None:
+def _rewrite(graph: gs.Graph, match: _Match) -> str | None:
     """Folds; returns the reason where the numbers forbid it, and then nothing has changed."""
     batch_norm, producer = match.batch_norm, match.producer
     weight = np.asarray(match.weight.values, dtype=np.float64)
@@ -108,8 +108,8 @@ def _rewrite(match: _Match) -> str | None:
     batch_norm.node.inputs.clear()
     batch_norm.node.outputs.clear()
     producer.outputs[0] = output
-    _replace(producer, 1, match.weight, folded_weight, f"{batch_norm.name}.folded_weight")
-    _replace(producer, 2, match.bias, folded_bias, f"{batch_norm.name}.folded_bias")
+    _replace(graph, producer, 1, match.weight, folded_weight, f"{batch_norm.name}.folded_weight")
+    _replace(graph, producer, 2, match.bias, folded_bias, f"{batch_norm.name}.folded_bias")
     if producer.op == "Gemm":
         producer.attrs["beta"] = 1.0
     return None
@@ -136,10 +136,12 @@ def _is_row(bias: gs.Constant, channels: int) -> bool:
     return shape in ((), (1,), (1, 1), (channels,), (1, channels))
 
 
-def _replace(node: gs.Node, index: int, old: gs.Constant | None, values: Float64Array, name: str) -> None:
+def _replace(
+    graph: gs.Graph, node: gs.Node, index: int, old: gs.Constant | None, values: Float64Array, name: str
+) -> None:
     """Puts `values` at input `index`: into the old constant where only this node reads it, else into a new one."""
     current: Tensor | None = node.inputs[index] if index < len(node.inputs) else None
-    if old is not None and current is old and len(old.outputs) == 1:
+    if old is not None and current is old and len(old.outputs) == 1 and not is_graph_output(graph, old):
         old.values = values
         return
     fresh = gs.Constant(name, values)

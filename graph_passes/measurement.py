@@ -24,9 +24,9 @@ import onnx_graphsurgeon as gs
 
 from .activation_cache import DEFAULT_MAX_MEMORY, ActivationCache
 from .batch_norm import BatchNorm, find_batch_norms
-from .errors import DataError
+from .errors import DataError, ModelError
 from .inference import Array, OpenModel, Runner
-from .marker import read_marker
+from .marker import marker_label, read_marker
 from .model_file import export_subgraph
 from .moments import Moments
 from .noise import Noise
@@ -101,6 +101,11 @@ def measure(
         raise DataError("the calibration set is empty; give at least one sample")
     copy = graph.copy()
     batch_norms = find_batch_norms(copy)
+    for batch_norm in batch_norms:
+        if isinstance(batch_norm.input, gs.Constant):
+            raise ModelError(
+                f"BatchNorm '{batch_norm.name}' normalises a constant; fold the constants of the model first"
+            )
     markers = _noisy_markers(copy) if config.noise_seed is not None else []
     stages = _plan(copy, batch_norms, frozenset(config.corrected), markers)
     moments: dict[str, Moments] = {}
@@ -112,16 +117,29 @@ def measure(
             moments |= _run_stage(copy, stage, len(batches), open_model, cache)
             for batch_norm in stage.measured:
                 if batch_norm.name in config.corrected:
-                    found = moments[batch_norm.name]
-                    batch_norm.with_statistics(found.mean, found.variance)
+                    _correct(batch_norm, moments[batch_norm.name])
             _drop_finished(cache, stages, index, len(batches))
     return {batch_norm.name: moments[batch_norm.name] for batch_norm in batch_norms}
+
+
+def _correct(batch_norm: BatchNorm, found: Moments) -> None:
+    """Writes what was measured; a channel that no estimate will touch keeps what it will be deployed with."""
+    kept = found.degenerate | (batch_norm.variance <= 0)
+    batch_norm.with_statistics(
+        np.where(kept, batch_norm.mean, found.mean), np.where(kept, batch_norm.variance, found.variance)
+    )
 
 
 def _noisy_markers(graph: gs.Graph) -> list[_NoisyMarker]:
     """Every marker of the graph, numbered in its order."""
     found = [(node, read_marker(node)) for node in graph.nodes]
     marking = [(node, noise) for node, noise in found if noise is not None]
+    for node, _ in marking:
+        if isinstance(node.inputs[0], gs.Constant):
+            raise ModelError(
+                f"Dropout '{marker_label(node)}' stands on a weight, and that noise can't be repeated here: "
+                "re-estimate with --method exact --layers all"
+            )
     return [_NoisyMarker(number, node, noise) for number, (node, noise) in enumerate(marking)]
 
 

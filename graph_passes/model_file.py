@@ -27,11 +27,11 @@ def read_model(path: Path) -> onnx.ModelProto:
     Raises:
         ModelError: the file is missing, is no ONNX file, or does not pass the full checker.
     """
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file")
     try:
-        model = onnx.load(path)
-    except (DecodeError, ValueError, OSError) as error:
+        if not path.is_file():
+            raise ModelError(f"{path}: no such file")
+        model = onnx.load(path, format="protobuf")
+    except (DecodeError, ValueError, OSError, onnx.checker.ValidationError) as error:
         raise ModelError(f"{path}: is not an ONNX file, or is cut short ({first_line(error)})") from error
     if not model.graph.node and not model.graph.output:
         raise ModelError(f"{path}: is not an ONNX file, or holds an empty graph")
@@ -81,6 +81,8 @@ def export_model(
     """
     with G_LOGGER.suppress(G_LOGGER.ERROR):
         model = gs.export_onnx(graph, do_type_check=False)
+    # Before IR version 4 every weight must be listed among the inputs, which the graph no longer does.
+    model.ir_version = max(model.ir_version, 4)
     model.domain = source.domain
     model.model_version = source.model_version
     model.doc_string = source.doc_string

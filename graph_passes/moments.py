@@ -13,9 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from .errors import DataError
 from .inference import Array, Float64Array
+
+# A variance below this share of the squared mean is rounding noise of float32, not a variance.
+RELATIVE_VARIANCE_FLOOR = 1e-10
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,13 @@ class Moments:
             mean=self.mean + delta * (other.count / count),
             centred_sum=self.centred_sum + other.centred_sum + delta**2 * (self.count * other.count / count),
         )
+
+    @property
+    def degenerate(self) -> npt.NDArray[np.bool_]:
+        """Shape (C,): true where the variance is zero, or no more than the rounding noise of float32."""
+        variance = self.variance
+        tiny = np.finfo(np.float32).tiny
+        return np.asarray((variance <= RELATIVE_VARIANCE_FLOOR * self.mean**2) | (variance <= tiny))
 
     @property
     def variance(self) -> Float64Array:

@@ -47,6 +47,8 @@ def accuracy_of(
         logits = next(iter(runner.run(batch).values()))
         if logits.ndim != 2:
             raise DataError(f"the first output has the shape {logits.shape}; top-1 accuracy needs (N, classes)")
+        if samples.labels.min() < 0 or samples.labels.max() >= logits.shape[1]:
+            raise DataError(f"{samples.name}: its labels name other classes than the {logits.shape[1]} of the model")
         correct += int(np.sum(logits.argmax(axis=1) == samples.labels[start : start + batch_size]))
     low, high = wilson_interval(correct, len(samples))
     return AccuracyRow(model, images, correct / len(samples), low, high)

@@ -80,16 +80,19 @@ def inspect_graph(graph: gs.Graph, batches: Sequence[Batch], open_model: OpenMod
     real = measure(graph, batches, open_model, MeasurementConfig()) if batches else {}
     rows = tuple(_row(batch_norm, noise_map.reaching[batch_norm.name], real) for batch_norm in batch_norms)
     samples = sum(len(next(iter(batch.values()))) for batch in batches)
-    return Inspection(rows, _sources(noise_map), samples, _warnings(rows, noise_map))
+    return Inspection(rows, _sources(noise_map), samples, _warnings(rows, noise_map) + _hidden(graph))
 
 
 def _row(batch_norm: BatchNorm, paths: Sequence[NoisePath], real: Mapping[str, Moments]) -> BatchNormRow:
     """The row of one BatchNorm."""
     nearest = paths[0] if paths else None
     predicted: float | None = None
-    # The closed form knows one noise directly in front and nothing else.
-    if nearest is not None and nearest.distance is Distance.DIRECT:
-        predicted = _number(geometric_mean(predicted_shift_ratio(batch_norm, nearest.source.noise.variance)))
+    # The closed form knows the noise directly in front, one layer of it or several; what comes from farther away is
+    # already in the stored statistics of the tensor in front.
+    direct = [path.source.noise.variance for path in paths if path.distance is Distance.DIRECT]
+    if direct:
+        joint = float(np.prod([1 + variance for variance in direct])) - 1
+        predicted = _number(geometric_mean(predicted_shift_ratio(batch_norm, joint)))
     measured = mismatch = None
     if batch_norm.name in real:
         ratio = shift_ratio(batch_norm, real[batch_norm.name])
@@ -131,3 +134,10 @@ def _warnings(rows: Sequence[BatchNormRow], noise_map: NoiseMap) -> tuple[str, .
             f"{foreign[0].mismatch:.1f} on this data: is it the data of the training, preprocessed the same way?"
         )
     return tuple(warnings)
+
+
+def _hidden(graph: gs.Graph) -> tuple[str, ...]:
+    """What stands in the bodies of If, Loop and Scan, where nothing is looked at."""
+    operators = {node.op for body in graph.subgraphs(recursive=True) for node in body.nodes}
+    found = sorted(operators & {"BatchNormalization", "Dropout"})
+    return (f"{' and '.join(found)} in the body of a control-flow node: not looked at, not repaired",) if found else ()

@@ -20,7 +20,7 @@ import click
 def command(output: Path, force: bool) -> None:
     """Train, export, inspect, repair, fold and verify a small network on handwritten digits.
 
-    The network has strong Dropout directly in front of BatchNorm. Everything runs on the CPU in about half a minute
+    The network has strong Dropout directly in front of BatchNorm. Everything runs on the CPU in less than a minute
     and ends with a report.
     """
     from vsfix.pipeline.console import print_table, progress_wanted

@@ -20,7 +20,7 @@ def _parse_shape(ctx: click.Context, param: click.Parameter, value: str | None) 
 @click.command(name="export")
 @click.argument("source")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The ONNX file.")
-@click.option("--opset", type=int, default=18, show_default=True, help="13 to 25.")
+@click.option("--opset", type=int, default=18, show_default=True, help="15 to 25.")
 @click.option(
     "--weights",
     type=click.Path(path_type=Path),

@@ -34,9 +34,10 @@ def command(
     from vsfix.pipeline.calibration import calibration_batches
     from vsfix.pipeline.console import print_table, require_json_target, write_json
     from vsfix.pipeline.inspection import inspect_graph
+    from vsfix.pipeline.optimization import input_files
     from vsfix.pipeline.tables import inspection_table
 
-    require_json_target(json_path, force=force, inputs=[model])
+    require_json_target(json_path, force=force, inputs=input_files(model, data))
     loaded = read_model(model)
     graph = import_graph(loaded)
     require_batch_norms(graph)

@@ -13,7 +13,7 @@ from .options import batch_size_option, data_option, json_option, samples_option
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The repaired ONNX file.")
 @data_option(required=True)
-@samples_option()
+@samples_option("256 or as many as there are; all for --method exact")
 @batch_size_option
 @click.option(
     "--method",
@@ -40,7 +40,7 @@ from .options import batch_size_option, data_option, json_option, samples_option
     help="Also write the repaired statistics by state_dict name (.npz), for the PyTorch model.",
 )
 @click.option("--html", type=click.Path(path_type=Path), help="Also write the report as one HTML file.")
-@click.option("--dry-run", is_flag=True, help="Do everything but write.")
+@click.option("--dry-run", is_flag=True, help="Write neither the model nor its companions; --json is still written.")
 @seed_option
 @json_option
 def command(
@@ -68,13 +68,13 @@ def command(
     --method paired, the default wherever the file says where the noise was.
     """
     from vsfix.pipeline.console import print_table, require_json_target, write_json
-    from vsfix.pipeline.optimization import Optimization, Outputs, optimize
+    from vsfix.pipeline.optimization import Optimization, Outputs, input_files, optimize
     from vsfix.pipeline.repair import RepairConfig, report_as_dict
     from vsfix.pipeline.tables import accuracy_table, repair_table
 
     if output is None and not dry_run:
         raise click.UsageError("name the output with -o, or pass --dry-run")
-    require_json_target(json_path, force=force, inputs=[model])
+    require_json_target(json_path, force=force, inputs=input_files(model, data, eval_data))
     result: Optimization = optimize(
         model,
         data,

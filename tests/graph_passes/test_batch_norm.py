@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from vsfix.graph_passes.batch_norm import find_batch_norms
+from vsfix.graph_passes.batch_norm import find_batch_norms, separate_statistics
 from vsfix.graph_passes.errors import ModelError
 from vsfix.graph_passes.model_file import export_model, import_graph
 
@@ -43,6 +43,23 @@ def test_one_tensor_as_scale_and_variance_is_split_on_write(parse):
     assert (after.beta == 0).all()
     assert (after.mean == 5).all()
     assert (after.variance == 7).all()
+
+
+def test_separated_statistics_keep_their_names_when_they_are_written(parse):
+    graph = import_graph(parse(SHARED, ONES))
+    separate_statistics(graph)
+    names = [batch_norm.name for batch_norm in find_batch_norms(graph)]
+    assert names == ["h", "y"]
+    for batch_norm in find_batch_norms(graph):
+        batch_norm.with_statistics(np.full(3, 5.0), np.full(3, 7.0))
+    assert [batch_norm.name for batch_norm in find_batch_norms(graph)] == names
+
+
+def test_statistics_of_one_reader_are_not_touched_by_separation(residual):
+    graph = import_graph(residual)
+    before = export_model(graph, residual).SerializeToString()
+    separate_statistics(graph)
+    assert export_model(graph, residual).SerializeToString() == before
 
 
 def test_statistics_behind_identity_nodes_are_found(parse):

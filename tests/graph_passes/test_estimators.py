@@ -109,6 +109,49 @@ def test_a_constant_channel_keeps_its_statistics(residual, images, open_model):
         assert np.isfinite(estimate.variance).all()
 
 
+def test_what_follows_a_kept_channel_is_measured_behind_what_it_keeps(parse, open_model):
+    """Channel 0 is constant, so the first BatchNorm keeps it; the second must see what will be deployed."""
+    body = """(float[N, 2] x) => (float[N, 2] y) {
+        n = BatchNormalization (x, g, b, m, v)
+        r = Relu (n)
+        h = MatMul (r, w)
+        y = BatchNormalization (h, g2, b2, m2, v2)
+    }"""
+    weights = {name: np.ones(2, np.float32) for name in ("g", "b", "m", "v", "g2", "b2", "m2", "v2")}
+    weights |= {"m": np.zeros(2, np.float32), "w": np.array([[2, -1], [0.5, 1]], np.float32)}
+    x = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
+    x[:, 0] = 5
+    graph = import_graph(parse(body, weights))
+    estimates = exact(graph, [{"x": x}], open_model, ["n", "y"])
+    assert estimates["n"].kept.tolist() == [True, False]
+    deployed = (x.astype(np.float64) - estimates["n"].mean) / np.sqrt(estimates["n"].variance + 1e-5) + 1
+    truth = np.maximum(deployed, 0) @ weights["w"].astype(np.float64)
+    np.testing.assert_allclose(estimates["y"].mean, truth.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(estimates["y"].variance, truth.var(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("k", [0.25, 4.0])
+def test_paired_follows_the_scale_of_what_is_stored(residual, images, open_model, k):
+    """A law of the formula: stored statistics of k times the unit give an estimate of k times the unit."""
+    plain = import_graph(residual)
+    scaled = import_graph(residual)
+    batch_norm = find_batch_norms(scaled)[1]
+    batch_norm.with_statistics(k * batch_norm.mean, k**2 * batch_norm.variance)
+    one, other = (paired(graph, batches(images), open_model, ["bn2"], seed=0)["bn2"] for graph in (plain, scaled))
+    np.testing.assert_allclose(other.mean, k * one.mean, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(other.variance, k**2 * one.variance, rtol=1e-5)
+
+
+def test_rounding_noise_around_a_large_mean_is_no_variance(parse, open_model):
+    model = parse(
+        "(float[N, 1] x) => (float[N, 1] y) { y = BatchNormalization (x, g, b, m, v) }",
+        {name: np.ones(1, np.float32) for name in ("g", "b", "m", "v")},
+    )
+    x = np.full((64, 1), 10000, np.float32)
+    x[::2] = np.nextafter(np.float32(10000), np.float32(20000))
+    assert exact(import_graph(model), [{"x": x}], open_model, ["y"])["y"].kept.all()
+
+
 def test_too_few_values_are_an_error(parse, open_model):
     weights = {name: np.ones(3, np.float32) for name in ("g", "b", "m", "v")}
     model = parse("(float[N, 3] x) => (float[N, 3] y) { y = BatchNormalization (x, g, b, m, v) }", weights)

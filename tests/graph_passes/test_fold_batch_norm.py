@@ -136,6 +136,16 @@ def test_a_shared_weight_is_copied_and_the_other_reader_keeps_the_old(open_model
     np.testing.assert_allclose(after["y"], before["y"], rtol=2e-5, atol=2e-5)
 
 
+def test_a_weight_that_is_a_graph_output_keeps_its_values(open_model):
+    body = """(float[N, 4, 9, 9] x) => (y, float[6, 4, 3, 3] w) {
+        h = Conv (x, w)
+        y = BatchNormalization (h, g, b, m, v)
+    }"""
+    model = build(body, {"w": random(6, 4, 3, 3)} | bn_weights(6))
+    _, folded, _ = fold(model)
+    np.testing.assert_array_equal(open_model(folded).run(random_input(model))["w"], random(6, 4, 3, 3))
+
+
 REFUSALS = {
     "read 2 times": "h = Conv (x, w)\n y = BatchNormalization (h, g, b, m, v)\n z = Relu (h)",
     "comes from Relu": "c = Conv (x, w)\n h = Relu (c)\n y = BatchNormalization (h, g, b, m, v)\n z = Abs (y)",

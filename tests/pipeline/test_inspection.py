@@ -40,6 +40,18 @@ def test_with_data_the_real_variance_is_compared_with_the_stored(residual, image
     assert inspection.samples == 60
 
 
+def test_two_noise_layers_in_front_are_predicted_together(parse, open_model):
+    body = """(float[N, 3] x) => (float[N, 3] y) {
+        d = Dropout (x)
+        e = Dropout (d)
+        y = BatchNormalization (e, g, b, m, v)
+    }"""
+    weights = {"g": np.ones(3), "b": np.zeros(3), "m": np.zeros(3), "v": np.full(3, 4.0)}
+    model = parse(body, {name: value.astype(np.float32) for name, value in weights.items()})
+    (row,) = inspect_graph(import_graph(model), [], open_model).rows
+    assert row.predicted_shift == pytest.approx(0.25)
+
+
 def test_a_file_without_markers_says_so(parse, open_model):
     weights = {name: np.ones(3, np.float32) for name in ("g", "b", "m", "v")}
     model = parse("(float[N, 3] x) => (float[N, 3] y) { y = BatchNormalization (x, g, b, m, v) }", weights)

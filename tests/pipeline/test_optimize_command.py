@@ -201,6 +201,32 @@ def test_the_input_is_never_an_output(call, network, option, tmp_path):
     assert network.read_bytes() == original
 
 
+@pytest.mark.parametrize("option", ["-o", "--json", "--html", "--statistics"])
+def test_the_data_is_never_an_output(call, network, npz_path, option, tmp_path):
+    original = npz_path.read_bytes()
+    output = [] if option == "-o" else ["-o", tmp_path / "out.onnx"]
+    result = call("optimize", network, *output, option, npz_path, "--data", npz_path, "--force")
+    assert result.exit_code == 2
+    assert "input" in result.stderr
+    assert npz_path.read_bytes() == original
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_two_outputs_of_one_name_are_refused_before_any_work(call, network, tmp_path):
+    out = tmp_path / "out"
+    result = call("optimize", network, "-o", out, "--html", out, "--data", "digits")
+    assert result.exit_code == 2
+    assert not out.exists()
+
+
+def test_labels_of_other_classes_are_refused(call, network, tmp_path):
+    x = np.random.default_rng(0).normal(size=(20, 1, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "l.npz", input=x, labels=np.full(20, 100))
+    result = call("optimize", network, "--dry-run", "--data", "digits", "--eval-data", tmp_path / "l.npz")
+    assert result.exit_code == 2
+    assert "other classes" in result.stderr
+
+
 def test_an_output_is_needed_unless_it_is_a_dry_run(call, network):
     result = call("optimize", network, "--data", "digits")
     assert result.exit_code == 2

@@ -111,6 +111,11 @@ def test_a_file_that_has_lost_its_noise_is_refused_with_the_way_out(residual, im
         repair_model(without_markers(residual), batches(images), open_model, RepairConfig())
 
 
+def test_exact_alone_does_not_pass_over_a_file_that_has_lost_its_noise(residual, images, open_model):
+    with pytest.raises(ModelError, match="--layers all"):
+        repair_model(without_markers(residual), batches(images), open_model, RepairConfig(method="exact"))
+
+
 def test_the_way_out_works(residual, images, open_model):
     config = RepairConfig(method="exact", layers="all")
     report = repair_model(without_markers(residual), batches(images), open_model, config).report
