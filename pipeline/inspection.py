@@ -18,6 +18,7 @@ from vsfix.graph_passes.shift import geometric_mean, predicted_shift_ratio, shif
 # A BatchNorm that no noise reaches and whose variance is off by this factor says that the data is not what it was
 # trained on, or is not preprocessed as in training.
 FOREIGN_DATA_MISMATCH = 2.0
+FOREIGN_DATA_OFFSET = 1.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class BatchNormRow:
             channels; None where the noise is not direct or its form does not fit.
         measured_shift: the same ratio measured on data; None without data.
         mismatch: max(stored / real, real / stored), geometric mean over the channels; None without data.
+        mean_offset: |real mean - stored mean| in stored deviations, mean over the channels; None without data.
     """
 
     name: str
@@ -44,6 +46,7 @@ class BatchNormRow:
     predicted_shift: float | None
     measured_shift: float | None
     mismatch: float | None
+    mean_offset: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,10 +96,12 @@ def _row(batch_norm: BatchNorm, paths: Sequence[NoisePath], real: Mapping[str, M
     if direct:
         joint = float(np.prod([1 + variance for variance in direct])) - 1
         predicted = _number(geometric_mean(predicted_shift_ratio(batch_norm, joint)))
-    measured = mismatch = None
+    measured = mismatch = offset = None
     if batch_norm.name in real:
         ratio = shift_ratio(batch_norm, real[batch_norm.name])
         measured, mismatch = _number(geometric_mean(ratio)), _number(variance_mismatch(ratio))
+        deviation = np.sqrt(batch_norm.variance + batch_norm.epsilon)
+        offset = _number(float(np.mean(np.abs(real[batch_norm.name].mean - batch_norm.mean) / deviation)))
     return BatchNormRow(
         name=batch_norm.name,
         channels=batch_norm.channels,
@@ -106,6 +111,7 @@ def _row(batch_norm: BatchNorm, paths: Sequence[NoisePath], real: Mapping[str, M
         predicted_shift=predicted,
         measured_shift=measured,
         mismatch=mismatch,
+        mean_offset=offset,
     )
 
 
@@ -132,6 +138,13 @@ def _warnings(rows: Sequence[BatchNormRow], noise_map: NoiseMap) -> tuple[str, .
         warnings.append(
             f"BatchNorm '{foreign[0].name}' sees no noise, yet its stored variance is off by a factor of "
             f"{foreign[0].mismatch:.1f} on this data: is it the data of the training, preprocessed the same way?"
+        )
+    first = rows[0]
+    # Unbiased noise leaves the mean of the first BatchNorm as it is, so that it tells of the data in any case.
+    if first.mean_offset is not None and first.mean_offset > FOREIGN_DATA_OFFSET:
+        warnings.append(
+            f"the mean that BatchNorm '{first.name}' sees on this data is {first.mean_offset:.1f} deviations from the "
+            "stored one: is it the data of the training, preprocessed the same way?"
         )
     return tuple(warnings)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vsfix.graph_passes.batch_norm import find_batch_norms
+from vsfix.graph_passes.measurement import measure
 from vsfix.graph_passes.model_file import import_graph
 from vsfix.pipeline.inspection import inspect_graph
 
@@ -58,6 +59,16 @@ def test_a_file_without_markers_says_so(parse, open_model):
     x = np.random.default_rng(0).normal(1, 1, (400, 3)).astype(np.float32)
     quiet = inspect_graph(import_graph(model), [{"x": x}], open_model)
     assert ["marks no noise layer" in warning for warning in quiet.warnings] == [True]
+
+
+def test_data_with_another_mean_is_told_even_where_noise_reaches_every_batch_norm(residual, images, open_model):
+    graph = import_graph(residual)
+    first = find_batch_norms(graph)[0]
+    real = measure(graph, [{"x": images}], open_model)["bn1"]
+    first.with_statistics(real.mean, 2 * real.variance)
+    assert inspect_graph(graph, [{"x": images}], open_model).warnings == ()
+    (warning,) = inspect_graph(graph, [{"x": images + 20}], open_model).warnings
+    assert "deviations from the stored" in warning
 
 
 def test_foreign_data_is_told_apart_from_a_shift(parse, open_model):
