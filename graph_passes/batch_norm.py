@@ -156,7 +156,7 @@ def require_batch_norms(graph: gs.Graph) -> tuple[BatchNorm, ...]:
         story = "they were folded into the layers in front" if operators & FOLD_TARGETS else "it never had any"
         raise ModelError(
             f"the model has no BatchNormalization: most likely {story}; export it again with `vsfix export`, or with "
-            "torch.onnx.export(model.eval(), args, file, dynamo=True, optimize=False), which keeps them"
+            "torch.onnx.export(model.eval(), args, file, dynamo=True, optimize=False), which loses only the noise"
         )
     return batch_norms
 

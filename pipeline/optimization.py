@@ -22,6 +22,7 @@ from .output_file import require_output
 from .repair import Repair, RepairConfig, RepairReport, repair_model
 from .report import Report, write_report
 
+MAX_MISMATCH = 10.0  # of a repaired BatchNorm; a repair that works leaves it near 1
 PAIRED_SAMPLES = 256  # past this the estimate of the shift gains nothing that a network would notice
 
 
@@ -103,9 +104,25 @@ def optimize(
                 f"{100 * accuracies[0].accuracy:.2f} %; nothing is written; try more samples or --method exact"
             )
     status, verdict = judge(repair.report, accuracies)
+    require_plausible(repair.report)
     result = Optimization(repair, status, verdict, accuracies, outputs.paths())
     _write(result, outputs, f"Repair of {model_path.name}")
     return result
+
+
+def require_plausible(report: RepairReport) -> None:
+    """Refuses a repair after which a BatchNorm still divides by a variance that is wildly wrong on the data.
+
+    Raises:
+        CheckFailedError: names the worst one.
+    """
+    worst = max((o.after for o in report.batch_norms if o.repaired), key=lambda row: row.mismatch or 0, default=None)
+    if worst is not None and worst.mismatch is not None and worst.mismatch > MAX_MISMATCH:
+        raise CheckFailedError(
+            f"refused: after the repair BatchNorm '{worst.name}' still stores a variance that is off by a factor of "
+            f"{worst.mismatch:.0f} on this data: is it the data of the training, preprocessed the same way? "
+            "nothing is written"
+        )
 
 
 def input_files(model: Path, *data: str | None) -> list[Path]:

@@ -219,6 +219,16 @@ def test_two_outputs_of_one_name_are_refused_before_any_work(call, network, tmp_
     assert not out.exists()
 
 
+@pytest.mark.parametrize("scale", [0.001, 1000])
+def test_data_on_another_scale_is_refused_and_nothing_is_written(call, network, tmp_path, scale):
+    x = scale * np.random.default_rng(0).normal(size=(64, 1, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", input=x)
+    result = call("optimize", network, "-o", tmp_path / "out.onnx", "--data", tmp_path / "x.npz")
+    assert result.exit_code == 1
+    assert "preprocessed the same way" in result.stderr
+    assert not (tmp_path / "out.onnx").exists()
+
+
 def test_labels_of_other_classes_are_refused(call, network, tmp_path):
     x = np.random.default_rng(0).normal(size=(20, 1, 8, 8)).astype(np.float32)
     np.savez(tmp_path / "l.npz", input=x, labels=np.full(20, 100))
