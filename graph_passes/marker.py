@@ -99,6 +99,19 @@ def is_switched_off(node: gs.Node) -> bool:
     return training_mode is not None and not np.asarray(training_mode.values).any()
 
 
+def require_switched_off(node: gs.Node) -> None:
+    """Refuses a Dropout that would drop when the file runs.
+
+    Raises:
+        ModelError: it is in training mode.
+    """
+    if is_dropout(node) and not is_switched_off(node):
+        raise ModelError(
+            f"Dropout '{marker_label(node)}' is in training mode and would drop at inference; "
+            "export the model after model.eval()"
+        )
+
+
 def marker_label(node: gs.Node) -> str:
     """The name of a marker without its tag; the name of its output where it has none."""
     return _TAG.sub("", node.name or "") or str(node.outputs[0].name)

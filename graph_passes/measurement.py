@@ -109,9 +109,10 @@ def measure(
     markers = _noisy_markers(copy) if config.noise_seed is not None else []
     stages = _plan(copy, batch_norms, frozenset(config.corrected), markers)
     moments: dict[str, Moments] = {}
+    needed = _needed_inputs(copy, stages)
     with ActivationCache(config.max_memory) as cache:
         for number, batch in enumerate(batches):
-            cache.put(number, {name: batch[name] for name in _needed_inputs(copy, stages)})
+            cache.put(number, {name: batch[name] for name in needed})
         for index, stage in enumerate(stages):
             _make_noise(stage, len(batches), config.noise_seed, cache)
             moments |= _run_stage(copy, stage, len(batches), open_model, cache)

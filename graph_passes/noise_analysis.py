@@ -22,8 +22,7 @@ from enum import IntEnum
 import onnx_graphsurgeon as gs
 
 from .batch_norm import find_batch_norms
-from .errors import ModelError
-from .marker import is_dropout, is_switched_off, marker_label, read_marker
+from .marker import marker_label, read_marker, require_switched_off
 from .noise import Noise
 from .tensors import consumed_tensors
 
@@ -124,12 +123,8 @@ def analyse_noise(graph: gs.Graph) -> NoiseMap:
     sources: list[NoiseSource] = []
     arrivals: list[dict[int, _Arrival]] = []
     for position, node in enumerate(graph.nodes):
+        require_switched_off(node)
         noise = read_marker(node)
-        if is_dropout(node) and not is_switched_off(node):
-            raise ModelError(
-                f"Dropout '{marker_label(node)}' is in training mode and would drop at inference; "
-                "export the model after model.eval()"
-            )
         if noise is not None:
             sources.append(NoiseSource(marker_label(node), node.outputs[0].name, noise))
             arrivals.append(_spread(graph, position))

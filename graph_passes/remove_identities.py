@@ -12,9 +12,8 @@ from collections.abc import Callable
 
 import onnx_graphsurgeon as gs
 
-from .errors import ModelError
 from .graph_pass import Change, Kept, PassResult
-from .marker import is_dropout, is_switched_off, marker_label
+from .marker import is_dropout, marker_label, require_switched_off
 from .tensors import captured_tensors, is_graph_output
 
 
@@ -30,11 +29,7 @@ class RemoveMarkers:
             ModelError: a Dropout that is switched on: the file drops at inference too.
         """
         for node in graph.nodes:
-            if is_dropout(node) and not is_switched_off(node):
-                raise ModelError(
-                    f"Dropout '{marker_label(node)}' is in training mode and would drop at inference; "
-                    "export the model after model.eval()"
-                )
+            require_switched_off(node)
         return _remove(graph, self.name, is_dropout)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 
@@ -178,11 +178,6 @@ def repair_model(
         fold_snr_db=_check_equal(unfolded, final, batches[0], open_model),
     )
     return Repair(final, unfolded, report, statistics)
-
-
-def report_as_dict(report: RepairReport) -> dict[str, object]:
-    """The report as plain JSON types."""
-    return asdict(report)
 
 
 def _choose_layers(graph: gs.Graph, noise_map: NoiseMap, layers: str) -> tuple[list[str], dict[str, str]]:

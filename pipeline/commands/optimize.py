@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -69,7 +70,7 @@ def command(
     """
     from vsfix.pipeline.console import print_table, require_json_target, write_json
     from vsfix.pipeline.optimization import Optimization, Outputs, input_files, optimize
-    from vsfix.pipeline.repair import RepairConfig, report_as_dict
+    from vsfix.pipeline.repair import RepairConfig
     from vsfix.pipeline.tables import accuracy_table, repair_table
 
     if output is None and not dry_run:
@@ -95,7 +96,7 @@ def command(
         for written in result.written:
             click.echo(f"wrote {written}")
     if json_path:
-        write_json(report_as_dict(result.repair.report) | {"verdict": result.verdict}, json_path, force=force)
+        write_json(asdict(result.repair.report) | {"verdict": result.verdict}, json_path, force=force)
 
 
 def parse_bytes(text: str) -> int:
