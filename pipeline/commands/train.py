@@ -10,7 +10,13 @@ from .options import seed_option
 
 
 @click.command(name="train")
-@click.option("--model", required=True, metavar="M", help="preresnet-DEPTH (as preresnet-20) or mlp-LAYERS.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="M",
+    help="preresnet-DEPTH (as preresnet-20), wrn-DEPTH-WIDEN (wrn-16-4), densenet-DEPTH-GROWTH (densenet-40-12), "
+    "resnext-DEPTH-CARDINALITYxWIDTHd (resnext-29-8x64d) or mlp-LAYERS.",
+)
 @click.option("--data", required=True, metavar="D", help="digits, or fashion-mnist[:DIR].")
 @click.option(
     "--noise", default="none", show_default=True, metavar="KIND:VALUE", help="dropout:0.5, uout:0.1, or none."

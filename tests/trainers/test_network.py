@@ -9,22 +9,58 @@ from torch import nn
 
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
+from vsfix.trainers.densenet import DenseNet
 from vsfix.trainers.mlp import Mlp
 from vsfix.trainers.network import NetworkConfig, build_network
 from vsfix.trainers.preresnet import PreResNet
+from vsfix.trainers.resnext import ResNeXt
+from vsfix.trainers.wide_resnet import WideResNet
 
 CONFIG = NetworkConfig("preresnet-8", 1, (8, 9), 10, Noise.parse("dropout:0.5"), "a")
 
 
 @pytest.mark.parametrize(
     ("model", "kind"),
-    [("preresnet-8", PreResNet), ("preresnet-11", PreResNet), ("preresnet-20-bottleneck", PreResNet), ("mlp-3", Mlp)],
+    [
+        ("preresnet-8", PreResNet),
+        ("preresnet-11", PreResNet),
+        ("preresnet-20-bottleneck", PreResNet),
+        ("wrn-10-2", WideResNet),
+        ("densenet-10-3", DenseNet),
+        ("resnext-11-2x3d", ResNeXt),
+        ("mlp-3", Mlp),
+    ],
 )
 def test_a_name_builds_its_network(model, kind):
     network = build_network(replace(CONFIG, model=model))
     assert type(network) is kind
     assert network.training
     assert network.eval()(torch.randn(2, 1, 8, 9)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("model", ["preresnet-8", "wrn-10-2", "densenet-10-4", "resnext-11-2x3d", "mlp-1"])
+def test_the_configuration_reaches_the_network(model):
+    config = replace(CONFIG, model=model, in_channels=3, num_classes=7, noise=Noise.parse("uout:0.1"), site="last")
+    with torch.device("meta"):
+        usual, wide = (build_network(replace(config, width=width)) for width in (1, 3))
+    assert [name for name, module in usual.named_modules() if type(module).__name__ == "Uout"] == ["noise"]
+    assert usual.classifier.out_features == 7
+    assert wide.classifier.in_features == 3 * usual.classifier.in_features
+    assert usual(torch.empty(2, 3, 8, 9, device="meta")).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [
+        ("wrn-16-4", {"conv": 16, "bn": 256}),
+        ("densenet-40-12", {"conv": 24, "bn": 132}),
+        ("resnext-29-8x64d", {"conv": 64, "stage3.2.body.bn2": 2048, "stage3.2.body.bn3": 1024}),
+    ],
+)
+def test_the_numbers_of_a_name_are_those_of_its_paper(model, sizes):
+    with torch.device("meta"):
+        network = build_network(replace(CONFIG, model=model, image_size=(32, 32)))
+    assert {name: len(network.get_submodule(name).weight) for name in sizes} == sizes
 
 
 @pytest.mark.parametrize(
@@ -50,7 +86,23 @@ def test_json_gives_back_an_equal_configuration(change):
         ({"model": "preresnet-21-basic"}, r"model 'preresnet-21-basic': the depth must be 6n\+2"),
         ({"model": "preresnet-20-wide"}, "must be preresnet-<depth>"),
         ({"model": "preresnet"}, "must be preresnet-<depth>"),
-        ({"model": "vgg-16"}, "model 'vgg-16': must be"),
+        (
+            {"model": "vgg-16"},
+            "model 'vgg-16': must be preresnet-<depth>, wrn-<depth>-<widen>, densenet-<depth>-<growth>",
+        ),
+        ({"model": "wrn-18-4"}, r"model 'wrn-18-4': the depth must be 6n\+4 .*, not 18"),
+        ({"model": "wrn-4-4"}, r"6n\+4 with n of at least 1"),
+        ({"model": "wrn-16"}, "must be wrn-<depth>-<widen>"),
+        ({"model": "wrn-16-0"}, "a widening of 1 to 999"),
+        ({"model": "densenet-41-12"}, r"model 'densenet-41-12': the depth must be 6n\+4 .*, not 41"),
+        ({"model": "densenet-40"}, "must be densenet-<depth>-<growth>"),
+        ({"model": "densenet-40-0"}, "a growth rate of 1 to 999"),
+        ({"model": "resnext-28-8x64d"}, r"model 'resnext-28-8x64d': the depth must be 9n\+2 .*, not 28"),
+        ({"model": "resnext-29-8x64"}, "must be resnext-<depth>-<cardinality>x<width>d"),
+        ({"model": "resnext-29-0x64d"}, "a cardinality and a width of 1 to 999"),
+        ({"model": "wrn-10-1", "image_size": (7, 8)}, "at least 8x8 pixels, not 7x8"),
+        ({"model": "densenet-10-4", "image_size": (4, 32)}, "at least 8x8 pixels, not 4x32"),
+        ({"model": "resnext-11-2x3d", "image_size": (8, 7)}, "at least 8x8 pixels, not 8x7"),
         ({"model": ""}, "must be"),
         ({"model": 20}, "model 20: must be"),
         ({"model": "mlp-0"}, "1 to 999 layers"),

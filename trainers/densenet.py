@@ -1,0 +1,150 @@
+"""Densely connected networks with bottlenecks and compression (DenseNet-BC): each layer sees all layers of its block.
+
+    layer        x -> [x, conv3x3_k(relu(bn2(conv1x1_4k(relu(bn1(x))))))]        k channels more, k the growth rate
+    block        n layers
+    transition   avgpool2(conv1x1(relu(bn(x))))                                  half the channels, half the image
+    network      conv3x3 to 2k channels, block, transition, block, transition, block, BN, ReLU, mean, classifier
+
+The depth is 6n+4: 2 convolutions in each of the 3n layers, the first one, those of the transitions, the classifier.
+
+The noise of site a stands directly in front of the second BN of each layer; of site b, behind that BN and its ReLU, in
+front of the 3x3 convolution; of site last, behind the last BN, ReLU and mean, in front of the classifier.
+
+Sources: Huang, Liu, van der Maaten, Weinberger, "Densely Connected Convolutional Networks", CVPR 2017, arXiv
+1608.06993; the sites are those of Li, Chen, Hu, Yang, CVPR 2019, arXiv 1801.05134.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.noise import Noise
+
+from .noise_layers import Site, make_noise_layer
+
+_BLOCKS = 3
+_BOTTLENECK = 4  # channels inside a layer over the growth rate
+
+
+def dense_layers_per_block(depth: int) -> int:
+    """The n of a depth of 6n+4.
+
+    Raises:
+        InputError: the depth does not fit.
+    """
+    count, rest = divmod(depth - 4, 2 * _BLOCKS)
+    if rest or count < 1:
+        raise InputError(f"the depth must be 6n+4 with n of at least 1, as in 22, 40 or 100, not {depth}")
+    return count
+
+
+class DenseLayer(nn.Module):
+    """One layer of a block.
+
+    Shapes: (N, in_channels, H, W) -> (N, in_channels + growth, H, W), the input first.
+    """
+
+    def __init__(self, in_channels: int, growth: int, noise: Noise | None, site: Site) -> None:
+        super().__init__()
+        inside = _BOTTLENECK * growth
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
+            bn1=nn.BatchNorm2d(in_channels),
+            relu1=nn.ReLU(inplace=True),
+            conv1=nn.Conv2d(in_channels, inside, 1, bias=False),
+        )
+        if site == "a":
+            layers["noise"] = make_noise_layer(noise)
+        layers["bn2"] = nn.BatchNorm2d(inside)
+        layers["relu2"] = nn.ReLU(inplace=True)
+        if site == "b":
+            layers["noise"] = make_noise_layer(noise)
+        layers["conv2"] = nn.Conv2d(inside, growth, 3, padding=1, bias=False)
+        self.body = nn.Sequential(layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Puts the body's output behind the input's channels; shapes as above."""
+        return torch.cat([x, self.body(x)], 1)
+
+
+class DenseNet(nn.Module):
+    """The network.
+
+    Shapes: (N, in_channels, H, W) with H and W of at least 8 -> (N, num_classes).
+
+    Args:
+        depth: 6n+4, n of at least 1.
+        growth: the growth rate k, at least 1.
+        in_channels: channels of the images.
+        num_classes: outputs.
+        width: what the growth rate, and with it each number of channels, is multiplied by.
+        noise: what stands at the site; None for nothing.
+        site: see the head of this module.
+
+    Raises:
+        InputError: the depth does not fit.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        growth: int,
+        in_channels: int,
+        num_classes: int,
+        *,
+        width: int = 1,
+        noise: Noise | None = None,
+        site: Site = "none",
+    ) -> None:
+        super().__init__()
+        count = dense_layers_per_block(depth)
+        rate = growth * width
+        channels = 2 * rate
+        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        parts: OrderedDict[str, nn.Module] = OrderedDict()
+        for index in range(1, _BLOCKS + 1):
+            if index > 1:
+                parts[f"transition{index - 1}"] = _transition(channels)
+                channels //= 2
+            parts[f"block{index}"] = nn.Sequential(
+                *(DenseLayer(channels + position * rate, rate, noise, site) for position in range(count))
+            )
+            channels += count * rate
+        self.features = nn.Sequential(parts)
+        self.bn = nn.BatchNorm2d(channels)
+        self.noise = make_noise_layer(noise if site == "last" else None)
+        self.classifier = nn.Linear(channels, num_classes)
+        _initialize(self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits, shape (N, num_classes)."""
+        x = F.relu(self.bn(self.features(self.conv(x))), inplace=True)
+        # Dropout2d expects images, so the positions stay as axes of length 1 until the noise is on.
+        x = self.noise(x.mean((2, 3), keepdim=True))  # (N, C, 1, 1)
+        logits: torch.Tensor = self.classifier(x.flatten(1))
+        return logits
+
+
+def _transition(channels: int) -> nn.Sequential:
+    """What stands between two blocks, (N, C, H, W) -> (N, C // 2, H // 2, W // 2)."""
+    return nn.Sequential(
+        OrderedDict(
+            bn=nn.BatchNorm2d(channels),
+            relu=nn.ReLU(inplace=True),
+            conv=nn.Conv2d(channels, channels // 2, 1, bias=False),
+            pool=nn.AvgPool2d(2),
+        )
+    )
+
+
+def _initialize(network: nn.Module) -> None:
+    """He initialization, N(0, 2 / fan_out), of the convolutions; the classifier keeps torch's, with a bias of 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)

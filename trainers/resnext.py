@@ -1,0 +1,173 @@
+"""Residual networks with grouped convolutions (ResNeXt) for small images, in the original, post-activation order.
+
+    block     relu(shortcut(x) + bn3(conv1x1(relu(bn2(conv3x3_grouped(relu(bn1(conv1x1(x)))))))))
+    network   conv3x3 to 64 channels, BN, ReLU, three stages of n blocks, mean, classifier
+
+With a cardinality of c and a width of d, the grouped convolution of stage s = 0, 1, 2 has c groups of d 2^s channels,
+and the block ends in 256 * 2^s, whatever c and d are. The second and the third stage halve the image, in the grouped
+convolution. Where the shape changes, the shortcut is a 1x1 convolution and a BN. The depth is 9n+2.
+
+The noise of site a stands directly in front of the last BN of each block; of site b, in front of the last convolution
+of each block, behind its BN and ReLU; of site last, behind the mean, in front of the classifier. The shortcuts have
+none.
+
+Sources: Xie, Girshick, Dollar, Tu, He, "Aggregated Residual Transformations for Deep Neural Networks", CVPR 2017, arXiv
+1611.05431; the sites are those of Li, Chen, Hu, Yang, CVPR 2019, arXiv 1801.05134.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.noise import Noise
+
+from .noise_layers import Site, make_noise_layer
+
+_FIRST_CHANNELS = 64
+_EXPANSION = 4
+
+
+def resnext_blocks_per_stage(depth: int) -> int:
+    """The n of a depth of 9n+2.
+
+    Raises:
+        InputError: the depth does not fit.
+    """
+    count, rest = divmod(depth - 2, 9)
+    if rest or count < 1:
+        raise InputError(f"the depth must be 9n+2 with n of at least 1, as in 11, 20 or 29, not {depth}")
+    return count
+
+
+class ResNeXtBlock(nn.Module):
+    """One residual block.
+
+    Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
+
+    Args:
+        in_channels: channels of the input.
+        inside: channels of the grouped convolution, all groups together.
+        out_channels: channels of the output.
+        groups: the cardinality; divides `inside`.
+        stride: of the grouped convolution and of the shortcut.
+        noise: what stands at the site; None for nothing.
+        site: see the head of this module.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        inside: int,
+        out_channels: int,
+        *,
+        groups: int,
+        stride: int,
+        noise: Noise | None,
+        site: Site,
+    ) -> None:
+        super().__init__()
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
+            conv1=nn.Conv2d(in_channels, inside, 1, bias=False),
+            bn1=nn.BatchNorm2d(inside),
+            relu1=nn.ReLU(inplace=True),
+            conv2=nn.Conv2d(inside, inside, 3, stride, padding=1, groups=groups, bias=False),
+            bn2=nn.BatchNorm2d(inside),
+            relu2=nn.ReLU(inplace=True),
+        )
+        if site == "b":
+            layers["noise"] = make_noise_layer(noise)
+        layers["conv3"] = nn.Conv2d(inside, out_channels, 1, bias=False)
+        if site == "a":
+            layers["noise"] = make_noise_layer(noise)
+        layers["bn3"] = nn.BatchNorm2d(out_channels)
+        self.body = nn.Sequential(layers)
+        keeps_shape = stride == 1 and in_channels == out_channels
+        self.shortcut = nn.Identity() if keeps_shape else _projection(in_channels, out_channels, stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Adds the body's output to the shortcut's and rectifies the sum; shapes as above."""
+        return F.relu(self.body(x) + self.shortcut(x), inplace=True)
+
+
+class ResNeXt(nn.Module):
+    """The network.
+
+    Shapes: (N, in_channels, H, W) with H and W of at least 8 -> (N, num_classes).
+
+    Args:
+        depth: 9n+2, n of at least 1.
+        cardinality: groups of each 3x3 convolution, at least 1.
+        group_width: channels of one group in the first stage, at least 1.
+        in_channels: channels of the images.
+        num_classes: outputs.
+        width: what all channels are multiplied by; the number of groups stays.
+        noise: what stands at the site; None for nothing.
+        site: see the head of this module.
+
+    Raises:
+        InputError: the depth does not fit.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        cardinality: int,
+        group_width: int,
+        in_channels: int,
+        num_classes: int,
+        *,
+        width: int = 1,
+        noise: Noise | None = None,
+        site: Site = "none",
+    ) -> None:
+        super().__init__()
+        count = resnext_blocks_per_stage(depth)
+        channels = _FIRST_CHANNELS * width
+        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        stages: list[nn.Module] = []
+        for index in range(3):
+            inside = cardinality * group_width * width * 2**index
+            outside = _EXPANSION * _FIRST_CHANNELS * width * 2**index
+            blocks: list[nn.Module] = []
+            for position in range(count):
+                stride = 2 if index > 0 and position == 0 else 1
+                blocks.append(
+                    ResNeXtBlock(channels, inside, outside, groups=cardinality, stride=stride, noise=noise, site=site)
+                )
+                channels = outside
+            stages.append(nn.Sequential(*blocks))
+        self.stage1, self.stage2, self.stage3 = stages
+        self.noise = make_noise_layer(noise if site == "last" else None)
+        self.classifier = nn.Linear(channels, num_classes)
+        _initialize(self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits, shape (N, num_classes)."""
+        x = F.relu(self.bn(self.conv(x)), inplace=True)
+        x = self.stage3(self.stage2(self.stage1(x)))
+        # Dropout2d expects images, so the positions stay as axes of length 1 until the noise is on.
+        x = self.noise(x.mean((2, 3), keepdim=True))  # (N, C, 1, 1)
+        logits: torch.Tensor = self.classifier(x.flatten(1))
+        return logits
+
+
+def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    """The shortcut where the shape changes."""
+    return nn.Sequential(
+        OrderedDict(conv=nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), bn=nn.BatchNorm2d(out_channels))
+    )
+
+
+def _initialize(network: nn.Module) -> None:
+    """He initialization, N(0, 2 / fan_out), of the convolutions; the classifier keeps torch's, with a bias of 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,106 @@
+"""Wide residual networks: pre-activation ResNets with fewer and wider basic blocks.
+
+    network   conv3x3 to 16 channels, three stages of n blocks of 16k, 32k and 64k channels, BN, ReLU, mean, classifier
+
+with k the widening factor. The depth is 6n+4: 2 convolutions in each of the 3n blocks, the first convolution, and the
+1x1 convolutions of the shortcuts, which the authors count too, one in each stage (at k = 1 the first needs none).
+
+A block is that of `preresnet`, and so are the sites of the noise: a, directly in front of the second BN; b, behind that
+BN and its ReLU, in front of the second convolution, which is where the authors have their Dropout; last, in front of
+the classifier.
+
+Source: Zagoruyko, Komodakis, "Wide Residual Networks", BMVC 2016, arXiv 1605.07146.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.noise import Noise
+
+from .noise_layers import Site, make_noise_layer
+from .preresnet import PreActivationBlock
+
+_FIRST_CHANNELS = 16
+
+
+def wide_blocks_per_stage(depth: int) -> int:
+    """The n of a depth of 6n+4.
+
+    Raises:
+        InputError: the depth does not fit.
+    """
+    count, rest = divmod(depth - 4, 6)
+    if rest or count < 1:
+        raise InputError(f"the depth must be 6n+4 with n of at least 1, as in 16, 28 or 40, not {depth}")
+    return count
+
+
+class WideResNet(nn.Module):
+    """The network.
+
+    Shapes: (N, in_channels, H, W) with H and W of at least 8 -> (N, num_classes).
+
+    Args:
+        depth: 6n+4, n of at least 1.
+        widen: the factor k, at least 1.
+        in_channels: channels of the images.
+        num_classes: outputs.
+        width: what all channels are multiplied by, those of the first convolution too, which `widen` leaves alone.
+        noise: what stands at the site; None for nothing.
+        site: see the head of this module.
+
+    Raises:
+        InputError: the depth does not fit.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        widen: int,
+        in_channels: int,
+        num_classes: int,
+        *,
+        width: int = 1,
+        noise: Noise | None = None,
+        site: Site = "none",
+    ) -> None:
+        super().__init__()
+        count = wide_blocks_per_stage(depth)
+        channels = _FIRST_CHANNELS * width
+        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        stages: list[nn.Module] = []
+        for index in range(3):
+            wide = _FIRST_CHANNELS * width * widen * 2**index
+            blocks: list[nn.Module] = []
+            for position in range(count):
+                stride = 2 if index > 0 and position == 0 else 1
+                blocks.append(PreActivationBlock("basic", channels, wide, stride, noise, site))
+                channels = wide
+            stages.append(nn.Sequential(*blocks))
+        self.stage1, self.stage2, self.stage3 = stages
+        self.bn = nn.BatchNorm2d(channels)
+        self.noise = make_noise_layer(noise if site == "last" else None)
+        self.classifier = nn.Linear(channels, num_classes)
+        _initialize(self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits, shape (N, num_classes)."""
+        x = self.stage3(self.stage2(self.stage1(self.conv(x))))
+        x = F.relu(self.bn(x), inplace=True)
+        # Dropout2d expects images, so the positions stay as axes of length 1 until the noise is on.
+        x = self.noise(x.mean((2, 3), keepdim=True))  # (N, C, 1, 1)
+        logits: torch.Tensor = self.classifier(x.flatten(1))
+        return logits
+
+
+def _initialize(network: nn.Module) -> None:
+    """He initialization, N(0, 2 / fan_out), of the convolutions; the classifier keeps torch's, with a bias of 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
