@@ -9,7 +9,7 @@ as the identity and which needs no custom operator:
 A plain Dropout needs no tag: its ratio says everything. For the other kinds the tag at the end of the node's name is
 the truth (names survive onnx-graphsurgeon and most other tools, node metadata does not), and `ratio` holds the Dropout
 ratio whose noise has the same variance, s2 / (1 + s2): a reader that knows nothing of vsfix sees a Dropout that shifts
-the variance by the same amount.
+the variance by the same amount. The alpha kinds have no such variance; theirs is the ratio of what they drop.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def marker_node_name(name: str, noise: Noise) -> str:
 
 
 def marker_ratio(noise: Noise) -> float:
-    """The ratio of the Dropout whose noise has the variance of `noise`."""
+    """The ratio of the Dropout whose noise has the variance of `noise`; for the alpha kinds their own ratio."""
     if noise.kind is not NoiseKind.UOUT:
-        return noise.value
+        return noise.value  # all of them have the variance of the Dropout of the same ratio
     return noise.variance / (1 + noise.variance)
 
 
@@ -69,7 +69,7 @@ def write_marker(name: str, noise: Noise, data: Tensor, output: gs.Variable) -> 
 def read_marker(node: gs.Node) -> Noise | None:
     """The noise that `node` marks, or None where it is no marker.
 
-    A Dropout of ratio 0 is no noise, and so no marker. Dropout before opset 12 (ratio as an attribute) is read too.
+    A ratio of 0 is no noise, and so no marker. Dropout before opset 12 (ratio as an attribute) is read too.
 
     Raises:
         ModelError: a Dropout whose ratio can't be read from the file, or a tag that can't be understood.
@@ -79,11 +79,12 @@ def read_marker(node: gs.Node) -> Noise | None:
     tag = _TAG.search(node.name or "")
     if tag is not None:
         try:
-            return Noise.parse(f"{tag['kind']}:{tag['value']}")
+            noise = Noise.parse(f"{tag['kind']}:{tag['value']}")
         except InputError as error:
             raise ModelError(f"node '{node.name}': the noise tag can't be understood ({error})") from error
-    ratio = _ratio(node)
-    return None if ratio == 0 else Noise(NoiseKind.DROPOUT, ratio)
+    else:
+        noise = Noise(NoiseKind.DROPOUT, _ratio(node))
+    return noise if noise.value else None
 
 
 def is_dropout(node: gs.Node) -> bool:

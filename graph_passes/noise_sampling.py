@@ -1,24 +1,31 @@
 """Noise that really happens: what a marker stands for, drawn and applied to the values of a tensor.
 
-    dropout          n = a / p, a ~ Bernoulli(p), for each element
-    feature-dropout  the same, one draw for each sample and channel
-    uout             n = 1 + r, r ~ U(-beta, beta), for each element
+`noise` defines the kinds. One draw holds
+
+    for each element               dropout, gaussian-dropout, uout, alpha-dropout
+    for each sample and channel    feature-dropout, feature-alpha-dropout
+    for each sample                drop-path
 
 It is drawn outside the runtime: every kind, every opset, every data type and every execution provider has then the
 same noise, and one seed gives the same bits everywhere. Nothing here is ever deployed: it is what the paired estimator
-runs.
+runs. Draws are float32; half-precision values are computed in float32 and rounded once, as torch does.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from .inference import Array
 from .noise import Noise, NoiseKind
 
+# What SELU tends to for x -> -inf: -scale * alpha of Klambauer et al. 2017, in the digits that torch writes.
+_SELU_SATURATION = -1.7580993408473766
+_CHANNELS_TOGETHER = frozenset({NoiseKind.FEATURE_DROPOUT, NoiseKind.FEATURE_ALPHA_DROPOUT})
+
 
 def apply_noise(noise: Noise, values: Array, rng: np.random.Generator) -> Array:
-    """Multiplies `values` by noise.
+    """Puts noise on `values`, as a training run does.
 
     Args:
         noise: its kind and parameter.
@@ -28,13 +35,43 @@ def apply_noise(noise: Noise, values: Array, rng: np.random.Generator) -> Array:
     Returns:
         A new array of the same shape and type.
     """
-    shape = values.shape
-    if noise.kind is NoiseKind.UOUT:
-        factor = 1 + noise.value * (2 * rng.random(shape, dtype=np.float32) - 1)
+    shape = _shape_of_draws(noise.kind, values.shape)
+    wide = values.astype(np.result_type(values.dtype, np.float32), copy=False)
+    if noise.is_multiplicative:
+        noisy = wide * _factor(noise, shape, rng)
     else:
-        if noise.kind is NoiseKind.FEATURE_DROPOUT:
-            shape = values.shape[:2] + (1,) * (values.ndim - 2)
-        keep = 1 - noise.value
-        factor = (rng.random(shape, dtype=np.float32) < keep) / np.float32(keep)
-    noisy: Array = values * factor.astype(values.dtype)
-    return noisy
+        scale, offset = _alpha_map(noise.value, rng.random(shape, dtype=np.float32))
+        noisy = wide * scale + offset
+    result: Array = noisy.astype(values.dtype, copy=False)
+    return result
+
+
+def _shape_of_draws(kind: NoiseKind, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of `values` with 1 along the axes that share a draw."""
+    own = len(shape)
+    if kind is NoiseKind.DROP_PATH:
+        own = 1
+    elif kind in _CHANNELS_TOGETHER:
+        own = 2
+    return shape[:own] + (1,) * (len(shape) - own)
+
+
+def _factor(noise: Noise, shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """The n of X = n x."""
+    if noise.kind is NoiseKind.UOUT:
+        return np.asarray(1 + noise.value * (2 * rng.random(shape, dtype=np.float32) - 1), dtype=np.float32)
+    if noise.kind is NoiseKind.GAUSSIAN_DROPOUT:
+        deviation = np.float32(np.sqrt(noise.variance))
+        return np.asarray(1 + deviation * rng.standard_normal(shape, dtype=np.float32), dtype=np.float32)
+    p = 1 - noise.value
+    return np.asarray((rng.random(shape, dtype=np.float32) < p) / np.float32(p), dtype=np.float32)
+
+
+def _alpha_map(ratio: float, draws: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Scale and offset of each draw: (a, b) where the element is kept, (0, a alpha' + b) where it is dropped."""
+    kept = draws < 1 - ratio
+    a = ((1 - ratio) * (1 + ratio * _SELU_SATURATION**2)) ** -0.5
+    b = -a * _SELU_SATURATION * ratio
+    scale = np.where(kept, a, 0).astype(np.float32)
+    offset = np.where(kept, b, a * _SELU_SATURATION + b).astype(np.float32)
+    return scale, offset

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -19,10 +20,15 @@ def require_exportable(module: nn.Module, example: torch.Tensor) -> None:
     """Refuses what can be known to be wrong before the module runs.
 
     Raises:
-        InputError: no batch, several inputs, another dtype than float32, another device than the CPU, or 2 GiB.
+        InputError: no batch, several inputs, another dtype than float32, another device than the CPU, 2 GiB, or
+            TorchScript.
     """
     if example.dim() < 1 or len(example) == 0:
         raise InputError(f"the example has shape {tuple(example.shape)}; give a batch of at least one input")
+    scripted = [name for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]
+    if scripted:
+        place = f"its part '{scripted[0]}'" if scripted[0] else "it"
+        raise InputError(f"{type(module).__name__}: {place} is TorchScript; export the Python module it was made from")
     required = [
         parameter.name
         for parameter in inspect.signature(module.forward).parameters.values()
@@ -67,6 +73,20 @@ def torch_references(module: nn.Module, rows: torch.Tensor) -> list[tuple[torch.
     if not all(out.isfinite().all() for _, out in pairs):
         raise InputError(f"{type(module).__name__} gives values that are not finite on the example; give a real input")
     return pairs
+
+
+def float64_references(module: nn.Module, rows: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+    """What the module computes in float64, or None where it can't (a forward that insists on float32).
+
+    Args:
+        module: in eval mode; not changed.
+        rows: batches of inputs, shape (N, ...), of any float type.
+    """
+    try:
+        double = copy.deepcopy(module).double()
+        return [_run(double, batch.double()) for batch in rows]
+    except Exception:  # a copy, and a forward in another type, may fail in any way; float32 did not
+        return None
 
 
 def _run(module: nn.Module, rows: torch.Tensor) -> torch.Tensor:

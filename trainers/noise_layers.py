@@ -1,15 +1,18 @@
 """Noise layers: each as a function and as a Module, side by side.
 
-    dropout   X = a x / p, a ~ Bernoulli(p)         torch's own, named again here so that the two stand together
-    uout      X = x (1 + r), r ~ U(-beta, beta)     E[X] = x, Var[X] = x^2 beta^2 / 3
+    dropout             X = a x / p, a ~ Bernoulli(p)        torch's own, named again here so that all stand together
+    uout                X = x (1 + r), r ~ U(-beta, beta)    E[X] = x, Var[X] = x^2 beta^2 / 3
+    drop_path           X = a x / p, one a for each sample   E[X] = x, Var[X] = x^2 (1 - p) / p, as Dropout's
+    gaussian_dropout    X = x n, n ~ N(1, (1 - p) / p)       the same
 
-Both are unbiased and the identity in eval mode. Uout keeps the shift ratio of a BatchNorm behind it near 1:
+All are unbiased and the identity in eval mode. Uout keeps the shift ratio of a BatchNorm behind it near 1:
 3 / (3 + beta^2) for zero mean, against p for Dropout. Source: Li, Chen, Hu, Yang, "Understanding the Disharmony between
-Dropout and Batch Normalization by Variance Shift", CVPR 2019, arXiv 1801.05134.
+Dropout and Batch Normalization by Variance Shift", CVPR 2019, arXiv 1801.05134; the others as in `graph_passes.noise`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -20,7 +23,18 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from vsfix.graph_passes.noise import Noise, NoiseKind
 
-__all__ = ["Dropout", "Site", "Uout", "dropout", "make_noise_layer", "uout"]
+__all__ = [
+    "DropPath",
+    "Dropout",
+    "GaussianDropout",
+    "Site",
+    "Uout",
+    "drop_path",
+    "dropout",
+    "gaussian_dropout",
+    "make_noise_layer",
+    "uout",
+]
 
 Site = Literal["a", "b", "last", "none"]
 """Where a network puts its noise, in the words of the paper; each network says what that is among its layers."""
@@ -78,12 +92,115 @@ class Uout(nn.Module):
         return f"beta={self.beta:g}"
 
 
+def drop_path(x: torch.Tensor, ratio: float, training: bool) -> torch.Tensor:
+    """Drops whole samples and scales the others by 1 / (1 - ratio): stochastic depth, at the end of a residual branch.
+
+    Args:
+        x: floating point, batch first.
+        ratio: the share of the samples that is dropped, in [0, 1).
+        training: without it, x comes back as it is.
+
+    Returns:
+        A tensor of the shape, dtype and device of x.
+
+    Raises:
+        InputError: the ratio is outside its range.
+    """
+    if has_torch_function_unary(x):
+        result: torch.Tensor = handle_torch_function(drop_path, (x,), x, ratio, training)
+        return result
+    keep = 1 - Noise(NoiseKind.DROP_PATH, ratio).value
+    if not training or ratio == 0:
+        return x
+    return x * x.new_empty(x.shape[:1] + (1,) * (x.dim() - 1)).bernoulli_(keep).div_(keep)
+
+
+def gaussian_dropout(x: torch.Tensor, ratio: float, training: bool) -> torch.Tensor:
+    """Multiplies each element by a factor of its own: X = x n, n ~ N(1, ratio / (1 - ratio)).
+
+    Args:
+        x: floating point, any shape.
+        ratio: that of the Dropout with the same variance, in [0, 1).
+        training: without it, x comes back as it is.
+
+    Returns:
+        A tensor of the shape, dtype and device of x.
+
+    Raises:
+        InputError: the ratio is outside its range.
+    """
+    if has_torch_function_unary(x):
+        result: torch.Tensor = handle_torch_function(gaussian_dropout, (x,), x, ratio, training)
+        return result
+    variance = Noise(NoiseKind.GAUSSIAN_DROPOUT, ratio).variance
+    if not training or ratio == 0:
+        return x
+    return x * torch.empty_like(x, requires_grad=False).normal_(1, variance**0.5)
+
+
+class _RatioLayer(nn.Module):
+    """A noise layer with one drop ratio, which its `kind` checks."""
+
+    kind: NoiseKind
+
+    def __init__(self, ratio: float = 0.5) -> None:
+        super().__init__()
+        self.ratio = Noise(self.kind, ratio).value
+
+    def extra_repr(self) -> str:
+        """What stands between the brackets when the layer is printed."""
+        return f"ratio={self.ratio:g}"
+
+
+class DropPath(_RatioLayer):
+    """X = a x / p, one a ~ Bernoulli(p) for each sample in training; the identity in eval mode.
+
+    Shapes: (N, ...), kept.
+
+    Attributes:
+        ratio: 1 - p, in [0, 1).
+
+    Raises:
+        InputError: the ratio is outside its range.
+    """
+
+    kind = NoiseKind.DROP_PATH
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Noise on x, shape (N, ...)."""
+        return drop_path(x, self.ratio, self.training)
+
+
+class GaussianDropout(_RatioLayer):
+    """X = x n, n ~ N(1, ratio / (1 - ratio)) elementwise in training; the identity in eval mode.
+
+    Shapes: any, kept.
+
+    Attributes:
+        ratio: in [0, 1).
+
+    Raises:
+        InputError: the ratio is outside its range.
+    """
+
+    kind = NoiseKind.GAUSSIAN_DROPOUT
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Noise on x, any shape."""
+        return gaussian_dropout(x, self.ratio, self.training)
+
+
+_LAYERS: Mapping[NoiseKind, Callable[[float], nn.Module]] = {
+    NoiseKind.DROPOUT: Dropout,
+    NoiseKind.FEATURE_DROPOUT: nn.Dropout2d,
+    NoiseKind.ALPHA_DROPOUT: nn.AlphaDropout,
+    NoiseKind.FEATURE_ALPHA_DROPOUT: nn.FeatureAlphaDropout,
+    NoiseKind.GAUSSIAN_DROPOUT: GaussianDropout,
+    NoiseKind.DROP_PATH: DropPath,
+    NoiseKind.UOUT: Uout,
+}
+
+
 def make_noise_layer(noise: Noise | None) -> nn.Module:
     """The layer that puts `noise` on its input in training; None makes an identity."""
-    if noise is None:
-        return nn.Identity()
-    if noise.kind is NoiseKind.UOUT:
-        return Uout(noise.value)
-    if noise.kind is NoiseKind.FEATURE_DROPOUT:
-        return nn.Dropout2d(noise.value)
-    return Dropout(noise.value)
+    return nn.Identity() if noise is None else _LAYERS[noise.kind](noise.value)

@@ -4,6 +4,9 @@ Under `tracing_noise` each call of a noise function (torch's dropouts, `uout`), 
 forward, becomes one opaque operator `vsfix.noise::Noise(x)` with an attribute `name`. The exporter carries it through
 like any other operator, and the noise that the name stands for is kept beside it. What can't be written down as
 `Noise` is listed instead, so that nobody takes silence for the absence of noise.
+
+Layers that make their noise by hand show nothing in eval mode; the operator goes behind them where `training_noise` has
+found out what they do.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise, NoiseKind
 
-from .noise_layers import uout
+from .noise_layers import drop_path, gaussian_dropout, uout
 
 NOISE_DOMAIN = "vsfix.noise"
 
@@ -34,42 +37,51 @@ _FEATURE_DROPOUTS: Mapping[Callable[..., Any], frozenset[int]] = {
     torch.feature_dropout: frozenset({3, 4, 5}),
     torch.feature_dropout_: frozenset({3, 4, 5}),
 }
-_NOT_WRITABLE: frozenset[Callable[..., Any]] = frozenset(
-    {F.alpha_dropout, F.feature_alpha_dropout, torch.alpha_dropout, torch.feature_alpha_dropout}
+_ALPHA_DROPOUTS: frozenset[Callable[..., Any]] = frozenset({F.alpha_dropout, torch.alpha_dropout, torch.alpha_dropout_})
+_FEATURE_ALPHA_DROPOUTS: frozenset[Callable[..., Any]] = frozenset(
+    {F.feature_alpha_dropout, torch.feature_alpha_dropout, torch.feature_alpha_dropout_}
 )
+_LAYERS: Mapping[Callable[..., Any], NoiseKind] = {
+    uout: NoiseKind.UOUT,
+    drop_path: NoiseKind.DROP_PATH,
+    gaussian_dropout: NoiseKind.GAUSSIAN_DROPOUT,
+}
+NOISE_FUNCTIONS: frozenset[Callable[..., Any]] = (
+    _DROPOUTS | _FEATURE_DROPOUTS.keys() | _ALPHA_DROPOUTS | _FEATURE_ALPHA_DROPOUTS | _LAYERS.keys()
+)
+"""What makes noise when it is called, and can be seen when it is called with the noise off."""
 
 
 class NoiseTracer(TorchFunctionMode):
     """What the calls that were seen amount to. Made by `tracing_noise`.
 
     Attributes:
+        layers: the noise of the layers that make it by hand, by the name of the layer.
         marked: the noise behind each name, in the order of the calls.
         unmarked: one description for each noise that can't be marked.
         batch_norms: the names of the BatchNorm layers that ran on their stored statistics, once for each call.
         error: why the module can't be exported at all, where a call shows it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, layers: Mapping[str, Noise]) -> None:
         super().__init__()
+        self.layers = layers
         self.marked: dict[str, Noise] = {}
         self.unmarked: list[str] = []
         self.batch_norms: list[str] = []
         self.error: InputError | None = None
         self._scopes: list[tuple[str, nn.Module]] = []
-        self._heard: set[str] = set()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        is_noise = func in _DROPOUTS or func in _FEATURE_DROPOUTS or func in _NOT_WRITABLE or func is uout
-        if not is_noise:
+        if func not in NOISE_FUNCTIONS:
             return func(*args, **kwargs)
         x = args[0] if args else kwargs["input"]
         training = _argument(args, kwargs, 2, ("training", "train"), False)
-        value = float(_argument(args, kwargs, 1, ("beta",) if func is uout else ("p",), 0.5))
+        value = float(_argument(args, kwargs, 1, ("p", "ratio", "beta"), 0.5))
         scope = self._scopes[-1][0] if self._scopes else ""
-        self._heard.add(scope)
         try:
             if training:
                 place = f"module '{scope}'" if scope else "the module"
@@ -82,14 +94,18 @@ class NoiseTracer(TorchFunctionMode):
 
     def _noise_of(self, func: Callable[..., Any], value: float, rank: int, scope: str) -> Noise | None:
         """The noise of one call; None for a ratio of 0 and for what can't be marked."""
-        if func is uout:
-            return Noise(NoiseKind.UOUT, value)
-        if value == 0:
+        if value == 0 and func is not uout:
             return None
-        if func in _DROPOUTS or (rank == 2 and func not in _NOT_WRITABLE and func not in (F.dropout1d, F.dropout3d)):
+        if func in _LAYERS:
+            return Noise(_LAYERS[func], value)
+        if func in _DROPOUTS or (rank == 2 and func in (F.dropout2d, torch.feature_dropout, torch.feature_dropout_)):
             return Noise(NoiseKind.DROPOUT, value)  # a channel of a (N, C) tensor is one element
         if rank in _FEATURE_DROPOUTS.get(func, ()):
             return Noise(NoiseKind.FEATURE_DROPOUT, value)
+        if func in _ALPHA_DROPOUTS or (rank == 2 and func in _FEATURE_ALPHA_DROPOUTS):
+            return Noise(NoiseKind.ALPHA_DROPOUT, value)
+        if func in _FEATURE_ALPHA_DROPOUTS:
+            return Noise(NoiseKind.FEATURE_ALPHA_DROPOUT, value)
         self.unmarked.append(f"{func.__name__} with ratio {value:g} on a tensor of rank {rank} in '{scope}'")
         return None
 
@@ -106,47 +122,64 @@ class NoiseTracer(TorchFunctionMode):
             f"{NOISE_DOMAIN}::Noise", (x,), attrs={"name": name}, dtype=x.dtype, shape=x.shape, version=1
         )
 
-    def _enter_module(self, name: str, module: nn.Module) -> None:
+    def _enter_module(self, name: str, module: nn.Module, _: tuple[Any, ...]) -> None:
         self._scopes.append((name, module))
 
-    def _leave_module(self, name: str, module: nn.Module) -> None:
+    def _leave_module(self, name: str, module: nn.Module, out: Any) -> Any:
+        """What the module returns from now on; None leaves it as it is."""
+        # After an error there is no output.
+        noisy = self._mark(out, self.layers[name]) if name in self.layers and isinstance(out, torch.Tensor) else None
         self._scopes.pop()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             self.batch_norms.append(name)
-        if _makes_own_noise(module) and name not in self._heard:
-            self.unmarked.append(f"the noise of {type(module).__name__} '{name}'")
+        return noisy
 
 
 @contextmanager
-def tracing_noise(module: nn.Module) -> Iterator[NoiseTracer]:
-    """Sees every noise call that `module` makes inside the block; its hooks are taken off again at the end."""
-    tracer = NoiseTracer()
+def tracing_noise(module: nn.Module, layers: Mapping[str, Noise] | None = None) -> Iterator[NoiseTracer]:
+    """Sees every noise call that `module` makes inside the block; its hooks are taken off again at the end.
+
+    Args:
+        module: in eval mode.
+        layers: layers that make their noise by hand, by their names in `module.named_modules()`.
+    """
+    tracer = NoiseTracer(layers or {})
+    with following_modules(module, tracer._enter_module, tracer._leave_module), tracer:
+        yield tracer
+
+
+@contextmanager
+def following_modules(
+    module: nn.Module,
+    enter: Callable[[str, nn.Module, tuple[Any, ...]], None],
+    leave: Callable[[str, nn.Module, Any], Any],
+) -> Iterator[None]:
+    """Calls `enter` with a part's name and arguments before its forward, `leave` with its output, which it may replace.
+
+    Args:
+        module: it and all of its parts; the hooks are taken off again at the end.
+        enter: called with (name, part, positional arguments).
+        leave: called with (name, part, output); a part whose forward fails has the output None.
+    """
     handles: list[RemovableHandle] = []
     try:
-        for name, child in module.named_modules():
-            handles.append(child.register_forward_pre_hook(_before(tracer, name)))
-            handles.append(child.register_forward_hook(_after(tracer, name), always_call=True))
-        with tracer:
-            yield tracer
+        for name, part in module.named_modules():
+            handles.append(part.register_forward_pre_hook(_before(enter, name)))
+            handles.append(part.register_forward_hook(_after(leave, name), always_call=True))
+        yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _before(tracer: NoiseTracer, name: str) -> Callable[[nn.Module, Any], None]:
-    return lambda module, _: tracer._enter_module(name, module)
+def _before(
+    enter: Callable[[str, nn.Module, tuple[Any, ...]], None], name: str
+) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    return lambda module, args: enter(name, module, args)
 
 
-def _after(tracer: NoiseTracer, name: str) -> Callable[[nn.Module, Any, Any], None]:
-    return lambda module, _, __: tracer._leave_module(name, module)
-
-
-def _makes_own_noise(module: nn.Module) -> bool:
-    """Whether a layer, going by its class and its ratio, makes noise that no function call shows in eval mode."""
-    if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
-        return bool(module.dropout > 0)
-    ratio = getattr(module, "p", getattr(module, "drop_prob", None))
-    return "drop" in type(module).__name__.lower() and not any(module.children()) and ratio != 0
+def _after(leave: Callable[[str, nn.Module, Any], Any], name: str) -> Callable[[nn.Module, Any, Any], Any]:
+    return lambda module, _, out: leave(name, module, out)
 
 
 def _argument(

@@ -29,7 +29,10 @@ def test_what_is_written_reads_back(noise):
 @given(NOISES)
 def test_ratio_means_the_same_variance(noise):
     ratio = marker_ratio(noise)
-    assert ratio / (1 - ratio) == pytest.approx(noise.variance, rel=1e-12)
+    if noise.is_multiplicative:
+        assert ratio / (1 - ratio) == pytest.approx(noise.variance, rel=1e-12)
+    else:
+        assert ratio == noise.value
 
 
 def test_marker_is_a_switched_off_dropout_with_a_clean_label():
@@ -52,6 +55,17 @@ def test_dropout_without_a_ratio_has_the_default_of_the_standard():
 def test_dropout_of_ratio_zero_is_no_noise():
     ratio = gs.Constant("r", np.array(0.0, dtype=np.float32))
     assert read_marker(gs.Node("Dropout", "d", inputs=[gs.Variable("x"), ratio], outputs=[gs.Variable("y")])) is None
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NoiseKind if kind is not NoiseKind.UOUT])
+def test_any_kind_of_ratio_zero_is_no_noise(kind):
+    assert read_marker(marker(Noise(kind, 0))) is None
+
+
+@pytest.mark.parametrize("kind", NoiseKind)
+def test_only_a_plain_dropout_goes_without_a_tag(kind):
+    name = "layer1.drop" if kind is NoiseKind.DROPOUT else f"layer1.drop#vsfix.noise:{kind.value}=0.25"
+    assert marker(Noise(kind, 0.25)).name == name
 
 
 def test_other_nodes_are_no_markers():

@@ -9,9 +9,29 @@ from torch.overrides import TorchFunctionMode
 
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
-from vsfix.trainers.noise_layers import Dropout, Uout, dropout, make_noise_layer, uout
+from vsfix.trainers.noise_layers import (
+    Dropout,
+    DropPath,
+    GaussianDropout,
+    Uout,
+    drop_path,
+    dropout,
+    gaussian_dropout,
+    make_noise_layer,
+    uout,
+)
+from vsfix.trainers.noise_tracing import tracing_noise
 
-NOISES = ["dropout:0.5", "dropout:0.1", "feature-dropout:0.3", "uout:0.1", "uout:1"]
+NOISES = [
+    "dropout:0.5",
+    "dropout:0.1",
+    "feature-dropout:0.3",
+    "gaussian-dropout:0.3",
+    "drop-path:0.2",
+    "uout:0.1",
+    "uout:1",
+]
+ALPHA = ["alpha-dropout:0.3", "feature-alpha-dropout:0.3"]
 SAMPLES = 200_000
 
 
@@ -23,8 +43,8 @@ def seed():
 
 
 def factors(layer: nn.Module) -> torch.Tensor:
-    """Independent draws of n = X / x; one for each channel serves the layers that drop whole ones."""
-    return layer.train()(torch.ones(SAMPLES // 100, 100, 1, 1, dtype=torch.float64)).flatten()
+    """Independent draws of n = X / x; one element for each sample serves the layers that share a draw."""
+    return layer.train()(torch.ones(SAMPLES, 1, 1, 1, dtype=torch.float64)).flatten()
 
 
 def standardized_errors(layer: nn.Module, noise: Noise) -> tuple[float, float]:
@@ -69,7 +89,7 @@ def test_uout_stays_within_its_bounds_and_reaches_them():
     assert 1.0999 < n.max() <= 1.1
 
 
-@pytest.mark.parametrize("text", NOISES)
+@pytest.mark.parametrize("text", [*NOISES, *ALPHA])
 def test_eval_mode_is_the_identity_bit_for_bit(text):
     x = torch.randn(4, 3, 5, 5)
     assert torch.equal(make_noise_layer(Noise.parse(text)).eval()(x), x)
@@ -83,6 +103,35 @@ def test_no_noise_is_the_identity_in_training_too():
 def test_feature_dropout_takes_or_leaves_whole_channels():
     n = make_noise_layer(Noise.parse("feature-dropout:0.5")).train()(torch.ones(50, 20, 4, 4))
     assert torch.equal(n, n[:, :, :1, :1].expand_as(n))
+
+
+def test_drop_path_takes_or_leaves_whole_samples():
+    n = make_noise_layer(Noise.parse("drop-path:0.5")).train()(torch.ones(50, 20, 4, 4))
+    assert torch.equal(n, n[:, :1, :1, :1].expand_as(n))
+    assert n.unique().tolist() == [0, 2]
+
+
+def test_gaussian_dropout_is_normal():
+    z = (factors(GaussianDropout(0.3)) - 1) / math.sqrt(0.3 / 0.7)
+    assert float((z**3).mean()) == pytest.approx(0, abs=0.05)
+    assert float((z**4).mean()) == pytest.approx(3, abs=0.1)
+
+
+@pytest.mark.parametrize("text", [*NOISES, *ALPHA])
+def test_the_layer_of_a_kind_is_exported_as_that_kind(text):
+    layer = make_noise_layer(Noise.parse(text)).eval()
+    with torch.no_grad(), tracing_noise(layer) as tracer:
+        layer(torch.ones(2, 3, 4, 4))
+    assert list(tracer.marked.values()) == [Noise.parse(text)]
+
+
+@pytest.mark.parametrize("layer", [DropPath, GaussianDropout])
+@pytest.mark.parametrize("function", [drop_path, gaussian_dropout])
+def test_a_ratio_outside_its_range_is_refused(layer, function):
+    with pytest.raises(InputError, match="drop ratio"):
+        layer(1.0)
+    with pytest.raises(InputError, match="drop ratio"):
+        function(torch.ones(2), -0.1, training=True)
 
 
 def test_the_gradient_of_uout_is_the_factor_that_the_forward_drew():
@@ -102,9 +151,10 @@ def test_gradcheck_accepts_uout_with_a_fixed_draw():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_shape_dtype_and_memory_layout_are_kept(dtype):
+@pytest.mark.parametrize("function", [uout, drop_path, gaussian_dropout])
+def test_shape_dtype_and_memory_layout_are_kept(dtype, function):
     x = torch.randn(2, 3, 4, 5).to(dtype).to(memory_format=torch.channels_last)
-    out = uout(x, 0.1, training=True)
+    out = function(x, 0.1, training=True)
     assert (out.shape, out.dtype) == (x.shape, dtype)
     assert out.is_contiguous(memory_format=torch.channels_last)
 
@@ -138,3 +188,4 @@ def test_dropout_is_the_one_of_torch():
 
 def test_a_printed_layer_says_its_half_width():
     assert repr(Uout(0.25)) == "Uout(beta=0.25)"
+    assert repr(DropPath(0.25)) == "DropPath(ratio=0.25)"

@@ -10,8 +10,10 @@ from torch.nn import functional as F
 
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
-from vsfix.trainers.noise_layers import Uout, uout
+from vsfix.trainers.noise_layers import Uout, drop_path, gaussian_dropout, uout
 from vsfix.trainers.noise_tracing import NoiseTracer, tracing_noise
+
+from .handmade_noise import DropPath
 
 
 class Calling(nn.Module):
@@ -49,6 +51,17 @@ def trace(module: nn.Module, *shape: int) -> NoiseTracer:
         # One value per channel: dropping the channel is dropping the value.
         (lambda x: F.dropout2d(x, 0.3, False), (2, 3), "dropout:0.3"),
         (lambda x: torch.feature_dropout(x, 0.3, False), (2, 3), "dropout:0.3"),
+        (lambda x: F.alpha_dropout(x, 0.3, False), (2, 3, 4), "alpha-dropout:0.3"),
+        (lambda x: F.alpha_dropout(x, inplace=True), (2, 3), "alpha-dropout:0.5"),
+        (lambda x: torch.alpha_dropout(x, 0.3, False), (2, 3), "alpha-dropout:0.3"),
+        (lambda x: torch.alpha_dropout_(x, p=0.3, train=False), (2, 3), "alpha-dropout:0.3"),
+        (lambda x: F.feature_alpha_dropout(x, 0.3, False), (2, 3), "alpha-dropout:0.3"),
+        (lambda x: torch.feature_alpha_dropout_(x, 0.3, False), (2, 3, 4), "feature-alpha-dropout:0.3"),
+        (lambda x: drop_path(x, 0.3, False), (2, 3), "drop-path:0.3"),
+        (lambda x: drop_path(x, ratio=0.3, training=False), (2, 3, 4), "drop-path:0.3"),
+        (lambda x: gaussian_dropout(x, 0.3, False), (2, 3), "gaussian-dropout:0.3"),
+        (nn.AlphaDropout(0.3).eval(), (2, 3, 4), "alpha-dropout:0.3"),
+        (nn.FeatureAlphaDropout(0.3).eval(), (2, 3, 4, 4), "feature-alpha-dropout:0.3"),
         (lambda x: uout(x, 0.3, False), (2, 3), "uout:0.3"),
         (lambda x: uout(x, beta=0.3, training=False), (2, 3), "uout:0.3"),
         (nn.Dropout1d(0.3).eval(), (2, 3, 4), "feature-dropout:0.3"),
@@ -83,43 +96,39 @@ def test_feature_noise_is_marked_exactly_where_torch_drops_channels(function, ra
     assert len(tracer.unmarked) == (0 if truth else 1)
 
 
-@pytest.mark.parametrize("function", [F.alpha_dropout, F.feature_alpha_dropout, torch.alpha_dropout])
-def test_noise_that_has_no_marker_is_named(function):
-    tracer = trace(Calling(lambda x: function(x, 0.3, False)), 2, 3, 4)
+@pytest.mark.parametrize("function", [F.feature_alpha_dropout, torch.feature_alpha_dropout])
+@pytest.mark.parametrize("rank", [3, 4, 5])
+def test_feature_alpha_dropout_drops_channels_at_every_rank_that_is_marked(function, rank):
+    shape = (6, 16, *[3] * (rank - 2))
+    assert drops_channels(function, shape)
+    tracer = trace(Calling(lambda x: function(x, 0.5, False)), *shape)
+    assert list(tracer.marked.values()) == [Noise.parse("feature-alpha-dropout:0.5")]
+
+
+def test_noise_that_has_no_marker_is_named():
+    tracer = trace(Calling(lambda x: F.dropout1d(x, 0.3, False)), 2, 3)
     assert tracer.marked == {}
-    assert len(tracer.unmarked) == 1
-    assert function.__name__ in tracer.unmarked[0]
+    assert tracer.unmarked == ["dropout1d with ratio 0.3 on a tensor of rank 2 in ''"]
 
 
-class DropPath(nn.Module):
-    def __init__(self, drop_prob: float) -> None:
-        super().__init__()
-        self.drop_prob = drop_prob
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-
-def test_a_layer_of_ones_own_that_hides_its_noise_is_named_unless_its_ratio_is_zero():
-    tracer = trace(nn.Sequential(DropPath(0.1), DropPath(0.0)), 2, 3)
-    assert tracer.unmarked == ["the noise of DropPath '0'"]
+def test_noise_made_by_hand_is_marked_behind_its_layer():
+    noise = Noise.parse("drop-path:0.1")
+    module = nn.Sequential(nn.Identity(), nn.Sequential(nn.ReLU(), DropPath(0.1))).eval()
+    with torch.no_grad(), tracing_noise(module, {"1.1": noise}) as tracer:
+        module(torch.ones(2, 3))
+    assert tracer.marked == {"1.1": noise}
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
-def test_dropout_inside_attention_and_recurrent_layers_is_named():
-    class Both(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attention = nn.MultiheadAttention(4, 2, dropout=0.1)
-            self.clean = nn.MultiheadAttention(4, 2)
-            self.lstm = nn.LSTM(4, 4, num_layers=2, dropout=0.1)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.lstm(self.clean(x, x, x)[0] + self.attention(x, x, x)[0])[0]
-
-    assert trace(Both(), 5, 2, 4).unmarked == [
-        "the noise of MultiheadAttention 'attention'",
-        "the noise of LSTM 'lstm'",
-    ]
+def test_a_layer_called_twice_has_two_markers_and_each_feeds_what_follows():
+    path = DropPath(0.1)
+    module = nn.Sequential(path, nn.ReLU(), path).eval()
+    x = torch.ones(2, 3)
+    with torch.no_grad(), tracing_noise(module, {"0": Noise.parse("drop-path:0.1")}) as tracer:
+        program = torch.export.export(module, (x,), strict=False)
+    assert list(tracer.marked) == ["0", "0_2"]
+    operators = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert [str(target).split(".")[0] for target in operators] == ["onnx_symbolic", "aten", "onnx_symbolic"]
 
 
 def test_names_come_from_the_layers_and_are_unique():

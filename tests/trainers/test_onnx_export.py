@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from vsfix.trainers.network import NetworkConfig, build_network
 from vsfix.trainers.noise_layers import Uout
 from vsfix.trainers.onnx_export import MAX_OPSET, MIN_OPSET, ExportResult, export_onnx
 
+from .handmade_noise import DropPath, StochasticDepth
+
 CLUTTER = {"Constant", "Shape", "Expand", "CastLike", "Identity", "Squeeze", "Concat", "Cast"}
 
 
@@ -30,15 +33,6 @@ def seed():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
-
-
-class DropPath(nn.Module):
-    """Stochastic depth as the model zoos write it: in eval mode nothing shows that it is there."""
-
-    drop_prob = 0.1
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * torch.empty(len(x), 1, 1, 1).bernoulli_(0.9) / 0.9 if self.training else x
 
 
 class Zoo(nn.Module):
@@ -55,14 +49,15 @@ class Zoo(nn.Module):
         self.bn2 = nn.BatchNorm2d(8)
         self.none = nn.Dropout(0.0)
         self.alpha = nn.AlphaDropout(0.2)
-        self.path = DropPath()
+        self.path = DropPath(0.1)
+        self.depth = StochasticDepth(0.1, "batch")
         self.bn3 = nn.BatchNorm1d(8, affine=False)
         self.classifier = nn.Linear(8, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.bn1(self.drop(self.conv1(x))))
         x = F.relu(self.bn2(self.features(self.conv2(self.uout(x)))))
-        x = self.path(self.alpha(self.none(x)))
+        x = self.depth(self.path(self.alpha(self.none(x))))
         x = F.dropout(torch.flatten(x.mean((2, 3), keepdim=True), 1), 0.2, self.training)
         return self.classifier(torch.dropout(self.bn3(self.uout(x)), 0.4, self.training))
 
@@ -71,6 +66,8 @@ ZOO_MARKERS = (
     ("drop", Noise.parse("dropout:0.5")),
     ("uout", Noise.parse("uout:0.1")),
     ("features", Noise.parse("feature-dropout:0.3")),
+    ("alpha", Noise.parse("alpha-dropout:0.2")),
+    ("path", Noise.parse("drop-path:0.1")),
     ("dropout", Noise.parse("dropout:0.2")),
     ("uout_2", Noise.parse("uout:0.1")),
     ("dropout_2", Noise.parse("dropout:0.4")),
@@ -105,9 +102,8 @@ def test_the_markers_read_back_from_the_file(zoo):
 
 
 def test_what_can_not_be_marked_is_named_and_the_file_does_not_claim_to_be_complete(zoo):
-    assert len(zoo[1].unmarked) == 2
-    assert "alpha_dropout" in zoo[1].unmarked[0]
-    assert "DropPath 'path'" in zoo[1].unmarked[1]
+    assert len(zoo[1].unmarked) == 1
+    assert "StochasticDepth 'depth' (what shares a draw" in zoo[1].unmarked[0]
     assert read_metadata(read_model(zoo[1].path)) == {"author": "nobody"}
 
 
@@ -227,6 +223,35 @@ def test_noise_that_reaches_no_output_is_told_from_noise_that_is_marked(tmp_path
     assert "does not depend on" in messages[0]
 
 
+class Handmade(nn.Module):
+    """A residual network whose only noise is stochastic depth that eval mode does not show."""
+
+    def __init__(self, path: nn.Module) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.path = path
+        self.bn = nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn(x + self.path(self.conv(x)))
+
+
+def test_a_file_whose_handmade_noise_is_all_identified_claims_to_show_it_all(tmp_path):
+    module = Handmade(DropPath(0.2)).train()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    example, state = torch.randn(3, 1, 8, 8), torch.get_rng_state()
+    result = export_onnx(module, example, tmp_path / "m.onnx")
+    assert result.markers == (("path", Noise.parse("drop-path:0.2")),)
+    assert result.unmarked == ()
+    model = read_model(result.path)
+    assert read_metadata(model) == {EXPORT_METADATA_KEY: "1"}
+    (marker,) = [node for node in import_graph(model).nodes if read_marker(node)]
+    assert (marker.i().op, marker.o().op) == ("Conv", "Add")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert module.training
+
+
 @pytest.mark.parametrize("opset", [MIN_OPSET, 17, MAX_OPSET])
 def test_other_opsets_hold_the_same_network(tmp_path, opset):
     config = NetworkConfig("preresnet-8", 1, (8, 8), 10, Noise.parse("uout:0.1"), "a")
@@ -333,6 +358,12 @@ class Infinite(nn.Module):
         return x / 0
 
 
+def scripted(module: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        return torch.jit.script(module)
+
+
 @pytest.mark.parametrize(
     ("module", "error", "message"),
     [
@@ -341,6 +372,7 @@ class Infinite(nn.Module):
         (Squeezing(), InputError, "the batch must stay the first axis"),
         (AlwaysOn(), InputError, "the module: dropout is on in eval mode too"),
         (Everything(), InputError, "ratio must lie in"),
+        (nn.Sequential(scripted(nn.ReLU())), InputError, "its part '0' is TorchScript; export the Python module"),
         (Infinite(), InputError, "not finite on the example"),
         (nn.Linear(7, 7), ModelError, "Linear fails on an input of shape"),
         (nn.Conv2d(1, 1, 3).half(), InputError, r"\.float\(\)"),
@@ -366,8 +398,58 @@ def test_an_example_that_is_no_batch_is_refused(tmp_path, example):
         export_onnx(Branches(), example, tmp_path / "m.onnx")
 
 
+class DeadEnd(nn.Module):
+    """A BatchNorm whose result nobody reads, and one that stores no statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = nn.BatchNorm2d(1)
+        self.unused = nn.BatchNorm2d(1)
+        self.stateless = nn.BatchNorm2d(1, track_running_stats=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.unused(x).relu()
+        return self.stateless(self.used(x))
+
+
+def test_a_batch_norm_that_the_output_does_not_depend_on_is_left_out(tmp_path):
+    assert export_onnx(DeadEnd(), torch.randn(2, 1, 8, 8), tmp_path / "m.onnx").batch_norms == ("used",)
+
+
 def test_a_batch_norm_that_the_exporter_lost_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "find_batch_norms", lambda graph: find_batch_norms(graph)[1:])
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4))
     with pytest.raises(ModelError, match=r"did not keep 1 BatchNorms \(2\)"):
         export_onnx(module, torch.randn(2, 1, 8, 8), tmp_path / "m.onnx")
+
+
+class Offset(nn.Module):
+    """A large common offset that the BatchNorm subtracts again: float32 keeps some 80 dB of it, torch's too."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(16, 16, 3)
+        self.bn = nn.BatchNorm2d(16, momentum=None)
+
+    def forward(self, x):
+        return self.bn(self.conv(x + 300))
+
+
+def test_a_network_that_float32_serves_badly_is_judged_by_float64(tmp_path):
+    torch.manual_seed(0)
+    module, x = Offset(), torch.randn(8, 16, 12, 12)
+    module.train()(x)
+    result = export_onnx(module.eval(), x, tmp_path / "m.onnx")
+    assert 60 < result.snr_db < 100
+
+
+def test_a_file_that_is_worse_than_torch_is_still_refused(tmp_path, monkeypatch):
+    from vsfix.trainers import onnx_export
+
+    torch.manual_seed(0)
+    module, x = Offset(), torch.randn(8, 16, 12, 12)
+    module.train()(x)
+    monkeypatch.setattr(onnx_export, "WORSE_THAN_TORCH_DB", -60.0)
+    with pytest.raises(CheckFailedError, match="departs from torch: SNR"):
+        export_onnx(module.eval(), x, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
