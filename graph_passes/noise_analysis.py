@@ -9,43 +9,27 @@ on the nearest path:
                 its mean kept.
     downstream  a non-linearity or another BatchNorm lies between: no closed form, the shift must be measured.
 
-Where several paths lead to a BatchNorm, the one of least distance counts, and among those the shortest. Operators that
-read only the shape of a tensor stop the noise. An operator that is not known counts as a non-linearity, so that noise
-is never overlooked.
+Where several paths lead to a BatchNorm, the one of least distance counts, and among those the shortest. What stands in
+the bodies of If, Loop and Scan is looked at too: a marker there is a source, and a BatchNorm there has its own answer.
+See `noise_spread` for how the noise is followed; its cost grows with the number of nodes alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import IntEnum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import overload
 
 import onnx_graphsurgeon as gs
 
 from .batch_norm import find_batch_norms
-from .marker import marker_label, read_marker, require_switched_off
+from .marker import marker_label
 from .noise import Noise
-from .tensors import consumed_tensors
+from .noise_spread import NOWHERE, SHAPE_READERS, Distance, Found, NoiseSpread
+from .tensors import constant_behind
 
-ELEMENTWISE_COPIES = frozenset(
-    "Identity Cast Reshape Flatten Squeeze Unsqueeze Transpose Dropout Slice Gather Split".split()
-)
-LINEAR_MAPS = frozenset(
-    "Conv ConvTranspose Gemm MatMul AveragePool GlobalAveragePool ReduceMean ReduceSum Mean Sum Add Sub Neg Pad Expand "
-    "Tile Concat DepthToSpace SpaceToDepth".split()
-)
-LINEAR_IN_ONE_OPERAND = frozenset("Mul Div Conv ConvTranspose Gemm MatMul".split())
-SHAPE_READERS = frozenset("Shape Size ConstantOfShape RandomUniformLike RandomNormalLike EyeLike".split())
-
-
-class Distance(IntEnum):
-    """How far the noise is from the BatchNorm that it reaches; the smaller, the nearer."""
-
-    DIRECT = 0
-    LINEAR = 1
-    DOWNSTREAM = 2
-
-    def __str__(self) -> str:
-        return self.name.lower()
+__all__ = ["SHAPE_READERS", "Distance", "NoiseMap", "NoisePath", "NoisePaths", "NoiseSource", "analyse_noise"]
 
 
 @dataclass(frozen=True)
@@ -56,11 +40,14 @@ class NoiseSource:
         name: the node's name without its tag.
         tensor: the name of the tensor that carries the noise.
         noise: its kind and parameter.
+        body: the name of the control-flow node in whose body it stands, outer ones in front with a slash between; empty
+            for a marker in the main graph. The noise of a marker in a body can't be switched on by a measurement.
     """
 
     name: str
     tensor: str
     noise: Noise
+    body: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,12 +57,64 @@ class NoisePath:
     Attributes:
         source: where the noise comes from.
         distance: the farthest kind of step on the way.
-        through: the operators between, as `Op` names, in order.
     """
 
     source: NoiseSource
     distance: Distance
-    through: tuple[str, ...]
+    _spread: NoiseSpread = field(repr=False, compare=False)
+    _number: int = field(repr=False, compare=False)
+    _target: int = field(repr=False, compare=False)
+
+    @property
+    def through(self) -> tuple[str, ...]:
+        """The operators between, as `Op` names, in order; found when asked for, at the cost of one sweep."""
+        return self._spread.trace(self._number, self._target)
+
+
+class NoisePaths(Sequence[NoisePath]):
+    """The paths that reach one BatchNorm, made one by one when they are asked for.
+
+    Nearest first: by distance, and at the same distance the source that stands later in the graph.
+    """
+
+    def __init__(self, spread: NoiseSpread, sources: Sequence[NoiseSource], target: int) -> None:
+        self._spread = spread
+        self._sources = sources
+        self._target = target
+        self._state = spread.states.get(target, NOWHERE)
+
+    def at(self, distance: Distance) -> tuple[NoisePath, ...]:
+        """The paths of one distance."""
+        return tuple(self._paths(distance))
+
+    def _paths(self, distance: Distance) -> Iterator[NoisePath]:
+        """The paths of one distance, the last source first."""
+        bits = self._state[distance]
+        while bits:
+            number = bits.bit_length() - 1
+            bits ^= 1 << number
+            yield NoisePath(self._sources[number], distance, self._spread, number, self._target)
+
+    def __iter__(self) -> Iterator[NoisePath]:
+        for distance in Distance:
+            yield from self._paths(distance)
+
+    def __len__(self) -> int:
+        return sum(bits.bit_count() for bits in self._state)
+
+    @overload
+    def __getitem__(self, index: int) -> NoisePath: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[NoisePath, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> NoisePath | tuple[NoisePath, ...]:
+        if isinstance(index, slice):
+            return tuple(self)[index]
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"there are {len(self)} paths, not {index + 1}")
+        return next(islice(self, position, None))
 
 
 @dataclass(frozen=True)
@@ -83,95 +122,55 @@ class NoiseMap:
     """The noise of a whole graph.
 
     Attributes:
-        sources: every marker, in the order of the graph.
-        reaching: for each BatchNorm, by its name and in the order of the graph, the paths that reach its input,
-            nearest first. An empty tuple means that no noise reaches it.
+        sources: every marker, in the order of the graph; those in bodies stand where their control-flow node does.
+        reaching: for each BatchNorm of the main graph, by its name and in the order of the graph, the paths that reach
+            its input. None at all means that no noise reaches it.
+        in_bodies: the same for each BatchNorm in a body of If, Loop or Scan, which no repair touches.
     """
 
     sources: tuple[NoiseSource, ...]
-    reaching: dict[str, tuple[NoisePath, ...]]
+    reaching: dict[str, NoisePaths]
+    in_bodies: dict[str, NoisePaths] = field(default_factory=dict)
 
     @property
     def reached(self) -> frozenset[str]:
-        """The names of the BatchNorms that any noise reaches."""
+        """The names of the BatchNorms of the main graph that any noise reaches."""
         return frozenset(name for name, paths in self.reaching.items() if paths)
 
-
-@dataclass(frozen=True)
-class _Arrival:
-    """How noise arrives at a tensor: ordered by distance, then by the number of steps."""
-
-    distance: Distance
-    steps: int
-    node: gs.Node | None = None
-    before: _Arrival | None = None
-
-    def nearer_than(self, other: _Arrival) -> bool:
-        return (self.distance, self.steps) < (other.distance, other.steps)
+    @property
+    def reached_in_bodies(self) -> frozenset[str]:
+        """The names of the BatchNorms in bodies that any noise reaches."""
+        return frozenset(name for name, paths in self.in_bodies.items() if paths)
 
 
 def analyse_noise(graph: gs.Graph) -> NoiseMap:
     """Finds every noise source and the BatchNorms that it reaches.
 
     Args:
-        graph: nodes in topological order, as the ONNX standard demands.
+        graph: nodes in topological order, as the ONNX standard demands; not changed.
 
     Raises:
-        ModelError: a marker or a BatchNorm that can't be read.
+        ModelError: a marker or a BatchNorm that can't be read, or one in training form.
     """
     batch_norms = find_batch_norms(graph)
-    sources: list[NoiseSource] = []
-    arrivals: list[dict[int, _Arrival]] = []
-    for position, node in enumerate(graph.nodes):
-        require_switched_off(node)
-        noise = read_marker(node)
-        if noise is not None:
-            sources.append(NoiseSource(marker_label(node), node.outputs[0].name, noise))
-            arrivals.append(_spread(graph, position))
-    reaching: dict[str, tuple[NoisePath, ...]] = {}
-    for batch_norm in batch_norms:
-        key = id(batch_norm.input)
-        paths = [
-            NoisePath(source, arrived[key].distance, _operators(arrived[key]))
-            for source, arrived in zip(sources, arrivals, strict=True)
-            if key in arrived
-        ]
-        reaching[batch_norm.name] = tuple(sorted(paths, key=lambda path: (path.distance, len(path.through))))
-    return NoiseMap(tuple(sources), reaching)
+    spread = NoiseSpread(graph)
+    sources = tuple(
+        NoiseSource(marker_label(found.node), found.node.outputs[0].name, found.noise, found.body)
+        for found in spread.sources
+        if found.noise is not None
+    )
+    reaching = {batch_norm.name: NoisePaths(spread, sources, id(batch_norm.input)) for batch_norm in batch_norms}
+    in_bodies: dict[str, NoisePaths] = {}
+    for found in spread.batch_norms:
+        name = _name_in_body(found)
+        while name in in_bodies:
+            name = f"{name}_"
+        in_bodies[name] = NoisePaths(spread, sources, id(found.node.inputs[0]))
+    return NoiseMap(sources, reaching, in_bodies)
 
 
-def _spread(graph: gs.Graph, start: int) -> dict[int, _Arrival]:
-    """Follows the noise of the marker at position `start` to the end of the graph; keys are ids of tensors."""
-    arrived = {id(graph.nodes[start].outputs[0]): _Arrival(Distance.DIRECT, 0)}
-    for node in graph.nodes[start + 1 :]:
-        noisy = [arrived[id(tensor)] for tensor in consumed_tensors(node) if id(tensor) in arrived]
-        if not noisy or node.op in SHAPE_READERS:
-            continue
-        best = noisy[0]
-        for other in noisy[1:]:
-            best = other if other.nearer_than(best) else best
-        distance = max(best.distance, _step(node, len(noisy)))
-        for tensor in node.outputs:
-            arrived[id(tensor)] = _Arrival(distance, best.steps + 1, node, best)
-    return arrived
-
-
-def _step(node: gs.Node, noisy_inputs: int) -> Distance:
-    """The distance that one node adds to noise that arrives at `noisy_inputs` of its inputs."""
-    if node.domain not in (None, "", "ai.onnx"):
-        return Distance.DOWNSTREAM
-    if node.op in ELEMENTWISE_COPIES:
-        return Distance.DIRECT
-    if node.op in LINEAR_IN_ONE_OPERAND:
-        return Distance.LINEAR if noisy_inputs == 1 else Distance.DOWNSTREAM
-    return Distance.LINEAR if node.op in LINEAR_MAPS else Distance.DOWNSTREAM
-
-
-def _operators(arrival: _Arrival) -> tuple[str, ...]:
-    """The operators on the way, from the source on."""
-    operators: list[str] = []
-    step: _Arrival | None = arrival
-    while step is not None and step.node is not None:
-        operators.append(step.node.op)
-        step = step.before
-    return tuple(reversed(operators))
+def _name_in_body(found: Found) -> str:
+    """The module's name where the stored mean has it, else the node's or its output's; behind that of its body."""
+    mean = constant_behind(found.node.inputs[3])
+    module, _, tail = ("", "", "") if mean is None else str(mean.name).rpartition(".")
+    return f"{found.body}/{module if tail == 'running_mean' and module else marker_label(found.node)}"

@@ -5,6 +5,7 @@ import onnx.numpy_helper
 import onnx.parser
 import pytest
 
+from vsfix.graph_passes.errors import ModelError
 from vsfix.graph_passes.measurement import MeasurementConfig, measure
 from vsfix.graph_passes.model_file import import_graph
 from vsfix.graph_passes.noise_analysis import Distance, analyse_noise
@@ -98,3 +99,146 @@ def test_the_reached_set_is_where_two_noisy_runs_differ(residual, images, open_m
     runs = [measure(graph, [{"x": images}], open_model, MeasurementConfig((), noise_seed=seed)) for seed in (1, 2)]
     differing = {name for name in runs[0] if not np.array_equal(runs[0][name].mean, runs[1][name].mean)}
     assert differing == analyse_noise(graph).reached == {"bn2", "bn3"}
+
+
+def test_paths_can_be_asked_for_one_by_one(residual):
+    paths = analyse_noise(import_graph(residual)).reaching["bn3"]
+    assert [path.source.name for path in paths] == ["d2", "d1"]
+    assert (len(paths), paths[-1].source.name, [path.source.name for path in paths[1:]]) == (2, "d1", ["d1"])
+    assert paths.at(Distance.DOWNSTREAM) == tuple(paths)
+    with pytest.raises(IndexError):
+        paths[2]
+
+
+def spread_one_by_one(graph) -> dict[tuple[str, str], Distance]:
+    """The second way: the noise of each marker alone, as a relaxation over the edges until nothing changes."""
+    copies, linear, products = {"Identity", "Transpose", "Dropout"}, {"Add", "Mul"}, {"Mul"}
+    found = {}
+    for marker in [node for node in graph.nodes if node.op == "Dropout"]:
+        distance = {marker.outputs[0].name: 0}
+        for _ in graph.nodes:
+            for node in graph.nodes:
+                here = [distance[tensor.name] for tensor in node.inputs if tensor.name in distance]
+                if not here or node.op == "Shape":
+                    continue
+                step = 0 if node.op in copies else 1 if node.op in linear else 2
+                step = 2 if node.op in products and len(here) > 1 else step
+                for tensor in node.outputs:
+                    if tensor.name != marker.outputs[0].name:
+                        distance[tensor.name] = max(min(here), step)
+        for node in graph.nodes:
+            if node.op == "BatchNormalization" and node.inputs[0].name in distance:
+                found[node.outputs[0].name, marker.outputs[0].name] = Distance(distance[node.inputs[0].name])
+    return found
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_one_sweep_finds_what_a_sweep_for_each_marker_finds(seed):
+    rng = np.random.default_rng(seed)
+    lines, names = [], ["x"]
+    operators = ["Identity", "Transpose", "Relu", "Add", "Mul", "Dropout", "Dropout", "BatchNormalization"]
+    for number in range(60):
+        operator = rng.choice(operators)
+        inputs = [str(name) for name in rng.choice(names[-6:], 2 if operator in ("Add", "Mul") else 1)]
+        inputs += ["g", "b", "m", "v"] if operator == "BatchNormalization" else []
+        lines.append(f"t{number} = {operator} ({', '.join(inputs)})")
+        names.append(f"t{number}")
+    body = f"main (float[2, 2] x) => (float[2, 2] t59) {{ {chr(10).join(lines)} }}"
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]>\n{body}')
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in BN.items())
+    graph = import_graph(model)
+    found = {
+        (name, path.source.tensor): path.distance
+        for name, paths in analyse_noise(graph).reaching.items()
+        for path in paths
+    }
+    assert found == spread_one_by_one(graph)
+    assert len(found) > 5
+
+
+CONTROL = """c = ReduceMax <keepdims: int = 0> (x)
+    q = Cast <to: int = 9> (c)
+    one = Constant <value = int64 {3}> ()
+"""
+NORM = "BatchNormalization ({}, g, b, m, v)"
+
+
+def bodies(text: str):
+    """The noise map of a graph of float[N, 2] with control flow."""
+    model = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 18]>\nmain (float[N, 2] x) => (float[N, 2] y) {{ {CONTROL} {text} }}'
+    )
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in BN.items())
+    onnx.checker.check_model(model, full_check=True)
+    return analyse_noise(import_graph(model))
+
+
+def test_a_marker_in_a_branch_is_a_source_that_reaches_what_stands_behind():
+    found = bodies(f"""h = If (q) <then_branch = t () => (float[N, 2] p) {{ p = Dropout (x) }},
+                                   else_branch = e () => (float[N, 2] r) {{ r = Abs (x) }}>
+        y = {NORM.format("h")}""")
+    (path,) = found.reaching["y"]
+    assert (path.source.name, path.source.body, path.distance, path.through) == ("p", "h", Distance.DOWNSTREAM, ("If",))
+
+
+def test_a_batch_norm_in_a_branch_has_its_own_answer():
+    found = bodies(f"""d = Dropout (x)
+        y = If (q) <then_branch = t () => (float[N, 2] p) {{ f = Relu (d)\n p = {NORM.format("f")} }},
+                    else_branch = e () => (float[N, 2] r) {{ r = {NORM.format("x")} }}>""")
+    assert found.reaching == {}
+    assert found.reached_in_bodies == {"y/p"}
+    assert sorted(found.in_bodies) == ["y/p", "y/r"]
+    assert [(path.distance, path.through) for path in found.in_bodies["y/p"]] == [(Distance.DOWNSTREAM, ("Relu",))]
+
+
+def test_a_condition_made_of_noise_reaches_every_output():
+    found = bodies(f"""d = Dropout (x)
+        n = ReduceMax <keepdims: int = 0> (d)
+        k = Cast <to: int = 9> (n)
+        h = If (k) <then_branch = t () => (float[N, 2] p) {{ p = Neg (x) }},
+                    else_branch = e () => (float[N, 2] r) {{ r = Abs (x) }}>
+        y = {NORM.format("h")}""")
+    assert found.reached == {"y"}
+
+
+LOOP = """y0, z0 = Loop (one, q, {first}, {second}) <body = l (int64 i, bool go, float[N, 2] a, float[N, 2] e)
+            => (bool go_on, float[N, 2] a2, float[N, 2] e2) {{ go_on = Identity (go)\n {inside} }}>
+        """
+
+
+def test_noise_is_carried_from_round_to_round_of_a_loop():
+    inside = f"n = {NORM.format('e')}\n e2 = Abs (a)\n a2 = Dropout (n)"
+    found = bodies(LOOP.format(first="x", second="x", inside=inside) + f"y = {NORM.format('z0')}")
+    assert [path.source.body for path in found.reaching["y"]] == ["y0"]
+    assert found.reached_in_bodies == {"y0/n"}
+    assert [path.through for path in found.in_bodies["y0/n"]] == [("Abs",)]
+
+
+def test_the_values_of_a_loop_are_kept_apart():
+    inside = "a2 = Neg (a)\n e2 = Abs (e)"
+    text = "d = Dropout (x)\n" + LOOP.format(first="d", second="x", inside=inside)
+    assert bodies(text + f"y = {NORM.format('y0')}").reached == {"y"}
+    assert bodies(text + f"y = {NORM.format('z0')}").reached == frozenset()
+
+
+def test_noise_goes_through_a_scan():
+    text = f"""d = Dropout (x)
+        w, h = Scan (c, d) <num_scan_inputs: int = 1, body = s (float t, float[2] r) => (float t2, float[2] r2)
+            {{ t2 = Abs (t)\n r2 = Neg (r) }}>
+        y = {NORM.format("h")}"""
+    assert bodies(text).reached == {"y"}
+    assert bodies(text.replace("(c, d)", "(c, x)")).reached == frozenset()
+
+
+def test_training_form_in_a_body_is_refused():
+    body = "p, s, u = BatchNormalization <training_mode: int = 1> (x, g, b, m, v)"
+    with pytest.raises(ModelError, match="in the body of 'y' is in training form"):
+        bodies(f"""y = If (q) <then_branch = t () => (float[N, 2] p) {{ {body} }},
+                       else_branch = e () => (float[N, 2] r) {{ r = Abs (x) }}>""")
+
+
+def test_a_path_can_be_traced_after_the_graph_has_changed(residual):
+    graph = import_graph(residual)
+    found = analyse_noise(graph)
+    graph.nodes.clear()
+    assert found.reaching["bn2"][1].through == ("BatchNormalization", "Relu", "Conv", "Dropout")

@@ -1,0 +1,160 @@
+"""An If whose condition is a constant becomes the branch that it always takes.
+
+Exports of scripted modules hold such nodes. What stands in a branch is out of reach for every other pass; moved into
+the graph around it, it is served like everything else.
+
+    If(true) { then: a = f(x), else: ... } -> y        a = f(x);  Identity(a) -> y
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from .graph_pass import Change, Kept, PassResult
+from .marker import marker_label
+from .tensors import Tensor, constant_behind
+
+
+class InlineConstantIf:
+    """Moves the nodes of the taken branch into the graph around each If with a constant condition, nested ones too."""
+
+    name = "inline constant If"
+
+    def __call__(self, graph: gs.Graph) -> PassResult:
+        """Edits `graph` in place; names that are taken already get a number."""
+        inliner = _Inliner(graph)
+        if inliner.is_needed:
+            inliner.flatten(graph)
+        kept = [Kept(marker_label(node), "its condition is computed at run time") for node in inliner.remaining()]
+        return PassResult(self.name, tuple(inliner.changed), tuple(kept))
+
+
+class _Inliner:
+    """One run of the pass."""
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self._graph = graph
+        self.changed: list[Change] = []
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is an If to inline."""
+        return any(_taken_branch(node) is not None for node in _all_nodes(self._graph.nodes))
+
+    def remaining(self) -> Iterator[gs.Node]:
+        """Every If that is still there."""
+        return (node for node in _all_nodes(self._graph.nodes) if node.op == "If")
+
+    def flatten(self, owner: gs.Graph) -> None:
+        """Inlines in a graph and in the bodies in it, until there is nothing left to inline."""
+        waiting = list(reversed(owner.nodes))
+        flat: list[gs.Node] = []
+        while waiting:
+            node = waiting.pop()
+            branch = _taken_branch(node)
+            if branch is None:
+                flat.append(node)
+                continue
+            label, which = marker_label(node), "then" if branch is node.attrs["then_branch"] else "else"
+            self.changed.append(Change(label, f"replaced by its {which}-branch, since its condition is constant"))
+            waiting += reversed(self._take_out(node, branch))
+        owner.nodes.clear()
+        owner.nodes.extend(flat)
+        for node in flat:
+            for body in _bodies(node):
+                self.flatten(body)
+
+    def _take_out(self, node: gs.Node, branch: gs.Graph) -> list[gs.Node]:
+        """The nodes that do what an If with a constant condition does; the If itself is cut off."""
+        self._make_names_unique(node, branch)
+        nodes = list(branch.nodes)
+        label = marker_label(node)
+        for inner, outer in zip(branch.outputs, list(node.outputs), strict=True):
+            if not outer.is_empty():
+                outer.inputs.clear()
+                nodes.append(gs.Node("Identity", name=f"{label}/{outer.name}", inputs=[inner], outputs=[outer]))
+        for other in _bodies(node):
+            for left in () if other is branch else _all_nodes(other.nodes):
+                left.inputs.clear()
+                left.outputs.clear()
+        node.inputs.clear()
+        node.outputs.clear()
+        return nodes
+
+    def _make_names_unique(self, node: gs.Node, branch: gs.Graph) -> None:
+        """Renames what belongs to a branch and has a name that something outside of the If has too."""
+        outside = list(_all_nodes(self._graph.nodes, but=node))
+        tensors = [tensor for other in outside for tensor in (*other.inputs, *other.outputs)]
+        tensors += [tensor for owner in _graphs(self._graph, outside) for tensor in (*owner.inputs, *owner.outputs)]
+        tensors += [*node.inputs, *node.outputs]
+        foreign, taken = {id(tensor) for tensor in tensors}, {str(tensor.name) for tensor in tensors}
+        for tensor in _own_tensors(branch, foreign):
+            tensor.name = _unused(str(tensor.name), taken)
+        names = {str(other.name) for other in outside}
+        for inner in _all_nodes(branch.nodes):
+            inner.name = _unused(str(inner.name), names) if inner.name else inner.name
+
+
+def _taken_branch(node: gs.Node) -> gs.Graph | None:
+    """The branch that an If always takes, or None."""
+    if node.op != "If" or node.domain not in (None, "", "ai.onnx") or not node.inputs:
+        return None
+    condition = _truth(node.inputs[0])
+    return None if condition is None else node.attrs["then_branch" if condition else "else_branch"]
+
+
+def _truth(tensor: Tensor) -> bool | None:
+    """The truth of a constant, seen through Cast and Not, or None."""
+    constant = constant_behind(tensor)
+    if constant is not None:
+        return bool(np.asarray(constant.values).any())
+    if len(tensor.inputs) != 1 or tensor.inputs[0].op not in ("Identity", "Cast", "Not"):
+        return None
+    truth = _truth(tensor.inputs[0].inputs[0])
+    return not truth if truth is not None and tensor.inputs[0].op == "Not" else truth
+
+
+def _bodies(node: gs.Node) -> Iterator[gs.Graph]:
+    """The bodies of a control-flow node."""
+    return (body for body in node.attrs.values() if isinstance(body, gs.Graph))
+
+
+def _all_nodes(nodes: Sequence[gs.Node], *, but: gs.Node | None = None) -> Iterator[gs.Node]:
+    """Nodes and what their bodies contain, but for one node and its bodies."""
+    for node in nodes:
+        if node is not but:
+            yield node
+            for body in _bodies(node):
+                yield from _all_nodes(body.nodes, but=but)
+
+
+def _graphs(graph: gs.Graph, nodes: Sequence[gs.Node]) -> Iterator[gs.Graph]:
+    """A graph and the bodies of the given nodes."""
+    yield graph
+    for node in nodes:
+        yield from _bodies(node)
+
+
+def _own_tensors(branch: gs.Graph, foreign: set[int]) -> Iterator[Tensor]:
+    """Each tensor of a branch, and of the bodies in it, that nothing outside knows."""
+    seen = set(foreign)
+    nodes = list(_all_nodes(branch.nodes))
+    tensors = [tensor for node in nodes for tensor in (*node.inputs, *node.outputs)]
+    for owner in _graphs(branch, nodes):
+        tensors += [*owner.inputs, *owner.outputs]
+    for tensor in tensors:
+        if id(tensor) not in seen and not tensor.is_empty():
+            seen.add(id(tensor))
+            yield tensor
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    """The name, with a number behind it where it is taken; it is taken afterwards."""
+    unused, number = name, 2
+    while unused in taken:
+        unused, number = f"{name}_{number}", number + 1
+    taken.add(unused)
+    return unused

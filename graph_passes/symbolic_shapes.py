@@ -1,0 +1,162 @@
+"""Which tensors of a graph have the same shape in every run, as far as shape inference and the graph itself tell.
+
+A dimension is a number, or a symbol: two dimensions with the same symbol are equal in every run. A dimension that
+nothing is known of is a symbol of its own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.shape_inference
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from .tensors import Tensor, constant_behind
+
+Dimension = int | str
+_KEEP_SHAPE = frozenset("Identity Cast RandomUniformLike RandomNormalLike Bernoulli".split())
+_SHAPE_INPUT = {"ConstantOfShape": 0, "Expand": 1}
+_LARGEST_VALUE = 64  # elements: what computes with shapes is smaller, and weights need not be copied
+
+
+class SymbolicShapes:
+    """The shapes of the tensors of a main graph as it is now.
+
+    Args:
+        graph: not changed.
+    """
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self._shapes = _inferred(graph)
+
+    def of(self, tensor: Tensor) -> tuple[Dimension, ...] | None:
+        """The dimensions, or None where not even their number is known."""
+        if isinstance(tensor, gs.Constant):
+            return tuple(tensor.shape)
+        source = _template(tensor)
+        if len(source.inputs) == 1 and source.inputs[0].op in _SHAPE_INPUT and _fills(source.inputs[0]):
+            dimensions = self._elements(source.inputs[0].inputs[_SHAPE_INPUT[source.inputs[0].op]])
+            if dimensions is not None:
+                return dimensions
+        return self._shapes.get(tensor.name)
+
+    def are_equal(self, one: Tensor, other: Tensor) -> bool:
+        """Whether two tensors have the same shape in every run."""
+        if one is other or _template(one) is _template(other):
+            return True
+        shape = self.of(one)
+        return shape is not None and shape == self.of(other)
+
+    def may_be_equal(self, one: Tensor, other: Tensor) -> bool:
+        """Whether nothing that is known says that two tensors differ in shape, broadcasting of an axis included."""
+        first, second = self.of(one), self.of(other)
+        if first is None or second is None:
+            return True
+        pairs = zip(first, second, strict=False)
+        return len(first) == len(second) and not any(a != b and isinstance(a, int) for a, b in pairs)
+
+    def _elements(self, shape: Tensor) -> tuple[Dimension, ...] | None:
+        """What stands in a tensor that a shape is computed from; None where that can't be told.
+
+        Inference tells this too, but not before opset 13.
+        """
+        constant = constant_behind(shape)
+        if constant is not None:
+            return tuple(int(value) for value in constant.values.reshape(-1))
+        if len(shape.inputs) != 1:
+            return None
+        node = shape.inputs[0]
+        if node.op in ("Unsqueeze", "Squeeze", "Cast", "Identity"):
+            return self._elements(node.inputs[0])
+        if node.op == "Where" and _replaces_minus_one(node):
+            return self._elements(node.inputs[2])
+        if node.op == "Concat":
+            parts = [self._elements(tensor) for tensor in node.inputs]
+            return None if None in parts else tuple(entry for part in parts for entry in part or ())
+        if node.op == "Shape":
+            dimensions = self.of(node.inputs[0])
+            return None if dimensions is None else dimensions[node.attrs.get("start", 0) : node.attrs.get("end")]
+        chosen = constant_behind(node.inputs[1]) if node.op == "Gather" else None
+        source = None if chosen is None else self._elements(node.inputs[0])
+        if chosen is None or source is None or np.abs(chosen.values).max(initial=0) >= len(source):
+            return None
+        return tuple(source[int(index)] for index in chosen.values.reshape(-1))
+
+
+def _fills(node: gs.Node) -> bool:
+    """Whether a node fills a shape with one number."""
+    return node.op == "ConstantOfShape" or _is_scalar(node.inputs[0])
+
+
+def _template(tensor: Tensor) -> Tensor:
+    """The tensor farthest in front that has the shape of `tensor` by construction."""
+    source: Tensor | None = tensor
+    while source is not None:
+        tensor = source
+        source = _same_shape_before(tensor.inputs[0]) if len(tensor.inputs) == 1 else None
+    return tensor
+
+
+def _same_shape_before(node: gs.Node) -> Tensor | None:
+    """A tensor in front of a node that has the shape of what the node writes, or None."""
+    if node.op in _KEEP_SHAPE:
+        source: Tensor = node.inputs[0]
+        return source
+    if node.op == "ConstantOfShape":
+        return _owner_of_shape(node.inputs[0])
+    return _owner_of_shape(node.inputs[1]) if node.op == "Expand" and _fills(node) else None
+
+
+def _is_scalar(tensor: Tensor) -> bool:
+    """Whether a tensor is one number with at most one axis."""
+    constant = constant_behind(tensor)
+    return constant is not None and constant.values.size == 1 and constant.values.ndim <= 1
+
+
+def _owner_of_shape(shape: Tensor) -> Tensor | None:
+    """The tensor whose whole shape `shape` is, or None."""
+    if len(shape.inputs) != 1:
+        return None
+    node = shape.inputs[0]
+    if node.op == "Where" and _replaces_minus_one(node):
+        return _owner_of_shape(node.inputs[2])
+    if node.op != "Shape" or node.attrs.get("start", 0) or "end" in node.attrs:
+        return None
+    owner: Tensor = node.inputs[0]
+    return owner
+
+
+def _replaces_minus_one(node: gs.Node) -> bool:
+    """Whether a Where is how torch.Tensor.expand is exported, which changes nothing in a shape without -1."""
+    if not node.inputs[0].inputs or not node.inputs[1].inputs:
+        return False
+    equal, ones = node.inputs[0].inputs[0], node.inputs[1].inputs[0]
+    return equal.op == "Equal" and equal.inputs[0] is node.inputs[2] and ones.op == "ConstantOfShape"
+
+
+def _inferred(graph: gs.Graph) -> dict[str, tuple[Dimension, ...]]:
+    """Shape inference over the graph without its weights."""
+    copy = graph.copy()
+    for tensor in copy.tensors().values():
+        if isinstance(tensor, gs.Constant) and tensor.values.size > _LARGEST_VALUE:
+            tensor.to_variable(tensor.export_dtype, tensor.shape)
+            tensor.type = "tensor_type"  # to_variable forgets it, and the exporter needs it
+            copy.inputs.append(tensor)
+    with G_LOGGER.suppress(G_LOGGER.ERROR):
+        model = gs.export_onnx(copy, do_type_check=False)
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    return {
+        entry.name: tuple(
+            _dimension(entry.name, axis, dim) for axis, dim in enumerate(entry.type.tensor_type.shape.dim)
+        )
+        for entry in (*inferred.input, *inferred.value_info, *inferred.output)
+        if entry.type.tensor_type.HasField("shape")
+    }
+
+
+def _dimension(name: str, axis: int, dimension: onnx.TensorShapeProto.Dimension) -> Dimension:
+    """One dimension; unknown ones get a symbol that no other has."""
+    if dimension.HasField("dim_value"):
+        return int(dimension.dim_value)
+    return str(dimension.dim_param) or f"{name}.{axis}?"
