@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,15 +55,77 @@ def atomic_path(path: Path, *, force: bool) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_paths(paths: Sequence[Path], *, force: bool) -> Iterator[tuple[Path, ...]]:
+    """Several files of one folder that appear together; yields a temporary path, of the same file name, for each.
+
+    The last path is the one that refers to the others: the old one goes first, the new one comes last. Whenever the
+    machine stops, the last path names either files that belong together or nothing; on any error all the old files
+    stand where they stood.
+
+    Args:
+        paths: the outputs, all in one folder.
+        force: existing files may be replaced.
+
+    Raises:
+        OutputExistsError, InputError: see `require_writable`; also when the file system refuses the write.
+    """
+    for path in paths:
+        require_writable(path, force=force)
+    last = paths[-1]
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{last.name}.", suffix=".part", dir=last.parent) as name:
+            temporary = tuple(Path(name, path.name) for path in paths)
+            yield temporary
+            _exchange(temporary, paths)
+    except OSError as error:
+        raise InputError(f"{last}: can't write ({error.strerror or error})") from error
+
+
+def _exchange(temporary: Sequence[Path], paths: Sequence[Path]) -> None:
+    """Puts the new files in the place of the old ones; after an error the old ones are back."""
+    for new in temporary:
+        _finish(new)
+    aside = temporary[-1].parent / "replaced"
+    aside.mkdir()
+    moved: list[Path] = []
+    placed: list[Path] = []
+    try:
+        for path in reversed(paths):
+            if path.exists():
+                path.replace(aside / path.name)
+                moved.append(path)
+        for new, path in zip(temporary, paths, strict=True):
+            new.replace(path)
+            placed.append(path)
+    except OSError:
+        for path in placed:
+            path.unlink()
+        for path in reversed(moved):
+            (aside / path.name).replace(path)
+        raise
+    _sync_folder(paths[-1].parent)
+
+
 def _publish(temporary: Path, path: Path) -> None:
-    """Flushes `temporary` to the disk, gives it the mode of an ordinary new file, and renames it to `path`."""
+    """Finishes `temporary` and renames it to `path`."""
+    _finish(temporary)
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def _finish(temporary: Path) -> None:
+    """Gives a file the mode of an ordinary new one and flushes it to the disk."""
     umask = os.umask(0)
     os.umask(umask)
     temporary.chmod(0o666 & ~umask)
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+
+
+def _sync_folder(path: Path) -> None:
+    """Flushes the names in a folder to the disk."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

@@ -6,17 +6,25 @@ Y = gamma (X - mean) / sqrt(var + epsilon) + beta          X of shape (N, C) or 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from .errors import ModelError
-from .inference import Float64Array
+from .graph_pass import Kept
+from .inference import Array, Float64Array
 from .tensors import Tensor, constant_behind, is_graph_output
 
 DEFAULT_EPSILON = 1e-5
 FOLD_TARGETS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+KEEPING_EXPORT = (
+    "export it again with `vsfix export`, or with torch.onnx.export(model.eval(), args, file, dynamo=True, "
+    "optimize=False), which loses only the noise"
+)
+Parameters = tuple[gs.Constant, gs.Constant, gs.Constant, gs.Constant]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +40,7 @@ class BatchNorm:
 
     name: str
     node: gs.Node
-    parameters: tuple[gs.Constant, gs.Constant, gs.Constant, gs.Constant]
+    parameters: Parameters
 
     @property
     def input(self) -> Tensor:
@@ -98,8 +106,8 @@ class BatchNorm:
         """Puts `values` at input `index`, in place where this node is the only reader."""
         constant: gs.Constant = self.parameters[index - 1]
         with np.errstate(over="ignore"):
-            rounded = values.astype(constant.dtype).reshape(constant.shape)
-        if not np.isfinite(rounded).all():
+            rounded = values.astype(stored_values(constant).dtype).reshape(constant.shape)
+        if not np.isfinite(rounded.astype(np.float64)).all():
             raise ModelError(f"BatchNorm '{self.name}': refusing to write a statistic that is not finite")
         if self.node.inputs[index] is constant and len(constant.outputs) == 1:
             constant.values = rounded
@@ -110,19 +118,44 @@ class BatchNorm:
 
 
 def find_batch_norms(graph: gs.Graph) -> tuple[BatchNorm, ...]:
-    """The BatchNormalization nodes of the main graph, in its order.
+    """The BatchNormalization nodes of the main graph whose parameters can be read, in its order.
+
+    The others are those of `unreadable_batch_norms`.
 
     Raises:
-        ModelError: one is in training form, or takes its statistics from something that is computed at run time.
+        ModelError: one is in training form.
     """
-    nodes = [node for node in graph.nodes if is_batch_norm(node)]
-    parameters = [_parameters(node) for node in nodes]
-    names = [_candidate_name(node, constants) for node, constants in zip(nodes, parameters, strict=True)]
+    readings = [(node, _read(graph, node)) for node in graph.nodes if is_batch_norm(node)]
+    readable = [(node, constants) for node, constants in readings if not isinstance(constants, str)]
+    names = [_candidate_name(node, constants) for node, constants in readable]
     repeated = {name for name, count in Counter(names).items() if count > 1}
     return tuple(
         BatchNorm(node.outputs[0].name if name in repeated else name, node, constants)
-        for name, node, constants in zip(names, nodes, parameters, strict=True)
+        for name, (node, constants) in zip(names, readable, strict=True)
     )
+
+
+def unreadable_batch_norms(graph: gs.Graph) -> tuple[Kept, ...]:
+    """The BatchNormalization nodes that can't be measured or repaired, each with the reason.
+
+    Those are BatchNorms whose parameters are no constants (`FoldBatchNormParameters` computes the ones that can be),
+    or are not one value a channel, and BatchNorms inside the bodies of If, Loop and Scan.
+
+    Raises:
+        ModelError: one of the main graph is in training form.
+    """
+    found: list[Kept] = []
+    for node in graph.nodes:
+        reading = _read(graph, node) if is_batch_norm(node) else None
+        if isinstance(reading, str):
+            found.append(Kept(_label(node), reading))
+        found += [
+            Kept(_label(inner), f"it stands in the body of {node.op} '{_label(node)}', which is not looked into")
+            for body in node.attrs.values()
+            if isinstance(body, gs.Graph)
+            for inner in _batch_norms_inside(body)
+        ]
+    return tuple(found)
 
 
 def separate_statistics(graph: gs.Graph) -> None:
@@ -141,7 +174,7 @@ def separate_statistics(graph: gs.Graph) -> None:
         if not all(own):
             for index, constant, kind in zip((3, 4), constants, ("mean", "var"), strict=True):
                 name = f"{batch_norm.name}.running_{kind}"
-                batch_norm.node.inputs[index] = gs.Constant(name, np.array(constant.values))
+                batch_norm.node.inputs[index] = gs.Constant(name, np.array(stored_values(constant)))
 
 
 def require_batch_norms(graph: gs.Graph) -> tuple[BatchNorm, ...]:
@@ -151,14 +184,16 @@ def require_batch_norms(graph: gs.Graph) -> tuple[BatchNorm, ...]:
         ModelError: there is none; the message says how to export a model that keeps them.
     """
     batch_norms = find_batch_norms(graph)
-    if not batch_norms:
-        operators = {node.op for node in graph.nodes}
-        story = "they were folded into the layers in front" if operators & FOLD_TARGETS else "it never had any"
-        raise ModelError(
-            f"the model has no BatchNormalization: most likely {story}; export it again with `vsfix export`, or with "
-            "torch.onnx.export(model.eval(), args, file, dynamo=True, optimize=False), which loses only the noise"
-        )
-    return batch_norms
+    if batch_norms:
+        return batch_norms
+    unreadable = unreadable_batch_norms(graph)
+    if unreadable:
+        first, others = unreadable[0], len(unreadable) - 1
+        more = f" ({others} more like it)" if others else ""
+        raise ModelError(f"BatchNorm '{first.subject}' can't be read: {first.reason}{more}; {KEEPING_EXPORT}")
+    operators = {node.op for node in graph.nodes}
+    story = "they were folded into the layers in front" if operators & FOLD_TARGETS else "it never had any"
+    raise ModelError(f"the model has no BatchNormalization: most likely {story}; {KEEPING_EXPORT}")
 
 
 def is_batch_norm(node: gs.Node) -> bool:
@@ -166,29 +201,53 @@ def is_batch_norm(node: gs.Node) -> bool:
     return node.op == "BatchNormalization" and node.domain in (None, "", "ai.onnx")
 
 
-def _parameters(node: gs.Node) -> tuple[gs.Constant, gs.Constant, gs.Constant, gs.Constant]:
-    """Gamma, beta, mean and var of a node, or the error that says why they can't be had."""
-    label = node.name or node.outputs[0].name
+def stored_values(constant: gs.Constant) -> Array:
+    """The values as stored. onnx-graphsurgeon knows the type of a bfloat16 tensor only once it is loaded, and warns."""
+    with G_LOGGER.suppress(G_LOGGER.ERROR):
+        return np.asarray(constant.values)
+
+
+def _read(graph: gs.Graph, node: gs.Node) -> Parameters | str:
+    """Gamma, beta, mean and var of a node, or the reason why they can't be had."""
+    by_batch = node.attrs.get("training_mode", 0) or (graph.opset < 7 and not node.attrs.get("is_test", 0))
+    if by_batch or len([out for out in node.outputs if not out.is_empty()]) > 1:
+        raise ModelError(f"BatchNorm '{_label(node)}' is in training form; export the model after model.eval()")
     if node.attrs.get("spatial", 1) == 0:
-        raise ModelError(f"BatchNorm '{label}' has a statistic for each position (spatial = 0), which is not supported")
-    if node.attrs.get("training_mode", 0) or len([out for out in node.outputs if not out.is_empty()]) > 1:
-        raise ModelError(f"BatchNorm '{label}' is in training form; export the model after model.eval()")
-    constants = [constant_behind(tensor) for tensor in node.inputs[1:5]]
-    gamma, beta, mean, variance = constants if len(constants) == 4 else [None] * 4
+        return "it has a statistic for each position (spatial = 0)"
+    gamma, beta, mean, variance = (constant_behind(tensor) for tensor in node.inputs[1:5])
     if gamma is None or beta is None or mean is None or variance is None:
-        raise ModelError(f"BatchNorm '{label}': its parameters are computed by the graph; they must be constants")
-    return gamma, beta, mean, variance
+        computed = next(tensor.name for tensor in node.inputs[1:5] if constant_behind(tensor) is None)
+        return f"its parameters must be constants, but '{computed}' is computed by the graph"
+    parameters = (gamma, beta, mean, variance)
+    if len({int(np.prod(constant.shape)) for constant in parameters}) > 1:
+        return "its parameters are not of the same length"
+    return parameters
 
 
-def _candidate_name(node: gs.Node, parameters: tuple[gs.Constant, ...]) -> str:
+def _batch_norms_inside(body: gs.Graph) -> Iterator[gs.Node]:
+    """The BatchNormalization nodes of a body and of the bodies in it."""
+    for node in body.nodes:
+        if is_batch_norm(node):
+            yield node
+        for inner in node.attrs.values():
+            if isinstance(inner, gs.Graph):
+                yield from _batch_norms_inside(inner)
+
+
+def _label(node: gs.Node) -> str:
+    """What a node is called in messages."""
+    return str(node.name or node.outputs[0].name)
+
+
+def _candidate_name(node: gs.Node, parameters: Parameters) -> str:
     """The module's name, the node's name or the output's, whichever there is first."""
     mean, _, mean_tail = str(parameters[2].name).rpartition(".")
     variance, _, variance_tail = str(parameters[3].name).rpartition(".")
     if mean and mean == variance and (mean_tail, variance_tail) == ("running_mean", "running_var"):
         return mean
-    return str(node.name or node.outputs[0].name)
+    return _label(node)
 
 
 def _float64(constant: gs.Constant) -> Float64Array:
     """The values of a parameter, shape (C,)."""
-    return np.asarray(constant.values, dtype=np.float64).reshape(-1)
+    return stored_values(constant).astype(np.float64).reshape(-1)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from .batch_norm import BatchNorm, find_batch_norms
+from .batch_norm import BatchNorm, find_batch_norms, stored_values
 from .graph_pass import Change, Kept, PassResult
 from .inference import Float64Array
 from .tensors import Tensor, constant_behind, is_graph_output
@@ -98,12 +98,15 @@ def _rewrite(graph: gs.Graph, match: _Match) -> str | None:
         g = batch_norm.gamma / np.sqrt(batch_norm.variance + batch_norm.epsilon)  # (C_out,)
         along = [1] * weight.ndim
         along[axis] = -1
-        folded_weight = (weight * g.reshape(along)).astype(match.weight.dtype)
-        folded_bias = (g * (_bias(match) - batch_norm.mean) + batch_norm.beta).astype(match.weight.dtype)  # (C_out,)
+        dtype = stored_values(match.weight).dtype
+        folded_weight = (weight * g.reshape(along)).astype(dtype)
+        folded_bias = (g * (_bias(match) - batch_norm.mean) + batch_norm.beta).astype(
+            stored_values(match.weight).dtype
+        )  # (C_out,)
     for values in (np.moveaxis(folded_weight, axis, 0), folded_bias):
         bad = ~np.isfinite(values.reshape(batch_norm.channels, -1)).all(axis=1)
         if bad.any():
-            return f"channel {int(np.flatnonzero(bad)[0])} would overflow {match.weight.dtype}"
+            return f"channel {int(np.flatnonzero(bad)[0])} would overflow {dtype}"
     output = batch_norm.output
     batch_norm.node.inputs.clear()
     batch_norm.node.outputs.clear()

@@ -11,18 +11,28 @@ from pathlib import Path
 
 import onnx
 import onnx.checker
+import onnx.external_data_helper
 import onnx.inliner
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from .atomic_file import atomic_path
-from .errors import ModelError
+from .atomic_file import atomic_path, atomic_paths
+from .errors import InputError, ModelError
+from .external_data import (
+    export_any_size,
+    external_data_files,
+    external_data_path,
+    fits_one_file,
+    save_with_external_data,
+)
 from .tensors import Tensor
 
 
 def read_model(path: Path) -> onnx.ModelProto:
     """Reads an ONNX file with its weights and checks it in full; local functions are inlined.
+
+    Weights in files of their own (external data) are read too; the model in memory may be larger than 2 GiB.
 
     Raises:
         ModelError: the file is missing, is no ONNX file, or does not pass the full checker.
@@ -30,13 +40,19 @@ def read_model(path: Path) -> onnx.ModelProto:
     try:
         if not path.is_file():
             raise ModelError(f"{path}: no such file")
-        model = onnx.load(path, format="protobuf")
-    except (DecodeError, ValueError, OSError, onnx.checker.ValidationError) as error:
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+    except (DecodeError, ValueError, OSError) as error:
         raise ModelError(f"{path}: is not an ONNX file, or is cut short ({first_line(error)})") from error
     if not model.graph.node and not model.graph.output:
         raise ModelError(f"{path}: is not an ONNX file, or holds an empty graph")
     check_model(path)
-    return onnx.inliner.inline_local_functions(model) if model.functions else model
+    if model.functions:  # before the weights are there: the inliner serializes the model, which ends at 2 GiB
+        model = onnx.inliner.inline_local_functions(model)
+    try:
+        onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
+    except (ValueError, OSError, RuntimeError, onnx.checker.ValidationError) as error:
+        raise ModelError(f"{path}: its weights in other files can't be read ({first_line(error)})") from error
+    return model
 
 
 def check_model(path: Path) -> None:
@@ -51,16 +67,59 @@ def check_model(path: Path) -> None:
         raise ModelError(f"{path}: the ONNX checker refuses it: {first_line(error)}") from error
 
 
-def write_model(model: onnx.ModelProto, path: Path, *, force: bool) -> None:
+def write_model(model: onnx.ModelProto, path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:
     """Writes `model` and checks the file in full before it appears under its name.
 
+    A model that a protobuf message can't hold (2 GiB) gets its weights in `<name>.onnx.data` beside it; both files
+    appear together.
+
+    Args:
+        model: not changed.
+        path: the output.
+        force: an existing output may be replaced, and with it the `<name>.onnx.data` that belongs to it.
+        inputs: the model files that were read; neither they nor the files of their weights are ever written.
+
     Raises:
-        OutputExistsError, InputError: see `atomic_path`.
+        OutputExistsError, InputError: see `atomic_path`; also when an input would be overwritten.
         ModelError: the checker refuses the result; nothing is written then.
     """
-    with atomic_path(path, force=force) as temporary:
-        onnx.save(model, temporary)
-        check_model(temporary)
+    inputs = list(inputs)
+    if fits_one_file(model):
+        _protect_inputs([path], inputs)
+        with atomic_path(path, force=force) as temporary:
+            _save(model, temporary)
+        return
+    data = external_data_path(path)
+    _protect_inputs([data, path], inputs)
+    if data.exists() and not (path.exists() and any(data.samefile(f) for f in _existing_data(path))):
+        raise InputError(f"{data}: the weights would go here, but the file belongs to something else; move it away")
+    with atomic_paths([data, path], force=force) as (_, temporary):
+        _save(model, temporary)
+
+
+def _protect_inputs(outputs: Iterable[Path], inputs: Sequence[Path]) -> None:
+    """Refuses an output that is one of the inputs, or holds the weights of one."""
+    sources = [file for source in inputs for file in (source, *external_data_files(source)) if file.exists()]
+    for output in outputs:
+        if output.exists() and any(output.samefile(source) for source in sources):
+            raise InputError(f"{output}: is an input; the input is never written, name another output")
+
+
+def _existing_data(path: Path) -> list[Path]:
+    """The files that hold the weights of the model at `path` and are there."""
+    return [file for file in external_data_files(path) if file.exists()]
+
+
+def _save(model: onnx.ModelProto, temporary: Path) -> None:
+    """Writes a model and checks what was written."""
+    try:
+        if fits_one_file(model):
+            onnx.save(model, temporary, format="protobuf")
+        else:
+            save_with_external_data(model, temporary)
+    except (EncodeError, ValueError) as error:
+        raise ModelError(f"the model can't be written ({first_line(error)})") from error
+    check_model(temporary)
 
 
 def import_graph(model: onnx.ModelProto) -> gs.Graph:
@@ -79,8 +138,7 @@ def export_model(
         source: the model that the graph was imported from.
         metadata: entries of metadata_props to add or replace.
     """
-    with G_LOGGER.suppress(G_LOGGER.ERROR):
-        model = gs.export_onnx(graph, do_type_check=False)
+    model = export_any_size(graph)
     # Before IR version 4 every weight must be listed among the inputs, which the graph no longer does.
     model.ir_version = max(model.ir_version, 4)
     model.domain = source.domain
@@ -105,8 +163,7 @@ def export_subgraph(
         import_domains=graph.import_domains,
         ir_version=graph.ir_version,
     )
-    with G_LOGGER.suppress(G_LOGGER.ERROR):
-        return gs.export_onnx(part, do_type_check=False)
+    return export_any_size(part)
 
 
 def read_metadata(model: onnx.ModelProto) -> dict[str, str]:

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.numpy_helper
 from google.protobuf.message import EncodeError
 from typing_extensions import Self
 
 from vsfix.graph_passes.errors import MissingComponentError, ModelError
+from vsfix.graph_passes.external_data import detach_weights, fits_one_file
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import first_line
 
@@ -65,7 +67,8 @@ class OnnxRuntimeRunner:
         threads: int | None = None,
     ) -> None:
         self.name = f"onnxruntime ({provider})"
-        self._session: Any = _open_session(model, provider, threads)
+        self._session: Any
+        self._session, self._weights = _open_session(model, provider, threads)
         running = self._session.get_providers()[0]
         if running != provider:
             raise MissingComponentError(
@@ -98,6 +101,7 @@ class OnnxRuntimeRunner:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._session = None
+        self._weights = []
 
 
 def install_line(provider: str) -> str:
@@ -105,8 +109,8 @@ def install_line(provider: str) -> str:
     return f"pip install 'vsfix[{_EXTRAS.get(provider, 'gpu')}]'"
 
 
-def _open_session(model: Path | onnx.ModelProto, provider: str, threads: int | None) -> Any:
-    """The session, with nothing printed and no provider in the place of another."""
+def _open_session(model: Path | onnx.ModelProto, provider: str, threads: int | None) -> tuple[Any, list[Any]]:
+    """The session, with nothing printed and no provider in the place of another, and the memory that it reads from."""
     try:
         import onnxruntime
     except ImportError:
@@ -120,26 +124,38 @@ def _open_session(model: Path | onnx.ModelProto, provider: str, threads: int | N
     options.log_severity_level = _SILENT
     if threads is not None:
         options.intra_op_num_threads = threads
-    source = str(model) if isinstance(model, Path) else _serialize(model)
     try:
-        return onnxruntime.InferenceSession(
+        source, weights = (str(model), []) if isinstance(model, Path) else _serialize(model, options)
+        session = onnxruntime.InferenceSession(
             source,
             options,
             providers=[provider],
             enable_fallback=0,  # the fallback prints on stdout
         )
+    except ModelError:
+        raise
     except Exception as error:  # see `run`
         where = f"{model}: " if isinstance(model, Path) else ""
         raise ModelError(f"{where}onnxruntime can't load the model: {first_line(error)}") from error
+    return session, weights
 
 
-def _serialize(model: onnx.ModelProto) -> bytes:
-    """The model as bytes; a protobuf message ends at 2 GB."""
+def _serialize(model: onnx.ModelProto, options: Any) -> tuple[bytes, list[Any]]:
+    """The model as bytes; past 2 GiB, where bytes end, without its large weights, which go into `options`.
+
+    ONNX Runtime reads those weights where they lie: they must live as long as the session.
+    """
+    weights: list[Any] = []
+    if not fits_one_file(model):
+        from onnxruntime import OrtValue
+
+        model, detached = detach_weights(model)
+        weights = [OrtValue.ortvalue_from_numpy(onnx.numpy_helper.to_array(tensor)) for tensor in detached.values()]
+        options.add_external_initializers(list(detached), weights)
     try:
-        content: bytes = model.SerializeToString()
+        return model.SerializeToString(), weights
     except (EncodeError, ValueError) as error:
         raise ModelError(f"the model can't be handed to onnxruntime: {first_line(error)}") from error
-    return content
 
 
 def _spec(tensor: Any) -> InputSpec:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from vsfix.graph_passes.atomic_file import atomic_path
+from vsfix.graph_passes.atomic_file import atomic_path, atomic_paths
 from vsfix.graph_passes.errors import InputError, OutputExistsError
 
 
@@ -50,3 +52,59 @@ def test_a_failed_write_is_an_input_error_with_the_reason(tmp_path):
     with pytest.raises(InputError, match="No space left"), atomic_path(tmp_path / "out.bin", force=False):
         raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
+
+
+def write_pair(folder, text, *, force=True):
+    with atomic_paths([folder / "m.data", folder / "m"], force=force) as temporary:
+        for path in temporary:
+            path.write_text(f"{text} {path.name}")
+        assert not any(path.parent == folder for path in temporary)
+
+
+def contents(folder):
+    return {path.name: path.read_text() for path in folder.iterdir() if not path.name.endswith(".part")}
+
+
+def test_files_that_belong_together_appear_together(tmp_path):
+    write_pair(tmp_path, "new", force=False)
+    assert contents(tmp_path) == {"m": "new m", "m.data": "new m.data"}
+    with pytest.raises(OutputExistsError):
+        write_pair(tmp_path, "newer", force=False)
+    write_pair(tmp_path, "newer")
+    assert contents(tmp_path) == {"m": "newer m", "m.data": "newer m.data"}
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_a_failure_at_any_step_of_the_exchange_leaves_the_old_files(tmp_path, monkeypatch, step):
+    write_pair(tmp_path, "old")
+    replace, calls = Path.replace, []
+
+    def fail_once(self, target):
+        calls.append(target)
+        if len(calls) == step + 1:
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail_once)
+    with pytest.raises(InputError, match="No space left"):
+        write_pair(tmp_path, "new")
+    assert contents(tmp_path) == {"m": "old m", "m.data": "old m.data"}
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_the_name_never_stands_for_a_mixed_pair(tmp_path, monkeypatch, step):
+    write_pair(tmp_path, "old")
+    replace, calls, seen = Path.replace, [], []
+
+    def watch(self, target):
+        calls.append(target)
+        if len(calls) == step:
+            seen.append(contents(tmp_path))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", watch)
+    write_pair(tmp_path, "new")
+    for files in seen:
+        if "m" in files:
+            assert files["m.data"].split()[0] == files["m"].split()[0]

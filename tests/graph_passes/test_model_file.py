@@ -5,7 +5,8 @@ import onnx
 import onnx.helper
 import pytest
 
-from vsfix.graph_passes.errors import ModelError, OutputExistsError
+from vsfix.graph_passes import external_data
+from vsfix.graph_passes.errors import InputError, ModelError, OutputExistsError
 from vsfix.graph_passes.model_file import export_model, import_graph, read_metadata, read_model, write_model
 
 
@@ -71,3 +72,88 @@ def test_local_functions_are_inlined(tmp_path):
     )
     onnx.save(model, tmp_path / "f.onnx")
     assert [node.op_type for node in read_model(tmp_path / "f.onnx").graph.node] == ["Add"]
+
+
+def content(model: onnx.ModelProto) -> bytes:
+    """The bytes of a model; a tensor that was read from another file says that it no longer is, which the original doesn't."""
+    for tensor in model.graph.initializer:
+        tensor.ClearField("data_location")
+    return model.SerializeToString()
+
+
+@pytest.fixture
+def tiny_limit(monkeypatch):
+    """Every model with weights is past the limit of a single file."""
+    monkeypatch.setattr(external_data, "MAX_SINGLE_FILE_WEIGHTS", 100)
+    monkeypatch.setattr(external_data, "INLINE_BELOW", 16)
+
+
+def test_a_model_past_the_limit_is_written_as_a_pair(residual, tmp_path, tiny_limit):
+    write_model(residual, tmp_path / "m.onnx", force=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
+    assert content(read_model(tmp_path / "m.onnx")) == residual.SerializeToString()
+
+
+def test_force_replaces_the_pair_and_nothing_less(residual, tmp_path, tiny_limit):
+    write_model(residual, tmp_path / "m.onnx", force=False)
+    residual.graph.initializer[0].CopyFrom(
+        onnx.numpy_helper.from_array(np.ones((6, 3, 3, 3), np.float32), residual.graph.initializer[0].name)
+    )
+    with pytest.raises(OutputExistsError):
+        write_model(residual, tmp_path / "m.onnx", force=False)
+    write_model(residual, tmp_path / "m.onnx", force=True)
+    assert content(read_model(tmp_path / "m.onnx")) == residual.SerializeToString()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_weights_that_belong_to_another_model_are_never_replaced(residual, tmp_path, tiny_limit):
+    (tmp_path / "m.onnx.data").write_bytes(b"precious")
+    for force in (False, True):
+        with pytest.raises(InputError, match=r"m\.onnx\.data"):
+            write_model(residual, tmp_path / "m.onnx", force=force)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"precious"]
+
+
+def test_the_weights_of_the_input_are_never_replaced(residual, tmp_path, tiny_limit):
+    write_model(residual, tmp_path / "in.onnx", force=False)
+    onnx.save(onnx.load(tmp_path / "in.onnx", load_external_data=False), tmp_path / "copy.onnx")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for inputs, output in (("copy", "in.onnx"), ("in", "in.onnx"), ("in", "in.onnx.data")):
+        with pytest.raises(InputError, match="never written"):
+            write_model(residual, tmp_path / output, force=True, inputs=[tmp_path / f"{inputs}.onnx"])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_the_checker_refuses_leaves_the_old_pair(residual, tmp_path, tiny_limit):
+    write_model(residual, tmp_path / "m.onnx", force=False)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    residual.graph.node[3].input[0] = "nowhere"
+    with pytest.raises(ModelError, match="checker"):
+        write_model(residual, tmp_path / "m.onnx", force=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_missing_or_short_weights_are_an_error_of_one_line(residual, tmp_path, tiny_limit):
+    write_model(residual, tmp_path / "m.onnx", force=False)
+    data = tmp_path / "m.onnx.data"
+    data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(ModelError, match=r"m\.onnx") as short:
+        read_model(tmp_path / "m.onnx")
+    data.unlink()
+    with pytest.raises(ModelError, match=r"m\.onnx") as missing:
+        read_model(tmp_path / "m.onnx")
+    assert "\n" not in str(short.value) + str(missing.value)
+
+
+def test_local_functions_are_inlined_with_external_weights(tmp_path):
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 18, "local" : 1]>\n'
+        "main (float[N, 300] x) => (float[N, 300] y) { y = local.twice (x, w) }\n"
+        '<domain: "local", opset_import: ["" : 18]>\n'
+        "twice (a, c) => (b) { b = Add (a, c) }"
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.arange(300, dtype=np.float32), "w"))
+    onnx.save(model, tmp_path / "f.onnx", save_as_external_data=True, location="f.data", size_threshold=0)
+    read = read_model(tmp_path / "f.onnx")
+    assert [node.op_type for node in read.graph.node] == ["Add"]
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(read.graph.initializer[0]), np.arange(300))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import sys
 
 import numpy as np
@@ -7,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from vsfix.graph_passes import external_data
 from vsfix.graph_passes.errors import DataError, MissingComponentError, ModelError
 from vsfix.graph_passes.inference import Runner
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
@@ -110,3 +112,16 @@ def test_without_onnx_runtime_the_line_that_installs_it_is_given(residual, monke
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingComponentError, match=r"not installed; run: pip install 'vsfix\[cpu\]'"):
         OnnxRuntimeRunner(residual)
+
+
+def test_a_model_past_the_limit_of_bytes_is_opened_with_its_weights_beside_it(residual, images, monkeypatch):
+    in_memory = OnnxRuntimeRunner(residual, threads=1).run({"x": images})["y"]
+    before = residual.SerializeToString()
+    monkeypatch.setattr(external_data, "MAX_SINGLE_FILE_WEIGHTS", 100)
+    monkeypatch.setattr(external_data, "INLINE_BELOW", 16)
+    with OnnxRuntimeRunner(residual, threads=1) as runner:
+        assert residual.SerializeToString() == before
+        for tensor in residual.graph.initializer:
+            tensor.raw_data = bytes(len(tensor.raw_data))
+        gc.collect()  # the session holds the weights by itself
+        np.testing.assert_allclose(runner.run({"x": images})["y"], in_memory, rtol=0, atol=1e-6)

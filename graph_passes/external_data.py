@@ -1,0 +1,201 @@
+"""Models larger than 2 GiB, where a protobuf message ends: their weights stand in a file of their own.
+
+In memory a message may be larger, but then it can't be serialized, and so not be copied into another message either.
+What handles such a model here moves its tensors one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.external_data_helper
+import onnx.helper
+import onnx.numpy_helper
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError
+from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from .inference import Array
+
+# The limit of protobuf, less what the nodes of even a large graph take.
+MAX_SINGLE_FILE_WEIGHTS = 2**31 - 2**26
+INLINE_BELOW = 1024  # bytes; shapes, axes and ratios stay in the graph, where every tool looks for them
+_ALIGNMENT = 4096  # a runtime that maps the file wants each large tensor to begin on a page
+
+
+def external_data_path(path: Path) -> Path:
+    """Where the weights of the model at `path` go when they don't fit into it: `<name>.onnx.data` beside it."""
+    return path.with_name(path.name + ".data")
+
+
+def external_data_files(path: Path) -> tuple[Path, ...]:
+    """The files that the model at `path` takes weights from; empty where it is no model or holds all of them."""
+    try:
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+    except (DecodeError, ValueError, OSError):
+        return ()
+    external = (tensor for tensor in _tensors(model) if onnx.external_data_helper.uses_external_data(tensor))
+    locations = (onnx.external_data_helper.ExternalDataInfo(tensor).location for tensor in external)
+    return tuple(dict.fromkeys(path.parent / location for location in locations))
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """The bytes that the initializers of the main graph take."""
+    return sum(_size(tensor) for tensor in model.graph.initializer)
+
+
+def fits_one_file(model: onnx.ModelProto) -> bool:
+    """Whether a protobuf message can hold the model."""
+    return weight_bytes(model) <= MAX_SINGLE_FILE_WEIGHTS
+
+
+def detach_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto]]:
+    """A model without the values of its large initializers, and the tensors that hold them, by name.
+
+    Args:
+        model: not changed; no second copy of the large values is made.
+
+    Returns:
+        The model, in which the large initializers refer to a file that is not named yet, and their tensors.
+    """
+    skeleton = onnx.ModelProto()
+    _merge(model, skeleton, skip="graph")
+    _merge(model.graph, skeleton.graph, skip="initializer")
+    detached: dict[str, onnx.TensorProto] = {}
+    for tensor in model.graph.initializer:
+        entry = skeleton.graph.initializer.add()
+        if _size(tensor) < INLINE_BELOW or tensor.data_type == onnx.TensorProto.STRING:
+            entry.CopyFrom(tensor)
+            continue
+        entry.name, entry.data_type = tensor.name, tensor.data_type
+        entry.dims.extend(tensor.dims)
+        entry.data_location = onnx.TensorProto.EXTERNAL
+        entry.external_data.add(key="location", value="weights")
+        detached[tensor.name] = tensor
+    return skeleton, detached
+
+
+def save_with_external_data(model: onnx.ModelProto, path: Path) -> None:
+    """Writes a model to `path` and its large initializers to `external_data_path(path)`; `model` is not changed.
+
+    Raises:
+        OSError: the file system refuses the write.
+        ValueError, google.protobuf.message.EncodeError: the graph without its initializers is too large as well.
+    """
+    skeleton, detached = detach_weights(model)
+    data = external_data_path(path)
+    with data.open("wb") as file:
+        for entry in skeleton.graph.initializer:
+            if entry.name not in detached:
+                continue
+            file.seek(-file.tell() % _ALIGNMENT, 1)
+            offset = file.tell()
+            length = file.write(_raw(detached[entry.name]))
+            del entry.external_data[:]
+            for key, value in (("location", data.name), ("offset", str(offset)), ("length", str(length))):
+                entry.external_data.add(key=key, value=value)
+    onnx.save(skeleton, path, format="protobuf")
+
+
+def export_any_size(graph: gs.Graph) -> onnx.ModelProto:
+    """The graph as a model, however large.
+
+    onnx-graphsurgeon copies the graph into the model, which ends at 2 GiB. Past that, the weights are taken out of the
+    graph for the time of the export and put into the finished model.
+    """
+    read = {id(tensor): tensor for node in graph.nodes for tensor in node.inputs}
+    large = [tensor for tensor in read.values() if isinstance(tensor, gs.Constant) and _bytes(tensor) >= INLINE_BELOW]
+    with G_LOGGER.suppress(G_LOGGER.ERROR):
+        if sum(map(_bytes, large)) <= MAX_SINGLE_FILE_WEIGHTS:
+            return gs.export_onnx(graph, do_type_check=False)
+        held = {constant.name: constant._values for constant in large}  # .values would load what is still a message
+        try:
+            for constant in large:
+                constant.values = LazyValues(onnx.TensorProto(data_type=onnx.TensorProto.FLOAT, dims=[0]))
+            model = gs.export_onnx(graph, do_type_check=False)
+        finally:
+            for constant in large:
+                constant.values = held[constant.name]
+    for tensor in model.graph.initializer:
+        if tensor.name in held:
+            _fill(tensor, held[tensor.name])
+    return model
+
+
+def _bytes(constant: gs.Constant) -> int:
+    """The bytes of a constant; 0 for what is left where it is."""
+    values = constant._values
+    if isinstance(values, np.ndarray):
+        return int(values.nbytes)
+    if isinstance(values, SparseValues) or values.tensor.data_type == onnx.TensorProto.STRING:
+        return 0
+    return _size(values.tensor)
+
+
+def _fill(tensor: onnx.TensorProto, values: LazyValues | Array) -> None:
+    """Puts the values that were taken out of the graph into a tensor of the model."""
+    if isinstance(values, np.ndarray):
+        shape, code, raw = values.shape, onnx.helper.np_dtype_to_tensor_dtype(values.dtype), values.tobytes()
+    else:
+        shape, code, raw = values.tensor.dims, values.tensor.data_type, _raw(values.tensor)
+    del tensor.dims[:]
+    tensor.dims.extend(shape)
+    tensor.data_type = code
+    tensor.raw_data = raw
+
+
+def _size(tensor: onnx.TensorProto) -> int:
+    """The bytes of a tensor's values, without looking at them."""
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return sum(len(text) for text in tensor.string_data)
+    itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return int(np.prod(tensor.dims, dtype=np.int64)) * itemsize
+
+
+def _raw(tensor: onnx.TensorProto) -> bytes:
+    """The values of a tensor as the standard lays them out in a file."""
+    if tensor.HasField("raw_data"):
+        return tensor.raw_data
+    return onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data
+
+
+def _merge(source: onnx.ModelProto | onnx.GraphProto, target: onnx.ModelProto | onnx.GraphProto, *, skip: str) -> None:
+    """Copies every field of a message but one."""
+    for field, value in source.ListFields():
+        if field.name == skip:
+            continue
+        if hasattr(value, "__len__") and not isinstance(value, (str, bytes)):
+            getattr(target, field.name).MergeFrom(value)
+        elif field.message_type is not None:
+            getattr(target, field.name).CopyFrom(value)
+        else:
+            setattr(target, field.name, value)
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor that a model holds."""
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        yield from _node_tensors(function.node)
+
+
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """The initializers of a graph, and the tensors in its nodes."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    """The tensors in the attributes of nodes, and in the graphs there."""
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        if attribute.type == onnx.AttributeProto.TENSOR:
+            yield attribute.t
+        yield from attribute.tensors
+        for graph in (attribute.g, *attribute.graphs):
+            yield from _graph_tensors(graph)
