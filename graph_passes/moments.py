@@ -1,11 +1,14 @@
-"""Mean and variance per channel, accumulated in float64 over any number of batches.
+"""Mean and variance per channel, accumulated in float64 over any number of samples, and how sure they are.
 
-Each batch contributes its count n, its mean m and its centred sum of squares M = sum (x - m)^2; two contributions are
+A part of the data contributes its count n, its mean m and its centred sum of squares M = sum (x - m)^2; two parts are
 merged without cancellation (Chan, Golub, LeVeque 1983):
 
     n = n_a + n_b      d = m_b - m_a      m = m_a + d n_b / n      M = M_a + M_b + d^2 n_a n_b / n
 
 The variance is M / n, biased: it is what BatchNorm divides by in training, and what it should store.
+
+The samples are kept apart in up to G groups on the way, so that the pooled moments can be had without each group in
+turn: that is what the jackknife needs to tell how much they would change with other samples.
 """
 
 from __future__ import annotations
@@ -20,25 +23,33 @@ from .inference import Array, Float64Array
 
 # A variance below this share of the squared mean is rounding noise of float32, not a variance.
 RELATIVE_VARIANCE_FLOOR = 1e-10
+MAX_GROUPS = 32  # a jackknife over so many groups is within a few percent of one over the samples
 
 
 @dataclass(frozen=True)
-class Moments:
-    """The first two moments of a tensor, channel by channel.
+class SampleMoments:
+    """The moments of each sample of one batch by itself.
 
     Attributes:
-        count: the number of values that each channel saw: samples times positions.
-        mean: shape (C,).
-        centred_sum: the sum of squared distances from the mean, shape (C,).
+        positions: the number of values that a channel of one sample has.
+        mean: shape (N, C).
+        centred_sum: the sum of squared distances from the sample's own mean, shape (N, C).
     """
 
-    count: int
+    positions: int
     mean: Float64Array
     centred_sum: Float64Array
 
+    def __post_init__(self) -> None:
+        if self.mean.size == 0 or self.positions == 0:
+            raise DataError("moments need at least one value per channel")
+        finite = np.isfinite(self.centred_sum).all(axis=0) & np.isfinite(self.mean).all(axis=0)
+        if not finite.all():
+            raise DataError(f"channel {int(np.flatnonzero(~finite)[0])} holds a value that is not finite")
+
     @classmethod
-    def of(cls, values: Array) -> Moments:
-        """The moments of one batch.
+    def of(cls, values: Array) -> SampleMoments:
+        """The moments of the samples of one batch.
 
         Args:
             values: shape (N, C) or (N, C, *positions), any float type.
@@ -51,24 +62,56 @@ class Moments:
         if values.size == 0:
             raise DataError(f"moments need at least one value per channel, got the shape {values.shape}")
         columns = values.reshape(values.shape[0], values.shape[1], -1)  # (N, C, positions)
-        count = columns.shape[0] * columns.shape[2]
-        mean = columns.sum(axis=(0, 2), dtype=np.float64) / count  # (C,)
-        centred = columns - mean[:, None]  # float64
-        centred_sum = np.einsum("ncs,ncs->c", centred, centred)
-        if not np.isfinite(centred_sum).all():
-            channel = int(np.flatnonzero(~np.isfinite(centred_sum))[0])
-            raise DataError(f"channel {channel} holds a value that is not finite")
-        return cls(count, mean, centred_sum)
+        mean = columns.mean(axis=2, dtype=np.float64)  # (N, C)
+        centred = columns - mean[:, :, None]  # float64
+        return cls(columns.shape[2], mean, np.einsum("ncs,ncs->nc", centred, centred))
 
-    def merge(self, other: Moments) -> Moments:
-        """The moments of both together; neither operand changes."""
-        count = self.count + other.count
-        delta = other.mean - self.mean
-        return Moments(
-            count=count,
-            mean=self.mean + delta * (other.count / count),
-            centred_sum=self.centred_sum + other.centred_sum + delta**2 * (self.count * other.count / count),
-        )
+
+@dataclass(frozen=True)
+class Moments:
+    """The first two moments of a tensor, channel by channel, pooled and group by group.
+
+    Attributes:
+        samples: the number of samples.
+        counts: the number of values of a channel in each group, samples times positions, shape (G,).
+        group_means: shape (G, C).
+        group_centred_sums: squared distances from the group's own mean, summed, shape (G, C).
+    """
+
+    samples: int
+    counts: npt.NDArray[np.int64]
+    group_means: Float64Array
+    group_centred_sums: Float64Array
+
+    @classmethod
+    def of(cls, values: Array) -> Moments:
+        """The moments of one batch; see `SampleMoments.of`."""
+        accumulator = MomentsAccumulator()
+        accumulator.add(SampleMoments.of(values), first=0)
+        return accumulator.result()
+
+    @property
+    def count(self) -> int:
+        """The number of values that each channel saw."""
+        return int(self.counts.sum())
+
+    @property
+    def mean(self) -> Float64Array:
+        """Shape (C,)."""
+        mean: Float64Array = self.counts @ self.group_means / self.count
+        return mean
+
+    @property
+    def centred_sum(self) -> Float64Array:
+        """The sum of squared distances from the pooled mean, shape (C,)."""
+        between = self.counts @ (self.group_means - self.mean) ** 2
+        total: Float64Array = self.group_centred_sums.sum(axis=0) + between
+        return total
+
+    @property
+    def variance(self) -> Float64Array:
+        """The biased variance, shape (C,), never negative."""
+        return self.centred_sum / self.count
 
     @property
     def degenerate(self) -> npt.NDArray[np.bool_]:
@@ -77,7 +120,61 @@ class Moments:
         tiny = np.finfo(np.float32).tiny
         return np.asarray((variance <= RELATIVE_VARIANCE_FLOOR * self.mean**2) | (variance <= tiny))
 
-    @property
-    def variance(self) -> Float64Array:
-        """The biased variance, shape (C,), never negative."""
-        return self.centred_sum / self.count
+    def without_each_group(self) -> tuple[Float64Array, Float64Array]:
+        """The pooled mean and biased variance without each group in turn, both of shape (G, C).
+
+        Raises:
+            DataError: one group only; nothing would be left.
+        """
+        if len(self.counts) < 2:
+            raise DataError("one sample can't tell how sure its moments are")
+        rest = (self.count - self.counts)[:, None]  # (G, 1)
+        offset = self.group_means - self.mean  # (G, C)
+        weight = self.counts[:, None]
+        shift = -weight * offset / rest  # mean without the group, seen from the pooled mean
+        squares = self.centred_sum - self.group_centred_sums - weight * offset**2  # around the pooled mean
+        return self.mean + shift, np.maximum(squares / rest - shift**2, 0)
+
+
+class MomentsAccumulator:
+    """Collects batches into groups; sample i of the calibration set goes to group i mod G."""
+
+    def __init__(self, groups: int = MAX_GROUPS) -> None:
+        self._groups = groups
+        self._samples = 0
+        self._counts = np.zeros(groups, dtype=np.int64)
+        self._means: Float64Array | None = None
+        self._centred_sums: Float64Array | None = None
+
+    def add(self, batch: SampleMoments, first: int) -> None:
+        """Adds one batch.
+
+        Args:
+            batch: its moments.
+            first: the number of its first sample within the calibration set.
+        """
+        samples, channels = batch.mean.shape
+        if self._means is None or self._centred_sums is None:
+            self._means = np.zeros((self._groups, channels))
+            self._centred_sums = np.zeros((self._groups, channels))
+        self._samples += samples
+        for start in range(0, samples, self._groups):
+            rows = slice(start, min(start + self._groups, samples))
+            groups = (first + np.arange(rows.start, rows.stop)) % self._groups  # no group twice
+            n_a, n_b = self._counts[groups][:, None], batch.positions
+            n = n_a + n_b
+            d = batch.mean[rows] - self._means[groups]
+            self._means[groups] += d * (n_b / n)
+            self._centred_sums[groups] += batch.centred_sum[rows] + d**2 * (n_a * n_b / n)
+            self._counts[groups] += n_b
+
+    def result(self) -> Moments:
+        """What was collected.
+
+        Raises:
+            DataError: nothing was.
+        """
+        if self._means is None or self._centred_sums is None:
+            raise DataError("no sample was measured")
+        used = self._counts > 0
+        return Moments(self._samples, self._counts[used], self._means[used], self._centred_sums[used])

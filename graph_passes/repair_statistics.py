@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import onnx_graphsurgeon as gs
 
 from .batch_norm import find_batch_norms
-from .estimators import Estimate
+from .estimate import Estimate
 from .graph_pass import Change, Kept, PassResult
 
 
@@ -37,21 +37,33 @@ class RepairStatistics:
             estimate = self._estimates.get(batch_norm.name)
             if estimate is None:
                 kept.append(Kept(batch_norm.name, self._reasons.get(batch_norm.name, "no estimate was made")))
-            elif estimate.kept.all():
+                continue
+            if estimate.unusable.all():
                 kept.append(Kept(batch_norm.name, "no channel has a variance that the data can tell"))
+                continue
+            before = batch_norm.mean, batch_norm.variance
+            after = batch_norm.with_statistics(estimate.mean, estimate.variance)
+            if (before[0] != after.mean).any() or (before[1] != after.variance).any():
+                changed.append(Change(batch_norm.name, _action(estimate)))
             else:
-                before = batch_norm.mean, batch_norm.variance
-                after = batch_norm.with_statistics(estimate.mean, estimate.variance)
-                if (before[0] != after.mean).any() or (before[1] != after.variance).any():
-                    changed.append(Change(batch_norm.name, _action(estimate)))
+                kept.append(Kept(batch_norm.name, _no_evidence(estimate)))
         return PassResult(self.name, tuple(changed), tuple(kept))
 
 
 def _action(estimate: Estimate) -> str:
     """What was done to one BatchNorm."""
-    if not estimate.kept_channels:
+    if not estimate.unusable_channels:
         return "repaired"
+    size = estimate.unusable.size
     return (
-        f"repaired in {estimate.kept.size - estimate.kept_channels} of {estimate.kept.size} channels; the others have "
-        "no usable variance and keep theirs"
+        f"repaired in {size - estimate.unusable_channels} of {size} channels; the others have no usable variance and "
+        "keep theirs"
     )
+
+
+def _no_evidence(estimate: Estimate) -> str:
+    """Why an estimate changed nothing."""
+    if estimate.interval is None:
+        return "the estimate equals what is stored"
+    low, high = estimate.interval
+    return f"the data shows no shift: {low:.3f} to {high:.3f} includes 1, and its channels scatter no more than chance"

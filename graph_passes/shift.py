@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .batch_norm import BatchNorm
 from .inference import Float64Array
 from .moments import Moments
+from .noise import Noise
 
 
 def shift_ratio(stored: BatchNorm, real: Moments) -> Float64Array:
@@ -33,6 +36,11 @@ def predicted_shift_ratio(stored: BatchNorm, noise_variance: float) -> Float64Ar
     v = (stored.variance + stored.mean**2) / (1 + noise_variance) - stored.mean**2
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where((v > 0) & (stored.variance > 0), v / stored.variance, np.nan)
+
+
+def joint_variance(noises: Sequence[Noise]) -> float:
+    """Var n of several independent noises on one element: the product of (1 + s2), minus 1; NaN if one has no s2."""
+    return float(np.prod([1 + noise.variance for noise in noises])) - 1
 
 
 def geometric_mean(ratios: Float64Array) -> float:

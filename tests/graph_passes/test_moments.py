@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vsfix.graph_passes.errors import DataError
-from vsfix.graph_passes.moments import Moments
+from vsfix.graph_passes.moments import Moments, MomentsAccumulator, SampleMoments
 
 VALUES = hnp.arrays(
     np.float32,
@@ -39,34 +39,62 @@ def test_moments_equal_rational_arithmetic(values):
     np.testing.assert_allclose(moments.variance, variances, rtol=1e-12, atol=1e-13 * scale**2)
 
 
+def accumulate(parts: list[np.ndarray], groups: int = 32) -> Moments:
+    accumulator, first = MomentsAccumulator(groups), 0
+    for part in parts:
+        accumulator.add(SampleMoments.of(part), first)
+        first += len(part)
+    return accumulator.result()
+
+
 @settings(max_examples=60, deadline=None)
 @given(VALUES, st.data())
 def test_splitting_the_samples_changes_nothing(values, data):
     cuts = sorted(data.draw(st.lists(st.integers(1, len(values) - 1), max_size=3, unique=True)))
-    parts = [Moments.of(part) for part in np.split(values, cuts)]
-    merged = parts[0]
-    for part in parts[1:]:
-        merged = merged.merge(part)
-    whole = Moments.of(values)
+    groups = data.draw(st.integers(1, 12))
+    split, whole = accumulate(np.split(values, cuts), groups), accumulate([values], 32)
     scale = float(np.abs(values).max()) + 1e-30
-    assert merged.count == whole.count
-    np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12, atol=1e-13 * scale)
-    np.testing.assert_allclose(merged.variance, whole.variance, rtol=1e-11, atol=1e-13 * scale**2)
+    assert split.count == whole.count
+    assert split.samples == whole.samples == len(values)
+    np.testing.assert_allclose(split.mean, whole.mean, rtol=1e-12, atol=1e-13 * scale)
+    np.testing.assert_allclose(split.variance, whole.variance, rtol=1e-11, atol=1e-13 * scale**2)
+
+
+@pytest.mark.parametrize("parts", [[70], [1, 69], [33, 30, 7], [10] * 7])
+def test_a_sample_goes_to_the_same_group_however_the_set_is_cut(parts):
+    values = np.random.default_rng(0).normal(size=(70, 3, 5))
+    moments = accumulate(np.split(values, np.cumsum(parts)[:-1]), groups=8)
+    for group in range(8):
+        np.testing.assert_allclose(moments.group_means[group], values[group::8].mean(axis=(0, 2)), rtol=1e-12)
+
+
+def test_moments_without_a_group_are_those_of_the_other_samples():
+    values = 1e3 + np.random.default_rng(1).normal(size=(50, 4, 3))
+    means, variances = accumulate([values[:20], values[20:]], groups=7).without_each_group()
+    for group in range(7):
+        others = np.delete(values, np.s_[group::7], axis=0)
+        np.testing.assert_allclose(means[group], others.mean(axis=(0, 2)), rtol=1e-13)
+        np.testing.assert_allclose(variances[group], others.var(axis=(0, 2)), rtol=1e-9)
+
+
+def test_one_sample_has_no_rest():
+    with pytest.raises(DataError, match="one sample"):
+        Moments.of(np.ones((1, 3, 4))).without_each_group()
 
 
 def test_a_large_mean_does_not_cancel_the_variance():
     values = (1e4 + np.random.default_rng(0).normal(size=(4096, 1))).astype(np.float32)
     truth = values.astype(np.longdouble).var()
-    merged = Moments.of(values[:1000]).merge(Moments.of(values[1000:]))
+    merged = accumulate([values[:1000], values[1000:]])
     assert merged.variance[0] == pytest.approx(float(truth), rel=1e-12)
     naive = np.mean(values**2, dtype=np.float32) - np.mean(values, dtype=np.float32) ** 2
     assert abs(naive - float(truth)) > 0.1 * float(truth), "the textbook formula is the mistake this suite must see"
 
 
 def test_batches_weigh_by_their_size():
-    small, large = Moments.of(np.zeros((1, 1))), Moments.of(np.ones((3, 1)))
-    assert small.merge(large).mean[0] == 0.75
-    assert small.merge(large).variance[0] == 0.1875
+    moments = accumulate([np.zeros((1, 1)), np.ones((3, 1))])
+    assert moments.mean[0] == 0.75
+    assert moments.variance[0] == 0.1875
 
 
 def test_positions_count_as_values():

@@ -3,13 +3,21 @@ from __future__ import annotations
 import numpy as np
 
 from vsfix.graph_passes.batch_norm import find_batch_norms
-from vsfix.graph_passes.estimators import Estimate
+from vsfix.graph_passes.estimate import Estimate
 from vsfix.graph_passes.model_file import export_model, import_graph
 from vsfix.graph_passes.repair_statistics import RepairStatistics
 
 
 def estimate(kept: int = 0) -> Estimate:
-    return Estimate(np.full(6, 0.25), np.full(6, 4.0), np.arange(6) < kept, values=100)
+    return Estimate(
+        mean=np.full(6, 0.25),
+        variance=np.full(6, 4.0),
+        unusable=np.arange(6) < kept,
+        shift=0.5,
+        interval=(0.4, 0.6),
+        channel_intervals=None,
+        samples=100,
+    )
 
 
 def test_only_the_named_statistics_change(residual):

@@ -37,7 +37,7 @@ def test_statistics_that_contradict_the_noise_give_no_prediction(parse):
 
 
 def test_the_ratio_is_real_over_stored(parse):
-    real = Moments(count=10, mean=np.zeros(2), centred_sum=np.array([10.0, 0.0]))
+    real = Moments(10, counts=np.array([10]), group_means=np.zeros((1, 2)), group_centred_sums=np.array([[10.0, 0.0]]))
     ratio = shift_ratio(stored(parse, 0.0, 2.0), real)
     assert ratio[0] == 0.5
     assert np.isnan(ratio[1])

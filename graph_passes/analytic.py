@@ -1,0 +1,91 @@
+"""analytic: the deployed statistics from the closed forms of the paper, without any data.
+
+    directly behind noise       v = (var + mean^2) / (1 + s2) - mean^2
+    behind a linear map         v = var - s2 sum_i w_i^2 E[x_i^2]           (`linear_noise`, `second_moment`)
+
+The mean stays, since E[n] = 1. Exact for the first BatchNorm behind the noise, as far as what is stored is exact and
+what stands in front is Gaussian; blind to what the noise does behind the next non-linearity or BatchNorm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from .batch_norm import BatchNorm, find_batch_norms
+from .estimate import Estimate
+from .inference import Float64Array
+from .linear_noise import linear_noise
+from .noise_analysis import Distance, NoisePaths, analyse_noise
+from .shift import geometric_mean, joint_variance, predicted_shift_ratio
+
+# A closed form that takes away more than this of the variance contradicts what is stored.
+LEAST_RATIO = 0.02
+
+
+def analytic(
+    graph: gs.Graph, layers: Sequence[str], *, alone: bool = False
+) -> tuple[dict[str, Estimate], dict[str, str]]:
+    """Estimates from the graph alone.
+
+    Args:
+        graph: not changed; its markers say where the noise was.
+        layers: names of the BatchNorms to estimate.
+        alone: only those that no noise reaches in any other way, so that the closed form is all there is to say.
+
+    Returns:
+        The estimates, and for each of the other layers the reason why there is none, by name.
+    """
+    batch_norms = find_batch_norms(graph)
+    by_node = {id(batch_norm.node): batch_norm for batch_norm in batch_norms}
+    noise_map = analyse_noise(graph)
+    estimates: dict[str, Estimate] = {}
+    reasons: dict[str, str] = {}
+    for batch_norm in batch_norms:
+        if batch_norm.name not in layers:
+            continue
+        paths = noise_map.reaching[batch_norm.name]
+        ratio, reason = _ratio(batch_norm, paths, by_node)
+        if alone and paths.at(Distance.DOWNSTREAM):
+            reason = "noise arrives through a non-linearity too"
+        if reason:
+            reasons[batch_norm.name] = reason
+        else:
+            estimates[batch_norm.name] = _estimate(batch_norm, ratio)
+    return estimates, reasons
+
+
+def _ratio(batch_norm: BatchNorm, paths: NoisePaths, by_node: dict[int, BatchNorm]) -> tuple[Float64Array, str]:
+    """v / var for each channel, or the reason why no closed form holds."""
+    nothing = np.ones(batch_norm.channels)
+    if not paths:
+        return nothing, "no noise reaches it"
+    direct = [path.source.noise for path in paths.at(Distance.DIRECT)]
+    if direct:
+        if not all(noise.is_multiplicative for noise in direct):
+            return nothing, f"no closed form for {direct[0]}"
+        return predicted_shift_ratio(batch_norm, joint_variance(direct)), ""
+    if not paths.at(Distance.LINEAR):
+        return nothing, "the noise comes through a non-linearity: no closed form"
+    found = linear_noise(batch_norm.input, by_node)
+    if found.obstacle or not found.sources:
+        return nothing, found.obstacle or "the noise comes through a map without a closed form"
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 1 - found.variance / batch_norm.variance, ""
+
+
+def _estimate(batch_norm: BatchNorm, ratio: Float64Array) -> Estimate:
+    """The estimate; a channel that contradicts its closed form keeps what it stores."""
+    with np.errstate(invalid="ignore"):
+        usable = np.isfinite(ratio) & (ratio >= LEAST_RATIO) & (batch_norm.variance > 0)
+    return Estimate(
+        mean=batch_norm.mean,
+        variance=np.where(usable, batch_norm.variance * np.where(usable, ratio, 1), batch_norm.variance),
+        unusable=~usable,
+        shift=geometric_mean(np.where(usable, ratio, np.nan)),
+        interval=None,
+        channel_intervals=None,
+        samples=0,
+    )

@@ -1,0 +1,44 @@
+"""A calibration set: batches of one array for each input of the graph, the batch axis first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from .inference import Array
+
+Batch = Mapping[str, Array]
+
+
+def samples_in(batch: Batch) -> int:
+    """The number of samples of a batch: the length of its first array that has a batch axis."""
+    return next((len(array) for array in batch.values() if array.ndim), 1)
+
+
+def count_samples(batches: Sequence[Batch]) -> int:
+    """The number of samples of a set."""
+    return sum(samples_in(batch) for batch in batches)
+
+
+def first_samples(batches: Sequence[Batch], count: int) -> list[Batch]:
+    """The first `count` samples of a set, in batches that are cut nowhere but at the end."""
+    taken: list[Batch] = []
+    for batch in batches:
+        if count <= 0:
+            break
+        taken.append(_rows(batch, 0, count) if count < samples_in(batch) else batch)
+        count -= samples_in(batch)
+    return taken
+
+
+def cut_batches(batches: Sequence[Batch], size: int) -> Iterator[Batch]:
+    """The same samples in batches of at most `size`."""
+    for batch in batches:
+        for start in range(0, samples_in(batch), size):
+            yield _rows(batch, start, start + size)
+
+
+def _rows(batch: Batch, start: int, stop: int) -> dict[str, Array]:
+    """Some samples of a batch; what has no batch axis stays whole."""
+    return {name: array[start:stop] if np.ndim(array) else array for name, array in batch.items()}

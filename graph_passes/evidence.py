@@ -1,0 +1,92 @@
+"""What a calibration set says about one BatchNorm: how far its variance and its mean must move, and how surely.
+
+    log ratio d = ln(Var_inference / Var_training)          var'  = var exp(d)
+    mean move m = (Mean_inference - Mean_training) / sqrt(Var_training)      mean' = mean + m sqrt(var)
+
+For re-estimation what stands for the training is what is stored; for the paired method, the run with the noise on. Each
+is also known without each group of samples in turn, for the jackknife.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .batch_norm import BatchNorm
+from .errors import DataError
+from .inference import Float64Array
+from .jackknife import MIN_GROUPS
+from .moments import Moments
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The moves of one BatchNorm.
+
+    Attributes:
+        log_ratio: d, shape (C,); 0 where the channel is not usable.
+        mean_move: m, shape (C,); 0 where the channel is not usable.
+        log_ratio_without: d without each group of samples, shape (G, C).
+        mean_move_without: m without each group of samples, shape (G, C).
+        usable: shape (C,), false for a channel without a variance that can be told.
+        samples: how many it rests on.
+    """
+
+    log_ratio: Float64Array
+    mean_move: Float64Array
+    log_ratio_without: Float64Array
+    mean_move_without: Float64Array
+    usable: npt.NDArray[np.bool_]
+    samples: int
+
+    @classmethod
+    def of_reestimation(cls, stored: BatchNorm, real: Moments) -> Evidence:
+        """From the moments with the noise off against what is stored.
+
+        Raises:
+            DataError: too few samples.
+        """
+        _require_samples(stored, real)
+        usable = ~real.degenerate & (stored.variance > 0)
+        whole = _moves(real.mean, real.variance, stored.mean, stored.variance, usable)
+        without = _moves(*real.without_each_group(), stored.mean, stored.variance, usable)
+        return cls(*whole, *without, usable, real.samples)
+
+    @classmethod
+    def of_pair(cls, stored: BatchNorm, on: Moments, off: Moments) -> Evidence:
+        """From the moments of the same samples with the noise on and with the noise off.
+
+        Raises:
+            DataError: too few samples.
+        """
+        _require_samples(stored, off)
+        usable = ~on.degenerate & ~off.degenerate & (stored.variance > 0)
+        on_without, off_without = on.without_each_group(), off.without_each_group()
+        whole = _moves(off.mean, off.variance, on.mean, on.variance, usable)
+        without = _moves(*off_without, *on_without, usable)
+        return cls(*whole, *without, usable, off.samples)
+
+
+def _moves(
+    mean: Float64Array,
+    variance: Float64Array,
+    training_mean: Float64Array,
+    training_variance: Float64Array,
+    usable: npt.NDArray[np.bool_],
+) -> tuple[Float64Array, Float64Array]:
+    """d and m, of shape (C,) or (G, C)."""
+    tiny = np.finfo(np.float64).tiny
+    safe = np.where(usable, np.maximum(training_variance, tiny), 1.0)
+    ratio = np.where(usable, np.maximum(variance, tiny) / safe, 1.0)
+    return np.log(ratio), np.where(usable, (mean - training_mean) / np.sqrt(safe), 0.0)
+
+
+def _require_samples(stored: BatchNorm, moments: Moments) -> None:
+    """Refuses a set that is too small for any statement."""
+    if moments.samples < MIN_GROUPS or moments.count < 2 * MIN_GROUPS:
+        raise DataError(
+            f"BatchNorm '{stored.name}' sees only {moments.samples} samples with {moments.count} values per channel; "
+            f"give at least {2 * MIN_GROUPS} samples"
+        )

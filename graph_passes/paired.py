@@ -1,0 +1,142 @@
+"""paired: the same inputs with the noise on and with the noise off; what is stored moves by the difference.
+
+    var'  = var * Var_off / Var_on
+    mean' = mean + (Mean_off - Mean_on) * sqrt(var / Var_on)
+
+What the calibration set lacks against the training set is in both runs and cancels (a control variate), so the stored
+statistics keep what the whole training set taught and only the shift is estimated. For that both runs must be networks
+of the whole training set, not of the few samples at hand: in the noisy run every BatchNorm normalises with what it
+stores, as the training left it; in the clean run with what it will be deployed with, each behind its corrected
+predecessors.
+
+The set is taken in growing parts, 32 samples, 64, 128 and so on, until the interval of every shift is narrow enough or
+the samples are spent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from .activation_cache import DEFAULT_MAX_MEMORY
+from .batch_norm import BatchNorm, find_batch_norms
+from .batches import Batch, count_samples, first_samples
+from .errors import CheckFailedError, DataError
+from .estimate import Estimate, weigh
+from .evidence import Evidence
+from .inference import Float64Array, OpenModel
+from .measurement import MeasurementConfig, as_measured, measure
+from .moments import Moments
+from .staging import noisy_markers
+
+FIRST_PART = 32  # samples
+ROUNDING = 1e-6
+REPEATED_SAMPLES = 4  # on which the clean run must give the same bits twice
+
+
+@dataclass(frozen=True)
+class PairedConfig:
+    """How the paired method runs.
+
+    Attributes:
+        seed: of the noise.
+        repeats: runs with the noise on for each run with the noise off.
+        precision: half the relative width of a shift's interval that is narrow enough; 0 takes every sample.
+        max_memory: bytes of cached activations to hold in memory.
+        foreign: the inputs are unlike the training data: in both runs every BatchNorm normalises with the statistics
+            of the run itself, for behind the stored ones such inputs would leave the range of the network.
+    """
+
+    seed: int = 0
+    repeats: int = 8
+    precision: float = 0.0
+    max_memory: int = DEFAULT_MAX_MEMORY
+    foreign: bool = False
+
+
+def paired(
+    graph: gs.Graph,
+    batches: Sequence[Batch],
+    open_model: OpenModel,
+    layers: Sequence[str],
+    config: PairedConfig | None = None,
+) -> dict[str, Estimate]:
+    """Estimates by the difference that the noise makes on the same inputs.
+
+    Args:
+        graph: not changed; its markers say where the noise was.
+        batches: the calibration set, in batches of any sizes.
+        open_model: the runtime.
+        layers: names of the BatchNorms to estimate.
+        config: how to run.
+
+    Raises:
+        DataError: an empty set, too few samples, or values that are not finite.
+        CheckFailedError: two clean runs differ, or the noise changes nothing: no difference could be believed.
+    """
+    config = config or PairedConfig()
+    total = count_samples(batches)
+    if not total:
+        raise DataError("the calibration set is empty; give at least one sample")
+    _require_repeatable(graph, batches, open_model)
+    part = min(FIRST_PART, total) if config.precision else total
+    while True:
+        estimates = _estimate(graph, first_samples(batches, part), open_model, layers, config)
+        widest = max((estimate.half_width for estimate in estimates.values()), default=0.0)
+        if part == total or widest <= config.precision:
+            return estimates
+        part = min(2 * part, total)
+
+
+def _estimate(
+    graph: gs.Graph,
+    batches: Sequence[Batch],
+    open_model: OpenModel,
+    layers: Sequence[str],
+    config: PairedConfig,
+) -> dict[str, Estimate]:
+    """The estimates from one part of the set."""
+    everywhere = frozenset(batch_norm.name for batch_norm in find_batch_norms(graph))
+    own = everywhere if config.foreign else frozenset[str]()
+    on = measure(graph, batches, open_model, MeasurementConfig(own, config.seed, config.repeats, config.max_memory))
+    estimates: dict[str, Estimate] = {}
+    unmoved: set[str] = set()
+
+    def correct(stored: BatchNorm, off: Moments) -> tuple[Float64Array, Float64Array]:
+        estimate = weigh(stored, Evidence.of_pair(stored, on[stored.name], off))
+        estimates[stored.name] = estimate
+        if _close(on[stored.name], off):
+            unmoved.add(stored.name)
+        return as_measured(stored, off) if config.foreign else (estimate.mean, estimate.variance)
+
+    clean = MeasurementConfig(own or frozenset(layers), max_memory=config.max_memory, correction=correct)
+    measure(graph, batches, open_model, clean)
+    if layers and noisy_markers(graph) and unmoved.issuperset(layers):
+        raise CheckFailedError("the run with the noise on gave the same bits as the one without: nothing can be learnt")
+    return {name: estimates[name] for name in layers}
+
+
+def _require_repeatable(graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel) -> None:
+    """Refuses a runtime, or a graph with random nodes of its own, that gives other bits on the same inputs."""
+    few = first_samples(batches, REPEATED_SAMPLES)
+    first, second = (measure(graph, few, open_model) for _ in range(2))
+    for name, moments in first.items():
+        if not _equal(moments, second[name]):
+            raise CheckFailedError(
+                f"two runs with the noise off differ at BatchNorm '{name}': a node of the graph draws at random"
+            )
+
+
+def _equal(one: Moments, other: Moments) -> bool:
+    """Whether two measurements agree to the bit."""
+    return one.mean.tobytes() == other.mean.tobytes() and one.variance.tobytes() == other.variance.tobytes()
+
+
+def _close(one: Moments, other: Moments) -> bool:
+    """Whether two measurements differ by no more than the rounding of two runs of float32."""
+    return bool(
+        np.allclose(one.variance, other.variance, rtol=ROUNDING) and np.allclose(one.mean, other.mean, ROUNDING)
+    )

@@ -1,0 +1,52 @@
+"""exact: the statistics of the calibration set with the noise off, each behind corrected predecessors.
+
+What is written is what the evidence carries (`estimate`), and the BatchNorms behind see that: with many samples it is
+what was measured, with few it is drawn toward what was stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_graphsurgeon as gs
+
+from .activation_cache import DEFAULT_MAX_MEMORY
+from .batch_norm import BatchNorm
+from .batches import Batch
+from .estimate import Estimate, weigh
+from .evidence import Evidence
+from .inference import Float64Array, OpenModel
+from .measurement import MeasurementConfig, measure
+from .moments import Moments
+
+
+def exact(
+    graph: gs.Graph,
+    batches: Sequence[Batch],
+    open_model: OpenModel,
+    layers: Sequence[str],
+    *,
+    max_memory: int = DEFAULT_MAX_MEMORY,
+) -> dict[str, Estimate]:
+    """Estimates by re-estimation over the calibration set with the noise off.
+
+    Args:
+        graph: not changed; its markers are the identity.
+        batches: the calibration set, in batches of any sizes.
+        open_model: the runtime.
+        layers: names of the BatchNorms to estimate; the others keep and use what they store.
+        max_memory: bytes of cached activations to hold in memory.
+
+    Raises:
+        DataError: an empty set, too few samples, or values that are not finite.
+    """
+    estimates: dict[str, Estimate] = {}
+
+    def correct(stored: BatchNorm, real: Moments) -> tuple[Float64Array, Float64Array]:
+        estimate = weigh(stored, Evidence.of_reestimation(stored, real))
+        estimates[stored.name] = estimate
+        return estimate.mean, estimate.variance
+
+    config = MeasurementConfig(corrected=frozenset(layers), max_memory=max_memory, correction=correct)
+    measure(graph, batches, open_model, config)
+    return {name: estimates[name] for name in layers}

@@ -1,0 +1,133 @@
+"""The order in which the parts of a graph must run so that each BatchNorm is measured behind corrected predecessors.
+
+    stage of a tensor = the number of corrected BatchNorms, and of markers whose noise is on, on the longest way to it
+
+A stage runs its nodes over the whole calibration set before the next one begins. Each node stands in one stage only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx_graphsurgeon as gs
+
+from .batch_norm import BatchNorm
+from .errors import ModelError
+from .marker import marker_label, read_marker
+from .noise import Noise
+from .tensors import Tensor, consumed_tensors
+
+
+@dataclass(frozen=True, eq=False)
+class NoisyMarker:
+    """A marker whose noise is on, and its number in the graph."""
+
+    number: int
+    node: gs.Node
+    noise: Noise
+
+
+@dataclass
+class Stage:
+    """What happens in one stage.
+
+    Attributes:
+        markers: put noise on what earlier stages cached, before the nodes run.
+        nodes: what the runtime runs.
+        reads: the tensors that the nodes take from earlier stages, from the markers, or from the graph's inputs.
+        hands_on: the tensors that later stages read, by the stage that has them first.
+        measured: the BatchNorms whose input is known after this stage.
+    """
+
+    markers: list[NoisyMarker] = field(default_factory=list)
+    nodes: list[gs.Node] = field(default_factory=list)
+    reads: dict[str, Tensor] = field(default_factory=dict)
+    hands_on: dict[str, Tensor] = field(default_factory=dict)
+    measured: list[BatchNorm] = field(default_factory=list)
+
+    @property
+    def wanted(self) -> set[str]:
+        """The names of the tensors that must be at hand when the stage begins, or are made by its own markers."""
+        return set(self.reads) | {marker.node.inputs[0].name for marker in self.markers}
+
+    @property
+    def made_by_markers(self) -> set[str]:
+        """The names of the tensors that carry the noise of this stage."""
+        return {marker.node.outputs[0].name for marker in self.markers}
+
+
+def noisy_markers(graph: gs.Graph) -> list[NoisyMarker]:
+    """Every marker of the graph, numbered in its order.
+
+    Raises:
+        ModelError: one stands on a weight.
+    """
+    found = [(node, read_marker(node)) for node in graph.nodes]
+    marking = [(node, noise) for node, noise in found if noise is not None]
+    for node, _ in marking:
+        if isinstance(node.inputs[0], gs.Constant):
+            raise ModelError(
+                f"Dropout '{marker_label(node)}' stands on a weight, and that noise can't be repeated here: "
+                "re-estimate with --method exact --layers all"
+            )
+    return [NoisyMarker(number, node, noise) for number, (node, noise) in enumerate(marking)]
+
+
+def plan_stages(
+    graph: gs.Graph, batch_norms: Sequence[BatchNorm], corrected: Collection[str], markers: Sequence[NoisyMarker]
+) -> list[Stage]:
+    """Sorts the nodes that lead to a BatchNorm input into stages.
+
+    Args:
+        graph: nodes in topological order.
+        batch_norms: what is to be measured.
+        corrected: the names of those that must be measured before what follows them runs.
+        markers: those whose noise is on.
+    """
+    correcting = {id(batch_norm.node) for batch_norm in batch_norms if batch_norm.name in corrected}
+    noisy = {id(marker.node): marker for marker in markers}
+    stage_of: dict[int, int] = {}
+    stages: list[Stage] = [Stage()]
+    for node in _nodes_leading_to(graph, [batch_norm.input for batch_norm in batch_norms]):
+        number = max((stage_of.get(id(tensor), 0) for tensor in consumed_tensors(node)), default=0)
+        number += id(node) in correcting or id(node) in noisy
+        while len(stages) <= number:
+            stages.append(Stage())
+        if id(node) in noisy:
+            stages[number].markers.append(noisy[id(node)])
+        else:
+            stages[number].nodes.append(node)
+        stage_of.update((id(tensor), number) for tensor in node.outputs)
+    for batch_norm in batch_norms:
+        stages[stage_of.get(id(batch_norm.input), 0)].measured.append(batch_norm)
+    _connect(stages, stage_of, {id(tensor) for tensor in graph.inputs})
+    return stages
+
+
+def _connect(stages: Sequence[Stage], stage_of: Mapping[int, int], graph_inputs: Collection[int]) -> None:
+    """Finds what each stage reads from those before it, and so what each hands on."""
+    for number, stage in enumerate(stages):
+        made_here = {id(marker.node.outputs[0]) for marker in stage.markers}
+        for tensor in (tensor for node in stage.nodes for tensor in consumed_tensors(node)):
+            source = stage_of.get(id(tensor), number)
+            if source < number:
+                stages[source].hands_on[tensor.name] = tensor
+            if source < number or id(tensor) in graph_inputs or id(tensor) in made_here:
+                stage.reads[tensor.name] = tensor
+        for marker in stage.markers:
+            data = marker.node.inputs[0]
+            if id(data) in stage_of:
+                stages[stage_of[id(data)]].hands_on[data.name] = data
+
+
+def _nodes_leading_to(graph: gs.Graph, targets: Iterable[Tensor]) -> list[gs.Node]:
+    """The nodes, in order, from which one of `targets` is computed."""
+    wanted = {id(tensor) for tensor in targets}
+    leading: list[gs.Node] = []
+    for node in reversed(graph.nodes):
+        if any(id(tensor) in wanted for tensor in node.outputs):
+            leading.append(node)
+            wanted.update(id(tensor) for tensor in consumed_tensors(node))
+    leading.reverse()
+    return leading

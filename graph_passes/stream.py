@@ -1,0 +1,91 @@
+"""stream: every batch normalised with its own statistics, the moments pooled; one session, any number of samples.
+
+In one run of a batch each estimated BatchNorm takes its mean and variance from the batch itself, computed in the graph:
+
+    mean = mean over samples of m_i        var = mean over samples of (v_i + (m_i - mean)^2)
+
+with m_i and v_i the moments of a sample. Nothing is cached and nothing runs twice. The price: a batch is no calibration
+set. Behind the first BatchNorm the variance is off by about 1 % with batches of 256 and by 20 % with batches of 4, so
+`exact` is the better one wherever its activations fit on the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from .batch_norm import BatchNorm, find_batch_norms
+from .batches import Batch, samples_in
+from .errors import DataError
+from .estimate import Estimate, weigh
+from .evidence import Evidence
+from .inference import OpenModel
+from .model_file import export_subgraph
+from .moment_taps import MomentTap, reduce_mean, tap_moments
+from .moments import MomentsAccumulator
+
+
+def stream(
+    graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, layers: Sequence[str]
+) -> dict[str, Estimate]:
+    """Estimates by re-estimation, batch by batch, with the noise off.
+
+    Args:
+        graph: not changed; its markers are the identity.
+        batches: the calibration set; large batches of one size are best.
+        open_model: the runtime.
+        layers: names of the BatchNorms to estimate; the others keep and use what they store.
+
+    Raises:
+        DataError: an empty set, too few samples, or values that are not finite.
+    """
+    if not batches:
+        raise DataError("the calibration set is empty; give at least one sample")
+    stored = {batch_norm.name: batch_norm for batch_norm in find_batch_norms(graph)}
+    copy = graph.copy()
+    estimated = [batch_norm for batch_norm in find_batch_norms(copy) if batch_norm.name in set(layers)]
+    taps = {batch_norm.name: tap_moments(batch_norm.input, copy.opset) for batch_norm in estimated}
+    before = {id(batch_norm.node): _normalise_by_batch(batch_norm, taps, copy.opset) for batch_norm in estimated}
+    nodes = [inner for node in copy.nodes for inner in (*before.get(id(node), ()), node)]
+    outputs = [output for tap in taps.values() for output in tap.outputs]
+    accumulators = {name: MomentsAccumulator() for name in taps}
+    first = 0
+    with open_model(export_subgraph(copy, nodes, copy.inputs, outputs)) as runner:
+        for batch in batches:
+            arrays = runner.run(batch)
+            for name, tap in taps.items():
+                try:
+                    accumulators[name].add(tap.read(arrays), first)
+                except DataError as error:
+                    raise DataError(f"the input of BatchNorm '{name}': {error}") from error
+            first += samples_in(batch)
+    return {
+        name: weigh(stored[name], Evidence.of_reestimation(stored[name], accumulators[name].result()))
+        for name in layers
+    }
+
+
+def _normalise_by_batch(batch_norm: BatchNorm, taps: dict[str, MomentTap], opset: int) -> tuple[gs.Node, ...]:
+    """Makes a BatchNorm take its statistics from the batch; returns the nodes that must run before it."""
+    tap = taps[batch_norm.name]
+    sample_mean, sample_variance, _ = tap.outputs  # (N, C) each
+    name = f"{batch_norm.input.name}#vsfix.batch"
+    row, offset, square, total = (gs.Variable(f"{name}.{part}") for part in ("row", "offset", "square", "total"))
+    mean, variance = gs.Variable(f"{name}.mean"), gs.Variable(f"{name}.variance")
+    mean_like, variance_like = gs.Variable(f"{name}.mean_like"), gs.Variable(f"{name}.variance_like")
+    flat = gs.Constant(f"{name}.flat", np.array([-1]))
+    kinds = [np.dtype(parameter.dtype) for parameter in batch_norm.parameters[2:]]
+    batch_norm.node.inputs[3], batch_norm.node.inputs[4] = mean_like, variance_like
+    return (
+        *tap.nodes,
+        reduce_mean(sample_mean, row, 0, opset, keep=True),  # (1, C)
+        gs.Node("Sub", inputs=[sample_mean, row], outputs=[offset]),
+        gs.Node("Mul", inputs=[offset, offset], outputs=[square]),
+        gs.Node("Add", inputs=[sample_variance, square], outputs=[total]),
+        reduce_mean(total, variance, 0, opset, keep=False),  # (C,)
+        gs.Node("Reshape", inputs=[row, flat], outputs=[mean]),
+        gs.Node("Cast", attrs={"to": kinds[0].type}, inputs=[mean], outputs=[mean_like]),
+        gs.Node("Cast", attrs={"to": kinds[1].type}, inputs=[variance], outputs=[variance_like]),
+    )

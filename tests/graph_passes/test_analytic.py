@@ -1,0 +1,152 @@
+"""The closed forms against networks that torch runs with the noise on, over many samples, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vsfix.graph_passes.analytic import analytic
+from vsfix.graph_passes.batch_norm import find_batch_norms
+from vsfix.graph_passes.model_file import import_graph
+from vsfix.graph_passes.noise import Noise
+from vsfix.graph_passes.second_moment import rectified_second_moment
+from vsfix.graph_passes.shift import joint_variance
+
+RNG = np.random.default_rng(0)
+
+
+def statistics(prefix: str, values: torch.Tensor) -> dict[str, np.ndarray]:
+    """What a BatchNorm in front of which `values` arrive stores."""
+    axes = [axis for axis in range(values.dim()) if axis != 1]
+    return {
+        f"{prefix}m": values.mean(dim=axes).numpy().astype(np.float32),
+        f"{prefix}v": values.var(dim=axes, unbiased=False).numpy().astype(np.float32),
+    }
+
+
+def affine(prefix: str, channels: int) -> dict[str, np.ndarray]:
+    return {
+        f"{prefix}g": RNG.uniform(0.5, 1.5, channels).astype(np.float32),
+        f"{prefix}b": RNG.normal(0.3, 0.5, channels).astype(np.float32),
+    }
+
+
+def normal(*shape: int) -> torch.Tensor:
+    return torch.tensor(RNG.normal(0, 1, shape))
+
+
+def test_directly_behind_dropout_the_variance_is_that_without_it(parse):
+    x = 0.7 + normal(200000, 3) * torch.tensor([0.5, 1.0, 2.0])
+    torch.manual_seed(0)
+    weights = statistics("", F.dropout(x, 0.4)) | affine("", 3) | {"r": np.float32(0.4)}
+    body = "(float[N, 3] x) => (float[N, 3] y) { d = Dropout (x, r)\n y = BatchNormalization (d, g, b, m, v) }"
+    (estimate,) = analytic(import_graph(parse(body, weights)), ["y"])[0].values()
+    np.testing.assert_allclose(estimate.variance, x.var(dim=0).numpy(), rtol=0.05)
+    assert estimate.interval is None
+    assert estimate.samples == 0
+
+
+def linear_network(parse, body: str, weight: np.ndarray, forward) -> tuple[np.ndarray, np.ndarray]:
+    """The analytic variance and the true one of `y`, a BatchNorm behind `forward(noise(relu(affine(z))))`."""
+    channels = 4
+    first = affine("a_", channels) | {"a_m": np.zeros(channels, np.float32), "a_v": np.ones(channels, np.float32)}
+    z = normal(4000, channels, 6, 6) if weight.ndim == 4 else normal(100000, channels)
+    shape = (1, -1) + (1,) * (z.dim() - 2)
+    h = F.relu(z * torch.tensor(first["a_g"]).reshape(shape) + torch.tensor(first["a_b"]).reshape(shape))
+    torch.manual_seed(0)
+    w = torch.tensor(weight)
+    noisy, clean = forward(F.dropout(h, 0.5), w), forward(h, w)
+    weights = first | statistics("", noisy) | affine("", noisy.shape[1]) | {"w": weight.astype(np.float32)}
+    (estimate,) = analytic(import_graph(parse(body, weights)), ["y"])[0].values()
+    return estimate.variance, statistics("", clean)["v"]
+
+
+CONV = """(float[N, 4, 6, 6] x) => (float[N, 6, 6, 6] y) <float[N, 4, 6, 6] d> {{
+    n = BatchNormalization (x, a_g, a_b, a_m, a_v)
+    r = Relu (n)
+    d = Dropout (r)
+    c = Conv <pads = [1, 1, 1, 1], group = {group}> (d, w)
+    y = BatchNormalization (c, g, b, m, v)
+}}"""
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_behind_a_padded_convolution(parse, group):
+    weight = RNG.normal(0, 1, (6, 4 // group, 3, 3))
+    found, truth = linear_network(
+        parse, CONV.format(group=group), weight, lambda h, w: F.conv2d(h, w, padding=1, groups=group)
+    )
+    np.testing.assert_allclose(found, truth, rtol=0.03)
+
+
+def test_a_border_that_is_forgotten_is_seen(parse, monkeypatch):
+    from vsfix.graph_passes import linear_noise
+
+    monkeypatch.setattr(linear_noise, "_seen", lambda node, shape: np.ones(1))
+    weight = RNG.normal(0, 1, (6, 4, 3, 3))
+    found, truth = linear_network(parse, CONV.format(group=1), weight, lambda h, w: F.conv2d(h, w, padding=1))
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(found, truth, rtol=0.03)
+
+
+def test_behind_a_gemm(parse):
+    body = """(float[N, 4] x) => (float[N, 5] y) {
+        n = BatchNormalization (x, a_g, a_b, a_m, a_v)
+        r = Relu (n)
+        d = Dropout (r)
+        c = Gemm <transB = 1> (d, w)
+        y = BatchNormalization (c, g, b, m, v)
+    }"""
+    found, truth = linear_network(parse, body, RNG.normal(0, 1, (5, 4)), lambda h, w: h @ w.T)
+    np.testing.assert_allclose(found, truth, rtol=0.03)
+
+
+def test_behind_a_matmul_and_a_sum_with_a_clean_branch(parse):
+    body = """(float[N, 4] x) => (float[N, 4] y) {
+        n = BatchNormalization (x, a_g, a_b, a_m, a_v)
+        r = Relu (n)
+        d = Dropout (r)
+        c = MatMul (d, w)
+        s = Add (c, r)
+        y = BatchNormalization (s, g, b, m, v)
+    }"""
+
+    def forward(h, w):
+        return h @ w + forward.clean
+
+    weight = RNG.normal(0, 1, (4, 4))
+    forward.clean = 0  # the clean branch does not change the difference; the stored variance is made without it
+    found, truth = linear_network(parse, body, weight, forward)
+    np.testing.assert_allclose(found, truth, rtol=0.03)
+
+
+def test_noise_behind_a_non_linearity_has_a_reason_and_no_estimate(residual):
+    graph = import_graph(residual)
+    estimates, reasons = analytic(graph, [batch_norm.name for batch_norm in find_batch_norms(graph)])
+    assert set(estimates) | set(reasons) == {"bn1", "bn2", "bn3"}
+    assert not set(estimates) & set(reasons)
+    assert all(reasons.values())
+
+
+def test_kinds_without_a_closed_form_are_left(parse):
+    ones = {name: np.ones(3, np.float32) for name in "gbmv"}
+    body = "(float[N, 3] x) => (float[N, 3] y) { d = Dropout (x)\n y = BatchNormalization (d, g, b, m, v) }"
+    graph = import_graph(parse(body, ones))
+    graph.nodes[0].name = "d#vsfix.noise:alpha-dropout=0.2"
+    assert analytic(graph, ["y"]) == ({}, {"y": "no closed form for alpha-dropout:0.2"})
+
+
+def test_the_second_moment_of_a_rectified_gaussian(parse):
+    weights = affine("", 5) | {"m": np.zeros(5, np.float32), "v": np.ones(5, np.float32)}
+    graph = import_graph(
+        parse("(float[N, 5] x) => (float[N, 5] y) { y = BatchNormalization (x, g, b, m, v) }", weights)
+    )
+    z = torch.tensor(weights["b"]) + torch.tensor(weights["g"]) * normal(2000000, 5)
+    truth = F.relu(z).square().mean(dim=0).numpy()
+    np.testing.assert_allclose(rectified_second_moment(find_batch_norms(graph)[0]), truth, rtol=0.01)
+
+
+def test_several_noises_multiply():
+    assert joint_variance([Noise.parse("dropout:0.5"), Noise.parse("dropout:0.5")]) == pytest.approx(3)

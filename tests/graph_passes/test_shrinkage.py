@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import numpy as np
+
+from vsfix.graph_passes.shrinkage import shrink
+
+
+def readings(tau: float, error: float, channels: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(0.3, tau, channels)
+    return truth, truth + rng.normal(0, error, channels), np.full(channels, error)
+
+
+def test_sure_readings_stay():
+    _, values, errors = readings(tau=0.5, error=0.001)
+    np.testing.assert_allclose(shrink(values, errors, 0.3), values, atol=1e-4)
+
+
+def test_readings_that_are_chance_go_to_the_centre_to_the_bit():
+    _, values, errors = readings(tau=0.0, error=0.2)
+    np.testing.assert_array_equal(shrink(values, errors, 0.3), np.full(400, 0.3))
+
+
+def test_between_the_two_the_error_is_less_than_that_of_either():
+    truth, values, errors = readings(tau=0.2, error=0.2)
+    found = shrink(values, errors, 0.3)
+    assert np.mean((found - truth) ** 2) < 0.6 * np.mean((values - truth) ** 2)
+    assert np.mean((found - truth) ** 2) < 0.6 * np.mean((0.3 - truth) ** 2)
+
+
+def test_an_unsure_channel_moves_farther_than_a_sure_one():
+    values, errors = np.array([1.0, 1.0, -1.0, -1.0]), np.array([0.01, 0.5, 0.01, 0.5])
+    found = shrink(values, errors, 0.0)
+    assert 0 < found[1] < found[0] < 1
+
+
+def test_no_channel_is_no_trouble():
+    assert shrink(np.zeros(0), np.zeros(0), 0.0).shape == (0,)
