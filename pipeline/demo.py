@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 import torch
 
+from vsfix.graph_passes.batches import Batch
 from vsfix.graph_passes.errors import CheckFailedError, InputError, OutputExistsError
 from vsfix.graph_passes.inference import Runner
-from vsfix.graph_passes.measurement import Batch
 from vsfix.graph_passes.model_file import read_model, write_model
 from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.checkpoint import Checkpoint, load_checkpoint
@@ -32,7 +32,9 @@ from .calibration import Samples, load_samples
 from .environment import describe_environment
 from .exporting import export_checkpoint
 from .metrics import compare_decisions, compare_tensors
-from .repair import Repair, RepairConfig, repair_model
+from .repair import repair_model
+from .repair_config import RepairConfig
+from .repair_report import Repair
 from .report import Report, StepRow, write_report
 
 CONFIGURATION = TrainingConfig(

@@ -15,7 +15,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from .repair import BatchNormOutcome
+from .repair_report import BatchNormOutcome
 
 # Stands for the colour of the page's text until the SVG is part of the page.
 _TEXT_COLOUR = "#010203"

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
+from vsfix.graph_passes.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.batch_norm import BatchNorm, require_batch_norms
+from vsfix.graph_passes.batches import Batch, count_samples
 from vsfix.graph_passes.inference import OpenModel
-from vsfix.graph_passes.measurement import Batch, MeasurementConfig, measure
+from vsfix.graph_passes.measurement import MeasurementConfig, measure
 from vsfix.graph_passes.moments import Moments
-from vsfix.graph_passes.noise_analysis import Distance, NoiseMap, NoisePath, analyse_noise
-from vsfix.graph_passes.shift import geometric_mean, predicted_shift_ratio, shift_ratio, variance_mismatch
+from vsfix.graph_passes.noise_analysis import Distance, NoiseMap, NoisePaths, analyse_noise
+from vsfix.graph_passes.shift import (
+    geometric_mean,
+    joint_variance,
+    predicted_shift_ratio,
+    shift_ratio,
+    variance_mismatch,
+)
 
+from .lost_noise import is_lost, recover_noise
+from .preparation import prepare_model
+
+NOT_SHOWN = (
+    "the file marks no noise layer: either the network has none, or its export dropped them; `vsfix export` keeps "
+    "them, and --data lets them be inferred from the statistics"
+)
 # A BatchNorm that no noise reaches and whose variance is off by this factor says that the data is not what it was
 # trained on, or is not preprocessed as in training.
 FOREIGN_DATA_MISMATCH = 2.0
@@ -58,12 +74,40 @@ class Inspection:
         noise_sources: every noise layer, as `name dropout:0.5`.
         samples: how many samples the measured columns rest on; 0 without data.
         warnings: what a person should know before trusting the numbers.
+        prepared: what would be changed to make the file deployable; the columns are those of the deployable graph.
+        inferred: what the statistics say about noise that the file has lost; empty where nothing was inferred.
     """
 
     rows: tuple[BatchNormRow, ...]
     noise_sources: tuple[str, ...]
     samples: int
     warnings: tuple[str, ...]
+    prepared: tuple[str, ...] = ()
+    inferred: str = ""
+
+
+def inspect_model(model: onnx.ModelProto, batches: Sequence[Batch], open_model: OpenModel) -> Inspection:
+    """Looks at a model as it would be deployed; noise that the file has lost is inferred where there is data.
+
+    Args:
+        model: a checked model; not changed.
+        batches: calibration data; may be empty, then nothing is measured.
+        open_model: the runtime.
+
+    Raises:
+        ModelError: no BatchNorm, or one that can't be read.
+        DataError: data that is not finite.
+    """
+    prepared = prepare_model(model)
+    inferred, warnings, changes = "", prepared.warnings, prepared.changes
+    if is_lost(prepared):
+        if batches:
+            lost = recover_noise(prepared, batches, open_model, max_memory=DEFAULT_MAX_MEMORY)
+            inferred, changes = lost.sentence, changes + lost.changes
+        else:
+            warnings = (*warnings, NOT_SHOWN)
+    found = inspect_graph(prepared.graph, batches, open_model)
+    return replace(found, warnings=warnings + found.warnings, prepared=changes, inferred=inferred)
 
 
 def inspect_graph(graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel) -> Inspection:
@@ -82,20 +126,19 @@ def inspect_graph(graph: gs.Graph, batches: Sequence[Batch], open_model: OpenMod
     noise_map = analyse_noise(graph)
     real = measure(graph, batches, open_model, MeasurementConfig()) if batches else {}
     rows = tuple(_row(batch_norm, noise_map.reaching[batch_norm.name], real) for batch_norm in batch_norms)
-    samples = sum(len(next(iter(batch.values()))) for batch in batches)
-    return Inspection(rows, _sources(noise_map), samples, _warnings(rows, noise_map) + _hidden(graph))
+    samples = count_samples(batches)
+    return Inspection(rows, _sources(noise_map), samples, _warnings(rows, noise_map) + _hidden(noise_map))
 
 
-def _row(batch_norm: BatchNorm, paths: Sequence[NoisePath], real: Mapping[str, Moments]) -> BatchNormRow:
+def _row(batch_norm: BatchNorm, paths: NoisePaths, real: Mapping[str, Moments]) -> BatchNormRow:
     """The row of one BatchNorm."""
     nearest = paths[0] if paths else None
     predicted: float | None = None
     # The closed form knows the noise directly in front, one layer of it or several; what comes from farther away is
     # already in the stored statistics of the tensor in front.
-    direct = [path.source.noise.variance for path in paths if path.distance is Distance.DIRECT]
-    if direct:
-        joint = float(np.prod([1 + variance for variance in direct])) - 1
-        predicted = _number(geometric_mean(predicted_shift_ratio(batch_norm, joint)))
+    direct = [path.source.noise for path in paths.at(Distance.DIRECT)]
+    if direct and all(noise.is_multiplicative for noise in direct):
+        predicted = _number(geometric_mean(predicted_shift_ratio(batch_norm, joint_variance(direct))))
     measured = mismatch = offset = None
     if batch_norm.name in real:
         ratio = shift_ratio(batch_norm, real[batch_norm.name])
@@ -128,11 +171,6 @@ def _sources(noise_map: NoiseMap) -> tuple[str, ...]:
 def _warnings(rows: Sequence[BatchNormRow], noise_map: NoiseMap) -> tuple[str, ...]:
     """What should be known before the numbers are trusted."""
     warnings = []
-    if not noise_map.sources:
-        warnings.append(
-            "the file marks no noise layer: either the network has none, or its export dropped them; "
-            "`vsfix export` keeps them"
-        )
     foreign = [row for row in rows if not row.noise and row.mismatch is not None]
     if foreign and foreign[0].mismatch is not None and foreign[0].mismatch > FOREIGN_DATA_MISMATCH:
         warnings.append(
@@ -149,8 +187,16 @@ def _warnings(rows: Sequence[BatchNormRow], noise_map: NoiseMap) -> tuple[str, .
     return tuple(warnings)
 
 
-def _hidden(graph: gs.Graph) -> tuple[str, ...]:
-    """What stands in the bodies of If, Loop and Scan, where nothing is looked at."""
-    operators = {node.op for body in graph.subgraphs(recursive=True) for node in body.nodes}
-    found = sorted(operators & {"BatchNormalization", "Dropout"})
-    return (f"{' and '.join(found)} in the body of a control-flow node: not looked at, not repaired",) if found else ()
+def _hidden(noise_map: NoiseMap) -> tuple[str, ...]:
+    """What stands in the bodies of If, Loop and Scan, where nothing is measured and nothing is repaired."""
+    noisy = sorted(noise_map.reached_in_bodies)
+    warnings = []
+    if noise_map.in_bodies:
+        reached = f"; noise reaches {', '.join(noisy)}" if noisy else "; no noise reaches any of them"
+        warnings.append(
+            f"{len(noise_map.in_bodies)} BatchNorms in the bodies of control-flow nodes are not repaired{reached}"
+        )
+    hidden = [source.name for source in noise_map.sources if source.body]
+    if hidden:
+        warnings.append(f"noise in the body of a control-flow node can't be switched on here: {', '.join(hidden)}")
+    return tuple(warnings)

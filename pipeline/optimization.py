@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from vsfix.graph_passes.atomic_file import atomic_path
-from vsfix.graph_passes.batch_norm import require_batch_norms
 from vsfix.graph_passes.errors import CheckFailedError, InputError
-from vsfix.graph_passes.model_file import import_graph, read_model, write_model
+from vsfix.graph_passes.external_data import external_data_files
+from vsfix.graph_passes.model_file import read_model, write_model
 from vsfix.graph_passes.shift import geometric_mean
 
 from .accuracy import AccuracyRow, accuracy_of
@@ -19,11 +19,13 @@ from .backends.onnxruntime_runner import OnnxRuntimeRunner
 from .calibration import calibration_batches, labelled_samples
 from .environment import describe_environment
 from .output_file import require_output
-from .repair import Repair, RepairConfig, RepairReport, repair_model
+from .repair import repair_model
+from .repair_config import RepairConfig
+from .repair_report import Repair, RepairReport
 from .report import Report, write_report
 
 MAX_MISMATCH = 10.0  # of a repaired BatchNorm; a repair that works leaves it near 1
-PAIRED_SAMPLES = 256  # past this the estimate of the shift gains nothing that a network would notice
+SAMPLES = 500  # what the inference of lost noise wants; the paired method stops when its intervals are narrow
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Optimization:
 
 def optimize(
     model_path: Path,
-    data: str,
+    data: str | None,
     config: RepairConfig,
     outputs: Outputs,
     *,
@@ -67,7 +69,7 @@ def optimize(
 
     Args:
         model_path: the ONNX file; never written.
-        data: the calibration set, as `--data` takes it.
+        data: the calibration set, as `--data` takes it; None where there is none.
         config: how to repair.
         outputs: where the results go.
         samples: how many calibration samples to take; None for all.
@@ -84,10 +86,13 @@ def optimize(
     if len(set(outputs.paths())) < len(outputs.paths()):
         raise InputError("two outputs have the same name; give each its own")
     model = read_model(model_path)
-    require_batch_norms(import_graph(model))
-    cap = PAIRED_SAMPLES if config.method != "exact" else None
-    batches = calibration_batches(
-        model, data, samples=samples or cap, batch_size=batch_size, seed=config.seed, at_most=samples is None
+    cap = SAMPLES if config.method not in ("exact", "stream") else None
+    batches = (
+        []
+        if data is None
+        else calibration_batches(
+            model, data, samples=samples or cap, batch_size=batch_size, seed=config.seed, at_most=samples is None
+        )
     )
     labelled = None if eval_data is None else labelled_samples(model, eval_data, split=eval_split, seed=config.seed)
     repair = repair_model(model, batches, OnnxRuntimeRunner, config)
@@ -106,7 +111,7 @@ def optimize(
     status, verdict = judge(repair.report, accuracies)
     require_plausible(repair.report)
     result = Optimization(repair, status, verdict, accuracies, outputs.paths())
-    _write(result, outputs, f"Repair of {model_path.name}")
+    _write(result, outputs, model_path)
     return result
 
 
@@ -126,8 +131,12 @@ def require_plausible(report: RepairReport) -> None:
 
 
 def input_files(model: Path, *data: str | None) -> list[Path]:
-    """The files that are read: the model, and each data set that is a file."""
-    return [model, *(Path(name).expanduser() for name in data if name is not None and name.endswith(".npz"))]
+    """The files that are read: the model, the files that hold its weights, and each data set that is a file."""
+    return [
+        model,
+        *external_data_files(model),
+        *(Path(name).expanduser() for name in data if name is not None and name.endswith(".npz")),
+    ]
 
 
 def judge(report: RepairReport, accuracies: tuple[AccuracyRow, ...] = ()) -> tuple[str, str]:
@@ -136,15 +145,16 @@ def judge(report: RepairReport, accuracies: tuple[AccuracyRow, ...] = ()) -> tup
     folded = sum(outcome.folded for outcome in report.batch_norms)
     tail = f"; {folded} of {len(report.batch_norms)} folded"
     if not repaired:
-        return "PASS", f"Nothing to repair: {report.method_reason}{tail}."
+        why = report.method_reason if report.method == "none" else "the evidence supports no change"
+        return ("WARN" if report.warnings else "PASS"), f"Nothing repaired: {why}{tail}."
     before, after = (
         geometric_mean(np.array([getattr(outcome, side).mismatch or np.nan for outcome in repaired]))
         for side in ("before", "after")
     )
-    verdict = (
-        f"Repaired {len(repaired)} of {len(report.batch_norms)} BatchNorms ({report.method}, {report.samples} "
-        f"samples); stored against real variance: {before:.2f} -> {after:.2f}{tail}"
-    )
+    verdict = f"Repaired {len(repaired)} of {len(report.batch_norms)} BatchNorms ({report.method}, {report.data})"
+    if report.judged_on:
+        verdict += f"; stored against real variance: {before:.2f} -> {after:.2f}"
+    verdict += tail
     if accuracies:
         first, last = accuracies[0], accuracies[-1]
         verdict += f"; top-1 {100 * first.accuracy:.1f} -> {100 * last.accuracy:.1f} %"
@@ -153,13 +163,13 @@ def judge(report: RepairReport, accuracies: tuple[AccuracyRow, ...] = ()) -> tup
     return ("WARN" if report.warnings else "PASS"), verdict + "."
 
 
-def _write(result: Optimization, outputs: Outputs, title: str) -> None:
+def _write(result: Optimization, outputs: Outputs, source: Path) -> None:
     """Writes what was asked for; the model comes last, so that it never stands there without its companions."""
     if outputs.dry_run:
         return
     if outputs.html is not None:
         page = Report(
-            title=title,
+            title=f"Repair of {source.name}",
             verdict=result.verdict,
             status=result.status,
             repair=result.repair.report,
@@ -173,4 +183,4 @@ def _write(result: Optimization, outputs: Outputs, title: str) -> None:
         with atomic_path(outputs.statistics, force=outputs.force) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
     if outputs.model is not None:
-        write_model(result.repair.model, outputs.model, force=outputs.force)
+        write_model(result.repair.model, outputs.model, force=outputs.force, inputs=[source])

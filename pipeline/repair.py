@@ -1,10 +1,9 @@
-"""The repair of a model: estimate the statistics of inference, write them, remove the markers, fold."""
+"""The repair of a model: prepare, choose a method, estimate the statistics of inference, write them, clean, fold."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 
@@ -12,116 +11,31 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.activation_cache import DEFAULT_MAX_MEMORY
-from vsfix.graph_passes.batch_norm import require_batch_norms, separate_statistics
-from vsfix.graph_passes.errors import CheckFailedError, DataError, InputError, ModelError
-from vsfix.graph_passes.estimators import Estimate, exact, paired
+from vsfix.graph_passes.batch_norm import require_batch_norms
+from vsfix.graph_passes.batches import Batch, first_samples
+from vsfix.graph_passes.errors import CheckFailedError, InputError
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
 from vsfix.graph_passes.graph_pass import PassPipeline, PassResult
 from vsfix.graph_passes.inference import Array, OpenModel
-from vsfix.graph_passes.marker import EXPORT_METADATA_KEY
-from vsfix.graph_passes.measurement import Batch
-from vsfix.graph_passes.model_file import export_model, import_graph, read_metadata
-from vsfix.graph_passes.noise_analysis import NoiseMap, analyse_noise
+from vsfix.graph_passes.model_file import export_model
+from vsfix.graph_passes.noise_analysis import analyse_noise
 from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
 from vsfix.graph_passes.repair_statistics import RepairStatistics
 
-from .inspection import BatchNormRow, Inspection, inspect_graph
+from .estimation import Estimation, estimate_statistics
+from .inspection import Inspection, inspect_graph
+from .method_choice import MethodChoice, choose_method
 from .metrics import compare_tensors
+from .preparation import PreparedModel, prepare_model
+from .repair_config import RepairConfig
+from .repair_report import BatchNormOutcome, Repair, RepairReport
 
-METHODS = ("auto", "exact", "paired")
 METADATA_KEY = "vsfix.repair"
 FEW_SAMPLES = 16
+JUDGED_SAMPLES = 256  # enough to tell a variance within a few percent
 # Folding reorders floating-point operations and nothing else; a fold that loses more than this is a wrong fold.
 MIN_FOLD_SNR_DB = 80.0
 MIN_FOLD_SNR_DB_HALF = 40.0
-
-
-@dataclass(frozen=True)
-class RepairConfig:
-    """How to repair.
-
-    Attributes:
-        method: `exact`, `paired`, or `auto`, which takes `paired` wherever the file says where the noise was.
-        layers: `auto` (the BatchNorms that noise reaches), `all`, or a glob over their names.
-        fold: fold BatchNorm into Conv and Gemm.
-        seed: of the noise in `paired`.
-        repeats: runs with the noise on for each run with the noise off in `paired`.
-        max_memory: bytes of cached activations to hold in memory; more goes to the disk.
-
-    Raises:
-        InputError: an unknown method, no repeats, or a negative limit.
-    """
-
-    method: str = "auto"
-    layers: str = "auto"
-    fold: bool = True
-    seed: int = 0
-    repeats: int = 8
-    max_memory: int = DEFAULT_MAX_MEMORY
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(f"method '{self.method}': choose one of {', '.join(METHODS)}")
-        if self.repeats < 1:
-            raise InputError(f"repeats {self.repeats}: at least one run with the noise on is needed")
-        if self.max_memory < 0:
-            raise InputError(f"max-memory {self.max_memory}: must not be negative")
-
-
-@dataclass(frozen=True)
-class BatchNormOutcome:
-    """What happened to one BatchNorm: its rows before and after, the action, and the reason where it was left alone."""
-
-    before: BatchNormRow
-    after: BatchNormRow
-    repaired: bool
-    action: str
-    folded: bool
-    fold_reason: str
-
-
-@dataclass(frozen=True)
-class RepairReport:
-    """The whole repair, for the table, the JSON and the page.
-
-    Attributes:
-        method: what was done in the end: `exact`, `paired`, or `none`.
-        method_reason: why.
-        samples: the size of the calibration set.
-        judged_on: the number of samples on which the shift before and after was measured.
-        batch_norms: one outcome for each, in the order of the graph.
-        removed: the noise layers and identities that were removed.
-        warnings: what a person should know before trusting the numbers.
-        fold_snr_db: signal to noise of the final graph against the repaired graph before removal and folding, None
-            when they are equal to the bit.
-    """
-
-    method: str
-    method_reason: str
-    samples: int
-    judged_on: int
-    batch_norms: tuple[BatchNormOutcome, ...]
-    removed: tuple[str, ...]
-    warnings: tuple[str, ...]
-    fold_snr_db: float | None
-
-
-@dataclass(frozen=True)
-class Repair:
-    """The result of `repair_model`.
-
-    Attributes:
-        model: the deployable model.
-        unfolded: the repaired model before its markers were removed and anything was folded.
-        report: what was done.
-        statistics: the repaired running statistics by state_dict name, `<module>.running_mean` and `.running_var`.
-    """
-
-    model: onnx.ModelProto = field(repr=False)
-    unfolded: onnx.ModelProto = field(repr=False)
-    report: RepairReport
-    statistics: Mapping[str, Array] = field(repr=False)
 
 
 def repair_model(
@@ -135,56 +49,54 @@ def repair_model(
     """Repairs, cleans and folds a model; the input is not changed.
 
     Args:
-        model: a checked model with BatchNorms in inference form.
-        batches: the calibration set.
+        model: a checked model.
+        batches: the calibration set; may be empty where the method needs none.
         open_model: the runtime.
         config: how to repair.
-        judged_on: the data on which the shift is measured before and after; the calibration set where not given.
+        judged_on: the data on which the shift is measured before and after; the first part of what the estimates rest
+            on where not given.
 
     Raises:
         ModelError: nothing that can be repaired; the message says what to do.
-        DataError: data that can't carry an estimate.
-        CheckFailedError: the folded graph does not compute what the repaired one does.
+        DataError: data that can't carry an estimate, or none where the method needs some.
+        CheckFailedError: the runtime does not repeat itself, or the folded graph does not compute what the repaired
+            one does.
     """
-    if not batches:
-        raise DataError("the calibration set is empty; give at least one sample")
-    graph = import_graph(model)
-    require_batch_norms(graph)
-    separate_statistics(graph)
-    noise_map = analyse_noise(graph)
-    layers, reasons = _choose_layers(graph, noise_map, config.layers)
-    method, method_reason = _choose_method(model, noise_map, layers, config)
-    judged_on = judged_on or batches
-    samples = sum(len(next(iter(batch.values()))) for batch in batches)
-    before = inspect_graph(graph, judged_on, open_model)
-    estimates = _estimate(method, graph, batches, open_model, layers, config)
-    repair = RepairStatistics(estimates, reasons)(graph)
-    after = inspect_graph(graph, judged_on, open_model)
+    prepared = prepare_model(model, config.noise)
+    graph = prepared.graph
+    choice = choose_method(prepared, batches, open_model, config)
+    layers, reasons = _choose_layers(graph, config.layers)
+    estimation = estimate_statistics(choice.method, prepared, batches, open_model, layers, config)
+    judges = judged_on or first_samples(estimation.batches, JUDGED_SAMPLES)
+    before = inspect_graph(graph, judges, open_model)
+    repair = RepairStatistics(estimation.estimates, {**reasons, **estimation.reasons})(graph)
+    after = inspect_graph(graph, judges, open_model)
     statistics = _statistics(graph, repair)
     unfolded = export_model(graph, model)
     clean = PassPipeline([RemoveMarkers(), RemoveIdentities(), *([FoldBatchNorm()] if config.fold else [])])
     clean(graph)
-    metadata = {"method": method, "samples": samples, "seed": config.seed, "vsfix": version("vsfix")}
-    metadata |= {"repaired": [change.subject for change in repair.changed]}
-    final = export_model(graph, model, {METADATA_KEY: json.dumps(metadata)})
+    final = export_model(graph, model, {METADATA_KEY: _metadata(choice, estimation, repair, config)})
     report = RepairReport(
-        method=method,
-        method_reason=method_reason,
-        samples=samples,
+        method=choice.method,
+        method_reason=choice.reason,
+        data=estimation.data,
+        samples=estimation.samples,
         judged_on=before.samples,
-        batch_norms=_outcomes(before, after, repair, clean.results, config.fold),
+        batch_norms=_outcomes(before, after, estimation, repair, clean.results[2] if config.fold else None),
+        prepared=prepared.changes + choice.changes,
         removed=tuple(change.subject for result in clean.results[:2] for change in result.changed),
-        warnings=before.warnings + _warnings(estimates, samples),
-        fold_snr_db=_check_equal(unfolded, final, batches[0], open_model),
+        warnings=_warnings(prepared, choice, estimation, before),
+        fold_snr_db=_check_equal(unfolded, final, judges, open_model),
     )
     return Repair(final, unfolded, report, statistics)
 
 
-def _choose_layers(graph: gs.Graph, noise_map: NoiseMap, layers: str) -> tuple[list[str], dict[str, str]]:
+def _choose_layers(graph: gs.Graph, layers: str) -> tuple[list[str], dict[str, str]]:
     """The BatchNorms to estimate, and the reason for each of the others."""
     names = [batch_norm.name for batch_norm in require_batch_norms(graph)]
     if layers == "auto":
-        chosen = [name for name in names if name in noise_map.reached]
+        reached = analyse_noise(graph).reached
+        chosen = [name for name in names if name in reached]
         reason = "no noise reaches it"
     elif layers == "all":
         return names, {}
@@ -196,53 +108,29 @@ def _choose_layers(graph: gs.Graph, noise_map: NoiseMap, layers: str) -> tuple[l
     return chosen, {name: reason for name in names if name not in chosen}
 
 
-def _choose_method(
-    model: onnx.ModelProto, noise_map: NoiseMap, layers: Sequence[str], config: RepairConfig
-) -> tuple[str, str]:
-    """The method, and why it was taken."""
-    if not noise_map.sources and (config.method in ("auto", "paired") or config.layers == "auto"):
-        if EXPORT_METADATA_KEY in read_metadata(model):
-            return "none", "the export says that the network has no noise layer: there is nothing to repair"
-        raise ModelError(
-            "the file marks no noise layer, so the shift can't be told apart from other changes; export the network "
-            "with `vsfix export`, or re-estimate every BatchNorm from data with --method exact --layers all"
-        )
-    if not layers:
-        return "none", "no noise reaches a BatchNorm: there is nothing to repair"
-    if config.method == "auto":
-        return "paired", "the file says where the noise was, so the shift can be estimated from the difference it makes"
-    return config.method, "asked for"
+def _metadata(choice: MethodChoice, estimation: Estimation, repair: PassResult, config: RepairConfig) -> str:
+    """What the written file says about its repair."""
+    return json.dumps(
+        {
+            "method": choice.method,
+            "data": estimation.data,
+            "samples": estimation.samples,
+            "seed": config.seed,
+            "vsfix": version("vsfix"),
+            "repaired": [change.subject for change in repair.changed],
+        }
+    )
 
 
-def _estimate(
-    method: str,
-    graph: gs.Graph,
-    batches: Sequence[Batch],
-    open_model: OpenModel,
-    layers: Sequence[str],
-    config: RepairConfig,
-) -> dict[str, Estimate]:
-    """The estimates of the chosen method."""
-    if method == "paired":
-        return paired(
-            graph,
-            batches,
-            open_model,
-            layers,
-            seed=config.seed,
-            repeats=config.repeats,
-            max_memory=config.max_memory,
-        )
-    if method == "exact":
-        return exact(graph, batches, open_model, layers, max_memory=config.max_memory)
-    return {}
-
-
-def _warnings(estimates: Mapping[str, Estimate], samples: int) -> tuple[str, ...]:
-    """What makes the estimates doubtful."""
-    if not estimates or samples >= FEW_SAMPLES:
-        return ()
-    return (f"the repair rests on {samples} samples; its statistics are more certain from {FEW_SAMPLES} on",)
+def _warnings(
+    prepared: PreparedModel, choice: MethodChoice, estimation: Estimation, before: Inspection
+) -> tuple[str, ...]:
+    """Everything that makes the result doubtful."""
+    warnings = (*prepared.warnings, *choice.warnings, *estimation.warnings, *before.warnings)
+    if 0 < estimation.samples < FEW_SAMPLES:
+        few = f"the repair rests on {estimation.samples} samples; its statistics are surer from {FEW_SAMPLES} on"
+        return (*warnings, few)
+    return warnings
 
 
 def _statistics(graph: gs.Graph, repair: PassResult) -> dict[str, Array]:
@@ -257,33 +145,40 @@ def _statistics(graph: gs.Graph, repair: PassResult) -> dict[str, Array]:
 
 
 def _outcomes(
-    before: Inspection, after: Inspection, repair: PassResult, cleaned: Sequence[PassResult], fold: bool
+    before: Inspection, after: Inspection, estimation: Estimation, repair: PassResult, folds: PassResult | None
 ) -> tuple[BatchNormOutcome, ...]:
     """One outcome for each BatchNorm."""
     actions = {change.subject: change.action for change in repair.changed}
-    reasons = {kept.subject: kept.reason for kept in repair.kept}
-    folds = cleaned[-1] if fold else PassResult("none")
-    folded = {change.subject: change.action for change in folds.changed}
-    unfolded = {kept.subject: kept.reason for kept in folds.kept}
-    return tuple(
-        BatchNormOutcome(
-            before=row,
-            after=new,
-            repaired=row.name in actions,
-            action=actions.get(row.name) or f"kept: {reasons.get(row.name, 'the estimate equals what is stored')}",
-            folded=row.name in folded,
-            fold_reason=folded.get(row.name) or unfolded.get(row.name, "folding was not asked for"),
+    kept = {subject.subject: f"kept: {subject.reason}" for subject in repair.kept}
+    folded = {change.subject: change.action for change in folds.changed} if folds else {}
+    unfolded = {subject.subject: subject.reason for subject in folds.kept} if folds else {}
+    outcomes = []
+    for row, new in zip(before.rows, after.rows, strict=True):
+        estimate = estimation.estimates.get(row.name)
+        outcomes.append(
+            BatchNormOutcome(
+                before=row,
+                after=new,
+                method=estimation.methods.get(row.name, ""),
+                shift=None if estimate is None or not np.isfinite(estimate.shift) else estimate.shift,
+                interval=None if estimate is None else estimate.interval,
+                repaired=row.name in actions,
+                action=actions.get(row.name) or kept[row.name],
+                folded=row.name in folded,
+                fold_reason=folded.get(row.name) or unfolded.get(row.name, "folding was not asked for"),
+            )
         )
-        for row, new in zip(before.rows, after.rows, strict=True)
-    )
+    return tuple(outcomes)
 
 
 def _check_equal(
-    repaired: onnx.ModelProto, final: onnx.ModelProto, batch: Batch, open_model: OpenModel
+    repaired: onnx.ModelProto, final: onnx.ModelProto, batches: Sequence[Batch], open_model: OpenModel
 ) -> float | None:
     """Compares the outputs of both graphs on one batch; returns the smallest SNR in dB, None where bit-equal."""
+    if not batches:
+        return None
     with open_model(repaired) as reference, open_model(final) as candidate:
-        expected, found = reference.run(batch), candidate.run(batch)
+        expected, found = reference.run(batches[0]), candidate.run(batches[0])
     worst = min(compare_tensors(*_comparable(expected[name], found[name])).snr_db for name in expected)
     half_types = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     half = any(tensor.data_type in half_types for tensor in repaired.graph.initializer)

@@ -12,7 +12,7 @@ from vsfix.graph_passes.atomic_file import atomic_path
 
 from .accuracy import AccuracyRow
 from .figure import mismatch_figure
-from .repair import RepairReport
+from .repair_report import RepairReport
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from .accuracy import AccuracyRow
 from .inspection import Inspection
-from .repair import RepairReport
+from .repair_report import RepairReport
 from .report import StepRow
 
 
@@ -36,7 +36,7 @@ def repair_table(report: RepairReport) -> Table:
     table = Table(title=f"Repair by {report.method}: {report.method_reason}", title_justify="left")
     table.add_column("BatchNorm", overflow="fold")
     table.add_column("noise")
-    for heading in ("shift before", "after"):
+    for heading in ("shift before", "after", "estimated"):
         table.add_column(heading, justify="right")
     table.add_column("statistics", overflow="fold")
     table.add_column("fold", overflow="fold")
@@ -46,6 +46,7 @@ def repair_table(report: RepairReport) -> Table:
             row.before.noise or "none",
             _number(row.before.measured_shift),
             _number(row.after.measured_shift),
+            _interval(row.interval) if row.interval else _number(row.shift),
             row.action,
             row.fold_reason,
         )
@@ -76,6 +77,11 @@ def step_table(rows: tuple[StepRow, ...]) -> Table:
         snr = "exact" if row.snr_db == float("inf") else f"{row.snr_db:.1f} dB"
         table.add_row(row.step, row.status, snr, f"{row.max_abs:.2g}", f"{100 * row.agreement:.1f} %")
     return table
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    """Both ends."""
+    return f"{interval[0]:.2f}-{interval[1]:.2f}"
 
 
 def _number(value: float | None) -> str:

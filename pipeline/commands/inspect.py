@@ -9,7 +9,7 @@ import click
 
 from .options import batch_size_option, data_option, json_option, samples_option, seed_option
 
-SAMPLES = 256  # enough for a variance that is good to a few percent
+SAMPLES = 500  # enough for a variance that is good to a percent or two, and for the inference of lost noise
 
 
 @click.command(name="inspect")
@@ -25,22 +25,19 @@ def command(
     """List the BatchNorms of MODEL, the noise that reaches each, and its shift.
 
     The predicted shift needs no data: it follows from the stored statistics where the noise stands directly in front.
-    With --data the real variance of every BatchNorm input is measured too. Shift is the variance at inference over
-    the stored variance; 1 is no shift.
+    With --data the real variance of every BatchNorm input is measured too, and noise that the file has lost is
+    inferred from its statistics. Shift is the variance at inference over the stored variance; 1 is no shift.
     """
-    from vsfix.graph_passes.batch_norm import require_batch_norms
-    from vsfix.graph_passes.model_file import import_graph, read_model
+    from vsfix.graph_passes.model_file import read_model
     from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
     from vsfix.pipeline.calibration import calibration_batches
     from vsfix.pipeline.console import print_table, require_json_target, write_json
-    from vsfix.pipeline.inspection import inspect_graph
+    from vsfix.pipeline.inspection import inspect_model
     from vsfix.pipeline.optimization import input_files
     from vsfix.pipeline.tables import inspection_table
 
     require_json_target(json_path, force=force, inputs=input_files(model, data))
     loaded = read_model(model)
-    graph = import_graph(loaded)
-    require_batch_norms(graph)
     batches = (
         calibration_batches(
             loaded, data, samples=samples or SAMPLES, at_most=samples is None, batch_size=batch_size, seed=seed
@@ -48,10 +45,14 @@ def command(
         if data
         else []
     )
-    inspection = inspect_graph(graph, batches, OnnxRuntimeRunner)
+    inspection = inspect_model(loaded, batches, OnnxRuntimeRunner)
     if json_path != "-":
+        for change in inspection.prepared:
+            click.echo(f"prepared: {change}")
         print_table(inspection_table(inspection))
-        click.echo(f"noise layers: {', '.join(inspection.noise_sources) or 'none marked'}")
+        click.echo(f"noise layers: {', '.join(inspection.noise_sources) or 'none'}")
+        if inspection.inferred:
+            click.echo(f"inferred from the statistics: {inspection.inferred}")
         for warning in inspection.warnings:
             click.echo(f"WARN {warning}")
     if json_path:

@@ -13,16 +13,24 @@ from .options import batch_size_option, data_option, json_option, samples_option
 @click.command(name="optimize")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The repaired ONNX file.")
-@data_option(required=True)
-@samples_option("256 or as many as there are; all for --method exact")
+@data_option(required=False)
+@samples_option("500 or as many as there are; all for --method exact and stream")
 @batch_size_option
 @click.option(
     "--method",
-    type=click.Choice(["auto", "exact", "paired"]),
+    type=click.Choice(["auto", "exact", "stream", "paired", "analytic", "distill"]),
     default="auto",
     show_default=True,
-    help="paired: the difference that the noise makes on the same inputs, good with few samples. "
-    "exact: the statistics of the data with the noise off, needs many.",
+    help="paired: the difference that the noise makes on the same inputs, good with few samples. exact: the "
+    "statistics of the data with the noise off, wants many; stream: the same in one session, a little off. "
+    "analytic, distill: no data; closed forms, or inputs made from the model. auto: paired with data, distill without.",
+)
+@click.option(
+    "--noise",
+    multiple=True,
+    metavar="NODE=KIND:VALUE",
+    help="Noise that the file does not show, as bn2=dropout:0.5: directly in front of a BatchNorm, or behind a node "
+    "or on a tensor; NODE may be a glob. May be given again.",
 )
 @click.option(
     "--layers",
@@ -47,10 +55,11 @@ from .options import batch_size_option, data_option, json_option, samples_option
 def command(
     model: Path,
     output: Path | None,
-    data: str,
+    data: str | None,
     samples: int | None,
     batch_size: int,
     method: str,
+    noise: tuple[str, ...],
     layers: str,
     fold: bool,
     eval_data: str | None,
@@ -65,12 +74,13 @@ def command(
 ) -> None:
     """Repair the BatchNorm statistics of MODEL, remove its noise markers, fold, and write OUTPUT.
 
-    The data is the network's training data or anything like it; labels are not needed. 32 samples are enough for
-    --method paired, the default wherever the file says where the noise was.
+    The data is the network's training data or anything like it; labels are not needed, and 32 samples are enough where
+    the file says where the noise was. Where it does not, the noise is inferred from the statistics, which wants some
+    hundred. Without --data, inputs are made from the model itself.
     """
     from vsfix.pipeline.console import print_table, require_json_target, write_json
     from vsfix.pipeline.optimization import Optimization, Outputs, input_files, optimize
-    from vsfix.pipeline.repair import RepairConfig
+    from vsfix.pipeline.repair_config import RepairConfig
     from vsfix.pipeline.tables import accuracy_table, repair_table
 
     if output is None and not dry_run:
@@ -79,7 +89,9 @@ def command(
     result: Optimization = optimize(
         model,
         data,
-        RepairConfig(method=method, layers=layers, fold=fold, seed=seed, max_memory=parse_bytes(max_memory)),
+        RepairConfig(
+            method=method, layers=layers, noise=noise, fold=fold, seed=seed, max_memory=parse_bytes(max_memory)
+        ),
         Outputs(model=output, statistics=statistics, html=html, force=force, dry_run=dry_run),
         samples=samples,
         batch_size=batch_size,
@@ -87,6 +99,8 @@ def command(
         eval_split=eval_split,
     )
     if json_path != "-":
+        for change in result.repair.report.prepared:
+            click.echo(f"prepared: {change}")
         print_table(repair_table(result.repair.report))
         for warning in result.repair.report.warnings:
             click.echo(f"WARN {warning}")
@@ -96,7 +110,9 @@ def command(
         for written in result.written:
             click.echo(f"wrote {written}")
     if json_path:
-        write_json(asdict(result.repair.report) | {"verdict": result.verdict}, json_path, force=force)
+        outcome = {"status": result.status, "verdict": result.verdict}
+        accuracies = {"accuracies": [asdict(row) for row in result.accuracies]}
+        write_json(asdict(result.repair.report) | outcome | accuracies, json_path, force=force)
 
 
 def parse_bytes(text: str) -> int:

@@ -25,7 +25,7 @@ OPTIONS = {
     "export": "--force --input-shape --opset --output --weights SOURCE",
     "inspect": "--batch-size --data --force --json --samples --seed MODEL",
     "optimize": "--batch-size --data --dry-run --eval-data --eval-split --fold --force --html --json --layers "
-    "--max-memory --method --output --samples --seed --statistics MODEL",
+    "--max-memory --method --noise --output --samples --seed --statistics MODEL",
     "verify": "--against --backend --batch-size --data --force --json --min-agreement --min-snr --samples --seed --split "
     "--statistics MODEL",
     "doctor": "--force --json",
@@ -149,7 +149,7 @@ BAD_INPUTS = {
     "source missing": (lambda p: ["export", p / "gone.pt", "-o", p / "m.onnx"], "gone.pt: no such file"),
     "opset too old": (lambda p: ["export", p / "run.pt", "-o", p / "m.onnx", "--opset", 9], "opset 9"),
     "noise unknown": (lambda p: train(p, "--noise", "gauss:1"), "kind must be one of"),
-    "model unknown": (lambda p: train(p, "--model", "vgg"), "must be preresnet-<depth> or mlp-<layers>"),
+    "model unknown": (lambda p: train(p, "--model", "vgg"), "must be preresnet-<depth>, wrn-<depth>-<widen>"),
     "no epochs": (lambda p: train(p, "--epochs", 0), "epochs must be"),
 }
 

@@ -7,12 +7,12 @@ import pytest
 
 from vsfix.pipeline.figure import mismatch_figure
 from vsfix.pipeline.inspection import BatchNormRow
-from vsfix.pipeline.repair import BatchNormOutcome
+from vsfix.pipeline.repair_report import BatchNormOutcome
 
 
 def outcome(before: float | None, after: float | None) -> BatchNormOutcome:
     row = BatchNormRow("bn", 16, "dropout:0.5", "direct", 1, 0.5, 0.5, before)
-    return BatchNormOutcome(row, replace(row, mismatch=after), True, "new", False, "no")
+    return BatchNormOutcome(row, replace(row, mismatch=after), "paired", 0.5, None, True, "new", False, "no")
 
 
 def test_the_figure_is_an_svg_that_takes_the_colour_of_the_page():

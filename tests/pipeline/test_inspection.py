@@ -6,7 +6,7 @@ import pytest
 from vsfix.graph_passes.batch_norm import find_batch_norms
 from vsfix.graph_passes.measurement import measure
 from vsfix.graph_passes.model_file import import_graph
-from vsfix.pipeline.inspection import inspect_graph
+from vsfix.pipeline.inspection import inspect_graph, inspect_model
 
 
 def test_without_data_the_noise_and_the_prediction_are_there(residual, open_model):
@@ -53,12 +53,24 @@ def test_two_noise_layers_in_front_are_predicted_together(parse, open_model):
     assert row.predicted_shift == pytest.approx(0.25)
 
 
-def test_a_file_without_markers_says_so(parse, open_model):
+def test_a_file_without_markers_and_without_data_says_so(parse, open_model):
     weights = {name: np.ones(3, np.float32) for name in ("g", "b", "m", "v")}
     model = parse("(float[N, 3] x) => (float[N, 3] y) { y = BatchNormalization (x, g, b, m, v) }", weights)
+    (warning,) = inspect_model(model, [], open_model).warnings
+    assert "marks no noise layer" in warning
     x = np.random.default_rng(0).normal(1, 1, (400, 3)).astype(np.float32)
-    quiet = inspect_graph(import_graph(model), [{"x": x}], open_model)
-    assert ["marks no noise layer" in warning for warning in quiet.warnings] == [True]
+    told = inspect_model(model, [{"x": x}], open_model)
+    assert told.warnings == ()
+    assert "no noise" in told.inferred.lower()
+
+
+def test_a_file_in_training_form_is_shown_as_it_would_be_deployed(parse, open_model):
+    weights = {name: np.ones(3, np.float32) for name in ("g", "b", "m", "v")}
+    weights |= {"r": np.float32(0.5), "t": np.array(True)}
+    body = "(float[N, 3] x) => (float[N, 3] y) { d = Dropout (x, r, t)\n y = BatchNormalization (d, g, b, m, v) }"
+    inspection = inspect_model(parse(body, weights), [], open_model)
+    assert [row.noise for row in inspection.rows] == ["dropout:0.5"]
+    assert len(inspection.prepared) == 1
 
 
 def test_data_with_another_mean_is_told_even_where_noise_reaches_every_batch_norm(residual, images, open_model):

@@ -50,7 +50,7 @@ def test_optimize_writes_what_was_asked_for_and_leaves_the_input(call, network, 
     assert set(np.load(outputs["npz"])) == {f"layers.{i}.bn.running_{s}" for i in (0, 1) for s in ("mean", "var")}
     assert json.loads(outputs["json"].read_text())["method"] == "paired"
     assert "</html>" in outputs["html"].read_text()
-    assert "PASS Repaired 2 of 2 BatchNorms (paired, 32 samples)" in result.stdout
+    assert "PASS Repaired 2 of 2 BatchNorms (paired, 32 samples of the data)" in result.stdout
 
 
 def test_optimize_and_verify_agree_with_torch(call, network, checkpoint_path, tmp_path):
@@ -110,7 +110,7 @@ def make_input(tmp_path: Path, kind: str) -> str:
         ("nan", "sample 5"),
         ("empty", "no sample"),
         ("other-name", "'input'"),
-        ("few", "at least 16 samples"),
+        ("few", "at least 8 samples"),
     ],
 )
 def test_bad_data_is_one_line_and_leaves_nothing(call, network, tmp_path, kind, said):

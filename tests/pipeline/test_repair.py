@@ -12,7 +12,8 @@ from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
 from vsfix.graph_passes.marker import EXPORT_METADATA_KEY
 from vsfix.graph_passes.model_file import export_model, import_graph, read_metadata
 from vsfix.graph_passes.remove_identities import RemoveMarkers
-from vsfix.pipeline.repair import METADATA_KEY, RepairConfig, repair_model
+from vsfix.pipeline.repair import METADATA_KEY, repair_model
+from vsfix.pipeline.repair_config import RepairConfig
 
 
 def batches(images: np.ndarray) -> list[dict[str, np.ndarray]]:
@@ -64,7 +65,7 @@ def test_the_deployed_graph_computes_what_torch_computes_with_the_same_statistic
 def test_after_an_exact_repair_every_batch_norm_stores_what_it_sees(residual, images, open_model):
     report = repair_model(residual, batches(images), open_model, RepairConfig(method="exact")).report
     assert [outcome.before.mismatch > 1.3 for outcome in report.batch_norms] == [True] * 3
-    assert [outcome.after.mismatch for outcome in report.batch_norms] == pytest.approx([1.0] * 3, abs=1e-5)
+    assert [outcome.after.mismatch for outcome in report.batch_norms] == pytest.approx([1.0] * 3, abs=5e-3)
 
 
 def test_two_repairs_are_equal_bit_for_bit_and_the_seed_matters(residual, images, open_model):
@@ -87,7 +88,9 @@ def test_without_folding_only_the_named_statistics_change(residual, images, open
     before = {tensor.name: tensor.raw_data for tensor in residual.graph.initializer}
     after = {tensor.name: tensor.raw_data for tensor in repair.model.graph.initializer}
     changed = {name for name, data in after.items() if before[name] != data}
-    assert changed == set(repair.statistics) == {f"{n}.running_{s}" for n in ("bn1", "bn2") for s in ("mean", "var")}
+    named = {f"{name}.running_{statistic}" for name in ("bn1", "bn2") for statistic in ("mean", "var")}
+    assert set(repair.statistics) == named
+    assert changed == named - {"bn1.running_mean"}, "unbiased noise directly in front does not move the mean"
     assert [outcome.repaired for outcome in repair.report.batch_norms] == [True, True, False]
     assert "does not match" in repair.report.batch_norms[2].action
 
@@ -106,13 +109,8 @@ def test_the_repair_is_written_into_the_metadata(residual, images, open_model):
     assert said["repaired"] == ["bn1", "bn2", "bn3"]
 
 
-def test_a_file_that_has_lost_its_noise_is_refused_with_the_way_out(residual, images, open_model):
-    with pytest.raises(ModelError, match="--method exact --layers all"):
-        repair_model(without_markers(residual), batches(images), open_model, RepairConfig())
-
-
 def test_exact_alone_does_not_pass_over_a_file_that_has_lost_its_noise(residual, images, open_model):
-    with pytest.raises(ModelError, match="--layers all"):
+    with pytest.raises(InputError, match="--layers all"):
         repair_model(without_markers(residual), batches(images), open_model, RepairConfig(method="exact"))
 
 
@@ -178,3 +176,31 @@ def test_a_half_precision_model_is_repaired_and_folded(parse, open_model):
 def test_options_that_mean_nothing_are_refused(residual, images, open_model, options):
     with pytest.raises(InputError):
         repair_model(residual, batches(images), open_model, RepairConfig(**options))
+
+
+def test_each_row_says_what_was_estimated_and_how_surely(residual, images, open_model):
+    report = repair_model(residual, batches(images), open_model, RepairConfig(layers="bn[12]")).report
+    first, _, last = report.batch_norms
+    assert first.method == "paired"
+    assert first.interval[0] < first.shift < first.interval[1] < 1
+    assert (last.method, last.shift, last.interval) == ("", None, None)
+    assert report.data == "60 samples of the data"
+
+
+def test_noise_that_a_person_names_is_repaired_like_marked_noise(residual, images, open_model):
+    """The same file without its markers, and the markers given by hand, gives the same statistics."""
+    marked = repair_model(residual, batches(images), open_model, RepairConfig())
+    named = RepairConfig(noise=("bn1=dropout:0.5", "bn2=dropout:0.5"))
+    told = repair_model(without_markers(residual), batches(images), open_model, named)
+    assert told.report.method == "paired"
+    assert any("inserted" in change for change in told.report.prepared)
+    for name, values in marked.statistics.items():
+        np.testing.assert_array_equal(told.statistics[name], values)
+
+
+def test_the_closed_forms_need_no_data(residual, open_model):
+    report = repair_model(residual, [], open_model, RepairConfig(method="analytic")).report
+    assert report.data.startswith("no data of the user")
+    assert report.judged_on == 0
+    assert [outcome.method for outcome in report.batch_norms] == ["analytic", "analytic", ""]
+    assert "non-linearity" in report.batch_norms[2].action

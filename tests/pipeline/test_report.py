@@ -6,7 +6,8 @@ import pytest
 
 from vsfix.graph_passes.errors import OutputExistsError
 from vsfix.pipeline.accuracy import AccuracyRow
-from vsfix.pipeline.repair import RepairConfig, repair_model
+from vsfix.pipeline.repair import repair_model
+from vsfix.pipeline.repair_config import RepairConfig
 from vsfix.pipeline.report import Report, StepRow, render_report, write_report
 
 

@@ -1,0 +1,62 @@
+"""Noise that a file has lost: inferred from its statistics and put back as markers, so that it can be repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vsfix.graph_passes.batches import Batch, cut_batches
+from vsfix.graph_passes.inference import OpenModel
+from vsfix.graph_passes.noise_analysis import analyse_noise
+from vsfix.graph_passes.noise_inference import NoiseInference, Verdict, infer_noise
+from vsfix.graph_passes.noise_insertion import InsertNoise
+from vsfix.graph_passes.noise_search import InferenceConfig
+
+from .preparation import PreparedModel
+
+BATCH_SIZE = 64  # the inference compares halves of the set, and tries its places on a part of it
+
+
+@dataclass(frozen=True)
+class LostNoise:
+    """What the statistics say, and what was put back.
+
+    Attributes:
+        inference: the verdict with its numbers.
+        changes: the markers that were inserted, one line each; none unless the noise was found.
+    """
+
+    inference: NoiseInference
+    changes: tuple[str, ...]
+
+    @property
+    def sentence(self) -> str:
+        """The verdict for a person."""
+        return f"{self.inference.description} ({self.inference.confidence})"
+
+
+def is_lost(prepared: PreparedModel) -> bool:
+    """Whether the file neither shows its noise nor vouches that it has none."""
+    return not prepared.shows_its_noise and not analyse_noise(prepared.graph).sources
+
+
+def recover_noise(
+    prepared: PreparedModel, batches: Sequence[Batch], open_model: OpenModel, *, max_memory: int
+) -> LostNoise:
+    """Infers the noise; where it is found, markers are inserted into the prepared graph.
+
+    Args:
+        prepared: a model that marks no noise.
+        batches: some hundred images like the training data.
+        open_model: the runtime.
+        max_memory: bytes of cached activations to hold in memory.
+
+    Raises:
+        DataError: data that no statistic can be compared with.
+    """
+    config = InferenceConfig(max_memory=max_memory)
+    inference = infer_noise(prepared.graph, list(cut_batches(batches, BATCH_SIZE)), open_model, config)
+    if inference.verdict is not Verdict.FOUND:
+        return LostNoise(inference, ())
+    inserted = InsertNoise(inference.sites, tensors_only=True)(prepared.graph)
+    return LostNoise(inference, tuple(f"{change.subject}: {change.action}" for change in inserted.changed))

@@ -1,0 +1,110 @@
+"""Which method repairs a model, and why: from what the file shows, what the data tells, and what was asked for.
+
+noise marked, data given        paired
+noise marked, no data           distill
+noise not shown, data given     the noise is inferred from the statistics; if it is found, paired
+noise not shown, no data        an error: nothing tells a shift from a change of the data
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vsfix.graph_passes.batches import Batch
+from vsfix.graph_passes.errors import DataError, InputError, ModelError
+from vsfix.graph_passes.inference import OpenModel
+from vsfix.graph_passes.noise_analysis import NoiseMap, analyse_noise
+from vsfix.graph_passes.noise_inference import Verdict
+
+from .lost_noise import LostNoise, is_lost, recover_noise
+from .preparation import PreparedModel
+from .repair_config import NEED_DATA, NEED_NOISE, RepairConfig
+
+NOT_SHOWN = (
+    "the file marks no noise layer, so a shift can't be told apart from other changes; export the network with `vsfix "
+    "export`, give --data so that the noise can be inferred from the statistics, or say where it was with --noise"
+)
+REESTIMATE = "to re-estimate every BatchNorm from data all the same: --method exact --layers all"
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """What will be done.
+
+    Attributes:
+        method: one of the methods, or `none`.
+        reason: why.
+        changes: what was changed in the graph for it, one line each.
+        warnings: what a person should know.
+    """
+
+    method: str
+    reason: str
+    changes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def choose_method(
+    prepared: PreparedModel, batches: Sequence[Batch], open_model: OpenModel, config: RepairConfig
+) -> MethodChoice:
+    """Decides; noise that is inferred is inserted into the prepared graph.
+
+    Args:
+        prepared: the model.
+        batches: the calibration set; empty where none was given.
+        open_model: the runtime.
+        config: what was asked for.
+
+    Raises:
+        DataError: the method that was asked for needs data.
+        ModelError: nothing can be decided from what there is.
+    """
+    if config.method in NEED_DATA and not batches:
+        raise DataError(f"--method {config.method} needs data: give --data; without any, take analytic or distill")
+    if not is_lost(prepared):
+        return _with_markers(analyse_noise(prepared.graph), batches, config)
+    if config.method not in ("auto", *NEED_NOISE):
+        if config.layers == "auto":
+            raise InputError(
+                f"the file marks no noise layer, so --method {config.method} does not know which BatchNorms are "
+                "concerned; name them with --layers all or a glob"
+            )
+        return MethodChoice(config.method, "asked for")
+    if not batches:
+        raise ModelError(NOT_SHOWN)
+    return _with_inference(recover_noise(prepared, batches, open_model, max_memory=config.max_memory), config)
+
+
+def _with_markers(noise_map: NoiseMap, batches: Sequence[Batch], config: RepairConfig) -> MethodChoice:
+    """The choice where the file shows where the noise was, or that there was none."""
+    if not noise_map.sources:
+        return MethodChoice("none", "the export says that the network has no noise layer: there is nothing to repair")
+    if all(source.body for source in noise_map.sources):
+        return MethodChoice("none", "all noise stands in the bodies of control-flow nodes, where none can be measured")
+    if config.layers == "auto" and not noise_map.reached:
+        return MethodChoice("none", "no noise reaches a BatchNorm: there is nothing to repair")
+    if config.method != "auto":
+        return MethodChoice(config.method, "asked for")
+    if batches:
+        return MethodChoice(
+            "paired", "the file says where the noise was, so the shift can be estimated from the difference it makes"
+        )
+    return MethodChoice(
+        "distill", "no data was given: inputs are made from what the file stores about its training data"
+    )
+
+
+def _with_inference(lost: LostNoise, config: RepairConfig) -> MethodChoice:
+    """The choice where the noise had to be inferred."""
+    verdict = lost.inference.verdict
+    if verdict is Verdict.FOUND:
+        return MethodChoice(
+            "paired" if config.method == "auto" else config.method,
+            f"the file has lost its noise layers, and its statistics tell them: {lost.sentence}",
+            changes=lost.changes,
+        )
+    if verdict is Verdict.NO_NOISE:
+        return MethodChoice("none", f"the statistics show no noise: {lost.sentence}")
+    advice = "say which it was with --noise" if verdict is Verdict.AMBIGUOUS else REESTIMATE
+    return MethodChoice("none", "no noise is certain enough to repair", warnings=(f"{lost.sentence}; {advice}",))

@@ -1,0 +1,64 @@
+"""From any ONNX file to a graph that can be measured: deployable, each BatchNorm one node, the noise marked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from vsfix.graph_passes.batch_norm import require_batch_norms, separate_statistics, unreadable_batch_norms
+from vsfix.graph_passes.deployment import deployment_passes
+from vsfix.graph_passes.fold_constants import FoldBatchNormParameters
+from vsfix.graph_passes.graph_pass import PassPipeline
+from vsfix.graph_passes.marker import EXPORT_METADATA_KEY
+from vsfix.graph_passes.model_file import import_graph, read_metadata
+from vsfix.graph_passes.noise_insertion import InsertNoise, parse_noise_option
+from vsfix.graph_passes.recompose_batch_norm import RecomposeBatchNorm
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedModel:
+    """A model that is ready to be looked at.
+
+    Attributes:
+        source: the model as it was read.
+        graph: its graph, prepared; to be edited.
+        changes: what was done to it, one line each.
+        warnings: what could not be done, one line each.
+        shows_its_noise: whether the export vouched for its markers, or a person said where the noise was.
+    """
+
+    source: onnx.ModelProto
+    graph: gs.Graph
+    changes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    shows_its_noise: bool
+
+
+def prepare_model(model: onnx.ModelProto, noise: Sequence[str] = ()) -> PreparedModel:
+    """Prepares a model; the input is not changed.
+
+    Args:
+        model: a checked model.
+        noise: noise that the file does not show, each as `NODE=KIND:VALUE`.
+
+    Raises:
+        ModelError: no BatchNorm is left in the file, or none can be read; the message says how to export one.
+        InputError: a `noise` that fits nothing.
+    """
+    graph = import_graph(model)
+    passes = PassPipeline([*deployment_passes(), RecomposeBatchNorm(), FoldBatchNormParameters()])
+    done = passes(graph)
+    warnings = [f"{kept.subject}: {kept.reason}" for kept in (*done.kept, *unreadable_batch_norms(graph))]
+    require_batch_norms(graph)
+    inserted = InsertNoise(dict(parse_noise_option(text) for text in noise))(graph)
+    separate_statistics(graph)
+    return PreparedModel(
+        source=model,
+        graph=graph,
+        changes=tuple(f"{change.subject}: {change.action}" for change in (*done.changed, *inserted.changed)),
+        warnings=tuple(warnings),
+        shows_its_noise=EXPORT_METADATA_KEY in read_metadata(model) or bool(noise),
+    )

@@ -1,0 +1,87 @@
+"""What a repair did, as plain data: the terminal's table, the JSON and the page are three views of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx
+
+from vsfix.graph_passes.estimate import Interval
+from vsfix.graph_passes.inference import Array
+
+from .inspection import BatchNormRow
+
+
+@dataclass(frozen=True)
+class BatchNormOutcome:
+    """What happened to one BatchNorm.
+
+    Attributes:
+        before: its row before the repair; the noise that reaches it is there.
+        after: its row after it.
+        method: what estimated it; empty where nothing did.
+        shift: variance at inference over variance in training as the method estimates it; None where nothing did.
+        interval: of that shift, 95 %; None where nothing is uncertain or nothing was estimated.
+        repaired: whether its statistics changed.
+        action: what was done, or `kept:` and the reason.
+        folded: whether it was folded away.
+        fold_reason: into what, or why not.
+    """
+
+    before: BatchNormRow
+    after: BatchNormRow
+    method: str
+    shift: float | None
+    interval: Interval | None
+    repaired: bool
+    action: str
+    folded: bool
+    fold_reason: str
+
+
+@dataclass(frozen=True)
+class RepairReport:
+    """The whole repair.
+
+    Attributes:
+        method: what was done in the end: one of the methods, or `none`.
+        method_reason: why.
+        data: what the estimates rest on, in words; it says so where no data of the user was used.
+        samples: how many of them the estimates took.
+        judged_on: the number of samples on which the shift before and after was measured.
+        batch_norms: one outcome for each, in the order of the graph.
+        prepared: what was changed to make the file deployable, before anything was estimated.
+        removed: the noise layers and identities that were removed.
+        warnings: what a person should know before trusting the numbers.
+        fold_snr_db: signal to noise of the final graph against the repaired graph before removal and folding, None
+            when they are equal to the bit, or when there was nothing to run.
+    """
+
+    method: str
+    method_reason: str
+    data: str
+    samples: int
+    judged_on: int
+    batch_norms: tuple[BatchNormOutcome, ...]
+    prepared: tuple[str, ...]
+    removed: tuple[str, ...]
+    warnings: tuple[str, ...]
+    fold_snr_db: float | None
+
+
+@dataclass(frozen=True)
+class Repair:
+    """The result of `repair_model`.
+
+    Attributes:
+        model: the deployable model.
+        unfolded: the repaired model before its markers were removed and anything was folded.
+        report: what was done.
+        statistics: the repaired running statistics by state_dict name, `<module>.running_mean` and `.running_var`.
+    """
+
+    model: onnx.ModelProto = field(repr=False)
+    unfolded: onnx.ModelProto = field(repr=False)
+    report: RepairReport
+    statistics: Mapping[str, Array] = field(repr=False)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from tests.graph_passes.planted_network import make_images, make_model, make_weights, plant
+from vsfix.graph_passes.errors import DataError, InputError, ModelError
+from vsfix.graph_passes.marker import EXPORT_METADATA_KEY
+from vsfix.graph_passes.model_file import export_model, import_graph
+from vsfix.graph_passes.noise_analysis import analyse_noise
+from vsfix.graph_passes.remove_identities import RemoveMarkers
+from vsfix.pipeline.method_choice import choose_method
+from vsfix.pipeline.preparation import prepare_model
+from vsfix.pipeline.repair_config import RepairConfig
+
+
+def choose(model, batches, open_model, **options):
+    config = RepairConfig(**options)
+    return choose_method(prepare_model(model, config.noise), batches, open_model, config)
+
+
+@pytest.fixture
+def batches():
+    rng = np.random.default_rng(5)
+    return [{"x": rng.normal(0.3, 1.2, (64, 3, 8, 8)).astype(np.float32)} for _ in range(5)]
+
+
+def planted(noise) -> onnx.ModelProto:
+    """Three blocks whose statistics were made under `noise` in front of the second BatchNorm of each; no marker."""
+    weights = make_weights(seed=0)
+    return make_model(plant(weights, make_images(2000, seed=1), "a", noise))
+
+
+def dropout(t: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.dropout(t, 0.4)
+
+
+@pytest.fixture
+def blobs():
+    return [{"x": make_images(400, seed=2)}]
+
+
+def test_marked_noise_is_paired_with_data_and_distilled_without(residual, batches, open_model):
+    assert choose(residual, batches, open_model).method == "paired"
+    without = choose(residual, [], open_model)
+    assert without.method == "distill"
+    assert "no data" in without.reason
+
+
+def test_an_export_that_vouches_for_no_noise_is_believed(residual, batches, open_model):
+    graph = import_graph(residual)
+    RemoveMarkers()(graph)
+    healthy = export_model(graph, residual, {EXPORT_METADATA_KEY: "0"})
+    assert choose(healthy, batches, open_model).method == "none"
+
+
+def test_lost_noise_is_inferred_put_back_and_paired(blobs, open_model):
+    torch.manual_seed(0)
+    prepared = prepare_model(planted(dropout))
+    choice = choose_method(prepared, blobs, open_model, RepairConfig())
+    assert choice.method == "paired", choice
+    sources = analyse_noise(prepared.graph).sources
+    assert [source.noise.value for source in sources] == pytest.approx([0.4] * 3, abs=0.05)
+    assert len(choice.changes) == 3
+
+
+def test_a_healthy_file_is_left_alone_and_told_so(blobs, open_model):
+    choice = choose(planted(lambda t: t), blobs, open_model)
+    assert choice.method == "none"
+    assert choice.warnings == ()
+    assert "show no noise" in choice.reason
+
+
+def test_statistics_that_no_noise_explains_are_left_with_the_way_out(residual, batches, open_model):
+    graph = import_graph(residual)
+    RemoveMarkers()(graph)
+    choice = choose(export_model(graph, residual), batches, open_model)
+    assert choice.method == "none"
+    assert "--method exact --layers all" in choice.warnings[0] or "--noise" in choice.warnings[0]
+
+
+def test_without_markers_and_without_data_nothing_can_be_said(residual, open_model):
+    graph = import_graph(residual)
+    RemoveMarkers()(graph)
+    with pytest.raises(ModelError, match=r"--data.*--noise"):
+        choose(export_model(graph, residual), [], open_model)
+
+
+@pytest.mark.parametrize("method", ["paired", "exact", "stream"])
+def test_a_method_that_needs_data_says_so(residual, open_model, method):
+    with pytest.raises(DataError, match="give --data"):
+        choose(residual, [], open_model, method=method)
+
+
+def test_a_method_that_is_asked_for_is_taken(residual, batches, open_model):
+    for method in ("exact", "stream", "paired", "analytic", "distill"):
+        assert choose(residual, batches, open_model, method=method).method == method
+
+
+def test_noise_that_fits_nothing_is_an_error(residual, batches, open_model):
+    with pytest.raises(InputError, match="nowhere"):
+        choose(residual, batches, open_model, noise=("nowhere=dropout:0.5",))
