@@ -24,6 +24,7 @@ import onnx_graphsurgeon as gs
 
 from .batch_norm import is_batch_norm
 from .body_links import body_links
+from .concat_slices import sliced_operands
 from .errors import ModelError
 from .marker import marker_label, read_marker, require_switched_off
 from .noise import Noise
@@ -214,6 +215,9 @@ def _step(node: gs.Node) -> Step:
     inputs, outputs = tuple(map(id, node.inputs)), tuple(map(id, node.outputs))
     if node.domain not in (None, "", "ai.onnx"):
         return Step(node.op, Distance.DOWNSTREAM, False, inputs, outputs)
+    operands = sliced_operands(node) if node.op == "Slice" else None
+    if operands is not None:
+        return Step(node.op, Distance.LINEAR, False, tuple(map(id, operands)), outputs)
     if node.op in ELEMENTWISE_COPIES:
         return Step(node.op, Distance.DIRECT, False, inputs, outputs)
     if node.op in LINEAR_IN_ONE_OPERAND:

@@ -242,3 +242,20 @@ def test_a_path_can_be_traced_after_the_graph_has_changed(residual):
     found = analyse_noise(graph)
     graph.nodes.clear()
     assert found.reaching["bn2"][1].through == ("BatchNormalization", "Relu", "Conv", "Dropout")
+
+
+SLICED = """(float[N, 3] x) => (float[N, 2] y) <float[N, 3] d> {{
+    d = Dropout (x)
+    c = Concat <axis = {axis}> (x, d)
+    s = Slice (c, start, end, along)
+    y = BatchNormalization (s, g, b, m, v)
+}}"""
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize(("start", "reached"), [(0, False), (1, False), (2, True), (4, True), (-2, True), (-5, False)])
+def test_a_slice_that_leaves_out_the_noisy_part_of_a_concat_is_clean(parse, axis, start, reached):
+    weights = {name: np.ones(2, np.float32) for name in "gbmv"}
+    weights |= {"start": np.array([start]), "end": np.array([start + 2 if start != -2 else 9]), "along": np.array([1])}
+    noise_map = analyse_noise(import_graph(parse(SLICED.format(axis=axis), weights)))
+    assert (noise_map.reached == {"y"}) is reached
