@@ -20,6 +20,7 @@ from .proxy_images import proxy_batch
 from .repair_config import RepairConfig
 
 NO_USER_DATA = "no data of the user: "
+POOR_MISMATCH = 0.1  # of distilled inputs, for one BatchNorm; those of ordinary networks end at a hundredth of that
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,7 @@ def estimate_statistics(
     if method == "none":
         return Estimation({}, {}, data="nothing was estimated", batches=batches)
     if method == "analytic":
-        closed, reasons = analytic(graph, layers)
-        return Estimation(closed, dict.fromkeys(closed, method), reasons, NO_USER_DATA + "closed forms", batches)
+        return _by_closed_forms(prepared, batches, layers)
     if method == "distill":
         return _without_data(prepared, open_model, layers, config)
     if method == "paired":
@@ -86,6 +86,20 @@ def estimate_statistics(
         estimates = exact(graph, batches, open_model, layers, max_memory=config.max_memory)
     data = f"{count_samples(batches)} samples of the data"
     return Estimation(estimates, dict.fromkeys(estimates, method), data=data, batches=batches)
+
+
+def _by_closed_forms(prepared: PreparedModel, batches: Sequence[Batch], layers: Sequence[str]) -> Estimation:
+    """The closed forms; what they can't see is said, for a network that is half repaired may be worse than before."""
+    closed, reasons = analytic(prepared.graph, layers)
+    warnings: tuple[str, ...] = ()
+    if reasons:
+        warnings = (
+            f"the closed forms say nothing of {len(reasons)} BatchNorms that noise reaches too; those keep statistics "
+            "that no longer fit, which can cost more than it brings: take distill or paired, or check with --eval-data",
+        )
+    return Estimation(
+        closed, dict.fromkeys(closed, "analytic"), reasons, NO_USER_DATA + "closed forms", batches, warnings
+    )
 
 
 def _paired_config(config: RepairConfig, *, foreign: bool = False) -> PairedConfig:
@@ -106,13 +120,17 @@ def _without_data(
         ) from None
     model = export_model(prepared.graph, prepared.source)
     try:
-        distilled = distill(model, DistillationConfig(seed=config.seed))
+        distilled = distill(model, DistillationConfig(seed=config.seed, input_shape=config.input_shape))
     except UnsupportedOperatorError as error:
         return _on_stand_ins(prepared, open_model, layers, config, str(error))
     batches = list(cut_batches([distilled.inputs], 256))
     estimates = paired(prepared.graph, batches, open_model, layers, _paired_config(config))
     data = f"{NO_USER_DATA}{count_samples(batches)} inputs distilled from the model"
-    return Estimation(estimates, dict.fromkeys(estimates, "distill"), data=data, batches=batches)
+    left = distilled.total_mismatch / len(distilled.mismatch)
+    warnings: tuple[str, ...] = ()
+    if left > POOR_MISMATCH:
+        warnings = (f"the distilled inputs are not much like the training data (mismatch {left:.2f} a BatchNorm)",)
+    return Estimation(estimates, dict.fromkeys(estimates, "distill"), data=data, batches=batches, warnings=warnings)
 
 
 def _on_stand_ins(

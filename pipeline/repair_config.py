@@ -26,6 +26,7 @@ class RepairConfig:
         repeats: runs with the noise on for each run with the noise off in `paired`.
         precision: half the relative width of a shift's interval at which `paired` stops taking samples.
         max_memory: bytes of cached activations to hold in memory; more goes to the disk.
+        input_shape: of one input without the batch, for `distill` where the file does not say it.
 
     Raises:
         InputError: an unknown method, no repeats, a negative limit, or noise that can't be read.
@@ -39,6 +40,7 @@ class RepairConfig:
     repeats: int = 8
     precision: float = 0.03
     max_memory: int = DEFAULT_MAX_MEMORY
+    input_shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import click
 
-
-def _parse_shape(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """`3x32x32` as a tuple of sides."""
-    if value is None:
-        return None
-    if not re.fullmatch(r"[1-9]\d{0,8}(x[1-9]\d{0,8})*", value):
-        raise click.BadParameter(f"'{value}': write the sides of one input without the batch, as 3x32x32", ctx, param)
-    return tuple(int(side) for side in value.split("x"))
+from .options import input_shape_option
 
 
 @click.command(name="export")
@@ -27,9 +19,7 @@ def _parse_shape(ctx: click.Context, param: click.Parameter, value: str | None) 
     metavar="FILE",
     help="A state_dict for the module that the factory makes.",
 )
-@click.option(
-    "--input-shape", callback=_parse_shape, metavar="CxHxW", help="One input of the module, without the batch."
-)
+@input_shape_option("One input of the module, without the batch.")
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 def command(
     source: str,

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import click
 
-from .options import batch_size_option, data_option, json_option, samples_option, seed_option
+from .options import (
+    batch_size_option,
+    data_option,
+    input_shape_option,
+    json_option,
+    samples_option,
+    seed_option,
+)
 
 
 @click.command(name="optimize")
@@ -42,6 +49,7 @@ from .options import batch_size_option, data_option, json_option, samples_option
 @click.option("--fold/--no-fold", default=True, show_default=True, help="Fold BatchNorm into Conv and Gemm.")
 @click.option("--eval-data", metavar="D", help="Labelled data; a repair that loses accuracy on it is not written.")
 @click.option("--eval-split", type=click.Choice(["train", "test"]), default="test", show_default=True)
+@input_shape_option("One input without the batch, for distill where the file does not say it.")
 @click.option("--max-memory", default="2G", show_default=True, help="Cached activations to hold, as 512M or 2G.")
 @click.option(
     "--statistics",
@@ -64,6 +72,7 @@ def command(
     fold: bool,
     eval_data: str | None,
     eval_split: str,
+    input_shape: tuple[int, ...] | None,
     max_memory: str,
     statistics: Path | None,
     html: Path | None,
@@ -90,7 +99,13 @@ def command(
         model,
         data,
         RepairConfig(
-            method=method, layers=layers, noise=noise, fold=fold, seed=seed, max_memory=parse_bytes(max_memory)
+            method=method,
+            layers=layers,
+            noise=noise,
+            fold=fold,
+            seed=seed,
+            max_memory=parse_bytes(max_memory),
+            input_shape=input_shape,
         ),
         Outputs(model=output, statistics=statistics, html=html, force=force, dry_run=dry_run),
         samples=samples,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -45,3 +46,17 @@ def json_option(function: F) -> F:
         metavar="FILE|-",
         help="Write the result as JSON; - prints it, and nothing else, on stdout.",
     )(function)
+
+
+def input_shape_option(text: str) -> Callable[[F], F]:
+    """`--input-shape CxHxW`."""
+    return click.option("--input-shape", callback=_parse_shape, metavar="CxHxW", help=text)
+
+
+def _parse_shape(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """`3x32x32` as a tuple of sides."""
+    if value is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,8}(x[1-9]\d{0,8})*", value):
+        raise click.BadParameter(f"'{value}': write the sides of one input without the batch, as 3x32x32", ctx, param)
+    return tuple(int(side) for side in value.split("x"))

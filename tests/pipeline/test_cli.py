@@ -24,7 +24,7 @@ OPTIONS = {
     "--weight-decay --width",
     "export": "--force --input-shape --opset --output --weights SOURCE",
     "inspect": "--batch-size --data --force --json --samples --seed MODEL",
-    "optimize": "--batch-size --data --dry-run --eval-data --eval-split --fold --force --html --json --layers "
+    "optimize": "--batch-size --data --dry-run --eval-data --eval-split --fold --force --html --input-shape --json --layers "
     "--max-memory --method --noise --output --samples --seed --statistics MODEL",
     "verify": "--against --backend --batch-size --data --force --json --min-agreement --min-snr --samples --seed --split "
     "--statistics MODEL",

@@ -1,0 +1,221 @@
+"""An ONNX graph as a torch module: differentiable in its inputs, with its noise on or off, and with every BN in reach.
+
+A BN normalises with what it stores, or with the statistics of the batch at hand; either way it reports the mean and
+the biased variance of its input, per channel and differentiable. Every floating point type of the graph is computed
+in one type, so that half-precision files can be differentiated too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx
+import onnx.inliner
+import onnx_graphsurgeon as gs
+import torch
+from torch import nn
+
+from vsfix.graph_passes.batch_norm import BatchNorm, find_batch_norms, is_batch_norm
+from vsfix.graph_passes.errors import DataError, ModelError, VsfixError
+from vsfix.graph_passes.marker import read_marker, require_switched_off
+from vsfix.graph_passes.model_file import first_line, import_graph
+from vsfix.graph_passes.noise import Noise
+
+from .noise_draws import draw_noise
+from .onnx_call import OperatorCall, UnsupportedOperatorError, describe
+from .onnx_operators import OPERATORS
+from .onnx_shapes import constant_tensor
+
+_OLDEST_OPSET = 7  # before it, broadcasting was an attribute
+_STANDARD_DOMAINS = (None, "", "ai.onnx")
+
+Statistics = Literal["stored", "batch"]
+"""What a BN normalises with: what it stores, or the statistics of the batch at hand."""
+
+
+@dataclass(frozen=True)
+class BatchMoments:
+    """What the input of one BN is in one evaluation.
+
+    Attributes:
+        mean: shape (C,), differentiable.
+        variance: shape (C,), differentiable, biased.
+        count: the values per channel that they were taken from.
+    """
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+    count: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation: the graph's outputs by name, and the moments of each BN input by the name of the BN."""
+
+    outputs: dict[str, torch.Tensor]
+    batch_norms: dict[str, BatchMoments]
+
+
+class OnnxModule(nn.Module):
+    """The main graph of an ONNX model.
+
+    Args:
+        model: in inference form; not changed.
+        dtype: what stands for every floating point type of the graph.
+
+    Attributes:
+        input_names: the inputs that must be fed.
+        batch_norms: in the order of the graph.
+
+    Raises:
+        UnsupportedOperatorError: an operator, or a form of one, that can't be evaluated; names node and operator.
+        ModelError: a BatchNorm or a marker that can't be read, or one that is in training mode.
+    """
+
+    def __init__(self, model: onnx.ModelProto, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
+        graph = import_graph(model)
+        require_supported(graph)
+        self.dtype = dtype
+        self.batch_norms: tuple[BatchNorm, ...] = find_batch_norms(graph)
+        self.input_names = [tensor.name for tensor in graph.inputs if isinstance(tensor, gs.Variable)]
+        self._graph = graph
+        self._names = {id(batch_norm.node): batch_norm for batch_norm in self.batch_norms}
+        self._noise: dict[int, Noise] = {}
+        for node in graph.nodes:
+            noise = read_marker(node)
+            if noise is not None:
+                self._noise[id(node)] = noise
+        self._buffers_of: dict[str, str] = {}
+        self._fold_constants()
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether the graph marks any noise."""
+        return bool(self._noise)
+
+    def forward(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        *,
+        statistics: Statistics = "stored",
+        noise: torch.Generator | None = None,
+        until: Collection[str] = (),
+    ) -> Evaluation:
+        """Evaluates the graph.
+
+        Args:
+            inputs: by name, batch first.
+            statistics: what every BN normalises with.
+            noise: where the draws come from; None leaves the noise off.
+            until: names of BNs; where given, the evaluation ends with the last of them and has no outputs.
+
+        Raises:
+            DataError: an input is missing.
+            ModelError: a node can't be evaluated on these inputs.
+        """
+        missing = [name for name in self.input_names if name not in inputs]
+        if missing:
+            raise DataError(f"input '{missing[0]}' is missing")
+        values = {name: self._as_computed(inputs[name]) for name in self.input_names}
+        values |= {name: self.get_buffer(buffer) for name, buffer in self._buffers_of.items()}
+        moments: dict[str, BatchMoments] = {}
+        wanted = set(until)
+        for node in self._remaining:
+            batch_norm = self._names.get(id(node))
+            if batch_norm is not None:
+                values[node.outputs[0].name] = self._normalise(batch_norm, values, statistics, moments)
+            elif noise is not None and id(node) in self._noise:
+                drawn = draw_noise(self._noise[id(node)], values[node.inputs[0].name], noise)
+                values[node.outputs[0].name] = drawn
+            else:
+                self._evaluate(node, values)
+            if wanted and wanted <= moments.keys():
+                return Evaluation({}, moments)
+        return Evaluation({tensor.name: values[tensor.name] for tensor in self._graph.outputs}, moments)
+
+    def _as_computed(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+    def _fold_constants(self) -> None:
+        """Evaluates once what depends on no input, and keeps it."""
+        values: dict[str, torch.Tensor] = {}
+        for tensor in self._graph.tensors().values():
+            if isinstance(tensor, gs.Constant):
+                values[tensor.name] = constant_tensor(tensor.values, self.dtype)
+        self._remaining: list[gs.Node] = []
+        for node in self._graph.nodes:
+            known = all(tensor.is_empty() or tensor.name in values for tensor in node.inputs)
+            if known and id(node) not in self._names and id(node) not in self._noise:
+                self._evaluate(node, values)
+            else:
+                self._remaining.append(node)
+        read = {tensor.name for node in self._remaining for tensor in node.inputs}
+        read |= {tensor.name for tensor in self._graph.outputs}
+        for number, name in enumerate(name for name in values if name in read):
+            self._buffers_of[name] = f"constant_{number}"
+            self.register_buffer(f"constant_{number}", values[name])
+
+    def _evaluate(self, node: gs.Node, values: dict[str, torch.Tensor]) -> None:
+        """Adds what a node computes to the values."""
+        inputs = tuple(None if tensor.is_empty() else values[tensor.name] for tensor in node.inputs)
+        call = OperatorCall(node, int(self._graph.opset), inputs, self.dtype)
+        try:
+            result = OPERATORS[node.op].evaluate(call)
+        except VsfixError:
+            raise
+        except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+            raise ModelError(f"{describe(node)} can't be evaluated on these inputs: {first_line(error)}") from error
+        results = result if isinstance(result, list) else [result]
+        values.update((tensor.name, value) for tensor, value in zip(node.outputs, results, strict=False))
+
+    def _normalise(
+        self,
+        batch_norm: BatchNorm,
+        values: Mapping[str, torch.Tensor],
+        statistics: Statistics,
+        moments: dict[str, BatchMoments],
+    ) -> torch.Tensor:
+        """The output of a BN, and the moments of its input."""
+        x, gamma, beta, mean, variance = (values[tensor.name] for tensor in batch_norm.node.inputs)
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        batch_variance, batch_mean = torch.var_mean(x, axes, correction=0)
+        moments[batch_norm.name] = BatchMoments(batch_mean, batch_variance, x.numel() // x.shape[1])
+        if statistics == "batch":
+            mean, variance = batch_mean, batch_variance
+        scale = gamma * torch.rsqrt(variance + batch_norm.epsilon)  # (C,)
+        shift = beta - mean * scale
+        per_channel = (-1, *[1] * (x.dim() - 2))
+        return torch.addcmul(shift.reshape(per_channel), x, scale.reshape(per_channel))
+
+
+def require_supported(graph: gs.Graph) -> None:
+    """Refuses a graph that can't be evaluated, before anything runs.
+
+    Raises:
+        UnsupportedOperatorError: names the first node in the way, and its operator.
+        ModelError: a Dropout in training mode.
+    """
+    if graph.opset < _OLDEST_OPSET:
+        raise UnsupportedOperatorError(
+            f"opset {graph.opset} can't be evaluated in torch; convert the model to opset {_OLDEST_OPSET} or newer"
+        )
+    for node in graph.nodes:
+        require_switched_off(node)
+        reason = _refusal(node, int(graph.opset))
+        if reason is not None:
+            raise UnsupportedOperatorError(f"{describe(node)} can't be evaluated in torch: {reason}")
+
+
+def _refusal(node: gs.Node, opset: int) -> str | None:
+    """Why a node can't be evaluated, or None."""
+    if node.domain not in _STANDARD_DOMAINS:
+        return f"the domain '{node.domain}' is not the standard's"
+    if is_batch_norm(node):
+        return None  # find_batch_norms says what it refuses
+    operator = OPERATORS.get(node.op)
+    return "the operator is not supported" if operator is None else operator.refusal(node, opset)
