@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
 
+from .initialization import initialize_he
 from .noise_layers import Site, make_noise_layer
 
 _BLOCKS = 3
@@ -118,7 +119,7 @@ class DenseNet(nn.Module):
         self.bn = nn.BatchNorm2d(channels)
         self.noise = make_noise_layer(noise if site == "last" else None)
         self.classifier = nn.Linear(channels, num_classes)
-        _initialize(self)
+        initialize_he(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits, shape (N, num_classes)."""
@@ -139,12 +140,3 @@ def _transition(channels: int) -> nn.Sequential:
             pool=nn.AvgPool2d(2),
         )
     )
-
-
-def _initialize(network: nn.Module) -> None:
-    """He initialization, N(0, 2 / fan_out), of the convolutions; the classifier keeps torch's, with a bias of 0."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)

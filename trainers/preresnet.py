@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
 
+from .initialization import initialize_he
 from .noise_layers import Site, make_noise_layer
 
 BlockKind = Literal["basic", "bottleneck"]
@@ -156,7 +157,7 @@ class PreResNet(nn.Module):
         self.bn = nn.BatchNorm2d(channels)
         self.noise = make_noise_layer(noise if site == "last" else None)
         self.classifier = nn.Linear(channels, num_classes)
-        _initialize(self)
+        initialize_he(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits, shape (N, num_classes)."""
@@ -177,12 +178,3 @@ def _blocks_per_stage(depth: int, kind: BlockKind) -> int:
 def _convolution(in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Conv2d:
     """A convolution that keeps the size of the image but for its stride; the BN behind it has the bias."""
     return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
-
-
-def _initialize(network: nn.Module) -> None:
-    """He initialization, N(0, 2 / fan_out), of the convolutions; the classifier keeps torch's, with a bias of 0."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)

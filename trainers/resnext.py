@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
 
+from .initialization import initialize_he
 from .noise_layers import Site, make_noise_layer
 
 _FIRST_CHANNELS = 64
@@ -145,7 +146,7 @@ class ResNeXt(nn.Module):
         self.stage1, self.stage2, self.stage3 = stages
         self.noise = make_noise_layer(noise if site == "last" else None)
         self.classifier = nn.Linear(channels, num_classes)
-        _initialize(self)
+        initialize_he(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits, shape (N, num_classes)."""
@@ -162,12 +163,3 @@ def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequenti
     return nn.Sequential(
         OrderedDict(conv=nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), bn=nn.BatchNorm2d(out_channels))
     )
-
-
-def _initialize(network: nn.Module) -> None:
-    """He initialization, N(0, 2 / fan_out), of the convolutions; the classifier keeps torch's, with a bias of 0."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)

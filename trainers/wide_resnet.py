@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
 
+from .initialization import initialize_he
 from .noise_layers import Site, make_noise_layer
 from .preresnet import PreActivationBlock
 
@@ -85,7 +86,7 @@ class WideResNet(nn.Module):
         self.bn = nn.BatchNorm2d(channels)
         self.noise = make_noise_layer(noise if site == "last" else None)
         self.classifier = nn.Linear(channels, num_classes)
-        _initialize(self)
+        initialize_he(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits, shape (N, num_classes)."""
@@ -95,12 +96,3 @@ class WideResNet(nn.Module):
         x = self.noise(x.mean((2, 3), keepdim=True))  # (N, C, 1, 1)
         logits: torch.Tensor = self.classifier(x.flatten(1))
         return logits
-
-
-def _initialize(network: nn.Module) -> None:
-    """He initialization, N(0, 2 / fan_out), of the convolutions; the classifier keeps torch's, with a bias of 0."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
