@@ -25,14 +25,17 @@ import onnx_graphsurgeon as gs
 
 from .activation_cache import DEFAULT_MAX_MEMORY, ActivationCache
 from .batch_norm import BatchNorm, find_batch_norms
-from .batches import Batch, samples_in
+from .batches import Batch, cut_batches, samples_in
 from .errors import DataError, ModelError
 from .inference import Array, Float64Array, OpenModel
 from .model_file import export_subgraph
 from .moment_taps import MomentTap, tap_moments
 from .moments import Moments, MomentsAccumulator, SampleMoments
 from .noise_sampling import apply_noise
+from .remove_identities import RemoveMarkers
 from .staging import Stage, noisy_markers, plan_stages
+
+RUN_SAMPLES = 32  # of one run: activations that stay in the processor's cache make a pass over them cheap
 
 # What a corrected BatchNorm normalises with, given what it stores and what was measured: (mean, variance), each (C,).
 Correction = Callable[[BatchNorm, Moments], tuple[Float64Array, Float64Array]]
@@ -86,6 +89,10 @@ def measure(
     if not batches:
         raise DataError("the calibration set is empty; give at least one sample")
     copy = graph.copy()
+    if config.noise_seed is None:
+        RemoveMarkers()(copy)  # at each that a tap reads the runtime would copy an activation
+        if not _prescribes_batch_size(copy):  # with the noise on, the draws depend on the batches
+            batches = list(cut_batches(batches, RUN_SAMPLES))
     batch_norms = find_batch_norms(copy)
     for batch_norm in batch_norms:
         if isinstance(batch_norm.input, gs.Constant):
@@ -105,6 +112,11 @@ def measure(
                     batch_norm.with_statistics(*config.correction(batch_norm, moments[batch_norm.name]))
             run.drop_finished(stages, index)
     return {batch_norm.name: moments[batch_norm.name] for batch_norm in batch_norms}
+
+
+def _prescribes_batch_size(graph: gs.Graph) -> bool:
+    """Whether an input says how many samples a run takes."""
+    return any(isinstance(tensor.shape[0], int) for tensor in graph.inputs if tensor.shape)
 
 
 class _StagedRun:
