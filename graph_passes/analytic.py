@@ -70,7 +70,8 @@ def _ratio(batch_norm: BatchNorm, paths: NoisePaths, by_node: dict[int, BatchNor
     if not paths.at(Distance.LINEAR):
         return nothing, "the noise comes through a non-linearity: no closed form"
     found = linear_noise(batch_norm.input, by_node)
-    if found.obstacle or not found.sources:
+    seen = {path.source.name for path in paths.at(Distance.LINEAR)}
+    if found.obstacle or found.sources != seen:
         return nothing, found.obstacle or "the noise comes through a map without a closed form"
     with np.errstate(divide="ignore", invalid="ignore"):
         return 1 - found.variance / batch_norm.variance, ""

@@ -97,5 +97,5 @@ def _common(evidence: Evidence, telling: npt.NDArray[np.bool_], t: float) -> tup
     if not telling.any():
         return 0.0, MAX_LOG
     without = evidence.log_ratio_without[:, telling].mean(axis=1)  # (G,)
-    margin = t * max(float(standard_error(without)), ERROR_FLOOR)
+    margin = t * max(float(standard_error(without)), ERROR_FLOOR) + evidence.bias
     return float(evidence.log_ratio[telling].mean()), min(margin, MAX_LOG)

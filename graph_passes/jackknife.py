@@ -1,6 +1,7 @@
 """How sure an estimate is, from the estimates without each group of samples in turn.
 
     se^2 = (G - 1) / G  sum_g (theta_(g) - theta_(.))^2          interval = theta -+ t_{G-1} se
+    corrected theta = G theta - (G - 1) theta_(.)
 
 Source: Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 11. Student's t comes from the expansion of
 Fisher and Cornish (Abramowitz, Stegun 26.7.5), good to a percent from three degrees of freedom on.
@@ -29,6 +30,18 @@ def standard_error(without_each: Float64Array) -> Float64Array:
     spread = ((without_each - without_each.mean(axis=0)) ** 2).sum(axis=0)
     error: Float64Array = np.sqrt((groups - 1) / groups * spread)
     return error
+
+
+def unbiased(estimate: Float64Array, without_each: Float64Array) -> Float64Array:
+    """The estimate without its bias of first order.
+
+    Args:
+        estimate: from all groups, shape (...).
+        without_each: the estimate without each group, shape (G, ...).
+    """
+    groups = len(without_each)
+    corrected: Float64Array = groups * estimate - (groups - 1) * without_each.mean(axis=0)
+    return corrected
 
 
 def student_t(degrees: int) -> float:

@@ -20,11 +20,13 @@ from .batch_norm import BatchNorm
 from .inference import Float64Array
 from .marker import is_dropout, marker_label, read_marker
 from .noise import NoiseKind
+from .noise_spread import ELEMENTWISE_COPIES, LINEAR_IN_ONE_OPERAND, LINEAR_MAPS
 from .second_moment import COPIES, second_moment
 from .tensors import Tensor, constant_behind
 
 # One draw for each element: only these average out over the taps of a convolution as the formula says.
 ELEMENTWISE = frozenset({NoiseKind.DROPOUT, NoiseKind.GAUSSIAN_DROPOUT, NoiseKind.UOUT})
+OTHER_MAPS = ELEMENTWISE_COPIES | LINEAR_MAPS | LINEAR_IN_ONE_OPERAND
 
 
 @dataclass(frozen=True)
@@ -65,22 +67,28 @@ def linear_noise(tensor: Tensor, batch_norms: Mapping[int, BatchNorm]) -> Linear
         return _behind_map(node, linear_noise(node.inputs[0], batch_norms))
     if node.op in ("Add", "Sub", "Sum"):
         return _behind_sum([linear_noise(operand, batch_norms) for operand in node.inputs])
+    if node.op in OTHER_MAPS:
+        arriving = [linear_noise(operand, batch_norms) for operand in node.inputs]
+        if any(noise.sources or noise.obstacle for noise in arriving):
+            return LinearNoise(np.zeros(()), obstacle=f"no closed form behind {node.op}")
     return NONE
 
 
 def _behind_marker(node: gs.Node, batch_norms: Mapping[int, BatchNorm]) -> LinearNoise:
-    """s2 E[x^2]; noise in front of the marker is in E[x^2] already, and is multiplied with its own."""
+    """s2 E[x^2], and (1 + s2) times what other noise in front has added: x is what stands in front of all of it."""
     before = linear_noise(node.inputs[0], batch_norms)
     noise = read_marker(node)
     if noise is None or before.obstacle:
         return before
     label = marker_label(node)
+    if before.sources and not before.elementwise:
+        return LinearNoise(np.zeros(()), obstacle=f"'{label}' stands behind a linear map of other noise")
     if noise.kind not in ELEMENTWISE:
         return LinearNoise(np.zeros(()), obstacle=f"the elements behind '{label}' share their draws")
     moment = second_moment(node.inputs[0], batch_norms)
     if moment is None:
         return LinearNoise(np.zeros(()), obstacle=f"the second moment in front of '{label}' is not in the file")
-    variance = before.variance + noise.variance * moment
+    variance = before.variance * (1 + noise.variance) + noise.variance * moment
     return LinearNoise(variance, before.sources | {label}, before.elementwise)
 
 
@@ -95,6 +103,8 @@ def _behind_map(node: gs.Node, before: LinearNoise) -> LinearNoise:
         return LinearNoise(np.zeros(()), obstacle="two linear maps follow each other")
     squares = np.asarray(weight.values, dtype=np.float64) ** 2
     if node.op == "Conv":
+        if _border_is_unknown(node):
+            return LinearNoise(np.zeros(()), obstacle="how many of its taps lie in the padding is not in the file")
         groups = int(node.attrs.get("group", 1))
         w2 = (squares * _seen(node, squares.shape)).reshape(len(squares), squares.shape[1], -1).sum(axis=2)
         v = before.variance.reshape(groups, -1)  # (groups, C_in / groups)
@@ -105,6 +115,14 @@ def _behind_map(node: gs.Node, before: LinearNoise) -> LinearNoise:
     else:
         variance = before.variance @ squares
     return LinearNoise(variance, before.sources, elementwise=False)
+
+
+def _border_is_unknown(node: gs.Node) -> bool:
+    """Whether a Conv pads an image whose size, or whose padding, the file does not say."""
+    if node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return True
+    sizes = list(node.inputs[0].shape or [])[2:]
+    return any(node.attrs.get("pads", ())) and not (sizes and all(isinstance(size, int) for size in sizes))
 
 
 def _seen(node: gs.Node, weight_shape: tuple[int, ...]) -> Float64Array:

@@ -89,6 +89,7 @@ def measure(
     if not batches:
         raise DataError("the calibration set is empty; give at least one sample")
     copy = graph.copy()
+    _hold_constants(copy)
     if config.noise_seed is None:
         RemoveMarkers()(copy)  # at each that a tap reads the runtime would copy an activation
         if not _prescribes_batch_size(copy):  # with the noise on, the draws depend on the batches
@@ -112,6 +113,17 @@ def measure(
                     batch_norm.with_statistics(*config.correction(batch_norm, moments[batch_norm.name]))
             run.drop_finished(stages, index)
     return {batch_norm.name: moments[batch_norm.name] for batch_norm in batch_norms}
+
+
+def _hold_constants(graph: gs.Graph) -> None:
+    """Turns Constant nodes into constants, which every stage has without caching them."""
+    for node in graph.nodes:
+        value = node.attrs.get("value") if node.op == "Constant" else None
+        if isinstance(value, gs.Constant):
+            output = node.outputs[0]
+            node.outputs.clear()
+            output.to_constant(value.values)
+    graph.nodes[:] = [node for node in graph.nodes if node.op != "Constant" or node.outputs]
 
 
 def _prescribes_batch_size(graph: gs.Graph) -> bool:
@@ -167,9 +179,9 @@ class _StagedRun:
                 arrays = runner.run(feeds) if runner else {}
                 self._cache.put(number, {tensor.name: arrays[tensor.name] for tensor in handed_on})
                 for batch_norm in stage.measured:
-                    samples = self._sample_moments(batch_norm, taps, arrays, number)
+                    found = self._sample_moments(batch_norm, taps, arrays, number)
                     first = self._first_samples[number % len(self._batches)]
-                    accumulators[batch_norm.name].add(samples, first)
+                    accumulators[batch_norm.name].add(found, first)
         return {name: accumulator.result() for name, accumulator in accumulators.items()}
 
     def drop_finished(self, stages: Sequence[Stage], index: int) -> None:
@@ -200,6 +212,7 @@ class _StagedRun:
         """The moments of a BatchNorm input in one run: from its tap, or from the array that is at hand."""
         name = batch_norm.input.name
         try:
-            return taps[name].read(arrays) if name in taps else SampleMoments.of(self._array(number, name))
+            found = taps[name].read(arrays) if name in taps else SampleMoments.of(self._array(number, name))
+            return found.of_samples(samples_in(self._batches[number % len(self._batches)]))
         except DataError as error:
             raise DataError(f"the input of BatchNorm '{batch_norm.name}': {error}") from error

@@ -66,6 +66,29 @@ class SampleMoments:
         centred = columns - mean[:, :, None]  # float64
         return cls(columns.shape[2], mean, np.einsum("ncs,ncs->nc", centred, centred))
 
+    def of_samples(self, samples: int) -> SampleMoments:
+        """The same values with as many rows as there are samples.
+
+        A network may fold other axes into the batch axis, as (N, T, C) into (N T, C): the rows of one sample then
+        follow each other. They are not independent, and so they are one sample here.
+
+        Args:
+            samples: N.
+
+        Raises:
+            DataError: the rows can't be shared out among the samples.
+        """
+        rows, channels = self.mean.shape
+        if rows == samples:
+            return self
+        if rows % samples:
+            raise DataError(f"has {rows} rows for {samples} samples: which row belongs to which sample can't be told")
+        means = self.mean.reshape(samples, -1, channels)
+        mean = means.mean(axis=1)  # (N, C)
+        between = self.positions * ((means - mean[:, None]) ** 2).sum(axis=1)
+        within = self.centred_sum.reshape(samples, -1, channels).sum(axis=1)
+        return SampleMoments(self.positions * (rows // samples), mean, within + between)
+
 
 @dataclass(frozen=True)
 class Moments:

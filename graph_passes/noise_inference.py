@@ -29,6 +29,7 @@ from .noise_search import EXPLAINED, RIVAL, Hypothesis, InferenceConfig, NoiseSe
 
 CLEAN = 1.5  # times chance: without noise, up to here there is none
 MOSTLY_EXPLAINED = 0.9  # of the mismatch without noise
+ENOUGH_SAMPLES = 256
 
 
 class Verdict(Enum):
@@ -140,17 +141,27 @@ def _judge(search: NoiseSearch, best: Trial | None, rival: Trial | None) -> tupl
                 f"{', and no noise lowers it' if best else ''}; weaker noise can't be excluded"
             )
         return Verdict.NOT_EXPLAINED, f"a mismatch of {without:.3g} where chance makes {chance:.2g}; no noise lowers it"
+    if max(best.mismatch, best.expected) >= without:
+        return Verdict.NOT_EXPLAINED, (
+            f"a mismatch of {without:.3g} becomes {best.mismatch:.3g} where chance alone makes {best.expected:.2g}: "
+            f"{samples} images do not decide; give more"
+        )
     share = gain / excess_of(search.off)
     rest = f"{best.mismatch:.3g} of {without:.3g} is left where chance makes {best.expected:.2g}"
     if not best.explains and share < MOSTLY_EXPLAINED:
         return Verdict.NOT_EXPLAINED, f"{rest}, even with the best noise that was tried"
     if rival is not None and is_rival(rival, best, RIVAL):
-        return Verdict.AMBIGUOUS, f"{rest}, but another place leaves {rival.mismatch:.3g}; more images may decide"
+        return Verdict.AMBIGUOUS, f"{rest}, but another place leaves {rival.mismatch:.3g}; {_decide(samples)}"
     elsewhere = f"; the best other place leaves {rival.mismatch:.3g}" if rival else ""
     if best.explains:
         return Verdict.FOUND, f"high: {rest}{elsewhere}{_other_kinds(search, best)}"
     cause = "the rest has another cause, such as augmentation or ratios that differ between the blocks"
     return Verdict.FOUND, f"moderate: {rest}{elsewhere}; {cause}"
+
+
+def _decide(samples: int) -> str:
+    """What may decide between two places."""
+    return "more images may decide" if samples >= ENOUGH_SAMPLES else f"{samples} images are few, and none may be right"
 
 
 def _describe(verdict: Verdict, best: Trial | None, rival: Trial | None) -> str:

@@ -102,7 +102,10 @@ def parse_noise_option(text: str) -> tuple[str, Noise]:
     name, _, noise = text.rpartition("=")
     if not name:
         raise InputError(f"--noise '{text}': write NODE=KIND:VALUE, as in stage1.0.bn2=dropout:0.5")
-    return name, Noise.parse(noise)
+    found = Noise.parse(noise)
+    if found.value == 0:
+        raise InputError(f"--noise '{text}': a ratio of 0 is no noise; leave it out")
+    return name, found
 
 
 def _find_sites(graph: gs.Graph, name: str, tensors_only: bool) -> list[_Site]:
@@ -131,7 +134,11 @@ def _edge(tensors: Mapping[str, _Site], name: str) -> list[_Site]:
 def _matching(tables: Iterable[Mapping[str, _Site]], pattern: str) -> list[_Site]:
     """The sites whose names match a glob, from the first table in which any does."""
     for table in tables:
-        matching = {id(site.tensor): site for name, site in table.items() if fnmatchcase(name, pattern)}
+        matching = {
+            (id(site.tensor), *map(id, site.readers)): site
+            for name, site in table.items()
+            if fnmatchcase(name, pattern)
+        }
         if matching:
             return list(matching.values())
     raise InputError(f"--noise '{pattern}': no BatchNorm, node or tensor has this name; `vsfix inspect` lists them")

@@ -17,7 +17,8 @@ import numpy as np
 
 from .inference import Float64Array
 
-ERROR_FLOOR = 1e-4  # a reading is never taken for surer than this
+ERROR_FLOOR = 1e-4  # a reading that is surer stays as it is, and tells nothing of how the unsure ones scatter
+SURE_IS_ZERO = 3.0  # times the floor: a sure reading below that is the rounding of two runs
 CHANCE = 3.0  # how many of its standard deviations Q must lie above C to be more than chance
 
 
@@ -30,15 +31,22 @@ def shrink(values: Float64Array, errors: Float64Array, centre: float) -> Float64
         centre: m.
 
     Returns:
-        Shape (C,); equal to the centre where the readings show no more than chance.
+        Shape (C,); the unsure ones equal to the centre where they show no more than chance.
     """
-    if not values.size:
-        return values
-    squares = np.maximum(errors, ERROR_FLOOR) ** 2
+    shrunk: Float64Array = np.where(np.abs(values) > SURE_IS_ZERO * ERROR_FLOOR, values, 0.0)
+    unsure = errors > ERROR_FLOOR
+    if unsure.any():
+        shrunk[unsure] = _draw(values[unsure], errors[unsure], centre)
+    return shrunk
+
+
+def _draw(values: Float64Array, errors: Float64Array, centre: float) -> Float64Array:
+    """Draws readings that are unsure."""
+    squares = errors**2
     w = 1 / squares
     q = float(w @ (values - centre) ** 2)
     if q <= values.size + CHANCE * np.sqrt(2 * values.size):
         return np.full_like(values, centre)
     tau2 = (q - values.size) / float(w.sum())
-    shrunk: Float64Array = centre + (values - centre) * (tau2 / (tau2 + squares))
-    return shrunk
+    drawn: Float64Array = centre + (values - centre) * (tau2 / (tau2 + squares))
+    return drawn

@@ -46,20 +46,27 @@ def stream(
     stored = {batch_norm.name: batch_norm for batch_norm in find_batch_norms(graph)}
     copy = graph.copy()
     estimated = [batch_norm for batch_norm in find_batch_norms(copy) if batch_norm.name in set(layers)]
-    taps = {batch_norm.name: tap_moments(batch_norm.input, copy.opset) for batch_norm in estimated}
-    before = {id(batch_norm.node): _normalise_by_batch(batch_norm, taps, copy.opset) for batch_norm in estimated}
+    taps = {batch_norm.input.name: tap_moments(batch_norm.input, copy.opset) for batch_norm in estimated}
+    tapped: set[str] = set()
+    before: dict[int, tuple[gs.Node, ...]] = {}
+    for batch_norm in estimated:
+        tap = taps[batch_norm.input.name]
+        own = _normalise_by_batch(batch_norm, tap, copy.opset)
+        before[id(batch_norm.node)] = own if batch_norm.input.name in tapped else (*tap.nodes, *own)
+        tapped.add(batch_norm.input.name)
     nodes = [inner for node in copy.nodes for inner in (*before.get(id(node), ()), node)]
     outputs = [output for tap in taps.values() for output in tap.outputs]
-    accumulators = {name: MomentsAccumulator() for name in taps}
+    accumulators = {batch_norm.name: MomentsAccumulator() for batch_norm in estimated}
     first = 0
     with open_model(export_subgraph(copy, nodes, copy.inputs, outputs)) as runner:
         for batch in batches:
             arrays = runner.run(batch)
-            for name, tap in taps.items():
+            for batch_norm in estimated:
                 try:
-                    accumulators[name].add(tap.read(arrays), first)
+                    found = taps[batch_norm.input.name].read(arrays).of_samples(samples_in(batch))
                 except DataError as error:
-                    raise DataError(f"the input of BatchNorm '{name}': {error}") from error
+                    raise DataError(f"the input of BatchNorm '{batch_norm.name}': {error}") from error
+                accumulators[batch_norm.name].add(found, first)
             first += samples_in(batch)
     return {
         name: weigh(stored[name], Evidence.of_reestimation(stored[name], accumulators[name].result()))
@@ -67,11 +74,10 @@ def stream(
     }
 
 
-def _normalise_by_batch(batch_norm: BatchNorm, taps: dict[str, MomentTap], opset: int) -> tuple[gs.Node, ...]:
-    """Makes a BatchNorm take its statistics from the batch; returns the nodes that must run before it."""
-    tap = taps[batch_norm.name]
+def _normalise_by_batch(batch_norm: BatchNorm, tap: MomentTap, opset: int) -> tuple[gs.Node, ...]:
+    """Makes a BatchNorm take its statistics from the batch; returns the nodes that must run between the tap and it."""
     sample_mean, sample_variance, _ = tap.outputs  # (N, C) each
-    name = f"{batch_norm.input.name}#vsfix.batch"
+    name = f"{batch_norm.name}#vsfix.batch"
     row, offset, square, total = (gs.Variable(f"{name}.{part}") for part in ("row", "offset", "square", "total"))
     mean, variance = gs.Variable(f"{name}.mean"), gs.Variable(f"{name}.variance")
     mean_like, variance_like = gs.Variable(f"{name}.mean_like"), gs.Variable(f"{name}.variance_like")
@@ -79,7 +85,6 @@ def _normalise_by_batch(batch_norm: BatchNorm, taps: dict[str, MomentTap], opset
     kinds = [np.dtype(parameter.dtype) for parameter in batch_norm.parameters[2:]]
     batch_norm.node.inputs[3], batch_norm.node.inputs[4] = mean_like, variance_like
     return (
-        *tap.nodes,
         reduce_mean(sample_mean, row, 0, opset, keep=True),  # (1, C)
         gs.Node("Sub", inputs=[sample_mean, row], outputs=[offset]),
         gs.Node("Mul", inputs=[offset, offset], outputs=[square]),

@@ -84,7 +84,8 @@ def estimate_statistics(
         estimates = stream(graph, batches, open_model, layers)
     else:
         estimates = exact(graph, batches, open_model, layers, max_memory=config.max_memory)
-    data = f"{count_samples(batches)} samples of the data"
+    used = max((estimate.samples for estimate in estimates.values()), default=0)
+    data = f"{used} samples of the data"
     return Estimation(estimates, dict.fromkeys(estimates, method), data=data, batches=batches)
 
 

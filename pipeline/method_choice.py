@@ -62,15 +62,15 @@ def choose_method(
     """
     if config.method in NEED_DATA and not batches:
         raise DataError(f"--method {config.method} needs data: give --data; without any, take analytic or distill")
+    if config.method in ("exact", "stream") and config.layers != "auto":
+        return MethodChoice(config.method, "asked for")
     if not is_lost(prepared):
         return _with_markers(analyse_noise(prepared.graph), batches, config)
     if config.method not in ("auto", *NEED_NOISE):
-        if config.layers == "auto":
-            raise InputError(
-                f"the file marks no noise layer, so --method {config.method} does not know which BatchNorms are "
-                "concerned; name them with --layers all or a glob"
-            )
-        return MethodChoice(config.method, "asked for")
+        raise InputError(
+            f"the file marks no noise layer, so --method {config.method} does not know which BatchNorms are concerned; "
+            "name them with --layers all or a glob"
+        )
     if not batches:
         raise ModelError(NOT_SHOWN)
     return _with_inference(recover_noise(prepared, batches, open_model, max_memory=config.max_memory), config)

@@ -158,6 +158,8 @@ def judge(report: RepairReport, accuracies: tuple[AccuracyRow, ...] = ()) -> tup
     if accuracies:
         first, last = accuracies[0], accuracies[-1]
         verdict += f"; top-1 {100 * first.accuracy:.1f} -> {100 * last.accuracy:.1f} %"
+    if not report.judged_on:
+        return "WARN", verdict + ": nothing was run, since there was no data; check with `vsfix verify` or --eval-data."
     if after > before:
         return "WARN", verdict + ": the stored variances are farther from the real ones than before."
     return ("WARN" if report.warnings else "PASS"), verdict + "."

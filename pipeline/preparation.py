@@ -10,12 +10,16 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm import require_batch_norms, separate_statistics, unreadable_batch_norms
 from vsfix.graph_passes.deployment import deployment_passes
+from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.fold_constants import FoldBatchNormParameters
 from vsfix.graph_passes.graph_pass import PassPipeline
 from vsfix.graph_passes.marker import EXPORT_METADATA_KEY
 from vsfix.graph_passes.model_file import import_graph, read_metadata
+from vsfix.graph_passes.noise import Noise
 from vsfix.graph_passes.noise_insertion import InsertNoise, parse_noise_option
+from vsfix.graph_passes.random_expression import RANDOM_OPERATORS
 from vsfix.graph_passes.recompose_batch_norm import RecomposeBatchNorm
+from vsfix.graph_passes.tensors import consumed_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +57,8 @@ def prepare_model(model: onnx.ModelProto, noise: Sequence[str] = ()) -> Prepared
     done = passes(graph)
     warnings = [f"{kept.subject}: {kept.reason}" for kept in (*done.kept, *unreadable_batch_norms(graph))]
     require_batch_norms(graph)
-    inserted = InsertNoise(dict(parse_noise_option(text) for text in noise))(graph)
+    _require_no_draws(graph)
+    inserted = InsertNoise(_sites(noise))(graph)
     separate_statistics(graph)
     return PreparedModel(
         source=model,
@@ -62,3 +67,27 @@ def prepare_model(model: onnx.ModelProto, noise: Sequence[str] = ()) -> Prepared
         warnings=tuple(warnings),
         shows_its_noise=EXPORT_METADATA_KEY in read_metadata(model) or bool(noise),
     )
+
+
+def _sites(noise: Sequence[str]) -> dict[str, Noise]:
+    """The noise by the name of its site."""
+    sites: dict[str, Noise] = {}
+    for text in noise:
+        name, found = parse_noise_option(text)
+        if sites.setdefault(name, found) != found:
+            raise InputError(f"--noise: '{name}' is given twice, as {sites[name]} and as {found}")
+    return sites
+
+
+def _require_no_draws(graph: gs.Graph) -> None:
+    """Refuses a graph that still draws at random where it would be deployed: no two of its runs can be compared."""
+    wanted = {id(tensor) for tensor in graph.outputs}
+    for node in reversed(graph.nodes):
+        if not any(id(tensor) in wanted for tensor in node.outputs):
+            continue
+        if node.op in RANDOM_OPERATORS and node.domain in (None, "", "ai.onnx"):
+            raise ModelError(
+                f"{node.op} '{node.name or node.outputs[0].name}' draws at random at inference, in a form that is not "
+                "known to be training noise; export the model after model.eval()"
+            )
+        wanted.update(id(tensor) for tensor in consumed_tensors(node))

@@ -150,3 +150,50 @@ def test_the_second_moment_of_a_rectified_gaussian(parse):
 
 def test_several_noises_multiply():
     assert joint_variance([Noise.parse("dropout:0.5"), Noise.parse("dropout:0.5")]) == pytest.approx(3)
+
+
+def first_layer(channels: int) -> dict[str, np.ndarray]:
+    return affine("a_", channels) | {"a_m": np.zeros(channels, np.float32), "a_v": np.ones(channels, np.float32)}
+
+
+HEAD = """n = BatchNormalization (x, a_g, a_b, a_m, a_v)
+        r = Relu (n)
+        d = Dropout (r)"""
+
+
+@pytest.mark.parametrize(
+    ("tail", "reason"),
+    [
+        ('c = Conv <auto_pad = "SAME_UPPER"> (d, w)', "padding"),
+        ("c = Conv <pads = [1, 1, 1, 1]> (d, w)", "padding"),
+        ("e = Mul (d, two)\n c = Add (e, d)", "closed form"),
+        ("e = Dropout (r)\n f = Mul (e, two)\n h = Conv (d, one)\n c = Add (h, f)", "closed form"),
+    ],
+)
+def test_a_map_that_is_not_understood_has_a_reason_and_no_estimate(parse, tail, reason):
+    weights = first_layer(4) | {name: np.ones(4, np.float32) for name in "gbmv"} | {"two": np.float32(2)}
+    weights |= {"w": np.ones((4, 4, 3, 3), np.float32), "one": np.ones((4, 4, 1, 1), np.float32)}
+    body = f"(float[N, 4, H, W] x) => (float[N, 4, H2, W2] y) {{ {HEAD}\n {tail}\n y = BatchNormalization (c, g, b, m, v) }}"
+    estimates, reasons = analytic(import_graph(parse(body, weights)), ["y"])
+    assert estimates == {}
+    assert reason in reasons["y"]
+
+
+def test_two_dropouts_in_a_row_multiply_in_front_of_a_map(parse):
+    body = """(float[N, 4] x) => (float[N, 4] y) {
+        n = BatchNormalization (x, a_g, a_b, a_m, a_v)
+        r = Relu (n)
+        d = Dropout (r)
+        e = Dropout (d)
+        c = MatMul (e, w)
+        y = BatchNormalization (c, g, b, m, v)
+    }"""
+
+    weight = RNG.normal(0, 1, (4, 4))
+    first = first_layer(4)
+    h = F.relu(normal(400000, 4) * torch.tensor(first["a_g"]) + torch.tensor(first["a_b"]))
+    torch.manual_seed(0)
+    noisy, clean = F.dropout(F.dropout(h, 0.5), 0.5) @ torch.tensor(weight), h @ torch.tensor(weight)
+    weights = first | statistics("", noisy) | affine("", 4) | {"w": weight.astype(np.float32)}
+    (estimate,) = analytic(import_graph(parse(body, weights)), ["y"])[0].values()
+    np.testing.assert_allclose(estimate.variance, statistics("", clean)["v"], rtol=0.1)

@@ -87,3 +87,19 @@ def test_a_channel_without_variance_is_unusable_and_keeps_what_it_stores(stored)
 def test_too_few_samples_are_an_error(stored):
     with pytest.raises(DataError, match="at least 8 samples"):
         Evidence.of_reestimation(stored, Moments.of(np.eye(3, 12)))
+
+
+@pytest.mark.parametrize("samples", [16, 32, 128])
+def test_many_channels_do_not_turn_the_bias_of_a_logarithm_into_evidence(parse, samples):
+    """The mean over 256 healthy channels is sure to a percent, and ln of each sample variance is low by 1/n."""
+    weights = {name: np.ones(256, np.float32) for name in "gbv"} | {"m": np.zeros(256, np.float32)}
+    graph = import_graph(
+        parse("(float[N, 256] x) => (float[N, 256] y) { y = BatchNormalization (x, g, b, m, v) }", weights)
+    )
+    (stored,) = find_batch_norms(graph)
+    excluded = 0
+    for seed in range(20):
+        values = np.random.default_rng(seed).normal(size=(samples, 256))
+        low, high = weigh(stored, Evidence.of_reestimation(stored, Moments.of(values))).interval
+        excluded += not low <= 1 <= high
+    assert excluded <= 4

@@ -175,3 +175,24 @@ def test_no_data_and_data_that_is_not_finite_are_refused(residual, images, open_
     images[3, 0, 0, 0] = np.nan
     with pytest.raises(DataError, match="bn1"), np.errstate(invalid="ignore"):
         measure(import_graph(residual), [{"x": images}], open_model)
+
+
+def test_weights_in_constant_nodes_are_not_cached(parse, open_model, monkeypatch):
+    from vsfix.graph_passes import measurement
+
+    body = """(float[N, 2] x) => (float[N, 2] y) {
+        w = Constant <value_floats = [2.0, 3.0]> ()
+        v2 = Constant <value = float[2] {2.0, 3.0}> ()
+        d = Dropout (x)
+        h = Mul (d, v2)
+        y = BatchNormalization (h, g, b, m, v)
+    }"""
+    cached: set[str] = set()
+    put = measurement.ActivationCache.put
+    monkeypatch.setattr(
+        measurement.ActivationCache, "put", lambda self, n, arrays: (cached.update(arrays), put(self, n, arrays))[1]
+    )
+    weights = {name: np.ones(2, np.float32) for name in "gbmv"}
+    x = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
+    measure(import_graph(parse(body, weights)), [{"x": x}], open_model, MeasurementConfig(noise_seed=0))
+    assert cached == {"d"}

@@ -113,3 +113,17 @@ def test_a_value_that_is_not_finite_is_refused_with_its_channel(bad):
     values[1, 2, 0] = bad
     with pytest.raises(DataError, match="channel 2"), np.errstate(invalid="ignore"):
         Moments.of(values)
+
+
+def test_rows_of_one_sample_are_one_sample():
+    values = np.random.default_rng(0).normal(size=(6, 5, 3, 4))  # N, T, C, positions
+    folded = SampleMoments.of(values.reshape(30, 3, 4)).of_samples(6)
+    truth = SampleMoments.of(values.transpose(0, 2, 1, 3))
+    assert folded.positions == 20
+    np.testing.assert_allclose(folded.mean, truth.mean, rtol=1e-12)
+    np.testing.assert_allclose(folded.centred_sum, truth.centred_sum, rtol=1e-12)
+
+
+def test_rows_that_can_not_be_shared_out_are_refused():
+    with pytest.raises(DataError, match="7 rows for 2 samples"):
+        SampleMoments.of(np.ones((7, 3))).of_samples(2)

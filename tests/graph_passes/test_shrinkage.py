@@ -36,3 +36,14 @@ def test_an_unsure_channel_moves_farther_than_a_sure_one():
 
 def test_no_channel_is_no_trouble():
     assert shrink(np.zeros(0), np.zeros(0), 0.0).shape == (0,)
+
+
+def test_channels_that_are_sure_to_be_clean_say_nothing_of_the_noisy_ones():
+    """A Concat of a clean and a noisy part: the clean readings are 0 and sure, the others must not be drawn to them."""
+    values, errors = np.array([0.0] * 60 + [-0.43] * 4), np.array([0.0] * 60 + [0.03] * 4)
+    np.testing.assert_allclose(shrink(values, errors, 0.0)[60:], -0.43, atol=0.01)
+    assert (shrink(values, errors, 0.0)[:60] == 0).all()
+
+
+def test_a_sure_reading_of_the_size_of_rounding_is_zero():
+    assert shrink(np.array([1e-7, 0.2]), np.array([1e-9, 1e-9]), 0.0).tolist() == [0.0, 0.2]
