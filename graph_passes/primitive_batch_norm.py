@@ -21,7 +21,7 @@ from .constant_expression import Factor, constant_tensors, factors, look_through
 from .elementwise_chain import Chain, Step, elementwise_chains
 from .fold_constants import evaluate_constant
 from .inference import Float64Array
-from .tensors import Tensor, constant_behind
+from .tensors import Tensor, constant_behind, is_graph_output
 
 # What copies its input without arithmetic: behind it, an input of the graph is still what the user fed.
 _COPIES = frozenset("Identity Cast Reshape Flatten Squeeze Unsqueeze Transpose".split())
@@ -29,6 +29,10 @@ _COPIES = frozenset("Identity Cast Reshape Flatten Squeeze Unsqueeze Transpose".
 _NORMALISES = frozenset(
     "BatchNormalization LayerNormalization InstanceNormalization GroupNormalization RMSNormalization LpNormalization "
     "MeanVarianceNormalization SimplifiedLayerNormalization Mul Div".split()
+)
+_FOLLOWS_BATCH_NORM = frozenset(
+    "Relu LeakyRelu PRelu Elu Selu Celu Gelu Mish Sigmoid Tanh Softplus HardSigmoid HardSwish Clip Conv ConvTranspose "
+    "Gemm MatMul MaxPool AveragePool GlobalAveragePool Transpose Dropout".split()
 )
 
 
@@ -138,6 +142,8 @@ def _match_merged(
         if len(divisors) != 1 or not (divisors[0].values > 0).all():
             return Lookalike(steps, f"its variance and its scale were merged into one constant; {KEEPING_EXPORT}")
         c = divisors[0]
+        if not _is_vouched_for(graph, steps, shift):
+            return Lookalike(steps, "it standardises a tensor, and neither a root nor what follows says BatchNorm")
         gamma = _gamma([factor for factor in product if factor is not c])
         variance = BatchNormParameter(c.values**2)
         return PrimitiveBatchNorm(steps, gamma, _added(graph, shift), _added(graph, center, -1), variance, 0, True)
@@ -147,6 +153,14 @@ def _match_merged(
     if values_of(graph, shift.operand).size < 2:
         return None
     return Lookalike(steps, f"if it was a BatchNorm, its mean and variance are no longer in the file; {KEEPING_EXPORT}")
+
+
+def _is_vouched_for(graph: gs.Graph, steps: Chain, shift: Step | None) -> bool:
+    """Whether more than (x - a) / c says that it was a BatchNorm: a shift behind it, or a layer that follows one."""
+    output = steps[-1].node.outputs[0]
+    if shift is not None:
+        return True
+    return not is_graph_output(graph, output) and any(reader.op in _FOLLOWS_BATCH_NORM for reader in output.outputs)
 
 
 def _mean_in_shift(

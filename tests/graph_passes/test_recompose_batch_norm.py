@@ -356,3 +356,13 @@ def test_a_type_that_is_not_served_is_reported_without_noise(capfd):
     assert "bfloat16 is not float16" in result.kept[0].reason
     assert {tensor.data_type for tensor in after.graph.initializer} == {onnx.TensorProto.BFLOAT16}
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_standardisation_at_the_output_is_no_batch_norm(parse):
+    body = "(float[N, 3] x) => (float[N, 4] y) { h = MatMul (x, w)\n a = Sub (h, m)\n y = Div (a, s) }"
+    weights = {"w": np.ones((3, 4), np.float32), "m": np.arange(4, dtype=np.float32), "s": np.full(4, 2, np.float32)}
+    weights["s"][1] = 3
+    graph = import_graph(parse(body, weights))
+    result = RecomposeBatchNorm()(graph)
+    assert not result.changed
+    assert "says BatchNorm" in result.kept[0].reason
