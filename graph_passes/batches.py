@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from .inference import Array
 
@@ -21,13 +22,25 @@ def count_samples(batches: Sequence[Batch]) -> int:
     return sum(samples_in(batch) for batch in batches)
 
 
-def first_samples(batches: Sequence[Batch], count: int) -> list[Batch]:
-    """The first `count` samples of a set, in batches that are cut nowhere but at the end."""
+def prescribed_batch_size(graph: gs.Graph) -> int | None:
+    """How many samples a run of the graph takes; None where any number fits."""
+    sizes = [tensor.shape[0] for tensor in graph.inputs if tensor.shape]
+    return min((size for size in sizes if isinstance(size, int)), default=None)
+
+
+def first_samples(batches: Sequence[Batch], count: int, *, whole: bool = False) -> list[Batch]:
+    """The first `count` samples of a set, in batches that are cut nowhere but at the end.
+
+    Args:
+        batches: the set.
+        count: how many.
+        whole: cut no batch at all, and take a few more; for a graph that prescribes its batch size.
+    """
     taken: list[Batch] = []
     for batch in batches:
         if count <= 0:
             break
-        taken.append(_rows(batch, 0, count) if count < samples_in(batch) else batch)
+        taken.append(_rows(batch, 0, count) if count < samples_in(batch) and not whole else batch)
         count -= samples_in(batch)
     return taken
 

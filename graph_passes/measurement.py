@@ -25,7 +25,7 @@ import onnx_graphsurgeon as gs
 
 from .activation_cache import DEFAULT_MAX_MEMORY, ActivationCache
 from .batch_norm import BatchNorm, find_batch_norms
-from .batches import Batch, cut_batches, samples_in
+from .batches import Batch, cut_batches, prescribed_batch_size, samples_in
 from .errors import DataError, ModelError
 from .inference import Array, Float64Array, OpenModel
 from .model_file import export_subgraph
@@ -92,7 +92,7 @@ def measure(
     _hold_constants(copy)
     if config.noise_seed is None:
         RemoveMarkers()(copy)  # at each that a tap reads the runtime would copy an activation
-        if not _prescribes_batch_size(copy):  # with the noise on, the draws depend on the batches
+        if prescribed_batch_size(copy) is None:  # with the noise on, the draws depend on the batches
             batches = list(cut_batches(batches, RUN_SAMPLES))
     batch_norms = find_batch_norms(copy)
     for batch_norm in batch_norms:
@@ -124,11 +124,6 @@ def _hold_constants(graph: gs.Graph) -> None:
             node.outputs.clear()
             output.to_constant(value.values)
     graph.nodes[:] = [node for node in graph.nodes if node.op != "Constant" or node.outputs]
-
-
-def _prescribes_batch_size(graph: gs.Graph) -> bool:
-    """Whether an input says how many samples a run takes."""
-    return any(isinstance(tensor.shape[0], int) for tensor in graph.inputs if tensor.shape)
 
 
 class _StagedRun:

@@ -23,7 +23,7 @@ import onnx_graphsurgeon as gs
 
 from .activation_cache import DEFAULT_MAX_MEMORY
 from .batch_norm import BatchNorm, find_batch_norms
-from .batches import Batch, count_samples, first_samples
+from .batches import Batch, count_samples, first_samples, prescribed_batch_size
 from .errors import CheckFailedError, DataError
 from .estimate import Estimate, weigh
 from .evidence import Evidence
@@ -81,10 +81,11 @@ def paired(
     total = count_samples(batches)
     if not total:
         raise DataError("the calibration set is empty; give at least one sample")
-    _require_repeatable(graph, batches, open_model)
+    whole = prescribed_batch_size(graph) is not None
+    _require_repeatable(graph, first_samples(batches, REPEATED_SAMPLES, whole=whole), open_model)
     part = min(FIRST_PART, total) if config.precision else total
     while True:
-        estimates = _estimate(graph, first_samples(batches, part), open_model, layers, config)
+        estimates = _estimate(graph, first_samples(batches, part, whole=whole), open_model, layers, config)
         widest = max((estimate.half_width for estimate in estimates.values()), default=0.0)
         if part == total or widest <= config.precision:
             return estimates
@@ -119,9 +120,8 @@ def _estimate(
     return {name: estimates[name] for name in layers}
 
 
-def _require_repeatable(graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel) -> None:
+def _require_repeatable(graph: gs.Graph, few: Sequence[Batch], open_model: OpenModel) -> None:
     """Refuses a runtime, or a graph with random nodes of its own, that gives other bits on the same inputs."""
-    few = first_samples(batches, REPEATED_SAMPLES)
     first, second = (measure(graph, few, open_model) for _ in range(2))
     for name, moments in first.items():
         if not _equal(moments, second[name]):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vsfix.graph_passes.analytic import analytic
-from vsfix.graph_passes.batches import Batch, count_samples, cut_batches
+from vsfix.graph_passes.batches import Batch, count_samples, cut_batches, prescribed_batch_size, samples_in
 from vsfix.graph_passes.errors import MissingComponentError, ModelError
 from vsfix.graph_passes.estimate import Estimate
 from vsfix.graph_passes.inference import OpenModel
@@ -20,6 +20,7 @@ from .proxy_images import proxy_batch
 from .repair_config import RepairConfig
 
 NO_USER_DATA = "no data of the user: "
+MAX_BATCH = 256
 POOR_MISMATCH = 0.1  # of distilled inputs, for one BatchNorm; those of ordinary networks end at a hundredth of that
 
 
@@ -103,6 +104,14 @@ def _by_closed_forms(prepared: PreparedModel, batches: Sequence[Batch], layers: 
     )
 
 
+def _in_batches(inputs: Batch, prepared: PreparedModel) -> list[Batch]:
+    """Inputs in batches that the graph takes; what does not fill a prescribed one is left out."""
+    size = prescribed_batch_size(prepared.graph)
+    if size is None:
+        return list(cut_batches([inputs], MAX_BATCH))
+    return [batch for batch in cut_batches([inputs], size) if samples_in(batch) == size]
+
+
 def _paired_config(config: RepairConfig, *, foreign: bool = False) -> PairedConfig:
     precision = 0.0 if foreign else config.precision
     return PairedConfig(config.seed, config.repeats, precision, config.max_memory, foreign)
@@ -124,7 +133,7 @@ def _without_data(
         distilled = distill(model, DistillationConfig(seed=config.seed, input_shape=config.input_shape))
     except UnsupportedOperatorError as error:
         return _on_stand_ins(prepared, open_model, layers, config, str(error))
-    batches = list(cut_batches([distilled.inputs], 256))
+    batches = _in_batches(distilled.inputs, prepared)
     estimates = paired(prepared.graph, batches, open_model, layers, _paired_config(config))
     data = f"{NO_USER_DATA}{count_samples(batches)} inputs distilled from the model"
     left = distilled.total_mismatch / len(distilled.mismatch)
@@ -139,7 +148,7 @@ def _on_stand_ins(
 ) -> Estimation:
     """The closed form where no other noise arrives, the paired method on foreign images elsewhere."""
     try:
-        batches = [proxy_batch(prepared.source, config.seed)]
+        batches = _in_batches(proxy_batch(prepared.source, config.seed), prepared)
     except ModelError as error:
         raise ModelError(f"no inputs can be distilled ({why}), and {error}") from error
     estimates = paired(prepared.graph, batches, open_model, layers, _paired_config(config, foreign=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vsfix.graph_passes.batches import Batch, cut_batches
+from vsfix.graph_passes.batches import Batch, cut_batches, prescribed_batch_size
 from vsfix.graph_passes.inference import OpenModel
 from vsfix.graph_passes.noise_analysis import analyse_noise
 from vsfix.graph_passes.noise_inference import NoiseInference, Verdict, infer_noise
@@ -55,7 +55,8 @@ def recover_noise(
         DataError: data that no statistic can be compared with.
     """
     config = InferenceConfig(max_memory=max_memory)
-    inference = infer_noise(prepared.graph, list(cut_batches(batches, BATCH_SIZE)), open_model, config)
+    size = prescribed_batch_size(prepared.graph) or BATCH_SIZE
+    inference = infer_noise(prepared.graph, list(cut_batches(batches, size)), open_model, config)
     if inference.verdict is not Verdict.FOUND:
         return LostNoise(inference, ())
     inserted = InsertNoise(inference.sites, tensors_only=True)(prepared.graph)

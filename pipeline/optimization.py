@@ -11,7 +11,7 @@ import numpy as np
 from vsfix.graph_passes.atomic_file import atomic_path
 from vsfix.graph_passes.errors import CheckFailedError, InputError
 from vsfix.graph_passes.external_data import external_data_files
-from vsfix.graph_passes.model_file import read_model, write_model
+from vsfix.graph_passes.model_file import export_model, read_model, write_model
 from vsfix.graph_passes.shift import geometric_mean
 
 from .accuracy import AccuracyRow, accuracy_of
@@ -19,6 +19,7 @@ from .backends.onnxruntime_runner import OnnxRuntimeRunner
 from .calibration import calibration_batches, labelled_samples
 from .environment import describe_environment
 from .output_file import require_output
+from .preparation import prepare_model
 from .repair import repair_model
 from .repair_config import RepairConfig
 from .repair_report import Repair, RepairReport
@@ -86,19 +87,22 @@ def optimize(
     if len(set(outputs.paths())) < len(outputs.paths()):
         raise InputError("two outputs have the same name; give each its own")
     model = read_model(model_path)
+    deployable = export_model(prepare_model(model, config.noise).graph, model)
     cap = SAMPLES if config.method not in ("exact", "stream") else None
     batches = (
         []
         if data is None
         else calibration_batches(
-            model, data, samples=samples or cap, batch_size=batch_size, seed=config.seed, at_most=samples is None
+            deployable, data, samples=samples or cap, batch_size=batch_size, seed=config.seed, at_most=samples is None
         )
     )
-    labelled = None if eval_data is None else labelled_samples(model, eval_data, split=eval_split, seed=config.seed)
+    labelled = (
+        None if eval_data is None else labelled_samples(deployable, eval_data, split=eval_split, seed=config.seed)
+    )
     repair = repair_model(model, batches, OnnxRuntimeRunner, config)
     accuracies: tuple[AccuracyRow, ...] = ()
     if labelled is not None:
-        with OnnxRuntimeRunner(model) as before, OnnxRuntimeRunner(repair.model) as after:
+        with OnnxRuntimeRunner(deployable) as before, OnnxRuntimeRunner(repair.model) as after:
             accuracies = (
                 accuracy_of("as trained", before, labelled, batch_size=batch_size),
                 accuracy_of("repaired", after, labelled, batch_size=batch_size, images=repair.report.samples),

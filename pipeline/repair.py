@@ -12,7 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm import require_batch_norms
-from vsfix.graph_passes.batches import Batch, first_samples
+from vsfix.graph_passes.batches import Batch, first_samples, prescribed_batch_size
 from vsfix.graph_passes.errors import CheckFailedError, InputError
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
 from vsfix.graph_passes.graph_pass import PassPipeline, PassResult
@@ -67,7 +67,8 @@ def repair_model(
     choice = choose_method(prepared, batches, open_model, config)
     layers, reasons = _choose_layers(graph, config.layers)
     estimation = estimate_statistics(choice.method, prepared, batches, open_model, layers, config)
-    judges = judged_on or first_samples(estimation.batches, JUDGED_SAMPLES)
+    whole = prescribed_batch_size(graph) is not None
+    judges = judged_on or first_samples(estimation.batches, JUDGED_SAMPLES, whole=whole)
     before = inspect_graph(graph, judges, open_model)
     repair = RepairStatistics(estimation.estimates, {**reasons, **estimation.reasons})(graph)
     after = inspect_graph(graph, judges, open_model)

@@ -26,3 +26,8 @@ def test_cut_batches_hold_the_same_samples_and_whole_flags():
     cut = list(cut_batches(SET, 2))
     assert values(cut) == [[0, 1], [2], [3, 4], [5, 6]]
     assert all(batch["flag"] for batch in cut)
+
+
+def test_whole_batches_are_taken_where_the_graph_prescribes_its_batch():
+    assert values(first_samples(SET, 4, whole=True)) == values(SET)
+    assert values(first_samples(SET, 2, whole=True)) == [[0, 1, 2]]

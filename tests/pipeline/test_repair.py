@@ -204,3 +204,29 @@ def test_the_closed_forms_need_no_data(residual, open_model):
     assert report.judged_on == 0
     assert [outcome.method for outcome in report.batch_norms] == ["analytic", "analytic", ""]
     assert "non-linearity" in report.batch_norms[2].action
+
+
+def test_a_model_of_a_fixed_batch_is_repaired_by_the_default(parse, open_model):
+    body = """(float[8, 2, 3] x) => (float[8, 6] y) {
+        d = Dropout (x)
+        h = Reshape (d, shape)
+        y = BatchNormalization (h, g, b, m, v)
+    }"""
+    weights = {name: np.ones(6, np.float32) for name in "gbmv"} | {"shape": np.array([8, 6])}
+    rng = np.random.default_rng(0)
+    fixed = [{"x": rng.normal(0, 0.7, (8, 2, 3)).astype(np.float32)} for _ in range(8)]
+    report = repair_model(parse(body, weights), fixed, open_model, RepairConfig()).report
+    assert report.batch_norms[0].repaired
+    assert report.samples in (32, 64)
+
+
+def test_a_graph_that_draws_at_random_in_another_way_is_refused(parse, open_model):
+    body = """(float[N, 3] x) => (float[N, 3] y) {
+        r = RandomNormalLike (x)
+        a = Add (x, r)
+        d = Dropout (a)
+        y = BatchNormalization (d, g, b, m, v)
+    }"""
+    model = parse(body, {name: np.ones(3, np.float32) for name in "gbmv"})
+    with pytest.raises(ModelError, match="draws at random"):
+        repair_model(model, [{"x": np.ones((20, 3), np.float32)}], open_model, RepairConfig())
