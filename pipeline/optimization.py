@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from vsfix.graph_passes.atomic_file import atomic_path
 from vsfix.graph_passes.errors import CheckFailedError, InputError
@@ -16,7 +17,7 @@ from vsfix.graph_passes.shift import geometric_mean
 
 from .accuracy import AccuracyRow, accuracy_of
 from .backends.onnxruntime_runner import OnnxRuntimeRunner
-from .calibration import calibration_batches, labelled_samples
+from .calibration import Samples, calibration_batches, labelled_samples
 from .environment import describe_environment
 from .output_file import require_output
 from .preparation import prepare_model
@@ -96,27 +97,30 @@ def optimize(
             deployable, data, samples=samples or cap, batch_size=batch_size, seed=config.seed, at_most=samples is None
         )
     )
-    labelled = (
-        None if eval_data is None else labelled_samples(deployable, eval_data, split=eval_split, seed=config.seed)
-    )
+    labelled = labelled_samples(deployable, eval_data, split=eval_split, seed=config.seed) if eval_data else None
     repair = repair_model(model, batches, OnnxRuntimeRunner, config)
-    accuracies: tuple[AccuracyRow, ...] = ()
-    if labelled is not None:
-        with OnnxRuntimeRunner(deployable) as before, OnnxRuntimeRunner(repair.model) as after:
-            accuracies = (
-                accuracy_of("as trained", before, labelled, batch_size=batch_size),
-                accuracy_of("repaired", after, labelled, batch_size=batch_size, images=repair.report.samples),
-            )
-        if accuracies[1].accuracy < accuracies[0].accuracy:
-            raise CheckFailedError(
-                f"refused: on {eval_data} the repaired model has {100 * accuracies[1].accuracy:.2f} %, the original "
-                f"{100 * accuracies[0].accuracy:.2f} %; nothing is written; try more samples or --method exact"
-            )
+    accuracies = () if labelled is None else _accuracies(deployable, repair, labelled, batch_size)
+    if accuracies and accuracies[1].accuracy < accuracies[0].accuracy:
+        raise CheckFailedError(
+            f"refused: on {eval_data} the repaired model has {100 * accuracies[1].accuracy:.2f} %, the original "
+            f"{100 * accuracies[0].accuracy:.2f} %; nothing is written; try more samples or another --method"
+        )
     status, verdict = judge(repair.report, accuracies)
     require_plausible(repair.report)
     result = Optimization(repair, status, verdict, accuracies, outputs.paths())
     _write(result, outputs, model_path)
     return result
+
+
+def _accuracies(
+    original: onnx.ModelProto, repair: Repair, labelled: Samples, batch_size: int
+) -> tuple[AccuracyRow, ...]:
+    """Top-1 of the original in its deployable form, and of the repaired model."""
+    with OnnxRuntimeRunner(original) as before, OnnxRuntimeRunner(repair.model) as after:
+        return (
+            accuracy_of("as trained", before, labelled, batch_size=batch_size),
+            accuracy_of("repaired", after, labelled, batch_size=batch_size, images=repair.report.samples),
+        )
 
 
 def require_plausible(report: RepairReport) -> None:
