@@ -90,9 +90,7 @@ class OnnxRuntimeRunner:
             outputs = self._session.run(self._outputs, dict(inputs))
         except Exception as error:  # ONNX Runtime has one class of its own for each of its status codes
             raise ModelError(f"{self.name} fails on this input: {first_line(error)}") from error
-        return {
-            name: _own(output, inputs, name, self.name) for name, output in zip(self._outputs, outputs, strict=True)
-        }
+        return {name: _own(output, name, self.name) for name, output in zip(self._outputs, outputs, strict=True)}
 
     def __enter__(self) -> Self:
         return self
@@ -167,10 +165,8 @@ def _spec(tensor: Any) -> InputSpec:
     return InputSpec(tensor.name, _DTYPES.get(tensor.type), shape or None)
 
 
-def _own(output: Any, inputs: Mapping[str, Array], name: str, runner: str) -> Array:
-    """The output as an array of its own: an output that is an input too would share its memory."""
+def _own(output: Any, name: str, runner: str) -> Array:
+    """The output as an array of its own: what ONNX Runtime hands out holds on to the memory of the whole session."""
     if not isinstance(output, np.ndarray):
         raise ModelError(f"{runner}: output '{name}' is a {type(output).__name__}, not a tensor")
-    if any(np.may_share_memory(output, array) for array in inputs.values()):
-        return output.copy()
-    return output
+    return output if output.flags.owndata else output.copy()

@@ -125,3 +125,12 @@ def test_a_model_past_the_limit_of_bytes_is_opened_with_its_weights_beside_it(re
             tensor.raw_data = bytes(len(tensor.raw_data))
         gc.collect()  # the session holds the weights by itself
         np.testing.assert_allclose(runner.run({"x": images})["y"], in_memory, rtol=0, atol=1e-6)
+
+
+def test_an_output_owns_its_memory(parse):
+    """A view of ONNX Runtime's memory would keep the arena of a closed session alive."""
+    model = parse("(float[N, 3] x) => (float[N, 3] y, float[N, 3] z) { y = Abs (x)\n z = Identity (x) }", {})
+    x = np.ones((2, 3), np.float32)
+    with OnnxRuntimeRunner(model) as runner:
+        outputs = runner.run({"x": x})
+    assert all(array.flags.owndata and not np.may_share_memory(array, x) for array in outputs.values())
