@@ -1,0 +1,377 @@
+"""The repairs that a PyTorch user has at hand beside those of vsfix, on one network, over the number of images.
+
+    vsfix train --model preresnet-20 --data fashion-mnist --noise dropout:0.5 --samples 30000 --epochs 2 -o run
+    vsfix export run -o net.onnx
+    python benchmarks/repair_peers.py run net.onnx --out peers.json --figure peers.svg
+
+    update_bn             torch.optim.swa_utils.update_bn; it calls model.train(), and so Dropout is on
+    update_bn, noise off  the same, with all but the BatchNorms kept in eval mode
+    fvcore, noise off     fvcore.nn.precise_bn.update_bn_stats, all but the BatchNorms in eval mode (pip install fvcore)
+    vsfix exact, stream   over all BatchNorms of the exported file
+    vsfix paired          over those that noise reaches; stops by itself when its intervals are narrow
+
+Each seed chooses other training images, the same for every method, in batches of 256. Top-1 is that of the 10,000 test
+images. The time is that of the repair, from images in memory to the repaired model; for vsfix that takes in what
+`vsfix optimize` does besides: the shifts before and after, the fold and its check. The methods take turns. With --out
+the measurements that the file holds are not taken again, so that a run can be continued and a figure drawn anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import onnx
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
+from typing_extensions import Self
+
+from vsfix.graph_passes.batches import Batch
+from vsfix.graph_passes.model_file import read_model
+from vsfix.pipeline.accuracy import accuracy_of
+from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
+from vsfix.pipeline.calibration import Samples, calibration_batches, labelled_samples
+from vsfix.pipeline.repair import repair_model
+from vsfix.pipeline.repair_config import RepairConfig
+from vsfix.trainers.checkpoint import Checkpoint, load_checkpoint
+
+IMAGES = (4, 8, 16, 32, 64, 128, 256, 1024, 4096, 30000)
+BATCH_SIZE = 256
+WARM_UP_IMAGES = 32
+AS_TRAINED = "as trained"
+FVCORE = "fvcore, noise off"
+# Each method: its colour and its marker.
+METHODS = {
+    "update_bn": ("#999999", "x"),
+    "update_bn, noise off": ("#e69f00", "^"),
+    FVCORE: ("#cc79a7", "v"),
+    "vsfix exact": ("#56b4e9", "s"),
+    "vsfix stream": ("#009e73", "D"),
+    "vsfix paired": ("#0072b2", "o"),
+}
+PACKAGES = ("vsfix", "torch", "fvcore", "onnx", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One repair.
+
+    Attributes:
+        method: `as trained`, or one of METHODS.
+        images: that the method was given.
+        seed: of their choice, and of the noise.
+        top1: in per cent.
+        seconds: for the repair.
+        used: the images that the method took.
+    """
+
+    method: str
+    images: int
+    seed: int
+    top1: float
+    seconds: float
+    used: int
+
+
+class NoiseOff(nn.Module):
+    """A network of which nothing but the BatchNorms ever enters training mode."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """The network's output."""
+        output: torch.Tensor = self.network(images)
+        return output
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of the BatchNorms."""
+        super().train(False)
+        for layer in self.network.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.train(mode)
+        return self
+
+
+class Bench:
+    """One network in both its forms, and the images that its repairs are judged on."""
+
+    def __init__(self, run: Path, exported: Path, test_images: int) -> None:
+        self.checkpoint: Checkpoint = load_checkpoint(run / "checkpoint.pt")
+        self.model: onnx.ModelProto = read_model(exported)
+        self.data = self.checkpoint.training.data
+        self.labelled: Samples = labelled_samples(self.model, self.data, split="test", seed=0, samples=test_images)
+
+    @property
+    def title(self) -> str:
+        """The network in words."""
+        network, training = self.checkpoint.network, self.checkpoint.training
+        return f"{network.model}, {network.noise or 'no noise'} at site {network.site}, {training.data}"
+
+    def measure(self, method: str, images: int, seed: int) -> Measurement:
+        """Repairs in one way and counts."""
+        batches = calibration_batches(self.model, self.data, samples=images, batch_size=BATCH_SIZE, seed=seed)
+        if method.startswith("vsfix "):
+            return self._measure_vsfix(method, batches, images, seed)
+        tensors = [torch.from_numpy(next(iter(batch.values()))) for batch in batches]
+        network = self.checkpoint.build()
+        torch.manual_seed(seed)
+        started = time.perf_counter()
+        repair_in_torch(method, network, tensors)
+        seconds = time.perf_counter() - started
+        return Measurement(method, images, seed, self.top1_of_module(network), seconds, images)
+
+    def top1_of_module(self, network: nn.Module) -> float:
+        """In per cent."""
+        network.eval()
+        correct = 0
+        with torch.inference_mode():
+            for number, batch in enumerate(self.labelled.batches(BATCH_SIZE)):
+                found = network(torch.from_numpy(next(iter(batch.values())))).argmax(dim=1).numpy()
+                assert self.labelled.labels is not None
+                correct += int((found == self.labelled.labels[number * BATCH_SIZE :][: len(found)]).sum())
+        return 100 * correct / len(self.labelled)
+
+    def top1_of_file(self, model: onnx.ModelProto) -> float:
+        """In per cent."""
+        with OnnxRuntimeRunner(model) as runner:
+            return 100 * accuracy_of("", runner, self.labelled, batch_size=BATCH_SIZE).accuracy
+
+    def _measure_vsfix(self, method: str, batches: Sequence[Batch], images: int, seed: int) -> Measurement:
+        """A repair of the file."""
+        name = method.removeprefix("vsfix ")
+        config = RepairConfig(name, "auto" if name == "paired" else "all", seed=seed)
+        started = time.perf_counter()
+        repair = repair_model(self.model, batches, OnnxRuntimeRunner, config)
+        seconds = time.perf_counter() - started
+        return Measurement(method, images, seed, self.top1_of_file(repair.model), seconds, repair.report.samples)
+
+
+def repair_in_torch(method: str, network: nn.Module, images: Sequence[torch.Tensor]) -> None:
+    """Re-estimates the statistics of `network` in place."""
+    if method == "update_bn":
+        update_bn(images, network)
+    elif method == FVCORE:
+        from fvcore.nn.precise_bn import update_bn_stats
+
+        update_bn_stats(NoiseOff(network).train(), images, num_iters=len(images))
+    else:
+        update_bn(images, NoiseOff(network))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    bench = Bench(options.run, options.model, options.test_images)
+    found = read(options.out, bench)
+    methods = [method for method in METHODS if method != FVCORE or find_spec("fvcore")]
+    if (AS_TRAINED, 0, 0) not in {key(m) for m in found}:
+        top1 = bench.top1_of_file(bench.model), bench.top1_of_module(bench.checkpoint.build())
+        if abs(top1[0] - top1[1]) > 0.1:
+            raise SystemExit(
+                f"{options.model}: top-1 {top1[0]:.2f} %, that of {options.run} {top1[1]:.2f} %: not the same"
+            )
+        found.append(Measurement(AS_TRAINED, 0, 0, top1[0], 0.0, 0))
+    take_all(bench, plan(methods, options.images, options.seeds), found, lambda: write(options.out, bench, found))
+    write(options.out, bench, found)
+    print(f"{bench.title}; mean over {options.seeds} seeds, and the extremes\n\n{table(found, options.images)}")
+    if options.figure:
+        options.figure.write_text(draw(found, options.images, bench.title))
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="of `vsfix train`")
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="what `vsfix export` made of it")
+    parser.add_argument("--images", type=numbers, default=IMAGES, help="how many, as 4,8,16")
+    parser.add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s)")
+    parser.add_argument("--test-images", type=int, default=10000, help="for the top-1 (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE.json")
+    parser.add_argument("--figure", type=Path, metavar="FILE.svg")
+    return parser.parse_args(arguments)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Reads `4,8,16`."""
+    return tuple(int(part) for part in text.split(","))
+
+
+def plan(methods: Sequence[str], images: Sequence[int], seeds: int) -> list[tuple[str, int, int]]:
+    """Every measurement in its order: the methods take turns, and take turns in being first."""
+    rounds = [(count, seed) for seed in range(seeds) for count in images]
+    turned = [[*methods[i % len(methods) :], *methods[: i % len(methods)]] for i in range(len(rounds))]
+    return [(method, *which) for which, order in zip(rounds, turned, strict=True) for method in order]
+
+
+def take_all(
+    bench: Bench, wanted: Sequence[tuple[str, int, int]], found: list[Measurement], save: Callable[[], None]
+) -> None:
+    """Takes what is missing, each method once for nothing before, so that no first call is timed."""
+    done = {key(measurement) for measurement in found}
+    missing = [which for which in wanted if which not in done]
+    for method in sorted({method for method, _, _ in missing}):
+        bench.measure(method, WARM_UP_IMAGES, 0)
+    for number, (method, images, seed) in enumerate(missing, start=1):
+        found.append(bench.measure(method, images, seed))
+        save()
+        last = found[-1]
+        print(
+            f"{number}/{len(missing)} {method}, {images} images, seed {seed}: {last.top1:.2f} %, {last.seconds:.2f} s",
+            file=sys.stderr,
+        )
+
+
+def key(found: Measurement) -> tuple[str, int, int]:
+    """What tells it from the others."""
+    return found.method, found.images, found.seed
+
+
+def environment(bench: Bench) -> dict[str, Any]:
+    """What the numbers depend on."""
+    return {
+        "network": bench.title,
+        "test_images": len(bench.labelled),
+        "batch_size": BATCH_SIZE,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "torch_threads": torch.get_num_threads(),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", ""),
+        "python": platform.python_version(),
+        "versions": {package: version_of(package) for package in PACKAGES},
+    }
+
+
+def version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def read(path: Path | None, bench: Bench) -> list[Measurement]:
+    """The measurements that were taken before.
+
+    Raises:
+        SystemExit: those of another network, machine or version.
+    """
+    if path is None or not path.exists():
+        return []
+    content = json.loads(path.read_text())
+    if content["environment"] != json.loads(json.dumps(environment(bench))):
+        raise SystemExit(f"{path}: was measured on something else; name another file, or delete it")
+    return [Measurement(**row) for row in content["measurements"]]
+
+
+def write(path: Path | None, bench: Bench, found: Sequence[Measurement]) -> None:
+    if path is not None:
+        content = {"environment": environment(bench), "measurements": [asdict(m) for m in found]}
+        path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def table(found: Sequence[Measurement], images: Sequence[int]) -> str:
+    """Top-1 and time, one row for each method, in Markdown."""
+    heads = [f"{count:,}" for count in images]
+    lines = []
+    for what, cell in (("top-1, %", top1_cell), ("time, s", seconds_cell)):
+        lines += [f"| {what} | " + " | ".join(heads) + " |", "| --- " * (len(heads) + 1) + "|"]
+        if cell is top1_cell:
+            start = f"{as_trained(found):.2f}"
+            lines.append(f"| {AS_TRAINED} | " + " | ".join([start] * len(images)) + " |")
+        for method in METHODS:
+            cells = [cell(select(found, method, count)) for count in images]
+            if method == FVCORE and set(cells) == {"-"}:
+                cells = ["not installed: `pip install fvcore`", *cells[1:]]
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        lines.append("")
+    paired = [select(found, "vsfix paired", count)[:1] for count in images]
+    stopped = ", ".join(f"{m.used} of {m.images:,}" for group in paired for m in group if m.used < m.images)
+    return "\n".join(lines) + (f"\nvsfix paired stopped after {stopped} images (seed 0)" if stopped else "")
+
+
+def as_trained(found: Sequence[Measurement]) -> float:
+    """Top-1 without a repair, in per cent."""
+    return select(found, AS_TRAINED, 0)[0].top1
+
+
+def select(found: Sequence[Measurement], method: str, images: int) -> list[Measurement]:
+    """One measurement for each seed."""
+    return [m for m in found if (m.method, m.images) == (method, images)]
+
+
+def top1_cell(found: Sequence[Measurement]) -> str:
+    """The mean over the seeds, and the extremes where there are several."""
+    values = [m.top1 for m in found]
+    if not values:
+        return "-"
+    mean = statistics.mean(values)
+    return f"{mean:.2f}" if len(values) == 1 else f"{mean:.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+def seconds_cell(found: Sequence[Measurement]) -> str:
+    """The median over the seeds."""
+    return f"{statistics.median(m.seconds for m in found):.2f}" if found else "-"
+
+
+def draw(found: Sequence[Measurement], images: Sequence[int], title: str) -> str:
+    """Top-1 against the number of images, as SVG: the mean over the seeds, and a band between the extremes."""
+    settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "vsfix", "font.family": "sans-serif"}
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=(8, 4.6), layout="constrained", facecolor="white")
+        axes = figure.add_subplot()
+        for method, (colour, marker) in METHODS.items():
+            groups = [(n, [m.top1 for m in select(found, method, n)]) for n in images]
+            counts, values = [n for n, group in groups if group], [group for _, group in groups if group]
+            if not counts:
+                continue
+            low, high = [min(group) for group in values], [max(group) for group in values]
+            axes.fill_between(counts, low, high, color=colour, alpha=0.18, linewidth=0)
+            means = [statistics.mean(group) for group in values]
+            style = "-" if method.startswith("vsfix") else "--"  # the two with the noise off lie on each other
+            axes.plot(counts, means, style, color=colour, marker=marker, markersize=5, linewidth=1.8, label=method)
+        axes.axhline(as_trained(found), color="#333333", linewidth=1, linestyle=(0, (6, 4)), label=AS_TRAINED)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(spread_out(images)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.set_xlabel("calibration images")
+        axes.set_ylabel("top-1 on the test images, %")
+        axes.set_title(f"Accuracy after each repair: {title}", fontsize=11)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def spread_out(images: Sequence[int]) -> list[int]:
+    """The numbers that stand far enough apart on a logarithmic axis for their labels."""
+    kept: list[int] = []
+    for count in sorted(images):
+        if not kept or math.log(count / kept[-1]) > 0.06 * math.log(max(images) / min(images)):
+            kept.append(count)
+    return kept
+
+
+if __name__ == "__main__":
+    sys.exit(main())
