@@ -21,6 +21,8 @@ from .inference import Float64Array
 from .jackknife import MIN_GROUPS, unbiased
 from .moments import Moments
 
+ROUNDING = 1e-9  # of the pooled variance: what is left of a channel without the only group that it lives in
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -52,9 +54,10 @@ class Evidence:
             DataError: too few samples.
         """
         _require_samples(stored, real)
-        usable = ~real.degenerate & (stored.variance > 0)
+        real_without = real.without_each_group()
+        usable = ~real.degenerate & (stored.variance > 0) & _lasts(real_without[1], real.variance)
         log_ratio, move = _moves(real.mean, real.variance, stored.mean, stored.variance, usable)
-        without = _moves(*real.without_each_group(), stored.mean, stored.variance, usable)
+        without = _moves(*real_without, stored.mean, stored.variance, usable)
         return cls(unbiased(log_ratio, without[0]), move, *without, usable, real.samples, bias=2 / real.count)
 
     @classmethod
@@ -65,11 +68,18 @@ class Evidence:
             DataError: too few samples.
         """
         _require_samples(stored, off)
-        usable = ~on.degenerate & ~off.degenerate & (stored.variance > 0)
         on_without, off_without = on.without_each_group(), off.without_each_group()
+        lasts = _lasts(on_without[1], on.variance) & _lasts(off_without[1], off.variance)
+        usable = ~on.degenerate & ~off.degenerate & (stored.variance > 0) & lasts
         log_ratio, move = _moves(off.mean, off.variance, on.mean, on.variance, usable)
         without = _moves(*off_without, *on_without, usable)
         return cls(unbiased(log_ratio, without[0]), move, *without, usable, off.samples)
+
+
+def _lasts(variances_without: Float64Array, variance: Float64Array) -> npt.NDArray[np.bool_]:
+    """Whether a channel has a variance whichever group is left out: one that lives in a single group tells nothing."""
+    lasts: npt.NDArray[np.bool_] = (variances_without > ROUNDING * variance).all(axis=0)
+    return lasts
 
 
 def _moves(

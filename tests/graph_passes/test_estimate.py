@@ -103,3 +103,11 @@ def test_many_channels_do_not_turn_the_bias_of_a_logarithm_into_evidence(parse, 
         low, high = weigh(stored, Evidence.of_reestimation(stored, Moments.of(values))).interval
         excluded += not low <= 1 <= high
     assert excluded <= 4
+
+
+def test_a_channel_that_lives_in_one_sample_is_unusable(stored):
+    values = np.zeros((40, 12))
+    values[3] = np.random.default_rng(0).normal(size=12)
+    estimate = weigh(stored, Evidence.of_pair(stored, Moments.of(2 * values), Moments.of(values)))
+    assert estimate.unusable.all()
+    np.testing.assert_array_equal(estimate.variance, stored.variance)
