@@ -78,8 +78,7 @@ class Evidence:
 
 def _lasts(variances_without: Float64Array, variance: Float64Array) -> npt.NDArray[np.bool_]:
     """Whether a channel has a variance whichever group is left out: one that lives in a single group tells nothing."""
-    lasts: npt.NDArray[np.bool_] = (variances_without > ROUNDING * variance).all(axis=0)
-    return lasts
+    return np.asarray((variances_without > ROUNDING * variance).all(axis=0))
 
 
 def _moves(
