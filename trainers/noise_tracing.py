@@ -11,8 +11,10 @@ found out what they do.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,12 +54,26 @@ NOISE_FUNCTIONS: frozenset[Callable[..., Any]] = (
 """What makes noise when it is called, and can be seen when it is called with the noise off."""
 
 
+@dataclass(frozen=True)
+class NoisePlace:
+    """Where noise is made.
+
+    Attributes:
+        part: the name of the part in `module.named_modules()`.
+        call: which of the noise functions that its own forward calls, from 0; None for the output of the part.
+    """
+
+    part: str
+    call: int | None = None
+
+
 class NoiseTracer(TorchFunctionMode):
     """What the calls that were seen amount to. Made by `tracing_noise`.
 
     Attributes:
         layers: the noise of the layers that make it by hand, by the name of the layer.
         marked: the noise behind each name, in the order of the calls.
+        places: where it is made, by the same names.
         unmarked: one description for each noise that can't be marked.
         batch_norms: the names of the BatchNorm layers that ran on their stored statistics, once for each call.
         error: why the module can't be exported at all, where a call shows it.
@@ -67,10 +83,12 @@ class NoiseTracer(TorchFunctionMode):
         super().__init__()
         self.layers = layers
         self.marked: dict[str, Noise] = {}
+        self.places: dict[str, NoisePlace] = {}
         self.unmarked: list[str] = []
         self.batch_norms: list[str] = []
         self.error: InputError | None = None
         self._scopes: list[tuple[str, nn.Module]] = []
+        self._calls: Counter[str] = Counter()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -82,15 +100,17 @@ class NoiseTracer(TorchFunctionMode):
         training = _argument(args, kwargs, 2, ("training", "train"), False)
         value = float(_argument(args, kwargs, 1, ("p", "ratio", "beta"), 0.5))
         scope = self._scopes[-1][0] if self._scopes else ""
+        place = NoisePlace(scope, self._calls[scope])
+        self._calls[scope] += 1
         try:
             if training:
-                place = f"module '{scope}'" if scope else "the module"
-                raise InputError(f"{place}: {func.__name__} is on in eval mode too; pass training=self.training")
+                whose = f"module '{scope}'" if scope else "the module"
+                raise InputError(f"{whose}: {func.__name__} is on in eval mode too; pass training=self.training")
             noise = self._noise_of(func, value, x.dim(), scope)
         except InputError as error:
             self.error = error
             raise
-        return x if noise is None else self._mark(x, noise)
+        return x if noise is None else self._mark(x, noise, place)
 
     def _noise_of(self, func: Callable[..., Any], value: float, rank: int, scope: str) -> Noise | None:
         """The noise of one call; None for a ratio of 0 and for what can't be marked."""
@@ -109,7 +129,7 @@ class NoiseTracer(TorchFunctionMode):
         self.unmarked.append(f"{func.__name__} with ratio {value:g} on a tensor of rank {rank} in '{scope}'")
         return None
 
-    def _mark(self, x: torch.Tensor, noise: Noise) -> torch.Tensor:
+    def _mark(self, x: torch.Tensor, noise: Noise, place: NoisePlace) -> torch.Tensor:
         """The opaque operator in the place of the noise; it keeps the shape."""
         scope, module = self._scopes[-1] if self._scopes else ("", None)
         is_layer = bool(scope) and module is not None and not any(module.children())
@@ -118,6 +138,7 @@ class NoiseTracer(TorchFunctionMode):
         while name in self.marked:
             name, number = f"{label}_{number}", number + 1
         self.marked[name] = noise
+        self.places[name] = place
         return torch.onnx.ops.symbolic(
             f"{NOISE_DOMAIN}::Noise", (x,), attrs={"name": name}, dtype=x.dtype, shape=x.shape, version=1
         )
@@ -128,7 +149,9 @@ class NoiseTracer(TorchFunctionMode):
     def _leave_module(self, name: str, module: nn.Module, out: Any) -> Any:
         """What the module returns from now on; None leaves it as it is."""
         # After an error there is no output.
-        noisy = self._mark(out, self.layers[name]) if name in self.layers and isinstance(out, torch.Tensor) else None
+        noisy = None
+        if name in self.layers and isinstance(out, torch.Tensor):
+            noisy = self._mark(out, self.layers[name], NoisePlace(name))
         self._scopes.pop()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             self.batch_norms.append(name)

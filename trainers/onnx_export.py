@@ -33,6 +33,7 @@ from vsfix.graph_passes.model_file import check_model, export_model, first_line,
 from vsfix.graph_passes.noise import Noise
 
 from .exportable import eval_mode, float64_references, require_exportable, torch_references
+from .noise_reach import reaches_deployment
 from .noise_tracing import NOISE_DOMAIN, NoiseTracer, tracing_noise
 from .onnx_agreement import Agreement, agreement_of, compare_with_torch
 from .onnx_cleaning import EXPORTER_OPSET, convert_down, fold_constants, remove_clutter
@@ -115,9 +116,10 @@ def export_onnx(
         source = _convert(program, opset, input_name, output_name)
         graph = import_graph(source)
         remove_clutter(graph, module.state_dict().keys())
+        lost = _lost_noise(module, rows, tracer, graph)
         markers = _write_markers(graph, tracer.marked)
         batch_norms = _kept_batch_norms(graph, tracer, program)
-        unmarked = (*tracer.unmarked, *hidden.unknown, *_without_effect(tracer, len(markers)))
+        unmarked = (*tracer.unmarked, *hidden.unknown, *lost)
         # Only a file that shows all of its noise may claim to: see the key's own comment.
         claims = {} if unmarked else {EXPORT_METADATA_KEY: str(len(markers))}
         model = _assemble(graph, source, opset, {**(metadata or {}), **claims})
@@ -172,6 +174,14 @@ def _convert(program: torch.export.ExportedProgram, opset: int, input_name: str,
     return model
 
 
+def _lost_noise(module: nn.Module, rows: torch.Tensor, tracer: NoiseTracer, graph: gs.Graph) -> list[str]:
+    """Says so where noise that eval mode cuts off from the output matters in training mode."""
+    lost = tracer.marked.keys() - {node.attrs["name"] for node in graph.nodes if node.domain == NOISE_DOMAIN}
+    if not lost or not reaches_deployment(module, rows, [tracer.places[name] for name in lost]):
+        return []
+    return [f"{len(lost)} noise calls whose result the output depends on in training mode only"]
+
+
 def _write_markers(graph: gs.Graph, marked: Mapping[str, Noise]) -> tuple[tuple[str, Noise], ...]:
     """Puts the marker of its noise in the place of each opaque operator; returns them in the graph's order."""
     taken = {tensor.name for tensor in graph.tensors().values()} | {node.name for node in graph.nodes}
@@ -218,12 +228,6 @@ def _needed_batch_norms(program: torch.export.ExportedProgram) -> int:
         pending.extend(new)
     batch_norms = [node for node in needed if node.target is torch.ops.aten.batch_norm.default]
     return sum(node.args[3] is not None for node in batch_norms)  # the fourth argument is the running mean
-
-
-def _without_effect(tracer: NoiseTracer, written: int) -> list[str]:
-    """Says so where a noise call's result reached no output, so that there was nothing to mark."""
-    lost = len(tracer.marked) - written
-    return [f"{lost} noise calls whose result the output does not depend on"] if lost else []
 
 
 def _assemble(graph: gs.Graph, source: onnx.ModelProto, opset: int, metadata: Mapping[str, str]) -> onnx.ModelProto:

@@ -3,22 +3,19 @@
 A copy of the module runs once in training mode and once in eval mode. Each random operator is seen by the dispatcher
 and charged to the module whose own forward draws it. Calls of the functions that `noise_tracing` marks explain
 themselves, as long as eval mode makes as many of them. What is left is noise made by hand: that of a layer is
-identified by trying the layer out, and whatever can't be identified is named, so that no file claims to show it.
+identified by trying the layer out, and whatever can't be identified is named, so that no file claims to show it. Noise
+of parts that run in training mode only is left out where nothing that is deployed notices it (see `noise_reach`).
 
 Not seen: draws from a generator of numpy that the module keeps for itself.
 """
 
 from __future__ import annotations
 
-import copy
-import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -27,8 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vsfix.graph_passes.model_file import first_line
 from vsfix.graph_passes.noise import Noise
 
+from .module_twin import copy_module, global_generators, random_states_kept
 from .noise_identification import Identification, identify_noise
-from .noise_tracing import NOISE_FUNCTIONS, following_modules
+from .noise_reach import reaches_deployment
+from .noise_tracing import NOISE_FUNCTIONS, NoisePlace, following_modules
 
 
 @dataclass(frozen=True)
@@ -54,23 +53,21 @@ def observe_training_noise(module: nn.Module, rows: torch.Tensor) -> TrainingNoi
         rows: a real input, batch first, at least two rows.
     """
     try:
-        twin = _copy(module)
+        twin = copy_module(module)
     except Exception as error:  # the state of foreign code may refuse in any way
         return _unobserved(f"it can't be copied: {first_line(error)}")
-    with torch.no_grad(), _random_states_kept():
+    with torch.no_grad(), random_states_kept():
         try:
             training = _watch(twin.train(), rows)
         except Exception as error:  # a forward is foreign code
             return _unobserved(f"its forward fails there: {first_line(error)}")
         evaluation = _watch(twin.eval(), rows)
-        return _explain(twin, training, evaluation)
-
-
-def _copy(module: nn.Module) -> nn.Module:
-    """A deep copy; a weight that the last forward computed, as under weight_norm, is copied by its values."""
-    held = [value for part in module.modules() for value in vars(part).values() if isinstance(value, torch.Tensor)]
-    computed: dict[int, Any] = {id(value): value.detach().clone() for value in held if not value.is_leaf}
-    return copy.deepcopy(module, computed)
+    hidden = _hidden_draws(training, evaluation)
+    idle = {name for name in hidden if name not in evaluation.ran}
+    if idle and reaches_deployment(module, rows, [NoisePlace(name) for name in idle]):
+        idle.clear()
+    with torch.no_grad(), random_states_kept():
+        return _explain(twin, hidden - idle, training, evaluation)
 
 
 def _unobserved(reason: str) -> TrainingNoise:
@@ -84,6 +81,7 @@ class _Draws:
         by_hand: how many random operators the own forward of each module ran outside the noise functions.
         calls: how many noise functions it called.
         inputs: the positional arguments of each call of each module that has no parts.
+        ran: the names of all modules that ran.
         elsewhere: whether Python's or numpy's generator was used.
     """
 
@@ -91,6 +89,7 @@ class _Draws:
         self.by_hand: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
         self.inputs: dict[str, list[tuple[Any, ...]]] = {}
+        self.ran: set[str] = set()
         self.elsewhere = False
         self.inside_noise_function = False
         self.scopes = [""]
@@ -98,6 +97,7 @@ class _Draws:
     def enter(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Steps into a module."""
         self.scopes.append(name)
+        self.ran.add(name)
         if not any(module.children()):
             self.inputs.setdefault(name, []).append(args)
 
@@ -150,39 +150,26 @@ class _RandomOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _watch(module: nn.Module, rows: torch.Tensor) -> _Draws:
     """Runs a forward; the random draws that it makes."""
     draws = _Draws()
-    before = _other_generators()
+    before = global_generators()
     with following_modules(module, draws.enter, draws.leave), _NoiseCalls(draws), _RandomOperators(draws):
         module(rows.clone())
-    draws.elsewhere = _other_generators() != before
+    draws.elsewhere = global_generators() != before
     return draws
 
 
-def _other_generators() -> tuple[object, ...]:
-    """The states of the global generators of Python and numpy, to compare."""
-    name, key, *position = np.random.get_state(legacy=True)
-    return random.getstate(), name, np.asarray(key).tobytes(), tuple(position)
+def _hidden_draws(training: _Draws, evaluation: _Draws) -> set[str]:
+    """The names of the modules that draw in training mode and don't show it in eval mode."""
+    return {name for name, count in training.by_hand.items() if count > evaluation.by_hand[name]} | {
+        name for name, count in training.calls.items() if count > evaluation.calls[name]
+    }
 
 
-@contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """Puts every global random generator back to where it was."""
-    python, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=()):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy_state)
-
-
-def _explain(twin: nn.Module, training: _Draws, evaluation: _Draws) -> TrainingNoise:
-    """Names the noise behind the draws that only training mode makes."""
+def _explain(twin: nn.Module, hidden: set[str], training: _Draws, evaluation: _Draws) -> TrainingNoise:
+    """Names the noise of the modules whose draws eval mode does not show."""
     layers: dict[str, Noise] = {}
     unknown = ["random numbers of Python or numpy that its forward draws"] if training.elsewhere else []
     for name, part in twin.named_modules():
-        hidden = training.by_hand[name] - evaluation.by_hand[name]
-        hidden += max(0, training.calls[name] - evaluation.calls[name])
-        if hidden <= 0:
+        if name not in hidden:
             continue
         found = _identify(part, evaluation.inputs.get(name, []), evaluation.calls[name])
         if found.noise is not None:

@@ -201,7 +201,7 @@ class TunedDropout(nn.Dropout):
 
 
 class Branches(nn.Module):
-    """Noise that is cut off from the output, and noise whose marker can't have the first name it would take."""
+    """Noise whose result nothing uses, and noise whose marker can't have the first name it would take."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -214,13 +214,49 @@ class Branches(nn.Module):
         return self.drop(hidden)
 
 
-def test_noise_that_reaches_no_output_is_told_from_noise_that_is_marked(tmp_path, caplog):
+def test_noise_whose_result_nothing_uses_is_no_noise_of_the_file(tmp_path, caplog):
     result = export_onnx(Branches(), torch.randn(3, 1, 8, 8), tmp_path / "m.onnx")
     assert result.markers == (("drop_2", Noise.parse("dropout:0.5")),)
-    assert len(result.unmarked) == 1
+    assert result.unmarked == ()
+    assert read_metadata(read_model(result.path)) == {EXPORT_METADATA_KEY: "1"}
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+class InPlace(nn.Module):
+    """Noise whose result nothing uses, but which changes its input in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.linear(x.flatten(1))
+        F.dropout(hidden, 0.3, self.training, inplace=True)
+        return hidden
+
+
+class Chosen(nn.Module):
+    """Noise that is drawn always and used in training mode only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.3)
+        self.bn = nn.BatchNorm2d(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        noisy = self.drop(x)
+        return self.bn(noisy if self.training else x)
+
+
+@pytest.mark.parametrize("module", [InPlace(), Chosen()], ids=lambda module: type(module).__name__)
+def test_noise_that_only_eval_mode_cuts_off_is_named(tmp_path, caplog, module):
+    result = export_onnx(module, torch.randn(3, 1, 8, 8), tmp_path / "m.onnx")
+    assert result.markers == ()
+    (unmarked,) = result.unmarked
+    assert "in training mode only" in unmarked
+    assert EXPORT_METADATA_KEY not in read_metadata(read_model(result.path))
     messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(messages) == 1
-    assert "does not depend on" in messages[0]
 
 
 class Handmade(nn.Module):
