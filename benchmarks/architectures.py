@@ -51,7 +51,7 @@ from torch import nn
 
 from vsfix.graph_passes.errors import CheckFailedError, InputError, VsfixError
 from vsfix.graph_passes.model_file import import_graph, read_model, write_model
-from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
+from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.pipeline.inspection import inspect_graph
 from vsfix.pipeline.metrics import compare_tensors
 from vsfix.pipeline.repair import repair_model
@@ -83,11 +83,6 @@ class FirstOutput(nn.Module):
         """The output called `out`."""
         out: torch.Tensor = self.net(x)["out"]
         return out
-
-
-def runner(model: onnx.ModelProto) -> OnnxRuntimeRunner:
-    """ONNX Runtime on one thread."""
-    return OnnxRuntimeRunner(model, threads=1)
 
 
 # What there is
@@ -213,7 +208,7 @@ def _walk(name: str, max_parameters: float, folder: Path, row: Row) -> None:
     if exported.unmarked:
         raise CheckFailedError(f"the file does not show {'; '.join(exported.unmarked)}")
     row["stage"] = "repair"
-    repair = repair_model(model, batches, runner, RepairConfig())
+    repair = repair_model(model, batches, open_for_small_runs, RepairConfig())
     report = repair.report
     row["method"] = report.method
     row["repaired"] = sum(outcome.repaired for outcome in report.batch_norms)
@@ -315,7 +310,7 @@ def blame(net: nn.Module, example: torch.Tensor, path: Path) -> str:
 
 def difference(net: nn.Module, model: onnx.ModelProto, images: torch.Tensor) -> float:
     """SNR of the file against torch in dB."""
-    with torch.no_grad(), runner(model) as session:
+    with torch.no_grad(), open_for_small_runs(model) as session:
         expected = net.eval()(images.clone())
         (found,) = session.run({model.graph.input[0].name: images.numpy()}).values()
     return float(compare_tensors(expected.numpy(), found).snr_db)
@@ -330,7 +325,7 @@ def inspect(
         CheckFailedError: they differ.
     """
     graph = import_graph(model)
-    inspection = inspect_graph(graph, batches, runner)
+    inspection = inspect_graph(graph, batches, open_for_small_runs)
     row["nodes"] = len(graph.nodes)
     row["batch_norms"] = len(inspection.rows)
     kinds = Counter(source.rsplit(" ", 1)[-1].partition(":")[0] for source in inspection.noise_sources)

@@ -30,7 +30,7 @@ from vsfix.graph_passes.batches import Batch
 from vsfix.graph_passes.model_file import read_model
 from vsfix.graph_passes.noise import Noise
 from vsfix.pipeline.accuracy import accuracy_of
-from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
+from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from vsfix.pipeline.calibration import calibration_batches, labelled_samples
 from vsfix.pipeline.exporting import export_checkpoint
 from vsfix.pipeline.repair import repair_model
@@ -169,7 +169,7 @@ def measure(rung: Rung, model: onnx.ModelProto, method: str, images: int, seed: 
         layers = "all" if name in ("exact", "stream") else "auto"
         batches = calibration(model, images, seed) if images else []
         started = time.perf_counter()
-        repair = repair_model(model, batches, OnnxRuntimeRunner, RepairConfig(name, layers, seed=seed))
+        repair = repair_model(model, batches, open_for_small_runs, RepairConfig(name, layers, seed=seed))
         repaired, repairs = repair.model, len(repair.statistics) // 2
     seconds = time.perf_counter() - started
     labelled = labelled_samples(model, DATA, split="test", seed=0)

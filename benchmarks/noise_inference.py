@@ -14,7 +14,6 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from vsfix.graph_passes.model_file import import_graph, read_model
 from vsfix.graph_passes.noise import Noise
 from vsfix.graph_passes.noise_inference import NoiseInference, infer_noise
 from vsfix.graph_passes.remove_identities import RemoveMarkers
-from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
+from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.pipeline.calibration import calibration_batches
 
 Batches = list[dict[str, Array]]
@@ -39,7 +38,6 @@ def main() -> None:
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--batch-size", type=int, default=50)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--spoilt", action="store_true")
     options = parser.parse_args()
@@ -56,7 +54,7 @@ def main() -> None:
             RemoveMarkers()(graph)
             images = spoil(graph, batches)
             wall, core = time.perf_counter(), time.process_time()
-            answer = infer_noise(graph, images, partial(OnnxRuntimeRunner, threads=options.threads))
+            answer = infer_noise(graph, images, open_for_small_runs)
             wall, core = time.perf_counter() - wall, time.process_time() - core
             _report(f"{path.stem}, {name}", truth, answer)
             print(f"    {wall:.1f} s, {core:.1f} s of one core", flush=True)

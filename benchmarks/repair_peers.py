@@ -47,7 +47,7 @@ from typing_extensions import Self
 from vsfix.graph_passes.batches import Batch
 from vsfix.graph_passes.model_file import read_model
 from vsfix.pipeline.accuracy import accuracy_of
-from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
+from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from vsfix.pipeline.calibration import Samples, calibration_batches, labelled_samples
 from vsfix.pipeline.repair import repair_model
 from vsfix.pipeline.repair_config import RepairConfig
@@ -161,7 +161,7 @@ class Bench:
         name = method.removeprefix("vsfix ")
         config = RepairConfig(name, "auto" if name == "paired" else "all", seed=seed)
         started = time.perf_counter()
-        repair = repair_model(self.model, batches, OnnxRuntimeRunner, config)
+        repair = repair_model(self.model, batches, open_for_small_runs, config)
         seconds = time.perf_counter() - started
         return Measurement(method, images, seed, self.top1_of_file(repair.model), seconds, repair.report.samples)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ DEFAULT_MAX_MEMORY = 2 << 30  # bytes
 
 
 class ActivationCache:
-    """Holds arrays by (batch, tensor name). A context manager: its files go when it ends.
+    """Holds arrays by (batch, tensor name), for several threads at once. A context manager: its files go when it ends.
 
     Attributes:
         max_memory: bytes that may stay in memory; what comes after goes to a temporary folder.
@@ -32,6 +33,7 @@ class ActivationCache:
         self._arrays: dict[tuple[int, str], Array | Path] = {}
         self._numbers = itertools.count()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -46,11 +48,7 @@ class ActivationCache:
     def put(self, batch: int, arrays: Mapping[str, Array]) -> None:
         """Keeps the arrays of one batch."""
         for name, array in arrays.items():
-            if self._held + array.nbytes <= self.max_memory:
-                self._arrays[batch, name] = array
-                self._held += array.nbytes
-            else:
-                self._arrays[batch, name] = self._spill(array)
+            self._arrays[batch, name] = array if self._holds(array) else self._spill(array)
 
     def get(self, batch: int, name: str) -> Array:
         """The array of one tensor in one batch."""
@@ -66,13 +64,22 @@ class ActivationCache:
         if isinstance(stored, Path):
             stored.unlink()
         else:
-            self._held -= stored.nbytes
+            with self._lock:
+                self._held -= stored.nbytes
+
+    def _holds(self, array: Array) -> bool:
+        """Whether there is memory for one more array, which then is taken."""
+        with self._lock:
+            fits = self._held + array.nbytes <= self.max_memory
+            self._held += array.nbytes if fits else 0
+        return fits
 
     def _spill(self, array: Array) -> Path:
         """Writes one array to the temporary folder."""
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="vsfix-")
-        path = Path(self._folder.name) / f"{next(self._numbers)}.npy"
+        with self._lock:
+            if self._folder is None:
+                self._folder = tempfile.TemporaryDirectory(prefix="vsfix-")
+            path = Path(self._folder.name) / f"{next(self._numbers)}.npy"
         try:
             np.save(path, array, allow_pickle=False)
         except OSError as error:
@@ -80,5 +87,6 @@ class ActivationCache:
                 f"{self._folder.name}: can't hold the cached activations ({error.strerror or error}); give more memory "
                 "with --max-memory, fewer samples, or another disk with TMPDIR"
             ) from error
-        self.spilled += array.nbytes
+        with self._lock:
+            self.spilled += array.nbytes
         return path

@@ -22,6 +22,10 @@ class Runner(Protocol):
     def name(self) -> str:
         """What runs here, as a report would say it, e.g. `onnxruntime (CPUExecutionProvider)`."""
 
+    @property
+    def concurrency(self) -> int:
+        """How many threads should be inside `run` at the same time; 1 where it takes the whole device by itself."""
+
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Runs one batch.
 

@@ -15,9 +15,12 @@ Each node runs once per batch, so the total work is one forward. Only the fronti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -25,9 +28,9 @@ import onnx_graphsurgeon as gs
 
 from .activation_cache import DEFAULT_MAX_MEMORY, ActivationCache
 from .batch_norm import BatchNorm, find_batch_norms
-from .batches import Batch, cut_batches, prescribed_batch_size, samples_in
+from .batches import Batch, count_samples, cut_batches, prescribed_batch_size, samples_in
 from .errors import DataError, ModelError
-from .inference import Array, Float64Array, OpenModel
+from .inference import Array, Float64Array, OpenModel, Runner
 from .model_file import export_subgraph
 from .moment_taps import MomentTap, tap_moments
 from .moments import Moments, MomentsAccumulator, SampleMoments
@@ -35,7 +38,11 @@ from .noise_sampling import apply_noise
 from .remove_identities import RemoveMarkers
 from .staging import Stage, noisy_markers, plan_stages
 
-RUN_SAMPLES = 32  # of one run: activations that stay in the processor's cache make a pass over them cheap
+# Samples of one run. Activations that stay in the processor's cache make a pass over them cheap, and several runs keep
+# several processors busy; but each run has a price of its own.
+LARGEST_RUN, SMALLEST_RUN, LEAST_RUNS = 64, 8, 8
+
+_Result = TypeVar("_Result")
 
 # What a corrected BatchNorm normalises with, given what it stores and what was measured: (mean, variance), each (C,).
 Correction = Callable[[BatchNorm, Moments], tuple[Float64Array, Float64Array]]
@@ -93,7 +100,7 @@ def measure(
     if config.noise_seed is None:
         RemoveMarkers()(copy)  # at each that a tap reads the runtime would copy an activation
         if prescribed_batch_size(copy) is None:  # with the noise on, the draws depend on the batches
-            batches = list(cut_batches(batches, RUN_SAMPLES))
+            batches = list(cut_batches(batches, _run_size(count_samples(batches))))
     batch_norms = find_batch_norms(copy)
     for batch_norm in batch_norms:
         if isinstance(batch_norm.input, gs.Constant):
@@ -106,13 +113,17 @@ def measure(
     with ActivationCache(config.max_memory) as cache:
         run = _StagedRun(copy, batches, open_model, config, cache)
         for index, stage in enumerate(stages):
-            run.make_noise(stage)
             moments |= run.run_stage(stage)
             for batch_norm in stage.measured:
                 if batch_norm.name in config.corrected:
                     batch_norm.with_statistics(*config.correction(batch_norm, moments[batch_norm.name]))
             run.drop_finished(stages, index)
     return {batch_norm.name: moments[batch_norm.name] for batch_norm in batch_norms}
+
+
+def _run_size(samples: int) -> int:
+    """How many samples to run at once; it depends on nothing but their number, so that any machine does the same."""
+    return min(LARGEST_RUN, max(SMALLEST_RUN, math.ceil(samples / LEAST_RUNS)))
 
 
 def _hold_constants(graph: gs.Graph) -> None:
@@ -124,6 +135,19 @@ def _hold_constants(graph: gs.Graph) -> None:
             node.outputs.clear()
             output.to_constant(value.values)
     graph.nodes[:] = [node for node in graph.nodes if node.op != "Constant" or node.outputs]
+
+
+def _in_turn(work: Callable[[int], _Result], numbers: Iterable[int], runner: Runner | None) -> Iterator[_Result]:
+    """The results of `work` in the order of the numbers, however many threads the runner wants for it."""
+    concurrency = runner.concurrency if runner else 1
+    if concurrency == 1:
+        yield from map(work, numbers)
+        return
+    with ThreadPoolExecutor(concurrency) as pool:
+        try:
+            yield from pool.map(work, numbers)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class _StagedRun:
@@ -146,16 +170,8 @@ class _StagedRun:
         self._runs = range(len(batches) * config.repeats)  # a run is one batch under one draw of the noise
         self._first_samples = [0, *np.cumsum([samples_in(batch) for batch in batches])[:-1].tolist()]
 
-    def make_noise(self, stage: Stage) -> None:
-        """Caches the output of every marker; the draws depend on the seed, the marker and the run alone."""
-        for marker in stage.markers:
-            data, output = marker.node.inputs[0].name, marker.node.outputs[0].name
-            for number in self._runs:
-                rng = np.random.default_rng((self._seed or 0, marker.number, number))
-                self._cache.put(number, {output: apply_noise(marker.noise, self._array(number, data), rng)})
-
     def run_stage(self, stage: Stage) -> dict[str, Moments]:
-        """Runs one stage over every batch; returns the moments of the BatchNorms whose input it computes."""
+        """Runs one stage over every batch, the noise first; returns the moments of the inputs that it computes."""
         produced = {tensor.name: tensor for node in stage.nodes for tensor in node.outputs}
         handed_on = [produced[name] for name in stage.hands_on if name in produced]
         taps = {
@@ -167,16 +183,18 @@ class _StagedRun:
         with ExitStack() as stack:
             runner = None
             if handed_on or taps:
-                part = self._part(stage, handed_on, taps)
-                runner = stack.enter_context(self._open_model(part))
-            for number in self._runs:
-                feeds = {name: self._array(number, name) for name in stage.reads}
-                arrays = runner.run(feeds) if runner else {}
+                runner = stack.enter_context(self._open_model(self._part(stage, handed_on, taps)))
+
+            def run(number: int) -> list[SampleMoments]:
+                self._make_noise(stage, number)
+                arrays = runner.run({name: self._array(number, name) for name in stage.reads}) if runner else {}
                 self._cache.put(number, {tensor.name: arrays[tensor.name] for tensor in handed_on})
-                for batch_norm in stage.measured:
-                    found = self._sample_moments(batch_norm, taps, arrays, number)
-                    first = self._first_samples[number % len(self._batches)]
-                    accumulators[batch_norm.name].add(found, first)
+                return [self._sample_moments(batch_norm, taps, arrays, number) for batch_norm in stage.measured]
+
+            for number, found in zip(self._runs, _in_turn(run, self._runs, runner), strict=True):
+                first = self._first_samples[number % len(self._batches)]
+                for batch_norm, moments in zip(stage.measured, found, strict=True):
+                    accumulators[batch_norm.name].add(moments, first)
         return {name: accumulator.result() for name, accumulator in accumulators.items()}
 
     def drop_finished(self, stages: Sequence[Stage], index: int) -> None:
@@ -186,6 +204,13 @@ class _StagedRun:
             for number in self._runs:
                 self._cache.drop(number, name)
 
+    def _make_noise(self, stage: Stage, number: int) -> None:
+        """Caches what the markers make of one run; the draws depend on the seed, the marker and the run alone."""
+        for marker in stage.markers:
+            rng = np.random.default_rng((self._seed or 0, marker.number, number))
+            noisy = apply_noise(marker.noise, self._array(number, marker.node.inputs[0].name), rng)
+            self._cache.put(number, {marker.node.outputs[0].name: noisy})
+
     def _array(self, number: int, name: str) -> Array:
         """A tensor of one run: an input of the graph, or what an earlier stage or a marker left."""
         if name in self._inputs:
@@ -194,9 +219,10 @@ class _StagedRun:
 
     def _part(self, stage: Stage, handed_on: Sequence[gs.Variable], taps: Mapping[str, MomentTap]) -> onnx.ModelProto:
         """The model of one stage."""
+        before_noise = {marker.node.outputs[0].name: marker.node.inputs[0].name for marker in stage.markers}
         for name, tensor in stage.reads.items():
             if isinstance(tensor, gs.Variable):
-                tensor.dtype = self._array(0, name).dtype
+                tensor.dtype = self._array(0, before_noise.get(name, name)).dtype  # noise keeps the dtype
         nodes = [*stage.nodes, *(node for tap in taps.values() for node in tap.nodes)]
         outputs = [*handed_on, *(output for tap in taps.values() for output in tap.outputs)]
         return export_subgraph(self._graph, nodes, stage.reads.values(), outputs)

@@ -26,7 +26,7 @@ from vsfix.trainers.training_config import TrainingConfig
 from vsfix.trainers.training_loop import train
 
 from .accuracy import AccuracyRow, accuracy_of
-from .backends.onnxruntime_runner import OnnxRuntimeRunner
+from .backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from .backends.torch_runner import TorchRunner, with_statistics
 from .calibration import Samples, load_samples
 from .environment import describe_environment
@@ -169,9 +169,9 @@ def _repair(model: onnx.ModelProto, train_set: Samples) -> _Repairs:
     everything = list(train_set.batches(_BATCH_SIZE))
     few = list(train_set.subset(CALIBRATION_IMAGES, seed=0).batches(_BATCH_SIZE))
     return _Repairs(
-        paired=repair_model(model, few, OnnxRuntimeRunner, RepairConfig(method="paired"), judged_on=everything),
-        exact_few=repair_model(model, few, OnnxRuntimeRunner, RepairConfig(method="exact")),
-        exact_all=repair_model(model, everything, OnnxRuntimeRunner, RepairConfig(method="exact")),
+        paired=repair_model(model, few, open_for_small_runs, RepairConfig(method="paired"), judged_on=everything),
+        exact_few=repair_model(model, few, open_for_small_runs, RepairConfig(method="exact")),
+        exact_all=repair_model(model, everything, open_for_small_runs, RepairConfig(method="exact")),
     )
 
 

@@ -16,7 +16,7 @@ from vsfix.graph_passes.model_file import export_model, read_model, write_model
 from vsfix.graph_passes.shift import geometric_mean
 
 from .accuracy import AccuracyRow, accuracy_of
-from .backends.onnxruntime_runner import OnnxRuntimeRunner
+from .backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from .calibration import Samples, calibration_batches, labelled_samples
 from .environment import describe_environment
 from .output_file import require_output
@@ -98,7 +98,7 @@ def optimize(
         )
     )
     labelled = labelled_samples(deployable, eval_data, split=eval_split, seed=config.seed) if eval_data else None
-    repair = repair_model(model, batches, OnnxRuntimeRunner, config)
+    repair = repair_model(model, batches, open_for_small_runs, config)
     accuracies = () if labelled is None else _accuracies(deployable, repair, labelled, batch_size)
     if accuracies and accuracies[1].accuracy < accuracies[0].accuracy:
         raise CheckFailedError(

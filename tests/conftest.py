@@ -18,6 +18,9 @@ class PlainRunner:
 
     name = "onnxruntime, plain"
 
+    name = "plain"
+    concurrency = 2
+
     def __init__(self, model: onnx.ModelProto) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -48,11 +49,12 @@ class OnnxRuntimeRunner:
 
     Attributes:
         name: `onnxruntime (PROVIDER)`.
+        concurrency: how many threads may call `run` at once; see `Runner.concurrency`.
 
     Args:
         model: a file, or a model in memory.
         provider: the execution provider that must run the model.
-        threads: for one operator; None leaves the choice to ONNX Runtime.
+        concurrency: None for one large run at a time; a number for small runs, so many at once.
 
     Raises:
         MissingComponentError: ONNX Runtime or the provider is not here.
@@ -64,11 +66,13 @@ class OnnxRuntimeRunner:
         model: Path | onnx.ModelProto,
         *,
         provider: str = CPU,
-        threads: int | None = None,
+        concurrency: int | None = None,
     ) -> None:
+        self.concurrency = concurrency or 1
+        self._has_arena = concurrency is None
         self.name = f"onnxruntime ({provider})"
         self._session: Any
-        self._session, self._weights = _open_session(model, provider, threads)
+        self._session, self._weights = _open_session(model, provider, concurrency)
         running = self._session.get_providers()[0]
         if running != provider:
             raise MissingComponentError(
@@ -90,7 +94,13 @@ class OnnxRuntimeRunner:
             outputs = self._session.run(self._outputs, dict(inputs))
         except Exception as error:  # ONNX Runtime has one class of its own for each of its status codes
             raise ModelError(f"{self.name} fails on this input: {first_line(error)}") from error
-        return {name: _own(output, name, self.name) for name, output in zip(self._outputs, outputs, strict=True)}
+        return {name: self._own(output, name) for name, output in zip(self._outputs, outputs, strict=True)}
+
+    def _own(self, output: Any, name: str) -> Array:
+        """The output as an array that holds on to no memory but its own, as it would to all of an arena."""
+        if not isinstance(output, np.ndarray):
+            raise ModelError(f"{self.name}: output '{name}' is a {type(output).__name__}, not a tensor")
+        return output.copy() if self._has_arena and not output.flags.owndata else output
 
     def __enter__(self) -> Self:
         return self
@@ -102,12 +112,27 @@ class OnnxRuntimeRunner:
         self._weights = []
 
 
+MOST_RUNS = 8  # at once; past that they wait for the interpreter
+
+
+def open_for_small_runs(model: onnx.ModelProto) -> OnnxRuntimeRunner:
+    """Opens a part of a model for a measurement: many small runs on the CPU, several at once."""
+    return OnnxRuntimeRunner(model, concurrency=min(MOST_RUNS, available_processors()))
+
+
+def available_processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def install_line(provider: str) -> str:
     """The command that installs the ONNX Runtime which holds `provider`."""
     return f"pip install 'vsfix[{_EXTRAS.get(provider, 'gpu')}]'"
 
 
-def _open_session(model: Path | onnx.ModelProto, provider: str, threads: int | None) -> tuple[Any, list[Any]]:
+def _open_session(model: Path | onnx.ModelProto, provider: str, concurrency: int | None) -> tuple[Any, list[Any]]:
     """The session, with nothing printed and no provider in the place of another, and the memory that it reads from."""
     try:
         import onnxruntime
@@ -123,8 +148,9 @@ def _open_session(model: Path | onnx.ModelProto, provider: str, threads: int | N
     # A measurement opens a session for each of its stages: threads that spin while they wait cost it three quarters of
     # its time on a machine that does other work, and bring little on one that does not.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    if concurrency is not None:
+        options.intra_op_num_threads = max(1, available_processors() // concurrency)
+        options.enable_cpu_mem_arena = False  # each output has memory of its own then, and is kept without a copy
     try:
         source, weights = (str(model), []) if isinstance(model, Path) else _serialize(model, options)
         session = onnxruntime.InferenceSession(
@@ -163,10 +189,3 @@ def _spec(tensor: Any) -> InputSpec:
     """What an input takes. ONNX Runtime gives an empty shape where the model states none."""
     shape = tuple(side if isinstance(side, int) else None for side in tensor.shape)
     return InputSpec(tensor.name, _DTYPES.get(tensor.type), shape or None)
-
-
-def _own(output: Any, name: str, runner: str) -> Array:
-    """The output as an array of its own: what ONNX Runtime hands out holds on to the memory of the whole session."""
-    if not isinstance(output, np.ndarray):
-        raise ModelError(f"{runner}: output '{name}' is a {type(output).__name__}, not a tensor")
-    return output if output.flags.owndata else output.copy()

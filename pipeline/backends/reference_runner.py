@@ -23,6 +23,7 @@ class ReferenceRunner:
 
     Attributes:
         name: `reference (onnx)`.
+        concurrency: 1, see `Runner.concurrency`.
 
     Raises:
         ModelError: the evaluator does not know an operator of the model.
@@ -30,6 +31,7 @@ class ReferenceRunner:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.name = "reference (onnx)"
+        self.concurrency = 1
         try:
             self._evaluator = ReferenceEvaluator(model)
         except Exception as error:  # the evaluator has no common class for what it refuses

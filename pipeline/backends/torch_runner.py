@@ -26,6 +26,7 @@ class TorchRunner:
 
     Attributes:
         name: `torch (DEVICE)`.
+        concurrency: 1, see `Runner.concurrency`.
 
     Args:
         module: put into eval mode and moved to the device.
@@ -49,6 +50,7 @@ class TorchRunner:
         input_shape: tuple[int, ...] | None = None,
     ) -> None:
         self.name = f"torch ({device})"
+        self.concurrency = 1
         if device != "cpu" and not torch.cuda.is_available():
             raise MissingComponentError(
                 f"torch: sees no GPU for device '{device}'; check the driver, and that torch is a CUDA build "

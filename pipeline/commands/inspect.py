@@ -29,7 +29,7 @@ def command(
     inferred from its statistics. Shift is the variance at inference over the stored variance; 1 is no shift.
     """
     from vsfix.graph_passes.model_file import read_model
-    from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
+    from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
     from vsfix.pipeline.calibration import calibration_batches
     from vsfix.pipeline.console import print_table, require_json_target, write_json
     from vsfix.pipeline.inspection import inspect_model
@@ -45,7 +45,7 @@ def command(
         if data
         else []
     )
-    inspection = inspect_model(loaded, batches, OnnxRuntimeRunner)
+    inspection = inspect_model(loaded, batches, open_for_small_runs)
     if json_path != "-":
         for change in inspection.prepared:
             click.echo(f"prepared: {change}")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,3 +34,19 @@ def test_the_files_go_with_the_cache(monkeypatch, tmp_path):
         cache.put(0, {"a": np.zeros(100)})
         assert len(list(Path(tmp_path).glob("vsfix-*/*.npy"))) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_that_put_and_drop_at_once_leave_the_count_of_memory_right():
+    with ActivationCache(max_memory=40 * 800) as cache:
+
+        def put_and_drop(batch: int) -> None:
+            for _ in range(200):
+                cache.put(batch, {"a": np.full(100, batch, dtype=np.float64)})
+                assert cache.get(batch, "a")[0] == batch
+                cache.drop(batch, "a")
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(put_and_drop, range(40)))
+        assert cache.spilled == 0
+        cache.put(0, {f"t{index}": np.zeros(100) for index in range(41)})
+        assert cache.spilled == 800

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import numpy as np
 import onnx
 import onnx.numpy_helper
@@ -196,3 +199,72 @@ def test_weights_in_constant_nodes_are_not_cached(parse, open_model, monkeypatch
     x = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
     measure(import_graph(parse(body, weights)), [{"x": x}], open_model, MeasurementConfig(noise_seed=0))
     assert cached == {"d"}
+
+
+class Shared:
+    """A runner that lets `concurrency` threads in at once and keeps count of them.
+
+    Args:
+        runner: what computes.
+        concurrency: how many threads the measurement is asked for.
+        fails_at: the call that raises, counted from 1.
+    """
+
+    def __init__(self, runner, concurrency: int, fails_at: int = 0) -> None:
+        self._runner, self.concurrency, self._fails_at = runner, concurrency, fails_at
+        self._lock = threading.Lock()
+        self.calls = self.inside = self.most = 0
+
+    def run(self, inputs):
+        with self._lock:
+            self.calls += 1
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            number = self.calls
+        time.sleep(0.005)  # so that whoever may come in does
+        outputs = self._runner.run(inputs)
+        with self._lock:
+            self.inside -= 1
+        if number == self._fails_at:
+            raise DataError("this one")
+        return outputs
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+
+@pytest.mark.parametrize("noise_seed", [None, 3])
+def test_runs_side_by_side_give_the_same_bits_as_one_after_the_other(residual, images, open_model, noise_seed):
+    found, most = [], []
+    for concurrency in (1, 4):
+        opened = []
+
+        def open_shared(model, concurrency=concurrency, opened=opened):
+            opened.append(Shared(open_model(model), concurrency))
+            return opened[-1]
+
+        config = MeasurementConfig(ALL, noise_seed, 3 if noise_seed else 1, max_memory=20_000)
+        found.append(measure(import_graph(residual), split(images, [15] * 4), open_shared, config))
+        most.append({runner.most for runner in opened})
+    assert most[0] == {1}
+    assert most[1] == {4}
+    for name in ALL:
+        assert found[0][name].mean.tobytes() == found[1][name].mean.tobytes()
+        assert found[0][name].group_centred_sums.tobytes() == found[1][name].group_centred_sums.tobytes()
+
+
+def test_a_run_that_fails_ends_the_measurement_and_what_waits_is_not_run(residual, images, open_model):
+    opened = []
+
+    def open_shared(model):
+        opened.append(Shared(open_model(model), concurrency=2, fails_at=2))
+        return opened[-1]
+
+    with pytest.raises(DataError, match="this one"):
+        measure(import_graph(residual), split(np.tile(images, (20, 1, 1, 1)), [100] * 12), open_shared)
+    (runner,) = opened
+    assert runner.inside == 0
+    assert runner.calls < 19  # of ceil(1200 / 64)

@@ -127,6 +127,7 @@ class Restless:
 
     def __init__(self, runner):
         self._runner, self._rng = runner, np.random.default_rng()
+        self.concurrency = runner.concurrency
 
     def run(self, inputs):
         outputs = self._runner.run(inputs)

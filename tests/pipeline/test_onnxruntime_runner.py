@@ -43,7 +43,7 @@ def test_the_same_input_gives_the_same_bits(residual, images):
 
 def test_a_file_gives_the_same_bits_as_the_model_in_memory(residual, images, tmp_path):
     onnx.save(residual, tmp_path / "m.onnx")
-    outputs = [OnnxRuntimeRunner(model, threads=1).run({"x": images})["y"] for model in (residual, tmp_path / "m.onnx")]
+    outputs = [OnnxRuntimeRunner(model).run({"x": images})["y"] for model in (residual, tmp_path / "m.onnx")]
     assert outputs[0].tobytes() == outputs[1].tobytes()
 
 
@@ -115,11 +115,11 @@ def test_without_onnx_runtime_the_line_that_installs_it_is_given(residual, monke
 
 
 def test_a_model_past_the_limit_of_bytes_is_opened_with_its_weights_beside_it(residual, images, monkeypatch):
-    in_memory = OnnxRuntimeRunner(residual, threads=1).run({"x": images})["y"]
+    in_memory = OnnxRuntimeRunner(residual).run({"x": images})["y"]
     before = residual.SerializeToString()
     monkeypatch.setattr(external_data, "MAX_SINGLE_FILE_WEIGHTS", 100)
     monkeypatch.setattr(external_data, "INLINE_BELOW", 16)
-    with OnnxRuntimeRunner(residual, threads=1) as runner:
+    with OnnxRuntimeRunner(residual) as runner:
         assert residual.SerializeToString() == before
         for tensor in residual.graph.initializer:
             tensor.raw_data = bytes(len(tensor.raw_data))

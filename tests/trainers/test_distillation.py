@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.model_file import import_graph
 from vsfix.graph_passes.paired import paired
-from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
+from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.trainers.distillation import DistillationConfig, Distilled, distill
 from vsfix.trainers.image_prior import draw_dead_leaves
 from vsfix.trainers.onnx_call import UnsupportedOperatorError
@@ -20,7 +19,6 @@ from vsfix.trainers.preprocessing import METADATA_KEY, Preprocessing
 
 C, SIDE, KEEP = 6, 8, 0.5
 QUICK = DistillationConfig(inputs=16, steps=40)
-open_model = partial(OnnxRuntimeRunner, threads=1)
 
 
 def convolution(rng: np.random.Generator, c_in: int, c_out: int) -> Any:
@@ -102,7 +100,7 @@ def distilled(model: onnx.ModelProto) -> Distilled:
 def error_of_repair(model: onnx.ModelProto, inputs: Any) -> float:
     """The mean error of the log variance of the two BNs behind the noise, after the paired repair on these inputs."""
     graph = import_graph(model)
-    estimates = paired(graph, [{"x": inputs}], open_model, ["n1", "y"])
+    estimates = paired(graph, [{"x": inputs}], open_for_small_runs, ["n1", "y"])
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     truth = training_statistics(training_images(2000, seed=6), arrays, keep=1.0)
     errors = [np.log(estimates[name].variance / truth[f"v{place}"]) for name, place in (("n1", 1), ("y", 2))]
