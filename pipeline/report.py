@@ -11,7 +11,6 @@ import jinja2
 from vsfix.graph_passes.atomic_file import atomic_path
 
 from .accuracy import AccuracyRow
-from .figure import mismatch_figure
 from .repair_report import RepairReport
 
 
@@ -51,6 +50,8 @@ class Report:
 
 def render_report(report: Report) -> str:
     """The page."""
+    from .figure import mismatch_figure  # here, because matplotlib takes as long to load as a small repair
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
