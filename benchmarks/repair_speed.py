@@ -3,8 +3,8 @@
     python benchmarks/repair_speed.py run net.onnx --out speed.json       # the folder and the file of repair_peers.py
 
     a  `vsfix optimize --method paired --samples 32` against a process that loads the checkpoint and runs
-       torch.optim.swa_utils.update_bn over --images training images, Dropout off; at least 20 times faster, and the
-       accuracies within 0.3 points
+       torch.optim.swa_utils.update_bn over --images training images, Dropout off; at least 20 times faster, and
+       its accuracy at most 0.3 points lower
     b  `exact` over --images images against a plain ONNX Runtime forward of the same file over the same batches; at
        most 1.25 times slower. Its peak resident memory under --max-memory, for two numbers of images
     c  `vsfix --help` and `vsfix inspect MODEL.onnx`
@@ -350,11 +350,11 @@ def missed(found: Facts) -> list[str]:
     """The targets that are missed."""
     misses = []
     if "a" in found:
-        apart = abs(found["a"]["top1"]["vsfix"] - found["a"]["top1"]["update_bn"])
+        below = found["a"]["top1"]["update_bn"] - found["a"]["top1"]["vsfix"]
         if found["a"]["ratio"] < TARGET_SPEEDUP:
             misses.append(f"a: {found['a']['ratio']:.1f} times faster, wanted {TARGET_SPEEDUP:g}")
-        if apart > TARGET_POINTS:
-            misses.append(f"a: the accuracies are {apart:.2f} points apart, wanted {TARGET_POINTS:g}")
+        if below > TARGET_POINTS:
+            misses.append(f"a: the accuracy is {below:.2f} points lower, wanted at most {TARGET_POINTS:g}")
     if "b" in found:
         best = found["b"]["ratios"]["2G"]  # the default
         if best > TARGET_OVERHEAD:

@@ -12,7 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm import require_batch_norms
-from vsfix.graph_passes.batches import Batch, first_samples, prescribed_batch_size
+from vsfix.graph_passes.batches import Batch, first_samples, prescribed_batch_size, samples_in
 from vsfix.graph_passes.errors import CheckFailedError, InputError
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
 from vsfix.graph_passes.graph_pass import PassPipeline, PassResult
@@ -22,11 +22,13 @@ from vsfix.graph_passes.noise_analysis import analyse_noise
 from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
 from vsfix.graph_passes.repair_statistics import RepairStatistics
 
+from .calibration import fixed_batch_size, model_input_names
 from .estimation import Estimation, estimate_statistics
 from .inspection import Inspection, inspect_graph
 from .method_choice import MethodChoice, choose_method
 from .metrics import compare_tensors
 from .preparation import PreparedModel, prepare_model
+from .random_inputs import draw_inputs, stated_shape
 from .repair_config import RepairConfig
 from .repair_report import BatchNormOutcome, Repair, RepairReport
 
@@ -36,6 +38,7 @@ JUDGED_SAMPLES = 256  # enough to tell a variance within a few percent
 # Folding reorders floating-point operations and nothing else; a fold that loses more than this is a wrong fold.
 MIN_FOLD_SNR_DB = 80.0
 MIN_FOLD_SNR_DB_HALF = 40.0
+UNJUDGED_SAMPLES = 16  # random ones, to compare both graphs on where there is no data
 
 
 def repair_model(
@@ -77,6 +80,7 @@ def repair_model(
     clean = PassPipeline([RemoveMarkers(), RemoveIdentities(), *([FoldBatchNorm()] if config.fold else [])])
     clean(graph)
     final = export_model(graph, model, {METADATA_KEY: _metadata(choice, estimation, repair, config)})
+    inputs, unchecked = _inputs_of_check(model, judges, config.seed)
     report = RepairReport(
         method=choice.method,
         method_reason=choice.reason,
@@ -86,8 +90,9 @@ def repair_model(
         batch_norms=_outcomes(before, after, estimation, repair, clean.results[2] if config.fold else None),
         prepared=prepared.changes + choice.changes,
         removed=tuple(change.subject for result in clean.results[:2] for change in result.changed),
-        warnings=_warnings(prepared, choice, estimation, before),
-        fold_snr_db=_check_equal(unfolded, final, judges, open_model),
+        warnings=(*_warnings(prepared, choice, estimation, before), *unchecked),
+        compared_on=samples_in(inputs) if inputs else 0,
+        fold_snr_db=_check_equal(unfolded, final, inputs, open_model) if inputs else None,
     )
     return Repair(final, unfolded, report, statistics)
 
@@ -172,14 +177,24 @@ def _outcomes(
     return tuple(outcomes)
 
 
+def _inputs_of_check(model: onnx.ModelProto, judges: Sequence[Batch], seed: int) -> tuple[Batch, tuple[str, ...]]:
+    """What the deployed graph is compared on, random numbers where there is no data; or a warning that nothing is."""
+    if judges:
+        return judges[0], ()
+    names = model_input_names(model)
+    shapes = [stated_shape(model, name) for name in names]
+    try:
+        return draw_inputs(names, shapes, fixed_batch_size(model) or UNJUDGED_SAMPLES, seed), ()
+    except InputError as error:
+        return {}, (f"the deployed graph was not compared with the repaired one: {error}",)
+
+
 def _check_equal(
-    repaired: onnx.ModelProto, final: onnx.ModelProto, batches: Sequence[Batch], open_model: OpenModel
+    repaired: onnx.ModelProto, final: onnx.ModelProto, inputs: Batch, open_model: OpenModel
 ) -> float | None:
     """Compares the outputs of both graphs on one batch; returns the smallest SNR in dB, None where bit-equal."""
-    if not batches:
-        return None
     with open_model(repaired) as reference, open_model(final) as candidate:
-        expected, found = reference.run(batches[0]), candidate.run(batches[0])
+        expected, found = reference.run(inputs), candidate.run(inputs)
     worst = min(compare_tensors(*_comparable(expected[name], found[name])).snr_db for name in expected)
     half_types = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     half = any(tensor.data_type in half_types for tensor in repaired.graph.initializer)

@@ -54,8 +54,9 @@ class RepairReport:
         prepared: what was changed to make the file deployable, before anything was estimated.
         removed: the noise layers and identities that were removed.
         warnings: what a person should know before trusting the numbers.
-        fold_snr_db: signal to noise of the final graph against the repaired graph before removal and folding, None
-            when they are equal to the bit, or when there was nothing to run.
+        compared_on: the number of samples on which the final graph was compared with the repaired graph before removal
+            and folding; random ones where there was no data, 0 where none could be made.
+        fold_snr_db: signal to noise of that comparison; None where they are equal to the bit, or were not compared.
     """
 
     method: str
@@ -67,6 +68,7 @@ class RepairReport:
     prepared: tuple[str, ...]
     removed: tuple[str, ...]
     warnings: tuple[str, ...]
+    compared_on: int
     fold_snr_db: float | None
 
 

@@ -7,10 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import onnx
-import onnx.helper
-
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.inference import Runner
 from vsfix.graph_passes.model_file import read_model
@@ -19,6 +15,7 @@ from vsfix.trainers.preprocessing import Preprocessing
 from .backends.opening import checkpoint_file, is_checkpoint, open_checkpoint, open_runner
 from .calibration import Samples, load_samples, model_input_names, read_preprocessing
 from .npz_file import read_npz
+from .random_inputs import draw_inputs, stated_shape
 from .verification import Tolerance, Verification, verify
 
 RANDOM_SAMPLES = 256
@@ -105,16 +102,7 @@ def _describe(path: Path) -> _Description:
     names = tuple(model_input_names(model))
     if not names:
         raise InputError(f"{path}: the model has no input; there is nothing to compare on")
-    return _Description(names, tuple(_shape_of(model, name) for name in names), read_preprocessing(model))
-
-
-def _shape_of(model: onnx.ModelProto, name: str) -> tuple[int, ...] | None:
-    """The shape of a float32 input without its batch axis, where every side is stated."""
-    value = next(tensor for tensor in model.graph.input if tensor.name == name)
-    tensor = value.type.tensor_type
-    sides = [side.dim_value for side in tensor.shape.dim][1:]
-    stated = tensor.HasField("shape") and len(tensor.shape.dim) > 0 and all(side > 0 for side in sides)
-    return tuple(sides) if stated and tensor.elem_type == onnx.TensorProto.FLOAT else None
+    return _Description(names, tuple(stated_shape(model, name) for name in names), read_preprocessing(model))
 
 
 def _require_same_inputs(model: Path, names: tuple[str, ...], against: Path, reference: tuple[str, ...] | None) -> None:
@@ -134,7 +122,8 @@ def _samples(
     """The inputs: the named data, or random numbers."""
     if config.data is None:
         shapes = candidate.input_shapes if candidate.input_names else reference.input_shapes
-        return random_samples(names, shapes, config.samples or RANDOM_SAMPLES, config.seed)
+        inputs = draw_inputs(names, shapes, config.samples or RANDOM_SAMPLES, config.seed)
+        return Samples("random normal numbers", inputs)
     ours, theirs = candidate.preprocessing, reference.preprocessing
     if ours is not None and theirs is not None and ours != theirs:
         _logger.warning("the model and its reference state different preprocessing; that of the model is used")
@@ -146,29 +135,6 @@ def _samples(
         samples=config.samples,
         seed=config.seed,
     )
-
-
-def random_samples(names: Sequence[str], shapes: Sequence[tuple[int, ...] | None], samples: int, seed: int) -> Samples:
-    """Standard normal float32 inputs.
-
-    Args:
-        names: the inputs.
-        shapes: the shape of each without the batch axis; None where it is unknown.
-        samples: N.
-        seed: of the numbers.
-
-    Raises:
-        InputError: a shape is unknown.
-    """
-    rng = np.random.default_rng(seed)
-    inputs = {}
-    for name, shape in zip(names, shapes, strict=True):
-        if shape is None:
-            raise InputError(
-                f"input '{name}': can't be drawn at random (free sides, or no float32); give inputs with --data"
-            )
-        inputs[name] = rng.standard_normal((samples, *shape), dtype=np.float32)
-    return Samples("random normal numbers", inputs)
 
 
 def _open_reference(path: Path, input_name: str, statistics: Path | None) -> Runner:

@@ -143,12 +143,16 @@ def test_a_model_without_batch_norm_is_refused_with_the_export_that_keeps_them(p
         repair_model(model, [{"x": np.ones((20, 3), np.float32)}], open_model, RepairConfig())
 
 
-def test_a_fold_that_goes_wrong_is_caught_before_anything_is_returned(residual, images, open_model, monkeypatch):
+@pytest.mark.parametrize("method", ["exact", "analytic"])
+def test_a_fold_that_goes_wrong_is_caught_before_anything_is_returned(
+    residual, images, open_model, monkeypatch, method
+):
     from vsfix.graph_passes import fold_batch_norm
 
     monkeypatch.setattr(fold_batch_norm, "_bias", lambda match: np.full(6, 0.1))
+    data = batches(images) if method == "exact" else []  # without data, random numbers show it too
     with pytest.raises(CheckFailedError, match="folded graph departs"):
-        repair_model(residual, batches(images), open_model, RepairConfig(method="exact"))
+        repair_model(residual, data, open_model, RepairConfig(method=method))
 
 
 def test_a_handful_of_samples_is_repaired_with_a_warning(residual, images, open_model):
@@ -201,7 +205,9 @@ def test_noise_that_a_person_names_is_repaired_like_marked_noise(residual, image
 def test_the_closed_forms_need_no_data(residual, open_model):
     report = repair_model(residual, [], open_model, RepairConfig(method="analytic")).report
     assert report.data.startswith("no data of the user")
-    assert report.judged_on == 0
+    assert (report.judged_on, report.compared_on) == (0, 16)
+    assert report.fold_snr_db is None or report.fold_snr_db > 100
+    assert not any("not compared" in warning for warning in report.warnings)
     assert [outcome.method for outcome in report.batch_norms] == ["analytic", "analytic", ""]
     assert "non-linearity" in report.batch_norms[2].action
 
@@ -230,3 +236,14 @@ def test_a_graph_that_draws_at_random_in_another_way_is_refused(parse, open_mode
     model = parse(body, {name: np.ones(3, np.float32) for name in "gbmv"})
     with pytest.raises(ModelError, match="draws at random"):
         repair_model(model, [{"x": np.ones((20, 3), np.float32)}], open_model, RepairConfig())
+
+
+def test_where_no_input_can_be_made_the_report_says_that_nothing_was_compared(parse, open_model):
+    body = """(float[N, 3, H, W] x) => (float[N, 3, H, W] y) {
+        d = Dropout (x)
+        y = BatchNormalization (d, g, b, m, v)
+    }"""
+    model = parse(body, {name: np.ones(3, np.float32) for name in "gbmv"})
+    report = repair_model(model, [], open_model, RepairConfig(method="analytic")).report
+    assert (report.compared_on, report.fold_snr_db) == (0, None)
+    assert any("not compared with the repaired one: input 'x'" in warning for warning in report.warnings)

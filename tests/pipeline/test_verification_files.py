@@ -9,7 +9,8 @@ import pytest
 
 from vsfix.graph_passes.errors import InputError, MissingComponentError
 from vsfix.pipeline.npz_file import read_npz
-from vsfix.pipeline.verification_files import VerificationConfig, random_samples, verify_files
+from vsfix.pipeline.random_inputs import draw_inputs
+from vsfix.pipeline.verification_files import VerificationConfig, verify_files
 from vsfix.trainers.checkpoint import load_checkpoint, save_checkpoint
 from vsfix.trainers.preprocessing import METADATA_KEY
 
@@ -65,7 +66,7 @@ def test_without_data_random_numbers_are_fed_and_nothing_is_decided(onnx_path, c
 
 
 def test_random_inputs_follow_from_the_seed():
-    first, again, other = (random_samples(["a"], [(2, 3)], 5, seed).inputs["a"] for seed in (1, 1, 2))
+    first, again, other = (draw_inputs(["a"], [(2, 3)], 5, seed)["a"] for seed in (1, 1, 2))
     assert (first.shape, first.dtype) == ((5, 2, 3), np.float32)
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
