@@ -113,11 +113,11 @@ def measure(
     with ActivationCache(config.max_memory) as cache:
         run = _StagedRun(copy, batches, open_model, config, cache)
         for index, stage in enumerate(stages):
-            moments |= run.run_stage(stage)
+            later = {name for following in stages[index + 1 :] for name in following.wanted}
+            moments |= run.run_stage(stage, later)
             for batch_norm in stage.measured:
                 if batch_norm.name in config.corrected:
                     batch_norm.with_statistics(*config.correction(batch_norm, moments[batch_norm.name]))
-            run.drop_finished(stages, index)
     return {batch_norm.name: moments[batch_norm.name] for batch_norm in batch_norms}
 
 
@@ -170,8 +170,17 @@ class _StagedRun:
         self._runs = range(len(batches) * config.repeats)  # a run is one batch under one draw of the noise
         self._first_samples = [0, *np.cumsum([samples_in(batch) for batch in batches])[:-1].tolist()]
 
-    def run_stage(self, stage: Stage) -> dict[str, Moments]:
-        """Runs one stage over every batch, the noise first; returns the moments of the inputs that it computes."""
+    def run_stage(self, stage: Stage, later: Collection[str]) -> dict[str, Moments]:
+        """Runs one stage over every batch, the noise first.
+
+        Args:
+            stage: what to run.
+            later: the names of the tensors that later stages read.
+
+        Returns:
+            The moments of the inputs that it computes, by the name of the BatchNorm.
+        """
+        finished = (stage.wanted | stage.made_by_markers).difference(later, self._inputs)
         produced = {tensor.name: tensor for node in stage.nodes for tensor in node.outputs}
         handed_on = [produced[name] for name in stage.hands_on if name in produced]
         taps = {
@@ -188,21 +197,17 @@ class _StagedRun:
             def run(number: int) -> list[SampleMoments]:
                 self._make_noise(stage, number)
                 arrays = runner.run({name: self._array(number, name) for name in stage.reads}) if runner else {}
+                moments = [self._sample_moments(batch_norm, taps, arrays, number) for batch_norm in stage.measured]
+                for name in finished:  # before the results take their place
+                    self._cache.drop(number, name)
                 self._cache.put(number, {tensor.name: arrays[tensor.name] for tensor in handed_on})
-                return [self._sample_moments(batch_norm, taps, arrays, number) for batch_norm in stage.measured]
+                return moments
 
             for number, found in zip(self._runs, _in_turn(run, self._runs, runner), strict=True):
                 first = self._first_samples[number % len(self._batches)]
                 for batch_norm, moments in zip(stage.measured, found, strict=True):
                     accumulators[batch_norm.name].add(moments, first)
         return {name: accumulator.result() for name, accumulator in accumulators.items()}
-
-    def drop_finished(self, stages: Sequence[Stage], index: int) -> None:
-        """Frees what no later stage reads."""
-        later = {name for stage in stages[index + 1 :] for name in stage.wanted}
-        for name in (stages[index].wanted | stages[index].made_by_markers) - later - self._inputs:
-            for number in self._runs:
-                self._cache.drop(number, name)
 
     def _make_noise(self, stage: Stage, number: int) -> None:
         """Caches what the markers make of one run; the draws depend on the seed, the marker and the run alone."""
