@@ -115,7 +115,7 @@ class NoiseSpread:
             if any(isinstance(value, gs.Graph) for value in node.attrs.values()):
                 self._sweep_bodies(node, body)
             elif node.op not in SHAPE_READERS or node.domain:
-                self._take(_step(node))
+                self._take(self._narrowed(node) or _step(node))
             if node.op == "Dropout":
                 self._add_source(node, body)
             elif body and is_batch_norm(node):
@@ -128,6 +128,21 @@ class NoiseSpread:
             state = _moved(arriving, step)
             self.states.update((key, state) for key in step.outputs)
             self.steps.append(step)
+
+    def _narrowed(self, node: gs.Node) -> Step | None:
+        """The step of a Slice that leaves out some of the noise of what it cuts; None where it does not."""
+        if node.op != "Slice" or node.domain not in (None, "", "ai.onnx") or id(node.inputs[0]) not in self.states:
+            return None
+        operands = sliced_operands(node)
+        if operands is None:
+            return None
+        reached = _sources(self.states.get(id(tensor), NOWHERE) for tensor in operands.tensors)
+        if reached == _sources([self.states[id(node.inputs[0])]]):
+            return None  # nothing is gained, and the distances are better known on the usual way
+        distance = max((_own_distance(passed) for passed in operands.passed), default=Distance.LINEAR)
+        products = any(passed.op in LINEAR_IN_ONE_OPERAND for passed in operands.passed)
+        distance = Distance.DOWNSTREAM if products else max(distance, Distance.LINEAR)
+        return Step(node.op, distance, False, tuple(map(id, operands.tensors)), tuple(map(id, node.outputs)))
 
     def _add_source(self, node: gs.Node, body: str) -> None:
         """Lets the noise of a marker begin at its output."""
@@ -215,15 +230,23 @@ def _step(node: gs.Node) -> Step:
     inputs, outputs = tuple(map(id, node.inputs)), tuple(map(id, node.outputs))
     if node.domain not in (None, "", "ai.onnx"):
         return Step(node.op, Distance.DOWNSTREAM, False, inputs, outputs)
-    operands = sliced_operands(node) if node.op == "Slice" else None
-    if operands is not None:
-        return Step(node.op, Distance.LINEAR, False, tuple(map(id, operands)), outputs)
+    return Step(node.op, _own_distance(node), node.op in LINEAR_IN_ONE_OPERAND, inputs, outputs)
+
+
+def _own_distance(node: gs.Node) -> Distance:
+    """How far a standard operator moves noise that reaches one of its operands."""
     if node.op in ELEMENTWISE_COPIES:
-        return Step(node.op, Distance.DIRECT, False, inputs, outputs)
-    if node.op in LINEAR_IN_ONE_OPERAND:
-        return Step(node.op, Distance.LINEAR, True, inputs, outputs)
-    distance = Distance.LINEAR if node.op in LINEAR_MAPS else Distance.DOWNSTREAM
-    return Step(node.op, distance, False, inputs, outputs)
+        return Distance.DIRECT
+    linear = node.op in LINEAR_MAPS or node.op in LINEAR_IN_ONE_OPERAND
+    return Distance.LINEAR if linear else Distance.DOWNSTREAM
+
+
+def _sources(states: Iterable[State]) -> int:
+    """Every source that any of the states holds, at whatever distance."""
+    bits = 0
+    for direct, linear, downstream in states:
+        bits |= direct | linear | downstream
+    return bits
 
 
 def _joined(states: Sequence[State]) -> State:

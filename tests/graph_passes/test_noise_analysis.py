@@ -259,3 +259,76 @@ def test_a_slice_that_leaves_out_the_noisy_part_of_a_concat_is_clean(parse, axis
     weights |= {"start": np.array([start]), "end": np.array([start + 2 if start != -2 else 9]), "along": np.array([1])}
     noise_map = analyse_noise(import_graph(parse(SLICED.format(axis=axis), weights)))
     assert (noise_map.reached == {"y"}) is reached
+
+
+BETWEEN = """(float[N, 3] x, float[N, 1] z) => (float[N, 2] y) <float[N, 3] d, float[N, 6] c, float[N, 6] h, float[N, 6] k,
+    float[N, 6] n, float[N, 6] e> {{
+    d = Dropout (x)
+    c = Concat <axis: int = 1> (x, d)
+    {between}
+    s = Slice (h, start, end, along)
+    y = BatchNormalization (s, g, b, m, v)
+}}"""
+KEEPS_CHANNELS_APART = [
+    "h = Relu (c)",
+    "k = Sigmoid (c)\n h = Mul (c, k)",
+    "n = BatchNormalization (c, six, six, six, six)\n h = Relu (n)",
+    "k = Add (c, six)\n h = Slice (k, zero, ten, zero)",
+    "e = Sum (c, c)\n h = Clip (e, low)",
+]
+MIXES_CHANNELS = [
+    "h = MatMul (c, mix)",
+    "k = MatMul (c, mix)\n n = Sigmoid (k)\n h = Mul (c, n)",
+    "h = Softmax <axis: int = 1> (c)",
+    "h = Dropout (c)",
+    "k = Neg (c)\n h = Slice (k, five, lowest, one, back)",
+]
+
+
+@pytest.mark.parametrize(
+    ("between", "reached"),
+    [*((text, False) for text in KEEPS_CHANNELS_APART), *((text, True) for text in MIXES_CHANNELS)],
+)
+def test_a_slice_is_followed_through_what_keeps_channels_apart_and_no_farther(parse, between, reached):
+    weights = {name: np.ones(2, np.float32) for name in "gbmv"} | {"six": np.ones(6, np.float32)}
+    weights |= {"mix": np.ones((6, 6), np.float32), "low": np.array(-1, np.float32)}
+    numbers = {"start": 0, "end": 2, "along": 1, "zero": 0, "ten": 10, "five": 5, "one": 1, "lowest": -9, "back": -1}
+    weights |= {name: np.array([number]) for name, number in numbers.items()}
+    model = parse(BETWEEN.format(between=between), weights)
+    assert (analyse_noise(import_graph(model)).reached >= {"y"}) is reached
+
+
+def test_a_slice_takes_the_part_that_is_noisy_at_the_distance_of_what_lies_between(parse):
+    weights = {name: np.ones(2, np.float32) for name in "gbmv"}
+    weights |= {"start": np.array([4]), "end": np.array([6]), "along": np.array([1])}
+    for between, distance in (("h = Neg (c)", Distance.LINEAR), ("h = Relu (c)", Distance.DOWNSTREAM)):
+        (path,) = analyse_noise(import_graph(parse(BETWEEN.format(between=between), weights))).reaching["y"]
+        assert path.distance is distance
+
+
+BROADCASTS = {
+    "a constant that adds an axis": """(float[N, 3] x) => (float[1, 2, 6] y) <float[N, 3] d, float[N, 6] c> {
+        d = Dropout (x)
+        c = Concat <axis: int = 1> (x, d)
+        h = Add (c, cube)
+        s = Slice (h, zero, two, one)
+        y = BatchNormalization (s, g, b, m, v)
+    }""",
+    "a noisy channel that is spread over all": """(float[N, 3] x, float[N, 1] z) => (float[N, 2] y)
+        <float[N, 1] d, float[N, 1] e, float[N, 6] c, float[N, 6] h> {
+        d = Dropout (z)
+        e = Concat <axis: int = 1> (d)
+        c = Concat <axis: int = 1> (x, x)
+        h = Mul (c, e)
+        s = Slice (h, four, six, one)
+        y = BatchNormalization (s, g, b, m, v)
+    }""",
+}
+
+
+@pytest.mark.parametrize("body", BROADCASTS.values(), ids=BROADCASTS.keys())
+def test_a_broadcast_is_not_taken_for_the_same_channels(parse, body):
+    weights = {name: np.ones(2, np.float32) for name in "gbmv"} | {"cube": np.ones((1, 1, 1), np.float32)}
+    numbers = {"zero": 0, "one": 1, "two": 2, "four": 4, "six": 6}
+    weights |= {name: np.array([number]) for name, number in numbers.items()}
+    assert analyse_noise(import_graph(parse(body, weights))).reached == {"y"}
