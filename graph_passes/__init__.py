@@ -1,1 +1,17 @@
-"""What is done to a graph: find the noise, measure and repair the statistics, fold, clean. No framework, no runtime."""
+"""What is done to a graph: find the noise, measure and repair the statistics, fold, clean. No framework, no runtime.
+
+The modules by what they are about; in each row the later ones build on the earlier:
+
+foundations     errors, inference (what a pass asks of a runtime), tensors
+noise           noise, marker, noise_sampling, noise_insertion
+noise analysis  concat_slices, body_links, noise_spread, noise_analysis, shift
+training form   random_expression, random_field, random_factor, decomposed_noise, training_mode, deployment
+lost noise      noise_candidates, mismatch, ratio_search, noise_search, noise_inference
+measurement     batches, moments, moment_taps, activation_cache, staging, measurement
+evidence        jackknife, shrinkage, evidence, estimate
+estimators      reestimation (exact), stream, paired, second_moment, linear_noise, analytic
+patterns        constant_expression, elementwise_chain, batch_norm, primitive_batch_norm, recompose_batch_norm
+passes          graph_pass, repair_statistics, fold_batch_norm, remove_identities, control_flow, fold_constants
+shapes          tensor_shapes, symbolic_shapes
+files           atomic_file, external_data, model_file
+"""

@@ -1,1 +1,11 @@
-"""What a user does: the command line, calibration data, backends, repair, verification, reports."""
+"""What a user does: the command line, calibration data, backends, repair, verification, reports.
+
+command line    cli (the group), commands/ (one module for each), console, tables, output_file
+data            npz_file, calibration, proxy_images, random_inputs
+runtimes        backends/ (one module for each runner), environment, doctor
+inspect         preparation, lost_noise, inspection
+optimize        repair_config, method_choice, estimation, repair, repair_report, accuracy, optimization
+verify          metrics, verification, verification_files, verification_table
+train, export   training_network, exporting
+report          figure, report, demo
+"""

@@ -27,6 +27,12 @@ def test_every_package_on_the_disk_is_in_the_map():
     assert set(package_map().values()) == on_disk
 
 
+@pytest.mark.parametrize("package", ["graph_passes", "pipeline", "trainers"])
+def test_the_docstring_of_a_package_names_every_module(package):
+    named = set(re.findall(r"\w+", (ROOT / package / "__init__.py").read_text()))
+    assert {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"} <= named
+
+
 def test_the_list_of_packages_is_the_map():
     text = (ROOT / "pyproject.toml").read_text()
     listed = re.search(r"^packages = \[(\"vsfix[^\]]+)\]", text, re.MULTILINE)
