@@ -11,7 +11,7 @@ import pytest
 from vsfix.graph_passes import external_data
 from vsfix.graph_passes.errors import DataError, MissingComponentError, ModelError
 from vsfix.graph_passes.inference import Runner
-from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
+from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from vsfix.pipeline.backends.reference_runner import ReferenceRunner
 
 
@@ -47,13 +47,26 @@ def test_a_file_gives_the_same_bits_as_the_model_in_memory(residual, images, tmp
     assert outputs[0].tobytes() == outputs[1].tobytes()
 
 
-def test_an_output_never_shares_the_memory_of_an_input(parse):
-    model = parse("(float[N] x) => (float[N] y) { y = Identity (x) }", {})
-    model.graph.output.append(model.graph.input[0])
+@pytest.mark.parametrize("open_model", [OnnxRuntimeRunner, open_for_small_runs])
+def test_an_output_shares_its_memory_with_no_input_weight_or_other_run(parse, open_model):
+    model = parse(
+        "(float[N] x) => (float[N] y, float[4] c) { y = Identity (x)\n c = Identity (w) }",
+        {"w": np.ones(4, np.float32)},
+    )
+    model.graph.output.extend(
+        [model.graph.input[0], onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [4])]
+    )
     x = np.ones(4, np.float32)
-    outputs = OnnxRuntimeRunner(model).run({"x": x})
-    x[:] = 7
-    assert [output.tolist() for output in outputs.values()] == [[1.0] * 4] * 2
+    with open_model(model) as runner:
+        outputs = runner.run({"x": x})
+        again = runner.run({"x": x})
+        x[:] = 7
+        for output in again.values():
+            output[:] = 5
+        last = runner.run({"x": np.ones(4, np.float32)})
+    del runner
+    gc.collect()
+    assert [output.tolist() for found in (outputs, last) for output in found.values()] == [[1.0] * 4] * 8
 
 
 def test_nothing_is_cast(residual, images):

@@ -63,6 +63,38 @@ def test_the_first_tensor_counts_as_the_prediction():
     assert reaches_deployment(Auxiliary(order="auxiliary first"), ROWS, [NoisePlace("aux.0")])
 
 
+class Normalised(nn.Module):
+    """A branch of training mode that is normalised before it joins the prediction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return x * 2
+        return x * 2 + F.instance_norm(self.drop(x)).round(decimals=2)
+
+
+def test_a_normalisation_does_not_hide_the_change():
+    assert reaches_deployment(Normalised(), ROWS, [NoisePlace("drop")])
+
+
+class Loss(nn.Module):
+    """A module that returns no tensor in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | float:
+        return self.drop(x).mean().item() if self.training else x * 2
+
+
+def test_without_a_prediction_to_compare_nothing_is_shown_to_be_idle():
+    assert reaches_deployment(Loss(), ROWS, [NoisePlace("drop")])
+
+
 class Calls(nn.Module):
     """Two calls of one noise function; the second one's result is used."""
 
