@@ -30,7 +30,7 @@ from .activation_cache import DEFAULT_MAX_MEMORY, ActivationCache
 from .batch_norm import BatchNorm, find_batch_norms
 from .batches import Batch, count_samples, cut_batches, prescribed_batch_size, samples_in
 from .errors import DataError, ModelError
-from .inference import Array, Float64Array, OpenModel, Runner
+from .inference import Array, Float64Array, OpenModel
 from .model_file import export_subgraph
 from .moment_taps import MomentTap, tap_moments
 from .moments import Moments, MomentsAccumulator, SampleMoments
@@ -39,8 +39,10 @@ from .remove_identities import RemoveMarkers
 from .staging import Stage, noisy_markers, plan_stages
 
 # Samples of one run. Activations that stay in the processor's cache make a pass over them cheap, and several runs keep
-# several processors busy; but each run has a price of its own.
+# several processors busy; but each run has a price of its own. What runs at once is in memory beside the cache: large
+# inputs make small runs.
 LARGEST_RUN, SMALLEST_RUN, LEAST_RUNS = 64, 8, 8
+LARGEST_INPUT = 4 << 20  # bytes of the inputs of one run
 
 _Result = TypeVar("_Result")
 
@@ -100,7 +102,7 @@ def measure(
     if config.noise_seed is None:
         RemoveMarkers()(copy)  # at each that a tap reads the runtime would copy an activation
         if prescribed_batch_size(copy) is None:  # with the noise on, the draws depend on the batches
-            batches = list(cut_batches(batches, _run_size(count_samples(batches))))
+            batches = list(cut_batches(batches, run_size(batches)))
     batch_norms = find_batch_norms(copy)
     for batch_norm in batch_norms:
         if isinstance(batch_norm.input, gs.Constant):
@@ -121,9 +123,11 @@ def measure(
     return {batch_norm.name: moments[batch_norm.name] for batch_norm in batch_norms}
 
 
-def _run_size(samples: int) -> int:
-    """How many samples to run at once; it depends on nothing but their number, so that any machine does the same."""
-    return min(LARGEST_RUN, max(SMALLEST_RUN, math.ceil(samples / LEAST_RUNS)))
+def run_size(batches: Sequence[Batch]) -> int:
+    """How many samples to run at once; it depends on nothing but the data, so that any machine does the same."""
+    sample = sum(array.nbytes for array in batches[0].values()) / samples_in(batches[0])
+    wanted = min(LARGEST_RUN, max(SMALLEST_RUN, math.ceil(count_samples(batches) / LEAST_RUNS)))
+    return max(1, min(wanted, int(LARGEST_INPUT // max(sample, 1))))
 
 
 def _hold_constants(graph: gs.Graph) -> None:
@@ -137,17 +141,13 @@ def _hold_constants(graph: gs.Graph) -> None:
     graph.nodes[:] = [node for node in graph.nodes if node.op != "Constant" or node.outputs]
 
 
-def _in_turn(work: Callable[[int], _Result], numbers: Iterable[int], runner: Runner | None) -> Iterator[_Result]:
-    """The results of `work` in the order of the numbers, however many threads the runner wants for it."""
-    concurrency = runner.concurrency if runner else 1
+def _side_by_side(work: Callable[[int], _Result], numbers: Iterable[int], concurrency: int) -> Iterator[_Result]:
+    """The results of `work` in the order of the numbers; where one fails, those that wait are not begun."""
     if concurrency == 1:
         yield from map(work, numbers)
-        return
-    with ThreadPoolExecutor(concurrency) as pool:
-        try:
+    else:
+        with ThreadPoolExecutor(concurrency) as pool:
             yield from pool.map(work, numbers)
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 class _StagedRun:
@@ -203,7 +203,8 @@ class _StagedRun:
                 self._cache.put(number, {tensor.name: arrays[tensor.name] for tensor in handed_on})
                 return moments
 
-            for number, found in zip(self._runs, _in_turn(run, self._runs, runner), strict=True):
+            results = _side_by_side(run, self._runs, runner.concurrency if runner else 1)
+            for number, found in zip(self._runs, results, strict=True):
                 first = self._first_samples[number % len(self._batches)]
                 for batch_norm, moments in zip(stage.measured, found, strict=True):
                     accumulators[batch_norm.name].add(moments, first)

@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm import require_batch_norms
 from vsfix.graph_passes.batches import Batch, first_samples, prescribed_batch_size, samples_in
-from vsfix.graph_passes.errors import CheckFailedError, InputError
+from vsfix.graph_passes.errors import CheckFailedError, InputError, VsfixError
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
 from vsfix.graph_passes.graph_pass import PassPipeline, PassResult
 from vsfix.graph_passes.inference import Array, OpenModel
@@ -80,7 +80,7 @@ def repair_model(
     clean = PassPipeline([RemoveMarkers(), RemoveIdentities(), *([FoldBatchNorm()] if config.fold else [])])
     clean(graph)
     final = export_model(graph, model, {METADATA_KEY: _metadata(choice, estimation, repair, config)})
-    inputs, unchecked = _inputs_of_check(model, judges, config.seed)
+    inputs, unchecked = _inputs_of_check(unfolded, judges, open_model, config.seed)
     report = RepairReport(
         method=choice.method,
         method_reason=choice.reason,
@@ -177,16 +177,21 @@ def _outcomes(
     return tuple(outcomes)
 
 
-def _inputs_of_check(model: onnx.ModelProto, judges: Sequence[Batch], seed: int) -> tuple[Batch, tuple[str, ...]]:
+def _inputs_of_check(
+    model: onnx.ModelProto, judges: Sequence[Batch], open_model: OpenModel, seed: int
+) -> tuple[Batch, tuple[str, ...]]:
     """What the deployed graph is compared on, random numbers where there is no data; or a warning that nothing is."""
     if judges:
         return judges[0], ()
     names = model_input_names(model)
     shapes = [stated_shape(model, name) for name in names]
     try:
-        return draw_inputs(names, shapes, fixed_batch_size(model) or UNJUDGED_SAMPLES, seed), ()
-    except InputError as error:
+        inputs = draw_inputs(names, shapes, fixed_batch_size(model) or UNJUDGED_SAMPLES, seed)
+        with open_model(model) as runner:
+            runner.run(inputs)
+    except VsfixError as error:  # not every model runs on any numbers
         return {}, (f"the deployed graph was not compared with the repaired one: {error}",)
+    return inputs, ()
 
 
 def _check_equal(

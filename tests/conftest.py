@@ -17,8 +17,6 @@ class PlainRunner:
     """ONNX Runtime with nothing around it."""
 
     name = "onnxruntime, plain"
-
-    name = "plain"
     concurrency = 2
 
     def __init__(self, model: onnx.ModelProto) -> None:

@@ -1,25 +1,32 @@
-"""Whether noise reaches anything that deployment computes, found by changing the noisy values and looking who notices.
+"""Whether noise reaches anything that deployment computes, found by drawing it anew and looking who notices.
 
-Two copies of a module run in training mode under the same random numbers, one of them with the values behind the noise
-changed. The noise is idle where no part that eval mode runs as well gets another input, and where the first tensor of
-the output, which is the prediction, stays as it was: the Dropout of an auxiliary head, or a call whose result nobody
-uses. Anything that can't be shown to be idle counts as reaching.
+Copies of a module run in training mode under the same random numbers, but for those of the noise in question: these
+are drawn anew in several trials, and in one more the values behind them are changed, for draws of a small ratio often
+repeat themselves. The noise is idle where no part that eval mode runs as well gets another input in any trial, and
+where the first tensor of the output, which is the prediction, stays as it was: the Dropout of an auxiliary head, or a
+call whose result nobody uses. Anything that can't be shown to be idle counts as reaching, and so does noise whose draws
+can't be steered here, as those of a generator that a part keeps for itself.
 """
 
 from __future__ import annotations
 
 import hashlib
+import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from .module_twin import copy_module, random_states_kept
+from .module_twin import copy_module, global_generators, random_states_kept
 from .noise_tracing import NOISE_FUNCTIONS, NoisePlace, following_modules
+
+TRIALS = 8
+_PREDICTION = "#prediction"  # no name of a part
 
 
 def reaches_deployment(module: nn.Module, rows: torch.Tensor, places: Collection[NoisePlace]) -> bool:
@@ -30,86 +37,125 @@ def reaches_deployment(module: nn.Module, rows: torch.Tensor, places: Collection
     Args:
         module: takes one tensor.
         rows: a real input, batch first, at least two rows.
-        places: what to change, all at once.
+        places: where the noise is; all are looked at together.
     """
     with torch.no_grad():
         try:
-            deployed = _Inputs(places=())
-            deployed.watch(copy_module(module).eval(), rows)
-            undisturbed, disturbed = _Inputs(places=()), _Inputs(places)
-            undisturbed.watch(copy_module(module).train(), rows)
-            disturbed.watch(copy_module(module).train(), rows)
-        except Exception:  # foreign code: what it does with other values is not known, so nothing is shown
+            deployed = _Forward((), 0).watch(copy_module(module).eval(), rows)
+            first = _Forward(places, 0).watch(copy_module(module).train(), rows)
+            if first.steered != set(places) or not first.seen[_PREDICTION]:
+                return True
+            for trial in (_VALUES, *range(1, TRIALS + 1)):
+                other = _Forward(places, trial).watch(copy_module(module).train(), rows)
+                if any(first.seen.get(name) != other.seen.get(name) for name in deployed.seen):
+                    return True
+        except Exception:  # foreign code: what it does with other numbers is not known, so nothing is shown
             return True
-    if disturbed.changed != set(places) or not undisturbed.seen[_PREDICTION]:
-        return True
-    return any(undisturbed.seen.get(name) != disturbed.seen.get(name) for name in {*deployed.seen, _PREDICTION})
+    return False
 
 
-_PREDICTION = "#prediction"  # no name of a part
+_VALUES = -1  # the trial that draws the same numbers and changes the values
 
 
-class _Inputs:
-    """The inputs of each part in one forward, as digests, by the part's name.
+class _Forward:
+    """One forward: the inputs of each part as digests, and the draws of the noise in question steered.
 
     Attributes:
-        seen: one digest for each call of each part, and that of the prediction.
-        changed: the places that were met.
+        seen: one digest for each call of each part, by its name, and that of the prediction.
+        steered: the places that were met and drew from a global generator.
     """
 
-    def __init__(self, places: Collection[NoisePlace]) -> None:
+    def __init__(self, places: Collection[NoisePlace], trial: int) -> None:
         self.seen: dict[str, list[str]] = {}
-        self.changed: set[NoisePlace] = set()
-        self.scopes = [""]
-        self.calls: Counter[str] = Counter()
+        self.steered: set[NoisePlace] = set()
         self._places = frozenset(places)
+        self._trial = trial
+        self._scopes = [""]
+        self._calls: Counter[str] = Counter()
+        self._met = 0
+        self._states: list[object] = []
 
-    def watch(self, module: nn.Module, rows: torch.Tensor) -> None:
-        """Runs one forward."""
-        with random_states_kept(), following_modules(module, self.enter, self.leave), _NoiseResults(self):
-            out = module(rows.clone())
+    def watch(self, module: nn.Module, rows: torch.Tensor) -> _Forward:
+        """Runs the module."""
+        with random_states_kept():
+            _seed_generators(0)
+            with following_modules(module, self.enter, self.leave), _NoiseCalls(self):
+                out = module(rows.clone())
         tensors = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, torch.Tensor)]
         self.seen[_PREDICTION] = [_digest(tensors[0])] if tensors else []
+        return self
 
-    def enter(self, name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
+    def enter(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Steps into a part."""
-        self.scopes.append(name)
-        leaves = pytree.tree_leaves(args)
+        self._scopes.append(name)
+        leaves = pytree.tree_leaves((args, dict(kwargs)))
         digests = [_digest(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
         self.seen.setdefault(name, []).append(" ".join(digests))
+        self.begin(NoisePlace(name))
 
     def leave(self, name: str, _: nn.Module, out: Any) -> None:
         """Steps out of it again."""
-        self.scopes.pop()
-        self.change(NoisePlace(name), out)
+        self._scopes.pop()
+        self.end(NoisePlace(name), out)
 
-    def change(self, place: NoisePlace, out: Any) -> None:
-        """Changes what was made at a place, in the memory where it stands: a result may share it with others."""
+    def next_call(self) -> NoisePlace:
+        """The place of the noise function that is about to be called."""
+        part = self._scopes[-1]
+        self._calls[part] += 1
+        return NoisePlace(part, self._calls[part] - 1)
+
+    def begin(self, place: NoisePlace) -> None:
+        """Draws other numbers from here on, in every trial but the first and that of the values."""
         if place not in self._places:
             return
-        self.changed.add(place)
-        for leaf in pytree.tree_leaves(out):
-            if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
-                # No constant: a normalisation would take it away again.
-                leaf.add_(torch.arange(leaf.numel(), dtype=leaf.dtype).sin().reshape(leaf.shape))
+        self._met += 1
+        if self._trial > 0:
+            _seed_generators(1_000_000 * self._trial + self._met)
+        self._states.append((torch.get_rng_state().numpy().tobytes(), global_generators()))
+
+    def end(self, place: NoisePlace, out: Any) -> None:
+        """Draws the same numbers again from here on, whatever was drawn at the place."""
+        if place not in self._places:
+            return
+        if self._states.pop() != (torch.get_rng_state().numpy().tobytes(), global_generators()):
+            self.steered.add(place)
+        _seed_generators(self._met)
+        if self._trial == _VALUES:
+            _change(out)
 
 
-class _NoiseResults(TorchFunctionMode):
-    """Changes the results of noise functions."""
+class _NoiseCalls(TorchFunctionMode):
+    """Steers the draws of noise functions."""
 
-    def __init__(self, inputs: _Inputs) -> None:
+    def __init__(self, forward: _Forward) -> None:
         super().__init__()
-        self.inputs = inputs
+        self.forward = forward
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if func not in NOISE_FUNCTIONS:
+            return func(*args, **(kwargs or {}))
+        place = self.forward.next_call()
+        self.forward.begin(place)
         out = func(*args, **(kwargs or {}))
-        if func in NOISE_FUNCTIONS:
-            part = self.inputs.scopes[-1]
-            self.inputs.change(NoisePlace(part, self.inputs.calls[part]), out)
-            self.inputs.calls[part] += 1
+        self.forward.end(place, out)
         return out
+
+
+def _seed_generators(number: int) -> None:
+    """Seeds every global generator; inside `random_states_kept`."""
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
+def _change(out: Any) -> None:
+    """Changes values in the memory where they stand, which a result may share with others."""
+    for leaf in pytree.tree_leaves(out):
+        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+            # No constant: a normalisation would take it away again.
+            leaf.add_(torch.arange(leaf.numel(), dtype=leaf.dtype).sin().reshape(leaf.shape))
 
 
 def _digest(tensor: torch.Tensor) -> str:

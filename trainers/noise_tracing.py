@@ -143,7 +143,7 @@ class NoiseTracer(TorchFunctionMode):
             f"{NOISE_DOMAIN}::Noise", (x,), attrs={"name": name}, dtype=x.dtype, shape=x.shape, version=1
         )
 
-    def _enter_module(self, name: str, module: nn.Module, _: tuple[Any, ...]) -> None:
+    def _enter_module(self, name: str, module: nn.Module, _: tuple[Any, ...], __: Mapping[str, Any]) -> None:
         self._scopes.append((name, module))
 
     def _leave_module(self, name: str, module: nn.Module, out: Any) -> Any:
@@ -174,20 +174,20 @@ def tracing_noise(module: nn.Module, layers: Mapping[str, Noise] | None = None) 
 @contextmanager
 def following_modules(
     module: nn.Module,
-    enter: Callable[[str, nn.Module, tuple[Any, ...]], None],
+    enter: Callable[[str, nn.Module, tuple[Any, ...], Mapping[str, Any]], None],
     leave: Callable[[str, nn.Module, Any], Any],
 ) -> Iterator[None]:
     """Calls `enter` with a part's name and arguments before its forward, `leave` with its output, which it may replace.
 
     Args:
         module: it and all of its parts; the hooks are taken off again at the end.
-        enter: called with (name, part, positional arguments).
+        enter: called with (name, part, positional arguments, arguments by name).
         leave: called with (name, part, output); a part whose forward fails has the output None.
     """
     handles: list[RemovableHandle] = []
     try:
         for name, part in module.named_modules():
-            handles.append(part.register_forward_pre_hook(_before(enter, name)))
+            handles.append(part.register_forward_pre_hook(_before(enter, name), with_kwargs=True))
             handles.append(part.register_forward_hook(_after(leave, name), always_call=True))
         yield
     finally:
@@ -196,9 +196,9 @@ def following_modules(
 
 
 def _before(
-    enter: Callable[[str, nn.Module, tuple[Any, ...]], None], name: str
-) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    return lambda module, args: enter(name, module, args)
+    enter: Callable[[str, nn.Module, tuple[Any, ...], Mapping[str, Any]], None], name: str
+) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    return lambda module, args, kwargs: enter(name, module, args, kwargs)
 
 
 def _after(leave: Callable[[str, nn.Module, Any], Any], name: str) -> Callable[[nn.Module, Any, Any], Any]:

@@ -94,12 +94,12 @@ class _Draws:
         self.inside_noise_function = False
         self.scopes = [""]
 
-    def enter(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Steps into a module."""
         self.scopes.append(name)
         self.ran.add(name)
         if not any(module.children()):
-            self.inputs.setdefault(name, []).append(args)
+            self.inputs.setdefault(name, []).append((*args, kwargs) if kwargs else args)
 
     def leave(self, _: str, __: nn.Module, ___: Any) -> None:
         """Steps out of it again."""

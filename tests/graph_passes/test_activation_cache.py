@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,17 +37,21 @@ def test_the_files_go_with_the_cache(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_threads_that_put_and_drop_at_once_leave_the_count_of_memory_right():
-    with ActivationCache(max_memory=40 * 800) as cache:
+class Slow:
+    """Stands for an array of 800 bytes; whoever asks for its size lets the other threads on."""
 
-        def put_and_drop(batch: int) -> None:
-            for _ in range(200):
-                cache.put(batch, {"a": np.full(100, batch, dtype=np.float64)})
-                assert cache.get(batch, "a")[0] == batch
-                cache.drop(batch, "a")
+    @property
+    def nbytes(self) -> int:
+        time.sleep(0.001)
+        return 800
 
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(put_and_drop, range(40)))
+
+def test_threads_that_put_at_once_leave_the_count_of_memory_right():
+    with ActivationCache(max_memory=40 * 800) as cache, ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda batch: cache.put(batch, {"a": Slow()}), range(40)))
         assert cache.spilled == 0
-        cache.put(0, {f"t{index}": np.zeros(100) for index in range(41)})
+        cache.put(40, {"a": np.zeros(100)})
         assert cache.spilled == 800
+        list(pool.map(lambda batch: cache.drop(batch, "a"), range(40)))
+        cache.put(41, {f"t{index}": np.zeros(100) for index in range(41)})
+        assert cache.spilled == 2 * 800

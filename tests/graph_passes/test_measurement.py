@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from vsfix.graph_passes.errors import DataError
-from vsfix.graph_passes.measurement import MeasurementConfig, measure
+from vsfix.graph_passes.measurement import MeasurementConfig, measure, run_size
 from vsfix.graph_passes.model_file import export_model, import_graph
 
 ALL = ("bn1", "bn2", "bn3")
@@ -234,6 +234,15 @@ class Shared:
 
     def __exit__(self, *_):
         return None
+
+
+@pytest.mark.parametrize(
+    ("samples", "side", "expected"),
+    [(1, 8, 8), (64, 8, 8), (100, 8, 13), (512, 8, 64), (30000, 8, 64), (30000, 224, 6), (30000, 2000, 1)],
+)
+def test_a_run_is_small_where_samples_are_few_or_large(samples, side, expected):
+    batch = {"x": np.broadcast_to(np.float32(0), (samples, 3, side, side))}
+    assert run_size([batch]) == expected
 
 
 @pytest.mark.parametrize("noise_seed", [None, 3])

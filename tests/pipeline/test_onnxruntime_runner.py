@@ -11,6 +11,7 @@ import pytest
 from vsfix.graph_passes import external_data
 from vsfix.graph_passes.errors import DataError, MissingComponentError, ModelError
 from vsfix.graph_passes.inference import Runner
+from vsfix.pipeline.backends import onnxruntime_runner
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from vsfix.pipeline.backends.reference_runner import ReferenceRunner
 
@@ -67,6 +68,22 @@ def test_an_output_shares_its_memory_with_no_input_weight_or_other_run(parse, op
     del runner
     gc.collect()
     assert [output.tolist() for found in (outputs, last) for output in found.values()] == [[1.0] * 4] * 8
+
+
+@pytest.mark.parametrize(("processors", "concurrency", "threads"), [(1, 1, 1), (2, 2, 1), (8, 8, 1), (40, 8, 5)])
+def test_small_runs_share_the_processors_and_keep_no_arena(residual, monkeypatch, processors, concurrency, threads):
+    seen = []
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, source, options, **kwargs):
+            seen.append((options.intra_op_num_threads, options.enable_cpu_mem_arena))
+            super().__init__(source, options, **kwargs)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnxruntime_runner, "available_processors", lambda: processors)
+    assert open_for_small_runs(residual).concurrency == concurrency
+    assert OnnxRuntimeRunner(residual).concurrency == 1
+    assert seen == [(threads, False), (0, True)]
 
 
 def test_nothing_is_cast(residual, images):

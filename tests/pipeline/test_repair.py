@@ -12,6 +12,7 @@ from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
 from vsfix.graph_passes.marker import EXPORT_METADATA_KEY
 from vsfix.graph_passes.model_file import export_model, import_graph, read_metadata
 from vsfix.graph_passes.remove_identities import RemoveMarkers
+from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.pipeline.repair import METADATA_KEY, repair_model
 from vsfix.pipeline.repair_config import RepairConfig
 
@@ -236,6 +237,21 @@ def test_a_graph_that_draws_at_random_in_another_way_is_refused(parse, open_mode
     model = parse(body, {name: np.ones(3, np.float32) for name in "gbmv"})
     with pytest.raises(ModelError, match="draws at random"):
         repair_model(model, [{"x": np.ones((20, 3), np.float32)}], open_model, RepairConfig())
+
+
+def test_a_model_that_does_not_run_on_random_numbers_is_repaired_and_not_compared(parse):
+    body = """(float[N, 1] x) => (float[N, 1, 3] y) {
+        i = Cast <to: int = 7> (x)
+        e = Gather (table, i)
+        d = Dropout (e)
+        t = Transpose <perm = [0, 2, 1]> (d)
+        n = BatchNormalization (t, g, b, m, v)
+        y = Transpose <perm = [0, 2, 1]> (n)
+    }"""
+    weights = {name: np.ones(3, np.float32) for name in "gbmv"} | {"table": np.ones((1, 3), np.float32)}
+    report = repair_model(parse(body, weights), [], open_for_small_runs, RepairConfig(method="analytic")).report
+    assert report.compared_on == 0
+    assert any("not compared with the repaired one: onnxruntime" in warning for warning in report.warnings)
 
 
 def test_where_no_input_can_be_made_the_report_says_that_nothing_was_compared(parse, open_model):

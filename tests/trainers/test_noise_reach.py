@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -129,3 +130,85 @@ def test_the_module_and_the_generators_stay_as_they_are():
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert module.training
+
+
+class Hidden(nn.Module):
+    """A network whose BatchNorm sees noise in training mode by a way that is easily overlooked.
+
+    Args:
+        way: how the noise gets there.
+    """
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+        self.noise = Source(way, self)
+        self.way = way
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        x = self.conv(x)
+        clean = self.bn(x)
+        if not self.training:
+            return clean
+        found = self.noise(x)
+        if self.way in ("mask", "number"):
+            x = x * found
+        elif self.way == "complex":
+            x = torch.fft.ifft2(found).real
+        elif self.way == "attribute":
+            x = x * self.noise.kept
+        elif self.way == "choice":
+            x = x * (1.0 + found.argmax(1))[:, None, None, None]
+        if self.way == "by name":
+            return clean, self.bn(input=found)
+        return clean, (found if self.way == "shared part" else self.bn(x))
+
+
+class Source(nn.Module):
+    """Makes the noise, in training mode only."""
+
+    def __init__(self, way: str, network: Hidden) -> None:
+        super().__init__()
+        self.way = way
+        self.shared = network.bn
+
+    def forward(self, x: torch.Tensor) -> object:
+        drawn = torch.rand_like(x) > 0.5
+        if self.way == "in place":
+            x.mul_(drawn * 2.0)
+        self.kept = drawn * 2.0 if self.way == "attribute" else None
+        made = {
+            "mask": lambda: drawn,
+            "number": lambda: float(drawn.float().mean()),
+            "complex": lambda: torch.fft.fft2(x) * drawn,
+            "choice": lambda: (x * drawn).mean((2, 3)),
+            "by name": lambda: x * drawn,
+            "shared part": lambda: self.shared(x * drawn),
+        }
+        return made[self.way]() if self.way in made else None
+
+
+@pytest.mark.parametrize(
+    "way", ["mask", "number", "complex", "attribute", "choice", "by name", "shared part", "in place"]
+)
+def test_noise_that_gets_to_a_deployed_part_in_a_roundabout_way_is_reported(way):
+    torch.manual_seed(0)
+    (description,) = observe_training_noise(Hidden(way), ROWS).unknown
+    assert "Source 'noise'" in description
+
+
+def test_a_place_where_no_global_generator_moves_is_not_shown_to_be_idle():
+    class Drawn(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * float(np.random.default_rng(0).random())
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn, self.drawn = nn.BatchNorm2d(3), Drawn()
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
+            return (self.bn(x), self.drawn(x)) if self.training else self.bn(x)
+
+    assert reaches_deployment(Network(), ROWS, [NoisePlace("drawn")])
