@@ -18,7 +18,7 @@ from .graph_pass import Kept
 from .inference import Array, Float64Array
 from .tensors import Tensor, constant_behind, is_graph_output
 
-DEFAULT_EPSILON = 1e-5
+DEFAULT_EPSILON = float(np.float32(1e-5))  # an attribute is a float32, its default too
 FOLD_TARGETS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 KEEPING_EXPORT = (
     "export it again with `vsfix export`, or with torch.onnx.export(model.eval(), args, file, dynamo=True, "

@@ -119,8 +119,12 @@ def require_representable(graph: gs.Graph, dtype: str) -> tuple[ValueFinding, ..
     findings = ValueScan(dtype)(graph)
     harmful = [finding for finding in findings if finding.defect in HARMFUL]
     if harmful:
-        more = f" ({len(harmful) - 1} more channels)" if len(harmful) > 1 else ""
-        raise CheckFailedError(f"the model can't be held in {dtype}: {harmful[0]}{more}; keep this layer in float32")
+        first, others = harmful[0], len(harmful) - 1
+        more = f" ({others} more like it)" if others else ""
+        advice = (
+            "keep this layer in a wider type" if first.defect == "overflow" else "the file itself holds it: train again"
+        )
+        raise CheckFailedError(f"the model can't be held in {dtype}: {first}{more}; {advice}")
     return findings
 
 
