@@ -26,10 +26,9 @@ from .tensors import Tensor, constant_behind
 
 @dataclass(frozen=True, eq=False)
 class BackwardFold:
-    """A fold that may be done: the layer, the node in front of the BatchNorm, and the layer's new numbers."""
+    """A fold that may be done: the layer and its new numbers."""
 
     layer: LinearLayer
-    in_front: gs.Node
     weight: Array
     biases: list[Array]
 
@@ -64,20 +63,17 @@ def decide_backward(tree: GraphTree, channel_map: ChannelMap, candidate: FoldCan
             f"{', '.join(view.op for view in views)} in between gives the positions of a channel their own statistics"
         )
     try:
-        return _numbers(layer, batch_norm.input.inputs[0], g, (mean, beta))
+        return _numbers(layer, g, mean, beta)
     except RoundingError as error:
         return str(error)
 
 
-def _numbers(
-    layer: LinearLayer, in_front: gs.Node, g: Float64Array, mean_beta: tuple[Float64Array, Float64Array]
-) -> BackwardFold:
+def _numbers(layer: LinearLayer, g: Float64Array, mean: Float64Array, beta: Float64Array) -> BackwardFold:
     """The new weight and biases.
 
     Raises:
         RoundingError: they would not be finite.
     """
-    mean, beta = mean_beta
     dtype = stored_values(layer.weight).dtype
     with np.errstate(all="ignore"):
         inner = [g * layer.bias_values(bias) for bias in layer.biases[:-1]]
@@ -86,7 +82,7 @@ def _numbers(
         weight = layer.scaled_outputs(g)
     by_output = layer.by_output(weight)  # (C_out, everything else)
     round_channels(by_output, dtype, axis=0)
-    return BackwardFold(layer, in_front, weight.astype(dtype), [round_channels(values, dtype) for values in folded])
+    return BackwardFold(layer, weight.astype(dtype), [round_channels(values, dtype) for values in folded])
 
 
 def _layer_in_front(tree: GraphTree, candidate: FoldCandidate) -> tuple[LinearLayer, list[gs.Node]] | str:
@@ -105,7 +101,7 @@ def _layer_in_front(tree: GraphTree, candidate: FoldCandidate) -> tuple[LinearLa
             return operator
         standard = is_standard(node)
         if operator is None and not (standard and node.op in VIEWS):
-            return f"its input comes from {node.op}, not from {', '.join(LINEAR_OPERATORS[:-1])} or MatMul"
+            return f"its input comes from {node.op}, which is no linear layer"
         obstacle = tree.obstacle(tensor, f"the output of {node.op} in front")
         if obstacle is not None:
             return obstacle
