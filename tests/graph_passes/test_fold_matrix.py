@@ -375,6 +375,19 @@ def test_a_weight_of_two_layers_is_copied():
     prove(model, ["Conv", "Conv"])
 
 
+@pytest.mark.parametrize("own", ["", ", d"])
+def test_an_add_behind_a_convolution_is_its_bias(own):
+    weights = {"w": draw(6, 4, 3), "c": draw(6, 1)} | ({"d": draw(6)} if own else {}) | statistics()
+    prove(build(one(f"p = Conv (x, w{own})\n h = Add (c, p)" + TAIL), weights), ["Conv", "Add"])
+
+
+def test_a_reshape_that_mixes_the_batch_into_the_channels_is_refused():
+    text = "p = Conv (x, w)\n h = Reshape (p, s)" + TAIL
+    model = build(one(text), {"w": draw(6, 4, 3), "s": np.array([-1, 5])} | statistics(5))
+    _, result = prove(model, ["Conv", "Reshape", BN])
+    assert "mixes the channels" in result.kept[0].reason
+
+
 def test_layers_without_names_and_two_batch_norms_in_a_row_fold():
     prove(
         build(
