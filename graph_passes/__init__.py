@@ -11,7 +11,9 @@ measurement     batches, moments, moment_taps, activation_cache, staging, measur
 evidence        jackknife, shrinkage, evidence, estimate
 estimators      reestimation (exact), stream, paired, second_moment, linear_noise, analytic
 patterns        constant_expression, elementwise_chain, batch_norm, primitive_batch_norm, recompose_batch_norm
-passes          graph_pass, repair_statistics, fold_batch_norm, remove_identities, control_flow, fold_constants
+passes          graph_pass, repair_statistics, remove_identities, control_flow, fold_constants
+fold            graph_tree, channel_map, rounding, linear_layer, fold_candidates, fold_backward, fold_forward,
+                affine_batch_norm, fold_batch_norm, value_scan
 shapes          tensor_shapes, symbolic_shapes
 files           atomic_file, external_data, model_file
 """

@@ -6,7 +6,7 @@ Y = gamma (X - mean) / sqrt(var + epsilon) + beta          X of shape (N, C) or 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from .graph_pass import Kept
 from .inference import Array, Float64Array
 from .tensors import Tensor, constant_behind, is_graph_output
 
-DEFAULT_EPSILON = 1e-5
+DEFAULT_EPSILON = float(np.float32(1e-5))  # an attribute is a float32, its default too
 FOLD_TARGETS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 KEEPING_EXPORT = (
     "export it again with `vsfix export`, or with torch.onnx.export(model.eval(), args, file, dynamo=True, "
@@ -84,6 +84,18 @@ class BatchNorm:
         """The stored running variance, shape (C,)."""
         return _float64(self.parameters[3])
 
+    @property
+    def scale(self) -> Float64Array:
+        """gamma / sqrt(var + epsilon), the factor of X, shape (C,); not finite where the statistics do not allow it."""
+        with np.errstate(all="ignore"):
+            return np.asarray(self.gamma / np.sqrt(self.variance + self.epsilon))
+
+    @property
+    def shift(self) -> Float64Array:
+        """beta - scale mean, what is added to the product, shape (C,)."""
+        with np.errstate(all="ignore"):
+            return np.asarray(self.beta - self.scale * self.mean)
+
     def with_statistics(self, mean: Float64Array, variance: Float64Array) -> BatchNorm:
         """Writes new statistics into the node and returns its new view.
 
@@ -125,7 +137,11 @@ def find_batch_norms(graph: gs.Graph) -> tuple[BatchNorm, ...]:
     Raises:
         ModelError: one is in training form.
     """
-    readings = [(node, _read(graph, node)) for node in graph.nodes if is_batch_norm(node)]
+    return read_batch_norms([(node, _read(graph, node)) for node in graph.nodes if is_batch_norm(node)])
+
+
+def read_batch_norms(readings: Sequence[tuple[gs.Node, Parameters | str]]) -> tuple[BatchNorm, ...]:
+    """Those of the nodes whose parameters could be read, by names that are unique among them."""
     readable = [(node, constants) for node, constants in readings if not isinstance(constants, str)]
     names = [_candidate_name(node, constants) for node, constants in readable]
     repeated = {name for name, count in Counter(names).items() if count > 1}
@@ -207,11 +223,26 @@ def stored_values(constant: gs.Constant) -> Array:
         return np.asarray(constant.values)
 
 
+def is_in_training_form(graph: gs.Graph, node: gs.Node) -> bool:
+    """Whether a BatchNormalization normalises with the statistics of its batch, or hands them on.
+
+    Args:
+        graph: the main graph, for its opset.
+        node: a BatchNormalization.
+    """
+    by_batch = node.attrs.get("training_mode", 0) or (graph.opset < 7 and not node.attrs.get("is_test", 0))
+    return bool(by_batch) or len([out for out in node.outputs if not out.is_empty()]) > 1
+
+
 def _read(graph: gs.Graph, node: gs.Node) -> Parameters | str:
     """Gamma, beta, mean and var of a node, or the reason why they can't be had."""
-    by_batch = node.attrs.get("training_mode", 0) or (graph.opset < 7 and not node.attrs.get("is_test", 0))
-    if by_batch or len([out for out in node.outputs if not out.is_empty()]) > 1:
+    if is_in_training_form(graph, node):
         raise ModelError(f"BatchNorm '{_label(node)}' is in training form; export the model after model.eval()")
+    return read_parameters(node)
+
+
+def read_parameters(node: gs.Node) -> Parameters | str:
+    """Gamma, beta, mean and var of a BatchNormalization in inference form, or the reason why they can't be had."""
     if node.attrs.get("spatial", 1) == 0:
         return "it has a statistic for each position (spatial = 0)"
     gamma, beta, mean, variance = (constant_behind(tensor) for tensor in node.inputs[1:5])

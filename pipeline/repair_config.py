@@ -21,7 +21,7 @@ class RepairConfig:
         method: one of `METHODS`; `auto` chooses, and the report says why.
         layers: `auto` (the BatchNorms that noise reaches), `all`, or a glob over their names.
         noise: noise that the file does not show, each as `NODE=KIND:VALUE`.
-        fold: fold BatchNorm into Conv and Gemm.
+        fold: fold BatchNorm into the linear layers around it.
         seed: of the noise, and of distilled inputs.
         repeats: runs with the noise on for each run with the noise off in `paired`.
         precision: half the relative width of a shift's interval at which `paired` stops taking samples.

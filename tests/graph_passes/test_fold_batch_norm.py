@@ -176,4 +176,4 @@ def test_a_fold_that_overflows_is_refused_with_the_channel():
     graph = import_graph(model)
     result = FoldBatchNorm()(graph)
     assert not result.modified
-    assert result.kept[0].reason == "channel 2 would overflow float32"
+    assert result.kept[0].reason.startswith("channel 2 would overflow float32")

@@ -36,8 +36,8 @@ def test_the_deployed_graph_has_no_marker_and_no_batch_norm_that_could_be_folded
     assert operators.count("BatchNormalization") == 2
     reasons = [outcome.fold_reason for outcome in repair.report.batch_norms if not outcome.folded]
     assert reasons == [
-        "the output of Conv in front is read 2 times",
-        "its input comes from Add, not from Conv or Gemm",
+        "the output of Conv in front is read 2 times; its output goes to Relu",
+        "its input comes from Add, which is no linear layer; its output goes to Relu",
     ]
 
 
@@ -148,9 +148,9 @@ def test_a_model_without_batch_norm_is_refused_with_the_export_that_keeps_them(p
 def test_a_fold_that_goes_wrong_is_caught_before_anything_is_returned(
     residual, images, open_model, monkeypatch, method
 ):
-    from vsfix.graph_passes import fold_batch_norm
+    from vsfix.graph_passes.linear_layer import LinearLayer
 
-    monkeypatch.setattr(fold_batch_norm, "_bias", lambda match: np.full(6, 0.1))
+    monkeypatch.setattr(LinearLayer, "bias_values", lambda layer, bias: np.full(6, 0.1))
     data = batches(images) if method == "exact" else []  # without data, random numbers show it too
     with pytest.raises(CheckFailedError, match="folded graph departs"):
         repair_model(residual, data, open_model, RepairConfig(method=method))

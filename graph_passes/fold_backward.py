@@ -1,0 +1,141 @@
+"""Folds a BatchNorm into the linear layer in front of it.
+
+    Y = gamma (W x + b - mean) / sqrt(var + epsilon) + beta
+      = (g W) x + (g (b - mean) + beta)          with g = gamma / sqrt(var + epsilon), one value a channel
+
+Between the two may stand nodes that only move axes; g then belongs to the channel of the layer that arrives at each
+channel of the BatchNorm. A Flatten that makes a channel of each position has statistics for each, and stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from .batch_norm import stored_values
+from .channel_map import VIEWS, ChannelMap, spread
+from .fold_candidates import FoldCandidate
+from .graph_tree import GraphTree, is_standard, take_out
+from .inference import Array, Float64Array
+from .linear_layer import LINEAR_OPERATORS, LinearLayer, read_linear_layer
+from .rounding import RoundingError, round_channels
+from .tensors import Tensor, constant_behind
+
+
+@dataclass(frozen=True, eq=False)
+class BackwardFold:
+    """A fold that may be done: the layer and its new numbers."""
+
+    layer: LinearLayer
+    weight: Array
+    biases: list[Array]
+
+    def apply(self, tree: GraphTree, candidate: FoldCandidate) -> str:
+        """Does it; returns what was done."""
+        batch_norm = candidate.batch_norm
+        tensor, output = batch_norm.input, batch_norm.output
+        take_out(candidate.graph, batch_norm.node)
+        self.layer.write(tree, candidate.graph, batch_norm.name, self.weight, self.biases)
+        tensor.inputs[0].outputs[0] = output
+        label = self.layer.node.name or self.layer.node.op
+        return f"folded into {self.layer.node.op} '{label}'"
+
+
+def decide_backward(tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandidate) -> BackwardFold | str:
+    """The fold into what stands in front, or the reason why there is none."""
+    found = _layer_in_front(tree, candidate)
+    if isinstance(found, str):
+        return found
+    layer, views = found
+    batch_norm = candidate.batch_norm
+    written: Tensor = layer.last.outputs[0]
+    channels = channel_map.follow(written, layer.axis, layer.outputs, views, 1)
+    if isinstance(channels, str):
+        return channels
+    if len(channels) != batch_norm.channels:
+        return f"{layer.node.op} in front has {len(channels)} channels, the BatchNorm {batch_norm.channels}"
+    rows = (batch_norm.scale, batch_norm.mean, batch_norm.beta)
+    g, mean, beta = (spread(row, channels, layer.outputs) for row in rows)
+    if g is None or mean is None or beta is None:
+        return (
+            f"{', '.join(view.op for view in views)} in between gives the positions of a channel their own statistics"
+        )
+    try:
+        return _numbers(layer, g, mean, beta)
+    except RoundingError as error:
+        return str(error)
+
+
+def _numbers(layer: LinearLayer, g: Float64Array, mean: Float64Array, beta: Float64Array) -> BackwardFold:
+    """The new weight and biases.
+
+    Raises:
+        RoundingError: they would not be finite.
+    """
+    dtype = stored_values(layer.weight).dtype
+    with np.errstate(all="ignore"):
+        inner = [g * layer.bias_values(bias) for bias in layer.biases[:-1]]
+        last = layer.bias_values(layer.biases[-1]) if layer.biases else np.zeros(())
+        folded = [*inner, g * (last - mean) + beta]  # (..., C_out)
+        weight = layer.scaled_outputs(g)
+    by_output = layer.by_output(weight)  # (C_out, everything else)
+    round_channels(by_output, dtype, axis=0)
+    return BackwardFold(layer, weight.astype(dtype), [round_channels(values, dtype) for values in folded])
+
+
+def _layer_in_front(tree: GraphTree, candidate: FoldCandidate) -> tuple[LinearLayer, list[gs.Node]] | str:
+    """The layer and the nodes between it and the BatchNorm, in order; or what is in the way."""
+    views: list[gs.Node] = []
+    tensor = candidate.batch_norm.input
+    own = {id(node) for node in candidate.graph.nodes}
+    while True:
+        if not tensor.inputs:
+            return _no_producer(tree, candidate, tensor)
+        node = tensor.inputs[0]
+        if id(node) not in own:
+            return f"its input comes from {node.op} outside of the body that it stands in"
+        operator = _operator_of(tree, node)
+        if isinstance(operator, str):
+            return operator
+        standard = is_standard(node)
+        if operator is None and not (standard and node.op in VIEWS):
+            return f"its input comes from {node.op}, which is no linear layer"
+        obstacle = tree.obstacle(tensor, f"the output of {node.op} in front")
+        if obstacle is not None:
+            return obstacle
+        if operator is not None:
+            layer = read_linear_layer(tree, operator)
+            return layer if isinstance(layer, str) else (layer, views)
+        views.insert(0, node)
+        tensor = node.inputs[0]
+
+
+def _no_producer(tree: GraphTree, candidate: FoldCandidate, tensor: Tensor) -> str:
+    """Why nothing stands in front of a tensor that no node writes."""
+    if constant_behind(tensor) is not None:
+        return "its input is a constant"
+    return f"its input is an input of the {'graph' if candidate.graph is tree.root else 'body that it stands in'}"
+
+
+def _operator_of(tree: GraphTree, node: gs.Node) -> gs.Node | str | None:
+    """The linear operator that `node` is, or whose bias it adds; a reason where one is near but out of reach."""
+    if not is_standard(node):
+        return None
+    if node.op in LINEAR_OPERATORS:
+        return node
+    if node.op != "Add":
+        return None
+    for tensor, other in (node.inputs, reversed(node.inputs)):
+        if constant_behind(other) is None or len(tensor.inputs) != 1 or tensor.inputs[0].op not in LINEAR_OPERATORS:
+            continue
+        operator = tensor.inputs[0]
+        obstacle = tree.obstacle(tensor, f"the output of {operator.op} in front")
+        if obstacle is not None:
+            return obstacle
+        layer = read_linear_layer(tree, operator)
+        if isinstance(layer, str):
+            return layer
+        return operator if layer.last is node else f"the Add behind {operator.op} adds other than one value a channel"
+    return None

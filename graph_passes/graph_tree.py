@@ -1,0 +1,101 @@
+"""A graph together with the bodies of its control-flow nodes, at any depth.
+
+What a body returns is read, though no node reads it, and a name is taken wherever in the tree it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from .tensors import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One graph of the tree: the graph itself and the node whose body it is, None for the main graph."""
+
+    graph: gs.Graph
+    owner: gs.Node | None
+
+
+class GraphTree:
+    """A graph and all its bodies.
+
+    Args:
+        root: the main graph. Nodes may be removed later; bodies must stay.
+    """
+
+    def __init__(self, root: gs.Graph) -> None:
+        self.root = root
+        self.branches = tuple(_branches(root, None))
+        self._returned = {id(tensor) for branch in self.branches for tensor in branch.graph.outputs}
+        self._names: set[str] | None = None
+
+    def nodes(self) -> Iterator[gs.Node]:
+        """Every node of the tree."""
+        for branch in self.branches:
+            yield from branch.graph.nodes
+
+    def is_returned(self, tensor: Tensor) -> bool:
+        """Whether `tensor` is an output of the graph or of one of its bodies."""
+        return id(tensor) in self._returned
+
+    def obstacle(self, tensor: Tensor, what: str) -> str | None:
+        """Why a tensor can't be given other values, for one reader and unseen from outside; or None.
+
+        Args:
+            tensor: written by a node.
+            what: how the message calls it.
+        """
+        if self.is_returned(tensor):
+            return f"{what} is an output of the graph"
+        if len(tensor.outputs) != 1:
+            return f"{what} is read {len(tensor.outputs)} times"
+        return None
+
+    def unused_name(self, name: str) -> str:
+        """The name, with a number behind it where it is taken; it is taken afterwards."""
+        if self._names is None:
+            tensors = (tensor for node in self.nodes() for tensor in (*node.inputs, *node.outputs))
+            self._names = {str(tensor.name) for tensor in tensors}
+            for branch in self.branches:
+                self._names |= {str(tensor.name) for tensor in (*branch.graph.inputs, *branch.graph.outputs)}
+        unused, number = name, 2
+        while unused in self._names:
+            unused, number = f"{name}_{number}", number + 1
+        self._names.add(unused)
+        return unused
+
+    def owns(self, node: gs.Node, constant: gs.Constant) -> bool:
+        """Whether `node` alone reads `constant`, directly and once, so that it may be written in place."""
+        return len(constant.outputs) == 1 and constant.outputs[0] is node and not self.is_returned(constant)
+
+
+def is_standard(node: gs.Node) -> bool:
+    """Whether a node is of the standard's own domain."""
+    return node.domain in (None, "", "ai.onnx")
+
+
+def insert_after(graph: gs.Graph, node: gs.Node, new: gs.Node) -> None:
+    """Puts a node behind another."""
+    position = next(index for index, other in enumerate(graph.nodes) if other is node)
+    graph.nodes.insert(position + 1, new)
+
+
+def take_out(graph: gs.Graph, node: gs.Node) -> None:
+    """Removes a node from its graph and from its tensors."""
+    node.inputs.clear()
+    node.outputs.clear()
+    del graph.nodes[next(index for index, other in enumerate(graph.nodes) if other is node)]
+
+
+def _branches(graph: gs.Graph, owner: gs.Node | None) -> Iterator[Branch]:
+    """The graph first, then the bodies in it."""
+    yield Branch(graph, owner)
+    for node in graph.nodes:
+        for body in node.attrs.values():
+            if isinstance(body, gs.Graph):
+                yield from _branches(body, node)
