@@ -1,0 +1,72 @@
+"""What a graph in a narrow float type computes, as a float32 graph that any runtime runs.
+
+Hardware multiplies numbers of a narrow type and sums in float32; what is lost is lost where a weight or an activation
+is stored. So: the same graph in float32, with the weights as they were rounded, and behind each tensor that was of the
+narrow type a Cast to that type and back.
+
+Runtimes on the CPU do something else. They have no bfloat16 convolution; float16 they compute in float32 and leave
+out the Casts between two operators, so that an activation past 65504, infinite on a GPU, goes through unseen.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from .element_types import FLOAT, ElementTypes, graphs_of
+from .model_file import export_model, import_graph
+from .precision import CastPrecision
+from .tensors import Tensor
+
+
+def emulate(model: onnx.ModelProto, code: int) -> onnx.ModelProto:
+    """A float32 model that computes what a model in a narrow type does.
+
+    Args:
+        model: a model that `CastPrecision` cast; not changed.
+        code: the narrow type, as a code of onnx.TensorProto.
+
+    Raises:
+        ModelError: an operator that can't be cast back.
+    """
+    graph = import_graph(model)
+    types = ElementTypes(graph)
+    narrow = {
+        tensor.name
+        for inner in graphs_of(graph)
+        for node in inner.nodes
+        for tensor in node.outputs
+        if types.of(tensor) == code
+    }
+    rounded_inputs = {
+        node.inputs[0].name for node in graph.nodes if node.op == "Cast" and types.of(node.outputs[0]) == code
+    }
+    CastPrecision("fp32")(graph)
+    for inner in graphs_of(graph):
+        written = [tensor for node in inner.nodes for tensor in node.outputs if tensor.name in narrow]
+        entering = [tensor for tensor in inner.inputs if inner is graph and tensor.name in rounded_inputs]
+        for tensor in (*entering, *written):
+            _insert_rounding(inner, tensor, code)
+    return export_model(graph, model)
+
+
+def _insert_rounding(graph: gs.Graph, tensor: Tensor, code: int) -> None:
+    """Puts a Cast to a type and back between a tensor and all that reads it."""
+    narrow = gs.Variable(f"{tensor.name}.narrow", dtype=None)
+    rounded = gs.Variable(f"{tensor.name}.rounded", dtype=np.dtype(np.float32))
+    readers = list(tensor.outputs)
+    there = gs.Node("Cast", f"{tensor.name}.narrow", {"to": code}, [tensor], [narrow])
+    back = gs.Node("Cast", f"{tensor.name}.rounded", {"to": FLOAT}, [narrow], [rounded])
+    for reader in readers:
+        for index, read in enumerate(reader.inputs):
+            if read is tensor:
+                reader.inputs[index] = rounded
+    for part in graphs_of(graph):
+        if part is not graph or tensor.inputs:
+            part.outputs = [rounded if output is tensor else output for output in part.outputs]
+    nodes = list(graph.nodes)
+    position = next((i + 1 for i, node in enumerate(nodes) if tensor.inputs and node is tensor.inputs[0]), 0)
+    nodes[position:position] = [there, back]
+    graph.nodes.clear()
+    graph.nodes.extend(nodes)
