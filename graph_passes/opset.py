@@ -7,12 +7,14 @@ it keeps float32. Neither is QuantizeLinear, whose scale has the type that the o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx
 import onnx.helper
 import onnx.version_converter
 import onnx_graphsurgeon as gs
 
-from .element_types import TYPE_NAMES, ElementTypes, graphs_of, input_slot, is_standard
+from .element_types import TYPE_NAMES, ElementTypes, Slot, bodies_of, graphs_of, input_slot, is_standard, output_slot
 from .errors import ModelError
 from .external_data import fits_one_file
 from .model_file import first_line
@@ -37,10 +39,18 @@ def lowest_opset(graph: gs.Graph, code: int) -> tuple[int, str]:
         for node in inner.nodes:
             if not is_standard(node) or node.op in _NO_REASON:
                 continue
-            for index, tensor in enumerate(node.inputs):
-                needed = _taken_from(node, index, int(graph.opset), code) if types.float_of(tensor) else None
-                if needed is not None and needed > lowest:
-                    lowest, reason = needed, f"{node.op} '{node.name or node.outputs[0].name}'"
+            needed = [
+                _taken_from(slot_of, node, index, int(graph.opset), code)
+                # What a node without bodies writes follows from what it reads, or can be cast behind it.
+                for slot_of, tensors in (
+                    (input_slot, node.inputs),
+                    (output_slot, node.outputs if bodies_of(node) else []),
+                )
+                for index, tensor in enumerate(tensors)
+                if types.float_of(tensor)
+            ]
+            if max(needed, default=0) > lowest:
+                lowest, reason = max(needed), f"{node.op} '{node.name or node.outputs[0].name}'"
     return lowest, reason
 
 
@@ -69,13 +79,15 @@ def raise_opset(model: onnx.ModelProto, opset: int, code: int, reason: str) -> o
     return converted
 
 
-def _taken_from(node: gs.Node, index: int, opset: int, code: int) -> int | None:
-    """The lowest opset from the graph's own on at which an input may have the type; None where there is none."""
-    now = input_slot(node, index, opset)
+def _taken_from(
+    slot_of: Callable[[gs.Node, int, int], Slot | None], node: gs.Node, index: int, opset: int, code: int
+) -> int:
+    """The lowest opset from the graph's own on at which an input or output may have the type; 0 where there is none."""
+    now = slot_of(node, index, opset)
     if now is None or len(now.types) == 1:  # one type by decree, as the scales of Resize
-        return None
+        return 0
     for version in range(opset, HIGHEST + 1):
-        slot = input_slot(node, index, version)
+        slot = slot_of(node, index, version)
         if slot is not None and code in slot.types:
             return version
-    return None
+    return 0

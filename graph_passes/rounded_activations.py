@@ -40,7 +40,9 @@ def emulate(model: onnx.ModelProto, code: int) -> onnx.ModelProto:
         if types.of(tensor) == code
     }
     rounded_inputs = {
-        node.inputs[0].name for node in graph.nodes if node.op == "Cast" and types.of(node.outputs[0]) == code
+        node.inputs[0].name
+        for node in graph.nodes
+        if node.op == "Cast" and types.of(node.outputs[0]) == code and types.float_of(node.inputs[0])
     }
     CastPrecision("fp32")(graph)
     for inner in graphs_of(graph):
