@@ -15,6 +15,10 @@ So g and s are computed here, in float64, rounded once, and the node stays a Bat
 1 + 0, its root and the quotient are exact in every float type, so that whatever folds it arrives at g and s as they
 are written. TensorRT makes one SCALE layer of it, which fuses with a convolution or an activation; Mul and Add would
 be two element-wise layers with two constants. Price: the statistics are no longer in the file. Repair comes first.
+
+Measured with TensorRT-RTX 1.7.1, a strongly typed network of Conv, Relu, BatchNormalization, Relu: 6 layers in this
+form, and the SCALE that the parser made holds g and s to the bit; 9 with Mul and Add; 29 with float32 statistics. With
+the statistics themselves in float16 the SCALE is off by up to 1e-3.
 """
 
 from __future__ import annotations
