@@ -33,6 +33,7 @@ class ConstantRounding:
     def __init__(self, graph: gs.Graph, loss: RoundingLoss, wanted: Callable[[gs.Node, int], int | None]) -> None:
         self._graph, self._loss, self._wanted = graph, loss, wanted
         self._made: dict[tuple[int, int], gs.Constant] = {}
+        self._originals: list[gs.Constant] = []  # held, so that no other tensor gets the id of one
         self._names = {name for inner in graphs_of(graph) for name in inner.tensors()}
         self._given_back = {id(tensor) for inner in graphs_of(graph) for tensor in inner.outputs}
 
@@ -66,6 +67,7 @@ class ConstantRounding:
         free = tensor is constant and not self._stays(constant, code)
         made = gs.Constant(str(tensor.name) if free else self.fresh_name(str(tensor.name), code), rounded)
         self._made[id(constant), code] = made
+        self._originals.append(constant)
         return made, True
 
     def fresh_name(self, name: str, code: int) -> str:

@@ -56,6 +56,20 @@ def type_batch_norms(graph: gs.Graph, code: int, loss: RoundingLoss) -> list[Cha
     return changes
 
 
+def require_statistics(graph: gs.Graph) -> None:
+    """Refuses a graph whose BatchNorms hold their gain and shift in the place of statistics.
+
+    Raises:
+        ModelError: names the first one.
+    """
+    for batch_norm in find_batch_norms(graph):
+        if _is_plain(batch_norm):
+            raise ModelError(
+                f"BatchNorm '{batch_norm.name}' holds no statistics any more: the file was cast to another precision; "
+                "take the float32 file that it was made from"
+            )
+
+
 def check_half_batch_norms(graph: gs.Graph) -> None:
     """Refuses a BatchNorm in float16 whose gain a runtime that folds it in float16 makes infinite.
 
@@ -93,8 +107,12 @@ def _gain_and_shift(batch_norm: BatchNorm) -> tuple[Float64Array, Float64Array]:
 def _is_typed(batch_norm: BatchNorm, code: int) -> bool:
     """Whether a BatchNorm has the form that `_write` gives it."""
     types = {code_of(stored_values(constant).dtype) for constant in batch_norm.parameters}
-    plain = not batch_norm.mean.any() and bool((batch_norm.variance == 1).all()) and batch_norm.epsilon == 0
-    return types == {code} and plain
+    return types == {code} and _is_plain(batch_norm)
+
+
+def _is_plain(batch_norm: BatchNorm) -> bool:
+    """Whether mean, variance and epsilon do nothing."""
+    return not batch_norm.mean.any() and bool((batch_norm.variance == 1).all()) and batch_norm.epsilon == 0
 
 
 def _write(batch_norm: BatchNorm, code: int, loss: RoundingLoss) -> None:

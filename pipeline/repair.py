@@ -21,7 +21,7 @@ from vsfix.graph_passes.model_file import export_model
 from vsfix.graph_passes.noise_analysis import analyse_noise
 from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
 from vsfix.graph_passes.repair_statistics import RepairStatistics
-from vsfix.graph_passes.typed_batch_norm import check_half_batch_norms
+from vsfix.graph_passes.typed_batch_norm import check_half_batch_norms, require_statistics
 
 from .calibration import fixed_batch_size, model_input_names
 from .casting import CastModel, cast_model
@@ -69,6 +69,7 @@ def repair_model(
     """
     prepared = prepare_model(model, config.noise)
     graph = prepared.graph
+    require_statistics(graph)
     choice = choose_method(prepared, batches, open_model, config)
     layers, reasons = _choose_layers(graph, config.layers)
     estimation = estimate_statistics(choice.method, prepared, batches, open_model, layers, config)

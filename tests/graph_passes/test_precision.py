@@ -19,6 +19,7 @@ from onnx import TensorProto, numpy_helper
 
 from vsfix.graph_passes.constant_rounding import MULTIPLY_WEIGHTS
 from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
+from vsfix.graph_passes.float_cast import FloatCast
 from vsfix.graph_passes.model_file import export_model, import_graph
 from vsfix.graph_passes.opset import lowest_opset, raise_opset
 from vsfix.graph_passes.precision import PRECISIONS, CastPrecision, count_float_types
@@ -250,6 +251,28 @@ def test_a_second_run_changes_nothing(name, precision):
     graph = import_graph(out)
     assert not CastPrecision(precision)(graph).modified
     assert export_model(graph, out).SerializeToString() == out.SerializeToString()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_operators_attributes_and_integers_stay_as_they_were(name):
+    """Only Casts come, and only what states a float type or holds floats changes."""
+    model = build(name, 18)
+    out, _, _ = cast(model, "fp16")
+    own = {"Cast", "ConstantOfShape", "Constant", "BatchNormalization", "If", "Loop"}
+    described = [
+        [(node.op_type, node.name, [a.SerializeToString() for a in node.attribute]) for node in all_nodes(held)]
+        for held in (model, out)
+    ]
+    before, after = ([entry for entry in entries if entry[0] not in own] for entries in described)
+    assert before == after
+    integers = [{t.name: t.SerializeToString() for t in m.graph.initializer if t.data_type == 7} for m in (model, out)]
+    assert integers[0] == integers[1]
+
+
+def test_a_graph_that_still_computes_in_another_type_is_an_error(monkeypatch):
+    monkeypatch.setattr(FloatCast, "run", lambda self: None)
+    with pytest.raises(CheckFailedError, match="computes in float32, not in float16"):
+        CastPrecision("fp16")(import_graph(build("branches", 18)))
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx.parser
+import onnx.reference
 import onnxruntime
 import pytest
 import torch
@@ -15,12 +17,16 @@ from vsfix.graph_passes.precision import PRECISIONS, CastPrecision
 from vsfix.graph_passes.rounded_activations import emulate
 
 
-def emulated(body: str, weights: dict[str, np.ndarray], precision: str, x: np.ndarray) -> np.ndarray:
+def cast(body: str, weights: dict[str, np.ndarray], precision: str) -> onnx.ModelProto:
     model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 22]>\nmain {body}')
     model.graph.initializer.extend(numpy_helper.from_array(values, key) for key, values in weights.items())
     graph = import_graph(model)
     CastPrecision(precision)(graph)
-    stand_in = emulate(export_model(graph, model), PRECISIONS[precision])
+    return export_model(graph, model)
+
+
+def emulated(body: str, weights: dict[str, np.ndarray], precision: str, x: np.ndarray) -> np.ndarray:
+    stand_in = emulate(cast(body, weights, precision), PRECISIONS[precision])
     session = onnxruntime.InferenceSession(stand_in.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, {"x": x})[0]
 
@@ -46,6 +52,26 @@ def test_a_bfloat16_convolution_is_that_of_torch_to_a_rounding():
     expected = torch.nn.functional.conv2d(*half).float().numpy()
     np.testing.assert_allclose(found, expected, rtol=2**-7, atol=1e-2)
     assert np.mean(found == expected) > 0.95
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp16", 55), ("bf16", 38)])
+def test_the_narrow_file_itself_in_the_evaluator_of_onnx_agrees(precision, bound):
+    """Not to the bit: the evaluator sums in the narrow type, which no hardware does."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(2, 3, 8, 8)).astype(np.float32)
+    weights = {"w": rng.normal(size=(4, 3, 3, 3)), "u": rng.normal(size=(6, 6)), "v": rng.uniform(1, 2, 4)}
+    weights |= {key: rng.normal(size=4) for key in ("g", "b", "m")}
+    weights = {key: values.astype(np.float32) for key, values in weights.items()}
+    body = """(float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) {
+        h = Conv (x, w)
+        r = Relu (h)
+        n = BatchNormalization (r, g, b, m, v)
+        y = MatMul (n, u)
+    }"""
+    truth = onnx.reference.ReferenceEvaluator(cast(body, weights, precision)).run(None, {"x": x})[0]
+    found = emulated(body, weights, precision, x)
+    noise = np.sum((truth.astype(np.float64) - found) ** 2)
+    assert 10 * np.log10(np.sum(truth.astype(np.float64) ** 2) / noise) > bound
 
 
 def test_an_overflow_of_float16_becomes_infinite():

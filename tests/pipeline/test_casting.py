@@ -136,6 +136,15 @@ def test_a_bfloat16_model_is_judged_on_labels_though_the_runtime_can_not_run_it(
     assert "top-1 0.0 ->" in result.stdout
 
 
+def test_a_file_that_was_cast_unfolded_can_not_be_repaired_again_and_says_why(call, onnx_path, tmp_path):
+    half = tmp_path / "half.onnx"
+    arguments = ("--data", "digits", "--samples", 32, "--no-fold", "--precision", "fp16")
+    assert call("optimize", onnx_path, "-o", half, *arguments).exit_code == 0
+    result = call("optimize", half, "-o", tmp_path / "again.onnx", *arguments)
+    assert result.exit_code == 2
+    assert "holds no statistics any more" in result.stderr
+
+
 def spoil(path, target, weight: str, value: float) -> None:
     """The model with one weight of a channel replaced."""
     model = read_model(path)
