@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from .element_types import FLOAT, ElementTypes, graphs_of
 from .model_file import export_model, import_graph
 from .precision import CastPrecision
-from .tensors import Tensor
+from .tensors import Tensor, is_graph_output
 
 
 def emulate(model: onnx.ModelProto, code: int) -> onnx.ModelProto:
@@ -39,36 +39,40 @@ def emulate(model: onnx.ModelProto, code: int) -> onnx.ModelProto:
         for tensor in node.outputs
         if types.of(tensor) == code
     }
+    replaced: dict[int, Tensor] = {}
     rounded_inputs = {
         node.inputs[0].name
         for node in graph.nodes
         if node.op == "Cast" and types.of(node.outputs[0]) == code and types.float_of(node.inputs[0])
     }
     CastPrecision("fp32")(graph)
+    wide = ElementTypes(graph)
+    for inner in list(graphs_of(graph)):
+        nodes: list[gs.Node] = []
+        for tensor in inner.inputs:
+            if inner is graph and tensor.name in rounded_inputs:
+                nodes += _rounding(tensor, code)[0]
+        for node in inner.nodes:
+            nodes.append(node)
+            for tensor in node.outputs:
+                # An output of the graph keeps its name and its type.
+                if tensor.name in narrow and wide.of(tensor) == FLOAT and not is_graph_output(graph, tensor):
+                    pair, replaced[id(tensor)] = _rounding(tensor, code)
+                    nodes += pair
+        inner.nodes.clear()
+        inner.nodes.extend(nodes)
     for inner in graphs_of(graph):
-        written = [tensor for node in inner.nodes for tensor in node.outputs if tensor.name in narrow]
-        entering = [tensor for tensor in inner.inputs if inner is graph and tensor.name in rounded_inputs]
-        for tensor in (*entering, *written):
-            _insert_rounding(inner, tensor, code)
+        inner.outputs = [replaced.get(id(tensor), tensor) for tensor in inner.outputs]
     return export_model(graph, model)
 
 
-def _insert_rounding(graph: gs.Graph, tensor: Tensor, code: int) -> None:
-    """Puts a Cast to a type and back between a tensor and all that reads it."""
+def _rounding(tensor: Tensor, code: int) -> tuple[list[gs.Node], gs.Variable]:
+    """A Cast to a type and one back, in front of all that reads a tensor, and what they give."""
     narrow = gs.Variable(f"{tensor.name}.narrow", dtype=None)
     rounded = gs.Variable(f"{tensor.name}.rounded", dtype=np.dtype(np.float32))
-    readers = list(tensor.outputs)
-    there = gs.Node("Cast", f"{tensor.name}.narrow", {"to": code}, [tensor], [narrow])
-    back = gs.Node("Cast", f"{tensor.name}.rounded", {"to": FLOAT}, [narrow], [rounded])
-    for reader in readers:
+    for reader in list(tensor.outputs):
         for index, read in enumerate(reader.inputs):
             if read is tensor:
                 reader.inputs[index] = rounded
-    for part in graphs_of(graph):
-        if part is not graph or tensor.inputs:
-            part.outputs = [rounded if output is tensor else output for output in part.outputs]
-    nodes = list(graph.nodes)
-    position = next((i + 1 for i, node in enumerate(nodes) if tensor.inputs and node is tensor.inputs[0]), 0)
-    nodes[position:position] = [there, back]
-    graph.nodes.clear()
-    graph.nodes.extend(nodes)
+    there = gs.Node("Cast", f"{tensor.name}.narrow", {"to": code}, [tensor], [narrow])
+    return [there, gs.Node("Cast", f"{tensor.name}.rounded", {"to": FLOAT}, [narrow], [rounded])], rounded

@@ -110,6 +110,17 @@ CASES = {
         {"x": rnd(2, 4), "c": np.array(True)},
         (set(), set()),
     ),
+    "inputs and outputs that are float16 already": (
+        18,
+        """(float16[N, 4] x) => (float16[N, 4] y, float16[N, 4] h) {
+            h = Relu (x)
+            k = Sigmoid (h)
+            y = Mul (k, h)
+        }""",
+        {},
+        {"x": rnd(2, 4).astype(np.float16)},
+        (set(), set()),
+    ),
     "casts through float64": (
         18,
         """(float[N, 4] x) => (float[N, 4] y) {
