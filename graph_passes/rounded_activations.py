@@ -31,22 +31,10 @@ def emulate(model: onnx.ModelProto, code: int) -> onnx.ModelProto:
         ModelError: an operator that can't be cast back.
     """
     graph = import_graph(model)
-    types = ElementTypes(graph)
-    narrow = {
-        tensor.name
-        for inner in graphs_of(graph)
-        for node in inner.nodes
-        for tensor in node.outputs
-        if types.of(tensor) == code
-    }
-    replaced: dict[int, Tensor] = {}
-    rounded_inputs = {
-        node.inputs[0].name
-        for node in graph.nodes
-        if node.op == "Cast" and types.of(node.outputs[0]) == code and types.float_of(node.inputs[0])
-    }
+    narrow, rounded_inputs = _narrow_tensors(graph, code)
     CastPrecision("fp32")(graph)
     wide = ElementTypes(graph)
+    replaced: dict[int, Tensor] = {}
     for inner in list(graphs_of(graph)):
         nodes: list[gs.Node] = []
         for tensor in inner.inputs:
@@ -64,6 +52,17 @@ def emulate(model: onnx.ModelProto, code: int) -> onnx.ModelProto:
     for inner in graphs_of(graph):
         inner.outputs = [replaced.get(id(tensor), tensor) for tensor in inner.outputs]
     return export_model(graph, model)
+
+
+def _narrow_tensors(graph: gs.Graph, code: int) -> tuple[set[str], set[str]]:
+    """The names of the tensors that nodes write in a type, and of the wider inputs that are cast to it."""
+    types = ElementTypes(graph)
+    written = [tensor for inner in graphs_of(graph) for node in inner.nodes for tensor in node.outputs]
+    casts = [node for node in graph.nodes if node.op == "Cast" and types.of(node.outputs[0]) == code]
+    return (
+        {tensor.name for tensor in written if types.of(tensor) == code},
+        {node.inputs[0].name for node in casts if types.float_of(node.inputs[0])},
+    )
 
 
 def _rounding(tensor: Tensor, code: int) -> tuple[list[gs.Node], gs.Variable]:

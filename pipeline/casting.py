@@ -107,13 +107,8 @@ def cast_model(model: onnx.ModelProto, precision: str, inputs: Batch, open_model
     result = cast(graph)
     final = export_model(graph, source)
     runnable = final if code == FLOAT else emulate(final, code)
-    judge, worst = "", np.inf
-    if inputs:
-        candidates = [final, runnable] if code == FLOAT16 else [runnable]
-        judge, worst = _compare(model, candidates, inputs, open_model)
-        if code != FLOAT:
-            judge += f", float32 with every weight and activation rounded to {precision}"
-        _require_close(worst, precision)
+    candidates = [final, runnable] if code == FLOAT16 else [runnable]
+    judge, snr_db = _judge(model, candidates, inputs, open_model, precision)
     loss = cast.loss
     report = PrecisionReport(
         precision=precision,
@@ -129,35 +124,39 @@ def cast_model(model: onnx.ModelProto, precision: str, inputs: Batch, open_model
         dead_channels=loss.dead,
         judge=judge,
         samples=samples_in(inputs) if inputs else 0,
-        snr_db=None if np.isinf(worst) else worst,
+        snr_db=snr_db,
     )
     return CastModel(final, runnable, report)
 
 
-def _compare(
-    model: onnx.ModelProto, candidates: list[onnx.ModelProto], inputs: Batch, open_model: OpenModel
-) -> tuple[str, float]:
-    """The runtime's name and the smallest SNR of any candidate's output, in dB."""
+def _judge(
+    model: onnx.ModelProto,
+    candidates: list[onnx.ModelProto],
+    inputs: Batch,
+    open_model: OpenModel,
+    precision: str,
+) -> tuple[str, float | None]:
+    """What judged, in words, and the smallest SNR of any candidate's output; refuses one below the gate."""
+    if not inputs:
+        return "", None
     with open_model(model) as runner:
-        name, expected = runner.name, runner.run(inputs)
+        judge, expected = runner.name, runner.run(inputs)
+    if precision != "fp32":
+        judge += f", float32 with every weight and activation rounded to {precision}"
     worst = np.inf
     for candidate in candidates:
         with open_model(candidate) as runner:
             worst = min(worst, _smallest_snr(expected, runner.run(inputs)))
-    return name, worst
+    if not worst >= MIN_SNR_DB[precision]:
+        raise CheckFailedError(
+            f"refused: in {precision} the model departs from what it was (SNR {worst:.1f} dB, wanted "
+            f"{MIN_SNR_DB[precision]:.0f}); nothing is written; "
+            + ("try --precision bf16" if precision == "fp16" else "leave the precision as it is")
+        )
+    return judge, None if np.isinf(worst) else worst
 
 
 def _smallest_snr(expected: Mapping[str, Array], found: Mapping[str, Array]) -> float:
     """Over the float outputs; whole numbers, as those of ArgMax, count only where there is nothing else."""
     names = [name for name, array in expected.items() if array.dtype.kind == "f"] or list(expected)
     return min(compare_tensors(*comparable(expected[name], found[name])).snr_db for name in names)
-
-
-def _require_close(snr_db: float, precision: str) -> None:
-    """Refuses a cast that changes the outputs by more than rounding does."""
-    if not snr_db >= MIN_SNR_DB[precision]:
-        raise CheckFailedError(
-            f"refused: in {precision} the model departs from float32 (SNR {snr_db:.1f} dB, wanted "
-            f"{MIN_SNR_DB[precision]:.0f}); nothing is written; "
-            + ("try --precision bf16" if precision == "fp16" else "keep float32")
-        )
