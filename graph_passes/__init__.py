@@ -14,6 +14,8 @@ patterns        constant_expression, elementwise_chain, batch_norm, primitive_ba
 passes          graph_pass, repair_statistics, remove_identities, control_flow, fold_constants
 fold            graph_tree, channel_map, rounding, linear_layer, fold_candidates, fold_backward, fold_forward,
                 affine_batch_norm, fold_batch_norm, value_scan
+precision       element_types, integer_arithmetic, opset, constant_rounding, weight_rounding, typed_batch_norm,
+                float_cast, precision, rounded_activations
 shapes          tensor_shapes, symbolic_shapes
 files           atomic_file, external_data, model_file
 """

@@ -4,7 +4,8 @@ command line    cli (the group), commands/ (one module for each), console, table
 data            npz_file, calibration, proxy_images, random_inputs
 runtimes        backends/ (one module for each runner), environment, doctor
 inspect         preparation, lost_noise, inspection
-optimize        repair_config, method_choice, estimation, repair, repair_report, accuracy, optimization
+optimize        repair_config, method_choice, estimation, repair, repair_report, casting, accuracy,
+                optimization
 verify          metrics, verification, verification_files, verification_table
 train, export   training_network, exporting
 report          figure, report, demo

@@ -29,7 +29,7 @@ SUMMARIES = {
     "train": "Train a network of the paper with noise at a site of the paper.",
     "export": "Write a trained network as ONNX, BatchNorms kept and noise marked.",
     "inspect": "List the BatchNorms, the noise that reaches each, and its shift.",
-    "optimize": "Repair the statistics, remove the noise markers, fold.",
+    "optimize": "Repair the statistics, remove the noise markers, fold, cast.",
     "verify": "Compare two models or runtimes, number by number.",
     "doctor": "Say which backends work here, and what installs the others.",
 }

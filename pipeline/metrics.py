@@ -123,6 +123,20 @@ def compare_tensors(reference: Array, output: Array) -> TensorComparison:
     return _compare_finite(expected, found)
 
 
+def comparable(expected: Array, found: Array) -> tuple[Array, Array]:
+    """Both with a batch axis; where both hold the same infinity or NaN, there is nothing to compare.
+
+    Args:
+        expected: of any shape.
+        found: the same output of another model.
+    """
+    expected, found = np.atleast_1d(expected), np.atleast_1d(found)
+    if expected.dtype.kind != "f" or expected.shape != found.shape:
+        return expected, found
+    same = ~np.isfinite(expected) & ((expected == found) | (np.isnan(expected) & np.isnan(found)))
+    return np.where(same, 0, expected), np.where(same, 0, found)
+
+
 def compare_decisions(reference: Array, output: Array, labels: Array | None = None) -> Decisions:
     """Compares the top-1 decisions of two models.
 

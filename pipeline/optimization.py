@@ -81,7 +81,8 @@ def optimize(
 
     Raises:
         InputError: unreadable input, or an output that may not be written; nothing is written then.
-        CheckFailedError: the repair loses accuracy, or the fold is wrong; nothing is written then.
+        CheckFailedError: the repair loses accuracy, the fold is wrong, or the precision that was asked for can't hold
+            the weights or gives other outputs; nothing is written then.
     """
     for path in outputs.paths():
         require_output(path, force=outputs.force, inputs=input_files(model_path, data, eval_data))
@@ -116,7 +117,7 @@ def _accuracies(
     original: onnx.ModelProto, repair: Repair, labelled: Samples, batch_size: int
 ) -> tuple[AccuracyRow, ...]:
     """Top-1 of the original in its deployable form, and of the repaired model."""
-    with OnnxRuntimeRunner(original) as before, OnnxRuntimeRunner(repair.model) as after:
+    with OnnxRuntimeRunner(original) as before, OnnxRuntimeRunner(repair.runnable) as after:
         return (
             accuracy_of("as trained", before, labelled, batch_size=batch_size),
             accuracy_of("repaired", after, labelled, batch_size=batch_size, images=repair.report.samples),
@@ -151,7 +152,7 @@ def judge(report: RepairReport, accuracies: tuple[AccuracyRow, ...] = ()) -> tup
     """The status word and the verdict in one sentence."""
     repaired = [outcome for outcome in report.batch_norms if outcome.repaired]
     folded = sum(outcome.folded for outcome in report.batch_norms)
-    tail = f"; {folded} of {len(report.batch_norms)} folded"
+    tail = f"; {folded} of {len(report.batch_norms)} folded{_precision(report)}"
     if not repaired:
         why = report.method_reason if report.method == "none" else "the evidence supports no change"
         return ("WARN" if report.warnings else "PASS"), f"Nothing repaired: {why}{tail}."
@@ -171,6 +172,19 @@ def judge(report: RepairReport, accuracies: tuple[AccuracyRow, ...] = ()) -> tup
     if after > before:
         return "WARN", verdict + ": the stored variances are farther from the real ones than before."
     return ("WARN" if report.warnings else "PASS"), verdict + "."
+
+
+def _precision(report: RepairReport) -> str:
+    """What the verdict says of the precision that was asked for."""
+    cast = report.precision
+    if cast is None:
+        return ""
+    shares = " and ".join(f"{count} layers in {name}" for name, count in cast.layers.items())
+    if not cast.judge:
+        return f"; {shares}, not compared"
+    return f"; {shares}, " + (
+        "the same bits as before" if cast.snr_db is None else f"{cast.snr_db:.1f} dB against before"
+    )
 
 
 def _write(result: Optimization, outputs: Outputs, source: Path) -> None:

@@ -1,4 +1,4 @@
-"""The repair of a model: prepare, choose a method, estimate the statistics of inference, write them, clean, fold."""
+"""The repair of a model: prepare, choose a method, estimate the statistics, write them, clean, fold, cast."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from vsfix.graph_passes.model_file import export_model
 from vsfix.graph_passes.noise_analysis import analyse_noise
 from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
 from vsfix.graph_passes.repair_statistics import RepairStatistics
+from vsfix.graph_passes.typed_batch_norm import check_half_batch_norms, require_statistics
 
 from .calibration import fixed_batch_size, model_input_names
+from .casting import CastModel, cast_model
 from .estimation import Estimation, estimate_statistics
 from .inspection import Inspection, inspect_graph
 from .method_choice import MethodChoice, choose_method
-from .metrics import compare_tensors
+from .metrics import comparable, compare_tensors
 from .preparation import PreparedModel, prepare_model
 from .random_inputs import draw_inputs, stated_shape
 from .repair_config import RepairConfig
@@ -63,10 +65,11 @@ def repair_model(
         ModelError: nothing that can be repaired; the message says what to do.
         DataError: data that can't carry an estimate, or none where the method needs some.
         CheckFailedError: the runtime does not repeat itself, or the folded graph does not compute what the repaired
-            one does.
+            one does, or a weight or an output is beyond the precision that was asked for.
     """
     prepared = prepare_model(model, config.noise)
     graph = prepared.graph
+    require_statistics(graph)
     choice = choose_method(prepared, batches, open_model, config)
     layers, reasons = _choose_layers(graph, config.layers)
     estimation = estimate_statistics(choice.method, prepared, batches, open_model, layers, config)
@@ -81,6 +84,8 @@ def repair_model(
     clean(graph)
     final = export_model(graph, model, {METADATA_KEY: _metadata(choice, estimation, repair, config)})
     inputs, unchecked = _inputs_of_check(unfolded, judges, open_model, config.seed)
+    fold_snr_db = _check_equal(unfolded, final, inputs, open_model) if inputs else None
+    cast = _cast(graph, final, inputs, open_model, config)
     report = RepairReport(
         method=choice.method,
         method_reason=choice.reason,
@@ -92,9 +97,21 @@ def repair_model(
         removed=tuple(change.subject for result in clean.results[:2] for change in result.changed),
         warnings=(*_warnings(prepared, choice, estimation, before), *unchecked),
         compared_on=samples_in(inputs) if inputs else 0,
-        fold_snr_db=_check_equal(unfolded, final, inputs, open_model) if inputs else None,
+        fold_snr_db=fold_snr_db,
+        precision=None if cast is None else cast.report,
     )
-    return Repair(final, unfolded, report, statistics)
+    runnable = final if cast is None else cast.runnable
+    return Repair(final if cast is None else cast.model, unfolded, runnable, report, statistics)
+
+
+def _cast(
+    graph: gs.Graph, final: onnx.ModelProto, inputs: Batch, open_model: OpenModel, config: RepairConfig
+) -> CastModel | None:
+    """The final model in the precision that was asked for; where none was, what is there is looked through."""
+    if config.float_type is not None:
+        return cast_model(final, config.float_type, inputs, open_model)
+    check_half_batch_norms(graph)
+    return None
 
 
 def _choose_layers(graph: gs.Graph, layers: str) -> tuple[list[str], dict[str, str]]:
@@ -200,7 +217,7 @@ def _check_equal(
     """Compares the outputs of both graphs on one batch; returns the smallest SNR in dB, None where bit-equal."""
     with open_model(repaired) as reference, open_model(final) as candidate:
         expected, found = reference.run(inputs), candidate.run(inputs)
-    worst = min(compare_tensors(*_comparable(expected[name], found[name])).snr_db for name in expected)
+    worst = min(compare_tensors(*comparable(expected[name], found[name])).snr_db for name in expected)
     half_types = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     half = any(tensor.data_type in half_types for tensor in repaired.graph.initializer)
     wanted = MIN_FOLD_SNR_DB_HALF if half else MIN_FOLD_SNR_DB
@@ -210,12 +227,3 @@ def _check_equal(
             "nothing is written; try --no-fold"
         )
     return None if np.isinf(worst) else worst
-
-
-def _comparable(expected: Array, found: Array) -> tuple[Array, Array]:
-    """Both with a batch axis; where both hold the same infinity or NaN, there is nothing to compare."""
-    expected, found = np.atleast_1d(expected), np.atleast_1d(found)
-    if expected.dtype.kind != "f" or expected.shape != found.shape:
-        return expected, found
-    same = ~np.isfinite(expected) & ((expected == found) | (np.isnan(expected) & np.isnan(found)))
-    return np.where(same, 0, expected), np.where(same, 0, found)

@@ -10,6 +10,7 @@ import onnx
 from vsfix.graph_passes.estimate import Interval
 from vsfix.graph_passes.inference import Array
 
+from .casting import PrecisionReport
 from .inspection import BatchNormRow
 
 
@@ -57,6 +58,7 @@ class RepairReport:
         compared_on: the number of samples on which the final graph was compared with the repaired graph before removal
             and folding; random ones where there was no data, 0 where none could be made.
         fold_snr_db: signal to noise of that comparison; None where they are equal to the bit, or were not compared.
+        precision: what the cast to another precision did; None where none was asked for.
     """
 
     method: str
@@ -70,6 +72,7 @@ class RepairReport:
     warnings: tuple[str, ...]
     compared_on: int
     fold_snr_db: float | None
+    precision: PrecisionReport | None = None
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,14 @@ class Repair:
     Attributes:
         model: the deployable model.
         unfolded: the repaired model before its markers were removed and anything was folded.
+        runnable: what stands for the model where it is run on the CPU: itself, or, in a narrow precision, a float32
+            model in which every weight and activation is rounded.
         report: what was done.
         statistics: the repaired running statistics by state_dict name, `<module>.running_mean` and `.running_var`.
     """
 
     model: onnx.ModelProto = field(repr=False)
     unfolded: onnx.ModelProto = field(repr=False)
+    runnable: onnx.ModelProto = field(repr=False)
     report: RepairReport
     statistics: Mapping[str, Array] = field(repr=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from .accuracy import AccuracyRow
+from .casting import PrecisionReport
 from .inspection import Inspection
 from .repair_report import RepairReport
 from .report import StepRow
@@ -50,6 +51,25 @@ def repair_table(report: RepairReport) -> Table:
             row.action,
             row.fold_reason,
         )
+    return table
+
+
+def precision_table(report: PrecisionReport) -> Table:
+    """What the cast to another precision did, one line for each thing."""
+    table = Table(title=f"Cast to {report.precision}", title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("found", overflow="fold")
+    table.add_row("layers", ", ".join(f"{count} in {name}" for name, count in report.layers.items()))
+    if report.raised_for:
+        table.add_row("opset", f"raised to {report.opset} for {report.raised_for}")
+    lost = f"{report.rounded_values} in {report.rounded_tensors} tensors; {report.to_zero} became zero, "
+    table.add_row("rounded values", f"{lost}{report.to_subnormal} subnormal, {report.saturated} the largest number")
+    if report.dead_channels:
+        table.add_row("dead channels", ", ".join(report.dead_channels))
+    for kept in report.kept:
+        table.add_row("kept", kept)
+    snr = "same bits" if report.snr_db is None else f"{report.snr_db:.1f} dB"
+    table.add_row("against before", f"{snr} on {report.samples} samples, {report.judge}" if report.judge else "not run")
     return table
 
 

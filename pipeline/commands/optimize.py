@@ -47,6 +47,11 @@ from .options import (
     help="Which BatchNorms: those that noise reaches, all, or those whose name matches.",
 )
 @click.option("--fold/--no-fold", default=True, show_default=True, help="Fold BatchNorm into Conv and Gemm.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    help="Cast weights and activations, after the fold; inputs and outputs keep their type.  [default: as the file is]",
+)
 @click.option("--eval-data", metavar="D", help="Labelled data; a repair that loses accuracy on it is not written.")
 @click.option("--eval-split", type=click.Choice(["train", "test"]), default="test", show_default=True)
 @input_shape_option("One input without the batch, for distill where the file does not say it.")
@@ -70,6 +75,7 @@ def command(
     noise: tuple[str, ...],
     layers: str,
     fold: bool,
+    precision: str | None,
     eval_data: str | None,
     eval_split: str,
     input_shape: tuple[int, ...] | None,
@@ -81,7 +87,7 @@ def command(
     json_path: str | None,
     force: bool,
 ) -> None:
-    """Repair the BatchNorm statistics of MODEL, remove its noise markers, fold, and write OUTPUT.
+    """Repair the BatchNorm statistics of MODEL, remove its noise markers, fold, cast, and write OUTPUT.
 
     The data is the network's training data or anything like it; labels are not needed, and 32 samples are enough where
     the file says where the noise was. Where it does not, the noise is inferred from the statistics, which wants some
@@ -90,7 +96,7 @@ def command(
     from vsfix.pipeline.console import print_table, require_json_target, write_json
     from vsfix.pipeline.optimization import Optimization, Outputs, input_files, optimize
     from vsfix.pipeline.repair_config import RepairConfig
-    from vsfix.pipeline.tables import accuracy_table, repair_table
+    from vsfix.pipeline.tables import accuracy_table, precision_table, repair_table
 
     if output is None and not dry_run:
         raise click.UsageError("name the output with -o, or pass --dry-run")
@@ -106,6 +112,7 @@ def command(
             seed=seed,
             max_memory=parse_bytes(max_memory),
             input_shape=input_shape,
+            float_type=precision,
         ),
         Outputs(model=output, statistics=statistics, html=html, force=force, dry_run=dry_run),
         samples=samples,
@@ -117,6 +124,8 @@ def command(
         for change in result.repair.report.prepared:
             click.echo(f"prepared: {change}")
         print_table(repair_table(result.repair.report))
+        if result.repair.report.precision is not None:
+            print_table(precision_table(result.repair.report.precision))
         for warning in result.repair.report.warnings:
             click.echo(f"WARN {warning}")
         if result.accuracies:

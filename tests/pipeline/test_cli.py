@@ -26,7 +26,7 @@ OPTIONS = {
     "export": "--force --input-shape --opset --output --weights SOURCE",
     "inspect": "--batch-size --data --force --json --samples --seed MODEL",
     "optimize": "--batch-size --data --dry-run --eval-data --eval-split --fold --force --html --input-shape --json --layers "
-    "--max-memory --method --noise --output --samples --seed --statistics MODEL",
+    "--max-memory --method --noise --output --precision --samples --seed --statistics MODEL",
     "verify": "--against --backend --batch-size --data --force --json --min-agreement --min-snr --samples --seed --split "
     "--statistics MODEL",
     "doctor": "--force --json",
