@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -228,7 +229,8 @@ def run_script(*arguments: object) -> list[str]:
 def test_ctrl_c_in_a_real_process_ends_in_one_line(tmp_path):
     command = run_script("train", "--model", "mlp-1", "--data", "digits", "--epochs", 9999, "-o", tmp_path / "run")
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # several threads would wait for each other on a busy machine
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=alone)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a shell starts in the background ignores it
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=alone, preexec_fn=heard)
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "metrics.csv").exists():
         assert time.monotonic() < deadline
