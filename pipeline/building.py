@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx_graphsurgeon as gs
+
 from vsfix.graph_passes.atomic_file import atomic_paths
-from vsfix.graph_passes.errors import InputError, MissingComponentError
+from vsfix.graph_passes.errors import CheckFailedError, InputError, MissingComponentError
 from vsfix.graph_passes.external_data import external_data_files
 from vsfix.graph_passes.model_file import import_graph, read_model
 from vsfix.graph_passes.typed_batch_norm import check_half_batch_norms
@@ -131,7 +133,7 @@ def build_engine(
     check_targets(config, library.version, library.capabilities)
     parsed = library.parse(model_path, model)
     graph = import_graph(model)
-    check_half_batch_norms(graph)
+    _require_finite_gains(model_path, graph)
     _require_precision(model_path, parsed.layers, config.precision)
     weights = read_back(graph, parsed.layers)
     require_read_back(weights)
@@ -164,6 +166,18 @@ def build_engine(
     if cache is not None and engine.timings is not None:
         write_timing_cache(cache, engine.timings)
     return report
+
+
+def _require_finite_gains(path: Path, graph: gs.Graph) -> None:
+    """Refuses a BatchNorm in float16 that TensorRT's parser, which folds it in float16, would make infinite."""
+    try:
+        check_half_batch_norms(graph)
+    except CheckFailedError as error:
+        what = str(error).partition(";")[0]
+        raise CheckFailedError(
+            f"{path}: {what}: TensorRT would make it infinite without a word; cast the float32 file anew, with "
+            "`vsfix optimize --precision bf16` or with this layer kept in float32"
+        ) from error
 
 
 def _require_precision(path: Path, layers: tuple[ParsedLayer, ...], asked: str | None) -> None:

@@ -71,10 +71,10 @@ def _reason(text: str, operator: str) -> str:
     if quoted is not None:
         message = quoted[1]
     head, colon, tail = message.partition(": ")
-    if colon and "(" in head and ")" in head:  # the condition in C++ before the sentence
+    if colon and re.search(r"[(\[!=<>&]", head):  # the condition in C++ before the sentence
         message = tail
     if message in _UNINFORMATIVE:
-        return f"it has no {operator}" if operator else "it does not say why"
+        return f"there is no {operator} in TensorRT" if operator else "it does not say why"
     return message.rstrip(".!")
 
 

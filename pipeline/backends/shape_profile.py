@@ -14,7 +14,7 @@ import onnx
 from vsfix.graph_passes.errors import InputError
 
 Shape = tuple[int, ...]
-_ENTRY = re.compile(r"\s*(?P<name>[^,].*?)\s*:\s*(?P<sides>\[[\d,\s]*\]|\d+(?:x\d+)*)\s*(?:,|$)")
+_ENTRY = re.compile(r"\s*(?P<name>[^,\s]+?)\s*:\s*(?P<sides>\[[\d,\s]*\]|\d+(?:x\d+)*)\s*(?:,|$)")
 _LARGEST_SIDE = 2**31 - 1  # TensorRT's own
 
 
