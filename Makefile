@@ -2,9 +2,12 @@
 # make test: environment with the test tools, every check, the test suite.
 
 PYTHON ?= python3
+comma := ,
 VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := pyproject.toml constraints.txt
+# TensorRT-RTX builds engines without a GPU, and has wheels for this kind of machine only; its tests are skipped elsewhere.
+RTX := $(if $(findstring Linux x86_64,$(shell uname -sm)),$(comma)rtx)
 
 .PHONY: demo test check lint types imports tests clean
 
@@ -36,7 +39,7 @@ $(VENV)/.runtime: $(VENV)/bin/python $(REQUIREMENTS)
 	touch $@
 
 $(VENV)/.test: $(VENV)/bin/python $(REQUIREMENTS)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,train,test]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,train,test$(RTX)]'
 	touch $@ $(VENV)/.runtime
 
 clean:

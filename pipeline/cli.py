@@ -30,6 +30,7 @@ SUMMARIES = {
     "export": "Write a trained network as ONNX, BatchNorms kept and noise marked.",
     "inspect": "List the BatchNorms, the noise that reaches each, and its shift.",
     "optimize": "Repair the statistics, remove the noise markers, fold, cast.",
+    "build": "Build a TensorRT engine and prove what is in it.",
     "verify": "Compare two models or runtimes, number by number.",
     "doctor": "Say which backends work here, and what installs the others.",
 }
@@ -88,7 +89,7 @@ def vsfix(ctx: click.Context, verbose: int) -> None:
     """Find and repair the variance shift that Dropout leaves in BatchNorm, on the ONNX file that you deploy.
 
     Results go to stdout, the log to stderr. Exit codes: 0 done and passed, 1 a check failed, 2 bad input or usage, 3 a
-    component is missing here.
+    component is missing here, 4 an engine could not be built.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)

@@ -58,12 +58,17 @@ def write_json(result: Mapping[str, Any], path: str, *, force: bool) -> None:
     Raises:
         OutputExistsError, InputError: see `atomic_path`.
     """
-    text = json.dumps({"schema_version": SCHEMA_VERSION} | _plain(result), indent=2, allow_nan=False)
+    text = json_text(result)
     if path == "-":
         click.echo(text)
         return
     with atomic_path(Path(path), force=force) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def json_text(result: Mapping[str, Any]) -> str:
+    """A result as JSON, with `schema_version` in front; infinities and NaN become null."""
+    return json.dumps({"schema_version": SCHEMA_VERSION} | _plain(result), indent=2, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,8 @@ from vsfix.graph_passes.model_file import first_line
 
 from .backends.onnxruntime_runner import CPU, CUDA, OnnxRuntimeRunner, install_line
 from .backends.reference_runner import ReferenceRunner
+from .backends.shape_profile import ShapeOptions, resolve_profile
+from .backends.tensorrt_library import CURRENT, INSTALL_LINES, RUNTIMES, BuildOptions, open_library
 
 TENSORRT = "TensorrtExecutionProvider"
 _MODEL = """<ir_version: 8, opset_import: ["" : 13]>
@@ -36,8 +39,9 @@ class BackendCheck:
     """What became of one backend.
 
     Attributes:
-        name: as `--backend` would take it.
-        status: PASS it ran and its numbers are right; SKIP it is not here; FAIL it is here and does not work.
+        name: as `--backend` would take it, or `--runtime` of `vsfix build`.
+        status: PASS it ran and its numbers are right, or it built an engine; SKIP it is not here; FAIL it is here and
+            does not work.
         version: of the package, empty where there is none.
         reason: why it does not work; empty where it does.
         remedy: the line that installs it; empty where it works.
@@ -51,22 +55,21 @@ class BackendCheck:
 
 
 def check_backends() -> tuple[BackendCheck, ...]:
-    """Tries every backend on a small model."""
+    """Tries every backend on a small model, and builds an engine of it with each TensorRT."""
     return (
         _check_torch("torch", "cpu", _TRAIN_LINE),
         _check_torch("torch (CUDA)", "cuda", _CUDA_TORCH_LINE),
         _check_onnxruntime("onnxruntime", CPU),
         _check_onnxruntime("onnxruntime-cuda", CUDA),
         _check_onnxruntime("onnxruntime-tensorrt", TENSORRT),
-        _check_library("tensorrt", "tensorrt", "pip install 'vsfix[tensorrt]'"),
-        _check_library("tensorrt-rtx", "tensorrt_rtx", "pip install 'vsfix[rtx]'"),
+        *(_check_builder(runtime) for runtime in RUNTIMES),
         _try("reference", version("onnx"), lambda: ReferenceRunner(trial_model()), "pip install onnx"),
     )
 
 
 def can_infer(checks: tuple[BackendCheck, ...]) -> bool:
-    """Whether any real runtime works: the reference evaluator is too slow to count."""
-    return any(check.status == "PASS" for check in checks if check.name != "reference")
+    """Whether any real runtime works: the reference evaluator is too slow to count, and TensorRT only builds here."""
+    return any(check.status == "PASS" for check in checks if check.name not in ("reference", *RUNTIMES))
 
 
 def trial_model() -> onnx.ModelProto:
@@ -119,28 +122,26 @@ def _check_onnxruntime(name: str, provider: str) -> BackendCheck:
     return _try(name, found, lambda: OnnxRuntimeRunner(trial_model(), provider=provider), remedy)
 
 
-def _check_library(name: str, module: str, remedy: str) -> BackendCheck:
-    """TensorRT itself: it works where a builder can be made, which needs its libraries and a GPU or their stand-in."""
+def _check_builder(runtime: str) -> BackendCheck:
+    """TensorRT: it works where it builds an engine of the small model, for a GPU here or for one that is named."""
+    remedy = INSTALL_LINES[runtime]
+    found = ""
     try:
-        library = importlib.import_module(module)
-    except ImportError as error:
-        absent = isinstance(error, ModuleNotFoundError) and error.name == module
-        if absent:
-            return BackendCheck(name, "SKIP", "", f"{module} is not installed", remedy)
-        return BackendCheck(name, "FAIL", "", f"{module} can't be loaded: {first_line(error)}", remedy)
+        library = open_library(runtime)
+        found = library.version
+        with TemporaryDirectory() as folder:
+            path = Path(folder, "trial.onnx")
+            onnx.save(trial_model(), path)
+            profile = resolve_profile(trial_model(), ShapeOptions("input:3x3"))
+            targets = library.capabilities[-1:] or (CURRENT,)
+            library.build(library.parse(path, trial_model()), BuildOptions(profile, targets))
+    except VsfixError as error:
+        absent = not found and "is not installed" in str(error)
+        helps = "check the driver and the GPU with nvidia-smi" if found else remedy
+        return BackendCheck(runtime, "SKIP" if absent else "FAIL", found, _without_advice(str(error)), helps)
     except Exception as error:  # see `_try`
-        return BackendCheck(name, "FAIL", "", f"{module} can't be loaded: {first_line(error)}", remedy)
-    found = str(getattr(library, "__version__", ""))
-    try:
-        builder = library.Builder(library.Logger(library.Logger.ERROR))
-    except Exception as error:  # see `_try`
-        reason = f"no builder can be made: {first_line(error)}"
-        return BackendCheck(name, "FAIL", found, reason, "check the driver and the GPU with nvidia-smi")
-    if not builder:
-        return BackendCheck(
-            name, "FAIL", found, "no builder can be made", "check the driver and the GPU with nvidia-smi"
-        )
-    return BackendCheck(name, "PASS", found)
+        return BackendCheck(runtime, "FAIL", found, f"{type(error).__name__}: {first_line(error)}", remedy)
+    return BackendCheck(runtime, "PASS", found)
 
 
 def _version(*packages: str) -> str:

@@ -10,7 +10,10 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PACKAGES = ("vsfix", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "onnx-graphsurgeon", "numpy")
+_PACKAGES = (
+    *("vsfix", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "onnx-graphsurgeon", "numpy"),
+    *("tensorrt", "tensorrt-rtx-cu13"),
+)
 
 
 def describe_environment() -> dict[str, str]:

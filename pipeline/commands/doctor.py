@@ -12,7 +12,8 @@ from .options import json_option
 def command(json_path: str | None, force: bool) -> None:
     """Try every backend on a small model and say which work here.
 
-    For each that does not, the reason and the line that installs it. The exit code is 3 where no backend works but
+    tensorrt and tensorrt-rtx build an engine of it; the others run it. For each that does not work, the reason and the
+    line that installs it. The exit code is 3 where no backend works but
     the slow reference evaluator.
     """
     from dataclasses import asdict

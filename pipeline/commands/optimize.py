@@ -12,6 +12,7 @@ from .options import (
     data_option,
     input_shape_option,
     json_option,
+    parse_bytes,
     samples_option,
     seed_option,
 )
@@ -110,7 +111,7 @@ def command(
             noise=noise,
             fold=fold,
             seed=seed,
-            max_memory=parse_bytes(max_memory),
+            max_memory=parse_bytes(max_memory, "--max-memory"),
             input_shape=input_shape,
             float_type=precision,
         ),
@@ -137,16 +138,3 @@ def command(
         outcome = {"status": result.status, "verdict": result.verdict}
         accuracies = {"accuracies": [asdict(row) for row in result.accuracies]}
         write_json(asdict(result.repair.report) | outcome | accuracies, json_path, force=force)
-
-
-def parse_bytes(text: str) -> int:
-    """Reads `512M`, `2G`, `1.5G` or a plain number of bytes."""
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-    factor = units.get(text[-1:].upper(), 1)
-    try:
-        number = float(text[:-1] if factor > 1 else text)
-    except ValueError:
-        raise click.BadParameter(f"'{text}': write a size as 512M or 2G", param_hint="--max-memory") from None
-    if not 0 <= number * factor < 1 << 60:
-        raise click.BadParameter(f"'{text}': out of range", param_hint="--max-memory")
-    return int(number * factor)

@@ -12,7 +12,7 @@ import onnx.helper
 import pytest
 
 from vsfix.graph_passes.model_file import read_model
-from vsfix.pipeline.commands.optimize import parse_bytes
+from vsfix.pipeline.commands.options import parse_bytes
 
 
 @pytest.fixture
@@ -245,7 +245,7 @@ def test_an_output_is_needed_unless_it_is_a_dry_run(call, network):
 
 @pytest.mark.parametrize(("text", "size"), [("512M", 512 << 20), ("2G", 2 << 30), ("1.5k", 1536), ("100", 100)])
 def test_sizes_are_read(text, size):
-    assert parse_bytes(text) == size
+    assert parse_bytes(text, "--max-memory") == size
 
 
 @pytest.mark.parametrize("text", ["", "M", "-1G", "nan", "inf", "12Q"])

@@ -1,0 +1,89 @@
+"""What TensorRT's parser refuses, as one line: the node, the operator, the reason, and what cures it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+_OPTIMIZE = "`vsfix optimize {model} -o OUT.onnx` {does}"
+_TRAINING = frozenset({"BatchNormalization", "Dropout", "Bernoulli", "RandomUniformLike", "RandomNormalLike"})
+_CURES = {
+    "BatchNormalization": "writes it in inference form",
+    "Dropout": "removes it",
+    "Bernoulli": "removes the noise of training",
+    "RandomUniformLike": "removes the noise of training",
+    "RandomNormalLike": "removes the noise of training",
+}
+_NOT_CONSTANT = re.compile(r"build-time constant|is_weights\(\)|(as|be) an initializer", re.IGNORECASE)
+_UNINFORMATIVE = ("", "false", "0")
+
+
+@dataclass(frozen=True)
+class ParseError:
+    """One error of the parser.
+
+    Attributes:
+        text: what it says.
+        node: the index of the node in the file; -1 where it is about none.
+        name: of the node; empty where it has none, or where TensorRT (8.6) does not say.
+        operator: of the node; empty as the name.
+    """
+
+    text: str
+    node: int = -1
+    name: str = ""
+    operator: str = ""
+
+
+def describe_parse_errors(path: Path, errors: Sequence[ParseError], model: onnx.ModelProto) -> str:
+    """One line for all of them, led by the first.
+
+    Args:
+        path: the file, for the advice.
+        errors: at least one.
+        model: the graph that was parsed, for the names of its nodes.
+    """
+    first = next((error for error in errors if error.node >= 0 or error.operator), errors[0])
+    operator, name = _identify(first, model.graph)
+    nodes = {(error.node, error.name, error.operator) for error in errors if error.node >= 0 or error.operator}
+    more = f" ({len(nodes) - 1} more nodes like it)" if len(nodes) > 1 else ""
+    subject = f"{operator} '{name}'{more}: " if operator else ""
+    return f"{path}: TensorRT can't parse it: {subject}{_reason(first.text, operator)}; {_cure(path, first, operator)}"
+
+
+def _identify(error: ParseError, graph: onnx.GraphProto) -> tuple[str, str]:
+    """The operator and the name of the node; the name of its output where it has none."""
+    if 0 <= error.node < len(graph.node):
+        node = graph.node[error.node]
+        if not error.operator or error.operator == node.op_type:
+            return node.op_type, node.name or next(iter(node.output), "")
+    return error.operator, error.name
+
+
+def _reason(text: str, operator: str) -> str:
+    """What the parser says, without its assertion and its white space."""
+    message = re.sub(r"^Assertion failed:\s*", "", " ".join(text.split()))
+    quoted = re.search(r'&&\s*"(.+?)"$', message)
+    if quoted is not None:
+        message = quoted[1]
+    head, colon, tail = message.partition(": ")
+    if colon and re.search(r"[(\[!=<>&]", head):  # the condition in C++ before the sentence
+        message = tail
+    if message in _UNINFORMATIVE:
+        return f"there is no {operator} in TensorRT" if operator else "it does not say why"
+    return message.rstrip(".!")
+
+
+def _cure(path: Path, error: ParseError, operator: str) -> str:
+    """What to do about it."""
+    if operator in _TRAINING:
+        return _OPTIMIZE.format(model=path, does=_CURES[operator])
+    if _NOT_CONSTANT.search(error.text):
+        return _OPTIMIZE.format(model=path, does="computes what is constant; if it is an input, make it a constant")
+    if operator:
+        return "replace the operator before the export, or leave it out"
+    return "check the file with `vsfix inspect`"

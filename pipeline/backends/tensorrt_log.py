@@ -1,0 +1,121 @@
+"""What TensorRT calls back: its log, which is kept from the terminal, and the progress of a build.
+
+The classes of both derive from those of the library at hand, `tensorrt` or `tensorrt_rtx`, and so are made for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Protocol
+
+from typing_extensions import Self
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class Log(Protocol):
+    """A logger of TensorRT that keeps its errors.
+
+    Attributes:
+        errors: in the order in which they came.
+    """
+
+    errors: list[str]
+
+
+class BuildProgress(Protocol):
+    """Somebody who shows how far a build is."""
+
+    def start(self, phase: str, parent: str | None, steps: int) -> None:
+        """A phase of so many steps begins, in another one or at the top."""
+
+    def step(self, phase: str, done: int) -> None:
+        """So many steps of a phase are done."""
+
+    def finish(self, phase: str) -> None:
+        """A phase is over."""
+
+
+def make_log(library: Any) -> Log:
+    """The logger that TensorRT writes to instead of the terminal: errors are kept, the rest goes to our own log."""
+
+    class KeptLog(library.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            library.ILogger.__init__(self)  # super().__init__() alone leaves the C++ half unmade
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (library.ILogger.INTERNAL_ERROR, library.ILogger.ERROR):
+                self.errors.append(message)
+                _LOGGER.debug("%s", message)
+            elif severity == library.ILogger.WARNING:
+                _LOGGER.info("%s", message)
+            else:
+                _LOGGER.debug("%s", message)
+
+    kept: Log = KeptLog()
+    return kept
+
+
+class Interruption:
+    """Ctrl-C while TensorRT is building: it ends the build, and is raised once TensorRT has returned.
+
+    An exception must not pass through TensorRT's C++, so for the time of the build the signal only leaves a note.
+
+    Attributes:
+        came: whether it was pressed.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # only there Python lets a handler be set
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def _note(self, *_: object) -> None:
+        self.came = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+        if self.came and error is None:
+            raise KeyboardInterrupt
+
+
+def make_monitor(library: Any, progress: BuildProgress | None, interruption: Interruption) -> Any:
+    """The object that TensorRT tells its progress to; None where this version (8.6) tells none."""
+    if not hasattr(library, "IProgressMonitor"):
+        return None
+
+    class Monitor(library.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            library.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            _show(lambda shown: shown.start(phase_name, parent_phase, num_steps))
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            _show(lambda shown: shown.step(phase_name, step + 1))
+            return not interruption.came
+
+        def phase_finish(self, phase_name: str) -> None:
+            _show(lambda shown: shown.finish(phase_name))
+
+    def _show(action: Callable[[BuildProgress], None]) -> None:
+        """An exception must not pass through TensorRT here either, and a build does not fail for want of a bar."""
+        if progress is not None:
+            try:
+                action(progress)
+            except Exception:
+                _LOGGER.debug("the progress can't be shown", exc_info=True)
+
+    return Monitor()

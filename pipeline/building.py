@@ -1,0 +1,237 @@
+"""What `vsfix build` does: read, parse, check, build, prove, write the plan and what is known of it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_graphsurgeon as gs
+
+from vsfix.graph_passes.atomic_file import atomic_paths
+from vsfix.graph_passes.errors import CheckFailedError, InputError, MissingComponentError
+from vsfix.graph_passes.external_data import external_data_files
+from vsfix.graph_passes.model_file import import_graph, read_model
+from vsfix.graph_passes.typed_batch_norm import check_half_batch_norms
+
+from .backends.engine_inspection import check_precision, count_tensor_float
+from .backends.engine_layers import ParsedLayer, Shares, computing_types, count_types, is_quantized
+from .backends.engine_readback import ReadBack, read_back, require_read_back
+from .backends.parsed_network import ParsedNetwork
+from .backends.shape_profile import ShapeRange, resolve_profile
+from .backends.tensorrt_library import BuildOptions, BuiltEngine, TensorRt, open_library
+from .backends.tensorrt_log import BuildProgress
+from .backends.timing_cache import default_timing_cache, read_timing_cache, write_timing_cache
+from .build_config import BuildConfig, check_targets
+from .console import json_text
+from .environment import describe_environment
+from .output_file import require_output
+
+_LOGGER = logging.getLogger(__name__)
+_TYPES = {"fp32": "FLOAT", "tf32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+_NAMES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+_DIGEST_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class PrecisionProof:
+    """In which types an engine computes, and how that is known.
+
+    Attributes:
+        asked: as `--precision` takes it; None for whatever the file says.
+        tensor_float: whether TF32 was allowed.
+        typing: `strong` where the types of the file bind the builder, `flags` where they are a permission (8.6).
+        source: `engine inspector`, or `parsed network` where no engine can be loaded here.
+        reason: why it is only the parsed network; empty otherwise.
+        network: layers of the parsed network by kind and type.
+        engine: layers of the engine by kind and type; None where it can't be loaded.
+        tensor_float_layers: layers of the engine whose kernel rounds to TF32; None where it can't be loaded.
+    """
+
+    asked: str | None
+    tensor_float: bool
+    typing: str
+    source: str
+    reason: str
+    network: Shares
+    engine: Shares | None
+    tensor_float_layers: int | None
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What is known of an engine; the sidecar is this.
+
+    Attributes:
+        runtime: `tensorrt` or `tensorrt-rtx`.
+        version: of the runtime.
+        targets: the GPUs that it is for.
+        model: path, sha256 and bytes of the ONNX file, and of the files of its weights where it has such.
+        plan: name, sha256 and bytes of the engine.
+        profile: the shapes of each input.
+        precision: in which types it computes.
+        read_back: the weights that TensorRT holds, against float64.
+        workspace: the limit of scratch memory in bytes; None for TensorRT's own.
+        timing_cache: the file of timings; None where there is none.
+        build_seconds: the builder alone.
+        environment: versions, machine, command line, date.
+    """
+
+    runtime: str
+    version: str
+    targets: tuple[str, ...]
+    model: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    profile: Mapping[str, ShapeRange]
+    precision: PrecisionProof
+    read_back: ReadBack = field(repr=False)
+    workspace: int | None
+    timing_cache: Path | None
+    build_seconds: float
+    environment: Mapping[str, str] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; the verdict of the weights and of each of them in words."""
+        rows = [asdict(row) | {"status": row.status} for row in self.read_back.rows]
+        verdict = {"status": self.read_back.status, "largest_error": self.read_back.largest_error, "rows": rows}
+        return asdict(self) | {"read_back": verdict}
+
+
+def sidecar_path(engine: Path) -> Path:
+    """Where the report of an engine stands: its name with `.json` behind."""
+    return engine.with_name(engine.name + ".json")
+
+
+def build_engine(
+    model_path: Path, output: Path, config: BuildConfig, *, force: bool = False, progress: BuildProgress | None = None
+) -> BuildReport:
+    """Builds an engine and writes it, with its report in `<output>.json` beside it; both appear or neither.
+
+    Args:
+        model_path: the ONNX file; never written.
+        output: the plan.
+        config: how to build.
+        force: existing outputs may be replaced.
+        progress: somebody who shows how far the build is.
+
+    Raises:
+        InputError, ModelError, OutputExistsError: a file or an option that can't be used as it is.
+        MissingComponentError: TensorRT or a GPU is missing.
+        CheckFailedError: a BatchNorm that overflows in float16, or weights that TensorRT reads as something else.
+        BuildError: TensorRT refuses the file, or computes in another type than was asked for.
+    """
+    model = read_model(model_path)
+    inputs = [model_path, *external_data_files(model_path)]
+    for path in (output, sidecar_path(output)):
+        require_output(path, force=force, inputs=inputs)
+    profile = resolve_profile(model, config.shapes)
+    library = open_library(config.runtime)
+    check_targets(config, library.version, library.capabilities)
+    parsed = library.parse(model_path, model)
+    graph = import_graph(model)
+    _require_finite_gains(model_path, graph)
+    _require_precision(model_path, parsed.layers, config.precision)
+    weights = read_back(graph, parsed.layers)
+    require_read_back(weights)
+    cache = _cache_file(library, config)
+    options = BuildOptions(
+        profile=profile,
+        targets=config.targets,
+        tensor_float=config.precision == "tf32",
+        workspace=config.workspace,
+        timings=None if cache is None else read_timing_cache(cache),
+    )
+    started = time.perf_counter()
+    engine = library.build(parsed, options, progress)
+    seconds = time.perf_counter() - started
+    report = BuildReport(
+        runtime=config.runtime,
+        version=library.version,
+        targets=config.targets,
+        model=_describe_file(model_path) | {"weights": [_describe_file(path) for path in inputs[1:]]},
+        plan={"name": output.name, "sha256": hashlib.sha256(engine.plan).hexdigest(), "bytes": len(engine.plan)},
+        profile=profile,
+        precision=_prove(library, parsed, engine, config.precision, profile),
+        read_back=weights,
+        workspace=config.workspace,
+        timing_cache=cache,
+        build_seconds=round(seconds, 3),
+        environment=describe_environment(),
+    )
+    _write(output, engine, report, force=force)
+    if cache is not None and engine.timings is not None:
+        write_timing_cache(cache, engine.timings)
+    return report
+
+
+def _require_finite_gains(path: Path, graph: gs.Graph) -> None:
+    """Refuses a BatchNorm in float16 that TensorRT's parser, which folds it in float16, would make infinite."""
+    try:
+        check_half_batch_norms(graph)
+    except CheckFailedError as error:
+        what = str(error).partition(";")[0]
+        raise CheckFailedError(
+            f"{path}: {what}: TensorRT would make it infinite without a word; cast the float32 file anew, with "
+            "`vsfix optimize --precision bf16` or with this layer kept in float32"
+        ) from error
+
+
+def _require_precision(path: Path, layers: tuple[ParsedLayer, ...], asked: str | None) -> None:
+    """Refuses a file that does not say what was asked for: the builder computes in the types of the file."""
+    if asked is None:
+        return
+    if is_quantized(layers):
+        raise InputError(f"{path}: holds quantised layers, so that --precision {asked} can't be had; leave it out")
+    found = computing_types(layers)
+    wrong = {kind: count for kind, count in found.items() if kind != _TYPES[asked]}
+    if wrong or not found:
+        told = ", ".join(f"{count} in {_NAMES.get(kind, kind)}" for kind, count in found.items()) or "none in float"
+        cast = "fp32" if asked == "tf32" else asked
+        raise InputError(
+            f"{path}: --precision {asked} was asked for, but of the layers that compute there are {told}; cast the "
+            f"model with `vsfix optimize --precision {cast}`"
+        )
+
+
+def _prove(
+    library: TensorRt, parsed: ParsedNetwork, engine: BuiltEngine, asked: str | None, profile: Mapping[str, ShapeRange]
+) -> PrecisionProof:
+    """Asks the engine in which types it computes; where it can't be loaded, says so and tells of the network."""
+    network = count_types(parsed.layers)
+    typing = "strong" if library.is_strongly_typed else "flags"
+    try:
+        layers = library.inspect(engine.plan, profile)
+    except MissingComponentError as error:
+        return PrecisionProof(asked, asked == "tf32", typing, "parsed network", str(error), network, None, None)
+    check_precision(parsed.layers, layers, tensor_float=asked == "tf32")
+    tensor_float_layers = count_tensor_float(layers)
+    return PrecisionProof(
+        asked, asked == "tf32", typing, "engine inspector", "", network, count_types(layers), tensor_float_layers
+    )
+
+
+def _cache_file(library: TensorRt, config: BuildConfig) -> Path | None:
+    """Where timings are kept; None for a library that measures none."""
+    if not library.keeps_timings:
+        return None
+    return config.timing_cache or default_timing_cache(library.version)
+
+
+def _describe_file(path: Path) -> dict[str, Any]:
+    """A file by its path, its SHA-256 and its size."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_DIGEST_CHUNK):
+            digest.update(chunk)
+    return {"path": str(path), "sha256": digest.hexdigest(), "bytes": path.stat().st_size}
+
+
+def _write(output: Path, engine: BuiltEngine, report: BuildReport, *, force: bool) -> None:
+    """The plan, and the report that refers to it."""
+    with atomic_paths([output, sidecar_path(output)], force=force) as (plan, sidecar):
+        plan.write_bytes(engine.plan)
+        sidecar.write_text(json_text(report.to_dict()) + "\n", encoding="utf-8")
