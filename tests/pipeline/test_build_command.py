@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -170,7 +171,12 @@ def test_what_the_parser_refuses_names_the_node_and_the_cure(call, model, tmp_pa
 
 @needs_rtx
 def test_the_cure_cures(call, model, tmp_path):
-    path = model(REFUSED["BatchNorm in training form"][0])
+    body = """(float[1, 4] x) => (float[1, 4] y) {
+        d = Dropout (x, r, t)
+        y, n, k = BatchNormalization <training_mode: int = 1> (d, g, b, m, v)
+    }"""
+    path = model(body, BN | {"r": np.float32(0.5), "t": np.array(True)})
+    assert call("build", path, "-o", tmp_path / "e.plan", *RTX).exit_code == 4
     cured = call("optimize", path, "-o", tmp_path / "cured.onnx", "--method", "analytic")
     assert cured.exit_code == 0, cured.output
     assert call("build", tmp_path / "cured.onnx", "-o", tmp_path / "e.plan", *RTX).exit_code == 0
@@ -200,3 +206,13 @@ def test_weights_in_a_file_of_their_own_are_parsed_and_hashed(call, parse, tmp_p
         **{"node": "w", "kind": "CONSTANT", "value": "weights", "count": 16, "error": None},
         **{"tolerance": 1e-6, "channel": 0, "reason": "", "status": "PASS"},
     }
+
+
+@needs_rtx
+def test_the_command_of_the_readme_runs(call, onnx_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (line,) = (line for line in readme.splitlines() if line.startswith("vsfix build ") and "tensorrt-rtx" in line)
+    (tmp_path / "repaired.onnx").write_bytes(onnx_path.read_bytes())
+    result = call(*line.replace("28x28", "8x8").split()[1:])
+    assert result.exit_code == 0, result.output
