@@ -53,10 +53,10 @@ from vsfix.graph_passes.errors import CheckFailedError, InputError, VsfixError
 from vsfix.graph_passes.model_file import import_graph, read_model, write_model
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.pipeline.inspection import inspect_graph
-from vsfix.pipeline.metrics import compare_tensors
 from vsfix.pipeline.repair import repair_model
 from vsfix.pipeline.repair_config import RepairConfig
 from vsfix.pipeline.repair_report import Repair
+from vsfix.pipeline.tensor_comparison import compare_tensors
 from vsfix.trainers.onnx_export import ExportResult, export_onnx
 
 DROP_RATES = {"drop_rate": 0.2, "drop_path_rate": 0.1, "proj_drop_rate": 0.2}

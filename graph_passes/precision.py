@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import onnx
 import onnx_graphsurgeon as gs
 
 from .constant_rounding import MULTIPLY_WEIGHTS
@@ -30,6 +31,7 @@ from .typed_batch_norm import type_batch_norms
 from .weight_rounding import RoundingLoss
 
 PRECISIONS = {"fp32": FLOAT, "fp16": FLOAT16, "bf16": BFLOAT16}
+_FLOAT8 = frozenset({onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2})
 
 
 class CastPrecision:
@@ -90,6 +92,20 @@ def count_float_types(graph: gs.Graph) -> dict[str, int]:
             if code is not None:
                 counts[TYPE_NAMES[code]] += 1
     return dict(counts.most_common())
+
+
+def stated_precision(graph: gs.Graph) -> str:
+    """The coarsest precision in which a graph computes, as `--precision` names it; `fp32` for float64 too.
+
+    A graph with QuantizeLinear is quantised: `fp8` where a zero point or the output is a float8, else `int8`.
+    """
+    quantizers = [node for inner in graphs_of(graph) for node in inner.nodes if node.op == "QuantizeLinear"]
+    if quantizers:
+        types = ElementTypes(graph)
+        codes = {types.of(node.outputs[0]) for node in quantizers}
+        return "fp8" if codes & _FLOAT8 else "int8"
+    counts = count_float_types(graph)
+    return next((name for name in ("bf16", "fp16") if TYPE_NAMES[PRECISIONS[name]] in counts), "fp32")
 
 
 def _require_precision(graph: gs.Graph, code: int) -> None:

@@ -7,7 +7,8 @@ inspect         preparation, lost_noise, inspection
 optimize        repair_config, method_choice, estimation, repair, repair_report, casting, accuracy,
                 optimization
 build           build_config, building, build_progress, build_table
-verify          metrics, verification, verification_files, verification_table
+verify          proportion, tensor_comparison, decisions, tolerance, model_description, error_budget, tappable,
+                layer_search, verification, verification_files, verification_table
 train, export   training_network, exporting
 report          figure, report, demo
 """

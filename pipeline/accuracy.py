@@ -10,7 +10,7 @@ from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.inference import Runner
 
 from .calibration import Samples
-from .metrics import wilson_interval
+from .proportion import wilson_interval
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from vsfix.graph_passes.opset import lowest_opset, raise_opset
 from vsfix.graph_passes.precision import CastPrecision, count_float_types, parse_precision
 from vsfix.graph_passes.rounded_activations import emulate
 
-from .metrics import comparable, compare_tensors
+from .tensor_comparison import comparable, compare_tensors
 
 # Rounding to b bits of fraction has a noise near 6 b + 11 dB below its signal: 71 dB with the 10 bits of float16, 53 dB
 # with the 7 of bfloat16. Each layer adds its own, a network of 20 layers 13 dB. What is left below these gates is no

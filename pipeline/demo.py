@@ -29,13 +29,14 @@ from .accuracy import AccuracyRow, accuracy_of
 from .backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from .backends.torch_runner import TorchRunner, with_statistics
 from .calibration import Samples, load_samples
+from .decisions import compare_decisions
 from .environment import describe_environment
 from .exporting import export_checkpoint
-from .metrics import compare_decisions, compare_tensors
 from .repair import repair_model
 from .repair_config import RepairConfig
 from .repair_report import Repair
 from .report import Report, StepRow, write_report
+from .tensor_comparison import compare_tensors
 
 CONFIGURATION = TrainingConfig(
     data="digits",

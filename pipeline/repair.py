@@ -28,11 +28,11 @@ from .casting import CastModel, cast_model
 from .estimation import Estimation, estimate_statistics
 from .inspection import Inspection, inspect_graph
 from .method_choice import MethodChoice, choose_method
-from .metrics import comparable, compare_tensors
 from .preparation import PreparedModel, prepare_model
 from .random_inputs import draw_inputs, stated_shape
 from .repair_config import RepairConfig
 from .repair_report import BatchNormOutcome, Repair, RepairReport
+from .tensor_comparison import comparable, compare_tensors
 
 METADATA_KEY = "vsfix.repair"
 FEW_SAMPLES = 16

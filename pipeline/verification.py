@@ -5,41 +5,25 @@ What was measured and what was demanded are kept apart: the comparisons know no 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from vsfix.graph_passes.errors import DataError, InputError
+from vsfix.graph_passes.batches import Batch
+from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.inference import Array, Runner
 
 from .calibration import Samples
-from .metrics import Decisions, TensorComparison, compare_decisions, compare_tensors
+from .decisions import Decisions, compare_decisions
+from .error_budget import NOISE_FLOOR, BudgetStep, StageOutputs, error_budget, holds_logits, pair_outputs
+from .layer_search import LayerSearch
+from .tensor_comparison import TensorComparison, compare_tensors
+from .tolerance import Tolerance
 
 Status = Literal["PASS", "FAIL"]
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What a candidate must reach.
-
-    Attributes:
-        min_snr_db: signal to noise of every output, in dB.
-        min_agreement: share of samples with the same top-1 decision, in [0, 1].
-
-    Raises:
-        InputError: a value outside its range.
-    """
-
-    min_snr_db: float = 80.0
-    min_agreement: float = 0.999
-
-    def __post_init__(self) -> None:
-        if not np.isfinite(self.min_snr_db):
-            raise InputError(f"--min-snr {self.min_snr_db}: must be a number of dB")
-        if not 0 <= self.min_agreement <= 1:
-            raise InputError(f"--min-agreement {self.min_agreement}: must lie in [0, 1]")
+SEARCHED_SAMPLES = 4  # with the largest errors: what is wrong there is wrong in a layer
 
 
 @dataclass(frozen=True)
@@ -52,6 +36,9 @@ class CandidateResult:
         reasons: one sentence for each threshold that was missed.
         outputs: the comparison of each output, by the candidate's name for it.
         decisions: of the first output, where it holds logits (N, classes) and the inputs are no random numbers.
+        worst_samples: those with the largest errors, the worst first.
+        budget: the steps between reference and candidate; empty where no stages were given.
+        layers: where a candidate that fails departs; None where nothing was searched.
     """
 
     candidate: str
@@ -59,6 +46,9 @@ class CandidateResult:
     reasons: tuple[str, ...]
     outputs: Mapping[str, TensorComparison]
     decisions: Decisions | None
+    worst_samples: tuple[int, ...]
+    budget: tuple[BudgetStep, ...] = ()
+    layers: LayerSearch | None = None
 
 
 @dataclass(frozen=True)
@@ -87,14 +77,31 @@ class Verification:
         return "PASS" if all(result.status == "PASS" for result in self.results) else "FAIL"
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A model that runs.
+
+    Attributes:
+        step: what leads to it from the one in front: export, repair, cast, quantisation, runtime.
+        name: the model and what runs it, for an error budget.
+        runner: opened.
+    """
+
+    step: str
+    name: str
+    runner: Runner
+
+
 def verify(
     reference: Runner,
-    candidates: Iterable[Runner],
+    candidates: Iterable[Stage],
     samples: Samples,
     *,
     tolerance: Tolerance | None = None,
     batch_size: int = 256,
     random: bool = False,
+    stages: Iterable[Stage] = (),
+    search: Callable[[int, Batch], LayerSearch] | None = None,
 ) -> Verification:
     """Runs every model over all samples and compares the outputs of the whole set.
 
@@ -102,27 +109,32 @@ def verify(
         reference: what is right.
         candidates: what is judged; taken one after the other, so a generator may open and close them.
         samples: the inputs, which every model takes by the same names.
-        tolerance: what a candidate must reach; the defaults where not given.
+        tolerance: what a candidate must reach; that of float32 where not given.
         batch_size: samples per run; the result does not depend on it.
         random: the inputs are random numbers: no decisions are compared.
+        stages: what lies between reference and candidates, in its order, for an error budget; taken as `candidates`.
+        search: finds the layers in which the candidate of this index departs on some samples; asked where one fails.
 
     Raises:
         DataError: inputs that a model does not take, outputs that can't be compared, or a reference that is not finite.
     """
     tolerance = tolerance or Tolerance()
-    expected = pooled_outputs(reference, samples, batch_size)
     labels = None if random else samples.labels
-    results = tuple(
-        _judge(
-            candidate.name,
-            _pair(expected, pooled_outputs(candidate, samples, batch_size), candidate.name),
-            tolerance,
-            labels,
-            decide=not random,
-        )
-        for candidate in candidates
-    )
-    return Verification(reference.name, samples.name, len(samples), random, tolerance, results)
+    first = StageOutputs("", reference.name, pooled_outputs(reference, samples, batch_size))
+    chain = [first, *(_run(stage, samples, batch_size) for stage in stages)]
+    results = []
+    for index, candidate in enumerate(candidates):
+        last = _run(candidate, samples, batch_size)
+        result = _judge(candidate.runner.name, last.outputs, first.outputs, tolerance, labels, decide=not random)
+        if len(chain) > 1:
+            again = _again(candidate.runner, last, samples, batch_size)
+            result = replace(result, budget=(*error_budget([*chain, last], labels, decide=not random), again))
+        if search is not None and result.status == "FAIL":
+            rows = list(result.worst_samples)
+            worst = {name: array[rows] for name, array in samples.inputs.items()}
+            result = replace(result, layers=search(index, worst))
+        results.append(result)
+    return Verification(reference.name, samples.name, len(samples), random, tolerance, tuple(results))
 
 
 def pooled_outputs(runner: Runner, samples: Samples, batch_size: int) -> dict[str, Array]:
@@ -144,34 +156,49 @@ def pooled_outputs(runner: Runner, samples: Samples, batch_size: int) -> dict[st
     return pooled
 
 
-def _pair(expected: Mapping[str, Array], found: Mapping[str, Array], candidate: str) -> dict[str, tuple[Array, Array]]:
-    """Reference and candidate for each output: by name where the names are the same, else by position."""
-    if len(expected) != len(found):
-        raise DataError(
-            f"{candidate}: has the outputs {', '.join(found)}, the reference {', '.join(expected)}; give two models "
-            "with the same outputs"
-        )
-    if set(expected) == set(found):
-        return {name: (expected[name], found[name]) for name in found}
-    return {name: (left, found[name]) for name, left in zip(found, expected.values(), strict=True)}
+def _run(stage: Stage, samples: Samples, batch_size: int) -> StageOutputs:
+    """What a stage gives."""
+    return StageOutputs(stage.step, stage.name, pooled_outputs(stage.runner, samples, batch_size))
+
+
+def _again(runner: Runner, before: StageOutputs, samples: Samples, batch_size: int) -> BudgetStep:
+    """The first batch once more, against what it gave before."""
+    batch = next(samples.batches(batch_size))
+    repeated = {name: np.atleast_1d(array) for name, array in runner.run(batch).items()}
+    once = {name: before.outputs[name][: len(array)] for name, array in repeated.items()}
+    chain = [StageOutputs("", before.name, once), StageOutputs(NOISE_FLOOR, before.name, repeated)]
+    return error_budget(chain, None, decide=False)[0]
 
 
 def _judge(
-    candidate: str,
-    pairs: Mapping[str, tuple[Array, Array]],
+    name: str,
+    found: Mapping[str, Array],
+    expected: Mapping[str, Array],
     tolerance: Tolerance,
     labels: Array | None,
     *,
     decide: bool,
 ) -> CandidateResult:
     """Compares one candidate and holds it against the tolerance."""
-    outputs = {name: compare_tensors(expected, found) for name, (expected, found) in pairs.items()}
-    first, second = next(iter(pairs.values()))
-    decisions: Decisions | None = None
-    if decide and first.ndim == 2 and first.shape[1] > 1:
-        decisions = compare_decisions(first, second, labels)
+    pairs = pair_outputs(expected, found, name)
+    outputs = {name: compare_tensors(*pair) for name, pair in pairs.items()}
+    first = next(iter(pairs.values()))
+    decisions = compare_decisions(*first, labels) if decide and holds_logits(first[0]) else None
     reasons = _reasons(outputs, decisions, tolerance)
-    return CandidateResult(candidate, "FAIL" if reasons else "PASS", tuple(reasons), outputs, decisions)
+    return CandidateResult(
+        name, "FAIL" if reasons else "PASS", tuple(reasons), outputs, decisions, _worst_samples(pairs)
+    )
+
+
+def _worst_samples(pairs: Mapping[str, tuple[Array, Array]]) -> tuple[int, ...]:
+    """The samples with the largest errors over the outputs, each output by its own magnitude."""
+    errors = np.zeros(len(next(iter(pairs.values()))[0]))
+    for expected, found in pairs.values():
+        with np.errstate(all="ignore"):
+            difference = np.abs(found.astype(np.float64) - expected).reshape(len(errors), -1).max(axis=1, initial=0)
+        scale = float(np.abs(expected).max(initial=0)) or 1.0
+        errors = np.maximum(errors, np.where(np.isnan(difference), np.inf, difference / scale))
+    return tuple(int(row) for row in np.argsort(-errors, kind="stable")[:SEARCHED_SAMPLES])
 
 
 def _reasons(
@@ -190,4 +217,11 @@ def _reasons(
             f"{decisions.flips} of {decisions.samples} decisions differ: agreement {decisions.agreement:.4%}, wanted "
             f"{tolerance.min_agreement:.4%}"
         )
+    if decisions is not None and decisions.task is not None:
+        before, after = 100 * decisions.task.reference.value, 100 * decisions.task.output.value
+        if before - after > tolerance.max_accuracy_loss + 1e-9:
+            reasons.append(
+                f"top-1 {after:.2f} %, {before - after:.2f} points below the reference, allowed are "
+                f"{tolerance.max_accuracy_loss:g}"
+            )
     return reasons

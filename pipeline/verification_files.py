@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
-from vsfix.graph_passes.errors import InputError
-from vsfix.graph_passes.inference import Runner
-from vsfix.graph_passes.model_file import read_model
-from vsfix.trainers.preprocessing import Preprocessing
+from vsfix.graph_passes.batches import Batch
+from vsfix.graph_passes.errors import InputError, VsfixError
+from vsfix.graph_passes.inference import Array, Runner
 
-from .backends.opening import checkpoint_file, is_checkpoint, open_checkpoint, open_runner
-from .calibration import Samples, load_samples, model_input_names, read_preprocessing
+from .backends.opening import open_checkpoint, open_runner
+from .calibration import Samples, load_samples
+from .layer_search import LayerSearch, search_layers
+from .model_description import ModelDescription, describe_model, name_step
 from .npz_file import read_npz
-from .random_inputs import draw_inputs, stated_shape
-from .verification import Tolerance, Verification, verify
+from .random_inputs import draw_inputs
+from .tappable import open_tappable
+from .tolerance import GivenTolerance
+from .verification import Stage, Verification, verify
 
 RANDOM_SAMPLES = 256
-_CHECKPOINT_INPUT = "input"
 _logger = logging.getLogger(__name__)
 
 
@@ -28,96 +31,104 @@ class VerificationConfig:
     """How to verify.
 
     Attributes:
-        backends: where the model runs, each judged on its own.
+        backends: where the model runs, each judged on its own; none for the usual one of its kind of file.
+        reference_backend: where the reference runs; None for the usual one.
+        via: files between the reference and the model, in the order in which one came from the other.
         data: as `--data` takes it; None for random numbers.
         split: part of a named data set.
         samples: how many to take; None for all, or 256 random ones.
         batch_size: samples per run.
         statistics: an `.npz` file with running statistics for a reference in torch; None for its own.
         seed: of the choice of samples, or of the random ones.
-        tolerance: what each backend must reach.
+        tolerance: what each backend must reach, where that is not left to the precision of the files.
+        search_layers: whether to look for the layers where a candidate that fails departs.
     """
 
-    backends: Sequence[str] = ("onnxruntime",)
+    backends: Sequence[str] = ()
+    reference_backend: str | None = None
+    via: Sequence[Path] = ()
     data: str | None = None
     split: str = "test"
     samples: int | None = None
     batch_size: int = 256
     statistics: Path | None = None
     seed: int = 0
-    tolerance: Tolerance = field(default_factory=Tolerance)
-
-
-@dataclass(frozen=True)
-class _Description:
-    """What is known about the input of a model file."""
-
-    input_names: tuple[str, ...] | None  # a checkpoint has no names
-    input_shapes: tuple[tuple[int, ...] | None, ...]  # without the batch axis; None where the file does not say
-    preprocessing: Preprocessing | None
+    tolerance: GivenTolerance = field(default_factory=GivenTolerance)
+    search_layers: bool = True
 
 
 def verify_files(model: Path, against: Path, config: VerificationConfig) -> Verification:
     """Compares a model file with a reference file.
 
     Args:
-        model: an ONNX file, or a checkpoint for the backend `torch`.
-        against: a vsfix checkpoint, which runs in torch, or an ONNX file, which runs in ONNX Runtime.
+        model: a vsfix checkpoint, an ONNX file or an engine.
+        against: another, or the same on another backend.
         config: how.
 
     Raises:
         InputError: files, data or statistics that can't be used; two models with different inputs.
         MissingComponentError: a backend is not here.
     """
-    candidate, reference = _describe(model), _describe(against)
-    names = candidate.input_names or reference.input_names or (_CHECKPOINT_INPUT,)
-    _require_same_inputs(model, names, against, reference.input_names)
+    files = [describe_model(path) for path in (against, *config.via, model)]
+    if config.statistics is not None:
+        if files[0].kind != "checkpoint":
+            raise InputError(
+                f"--statistics {config.statistics}: goes with a checkpoint as the reference, not with {against}"
+            )
+        files[0] = replace(files[0], repaired=True)
+    reference, candidate = files[0], files[-1]
+    for other in files[:-1]:
+        _require_same_inputs(candidate, other)
+    names = next((found.input_names for found in reversed(files) if found.input_names), candidate.names)
     samples = _samples(candidate, reference, names, config)
+    statistics = None if config.statistics is None else read_npz(config.statistics)
+    backends = config.backends or (candidate.backend,)
 
-    def candidates() -> Iterator[Runner]:
-        for backend in config.backends:
-            with open_runner(backend, model, input_name=names[0]) as runner:
-                yield runner
+    def search(index: int, inputs: Batch) -> LayerSearch:
+        return _search(reference, candidate, backends[index], statistics, inputs, tolerance.min_snr_db)
 
-    with _open_reference(against, names[0], config.statistics) as runner:
+    tolerance = config.tolerance.resolve(reference.precision, candidate.precision)
+    with _open_reference(reference, names[0], config.reference_backend, statistics) as runner:
         return verify(
             runner,
-            candidates(),
+            _candidates(candidate, backends, names[0], name_step(files[-2], candidate)),
             samples,
-            tolerance=config.tolerance,
+            tolerance=tolerance,
             batch_size=config.batch_size,
             random=config.data is None,
+            stages=_stages(files, names[0]),
+            search=search if config.search_layers else None,
         )
 
 
-def _describe(path: Path) -> _Description:
-    """Reads what a file says about its input."""
-    if is_checkpoint(path):
-        from vsfix.trainers.checkpoint import load_checkpoint
-
-        checkpoint = load_checkpoint(checkpoint_file(path))
-        network = checkpoint.network
-        return _Description(None, ((network.in_channels, *network.image_size),), checkpoint.preprocessing)
-    model = read_model(path)
-    names = tuple(model_input_names(model))
-    if not names:
-        raise InputError(f"{path}: the model has no input; there is nothing to compare on")
-    return _Description(names, tuple(stated_shape(model, name) for name in names), read_preprocessing(model))
+def _candidates(candidate: ModelDescription, backends: Sequence[str], input_name: str, step: str) -> Iterator[Stage]:
+    """The model on each backend, open while it is looked at."""
+    for backend in backends:
+        with open_runner(backend, candidate.path, input_name=input_name) as runner:
+            yield Stage(step, f"{candidate.path.name}, {runner.name}", runner)
 
 
-def _require_same_inputs(model: Path, names: tuple[str, ...], against: Path, reference: tuple[str, ...] | None) -> None:
-    """Both models are fed the same arrays."""
-    if reference is None and len(names) > 1:
-        raise InputError(f"{model}: has the inputs {', '.join(names)}, but {against} takes one image")
-    if reference is not None and set(reference) != set(names):
+def _stages(files: Sequence[ModelDescription], input_name: str) -> Iterator[Stage]:
+    """What lies between the reference, the first of the files, and the candidate, the last."""
+    for before, found in pairwise(files[:-1]):
+        with open_runner(found.backend, found.path, input_name=input_name) as runner:
+            yield Stage(name_step(before, found), f"{found.path.name}, {runner.name}", runner)
+
+
+def _require_same_inputs(model: ModelDescription, other: ModelDescription) -> None:
+    """All models are fed the same arrays."""
+    for one, two in ((model, other), (other, model)):
+        if not two.input_names and len(one.input_names) > 1:
+            raise InputError(f"{one.path}: has the inputs {', '.join(one.input_names)}, but {two.path} takes one image")
+    if model.input_names and other.input_names and set(model.input_names) != set(other.input_names):
         raise InputError(
-            f"{model}: has the inputs {', '.join(names)}, but {against} has {', '.join(reference)}; give two models "
-            "that take the same inputs"
+            f"{model.path}: has the inputs {', '.join(model.input_names)}, but {other.path} has "
+            f"{', '.join(other.input_names)}; give two models that take the same inputs"
         )
 
 
 def _samples(
-    candidate: _Description, reference: _Description, names: tuple[str, ...], config: VerificationConfig
+    candidate: ModelDescription, reference: ModelDescription, names: tuple[str, ...], config: VerificationConfig
 ) -> Samples:
     """The inputs: the named data, or random numbers."""
     if config.data is None:
@@ -137,13 +148,30 @@ def _samples(
     )
 
 
-def _open_reference(path: Path, input_name: str, statistics: Path | None) -> Runner:
-    """The reference: torch for a checkpoint, ONNX Runtime for an ONNX file."""
-    if not is_checkpoint(path):
-        if statistics is not None:
-            raise InputError(f"--statistics {statistics}: goes with a checkpoint as the reference, not with {path}")
-        return open_runner("onnxruntime", path)
+def _open_reference(
+    reference: ModelDescription, input_name: str, backend: str | None, statistics: Mapping[str, Array] | None
+) -> Runner:
+    """The reference on its backend, with other statistics where such are given."""
+    if statistics is None or (backend or reference.backend) != "torch":
+        return open_runner(backend or reference.backend, reference.path, input_name=input_name)
     from vsfix.trainers.checkpoint import load_checkpoint
 
-    arrays = None if statistics is None else read_npz(statistics)
-    return open_checkpoint(load_checkpoint(checkpoint_file(path)), input_name=input_name, statistics=arrays)
+    return open_checkpoint(load_checkpoint(reference.path), input_name=input_name, statistics=statistics)
+
+
+def _search(
+    reference: ModelDescription,
+    candidate: ModelDescription,
+    backend: str,
+    statistics: Mapping[str, Array] | None,
+    inputs: Batch,
+    min_snr_db: float,
+) -> LayerSearch:
+    """Looks for the layers in which the candidate departs; says why where that can't be done."""
+    try:
+        right = open_tappable(reference, reference.backend, statistics)
+        found = open_tappable(candidate, backend, None)
+    except VsfixError as error:
+        samples = len(next(iter(inputs.values())))
+        return LayerSearch(reference.path.name, samples, (), None, None, f"they can't be searched: {error}")
+    return search_layers(right, found, inputs, min_snr_db)

@@ -6,7 +6,7 @@ import math
 
 from rich.table import Table
 
-from .metrics import Decisions, Proportion
+from .proportion import Proportion
 from .verification import CandidateResult, Verification
 
 
@@ -36,17 +36,34 @@ def verification_table(verification: Verification) -> Table:
     return table
 
 
+def budget_table(result: CandidateResult) -> Table:
+    """One row for each step from the reference to a candidate."""
+    table = Table(title=f"Error budget of {result.candidate}: each step against the one before", title_justify="left")
+    table.add_column("step")
+    table.add_column("behind it", overflow="fold")
+    for heading in ("SNR", "largest relative error", "agreement", "top-1"):
+        table.add_column(heading, justify="right")
+    for step in result.budget:
+        table.add_row(
+            step.step,
+            step.target,
+            _decibels(step.snr_db),
+            f"{step.max_rel:.2g}",
+            "-" if step.agreement is None else f"{100 * step.agreement:.2f} %",
+            "-" if step.accuracy is None else f"{100 * step.accuracy:.2f} %",
+        )
+    return table
+
+
 def accuracy_lines(verification: Verification) -> list[str]:
     """One sentence for each candidate whose accuracy is known."""
     lines = []
     for result in verification.results:
-        decisions = result.decisions
-        if decisions is None or decisions.reference_accuracy is None or decisions.output_accuracy is None:
-            continue
-        lines.append(
-            f"{result.candidate}: top-1 {_share(decisions.output_accuracy)}, reference "
-            f"{_share(decisions.reference_accuracy)}; {_flips(decisions)}"
-        )
+        task = None if result.decisions is None else result.decisions.task
+        if task is not None:
+            lines.append(
+                f"{result.candidate}: top-1 {_share(task.output)}, reference {_share(task.reference)}; {_flips(result)}"
+            )
     return lines
 
 
@@ -62,5 +79,13 @@ def _share(share: Proportion) -> str:
     return f"{100 * share.value:.2f} % ({100 * share.low:.2f} to {100 * share.high:.2f})"
 
 
-def _flips(decisions: Decisions) -> str:
-    return f"{decisions.flips} flips, {decisions.good_to_bad} to wrong, {decisions.bad_to_good} to right"
+def _flips(result: CandidateResult) -> str:
+    """The flips, what they do to the accuracy, and how likely they are by chance."""
+    decisions = result.decisions
+    assert decisions is not None
+    assert decisions.task is not None
+    task = decisions.task
+    text = f"{decisions.flips} flips, {task.good_to_bad} to wrong, {task.bad_to_good} to right"
+    if task.good_to_bad + task.bad_to_good:
+        text += f" (McNemar p = {task.p_value:.2g})"
+    return text

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx
+
 from vsfix.graph_passes.errors import InputError, MissingComponentError
 from vsfix.graph_passes.inference import Array, Runner
 from vsfix.graph_passes.model_file import read_model
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from vsfix.trainers.checkpoint import Checkpoint
 
 BACKENDS = ("torch", "onnxruntime", "onnxruntime-cuda", "reference")
+_PROVIDERS = {"onnxruntime": CPU, "onnxruntime-cuda": CUDA}
 _NOT_YET = ("torch-compile", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx")
 _CHECKPOINT_SUFFIXES = (".pt", ".pth")
 
@@ -53,12 +56,23 @@ def open_runner(backend: str, model: Path, *, input_name: str = "input") -> Runn
         from vsfix.trainers.checkpoint import load_checkpoint
 
         return open_checkpoint(load_checkpoint(checkpoint_file(model)), input_name=input_name)
-    proto = read_model(model)
+    return open_model(backend, read_model(model))
+
+
+def open_model(backend: str, model: onnx.ModelProto) -> Runner:
+    """Opens a graph in a backend that runs ONNX.
+
+    Raises:
+        InputError: a backend that runs no ONNX.
+        ModelError, MissingComponentError: see `open_runner`.
+    """
     if backend == "reference":
         from .reference_runner import ReferenceRunner
 
-        return ReferenceRunner(proto)
-    return OnnxRuntimeRunner(proto, provider=CUDA if backend == "onnxruntime-cuda" else CPU)
+        return ReferenceRunner(model)
+    if backend not in _PROVIDERS:
+        raise InputError(f"backend '{backend}': runs no ONNX graph; those that do: reference, {', '.join(_PROVIDERS)}")
+    return OnnxRuntimeRunner(model, provider=_PROVIDERS[backend])
 
 
 def open_checkpoint(

@@ -16,17 +16,26 @@ from .options import batch_size_option, data_option, json_option, samples_option
     required=True,
     type=click.Path(path_type=Path),
     metavar="REFERENCE",
-    help="What is right: a vsfix checkpoint (runs in torch) or an ONNX file (runs in ONNX Runtime on the CPU).",
+    help="What is right: a vsfix checkpoint, an ONNX file or an engine.",
+)
+@click.option(
+    "--via",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A file between REFERENCE and MODEL, in the order in which one came from the other; may be given several "
+    "times. Shows what each step costs.",
 )
 @click.option(
     "--backend",
     "backends",
     multiple=True,
-    default=("onnxruntime",),
-    show_default=True,
     metavar="B",
-    help="Where MODEL runs: torch, onnxruntime, onnxruntime-cuda, reference; may be given several times.",
+    help="Where MODEL runs: torch, torch-compile, onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, tensorrt, "
+    "tensorrt-rtx, reference; may be given several times.  [default: torch for a checkpoint, onnxruntime for an ONNX "
+    "file, its own runtime for an engine]",
 )
+@click.option("--reference-backend", metavar="B", help="Where REFERENCE runs.  [default: as for --backend]")
 @data_option(required=False)
 @click.option("--split", type=click.Choice(["train", "test"]), default="test", show_default=True)
 @samples_option()
@@ -37,33 +46,53 @@ from .options import batch_size_option, data_option, json_option, samples_option
     metavar="FILE",
     help="Running statistics for the torch reference, as `vsfix optimize --statistics` writes them.",
 )
-@click.option("--min-snr", type=float, default=80.0, show_default=True, metavar="DB", help="Wanted of every output.")
+@click.option(
+    "--min-snr",
+    type=float,
+    metavar="DB",
+    help="Wanted of every output.  [default: by the precision of the files: 80 in fp32, 50 in tf32 and fp16, 25 in "
+    "bf16, 20 in int8 and fp8]",
+)
 @click.option(
     "--min-agreement",
     type=float,
-    default=0.999,
-    show_default=True,
     metavar="SHARE",
-    help="Wanted share of samples with the same top-1 decision.",
+    help="Wanted share of samples with the same top-1 decision.  [default: 0.999, 0.995, 0.98, 0.95]",
+)
+@click.option(
+    "--max-accuracy-loss",
+    type=float,
+    metavar="POINTS",
+    help="How far top-1 may be below the reference's, with labels.  [default: 0.1, 0.1, 0.5, 1]",
+)
+@click.option(
+    "--layers/--no-layers", default=True, show_default=True, help="On failure, look for the layer that departs."
 )
 @seed_option
 @json_option
 def command(
     model: Path,
     against: Path,
+    via: tuple[Path, ...],
     backends: tuple[str, ...],
+    reference_backend: str | None,
     data: str | None,
     split: str,
     samples: int | None,
     batch_size: int,
     statistics: Path | None,
-    min_snr: float,
-    min_agreement: float,
+    min_snr: float | None,
+    min_agreement: float | None,
+    max_accuracy_loss: float | None,
+    layers: bool,
     seed: int,
     json_path: str | None,
     force: bool,
 ) -> None:
     """Compare MODEL with a reference; the exit code is 1 where a number is past its tolerance.
+
+    Both may be a vsfix checkpoint, an ONNX file or an engine, each on any backend that runs its kind of file. Where a
+    number is past its tolerance, the layers are searched for the first that departs.
 
     Without --data random numbers are fed: they compare the numerics and say nothing about accuracy. With labelled
     data the accuracy of both is shown, with 95 % intervals.
@@ -72,26 +101,35 @@ def command(
 
     from vsfix.graph_passes.errors import CheckFailedError
     from vsfix.pipeline.console import print_table, require_json_target, write_json
-    from vsfix.pipeline.verification import Tolerance
+    from vsfix.pipeline.tolerance import GivenTolerance
     from vsfix.pipeline.verification_files import VerificationConfig, verify_files
-    from vsfix.pipeline.verification_table import accuracy_lines, verification_table
+    from vsfix.pipeline.verification_table import accuracy_lines, budget_table, verification_table
 
-    require_json_target(json_path, force=force, inputs=[path for path in (model, against, statistics) if path])
+    inputs = [path for path in (model, against, statistics, *via) if path]
+    require_json_target(json_path, force=force, inputs=inputs)
     config = VerificationConfig(
         backends=backends,
+        reference_backend=reference_backend,
+        via=via,
         data=data,
         split=split,
         samples=samples,
         batch_size=batch_size,
         statistics=statistics,
         seed=seed,
-        tolerance=Tolerance(min_snr, min_agreement),
+        tolerance=GivenTolerance(min_snr, min_agreement, max_accuracy_loss),
+        search_layers=layers,
     )
     verification = verify_files(model, against, config)
     if json_path != "-":
         print_table(verification_table(verification))
         for line in accuracy_lines(verification):
             click.echo(line)
+        for result in verification.results:
+            if result.budget:
+                print_table(budget_table(result))
+            if result.layers is not None:
+                click.echo(f"{result.candidate}: {result.layers}")
         if verification.random:
             click.echo("SKIP decisions: the inputs are random numbers; give --data to compare decisions and accuracy")
         click.echo(f"{verification.status} {model} against {against}")

@@ -30,8 +30,8 @@ OPTIONS = {
     "--max-memory --method --noise --output --precision --samples --seed --statistics MODEL",
     "build": "--force --json --max-shapes --min-shapes --opt-shapes --output --precision --runtime --shapes --target "
     "--timing-cache --workspace MODEL",
-    "verify": "--against --backend --batch-size --data --force --json --min-agreement --min-snr --samples --seed --split "
-    "--statistics MODEL",
+    "verify": "--against --backend --batch-size --data --force --json --layers --max-accuracy-loss --min-agreement "
+    "--min-snr --reference-backend --samples --seed --split --statistics --via MODEL",
     "doctor": "--force --json",
 }
 

@@ -8,8 +8,11 @@ import onnx
 import pytest
 
 from vsfix.graph_passes.errors import InputError, MissingComponentError
+from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
+from vsfix.pipeline.casting import cast_model
 from vsfix.pipeline.npz_file import read_npz
 from vsfix.pipeline.random_inputs import draw_inputs
+from vsfix.pipeline.tolerance import TOLERANCES
 from vsfix.pipeline.verification_files import VerificationConfig, verify_files
 from vsfix.trainers.checkpoint import load_checkpoint, save_checkpoint
 from vsfix.trainers.preprocessing import METADATA_KEY
@@ -89,6 +92,42 @@ def test_models_with_different_inputs_are_refused(onnx_path, checkpoint_path, pa
     for model, reference in ((paths[0], onnx_path), (paths[0], paths[1]), (paths[1], checkpoint_path)):
         with pytest.raises(InputError, match="has the inputs"):
             verify_files(model, reference, VerificationConfig())
+
+
+def test_each_step_from_the_checkpoint_to_the_model_has_its_row(onnx_path, checkpoint_path, tmp_path):
+    changed, _ = changed_statistics(onnx_path, tmp_path)
+    half = tmp_path / "half.onnx"
+    onnx.save(cast_model(onnx.load(changed), "fp16", {}, OnnxRuntimeRunner).model, half)
+    result = verify_files(half, checkpoint_path, replace(QUICK, via=(onnx_path, changed), search_layers=False))
+    export, change, cast, floor = result.results[0].budget
+    assert [step.step for step in (export, change, cast, floor)] == ["export", "another model", "cast", "noise floor"]
+    assert cast.target == "half.onnx, onnxruntime (CPUExecutionProvider)"
+    assert export.snr_db > 110 > 75 > cast.snr_db > 45 > change.snr_db
+    assert floor.snr_db == np.inf
+    assert result.tolerance == TOLERANCES["fp16"]
+    assert (result.status, result.results[0].layers) == ("FAIL", None)
+
+
+def test_one_file_on_two_runtimes_is_one_step_called_runtime(onnx_path):
+    config = replace(QUICK, backends=("reference",), via=(onnx_path,))
+    result = verify_files(onnx_path, onnx_path, config)
+    assert [step.step for step in result.results[0].budget] == ["runtime", "runtime", "noise floor"]
+
+
+def test_where_a_model_fails_the_layer_is_named(onnx_path, checkpoint_path, tmp_path):
+    model, _ = changed_statistics(onnx_path, tmp_path)
+    for reference in (onnx_path, checkpoint_path):
+        layers = verify_files(model, reference, QUICK).results[0].layers
+        assert layers is not None
+        assert layers.first is not None
+        assert (layers.first.operator, layers.samples) == ("BatchNormalization", 4)
+        assert layers.first is next(row for row in layers.rows if row.operator == "BatchNormalization")
+
+
+def test_the_reference_may_run_elsewhere(onnx_path):
+    result = verify_files(onnx_path, onnx_path, replace(QUICK, reference_backend="reference"))
+    assert result.reference.startswith("reference")
+    assert result.status == "PASS"
 
 
 def test_statistics_go_with_a_checkpoint_only(onnx_path, tmp_path):

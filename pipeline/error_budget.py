@@ -1,0 +1,110 @@
+"""Where the difference between a reference and a candidate comes from: one row for each step between them.
+
+Each stage (the checkpoint, its export, the repaired file, the cast one, the engine) is compared with the stage in front
+of it. The last row is the floor under all of them: the candidate against itself, run twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from vsfix.graph_passes.errors import DataError
+from vsfix.graph_passes.inference import Array
+
+from .decisions import compare_decisions
+from .tensor_comparison import compare_tensors
+
+NOISE_FLOOR = "noise floor"
+
+
+@dataclass(frozen=True, eq=False)
+class StageOutputs:
+    """What one stage gave.
+
+    Attributes:
+        step: what leads to it from the stage in front: export, repair, cast, quantisation, runtime.
+        name: what ran.
+        outputs: each over all samples, shape (N, ...).
+    """
+
+    step: str
+    name: str
+    outputs: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class BudgetStep:
+    """What one step costs.
+
+    Attributes:
+        step: its name.
+        source: what ran before it.
+        target: what ran behind it.
+        snr_db: the smallest of the outputs', in dB.
+        max_rel: the largest of the outputs': error over the largest magnitude.
+        agreement: share of samples with the same top-1 decision, where the first output holds logits; else None.
+        accuracy: top-1 behind the step, in [0, 1]; None without labels.
+    """
+
+    step: str
+    source: str
+    target: str
+    snr_db: float
+    max_rel: float
+    agreement: float | None
+    accuracy: float | None
+
+
+def error_budget(stages: Sequence[StageOutputs], labels: Array | None, *, decide: bool) -> tuple[BudgetStep, ...]:
+    """One row for each stage but the first.
+
+    Args:
+        stages: in their order.
+        labels: the right class of each sample, shape (N,).
+        decide: whether decisions mean anything on these samples.
+
+    Raises:
+        DataError: stages whose outputs can't be compared.
+    """
+    return tuple(_step(before, after, labels, decide=decide) for before, after in pairwise(stages))
+
+
+def pair_outputs(
+    expected: Mapping[str, Array], found: Mapping[str, Array], candidate: str
+) -> dict[str, tuple[Array, Array]]:
+    """Reference and candidate for each output: by name where the names are the same, else by position.
+
+    Raises:
+        DataError: they differ in number.
+    """
+    if len(expected) != len(found):
+        raise DataError(
+            f"{candidate}: has the outputs {', '.join(found)}, the reference {', '.join(expected)}; give two models "
+            "with the same outputs"
+        )
+    if set(expected) == set(found):
+        return {name: (expected[name], found[name]) for name in found}
+    return {name: (left, found[name]) for name, left in zip(found, expected.values(), strict=True)}
+
+
+def holds_logits(output: Array) -> bool:
+    """Whether an output can be read as one decision for each sample."""
+    return output.ndim == 2 and output.shape[1] > 1
+
+
+def _step(before: StageOutputs, after: StageOutputs, labels: Array | None, *, decide: bool) -> BudgetStep:
+    """One stage against the one in front of it."""
+    pairs = list(pair_outputs(before.outputs, after.outputs, after.name).values())
+    comparisons = [compare_tensors(expected, found) for expected, found in pairs]
+    decisions = compare_decisions(*pairs[0], labels) if decide and holds_logits(pairs[0][0]) else None
+    return BudgetStep(
+        step=after.step,
+        source=before.name,
+        target=after.name,
+        snr_db=min(comparison.snr_db for comparison in comparisons),
+        max_rel=max(comparison.max_rel for comparison in comparisons),
+        agreement=None if decisions is None else decisions.agreement,
+        accuracy=None if decisions is None or decisions.task is None else decisions.task.output.value,
+    )

@@ -1,0 +1,58 @@
+"""From a model file to a graph whose inner tensors can be had on the backend that ran it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx
+
+from vsfix.graph_passes.inference import Array
+from vsfix.graph_passes.model_file import read_model
+
+from .backends.opening import open_model
+from .layer_search import TappableModel
+from .model_description import ModelDescription
+
+
+def open_tappable(
+    description: ModelDescription, backend: str, statistics: Mapping[str, Array] | None = None
+) -> TappableModel:
+    """The graph of a file.
+
+    A checkpoint is exported anew and its graph run in ONNX Runtime, since torch gives tensors no names.
+
+    Args:
+        description: of the file.
+        backend: what ran the file.
+        statistics: running statistics in the place of a checkpoint's own.
+
+    Raises:
+        VsfixError: the file has no graph that can be had, or the backend is not here.
+    """
+    if description.kind == "checkpoint":
+        model = _export(description, statistics)
+        return TappableModel(f"{description.path} (exported anew)", model, partial(open_model, "onnxruntime"))
+    return TappableModel(str(description.path), read_model(description.path), partial(open_model, backend))
+
+
+def _export(description: ModelDescription, statistics: Mapping[str, Array] | None) -> onnx.ModelProto:
+    """The graph of a checkpoint."""
+    import torch
+
+    from vsfix.trainers.checkpoint import load_checkpoint
+    from vsfix.trainers.onnx_export import export_onnx
+
+    from .backends.torch_runner import with_statistics
+
+    module = load_checkpoint(description.path).build()
+    if statistics is not None:
+        module = with_statistics(module, statistics)
+    (shape,) = description.input_shapes
+    assert shape is not None
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        export_onnx(module, torch.zeros(2, *shape), path, input_name=description.names[0])
+        return read_model(path)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from vsfix.graph_passes.errors import DataError
+from vsfix.pipeline.error_budget import StageOutputs, error_budget
+from vsfix.pipeline.tensor_comparison import compare_tensors
+
+
+def chain(*factors):
+    logits = np.random.default_rng(0).normal(size=(30, 5))
+    image = np.random.default_rng(1).normal(size=(30, 2, 3))
+    return [StageOutputs(f"step {i}", f"stage {i}", {"y": logits * f, "z": image}) for i, f in enumerate(factors)]
+
+
+def test_each_step_is_held_against_the_one_before_and_not_against_the_first():
+    stages = chain(1, 1.1, 1.1, 1.1 * 1.001)
+    steps = error_budget(stages, None, decide=True)
+    assert [step.step for step in steps] == ["step 1", "step 2", "step 3"]
+    for step, (before, after) in zip(steps, pairwise(stages), strict=True):
+        wanted = compare_tensors(before.outputs["y"], after.outputs["y"])
+        assert (step.snr_db, step.max_rel) == (wanted.snr_db, wanted.max_rel)
+        assert (step.source, step.target) == (before.name, after.name)
+
+
+def test_the_accuracy_is_that_behind_the_step():
+    stages = chain(1, -1)
+    labels = stages[0].outputs["y"].argmax(axis=1)
+    (step,) = error_budget(stages, labels, decide=True)
+    assert (step.agreement, step.accuracy) == (0, 0)
+    (step,) = error_budget(stages[::-1], labels, decide=True)
+    assert step.accuracy == 1
+
+
+def test_where_nothing_is_decided_there_are_numbers_only():
+    (step,) = error_budget(chain(1, 2), None, decide=False)
+    assert (step.agreement, step.accuracy) == (None, None)
+
+
+def test_stages_with_other_outputs_are_refused():
+    stages = [*chain(1), StageOutputs("cast", "other", {"y": np.ones((30, 5))})]
+    with pytest.raises(DataError, match="other: has the outputs y, the reference y, z"):
+        error_budget(stages, None, decide=False)

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from scipy.stats import binomtest
+
+from vsfix.graph_passes.errors import DataError
+from vsfix.pipeline.proportion import mcnemar_p_value, wilson_interval
+
+
+def test_the_wilson_interval_solves_the_equation_that_defines_it():
+    # |count/n - p| = z sqrt(p (1 - p) / n) at both ends.
+    for count, total in [(1, 10), (37, 50), (499, 500), (5, 5), (0, 8)]:
+        for end in wilson_interval(count, total):
+            distance = abs(count / total - end)
+            assert distance == pytest.approx(1.959963984540054 * math.sqrt(end * (1 - end) / total), abs=1e-12)
+
+
+def test_the_wilson_interval_is_the_published_one():
+    # Newcombe, Statistics in Medicine 17 (1998), table I: 81/263, 15/148, 0/20, 1/29.
+    for count, total, low, high in [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ]:
+        assert wilson_interval(count, total) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 0), (-1, 5), (6, 5)])
+def test_no_trials_have_no_interval(count, total):
+    with pytest.raises(DataError, match="at least one trial"):
+        wilson_interval(count, total)
+
+
+@pytest.mark.parametrize(("worse", "better"), [(0, 0), (1, 0), (5, 5), (2, 9), (31, 12), (0, 40), (700, 800)])
+def test_mcnemar_is_the_two_sided_binomial_test_of_a_fair_coin(worse, better):
+    wanted = binomtest(worse, worse + better, 0.5).pvalue if worse + better else 1.0
+    assert mcnemar_p_value(worse, better) == pytest.approx(wanted, rel=1e-9)
+    assert mcnemar_p_value(better, worse) == mcnemar_p_value(worse, better)
+
+
+def test_thousands_of_flips_stay_within_float64():
+    assert mcnemar_p_value(5000, 5000) == 1
+    assert 0 <= mcnemar_p_value(10, 9000) < 1e-300
+
+
+def test_a_negative_count_of_flips_is_refused():
+    with pytest.raises(DataError, match="negative"):
+        mcnemar_p_value(-1, 3)
