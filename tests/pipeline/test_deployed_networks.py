@@ -1,0 +1,93 @@
+"""Every architecture of the project, damaged, repaired, folded and cast, compiled by TensorRT-RTX for every GPU it names.
+
+No GPU is needed: the builder runs here, and what the parser made of the weights is read back and held against float64.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vsfix.graph_passes.model_file import import_graph, read_model, write_model
+from vsfix.graph_passes.noise import Noise
+from vsfix.graph_passes.precision import stated_precision
+from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
+from vsfix.pipeline.backends.shape_profile import ShapeOptions
+from vsfix.pipeline.build_config import BuildConfig
+from vsfix.pipeline.building import build_engine
+from vsfix.pipeline.casting import cast_model
+from vsfix.pipeline.repair import repair_model
+from vsfix.pipeline.repair_config import RepairConfig
+from vsfix.trainers.network import NetworkConfig, build_network
+from vsfix.trainers.onnx_export import export_onnx
+
+pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; run: pip install 'vsfix[rtx]'")
+
+NETWORKS = (  # those of benchmarks/ladder.py, and what of the families they leave out
+    ("preresnet-20", "dropout:0.5", "a"),
+    ("preresnet-20", "dropout:0.5", "b"),
+    ("preresnet-20", "dropout:0.5", "last"),
+    ("preresnet-20", "uout:0.1", "a"),
+    ("preresnet-20", None, "none"),
+    ("preresnet-11-bottleneck", "dropout:0.5", "a"),
+    ("wrn-16-1", "dropout:0.5", "b"),
+    ("wrn-10-2", "dropout:0.5", "a"),
+    ("densenet-22-8", "dropout:0.5", "b"),
+    ("resnext-11-4x4d", "dropout:0.5", "a"),
+    ("mlp-5", "dropout:0.5", "a"),
+)
+TARGETS = ("sm80", "sm86", "sm89", "sm120")
+SHAPES = ShapeOptions(None, "input:1x1x28x28", "input:8x1x28x28", "input:64x1x28x28")
+
+
+@pytest.fixture(scope="module", params=NETWORKS, ids=lambda network: " ".join(map(str, network)))
+def repaired(request, tmp_path_factory):
+    """The repair of one network whose statistics are those of runs with the noise on, and the images of the repair."""
+    model, noise, site = request.param
+    config = NetworkConfig(model, 1, (28, 28), 10, Noise.parse(noise) if noise else None, site)
+    images = torch.randn(64, 1, 28, 28, generator=torch.Generator().manual_seed(1)) + 0.2
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        module = build_network(config).train()
+        with torch.no_grad():
+            for _ in range(4):
+                module(images)
+    path = tmp_path_factory.mktemp("network") / "m.onnx"
+    export_onnx(module.eval(), images[:2], path)
+    inputs = {"input": images[:32].numpy()}
+    return repair_model(read_model(path), [inputs], open_for_small_runs, RepairConfig()), inputs
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("fp16", 2.0**-9), ("bf16", None)])
+def test_the_repaired_network_builds_for_every_target_with_its_weights(repaired, tmp_path, precision, tolerance):
+    repair, inputs = repaired
+    model = repair.model
+    if precision != "fp32":
+        model = cast_model(model, precision, inputs, open_for_small_runs).model
+    write_model(model, tmp_path / "m.onnx", force=False)
+    assert stated_precision(import_graph(model)) == precision
+    assert not any(node.op_type == "Dropout" for node in model.graph.node)
+    config = BuildConfig("tensorrt-rtx", SHAPES, TARGETS, precision=precision)
+    report = build_engine(tmp_path / "m.onnx", tmp_path / "e.plan", config)
+    assert report.targets == TARGETS
+    assert report.plan["bytes"] == (tmp_path / "e.plan").stat().st_size
+    if tolerance is None:  # TensorRT-RTX shows no bfloat16 values to Python
+        assert (report.read_back.count("FAIL"), report.read_back.status) == (0, "SKIP")
+        return
+    convolutions = sum(node.op_type == "Conv" for node in model.graph.node)
+    assert report.read_back.status == "PASS"
+    assert report.read_back.count("SKIP") == 0
+    assert report.read_back.count("PASS", "CONVOLUTION") >= convolutions
+    assert report.read_back.largest_error <= tolerance
+
+
+def test_the_networks_were_damaged_and_are_repaired(repaired, request):
+    """Else the builds above would compile something else than what is deployed."""
+    repair, _ = repaired
+    _, noise, site = request.node.callspec.params["repaired"]
+    changed = [row.shift for row in repair.report.batch_norms if row.repaired]
+    if noise is None or site == "last":
+        assert changed == []
+    elif noise == "dropout:0.5":
+        assert len(changed) >= 3
+        assert min(changed) < 0.8
