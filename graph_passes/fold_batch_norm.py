@@ -25,6 +25,7 @@ from .graph_pass import Change, Kept, PassResult
 from .graph_tree import GraphTree
 
 Residual = Literal["keep", "affine"]
+_QUANTIZED = "the layer behind will be quantised, and its weight would take the gains into its input channels"
 
 
 class FoldBatchNorm:
@@ -32,12 +33,15 @@ class FoldBatchNorm:
 
     Args:
         residual: what becomes of the others: "keep" leaves them, "affine" writes Y = g X + s as Mul and Add.
+        forward: whether to fold into the layer behind as well. Not for a graph that will be quantised: there the gains
+            of a BatchNorm spread over the input channels of a weight, which a scale for each output channel can't hold.
     """
 
     name = "fold BatchNorm"
 
-    def __init__(self, residual: Residual = "keep") -> None:
+    def __init__(self, residual: Residual = "keep", *, forward: bool = True) -> None:
         self._residual = residual
+        self._forward = forward
 
     def __call__(self, graph: gs.Graph) -> PassResult:
         """Edits `graph` and the bodies in it in place."""
@@ -46,7 +50,7 @@ class FoldBatchNorm:
         changed: list[Change] = []
         kept = list(unreadable)
         for candidate in candidates:
-            done = _fold(tree, channel_map, candidate)
+            done = _fold(tree, channel_map, candidate, forward=self._forward)
             if isinstance(done, Kept) and self._residual == "affine":
                 done = _write_affine(tree, channel_map, candidate, done)
             if isinstance(done, Kept):
@@ -58,16 +62,16 @@ class FoldBatchNorm:
         return PassResult(self.name, tuple(changed), tuple(kept))
 
 
-def _fold(tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandidate) -> Change | Kept:
+def _fold(tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandidate, *, forward: bool) -> Change | Kept:
     """Folds one BatchNorm, into the layer in front if that can be done, else into the one behind."""
     name = candidate.batch_norm.name
     backward = decide_backward(tree, channel_map, candidate)
     if not isinstance(backward, str):
         return Change(name, backward.apply(tree, candidate))
-    forward = decide_forward(tree, channel_map, candidate)
-    if not isinstance(forward, str):
-        return Change(name, forward.apply(tree, candidate))
-    return Kept(name, backward if backward == forward else f"{backward}; {forward}")
+    behind = decide_forward(tree, channel_map, candidate) if forward else _QUANTIZED
+    if not isinstance(behind, str):
+        return Change(name, behind.apply(tree, candidate))
+    return Kept(name, backward if backward == behind else f"{backward}; {behind}")
 
 
 def _write_affine(tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandidate, kept: Kept) -> Change | Kept:

@@ -5,7 +5,7 @@ data            npz_file, calibration, proxy_images, random_inputs
 runtimes        backends/ (one module for each runner), environment, doctor
 inspect         preparation, lost_noise, inspection
 optimize        repair_config, method_choice, estimation, repair, repair_report, casting, accuracy,
-                optimization
+                quantizer, quantization, optimization
 build           build_config, building, build_progress, build_table
 verify          proportion, tensor_comparison, decisions, tolerance, model_description, error_budget, tappable,
                 layer_search, verification, verification_files, verification_table

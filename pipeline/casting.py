@@ -35,20 +35,21 @@ class PrecisionReport:
     """What a cast did.
 
     Attributes:
-        precision: `fp32`, `fp16` or `bf16`.
+        precision: `fp32`, `fp16`, `bf16`, `int8` or `fp8`.
         opset: of the model now.
         raised_for: the node that asked for a higher opset than the file had; empty where none did.
-        layers: how many nodes compute in each float type.
+        layers: how many nodes compute in each float type; of a quantised model, layers with a weight.
         kept: the nodes that keep another type, each with the reason.
-        rounded_tensors: weights and other constants that were rounded.
+        judge: what the cast graph was judged by, in words; empty where nothing was run.
+        samples: how many it was judged on.
+        snr_db: signal to noise against the model before the cast; None where equal to the bit, or nothing was run.
+        calibration: how the ranges of a quantised model were found; empty for another.
+        rounded_tensors: weights and other constants that were rounded; like what follows 0 for a quantised model.
         rounded_values: values in them.
         to_zero: values that were not zero and are now.
         to_subnormal: values left below the smallest normal number of the type, with fewer digits.
         saturated: bounds and masks past the range that became its largest number.
         dead_channels: channels that were dead in float32 and are zero or subnormal now.
-        judge: what the cast graph was judged by, in words; empty where nothing was run.
-        samples: how many it was judged on.
-        snr_db: signal to noise against the model before the cast; None where equal to the bit, or nothing was run.
     """
 
     precision: str
@@ -56,15 +57,16 @@ class PrecisionReport:
     raised_for: str
     layers: Mapping[str, int]
     kept: tuple[str, ...]
-    rounded_tensors: int
-    rounded_values: int
-    to_zero: int
-    to_subnormal: int
-    saturated: int
-    dead_channels: tuple[str, ...]
     judge: str
     samples: int
     snr_db: float | None
+    calibration: str = ""
+    rounded_tensors: int = 0
+    rounded_values: int = 0
+    to_zero: int = 0
+    to_subnormal: int = 0
+    saturated: int = 0
+    dead_channels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def _judge(
     worst = np.inf
     for candidate in candidates:
         with open_model(candidate) as runner:
-            worst = min(worst, _smallest_snr(expected, runner.run(inputs)))
+            worst = min(worst, smallest_snr(expected, runner.run(inputs)))
     if not worst >= MIN_SNR_DB[precision]:
         raise CheckFailedError(
             f"refused: in {precision} the model departs from what it was (SNR {worst:.1f} dB, wanted "
@@ -156,7 +158,10 @@ def _judge(
     return judge, None if np.isinf(worst) else worst
 
 
-def _smallest_snr(expected: Mapping[str, Array], found: Mapping[str, Array]) -> float:
-    """Over the float outputs; whole numbers, as those of ArgMax, count only where there is nothing else."""
+def smallest_snr(expected: Mapping[str, Array], found: Mapping[str, Array]) -> float:
+    """The smallest signal to noise ratio of an output, in dB.
+
+    Over the float outputs; whole numbers, as those of ArgMax, count only where there is nothing else.
+    """
     names = [name for name, array in expected.items() if array.dtype.kind == "f"] or list(expected)
     return min(compare_tensors(*comparable(expected[name], found[name])).snr_db for name in names)

@@ -179,7 +179,7 @@ def _precision(report: RepairReport) -> str:
     cast = report.precision
     if cast is None:
         return ""
-    shares = " and ".join(f"{count} layers in {name}" for name, count in cast.layers.items())
+    shares = " and ".join(f"{count} layers in {name}" for name, count in cast.layers.items() if count)
     if not cast.judge:
         return f"; {shares}, not compared"
     return f"; {shares}, " + (

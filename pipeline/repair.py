@@ -29,8 +29,9 @@ from .estimation import Estimation, estimate_statistics
 from .inspection import Inspection, inspect_graph
 from .method_choice import MethodChoice, choose_method
 from .preparation import PreparedModel, prepare_model
+from .quantization import quantize_model, require_calibration
 from .random_inputs import draw_inputs, stated_shape
-from .repair_config import RepairConfig
+from .repair_config import QUANTIZED, RepairConfig
 from .repair_report import BatchNormOutcome, Repair, RepairReport
 from .tensor_comparison import comparable, compare_tensors
 
@@ -67,6 +68,8 @@ def repair_model(
         CheckFailedError: the runtime does not repeat itself, or the folded graph does not compute what the repaired
             one does, or a weight or an output is beyond the precision that was asked for.
     """
+    if config.number_type in QUANTIZED:
+        require_calibration(config.number_type, batches)
     prepared = prepare_model(model, config.noise)
     graph = prepared.graph
     require_statistics(graph)
@@ -80,12 +83,13 @@ def repair_model(
     after = inspect_graph(graph, judges, open_model)
     statistics = _statistics(graph, repair)
     unfolded = export_model(graph, model)
-    clean = PassPipeline([RemoveMarkers(), RemoveIdentities(), *([FoldBatchNorm()] if config.fold else [])])
+    fold = FoldBatchNorm(forward=config.number_type not in QUANTIZED)
+    clean = PassPipeline([RemoveMarkers(), RemoveIdentities(), *([fold] if config.fold else [])])
     clean(graph)
     final = export_model(graph, model, {METADATA_KEY: _metadata(choice, estimation, repair, config)})
     inputs, unchecked = _inputs_of_check(unfolded, judges, open_model, config.seed)
     fold_snr_db = _check_equal(unfolded, final, inputs, open_model) if inputs else None
-    cast = _cast(graph, final, inputs, open_model, config)
+    cast = _cast(graph, final, inputs, batches, open_model, config)
     report = RepairReport(
         method=choice.method,
         method_reason=choice.reason,
@@ -105,11 +109,18 @@ def repair_model(
 
 
 def _cast(
-    graph: gs.Graph, final: onnx.ModelProto, inputs: Batch, open_model: OpenModel, config: RepairConfig
+    graph: gs.Graph,
+    final: onnx.ModelProto,
+    inputs: Batch,
+    batches: Sequence[Batch],
+    open_model: OpenModel,
+    config: RepairConfig,
 ) -> CastModel | None:
     """The final model in the precision that was asked for; where none was, what is there is looked through."""
-    if config.float_type is not None:
-        return cast_model(final, config.float_type, inputs, open_model)
+    if config.number_type in QUANTIZED:
+        return quantize_model(final, config.number_type, batches, open_model)
+    if config.number_type is not None:
+        return cast_model(final, config.number_type, inputs, open_model)
     check_half_batch_norms(graph)
     return None
 

@@ -9,6 +9,7 @@ from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise_insertion import parse_noise_option
 from vsfix.graph_passes.precision import parse_precision
 
+QUANTIZED = ("int8", "fp8")
 METHODS = ("auto", "exact", "stream", "paired", "analytic", "distill")
 NEED_DATA = ("exact", "stream", "paired")
 NEED_NOISE = ("paired", "analytic", "distill")
@@ -28,10 +29,10 @@ class RepairConfig:
         precision: half the relative width of a shift's interval at which `paired` stops taking samples.
         max_memory: bytes of cached activations to hold in memory; more goes to the disk.
         input_shape: of one input without the batch, for `distill` where the file does not say it.
-        float_type: what the deployed graph computes in, `fp32`, `fp16` or `bf16`; None to leave it as it is.
+        number_type: what the deployed graph computes in, as `--precision` names it; None to leave it as it is.
 
     Raises:
-        InputError: an unknown method or float type, no repeats, a negative limit, or noise that can't be read.
+        InputError: an unknown method or number type, no repeats, a negative limit, or noise that can't be read.
     """
 
     method: str = "auto"
@@ -43,7 +44,7 @@ class RepairConfig:
     precision: float = 0.03
     max_memory: int = DEFAULT_MAX_MEMORY
     input_shape: tuple[int, ...] | None = None
-    float_type: str | None = None
+    number_type: str | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -54,7 +55,7 @@ class RepairConfig:
             raise InputError(f"precision {self.precision}: must not be negative")
         if self.max_memory < 0:
             raise InputError(f"max-memory {self.max_memory}: must not be negative")
-        if self.float_type is not None:
-            parse_precision(self.float_type)
+        if self.number_type is not None and self.number_type not in QUANTIZED:
+            parse_precision(self.number_type)
         for text in self.noise:
             parse_noise_option(text)

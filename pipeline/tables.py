@@ -60,10 +60,13 @@ def precision_table(report: PrecisionReport) -> Table:
     table.add_column("what")
     table.add_column("found", overflow="fold")
     table.add_row("layers", ", ".join(f"{count} in {name}" for name, count in report.layers.items()))
+    if report.calibration:
+        table.add_row("calibration", report.calibration)
     if report.raised_for:
         table.add_row("opset", f"raised to {report.opset} for {report.raised_for}")
-    lost = f"{report.rounded_values} in {report.rounded_tensors} tensors; {report.to_zero} became zero, "
-    table.add_row("rounded values", f"{lost}{report.to_subnormal} subnormal, {report.saturated} the largest number")
+    if not report.calibration:
+        lost = f"{report.rounded_values} in {report.rounded_tensors} tensors; {report.to_zero} became zero, "
+        table.add_row("rounded values", f"{lost}{report.to_subnormal} subnormal, {report.saturated} the largest number")
     if report.dead_channels:
         table.add_row("dead channels", ", ".join(report.dead_channels))
     for kept in report.kept:

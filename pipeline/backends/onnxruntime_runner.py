@@ -26,6 +26,7 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 _EXTRAS = {CPU: "cpu"}  # every other provider is in the GPU build
 _SILENT = 4
+_FLOAT8 = frozenset({onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2})
 _DTYPES: Mapping[str, npt.DTypeLike] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -148,6 +149,9 @@ def _open_session(model: Path | onnx.ModelProto, provider: str, concurrency: int
     # A measurement opens a session for each of its stages: threads that spin while they wait cost it three quarters of
     # its time on a machine that does other work, and bring little on one that does not.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if _holds_float8(model):
+        # Past this level ONNX Runtime fuses Q/DQ in float8 into convolutions whose outputs are wrong on a CPU.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if concurrency is not None:
         options.intra_op_num_threads = max(1, available_processors() // concurrency)
         options.enable_cpu_mem_arena = False  # each output has memory of its own then, and is kept without a copy
@@ -165,6 +169,16 @@ def _open_session(model: Path | onnx.ModelProto, provider: str, concurrency: int
         where = f"{model}: " if isinstance(model, Path) else ""
         raise ModelError(f"{where}onnxruntime can't load the model: {first_line(error)}") from error
     return session, weights
+
+
+def _holds_float8(model: Path | onnx.ModelProto) -> bool:
+    """Whether a graph quantises to float8: the zero points say so."""
+    if isinstance(model, Path):
+        try:
+            model = onnx.load(model, load_external_data=False)
+        except Exception:  # whatever it is, ONNX Runtime will say what is wrong with it
+            return False
+    return any(tensor.data_type in _FLOAT8 for tensor in model.graph.initializer)
 
 
 def _serialize(model: onnx.ModelProto, options: Any) -> tuple[bytes, list[Any]]:

@@ -50,8 +50,9 @@ from .options import (
 @click.option("--fold/--no-fold", default=True, show_default=True, help="Fold BatchNorm into Conv and Gemm.")
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
-    help="Cast weights and activations, after the fold; inputs and outputs keep their type.  [default: as the file is]",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8"]),
+    help="Cast weights and activations, after the fold; inputs and outputs keep their type. int8 and fp8 insert Q/DQ "
+    "by ModelOpt, with --data.  [default: as the file is]",
 )
 @click.option("--eval-data", metavar="D", help="Labelled data; a repair that loses accuracy on it is not written.")
 @click.option("--eval-split", type=click.Choice(["train", "test"]), default="test", show_default=True)
@@ -113,7 +114,7 @@ def command(
             seed=seed,
             max_memory=parse_bytes(max_memory, "--max-memory"),
             input_shape=input_shape,
-            float_type=precision,
+            number_type=precision,
         ),
         Outputs(model=output, statistics=statistics, html=html, force=force, dry_run=dry_run),
         samples=samples,
