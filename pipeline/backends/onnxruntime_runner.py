@@ -1,9 +1,17 @@
-"""ONNX Runtime, on one provider and no other."""
+"""ONNX Runtime, on one provider and no other.
+
+Its TensorRT provider takes the parts of a model that TensorRT can run; the rest runs on CUDA beside it, and is told in
+the log. What changes numbers is pinned: no TF32, no type that is not in the file, and convolutions chosen by rule and
+not by timing, which would choose another one in the next session.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,8 +32,18 @@ from .feeds import InputSpec, check_feeds
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
-_EXTRAS = {CPU: "cpu"}  # every other provider is in the GPU build
+TENSORRT = "TensorrtExecutionProvider"
+_EXTRAS = {CPU: "cpu", CUDA: "gpu", TENSORRT: "gpu,tensorrt"}
+_CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+_TENSORRT_OPTIONS = {"trt_fp16_enable": "0", "trt_int8_enable": "0", "trt_engine_cache_enable": "0"}
+_PROVIDERS: Mapping[str, list[tuple[str, dict[str, str]]]] = {
+    CPU: [(CPU, {})],
+    CUDA: [(CUDA, _CUDA_OPTIONS)],
+    TENSORRT: [(TENSORRT, _TENSORRT_OPTIONS), (CUDA, _CUDA_OPTIONS)],
+}
+_TENSOR_FLOAT = "NVIDIA_TF32_OVERRIDE"
 _SILENT = 4
+_LOGGER = logging.getLogger(__name__)
 _DTYPES: Mapping[str, npt.DTypeLike] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -58,7 +76,7 @@ class OnnxRuntimeRunner:
 
     Raises:
         MissingComponentError: ONNX Runtime or the provider is not here.
-        ModelError: ONNX Runtime can't load the model.
+        ModelError: ONNX Runtime can't load the model, or the provider can run no part of it.
     """
 
     def __init__(
@@ -71,14 +89,17 @@ class OnnxRuntimeRunner:
         self.concurrency = concurrency or 1
         self._has_arena = concurrency is None
         self.name = f"onnxruntime ({provider})"
+        self._provider = provider
         self._session: Any
-        self._session, self._weights = _open_session(model, provider, concurrency)
+        with _without_tensor_float(provider):
+            self._session, self._weights = _open_session(model, provider, concurrency)
         running = self._session.get_providers()[0]
         if running != provider:
             raise MissingComponentError(
                 f"onnxruntime: {provider} did not start here and {running} took its place; check the driver and the "
                 f"CUDA libraries, or run: {install_line(provider)}"
             )
+        _require_work(self._session, provider)
         self._inputs = [_spec(tensor) for tensor in self._session.get_inputs()]
         self._outputs = [tensor.name for tensor in self._session.get_outputs()]
 
@@ -91,7 +112,8 @@ class OnnxRuntimeRunner:
         """
         check_feeds(self._inputs, inputs)
         try:
-            outputs = self._session.run(self._outputs, dict(inputs))
+            with _without_tensor_float(self._provider):  # the TensorRT provider builds an engine for new shapes
+                outputs = self._session.run(self._outputs, dict(inputs))
         except Exception as error:  # ONNX Runtime has one class of its own for each of its status codes
             raise ModelError(f"{self.name} fails on this input: {first_line(error)}") from error
         return {name: self._own(output, name) for name, output in zip(self._outputs, outputs, strict=True)}
@@ -129,7 +151,7 @@ def available_processors() -> int:
 
 def install_line(provider: str) -> str:
     """The command that installs the ONNX Runtime which holds `provider`."""
-    return f"pip install 'vsfix[{_EXTRAS.get(provider, 'gpu')}]'"
+    return f"pip install 'vsfix[{_EXTRAS[provider]}]'"
 
 
 def _open_session(model: Path | onnx.ModelProto, provider: str, concurrency: int | None) -> tuple[Any, list[Any]]:
@@ -148,6 +170,9 @@ def _open_session(model: Path | onnx.ModelProto, provider: str, concurrency: int
     # A measurement opens a session for each of its stages: threads that spin while they wait cost it three quarters of
     # its time on a machine that does other work, and bring little on one that does not.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if provider != CPU:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        options.use_deterministic_compute = True
     if concurrency is not None:
         options.intra_op_num_threads = max(1, available_processors() // concurrency)
         options.enable_cpu_mem_arena = False  # each output has memory of its own then, and is kept without a copy
@@ -156,7 +181,7 @@ def _open_session(model: Path | onnx.ModelProto, provider: str, concurrency: int
         session = onnxruntime.InferenceSession(
             source,
             options,
-            providers=[provider],
+            providers=_PROVIDERS[provider],
             enable_fallback=0,  # the fallback prints on stdout
         )
     except ModelError:
@@ -165,6 +190,36 @@ def _open_session(model: Path | onnx.ModelProto, provider: str, concurrency: int
         where = f"{model}: " if isinstance(model, Path) else ""
         raise ModelError(f"{where}onnxruntime can't load the model: {first_line(error)}") from error
     return session, weights
+
+
+@contextmanager
+def _without_tensor_float(provider: str) -> Iterator[None]:
+    """Keeps TF32 out of the engines of the TensorRT provider, which has no option for it but this variable."""
+    if provider != TENSORRT:
+        yield
+        return
+    before = os.environ.get(_TENSOR_FLOAT)
+    os.environ[_TENSOR_FLOAT] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[_TENSOR_FLOAT]
+        if before is not None:
+            os.environ[_TENSOR_FLOAT] = before
+
+
+def _require_work(session: Any, provider: str) -> None:
+    """Refuses a provider that took no node; ONNX Runtime tells which ones it took from 1.24 on."""
+    if provider == CPU or not hasattr(session, "get_provider_graph_assignment_info"):
+        return
+    taken = Counter({part.ep_name: 0 for part in session.get_provider_graph_assignment_info()})
+    for part in session.get_provider_graph_assignment_info():
+        taken[part.ep_name] += len(part.get_nodes())
+    others = ", ".join(f"{count} by {name}" for name, count in taken.items() if name != provider)
+    if not taken[provider]:
+        raise ModelError(f"onnxruntime: {provider} can run no node of the model ({others or 'it has none'})")
+    if others:
+        _LOGGER.warning("onnxruntime: %d nodes are run by %s, %s", taken[provider], provider, others)
 
 
 def _serialize(model: onnx.ModelProto, options: Any) -> tuple[bytes, list[Any]]:
