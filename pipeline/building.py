@@ -18,7 +18,7 @@ from vsfix.graph_passes.external_data import external_data_files
 from vsfix.graph_passes.model_file import import_graph, read_model
 from vsfix.graph_passes.typed_batch_norm import check_half_batch_norms
 
-from .backends.cuda_memory import visible_capability
+from .backends.cuda_runtime import visible_capability
 from .backends.engine_file import sidecar_path
 from .backends.engine_inspection import check_precision, count_tensor_float
 from .backends.engine_layers import ParsedLayer, Shares, computing_types, count_types, is_quantized

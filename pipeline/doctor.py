@@ -17,7 +17,7 @@ from vsfix.graph_passes.errors import VsfixError
 from vsfix.graph_passes.inference import Array, Runner
 from vsfix.graph_passes.model_file import first_line
 
-from .backends.cuda_memory import INSTALL_LINE, open_cuda, visible_capability
+from .backends.cuda_runtime import INSTALL_LINE, open_cuda, visible_capability
 from .backends.onnxruntime_runner import CPU, CUDA, TENSORRT, OnnxRuntimeRunner, install_line
 from .backends.reference_runner import ReferenceRunner
 from .backends.shape_profile import ShapeOptions, resolve_profile

@@ -13,7 +13,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from vsfix.graph_passes.errors import BuildError, MissingComponentError
+from vsfix.graph_passes.errors import BuildError, MissingComponentError, ModelError
 from vsfix.graph_passes.model_file import first_line
 
 from .engine_inspection import read_inspection
@@ -59,27 +59,36 @@ class LoadedEngine:
         if self.engine is None:
             if any(NO_GPU.search(text) for text in log.errors):
                 raise MissingComponentError("the engine can't be loaded on this machine: no GPU and driver for it here")
-            raise BuildError(f"{name} refuses the engine: {self.first_error(said)}; build it anew with `vsfix build`")
+            raise BuildError(f"{name} refuses the engine: {self.first_error(said)}")
 
-    def create_context(self) -> Any:
+    @property
+    def records_itself(self) -> bool:
+        """Whether TensorRT keeps CUDA graphs of its own: TensorRT-RTX, which alone knows when its kernels are final."""
+        return hasattr(self._trt, "CudaGraphStrategy")
+
+    def create_context(self, *, use_graph: bool = False) -> Any:
         """An `IExecutionContext`, with the first profile.
 
         TensorRT-RTX, which compiles kernels while it runs, is made to do so before a new shape runs: by default the
         first runs take other kernels than later ones, with other numbers and other times.
 
+        Args:
+            use_graph: let it keep CUDA graphs, where it `records_itself`.
+
         Raises:
-            BuildError: there is none, as where the memory of the GPU does not suffice.
+            ModelError: there is none, as where the memory of the GPU does not suffice.
         """
         self._log.errors.clear()
-        if hasattr(self._trt, "DynamicShapesKernelSpecializationStrategy"):
+        if self.records_itself:
             config = self.engine.create_runtime_config()
-            strategies = self._trt.DynamicShapesKernelSpecializationStrategy
-            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+            kernels, graphs = self._trt.DynamicShapesKernelSpecializationStrategy, self._trt.CudaGraphStrategy
+            config.dynamic_shapes_kernel_specialization_strategy = kernels.EAGER
+            config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if use_graph else graphs.DISABLED
             context = self.engine.create_execution_context(config)
         else:
             context = self.engine.create_execution_context()
         if context is None:
-            raise BuildError(f"{self.name} can't make the engine ready to run: {self.first_error()}")
+            raise ModelError(f"{self.name} can't make the engine ready to run: {self.first_error()}")
         return context
 
     def inspect(self, profile: Mapping[str, ShapeRange]) -> tuple[EngineLayer, ...]:

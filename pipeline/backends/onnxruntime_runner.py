@@ -212,7 +212,7 @@ def _require_work(session: Any, provider: str) -> None:
     """Refuses a provider that took no node; ONNX Runtime tells which ones it took from 1.24 on."""
     if provider == CPU or not hasattr(session, "get_provider_graph_assignment_info"):
         return
-    taken = Counter({part.ep_name: 0 for part in session.get_provider_graph_assignment_info()})
+    taken: Counter[str] = Counter()
     for part in session.get_provider_graph_assignment_info():
         taken[part.ep_name] += len(part.get_nodes())
     others = ", ".join(f"{count} by {name}" for name, count in taken.items() if name != provider)

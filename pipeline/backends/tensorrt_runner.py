@@ -10,10 +10,12 @@ from typing import Any
 
 from typing_extensions import Self
 
-from vsfix.graph_passes.errors import DataError, ModelError, VsfixError
+from vsfix.graph_passes.errors import BuildError, DataError, ModelError, VsfixError
 from vsfix.graph_passes.inference import Array
 
-from .cuda_memory import Capture, Cuda, Graph, Stream, TensorBuffer, open_cuda
+from .cuda_memory import TensorBuffer
+from .cuda_runtime import Cuda, open_cuda
+from .cuda_stream import Capture, Graph, Stream
 from .engine_file import read_engine
 from .engine_loading import LoadedEngine
 from .engine_tensors import check_engine_feeds, read_tensors
@@ -44,6 +46,8 @@ def open_engine(path: Path, runtime: str, *, trust: bool = False, use_graph: boo
     file.require_target(cuda.capability)
     try:
         return TensorRtRunner(library.load(file.plan), cuda, use_graph=use_graph)
+    except BuildError as error:
+        raise BuildError(f"{path}: {error}; build it anew with `vsfix build`") from error
     except VsfixError as error:
         raise type(error)(f"{path}: {error}") from error
 
@@ -61,17 +65,17 @@ class TensorRtRunner:
         engine: what is run; closed with the runner.
         cuda: the GPU that it was loaded on.
         use_graph: record the second run with each shape as a CUDA graph and replay it from then on, which saves the
-            time that the host takes to launch each kernel.
+            time that the host takes to launch each kernel. TensorRT-RTX does so by itself.
 
     Raises:
-        ModelError: an input or output that can't be handed over.
-        BuildError: TensorRT can't make the engine ready to run.
+        ModelError: an input or output that can't be handed over, or TensorRT can't make the engine ready to run.
     """
 
     def __init__(self, engine: LoadedEngine, cuda: Cuda, *, use_graph: bool = False) -> None:
         self.name = f"{engine.name} ({cuda.capability})"
         self.concurrency = 1
-        self._engine, self._cuda, self._use_graph = engine, cuda, use_graph
+        self._engine, self._cuda = engine, cuda
+        self._records = use_graph and not engine.records_itself
         self._graph: Graph | None = None
         self._buffers: dict[str, TensorBuffer] = {}
         self._shapes: Shapes | None = None
@@ -81,7 +85,7 @@ class TensorRtRunner:
             self._tensors = read_tensors(engine)
             self._stream = Stream(cuda)
             resources.callback(self._stream.close)
-            self._context: Any = engine.create_context()
+            self._context: Any = engine.create_context(use_graph=use_graph)
             resources.callback(self._drop_context)
             resources.callback(self._unbind)
             self._resources = resources.pop_all()
@@ -140,7 +144,7 @@ class TensorRtRunner:
 
         TensorRT settles what depends on the shapes in that run, which must not be recorded.
         """
-        if self._graph is None and self._use_graph and self._is_warm:
+        if self._graph is None and self._records and self._is_warm:
             self._graph = self._record()
         if self._graph is not None:
             self._graph.launch(self._stream)
@@ -156,10 +160,7 @@ class TensorRtRunner:
 
     def _record(self) -> Graph:
         """The kernels of the engine as a graph."""
-        capturable = getattr(self._context, "is_stream_capturable", None)  # TensorRT-RTX
         try:
-            if capturable is not None and not capturable(self._stream.handle):
-                raise ModelError("TensorRT-RTX says that it waits for the host")
             with Capture(self._cuda, self._stream) as capture:
                 self._enqueue()
         except ModelError as error:

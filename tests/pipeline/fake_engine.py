@@ -122,12 +122,11 @@ class Engine:
         return [tuple(shape) for shape in self._document["profile"][name]]
 
     def create_runtime_config(self) -> Any:
-        return SimpleNamespace()
+        self._trt.configs.append(SimpleNamespace())
+        return self._trt.configs[-1]
 
     def create_execution_context(self, config: Any = None) -> Context:
-        if self._version == "rtx":
-            strategies = self._trt.DynamicShapesKernelSpecializationStrategy
-            assert config.dynamic_shapes_kernel_specialization_strategy == strategies.EAGER
+        assert (config is None) == (self._version != "rtx")
         return Context(self._trt, self)
 
     def create_engine_inspector(self) -> Any:

@@ -71,7 +71,7 @@ def fake_tensorrt(
     """
     trt: Any = ModuleType("tensorrt")
     trt.__version__ = VERSIONS[version]
-    trt.builds, trt.deaths = [], []
+    trt.builds, trt.configs, trt.deaths = [], [], []
 
     class ILogger:
         INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = members("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
@@ -86,6 +86,7 @@ def fake_tensorrt(
     trt.DataType = members("DataType", "FLOAT HALF")
     if version == "rtx":
         trt.DynamicShapesKernelSpecializationStrategy = members("Strategy", "LAZY EAGER NONE")
+        trt.CudaGraphStrategy = members("CudaGraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE")
     if version != "8.6":
         trt.IProgressMonitor = type("IProgressMonitor", (), {})
     for name in ("IScaleLayer", "IConvolutionLayer", "IDeconvolutionLayer", "IConstantLayer"):

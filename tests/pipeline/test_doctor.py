@@ -11,7 +11,7 @@ import pytest
 
 from vsfix.pipeline import doctor
 from vsfix.pipeline.backends import onnxruntime_runner
-from vsfix.pipeline.backends.cuda_memory import visible_capability
+from vsfix.pipeline.backends.cuda_runtime import visible_capability
 from vsfix.pipeline.backends.opening import BACKENDS
 from vsfix.pipeline.doctor import BackendCheck, can_infer, check_backends, trial_model
 

@@ -10,14 +10,16 @@ import pytest
 
 from vsfix.graph_passes.errors import DataError, ModelError
 from vsfix.graph_passes.inference import Runner
-from vsfix.pipeline.backends.cuda_memory import Stream, TensorBuffer, open_cuda
+from vsfix.pipeline.backends.cuda_memory import TensorBuffer
+from vsfix.pipeline.backends.cuda_runtime import open_cuda
+from vsfix.pipeline.backends.cuda_stream import Stream
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
 from vsfix.pipeline.backends.opening import open_runner
 from vsfix.pipeline.backends.tensorrt_library import open_library
 from vsfix.pipeline.backends.tensorrt_runner import TensorRtRunner
 
 from .fake_cuda import FakeCuda
-from .fake_engine import Context
+from .fake_engine import Context, Engine
 from .fake_machine import linear_model, model_of
 
 BATCHES = (2, 2, 2, 4, 4, 4, 1, 4)
@@ -239,13 +241,32 @@ def test_a_run_that_can_not_be_recorded_says_so_and_leaves_the_stream_usable(mac
     assert machine.cuda.is_clean()
 
 
-def test_tensorrt_rtx_is_asked_whether_it_can_be_recorded(machine, monkeypatch):
+@pytest.mark.parametrize(("use_graph", "strategy"), [(False, "DISABLED"), (True, "WHOLE_GRAPH_CAPTURE")])
+def test_tensorrt_rtx_keeps_graphs_of_its_own_and_final_kernels(machine, use_graph, strategy):
     machine.install("rtx")
-    monkeypatch.setattr(Context, "is_stream_capturable", lambda *_: False, raising=False)
-    with open_plan(machine, machine.plan(), "tensorrt-rtx", use_graph=True) as runner:
-        runner.run(inputs_of(2))
-        with pytest.raises(ModelError, match="CUDA graph: TensorRT-RTX says"):
-            runner.run(inputs_of(2))
+    with open_plan(machine, machine.plan(), "tensorrt-rtx", use_graph=use_graph) as runner:
+        for size in BATCHES:
+            runner.run(inputs_of(size))
+    assert machine.cuda.calls["cudaGraphLaunch"] == 0
+    (config,) = machine.library.configs
+    assert config.cuda_graph_strategy.name == strategy
+    assert config.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
+
+
+def test_an_engine_that_can_not_be_made_ready_says_why_and_leaves_nothing_behind(machine, monkeypatch):
+    machine.install()
+
+    def refuse(self):
+        self.log.log(0, "Error Code 2: OutOfMemory (Requested size was 1073741824 bytes.)")
+
+    monkeypatch.setattr(Engine, "create_execution_context", refuse)
+    with pytest.raises(
+        ModelError, match=r"e\.plan: tensorrt 10\.13\.0 can't make the engine ready to run: .*OutOfMemory"
+    ):
+        open_runner("tensorrt", machine.write(machine.plan()))
+    gc.collect()
+    assert machine.cuda.is_clean()
+    assert machine.library.deaths == ["engine", "runtime"]
 
 
 def test_what_vsfix_builds_it_runs(machine, call, tmp_path, monkeypatch):
