@@ -85,6 +85,8 @@ class FakeCuda:
             return Status.cudaErrorStreamCaptureUnsupported, None
         if size + sum(map(len, self.device.values())) > self.room:
             return Status.cudaErrorMemoryAllocation, None
+        if not size:
+            return Status.cudaSuccess, 0
         self.calls["cudaMalloc"] += 1
         address = next(self._handles)
         self.device[address] = bytearray([RUBBISH] * size)

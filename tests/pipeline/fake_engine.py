@@ -182,7 +182,7 @@ class Context:
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self._addresses[name] = memory
-        return True
+        return memory != 0
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         cuda = self._engine.cuda

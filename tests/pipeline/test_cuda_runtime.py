@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import sys
 
 import pytest
@@ -21,6 +22,17 @@ def test_where_there_is_no_gpu_no_capability_can_be_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", FakeCuda(None))
     assert visible_capability() is None
     with pytest.raises(MissingComponentError, match=r"\(cudaErrorNoDevice\); check with nvidia-smi"):
+        open_cuda()
+
+
+def test_a_cuda_python_that_does_not_load_says_why(monkeypatch):
+    def broken(name):
+        raise OSError("libnvrtc.so.13: cannot open\nshared object file")
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    with pytest.raises(
+        MissingComponentError, match=r"can't be loaded: libnvrtc\.so\.13: cannot open; run: pip install"
+    ):
         open_cuda()
 
 

@@ -110,6 +110,14 @@ def test_where_the_sidecar_does_not_know_tensorrt_is_quoted(machine, odd, words)
     assert str(error).endswith("; build it anew with `vsfix build`")
 
 
+def test_each_refusal_is_quoted_in_its_own_words(machine):
+    machine.install()
+    library = open_library("tensorrt")
+    for plan, words in [(b"?trt", "kEXPECTED_MAGIC_TAG"), (machine.plan(capability="sm75"), "incompatible device")]:
+        with pytest.raises(BuildError, match=words):
+            library.load(plan)
+
+
 @pytest.mark.parametrize(
     "harm", [lambda plan: plan[:-1], lambda plan: plan + b" ", lambda plan: plan[:9] + b"!" + plan[10:]]
 )
