@@ -18,7 +18,8 @@ from vsfix.graph_passes.inference import Array, Runner
 from vsfix.graph_passes.model_file import first_line
 
 from .backends.cuda_runtime import INSTALL_LINE, open_cuda, visible_capability
-from .backends.onnxruntime_runner import CPU, CUDA, TENSORRT, OnnxRuntimeRunner, install_line
+from .backends.execution_provider import CPU, CUDA, TENSORRT, install_line
+from .backends.onnxruntime_runner import OnnxRuntimeRunner
 from .backends.reference_runner import ReferenceRunner
 from .backends.shape_profile import ShapeOptions, resolve_profile
 from .backends.tensorrt_library import CURRENT, INSTALL_LINES, RUNTIMES, BuildOptions, TensorRt, open_library

@@ -1,17 +1,9 @@
-"""ONNX Runtime, on one provider and no other.
-
-Its TensorRT provider takes the parts of a model that TensorRT can run; the rest runs on CUDA beside it, and is told in
-the log. What changes numbers is pinned: no TF32, no type that is not in the file, and convolutions chosen by rule and
-not by timing, which would choose another one in the next session.
-"""
+"""ONNX Runtime, on one provider and no other."""
 
 from __future__ import annotations
 
-import logging
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,22 +20,10 @@ from vsfix.graph_passes.external_data import detach_weights, fits_one_file
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import first_line
 
+from .execution_provider import CPU, PROVIDERS, install_line, require_work, without_tensor_float
 from .feeds import InputSpec, check_feeds
 
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
-TENSORRT = "TensorrtExecutionProvider"
-_EXTRAS = {CPU: "cpu", CUDA: "gpu", TENSORRT: "gpu,tensorrt"}
-_CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-_TENSORRT_OPTIONS = {"trt_fp16_enable": "0", "trt_int8_enable": "0", "trt_engine_cache_enable": "0"}
-_PROVIDERS: Mapping[str, list[tuple[str, dict[str, str]]]] = {
-    CPU: [(CPU, {})],
-    CUDA: [(CUDA, _CUDA_OPTIONS)],
-    TENSORRT: [(TENSORRT, _TENSORRT_OPTIONS), (CUDA, _CUDA_OPTIONS)],
-}
-_TENSOR_FLOAT = "NVIDIA_TF32_OVERRIDE"
 _SILENT = 4
-_LOGGER = logging.getLogger(__name__)
 _DTYPES: Mapping[str, npt.DTypeLike] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -71,7 +51,7 @@ class OnnxRuntimeRunner:
 
     Args:
         model: a file, or a model in memory.
-        provider: the execution provider that must run the model.
+        provider: the execution provider that must run the model, one of `PROVIDERS`.
         concurrency: None for one large run at a time; a number for small runs, so many at once.
 
     Raises:
@@ -91,7 +71,7 @@ class OnnxRuntimeRunner:
         self.name = f"onnxruntime ({provider})"
         self._provider = provider
         self._session: Any
-        with _without_tensor_float(provider):
+        with without_tensor_float(provider):
             self._session, self._weights = _open_session(model, provider, concurrency)
         running = self._session.get_providers()[0]
         if running != provider:
@@ -99,7 +79,7 @@ class OnnxRuntimeRunner:
                 f"onnxruntime: {provider} did not start here and {running} took its place; check the driver and the "
                 f"CUDA libraries, or run: {install_line(provider)}"
             )
-        _require_work(self._session, provider)
+        require_work(self._session, provider)
         self._inputs = [_spec(tensor) for tensor in self._session.get_inputs()]
         self._outputs = [tensor.name for tensor in self._session.get_outputs()]
 
@@ -112,7 +92,7 @@ class OnnxRuntimeRunner:
         """
         check_feeds(self._inputs, inputs)
         try:
-            with _without_tensor_float(self._provider):  # the TensorRT provider builds an engine for new shapes
+            with without_tensor_float(self._provider):  # the TensorRT provider builds an engine for new shapes
                 outputs = self._session.run(self._outputs, dict(inputs))
         except Exception as error:  # ONNX Runtime has one class of its own for each of its status codes
             raise ModelError(f"{self.name} fails on this input: {first_line(error)}") from error
@@ -149,11 +129,6 @@ def available_processors() -> int:
     return os.cpu_count() or 1
 
 
-def install_line(provider: str) -> str:
-    """The command that installs the ONNX Runtime which holds `provider`."""
-    return f"pip install 'vsfix[{_EXTRAS[provider]}]'"
-
-
 def _open_session(model: Path | onnx.ModelProto, provider: str, concurrency: int | None) -> tuple[Any, list[Any]]:
     """The session, with nothing printed and no provider in the place of another, and the memory that it reads from."""
     try:
@@ -181,7 +156,7 @@ def _open_session(model: Path | onnx.ModelProto, provider: str, concurrency: int
         session = onnxruntime.InferenceSession(
             source,
             options,
-            providers=_PROVIDERS[provider],
+            providers=PROVIDERS[provider],
             enable_fallback=0,  # the fallback prints on stdout
         )
     except ModelError:
@@ -190,36 +165,6 @@ def _open_session(model: Path | onnx.ModelProto, provider: str, concurrency: int
         where = f"{model}: " if isinstance(model, Path) else ""
         raise ModelError(f"{where}onnxruntime can't load the model: {first_line(error)}") from error
     return session, weights
-
-
-@contextmanager
-def _without_tensor_float(provider: str) -> Iterator[None]:
-    """Keeps TF32 out of the engines of the TensorRT provider, which has no option for it but this variable."""
-    if provider != TENSORRT:
-        yield
-        return
-    before = os.environ.get(_TENSOR_FLOAT)
-    os.environ[_TENSOR_FLOAT] = "0"
-    try:
-        yield
-    finally:
-        del os.environ[_TENSOR_FLOAT]
-        if before is not None:
-            os.environ[_TENSOR_FLOAT] = before
-
-
-def _require_work(session: Any, provider: str) -> None:
-    """Refuses a provider that took no node; ONNX Runtime tells which ones it took from 1.24 on."""
-    if provider == CPU or not hasattr(session, "get_provider_graph_assignment_info"):
-        return
-    taken: Counter[str] = Counter()
-    for part in session.get_provider_graph_assignment_info():
-        taken[part.ep_name] += len(part.get_nodes())
-    others = ", ".join(f"{count} by {name}" for name, count in taken.items() if name != provider)
-    if not taken[provider]:
-        raise ModelError(f"onnxruntime: {provider} can run no node of the model ({others or 'it has none'})")
-    if others:
-        _LOGGER.warning("onnxruntime: %d nodes are run by %s, %s", taken[provider], provider, others)
 
 
 def _serialize(model: onnx.ModelProto, options: Any) -> tuple[bytes, list[Any]]:

@@ -19,8 +19,9 @@ from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.inference import Array, Runner
 from vsfix.graph_passes.model_file import read_model
 
+from .execution_provider import CPU, CUDA, TENSORRT
 from .model_kind import ModelKind, model_kind
-from .onnxruntime_runner import CPU, CUDA, TENSORRT, OnnxRuntimeRunner
+from .onnxruntime_runner import OnnxRuntimeRunner
 
 if TYPE_CHECKING:
     from vsfix.trainers.checkpoint import Checkpoint
