@@ -7,7 +7,7 @@
     |   +-- OutputExistsError  2  the output is there already, and nobody said that it may be replaced
     +-- CheckFailedError       1  a check ran and failed: the numbers, the accuracy, a refused repair
     +-- MissingComponentError  3  a library or a device that is not on this machine
-    +-- BuildError             4  an engine could not be parsed or built
+    +-- BuildError             4  an engine could not be parsed or built, or must be built anew
 
 Every message is one line: what, where, and what to do about it. Errors of the libraries below never reach the user.
 """
@@ -50,6 +50,6 @@ class MissingComponentError(VsfixError):
 
 
 class BuildError(VsfixError):
-    """An engine could not be parsed or built."""
+    """An engine could not be parsed or built, or must be built anew for this machine."""
 
     exit_code = 4

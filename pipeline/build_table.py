@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rich.table import Table
 
+from .backends.engine_file import sidecar_path
 from .backends.engine_readback import skipped_reasons, summarize
-from .building import BuildReport, sidecar_path
+from .building import BuildReport
 
 
 def layers_table(report: BuildReport) -> Table:

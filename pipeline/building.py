@@ -13,11 +13,13 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.atomic_file import atomic_paths
-from vsfix.graph_passes.errors import CheckFailedError, InputError, MissingComponentError
+from vsfix.graph_passes.errors import BuildError, CheckFailedError, InputError, MissingComponentError
 from vsfix.graph_passes.external_data import external_data_files
 from vsfix.graph_passes.model_file import import_graph, read_model
 from vsfix.graph_passes.typed_batch_norm import check_half_batch_norms
 
+from .backends.cuda_runtime import visible_capability
+from .backends.engine_file import sidecar_path
 from .backends.engine_inspection import check_precision, count_tensor_float
 from .backends.engine_layers import ParsedLayer, Shares, computing_types, count_types, is_quantized
 from .backends.engine_readback import ReadBack, read_back, require_read_back
@@ -70,6 +72,8 @@ class BuildReport:
         runtime: `tensorrt` or `tensorrt-rtx`.
         version: of the runtime.
         targets: the GPUs that it is for.
+        gpu: the compute capability of the GPU here, as `sm89`, which the target `current` means; None where it can't be
+            told, for want of a GPU or of cuda-python.
         model: path, sha256 and bytes of the ONNX file, and of the files of its weights where it has such.
         plan: name, sha256 and bytes of the engine.
         profile: the shapes of each input.
@@ -84,6 +88,7 @@ class BuildReport:
     runtime: str
     version: str
     targets: tuple[str, ...]
+    gpu: str | None
     model: Mapping[str, Any]
     plan: Mapping[str, Any]
     profile: Mapping[str, ShapeRange]
@@ -99,11 +104,6 @@ class BuildReport:
         rows = [asdict(row) | {"status": row.status} for row in self.read_back.rows]
         verdict = {"status": self.read_back.status, "largest_error": self.read_back.largest_error, "rows": rows}
         return asdict(self) | {"read_back": verdict}
-
-
-def sidecar_path(engine: Path) -> Path:
-    """Where the report of an engine stands: its name with `.json` behind."""
-    return engine.with_name(engine.name + ".json")
 
 
 def build_engine(
@@ -152,6 +152,7 @@ def build_engine(
         runtime=config.runtime,
         version=library.version,
         targets=config.targets,
+        gpu=visible_capability(),
         model=_describe_file(model_path) | {"weights": [_describe_file(path) for path in inputs[1:]]},
         plan={"name": output.name, "sha256": hashlib.sha256(engine.plan).hexdigest(), "bytes": len(engine.plan)},
         profile=profile,
@@ -204,9 +205,11 @@ def _prove(
     network = count_types(parsed.layers)
     typing = "strong" if library.is_strongly_typed else "flags"
     try:
-        layers = library.inspect(engine.plan, profile)
-    except MissingComponentError as error:
+        loaded = library.load(engine.plan)
+    except (BuildError, MissingComponentError) as error:  # the engine may well be for another GPU
         return PrecisionProof(asked, asked == "tf32", typing, "parsed network", str(error), network, None, None)
+    with loaded:
+        layers = loaded.inspect(profile)
     check_precision(parsed.layers, layers, tensor_float=asked == "tf32")
     tensor_float_layers = count_tensor_float(layers)
     return PrecisionProof(

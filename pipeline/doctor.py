@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,12 +17,14 @@ from vsfix.graph_passes.errors import VsfixError
 from vsfix.graph_passes.inference import Array, Runner
 from vsfix.graph_passes.model_file import first_line
 
-from .backends.onnxruntime_runner import CPU, CUDA, OnnxRuntimeRunner, install_line
+from .backends.cuda_runtime import INSTALL_LINE, open_cuda, visible_capability
+from .backends.execution_provider import CPU, CUDA, TENSORRT, install_line
+from .backends.onnxruntime_runner import OnnxRuntimeRunner
 from .backends.reference_runner import ReferenceRunner
 from .backends.shape_profile import ShapeOptions, resolve_profile
-from .backends.tensorrt_library import CURRENT, INSTALL_LINES, RUNTIMES, BuildOptions, open_library
+from .backends.tensorrt_library import CURRENT, INSTALL_LINES, RUNTIMES, BuildOptions, TensorRt, open_library
+from .backends.tensorrt_runner import TensorRtRunner
 
-TENSORRT = "TensorrtExecutionProvider"
 _MODEL = """<ir_version: 8, opset_import: ["" : 13]>
 trial (float[N, 3] input) => (float[N, 2] logits) <float[3, 2] weight = {1, -1, 2, 0.5, -0.25, 4}> {
     product = MatMul (input, weight)
@@ -31,6 +33,9 @@ trial (float[N, 3] input) => (float[N, 2] logits) <float[3, 2] weight = {1, -1, 
 _WEIGHT = np.array([[1, -1], [2, 0.5], [-0.25, 4]], dtype=np.float32)
 _INPUT = np.array([[1, 2, 3], [-1, 0.5, 0], [2, -2, 8]], dtype=np.float32)
 _TRAIN_LINE = "pip install 'vsfix[train]'"
+_COMPILER_LINE = "install a C++ compiler; Debian: apt-get install g++"
+_ONNX_LINE = "pip install onnx"
+_NVIDIA_LINE = "check the driver and the GPU with nvidia-smi"
 _CUDA_TORCH_LINE = "install a CUDA build of torch: https://pytorch.org/get-started/locally"
 
 
@@ -39,37 +44,43 @@ class BackendCheck:
     """What became of one backend.
 
     Attributes:
-        name: as `--backend` would take it, or `--runtime` of `vsfix build`.
-        status: PASS it ran and its numbers are right, or it built an engine; SKIP it is not here; FAIL it is here and
-            does not work.
+        name: as `--backend` would take it.
+        status: PASS it ran and its numbers are right; WARN it builds engines and can't run them here; SKIP it is not
+            here; FAIL it is here and does not work.
         version: of the package, empty where there is none.
         reason: why it does not work; empty where it does.
         remedy: the line that installs it; empty where it works.
     """
 
     name: str
-    status: Literal["PASS", "SKIP", "FAIL"]
+    status: Literal["PASS", "WARN", "SKIP", "FAIL"]
     version: str
     reason: str = ""
     remedy: str = ""
 
 
-def check_backends() -> tuple[BackendCheck, ...]:
-    """Tries every backend on a small model, and builds an engine of it with each TensorRT."""
-    return (
-        _check_torch("torch", "cpu", _TRAIN_LINE),
-        _check_torch("torch (CUDA)", "cuda", _CUDA_TORCH_LINE),
-        _check_onnxruntime("onnxruntime", CPU),
-        _check_onnxruntime("onnxruntime-cuda", CUDA),
-        _check_onnxruntime("onnxruntime-tensorrt", TENSORRT),
-        *(_check_builder(runtime) for runtime in RUNTIMES),
-        _try("reference", version("onnx"), lambda: ReferenceRunner(trial_model()), "pip install onnx"),
-    )
+def check_backends(names: Iterable[str] | None = None) -> tuple[BackendCheck, ...]:
+    """Tries every backend on a small model; each TensorRT builds an engine of it first.
+
+    Args:
+        names: those to try; None for all.
+    """
+    checks: Mapping[str, Callable[[str], BackendCheck]] = {
+        "torch": lambda name: _check_torch(name, "cpu", _TRAIN_LINE),
+        "torch (CUDA)": lambda name: _check_torch(name, "cuda", _CUDA_TORCH_LINE),
+        "torch-compile": lambda name: _check_torch(name, "cpu", _COMPILER_LINE, compiled=True),
+        "onnxruntime": lambda name: _check_onnxruntime(name, CPU),
+        "onnxruntime-cuda": lambda name: _check_onnxruntime(name, CUDA),
+        "onnxruntime-tensorrt": lambda name: _check_onnxruntime(name, TENSORRT),
+        **dict.fromkeys(RUNTIMES, _check_tensorrt),
+        "reference": lambda name: _try(name, version("onnx"), lambda: ReferenceRunner(trial_model()), _ONNX_LINE),
+    }
+    return tuple(checks[name](name) for name in (checks if names is None else names))
 
 
 def can_infer(checks: tuple[BackendCheck, ...]) -> bool:
-    """Whether any real runtime works: the reference evaluator is too slow to count, and TensorRT only builds here."""
-    return any(check.status == "PASS" for check in checks if check.name not in ("reference", *RUNTIMES))
+    """Whether any real runtime works: the reference evaluator is too slow to count."""
+    return any(check.status == "PASS" for check in checks if check.name != "reference")
 
 
 def trial_model() -> onnx.ModelProto:
@@ -97,7 +108,8 @@ def _judge(name: str, found: str, output: Array, remedy: str) -> BackendCheck:
     return BackendCheck(name, "FAIL", found, "runs, but computes wrong numbers", remedy)
 
 
-def _check_torch(name: str, device: str, remedy: str) -> BackendCheck:
+def _check_torch(name: str, device: str, remedy: str, *, compiled: bool = False) -> BackendCheck:
+    """A linear layer and a ReLU in torch."""
     found = _version("torch")
     if not found:
         return BackendCheck(name, "SKIP", "", "torch is not installed", _TRAIN_LINE)
@@ -109,12 +121,13 @@ def _check_torch(name: str, device: str, remedy: str) -> BackendCheck:
 
         linear = torch.nn.Linear(3, 2, bias=False)
         linear.load_state_dict({"weight": torch.from_numpy(_WEIGHT.T.copy())})
-        return TorchRunner(torch.nn.Sequential(linear, torch.nn.ReLU()), device=device)
+        return TorchRunner(torch.nn.Sequential(linear, torch.nn.ReLU()), device=device, compiled=compiled)
 
     return _try(name, found, open_trial, remedy)
 
 
 def _check_onnxruntime(name: str, provider: str) -> BackendCheck:
+    """The small model in ONNX Runtime."""
     found = _version("onnxruntime", "onnxruntime-gpu")
     remedy = install_line(provider)
     if not found:
@@ -122,26 +135,42 @@ def _check_onnxruntime(name: str, provider: str) -> BackendCheck:
     return _try(name, found, lambda: OnnxRuntimeRunner(trial_model(), provider=provider), remedy)
 
 
-def _check_builder(runtime: str) -> BackendCheck:
-    """TensorRT: it works where it builds an engine of the small model, for a GPU here or for one that is named."""
+def _check_tensorrt(runtime: str) -> BackendCheck:
+    """An engine of the small model, built for the GPU here or else for one that is named, and run."""
     remedy = INSTALL_LINES[runtime]
     found = ""
     try:
         library = open_library(runtime)
         found = library.version
-        with TemporaryDirectory() as folder:
-            path = Path(folder, "trial.onnx")
-            onnx.save(trial_model(), path)
-            profile = resolve_profile(trial_model(), ShapeOptions("input:3x3"))
-            targets = library.capabilities[-1:] or (CURRENT,)
-            library.build(library.parse(path, trial_model()), BuildOptions(profile, targets))
+        plan = _build_trial(library)
     except VsfixError as error:
         absent = not found and "is not installed" in str(error)
-        helps = "check the driver and the GPU with nvidia-smi" if found else remedy
-        return BackendCheck(runtime, "SKIP" if absent else "FAIL", found, _without_advice(str(error)), helps)
+        status: Literal["SKIP", "FAIL"] = "SKIP" if absent else "FAIL"
+        return BackendCheck(runtime, status, found, _without_advice(str(error)), _NVIDIA_LINE if found else remedy)
     except Exception as error:  # see `_try`
         return BackendCheck(runtime, "FAIL", found, f"{type(error).__name__}: {first_line(error)}", remedy)
-    return BackendCheck(runtime, "PASS", found)
+    try:
+        cuda = open_cuda()
+    except VsfixError as error:
+        reason = f"builds engines, but can't run them: {_without_advice(str(error))}"
+        return BackendCheck(
+            runtime, "WARN", found, reason, INSTALL_LINE if INSTALL_LINE in str(error) else _NVIDIA_LINE
+        )
+    if library.capabilities and cuda.capability not in library.capabilities:
+        reason = f"builds engines, but none for the {cuda.capability} here"
+        return BackendCheck(runtime, "WARN", found, reason, "build with --runtime tensorrt on this machine")
+    return _try(runtime, found, lambda: TensorRtRunner(library.load(plan), cuda), _NVIDIA_LINE)
+
+
+def _build_trial(library: TensorRt) -> bytes:
+    """The small model as an engine."""
+    known = [name for name in library.capabilities if name == visible_capability()] or library.capabilities
+    target = known[-1] if known else CURRENT
+    profile = resolve_profile(trial_model(), ShapeOptions("input:3x3"))
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "trial.onnx")
+        onnx.save(trial_model(), path)
+        return library.build(library.parse(path, trial_model()), BuildOptions(profile, (target,))).plan
 
 
 def _version(*packages: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 _PACKAGES = (
     *("vsfix", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "onnx-graphsurgeon", "numpy"),
-    *("tensorrt", "tensorrt-rtx-cu13"),
+    *("tensorrt", "tensorrt-rtx-cu13", "cuda-python"),
 )
 
 

@@ -20,11 +20,9 @@ from vsfix.graph_passes.external_data import detach_weights, fits_one_file
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import first_line
 
+from .execution_provider import CPU, PROVIDERS, install_line, require_work, without_tensor_float
 from .feeds import InputSpec, check_feeds
 
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
-_EXTRAS = {CPU: "cpu"}  # every other provider is in the GPU build
 _SILENT = 4
 _FLOAT8 = frozenset({onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2})
 _DTYPES: Mapping[str, npt.DTypeLike] = {
@@ -54,12 +52,12 @@ class OnnxRuntimeRunner:
 
     Args:
         model: a file, or a model in memory.
-        provider: the execution provider that must run the model.
+        provider: the execution provider that must run the model, one of `PROVIDERS`.
         concurrency: None for one large run at a time; a number for small runs, so many at once.
 
     Raises:
         MissingComponentError: ONNX Runtime or the provider is not here.
-        ModelError: ONNX Runtime can't load the model.
+        ModelError: ONNX Runtime can't load the model, or the provider can run no part of it.
     """
 
     def __init__(
@@ -72,14 +70,17 @@ class OnnxRuntimeRunner:
         self.concurrency = concurrency or 1
         self._has_arena = concurrency is None
         self.name = f"onnxruntime ({provider})"
+        self._provider = provider
         self._session: Any
-        self._session, self._weights = _open_session(model, provider, concurrency)
+        with without_tensor_float(provider):
+            self._session, self._weights = _open_session(model, provider, concurrency)
         running = self._session.get_providers()[0]
         if running != provider:
             raise MissingComponentError(
                 f"onnxruntime: {provider} did not start here and {running} took its place; check the driver and the "
                 f"CUDA libraries, or run: {install_line(provider)}"
             )
+        require_work(self._session, provider)
         self._inputs = [_spec(tensor) for tensor in self._session.get_inputs()]
         self._outputs = [tensor.name for tensor in self._session.get_outputs()]
 
@@ -92,7 +93,8 @@ class OnnxRuntimeRunner:
         """
         check_feeds(self._inputs, inputs)
         try:
-            outputs = self._session.run(self._outputs, dict(inputs))
+            with without_tensor_float(self._provider):  # the TensorRT provider builds an engine for new shapes
+                outputs = self._session.run(self._outputs, dict(inputs))
         except Exception as error:  # ONNX Runtime has one class of its own for each of its status codes
             raise ModelError(f"{self.name} fails on this input: {first_line(error)}") from error
         return {name: self._own(output, name) for name, output in zip(self._outputs, outputs, strict=True)}
@@ -128,11 +130,6 @@ def available_processors() -> int:
     return os.cpu_count() or 1
 
 
-def install_line(provider: str) -> str:
-    """The command that installs the ONNX Runtime which holds `provider`."""
-    return f"pip install 'vsfix[{_EXTRAS.get(provider, 'gpu')}]'"
-
-
 def _open_session(model: Path | onnx.ModelProto, provider: str, concurrency: int | None) -> tuple[Any, list[Any]]:
     """The session, with nothing printed and no provider in the place of another, and the memory that it reads from."""
     try:
@@ -152,6 +149,9 @@ def _open_session(model: Path | onnx.ModelProto, provider: str, concurrency: int
     if _holds_float8(model):
         # Past this level ONNX Runtime fuses Q/DQ in float8 into convolutions whose outputs are wrong on a CPU.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    if provider != CPU:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        options.use_deterministic_compute = True
     if concurrency is not None:
         options.intra_op_num_threads = max(1, available_processors() // concurrency)
         options.enable_cpu_mem_arena = False  # each output has memory of its own then, and is kept without a copy
@@ -160,7 +160,7 @@ def _open_session(model: Path | onnx.ModelProto, provider: str, concurrency: int
         session = onnxruntime.InferenceSession(
             source,
             options,
-            providers=[provider],
+            providers=PROVIDERS[provider],
             enable_fallback=0,  # the fallback prints on stdout
         )
     except ModelError:

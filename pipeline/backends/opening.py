@@ -1,9 +1,12 @@
 """From the name of a backend and a model file to a runner.
 
-torch               a vsfix checkpoint
-onnxruntime         an ONNX file, on the CPU
-onnxruntime-cuda    an ONNX file, on an NVIDIA GPU
-reference           an ONNX file, in onnx's own evaluator
+torch                   a vsfix checkpoint
+torch-compile           the same, through torch.compile
+onnxruntime             an ONNX file, on the CPU
+onnxruntime-cuda        an ONNX file, on an NVIDIA GPU
+onnxruntime-tensorrt    the same, through ONNX Runtime's TensorRT provider
+tensorrt, tensorrt-rtx  an engine that `vsfix build` made, on an NVIDIA GPU
+reference               an ONNX file, in onnx's own evaluator
 """
 
 from __future__ import annotations
@@ -14,48 +17,58 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from vsfix.graph_passes.errors import InputError, MissingComponentError
+from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.inference import Array, Runner
 from vsfix.graph_passes.model_file import read_model
 
-from .onnxruntime_runner import CPU, CUDA, OnnxRuntimeRunner
+from .execution_provider import CPU, CUDA, TENSORRT
+from .model_kind import ModelKind, model_kind
+from .onnxruntime_runner import OnnxRuntimeRunner
 
 if TYPE_CHECKING:
     from vsfix.trainers.checkpoint import Checkpoint
 
-BACKENDS = ("torch", "onnxruntime", "onnxruntime-cuda", "reference")
-_PROVIDERS = {"onnxruntime": CPU, "onnxruntime-cuda": CUDA}
-_NOT_YET = ("torch-compile", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx")
-_CHECKPOINT_SUFFIXES = (".pt", ".pth")
+_KINDS: Mapping[str, ModelKind] = {
+    "torch": "checkpoint",
+    "torch-compile": "checkpoint",
+    "onnxruntime": "onnx",
+    "onnxruntime-cuda": "onnx",
+    "onnxruntime-tensorrt": "onnx",
+    "tensorrt": "engine",
+    "tensorrt-rtx": "engine",
+    "reference": "onnx",
+}
+BACKENDS = tuple(_KINDS)
+_PROVIDERS = {"onnxruntime": CPU, "onnxruntime-cuda": CUDA, "onnxruntime-tensorrt": TENSORRT}
 
 
-def open_runner(backend: str, model: Path, *, input_name: str = "input") -> Runner:
+def open_runner(backend: str, model: Path, *, input_name: str = "input", trust: bool = False) -> Runner:
     """Opens a model file in a backend.
 
     Args:
         backend: one of `BACKENDS`.
-        model: a vsfix checkpoint (or the folder that `vsfix train` made) for `torch`, an ONNX file for the others.
+        model: a file of the kind that the backend runs; for a checkpoint also the folder that `vsfix train` made.
         input_name: what the input of a checkpoint is called, which itself has no name for it.
+        trust: load an engine without a sidecar as well: an engine is code that runs here.
 
     Raises:
         InputError: an unknown backend, or one that does not run this kind of file.
         ModelError: the file can't be read, or the backend can't run it.
         MissingComponentError: the backend or its device is not here.
+        BuildError: the engine is corrupt, or one of another version or for another GPU.
     """
-    if backend in _NOT_YET:
-        raise MissingComponentError(
-            f"backend '{backend}': is not part of this release; there are {', '.join(BACKENDS)}"
-        )
     if backend not in BACKENDS:
         raise InputError(f"backend '{backend}': unknown; there are {', '.join(BACKENDS)}")
-    if backend == "torch" and not is_checkpoint(model):
-        raise InputError(f"{model}: the torch backend runs a checkpoint (.pt); run an ONNX file with onnxruntime")
-    if backend != "torch" and is_checkpoint(model):
-        raise InputError(f"{model}: a checkpoint runs with --backend torch; for {backend} export it first")
-    if backend == "torch":
+    _require_kind(model, backend)
+    if _KINDS[backend] == "checkpoint":
         from vsfix.trainers.checkpoint import load_checkpoint
 
-        return open_checkpoint(load_checkpoint(checkpoint_file(model)), input_name=input_name)
+        compiled = backend == "torch-compile"
+        return open_checkpoint(load_checkpoint(checkpoint_file(model)), input_name=input_name, compiled=compiled)
+    if _KINDS[backend] == "engine":
+        from .tensorrt_runner import open_engine
+
+        return open_engine(model, backend, trust=trust)
     return open_model(backend, read_model(model))
 
 
@@ -75,8 +88,29 @@ def open_model(backend: str, model: onnx.ModelProto) -> Runner:
     return OnnxRuntimeRunner(model, provider=_PROVIDERS[backend])
 
 
+def _require_kind(model: Path, backend: str) -> None:
+    """Refuses a file of another kind than the backend runs, and says what it needs."""
+    kind, wanted = model_kind(model), _KINDS[backend]
+    if kind == wanted:
+        return
+    if kind == "checkpoint":
+        cure = "export it first" if wanted == "onnx" else "export it and build an engine of it first"
+        raise InputError(f"{model}: a checkpoint runs with --backend torch or torch-compile; for {backend} {cure}")
+    if wanted == "engine":
+        raise InputError(
+            f"{model}: {backend} runs an engine; build one first with `vsfix build {model} --runtime {backend}`"
+        )
+    runs = "a checkpoint (.pt)" if wanted == "checkpoint" else "an ONNX file"
+    where = "an engine with tensorrt or tensorrt-rtx" if kind == "engine" else "an ONNX file with onnxruntime"
+    raise InputError(f"{model}: the {backend} backend runs {runs}; run {where}")
+
+
 def open_checkpoint(
-    checkpoint: Checkpoint, *, input_name: str = "input", statistics: Mapping[str, Array] | None = None
+    checkpoint: Checkpoint,
+    *,
+    input_name: str = "input",
+    statistics: Mapping[str, Array] | None = None,
+    compiled: bool = False,
 ) -> Runner:
     """Opens a checkpoint in torch.
 
@@ -84,6 +118,7 @@ def open_checkpoint(
         checkpoint: what to run.
         input_name: what its input is called.
         statistics: running statistics in the place of its own, by their keys in the state_dict.
+        compiled: run it through torch.compile.
 
     Raises:
         ModelError: the weights don't belong to the network.
@@ -95,12 +130,13 @@ def open_checkpoint(
     if statistics is not None:
         module = with_statistics(module, statistics)
     network = checkpoint.network
-    return TorchRunner(module, input_name=input_name, input_shape=(network.in_channels, *network.image_size))
+    shape = (network.in_channels, *network.image_size)
+    return TorchRunner(module, input_name=input_name, input_shape=shape, compiled=compiled)
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a path is meant as a checkpoint: by its suffix, or as the folder of a training run."""
-    return path.suffix in _CHECKPOINT_SUFFIXES or path.is_dir()
+    """Whether a path is meant as a checkpoint; see `model_kind`."""
+    return model_kind(path) == "checkpoint"
 
 
 def checkpoint_file(path: Path) -> Path:

@@ -27,8 +27,8 @@ import onnx
 from vsfix.graph_passes.errors import BuildError, InputError, MissingComponentError
 from vsfix.graph_passes.model_file import first_line
 
-from .engine_inspection import read_inspection
-from .engine_layers import EngineLayer, ParsedLayer, is_quantized
+from .engine_layers import ParsedLayer, is_quantized
+from .engine_loading import NO_GPU, LoadedEngine
 from .parse_errors import ParseError, describe_parse_errors
 from .parsed_network import ParsedNetwork, read_errors, read_network
 from .shape_profile import ShapeRange
@@ -38,9 +38,6 @@ RUNTIMES = ("tensorrt", "tensorrt-rtx")
 INSTALL_LINES = {"tensorrt": "pip install 'vsfix[tensorrt]'", "tensorrt-rtx": "pip install 'vsfix[rtx]'"}
 CURRENT = "current"
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-_NO_GPU = re.compile(
-    r"cudaError (35|100|101|999)\b|CUDA driver version|no CUDA-capable|CUDA initialization", re.IGNORECASE
-)
 _NOT_PINNED = frozenset({"CONSTANT", "SHAPE", "CAST", "IDENTITY", "SHUFFLE", "QUANTIZE", "DEQUANTIZE", "ASSERTION"})
 
 
@@ -181,26 +178,14 @@ class TensorRt:
                 raise self._failure("no engine could be built")
         return BuiltEngine(bytes(plan), None if cache is None else bytes(config.get_timing_cache().serialize()))
 
-    def inspect(self, plan: bytes, profile: Mapping[str, ShapeRange]) -> tuple[EngineLayer, ...]:
-        """Loads an engine and asks its inspector.
+    def load(self, plan: bytes) -> LoadedEngine:
+        """Loads an engine; see `LoadedEngine`.
 
         Raises:
-            MissingComponentError: no GPU here can load it.
-            BuildError: the inspector says nothing.
+            MissingComponentError: there is no GPU and driver here.
+            BuildError: TensorRT refuses the plan.
         """
-        self._log.errors.clear()
-        engine = self._trt.Runtime(self._log).deserialize_cuda_engine(plan)
-        if engine is None:
-            said = next((text for text in self._log.errors if _NO_GPU.search(text)), "")
-            reason = "no GPU and driver for it here" if said else self._said()
-            raise MissingComponentError(f"the engine can't be loaded on this machine: {reason}")
-        inspector = engine.create_engine_inspector()
-        if any(not found.is_fixed for found in profile.values()):
-            context = engine.create_execution_context()  # without one, 8.6 names no type where a shape is dynamic
-            for name, found in profile.items():
-                context.set_input_shape(name, found.optimum)
-            inspector.execution_context = context
-        return read_inspection(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+        return LoadedEngine(self._trt, self._log, plan, f"{self.runtime} {self.version}")
 
     def _make_builder(self) -> Any:
         """A builder, or the reason why none can be made."""
@@ -283,7 +268,7 @@ class TensorRt:
 
     def _failure(self, what: str) -> BuildError | MissingComponentError:
         """The error for something that TensorRT did not do."""
-        if any(_NO_GPU.search(text) for text in self._log.errors):
+        if any(NO_GPU.search(text) for text in self._log.errors):
             advice = f"name the GPUs to build for with --target {','.join(self.capabilities[-3:])}"
             return MissingComponentError(
                 f"{self.runtime} {self.version} finds no NVIDIA GPU and driver here: "

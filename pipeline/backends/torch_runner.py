@@ -1,9 +1,10 @@
-"""PyTorch, in eval mode and full float32."""
+"""PyTorch, in eval mode and full float32, as it is or compiled."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -19,13 +20,17 @@ from vsfix.graph_passes.model_file import first_line
 from .feeds import InputSpec, check_feeds
 
 _STATISTICS = ("running_mean", "running_var")
+_NO_COMPILER = {
+    "InvalidCxxCompiler": "a C++ compiler (Debian: apt-get install g++)",
+    "TritonMissing": "triton (pip install triton)",
+}
 
 
 class TorchRunner:
     """A module that takes one tensor and returns one.
 
     Attributes:
-        name: `torch (DEVICE)`.
+        name: `torch (DEVICE)`, or `torch-compile (DEVICE)`.
         concurrency: 1, see `Runner.concurrency`.
 
     Args:
@@ -35,6 +40,8 @@ class TorchRunner:
         device: `cpu`, `cuda`, or `cuda:1` and so on.
         input_shape: of one input, without the batch, where only one is right: a network that pools over the image
             would take any size.
+        compiled: run it through torch.compile, as one graph: a part that can't be compiled is an error. The first run
+            with another shape takes seconds.
 
     Raises:
         MissingComponentError: torch sees no such device.
@@ -48,8 +55,9 @@ class TorchRunner:
         output_name: str = "logits",
         device: str = "cpu",
         input_shape: tuple[int, ...] | None = None,
+        compiled: bool = False,
     ) -> None:
-        self.name = f"torch ({device})"
+        self.name = f"torch-compile ({device})" if compiled else f"torch ({device})"
         self.concurrency = 1
         if device != "cpu" and not torch.cuda.is_available():
             raise MissingComponentError(
@@ -61,28 +69,56 @@ class TorchRunner:
         shape = None if input_shape is None else (None, *input_shape)
         self._inputs = (InputSpec(input_name, np.float32, shape),)
         self._output_name = output_name
+        self._compiled = torch.compile(self._module, fullgraph=True) if compiled else None
+        self._taken: set[tuple[int, ...]] = set()
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Runs one batch; see `Runner.run`.
 
         Raises:
             DataError: the array has another name or dtype, or the module does not take its shape.
-            ModelError: the module returns something else than one tensor.
+            ModelError: the module returns something else than one tensor, or can't be compiled.
+            MissingComponentError: torch.compile lacks a compiler.
         """
         check_feeds(self._inputs, inputs)
-        name = self._inputs[0].name
-        # A copy, because the module may work in place, and a read-only array can't be shared with torch.
-        batch = torch.from_numpy(np.array(inputs[name])).to(self._device)
-        try:
-            with torch.inference_mode(), full_float32(self._device):
-                output = self._module(batch)
-        except Exception as error:  # a forward is foreign code: it may raise anything
-            raise DataError(
-                f"input '{name}': the torch module refuses float32 {inputs[name].shape}: {first_line(error)}"
-            ) from error
+        array = inputs[self._inputs[0].name]
+        with torch.inference_mode(), full_float32(self._device):
+            if self._compiled is None:
+                output = self._call(array)
+            else:
+                if array.shape not in self._taken:  # what torch itself refuses is no fault of the compiler
+                    self._call(array)
+                    self._taken.add(array.shape)
+                output = self._call_compiled(self._compiled, array)
         if not isinstance(output, torch.Tensor):
             raise ModelError(f"{type(self._module).__name__} returns a {type(output).__name__}, not one tensor")
         return {self._output_name: output.float().cpu().numpy()}
+
+    def _call(self, array: Array) -> object:
+        """What the module itself makes of an array."""
+        try:
+            return self._module(self._batch(array))
+        except Exception as error:  # a forward is foreign code: it may raise anything
+            raise DataError(
+                f"input '{self._inputs[0].name}': the torch module refuses float32 {array.shape}: {first_line(error)}"
+            ) from error
+
+    def _call_compiled(self, compiled: Callable[[torch.Tensor], object], array: Array) -> object:
+        """What the compiled module makes of an array; compiles it where the shape is new."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's own, of parts of itself
+                return compiled(self._batch(array))
+        except Exception as error:  # the compiler is several, and each has errors of its own
+            cause = getattr(error, "inner_exception", error)
+            what = f"torch.compile fails: {type(cause).__name__}: {first_line(cause)}"
+            if type(cause).__name__ in _NO_COMPILER:
+                raise MissingComponentError(f"{what}; install {_NO_COMPILER[type(cause).__name__]}") from error
+            raise ModelError(f"{what}; run it with --backend torch") from error
+
+    def _batch(self, array: Array) -> torch.Tensor:
+        """A copy, because a module may work in place, and a read-only array can't be shared with torch."""
+        return torch.from_numpy(np.array(array)).to(self._device)
 
     def __enter__(self) -> Self:
         return self
@@ -90,7 +126,8 @@ class TorchRunner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        return None
+        if self._compiled is not None:
+            torch.compiler.reset()  # what was compiled counts against a limit of the process until then
 
 
 def with_statistics(module: nn.Module, statistics: Mapping[str, Array]) -> nn.Module:

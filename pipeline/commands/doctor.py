@@ -12,9 +12,9 @@ from .options import json_option
 def command(json_path: str | None, force: bool) -> None:
     """Try every backend on a small model and say which work here.
 
-    tensorrt and tensorrt-rtx build an engine of it; the others run it. For each that does not work, the reason and the
-    line that installs it. The exit code is 3 where no backend works but
-    the slow reference evaluator.
+    tensorrt and tensorrt-rtx build an engine of it first; where they can build and not run, they WARN. For each that
+    does not work, the reason and the line that installs it. The exit code is 3 where no backend works but the slow
+    reference evaluator.
     """
     from dataclasses import asdict
 

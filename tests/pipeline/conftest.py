@@ -17,6 +17,8 @@ from vsfix.trainers.network import NetworkConfig, build_network
 from vsfix.trainers.preprocessing import Preprocessing
 from vsfix.trainers.training_config import TrainingConfig
 
+from .fake_machine import Machine
+
 
 @pytest.fixture(scope="session")
 def checkpoint_path(tmp_path_factory) -> Path:
@@ -60,3 +62,9 @@ def call():
         return CliRunner().invoke(vsfix, [str(argument) for argument in arguments], prog_name="vsfix")
 
     return invoke
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path) -> Machine:
+    """A machine on which stand-ins for a GPU, cuda-python and TensorRT can be installed."""
+    return Machine(monkeypatch, tmp_path)

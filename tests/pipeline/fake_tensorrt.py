@@ -1,14 +1,13 @@
 """A stand-in for the module `tensorrt` of 8.6, 10 and 11, which can't be installed without a GPU host's packages.
 
 What is there and what is not follows the Python API of each version: the names of 8.6.0 were read from its wheel, those
-of 10 and 11 from NVIDIA's documentation. An engine is the JSON that its inspector would give. Nothing is computed: this
-shows what vsfix asks of TensorRT, not what TensorRT does.
+of 10 and 11 from NVIDIA's documentation; `rtx` is the module `tensorrt_rtx` as far as it differs when an engine runs.
+Engines are those of `fake_engine`. This shows what vsfix asks of TensorRT, not what TensorRT does.
 """
 
 from __future__ import annotations
 
 import enum
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -19,23 +18,30 @@ import onnx
 import onnx.numpy_helper
 import onnx.shape_inference
 
+from .fake_cuda import FakeCuda
+from .fake_engine import Runtime, fake_plan
+
 KINDS = {"Conv": "CONVOLUTION", "BatchNormalization": "SCALE", "Relu": "ACTIVATION", "Gemm": "MATRIX_MULTIPLY"}
 DTYPES = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.FLOAT16: "HALF"}
 FLAGS = {
     "8.6": "FP16 INT8 FP8 TF32 OBEY_PRECISION_CONSTRAINTS",
     "10": "FP16 BF16 INT8 FP8 TF32 OBEY_PRECISION_CONSTRAINTS",
     "11": "TF32",
+    "rtx": "TF32",
 }
 NETWORK_FLAGS = {
     "8.6": "EXPLICIT_BATCH EXPLICIT_PRECISION",
     "10": "EXPLICIT_BATCH STRONGLY_TYPED",
     "11": "STRONGLY_TYPED",
+    "rtx": "STRONGLY_TYPED",
 }
 SOURCES = {
     "8.6": "CUBLAS CUBLAS_LT CUDNN EDGE_MASK_CONVOLUTIONS JIT_CONVOLUTIONS",
     "10": "EDGE_MASK_CONVOLUTIONS",
     "11": "",
+    "rtx": "",
 }
+VERSIONS = {"8.6": "8.6.0", "10": "10.13.0", "11": "11.4.0", "rtx": "1.7.1.116"}
 SPELLED = {"FLOAT": "FP32", "HALF": "FP16"}
 
 
@@ -51,19 +57,21 @@ def fake_tensorrt(
     computes_in: str = "",
     tactic: str = "sm80_conv",
     on_step: Callable[[], None] | None = None,
+    cuda: FakeCuda | None = None,
 ) -> ModuleType:
-    """A module for `8.6`, `10` or `11`.
+    """A module for `8.6`, `10`, `11` or `rtx`.
 
     Args:
         version: which.
-        gpu: without one, no builder can be made.
+        gpu: without one, no builder and no runtime can be made.
         computes_in: the type that engines compute in whatever was asked for; empty for what was.
         tactic: the kernel of each layer.
         on_step: called in the middle of a build.
+        cuda: where engines run; None where they are only inspected.
     """
     trt: Any = ModuleType("tensorrt")
-    trt.__version__ = {"8.6": "8.6.0", "10": "10.13.0", "11": "11.4.0"}[version]
-    trt.builds = []
+    trt.__version__ = VERSIONS[version]
+    trt.builds, trt.configs, trt.deaths = [], [], []
 
     class ILogger:
         INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = members("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
@@ -76,6 +84,9 @@ def fake_tensorrt(
     trt.LayerInformationFormat = members("LayerInformationFormat", "ONELINE JSON")
     trt.TacticSource = members("TacticSource", SOURCES[version])
     trt.DataType = members("DataType", "FLOAT HALF")
+    if version == "rtx":
+        trt.DynamicShapesKernelSpecializationStrategy = members("Strategy", "LAZY EAGER NONE")
+        trt.CudaGraphStrategy = members("CudaGraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE")
     if version != "8.6":
         trt.IProgressMonitor = type("IProgressMonitor", (), {})
     for name in ("IScaleLayer", "IConvolutionLayer", "IDeconvolutionLayer", "IConstantLayer"):
@@ -84,7 +95,7 @@ def fake_tensorrt(
         trt, version, log, gpu=gpu, computes_in=computes_in, tactic=tactic, on_step=on_step
     )
     trt.OnnxParser = lambda network, log: Parser(trt, version, network, log)
-    trt.Runtime = lambda log: SimpleNamespace(deserialize_cuda_engine=lambda plan: Engine(version, plan))
+    trt.Runtime = lambda log: Runtime(trt, version, log, cuda, gpu=gpu)
     return trt
 
 
@@ -114,7 +125,7 @@ class Network:
     num_inputs = 1
 
     def __init__(self, flags: int) -> None:
-        self.flags, self.layers, self.dynamic = flags, [], []
+        self.flags, self.layers, self.dynamic, self.model = flags, [], [], onnx.ModelProto()
 
     @property
     def num_layers(self) -> int:
@@ -143,7 +154,7 @@ class Parser:
 
     def parse_from_file(self, path: str) -> bool:
         assert Path(path).is_absolute()
-        model = onnx.shape_inference.infer_shapes(onnx.load(path))
+        model = self._network.model = onnx.shape_inference.infer_shapes(onnx.load(path))
         weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         types = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.value_info, *model.graph.output)}
         for index, node in enumerate(model.graph.node):
@@ -234,10 +245,10 @@ def make_builder(trt: Any, version: str, log: Any, **behaviour: Any) -> Any:
         if config.cache is not None:
             config.cache.data += b"timed;"
         strong = version == "11" or (
-            version == "10" and bool(network.flags & 1 << trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+            version in ("10", "rtx") and bool(network.flags & 1 << trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         )
         layers = [describe(layer, version, strong, config, trt, behaviour) for layer in network.layers]
-        return json.dumps({"Layers": layers, "dynamic": bool(network.dynamic)}).encode()
+        return fake_plan(network.model, config.profiles[0].shapes, version=trt.__version__, layers=layers)
 
     def create_profile() -> Any:
         profile = SimpleNamespace(shapes={})
@@ -283,27 +294,3 @@ def describe(layer: Layer, version: str, strong: bool, config: Any, trt: Any, be
         "Outputs": [tensor],
         "TacticName": behaviour["tactic"],
     }
-
-
-class Engine:
-    """A built engine. The inspector of 8.6 names no type of a dynamic tensor unless it is given a context."""
-
-    def __init__(self, version: str, plan: bytes) -> None:
-        self._document, self._version = json.loads(plan), version
-
-    def create_execution_context(self) -> Any:
-        context = SimpleNamespace(shapes={})
-        context.set_input_shape = lambda name, shape: context.shapes.__setitem__(name, shape)
-        return context
-
-    def create_engine_inspector(self) -> Any:
-        inspector = SimpleNamespace(execution_context=None)
-
-        def tell(form: Any) -> str:
-            if self._version == "8.6" and self._document["dynamic"] and inspector.execution_context is None:
-                for layer in self._document["Layers"]:
-                    layer["Outputs"][0]["Format/Datatype"] = "N/A due to dynamic shapes"
-            return json.dumps(self._document)
-
-        inspector.get_engine_information = tell
-        return inspector

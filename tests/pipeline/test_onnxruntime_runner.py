@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -164,3 +166,100 @@ def test_an_output_owns_its_memory(parse):
     with OnnxRuntimeRunner(model) as runner:
         outputs = runner.run({"x": x})
     assert all(array.flags.owndata and not np.may_share_memory(array, x) for array in outputs.values())
+
+
+GPU_PROVIDERS = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+@pytest.fixture
+def gpu_build(monkeypatch):
+    """A GPU build of ONNX Runtime: its sessions run on the CPU, and say what they are told of who took which node."""
+
+    def put(taken):
+        seen = []
+
+        class Session(onnxruntime.InferenceSession):
+            def __init__(self, source, options, providers, **more):
+                seen.append((providers, options, os.environ.get("NVIDIA_TF32_OVERRIDE")))
+                super().__init__(source, options, providers=["CPUExecutionProvider"], **more)
+                self.given = [name for name, _ in providers]
+
+            def get_providers(self):
+                return [*self.given, "CPUExecutionProvider"]
+
+            def run(self, *arguments):
+                seen.append(os.environ.get("NVIDIA_TF32_OVERRIDE"))
+                return super().run(*arguments)
+
+            def get_provider_graph_assignment_info(self):
+                return [SimpleNamespace(ep_name=name, get_nodes=lambda n=n: [None] * n) for name, n in taken]
+
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: GPU_PROVIDERS)
+        monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+        return seen
+
+    return put
+
+
+def test_the_tensorrt_provider_comes_first_and_computes_in_the_types_of_the_file(residual, images, gpu_build):
+    seen = gpu_build([("TensorrtExecutionProvider", 9)])
+    with OnnxRuntimeRunner(residual, provider="TensorrtExecutionProvider") as runner:
+        assert runner.name == "onnxruntime (TensorrtExecutionProvider)"
+        runner.run({"x": images})
+    (providers, options, _), _ = seen
+    assert [name for name, _ in providers] == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
+    assert providers[0][1] == {"trt_fp16_enable": "0", "trt_int8_enable": "0", "trt_engine_cache_enable": "0"}
+    assert options.use_deterministic_compute
+
+
+@pytest.mark.parametrize("provider", GPU_PROVIDERS[:2])
+def test_convolutions_on_cuda_are_chosen_by_rule_and_without_tf32(residual, gpu_build, provider):
+    seen = gpu_build([(provider, 9)])
+    OnnxRuntimeRunner(residual, provider=provider)
+    ((providers, _, _),) = seen
+    assert dict(providers)["CUDAExecutionProvider"] == {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+
+
+@pytest.mark.parametrize("before", [None, "1"])
+def test_tf32_stays_out_of_the_engines_of_the_tensorrt_provider(residual, images, gpu_build, monkeypatch, before):
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    if before is not None:
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", before)
+    seen = gpu_build([("TensorrtExecutionProvider", 9)])
+    OnnxRuntimeRunner(residual, provider="TensorrtExecutionProvider").run({"x": images})
+    assert [seen[0][2], seen[1]] == ["0", "0"]
+    assert os.environ.get("NVIDIA_TF32_OVERRIDE") == before
+
+
+@pytest.mark.parametrize("provider", GPU_PROVIDERS[:2])
+def test_a_provider_that_takes_no_node_is_refused(residual, gpu_build, provider):
+    gpu_build([("CPUExecutionProvider", 4), ("CPUExecutionProvider", 5)])
+    with pytest.raises(ModelError, match=f"{provider} can run no node of the model .9 by CPUExecutionProvider"):
+        OnnxRuntimeRunner(residual, provider=provider)
+
+
+def test_what_another_provider_runs_is_told_in_the_log(residual, gpu_build, caplog):
+    gpu_build([("TensorrtExecutionProvider", 7), ("CUDAExecutionProvider", 1), ("CUDAExecutionProvider", 1)])
+    OnnxRuntimeRunner(residual, provider="TensorrtExecutionProvider")
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "onnxruntime: 7 nodes are run by TensorrtExecutionProvider, 2 by CUDAExecutionProvider"
+    )
+
+
+def test_onnx_runtime_itself_says_who_took_which_node(residual):
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = onnxruntime.InferenceSession(
+        residual.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
+    )
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        pytest.skip("this ONNX Runtime is older than 1.24")
+    parts = session.get_provider_graph_assignment_info()
+    assert {part.ep_name for part in parts} == {"CPUExecutionProvider"}
+    assert sum(len(part.get_nodes()) for part in parts) > 5
+
+
+def test_without_the_tensorrt_provider_the_line_that_installs_it_is_given(residual):
+    with pytest.raises(MissingComponentError, match=r"pip install 'vsfix\[gpu,tensorrt\]'"):
+        OnnxRuntimeRunner(residual, provider="TensorrtExecutionProvider")

@@ -17,11 +17,12 @@ from vsfix.graph_passes.graph_pass import PassPipeline
 from vsfix.graph_passes.model_file import export_model, import_graph, read_model, write_model
 from vsfix.graph_passes.noise import Noise
 from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
+from vsfix.pipeline.backends.engine_file import sidecar_path
 from vsfix.pipeline.backends.engine_readback import read_back, require_read_back
 from vsfix.pipeline.backends.shape_profile import ShapeOptions
 from vsfix.pipeline.backends.tensorrt_library import open_library
 from vsfix.pipeline.build_config import BuildConfig
-from vsfix.pipeline.building import build_engine, sidecar_path
+from vsfix.pipeline.building import build_engine
 from vsfix.pipeline.casting import cast_model
 from vsfix.trainers.network import NetworkConfig, build_network
 from vsfix.trainers.onnx_export import export_onnx

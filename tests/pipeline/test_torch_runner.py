@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -102,3 +104,71 @@ def test_tf32_is_off_on_a_gpu_and_as_before_afterwards():
     with full_float32(torch.device("cuda")):
         assert [setting.fp32_precision for setting in settings] == ["ieee", "ieee"]
     assert [setting.fp32_precision for setting in settings] == before
+
+
+@pytest.fixture
+def compiler():
+    """torch.compile with nothing compiled before, and none of it left behind."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def test_compiled_it_computes_what_torch_itself_does_with_every_batch_size(compiler):
+    module = network()
+    with TorchRunner(module, compiled=True) as compiled, TorchRunner(module) as eager:
+        assert (compiled.name, compiled.concurrency) == ("torch-compile (cpu)", 1)
+        for seed, size in enumerate((6, 6, 4)):
+            x = np.random.default_rng(seed).normal(0, 3, (size, 4)).astype(np.float32)
+            x.flags.writeable = False
+            expected = eager.run({"input": x})["logits"]
+            np.testing.assert_allclose(compiled.run({"input": x})["logits"], expected, rtol=0, atol=2e-6)
+            assert np.abs(expected).max() > 0.1
+
+
+def test_compiled_it_is_another_program_and_not_the_module_itself(compiler):
+    calls = []
+
+    class Counting(nn.Module):
+        def forward(self, x):
+            if not torch.compiler.is_compiling():
+                calls.append(x.shape)
+            return x * 2
+
+    runner = TorchRunner(Counting(), compiled=True)
+    outputs = [runner.run({"input": X})["logits"] for _ in range(3)]
+    assert calls == [X.shape]  # the look whether torch itself takes the shape, once
+    np.testing.assert_array_equal(outputs[2], X * 2)
+
+
+def test_what_the_module_does_not_take_is_no_fault_of_the_compiler(compiler, capfd):
+    with pytest.raises(DataError, match=r"the torch module refuses float32 \(6, 3\)"):
+        TorchRunner(network(), compiled=True).run({"input": X[:, :3]})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_can_not_be_compiled_whole_is_an_error_in_one_line(compiler):
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    words = "torch.compile fails: Unsupported: Data-dependent branching; run it with --backend torch"
+    with pytest.raises(ModelError, match=words) as caught:
+        TorchRunner(Branching(), compiled=True).run({"input": X})
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_compiler_the_package_that_holds_one_is_named(compiler, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing compiled earlier serves
+    config = importlib.import_module("torch._inductor.config")
+    monkeypatch.setattr(config.cpp, "cxx", ("/nonexistent/g++",))
+    with pytest.raises(MissingComponentError, match=r"No working C\+\+ compiler .*apt-get install g\+\+") as caught:
+        TorchRunner(network(), compiled=True).run({"input": X})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_closed_runner_does_not_count_against_the_limit_of_compiled_programs(compiler, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("torch._dynamo.config"), "recompile_limit", 1)
+    for scale in (1, 2, 3):
+        with torch.random.fork_rng(), TorchRunner(nn.Linear(4, scale), compiled=True) as runner:
+            assert runner.run({"input": X})["logits"].shape == (6, scale)

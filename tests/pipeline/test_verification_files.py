@@ -164,4 +164,4 @@ def test_two_statements_about_preprocessing_are_reported(onnx_path, checkpoint_p
 
 def test_a_backend_that_is_not_here_is_missing(onnx_path):
     with pytest.raises(MissingComponentError):
-        verify_files(onnx_path, onnx_path, replace(QUICK, backends=("onnxruntime", "tensorrt")))
+        verify_files(onnx_path, onnx_path, replace(QUICK, backends=("onnxruntime", "onnxruntime-tensorrt")))

@@ -1,0 +1,122 @@
+"""An engine on disk: the plan, and the sidecar in which `vsfix build` says what it is.
+
+A plan holds code, and TensorRT runs it as it is. So one is loaded only where the sidecar beside it gives its SHA-256,
+or where the caller says that it is trusted. The sidecar also tells, before TensorRT is asked, whether an engine is for
+this runtime, this version and this GPU: NVIDIA promises that an engine runs in the version that built it and in no
+other, for TensorRT as for TensorRT-RTX.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vsfix.graph_passes.errors import BuildError, InputError, ModelError
+
+from .tensorrt_library import CURRENT
+
+_ANEW = "build it anew with `vsfix build`"
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """A plan that may be loaded.
+
+    Attributes:
+        path: where it was read.
+        plan: what TensorRT deserializes.
+        runtime: `tensorrt` or `tensorrt-rtx`; empty, as what follows, where there is no sidecar.
+        version: of the runtime that built it.
+        targets: compute capabilities as `sm89`; none where it is not known.
+    """
+
+    path: Path
+    plan: bytes
+    runtime: str = ""
+    version: str = ""
+    targets: tuple[str, ...] = ()
+
+    def require_version(self, runtime: str, version: str) -> None:
+        """Refuses an engine of another runtime or version.
+
+        Raises:
+            InputError: another runtime.
+            BuildError: another version.
+        """
+        if self.runtime and self.runtime != runtime:
+            raise InputError(f"{self.path}: is an engine of {self.runtime}; run it with --backend {self.runtime}")
+        if self.version and self.version != version:
+            raise BuildError(
+                f"{self.path}: was built with {runtime} {self.version}, and {version} is here; an engine runs only in "
+                f"the version that built it: {_ANEW}"
+            )
+
+    def require_target(self, capability: str) -> None:
+        """Refuses an engine for other GPUs.
+
+        Raises:
+            BuildError: naming the GPUs that it is for.
+        """
+        if self.targets and capability not in self.targets:
+            raise BuildError(
+                f"{self.path}: was built for {', '.join(self.targets)}, and the GPU here is {capability}; {_ANEW}"
+            )
+
+
+def sidecar_path(engine: Path) -> Path:
+    """Where the report of an engine stands: its name with `.json` behind."""
+    return engine.with_name(engine.name + ".json")
+
+
+def is_plan(head: bytes) -> bool:
+    """Whether the first bytes of a file are those of a plan: a letter that differs between runtimes, and `trt`."""
+    return head[1:4] == b"trt"
+
+
+def read_engine(path: Path, *, trust: bool = False) -> EngineFile:
+    """Reads a plan and its sidecar.
+
+    Args:
+        path: the plan.
+        trust: load it without a sidecar as well.
+
+    Raises:
+        ModelError: the plan or its sidecar is not there, can't be read, or is something else.
+        BuildError: the plan is not the one that the sidecar was written for.
+    """
+    try:
+        plan = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read ({error.strerror})") from error
+    if not plan:
+        raise ModelError(f"{path}: is empty; {_ANEW}")
+    sidecar = sidecar_path(path)
+    if sidecar.is_file():
+        return _with_sidecar(path, plan, sidecar)
+    if not is_plan(plan):
+        raise ModelError(f"{path}: is no engine of TensorRT; build one with `vsfix build`")
+    if not trust:
+        raise ModelError(
+            f"{path}: {sidecar.name} is not beside it, and a plan is code that runs here; {_ANEW}, or, where you trust "
+            "it, open it in Python with trust=True"
+        )
+    return EngineFile(path, plan)
+
+
+def _with_sidecar(path: Path, plan: bytes, sidecar: Path) -> EngineFile:
+    """The plan with what its sidecar says of it."""
+    try:
+        document: Any = json.loads(sidecar.read_text(encoding="utf-8"))
+        digest, runtime, version = (str(document["plan"]["sha256"]), str(document["runtime"]), str(document["version"]))
+        gpu = document.get("gpu")
+        targets = [str(gpu or target) if target == CURRENT else str(target) for target in document["targets"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"{sidecar}: is no report that `vsfix build` wrote of {path.name}; {_ANEW}") from None
+    if hashlib.sha256(plan).hexdigest() != digest:
+        raise BuildError(f"{path}: is corrupt: its SHA-256 is not the one in {sidecar.name}; {_ANEW}")
+    return EngineFile(path, plan, runtime, version, () if CURRENT in targets else tuple(targets))

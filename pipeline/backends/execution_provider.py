@@ -1,0 +1,73 @@
+"""The execution providers of ONNX Runtime, with everything pinned that changes numbers.
+
+No TF32, no type that is not in the file, and convolutions chosen by rule and not by timing, which would choose another
+one in the next session. The TensorRT provider takes the parts of a model that TensorRT can run; the rest runs on CUDA
+beside it, and is told in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from vsfix.graph_passes.errors import ModelError
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+_EXTRAS = {CPU: "cpu", CUDA: "gpu", TENSORRT: "gpu,tensorrt"}
+_CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+_TENSORRT_OPTIONS = {"trt_fp16_enable": "0", "trt_int8_enable": "0", "trt_engine_cache_enable": "0"}
+PROVIDERS: Mapping[str, list[tuple[str, dict[str, str]]]] = {
+    CPU: [(CPU, {})],
+    CUDA: [(CUDA, _CUDA_OPTIONS)],
+    TENSORRT: [(TENSORRT, _TENSORRT_OPTIONS), (CUDA, _CUDA_OPTIONS)],
+}
+_TENSOR_FLOAT = "NVIDIA_TF32_OVERRIDE"
+_LOGGER = logging.getLogger(__name__)
+
+
+def install_line(provider: str) -> str:
+    """The command that installs the ONNX Runtime which holds `provider`."""
+    return f"pip install 'vsfix[{_EXTRAS[provider]}]'"
+
+
+@contextmanager
+def without_tensor_float(provider: str) -> Iterator[None]:
+    """Keeps TF32 out of the engines of the TensorRT provider, which has no option for it but this variable.
+
+    The engines are built when a session is opened, and in a run with new shapes. A library keeps what it read first.
+    """
+    if provider != TENSORRT:
+        yield
+        return
+    before = os.environ.get(_TENSOR_FLOAT)
+    os.environ[_TENSOR_FLOAT] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[_TENSOR_FLOAT]
+        if before is not None:
+            os.environ[_TENSOR_FLOAT] = before
+
+
+def require_work(session: Any, provider: str) -> None:
+    """Refuses a provider that took no node, as far as ONNX Runtime tells: from 1.24 on, where it was asked to.
+
+    Raises:
+        ModelError: naming those that took the nodes.
+    """
+    if provider == CPU or not hasattr(session, "get_provider_graph_assignment_info"):
+        return
+    taken: Counter[str] = Counter()
+    for part in session.get_provider_graph_assignment_info():
+        taken[part.ep_name] += len(part.get_nodes())
+    others = ", ".join(f"{count} by {name}" for name, count in taken.items() if name != provider)
+    if not taken[provider]:
+        raise ModelError(f"onnxruntime: {provider} can run no node of the model ({others or 'it has none'})")
+    if others:
+        _LOGGER.warning("onnxruntime: %d nodes are run by %s, %s", taken[provider], provider, others)
