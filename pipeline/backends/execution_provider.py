@@ -2,7 +2,7 @@
 
 No TF32, no type that is not in the file, and convolutions chosen by rule and not by timing, which would choose another
 one in the next session. The TensorRT provider takes the parts of a model that TensorRT can run; the rest runs on CUDA
-beside it, and is told in the log.
+beside it, and is told in the log. It takes types as a permission only: a float16 file is allowed float16 everywhere.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import onnx
 
 from vsfix.graph_passes.errors import ModelError
 
@@ -22,11 +25,7 @@ TENSORRT = "TensorrtExecutionProvider"
 _EXTRAS = {CPU: "cpu", CUDA: "gpu", TENSORRT: "gpu,tensorrt"}
 _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 _TENSORRT_OPTIONS = {"trt_fp16_enable": "0", "trt_int8_enable": "0", "trt_engine_cache_enable": "0"}
-PROVIDERS: Mapping[str, list[tuple[str, dict[str, str]]]] = {
-    CPU: [(CPU, {})],
-    CUDA: [(CUDA, _CUDA_OPTIONS)],
-    TENSORRT: [(TENSORRT, _TENSORRT_OPTIONS), (CUDA, _CUDA_OPTIONS)],
-}
+_PERMISSIONS = {onnx.TensorProto.FLOAT16: "trt_fp16_enable", onnx.TensorProto.BFLOAT16: "trt_bf16_enable"}
 _TENSOR_FLOAT = "NVIDIA_TF32_OVERRIDE"
 _LOGGER = logging.getLogger(__name__)
 
@@ -34,6 +33,24 @@ _LOGGER = logging.getLogger(__name__)
 def install_line(provider: str) -> str:
     """The command that installs the ONNX Runtime which holds `provider`."""
     return f"pip install 'vsfix[{_EXTRAS[provider]}]'"
+
+
+def provider_options(provider: str, model: Path | onnx.ModelProto) -> list[tuple[str, dict[str, str]]]:
+    """What a session takes as its providers.
+
+    Args:
+        provider: `CPU`, `CUDA` or `TENSORRT`, which has CUDA behind it.
+        model: what will run, for its types.
+    """
+    if provider == CPU:
+        return [(CPU, {})]
+    if provider == CUDA:
+        return [(CUDA, dict(_CUDA_OPTIONS))]
+    graph = (onnx.load(model, load_external_data=False) if isinstance(model, Path) else model).graph
+    types = {tensor.data_type for tensor in graph.initializer}
+    types |= {value.type.tensor_type.elem_type for value in graph.input}
+    allowed = {option: "1" for kind, option in _PERMISSIONS.items() if kind in types}
+    return [(TENSORRT, _TENSORRT_OPTIONS | allowed), (CUDA, dict(_CUDA_OPTIONS))]
 
 
 @contextmanager

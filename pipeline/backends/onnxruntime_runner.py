@@ -20,7 +20,7 @@ from vsfix.graph_passes.external_data import detach_weights, fits_one_file
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import first_line
 
-from .execution_provider import CPU, PROVIDERS, install_line, require_work, without_tensor_float
+from .execution_provider import CPU, install_line, provider_options, require_work, without_tensor_float
 from .feeds import InputSpec, check_feeds
 
 _SILENT = 4
@@ -52,7 +52,7 @@ class OnnxRuntimeRunner:
 
     Args:
         model: a file, or a model in memory.
-        provider: the execution provider that must run the model, one of `PROVIDERS`.
+        provider: the execution provider that must run the model, one of those in `execution_provider`.
         concurrency: None for one large run at a time; a number for small runs, so many at once.
 
     Raises:
@@ -160,7 +160,7 @@ def _open_session(model: Path | onnx.ModelProto, provider: str, concurrency: int
         session = onnxruntime.InferenceSession(
             source,
             options,
-            providers=PROVIDERS[provider],
+            providers=provider_options(provider, model),
             enable_fallback=0,  # the fallback prints on stdout
         )
     except ModelError:

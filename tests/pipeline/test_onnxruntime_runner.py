@@ -5,6 +5,7 @@ import os
 import sys
 from types import SimpleNamespace
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -210,6 +211,23 @@ def test_the_tensorrt_provider_comes_first_and_computes_in_the_types_of_the_file
     assert [name for name, _ in providers] == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
     assert providers[0][1] == {"trt_fp16_enable": "0", "trt_int8_enable": "0", "trt_engine_cache_enable": "0"}
     assert options.use_deterministic_compute
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "allowed"),
+    [("float16", np.float16, {"trt_fp16_enable"}), ("bfloat16", ml_dtypes.bfloat16, {"trt_bf16_enable"})],
+)
+@pytest.mark.parametrize("in_a_file", [False, True])
+def test_the_tensorrt_provider_may_use_a_type_only_where_the_file_does(
+    parse, gpu_build, tmp_path, kind, dtype, allowed, in_a_file
+):
+    body = f"(float[N] x) => (float[N] y) {{ h = Cast <to: int = {10 if kind == 'float16' else 16}> (x)\n z = Cast <to: int = 1> (w)\n c = Cast <to: int = 1> (h)\n y = Add (c, z) }}"
+    model = parse(body, {"w": np.ones(1, dtype)})
+    onnx.save(model, tmp_path / "m.onnx")
+    seen = gpu_build([("TensorrtExecutionProvider", 9)])
+    OnnxRuntimeRunner(tmp_path / "m.onnx" if in_a_file else model, provider="TensorrtExecutionProvider")
+    options = dict(seen[0][0])["TensorrtExecutionProvider"]
+    assert {name for name, value in options.items() if value == "1"} == allowed
 
 
 @pytest.mark.parametrize("provider", GPU_PROVIDERS[:2])
