@@ -6,7 +6,8 @@ runtimes        backends/ (one module for each runner), environment, doctor
 inspect         preparation, lost_noise, inspection
 optimize        repair_config, method_choice, estimation, repair, repair_report, casting, accuracy,
                 optimization
-build           build_config, building, build_progress, build_table
+build           build_config, file_description, refit_form, building, build_progress, build_table
+refit           engine_sidecar, refitting
 verify          metrics, verification, verification_files, verification_table
 train, export   training_network, exporting
 report          figure, report, demo

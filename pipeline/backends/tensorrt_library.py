@@ -8,6 +8,7 @@
     node of an error      its index               index and name   index and name  index and name
     timing cache          yes                     yes              yes             none
     targets               this GPU                this GPU         this GPU        compute capabilities, no GPU needed
+    refit                 all weights             named weights    named weights   named weights, needs a GPU
 
 With 8.6 the tactics of cuBLAS and cuDNN stay off, as they do by default from 10 on: a host then needs neither.
 """
@@ -25,10 +26,12 @@ from typing import Any
 import onnx
 
 from vsfix.graph_passes.errors import BuildError, InputError, MissingComponentError
+from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import first_line
 
 from .engine_inspection import read_inspection
 from .engine_layers import EngineLayer, ParsedLayer, is_quantized
+from .engine_refit import mark_refittable, refit_engine
 from .parse_errors import ParseError, describe_parse_errors
 from .parsed_network import ParsedNetwork, read_errors, read_network
 from .shape_profile import ShapeRange
@@ -39,7 +42,8 @@ INSTALL_LINES = {"tensorrt": "pip install 'vsfix[tensorrt]'", "tensorrt-rtx": "p
 CURRENT = "current"
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _NO_GPU = re.compile(
-    r"cudaError (35|100|101|999)\b|CUDA driver version|no CUDA-capable|CUDA initialization", re.IGNORECASE
+    r"cudaError (35|100|101|999)\b|CUDA driver version|no CUDA-capable|CUDA initialization|status == CUDA_SUCCESS",
+    re.IGNORECASE,
 )
 _NOT_PINNED = frozenset({"CONSTANT", "SHAPE", "CAST", "IDENTITY", "SHUFFLE", "QUANTIZE", "DEQUANTIZE", "ASSERTION"})
 
@@ -54,6 +58,7 @@ class BuildOptions:
         tensor_float: whether float32 may be rounded to TensorFloat-32 in products.
         workspace: the most scratch memory of a layer in bytes; None for TensorRT's own limit, the memory of the GPU.
         timings: a timing cache of earlier builds; None for no cache.
+        refittable: the weights that the engine shall take anew, by name; none for an engine that can't be refitted.
     """
 
     profile: Mapping[str, ShapeRange]
@@ -61,6 +66,7 @@ class BuildOptions:
     tensor_float: bool = False
     workspace: int | None = None
     timings: bytes | None = None
+    refittable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,10 +76,12 @@ class BuiltEngine:
     Attributes:
         plan: what goes into the file.
         timings: the timing cache after the build; None where there is none.
+        refit: `individual` or `all`, the weights that can be given anew; empty for none.
     """
 
     plan: bytes = field(repr=False)
     timings: bytes | None = field(repr=False, default=None)
+    refit: str = ""
 
 
 def open_library(runtime: str) -> TensorRt:
@@ -172,14 +180,16 @@ class TensorRt:
         if options.workspace is not None:
             config.set_memory_pool_limit(self._trt.MemoryPoolType.WORKSPACE, options.workspace)
         cache = self._set_timings(config, options.timings)
+        refit = mark_refittable(self._trt, config, network, options.refittable) if options.refittable else ""
         with Interruption() as interruption:
             monitor = make_monitor(self._trt, progress, interruption)
             if monitor is not None:
                 config.progress_monitor = monitor
             plan = builder.build_serialized_network(network, config)
             if plan is None and not interruption.came:
-                raise self._failure("no engine could be built")
-        return BuiltEngine(bytes(plan), None if cache is None else bytes(config.get_timing_cache().serialize()))
+                raise self._failure("no engine could be built", refit=bool(refit))
+        timings = None if cache is None else bytes(config.get_timing_cache().serialize())
+        return BuiltEngine(bytes(plan), timings, refit)
 
     def inspect(self, plan: bytes, profile: Mapping[str, ShapeRange]) -> tuple[EngineLayer, ...]:
         """Loads an engine and asks its inspector.
@@ -188,12 +198,7 @@ class TensorRt:
             MissingComponentError: no GPU here can load it.
             BuildError: the inspector says nothing.
         """
-        self._log.errors.clear()
-        engine = self._trt.Runtime(self._log).deserialize_cuda_engine(plan)
-        if engine is None:
-            said = next((text for text in self._log.errors if _NO_GPU.search(text)), "")
-            reason = "no GPU and driver for it here" if said else self._said()
-            raise MissingComponentError(f"the engine can't be loaded on this machine: {reason}")
+        engine = self._load(self._trt.Runtime(self._log), plan)
         inspector = engine.create_engine_inspector()
         if any(not found.is_fixed for found in profile.values()):
             context = engine.create_execution_context()  # without one, 8.6 names no type where a shape is dynamic
@@ -201,6 +206,28 @@ class TensorRt:
                 context.set_input_shape(name, found.optimum)
             inspector.execution_context = context
         return read_inspection(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+
+    def refit(
+        self, plan: bytes, changed: Mapping[str, Array], known: Mapping[str, Array]
+    ) -> tuple[bytes, tuple[str, ...]]:
+        """Gives a serialized engine new weights; see `engine_refit.refit_engine`.
+
+        Raises:
+            MissingComponentError: no GPU here can load it.
+            BuildError: it can't be refitted, or TensorRT refuses a weight.
+        """
+        runtime = self._trt.Runtime(self._log)  # must outlive its engine
+        return refit_engine(self._trt, self._log, self._load(runtime, plan), changed, known)
+
+    def _load(self, runtime: Any, plan: bytes) -> Any:
+        """The engine of a plan, or the reason why this machine can't load it."""
+        self._log.errors.clear()
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            said = next((text for text in self._log.errors if _NO_GPU.search(text)), "")
+            reason = "no GPU and driver for it here" if said else self._said()
+            raise MissingComponentError(f"the engine can't be loaded on this machine: {reason}")
+        return engine
 
     def _make_builder(self) -> Any:
         """A builder, or the reason why none can be made."""
@@ -281,10 +308,12 @@ class TensorRt:
             config.set_timing_cache(cache, False)
         return cache
 
-    def _failure(self, what: str) -> BuildError | MissingComponentError:
+    def _failure(self, what: str, *, refit: bool = False) -> BuildError | MissingComponentError:
         """The error for something that TensorRT did not do."""
         if any(_NO_GPU.search(text) for text in self._log.errors):
             advice = f"name the GPUs to build for with --target {','.join(self.capabilities[-3:])}"
+            if refit:
+                advice = "a refittable engine can't be built without one; build on a machine that has it"
             return MissingComponentError(
                 f"{self.runtime} {self.version} finds no NVIDIA GPU and driver here: "
                 f"{advice if self.capabilities else 'check with nvidia-smi'}"

@@ -1,12 +1,13 @@
 """A stand-in for the module `tensorrt` of 8.6, 10 and 11, which can't be installed without a GPU host's packages.
 
 What is there and what is not follows the Python API of each version: the names of 8.6.0 were read from its wheel, those
-of 10 and 11 from NVIDIA's documentation. An engine is the JSON that its inspector would give. Nothing is computed: this
-shows what vsfix asks of TensorRT, not what TensorRT does.
+of 10 and 11 from NVIDIA's documentation. An engine is the JSON that its inspector would give, with the weights that can
+be refitted. Nothing is computed: this shows what vsfix asks of TensorRT, not what TensorRT does.
 """
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import json
 from collections.abc import Callable
@@ -19,24 +20,29 @@ import onnx
 import onnx.numpy_helper
 import onnx.shape_inference
 
-KINDS = {"Conv": "CONVOLUTION", "BatchNormalization": "SCALE", "Relu": "ACTIVATION", "Gemm": "MATRIX_MULTIPLY"}
-DTYPES = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.FLOAT16: "HALF"}
+KINDS = {
+    **{"Conv": "CONVOLUTION", "BatchNormalization": "SCALE", "Relu": "ACTIVATION", "Gemm": "MATRIX_MULTIPLY"},
+    **{"Mul": "ELEMENTWISE", "Add": "ELEMENTWISE"},
+}
+DTYPES = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.FLOAT16: "HALF", onnx.TensorProto.BFLOAT16: "BF16"}
+NUMPY = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 FLAGS = {
-    "8.6": "FP16 INT8 FP8 TF32 OBEY_PRECISION_CONSTRAINTS",
-    "10": "FP16 BF16 INT8 FP8 TF32 OBEY_PRECISION_CONSTRAINTS",
-    "11": "TF32",
+    "8.6": "FP16 INT8 FP8 TF32 OBEY_PRECISION_CONSTRAINTS REFIT",
+    "10": "FP16 BF16 INT8 FP8 TF32 OBEY_PRECISION_CONSTRAINTS REFIT REFIT_INDIVIDUAL",
+    "11": "TF32 REFIT REFIT_INDIVIDUAL",
 }
 NETWORK_FLAGS = {
     "8.6": "EXPLICIT_BATCH EXPLICIT_PRECISION",
     "10": "EXPLICIT_BATCH STRONGLY_TYPED",
     "11": "STRONGLY_TYPED",
 }
+SERIALIZATION_FLAGS = {"10": "EXCLUDE_WEIGHTS EXCLUDE_LEAN_RUNTIME", "11": "EXCLUDE_WEIGHTS INCLUDE_REFIT"}
 SOURCES = {
     "8.6": "CUBLAS CUBLAS_LT CUDNN EDGE_MASK_CONVOLUTIONS JIT_CONVOLUTIONS",
     "10": "EDGE_MASK_CONVOLUTIONS",
     "11": "",
 }
-SPELLED = {"FLOAT": "FP32", "HALF": "FP16"}
+SPELLED = {"FLOAT": "FP32", "HALF": "FP16", "BF16": "BF16"}
 
 
 def members(name: str, text: str) -> Any:
@@ -75,16 +81,18 @@ def fake_tensorrt(
     trt.ProfilingVerbosity = members("ProfilingVerbosity", "LAYER_NAMES_ONLY NONE DETAILED")
     trt.LayerInformationFormat = members("LayerInformationFormat", "ONELINE JSON")
     trt.TacticSource = members("TacticSource", SOURCES[version])
-    trt.DataType = members("DataType", "FLOAT HALF")
+    trt.DataType = members("DataType", "FLOAT HALF BF16")
+    trt.Weights, trt.Refitter = Weights, Refitter
     if version != "8.6":
         trt.IProgressMonitor = type("IProgressMonitor", (), {})
+        trt.SerializationFlag = members("SerializationFlag", SERIALIZATION_FLAGS[version])
     for name in ("IScaleLayer", "IConvolutionLayer", "IDeconvolutionLayer", "IConstantLayer"):
         setattr(trt, name, type(name, (Layer,), {}))
     trt.Builder = lambda log: make_builder(
         trt, version, log, gpu=gpu, computes_in=computes_in, tactic=tactic, on_step=on_step
     )
     trt.OnnxParser = lambda network, log: Parser(trt, version, network, log)
-    trt.Runtime = lambda log: SimpleNamespace(deserialize_cuda_engine=lambda plan: Engine(version, plan))
+    trt.Runtime = lambda log: make_runtime(trt, version, log, gpu=gpu)
     return trt
 
 
@@ -109,12 +117,29 @@ class Layer:
 
 
 class Network:
-    """Layers, one input, and the flags that it was created with."""
+    """Layers, inputs and outputs, weights by name and by layer, and the flags that it was created with."""
 
-    num_inputs = 1
-
-    def __init__(self, flags: int) -> None:
+    def __init__(self, version: str, flags: int) -> None:
         self.flags, self.layers, self.dynamic = flags, [], []
+        self.inputs, self.outputs, self.weights, self.fused, self.marked = [], [], {}, [], set()
+        if version != "8.6":
+            self.mark_weights_refittable = self._mark
+
+    def _mark(self, name: str) -> bool:
+        known = any(name in names for names in self.fused)
+        self.marked |= {name} if known else set()
+        return known
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.outputs)
+
+    def get_output(self, index: int) -> Any:
+        return self.outputs[index]
 
     @property
     def num_layers(self) -> int:
@@ -124,11 +149,11 @@ class Network:
         return self.layers[index]
 
     def get_input(self, index: int) -> Any:
-        return SimpleNamespace(name="x", is_shape_tensor=False)
+        return self.inputs[index]
 
 
 class Parser:
-    """Reads Conv, BatchNormalization, Relu and Gemm; refuses every other operator."""
+    """Reads the operators of `KINDS`; refuses every other one."""
 
     def __init__(self, trt: Any, version: str, network: Any, log: Any) -> None:
         self._trt, self._version, self._network, self._log = trt, version, network, log
@@ -151,18 +176,27 @@ class Parser:
                 self._errors.append(self._error(index, node))
                 self._log.log(self._trt.ILogger.ERROR, "While parsing node number")
                 continue
-            values = [weights[name] for name in node.input[1:]]
-            arrays = {"kernel": values[0], "bias": values[1]} if node.op_type == "Conv" else {}
+            values = [weights[name] for name in node.input[1:] if name in weights]
+            if node.op_type != "BatchNormalization":  # what the parser folds of one has no name of the file
+                self._network.fused.append([name for name in node.input if name in weights])
+            arrays = dict(zip(("kernel", "bias"), values, strict=False)) if node.op_type == "Conv" else {}
             if node.op_type == "BatchNormalization":
                 gamma, beta, mean, var = values
                 scale = gamma / np.sqrt(var + np.array(1e-5, var.dtype))
                 arrays = {"scale": scale, "shift": beta - scale * mean}
             dtype = DTYPES[types[node.output[0]]]
             self._network.layers.append(Layer(self._trt, node.name, KINDS[node.op_type], dtype, arrays))
-        self._network.dynamic = [
-            v.name for v in model.graph.input if any(d.dim_param for d in v.type.tensor_type.shape.dim)
-        ]
+        self._network.weights = weights
+        self._network.inputs = [self._tensor(value) for value in model.graph.input]
+        self._network.outputs = [self._tensor(value) for value in model.graph.output]
+        self._network.dynamic = [tensor.name for tensor in self._network.inputs if -1 in tensor.shape]
         return not self._errors
+
+    def _tensor(self, value: onnx.ValueInfoProto) -> Any:
+        tensor = value.type.tensor_type
+        shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim)
+        dtype = self._trt.DataType[DTYPES[tensor.elem_type]]
+        return SimpleNamespace(name=value.name, dtype=dtype, shape=shape, is_shape_tensor=False)
 
     def _error(self, index: int, node: onnx.NodeProto) -> Any:
         error = SimpleNamespace(desc=lambda: "false", node=lambda: index, code=lambda: 8)
@@ -222,7 +256,7 @@ def make_builder(trt: Any, version: str, log: Any, **behaviour: Any) -> Any:
     def create_network(flags: int = 0) -> Any:
         if version == "8.6":
             assert flags == 1 << trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH
-        return Network(flags)
+        return Network(version, flags)
 
     def build(network: Any, config: Any) -> bytes | None:
         trt.builds.append((network, config))
@@ -237,7 +271,8 @@ def make_builder(trt: Any, version: str, log: Any, **behaviour: Any) -> Any:
             version == "10" and bool(network.flags & 1 << trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         )
         layers = [describe(layer, version, strong, config, trt, behaviour) for layer in network.layers]
-        return json.dumps({"Layers": layers, "dynamic": bool(network.dynamic)}).encode()
+        document = {"Layers": layers, "dynamic": bool(network.dynamic), **refittable_part(trt, network, config)}
+        return json.dumps(document).encode()
 
     def create_profile() -> Any:
         profile = SimpleNamespace(shapes={})
@@ -250,6 +285,59 @@ def make_builder(trt: Any, version: str, log: Any, **behaviour: Any) -> Any:
         create_optimization_profile=create_profile,
         build_serialized_network=build,
     )
+
+
+def refittable_part(trt: Any, network: Network, config: Any) -> dict[str, Any]:
+    """The weights that a plan can be given anew, and which of them are fused with each other."""
+    names = network.marked if getattr(trt.BuilderFlag, "REFIT_INDIVIDUAL", None) in config.flags else set()
+    if trt.BuilderFlag.REFIT in config.flags:
+        names = {name for group in network.fused for name in group}
+    fused = [[name for name in group if name in names] for group in network.fused]
+    held = {name: [network.weights[name].dtype.name, network.weights[name].tobytes().hex()] for name in sorted(names)}
+    return {"weights": held, "fused": fused} if names else {}
+
+
+def held_weights(plan: bytes) -> dict[str, np.ndarray]:
+    """The weights in a plan, flat, by name."""
+    held = json.loads(plan).get("weights", {})
+    return {name: np.frombuffer(bytes.fromhex(raw), np.dtype(dtype)) for name, (dtype, raw) in held.items()}
+
+
+class Weights:
+    """Weights as TensorRT takes them: an array, or a type, an address and a count."""
+
+    def __init__(self, source: Any, address: int = 0, count: int = 0) -> None:
+        if isinstance(source, np.ndarray):
+            self.dtype, self.raw = source.dtype.name, source.tobytes()
+        else:
+            self.dtype = NUMPY[source.name]
+            self.raw = ctypes.string_at(address, count * np.dtype(self.dtype).itemsize)
+
+
+class Refitter:
+    """Sets weights of an engine; wants those again that are fused with what was set."""
+
+    def __init__(self, engine: Engine, log: Any) -> None:
+        self._document, self._log, self._set = engine.document, log, {}
+
+    def set_named_weights(self, name: str, weights: Weights) -> bool:
+        dtype, raw = self._document.get("weights", {}).get(name, ("", ""))
+        if weights.dtype != dtype or len(weights.raw) != len(raw) // 2:
+            self._log.log(self._log.ERROR, f"Error Code 3: no weights {name} of this type and size")
+            return False
+        self._set[name] = weights
+        return True
+
+    def get_missing_weights(self) -> list[str]:
+        touched = [group for group in self._document["fused"] if any(name in self._set for name in group)]
+        return [name for group in touched for name in group if name not in self._set]
+
+    def refit_cuda_engine(self) -> bool:
+        if self.get_missing_weights():
+            return False
+        for name, weights in self._set.items():
+            self._document["weights"][name] = [weights.dtype, weights.raw.hex()]
+        return True
 
 
 def report_progress(config: Any, on_step: Callable[[], None] | None) -> bool:
@@ -273,7 +361,10 @@ def describe(layer: Layer, version: str, strong: bool, config: Any, trt: Any, be
         permitted = trt.BuilderFlag.FP16 in config.flags and trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS in config.flags
         dtype = dtype if dtype != "HALF" or (permitted and layer.pinned == "HALF") else "FLOAT"
     dtype = behaviour["computes_in"] or dtype
-    text = {"DataType": {"FLOAT": "Float", "HALF": "Half"}[dtype], "Format": "Row major linear format (kLINEAR)"}
+    text = {
+        "DataType": {"FLOAT": "Float", "HALF": "Half", "BF16": "BFloat16"}[dtype],
+        "Format": "Row major linear format (kLINEAR)",
+    }
     if version != "11":
         text = {"Format/Datatype": f"Row major linear {SPELLED[dtype]} format"}
     tensor = {"Name": layer.name, **text}
@@ -289,7 +380,11 @@ class Engine:
     """A built engine. The inspector of 8.6 names no type of a dynamic tensor unless it is given a context."""
 
     def __init__(self, version: str, plan: bytes) -> None:
-        self._document, self._version = json.loads(plan), version
+        self.document, self._version = json.loads(plan), version
+
+    @property
+    def refittable(self) -> bool:
+        return "weights" in self.document
 
     def create_execution_context(self) -> Any:
         context = SimpleNamespace(shapes={})
@@ -300,10 +395,45 @@ class Engine:
         inspector = SimpleNamespace(execution_context=None)
 
         def tell(form: Any) -> str:
-            if self._version == "8.6" and self._document["dynamic"] and inspector.execution_context is None:
-                for layer in self._document["Layers"]:
+            if self._version == "8.6" and self.document["dynamic"] and inspector.execution_context is None:
+                for layer in self.document["Layers"]:
                     layer["Outputs"][0]["Format/Datatype"] = "N/A due to dynamic shapes"
-            return json.dumps(self._document)
+            return json.dumps({"Layers": self.document["Layers"]})
 
         inspector.get_engine_information = tell
         return inspector
+
+
+def make_runtime(trt: Any, version: str, log: Any, *, gpu: bool) -> Any:
+    """What loads a plan, where there is a GPU."""
+
+    def load(plan: bytes) -> Engine | None:
+        if not gpu:
+            log.log(trt.ILogger.ERROR, "CUDA initialization failure with error: 35")
+        return make_engine(trt, version, plan) if gpu else None
+
+    return SimpleNamespace(deserialize_cuda_engine=load)
+
+
+def make_engine(trt: Any, version: str, plan: bytes) -> Engine:
+    """A plan, loaded; what writes it again differs between the versions."""
+    engine = Engine(version, plan)
+
+    def serialize_with_config(config: Any) -> bytes:
+        kept = dict(engine.document)
+        stays = version == "10" or trt.SerializationFlag.INCLUDE_REFIT in config.flags
+        if not stays or trt.SerializationFlag.EXCLUDE_WEIGHTS in config.flags:
+            kept.pop("weights", None)
+        return json.dumps(kept).encode()
+
+    def create_serialization_config() -> Any:
+        config = SimpleNamespace(flags={trt.SerializationFlag.EXCLUDE_WEIGHTS})
+        config.set_flag, config.clear_flag = config.flags.add, config.flags.discard
+        return config
+
+    if version == "8.6":
+        engine.serialize = lambda: json.dumps(engine.document).encode()
+    else:
+        engine.serialize_with_config = serialize_with_config
+        engine.create_serialization_config = create_serialization_config
+    return engine

@@ -28,8 +28,9 @@ OPTIONS = {
     "inspect": "--batch-size --data --force --json --samples --seed MODEL",
     "optimize": "--batch-size --data --dry-run --eval-data --eval-split --fold --force --html --input-shape --json --layers "
     "--max-memory --method --noise --output --precision --samples --seed --statistics MODEL",
-    "build": "--force --json --max-shapes --min-shapes --opt-shapes --output --precision --runtime --shapes --target "
-    "--timing-cache --workspace MODEL",
+    "build": "--force --json --max-shapes --min-shapes --opt-shapes --output --precision --refit --runtime --shapes "
+    "--target --timing-cache --workspace MODEL",
+    "refit": "--force --json --output ENGINE MODEL",
     "verify": "--against --backend --batch-size --data --force --json --min-agreement --min-snr --samples --seed --split "
     "--statistics MODEL",
     "doctor": "--force --json",
