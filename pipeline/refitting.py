@@ -12,6 +12,7 @@ from vsfix.graph_passes.atomic_file import atomic_paths
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.external_data import external_data_files
 from vsfix.graph_passes.model_file import read_metadata, read_model
+from vsfix.graph_passes.structure_digest import initializer_values
 
 from .backends.tensorrt_library import open_library
 from .building import sidecar_path
@@ -74,7 +75,8 @@ def refit(engine: Path, model_path: Path, output: Path, *, force: bool = False) 
         raise InputError(f"{model_path}: has the weights that {engine} holds already: there is nothing to refit")
     library = open_library(sidecar.runtime)
     _require_version(sidecar, library.version)
-    plan, also_set = library.refit(engine.read_bytes(), changed, form.weights)
+    known = initializer_values(form.model, {tensor.name for tensor in form.model.graph.initializer})
+    plan, also_set = library.refit(engine.read_bytes(), changed, known)
     document = _new_sidecar(sidecar, model_path, model, output, plan) | {"refit": asdict(offered)}
     document["refits"] = [*sidecar.document.get("refits", ()), _entry(sidecar, tuple(changed), also_set)]
     with atomic_paths([output, sidecar_path(output)], force=force) as (new_plan, new_sidecar):

@@ -17,23 +17,31 @@ from typing import Any
 
 import numpy as np
 
-from vsfix.graph_passes.errors import BuildError, InputError
+from vsfix.graph_passes.errors import BuildError, InputError, MissingComponentError
 from vsfix.graph_passes.inference import Array
+
+from .gpu_capability import compute_capability
 
 INDIVIDUAL, ALL = "individual", "all"
 _DROPS_BIASES = re.compile(r"11\.[0-3]\b")
 
 
 def require_refit(runtime: str, version: str) -> None:
-    """Refuses a version whose refittable engines compute something else.
+    """Refuses a version whose refittable engines compute something else, and a machine that can't build one.
 
     Raises:
         InputError: names the versions that don't.
+        MissingComponentError: TensorRT-RTX compiles a refittable engine on a GPU only, whatever its target.
     """
     if runtime == "tensorrt" and _DROPS_BIASES.match(version):
         raise InputError(
             f"--refit: a refittable engine of TensorRT {version} may compute with a bias of 0 (a known issue of 11.3); "
             "take 10, or 11.4 and newer, or leave --refit out"
+        )
+    if runtime == "tensorrt-rtx" and compute_capability() is None:
+        raise MissingComponentError(
+            f"tensorrt-rtx {version} builds a refittable engine on a machine with an NVIDIA GPU and driver only, and "
+            "finds none here; build it there, or leave --refit out"
         )
 
 
@@ -66,7 +74,7 @@ def refit_engine(
         log: its logger, which keeps the errors.
         engine: loaded, and refittable.
         changed: the new values by name.
-        known: the values of all weights that may be set. An engine may have fused a weight with others, and then wants
+        known: the values of all weights of the model. An engine may have fused a weight with others, and then wants
             those again too.
 
     Returns:
@@ -78,11 +86,12 @@ def refit_engine(
     if not engine.refittable:
         raise BuildError("the engine is not refittable; build it with --refit")
     refitter = library.Refitter(engine, log)
-    held = {name: np.ascontiguousarray(values) for name, values in known.items()}  # until the refit is done
+    held: dict[str, Array] = {}  # TensorRT reads them where they are, until the refit is done
 
     def give(name: str) -> None:
-        if name not in held:
+        if name not in known:
             raise BuildError(f"the engine wants the weights '{name}' too, which the model does not have")
+        held[name] = np.ascontiguousarray(known[name])
         if not refitter.set_named_weights(name, _as_weights(library, held[name])):
             raise BuildError(f"TensorRT refuses new weights '{name}' {held[name].shape}: {_said(log)}")
 

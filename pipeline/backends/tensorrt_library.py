@@ -42,8 +42,7 @@ INSTALL_LINES = {"tensorrt": "pip install 'vsfix[tensorrt]'", "tensorrt-rtx": "p
 CURRENT = "current"
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _NO_GPU = re.compile(
-    r"cudaError (35|100|101|999)\b|CUDA driver version|no CUDA-capable|CUDA initialization|status == CUDA_SUCCESS",
-    re.IGNORECASE,
+    r"cudaError (35|100|101|999)\b|CUDA driver version|no CUDA-capable|CUDA initialization", re.IGNORECASE
 )
 _NOT_PINNED = frozenset({"CONSTANT", "SHAPE", "CAST", "IDENTITY", "SHUFFLE", "QUANTIZE", "DEQUANTIZE", "ASSERTION"})
 
@@ -187,7 +186,7 @@ class TensorRt:
                 config.progress_monitor = monitor
             plan = builder.build_serialized_network(network, config)
             if plan is None and not interruption.came:
-                raise self._failure("no engine could be built", refit=bool(refit))
+                raise self._failure("no engine could be built")
         timings = None if cache is None else bytes(config.get_timing_cache().serialize())
         return BuiltEngine(bytes(plan), timings, refit)
 
@@ -308,12 +307,10 @@ class TensorRt:
             config.set_timing_cache(cache, False)
         return cache
 
-    def _failure(self, what: str, *, refit: bool = False) -> BuildError | MissingComponentError:
+    def _failure(self, what: str) -> BuildError | MissingComponentError:
         """The error for something that TensorRT did not do."""
         if any(_NO_GPU.search(text) for text in self._log.errors):
             advice = f"name the GPUs to build for with --target {','.join(self.capabilities[-3:])}"
-            if refit:
-                advice = "a refittable engine can't be built without one; build on a machine that has it"
             return MissingComponentError(
                 f"{self.runtime} {self.version} finds no NVIDIA GPU and driver here: "
                 f"{advice if self.capabilities else 'check with nvidia-smi'}"
