@@ -8,6 +8,7 @@ optimize        repair_config, method_choice, estimation, repair, repair_report,
                 optimization
 build           build_config, file_description, refit_form, building, build_progress, build_table
 refit           engine_sidecar, refitting
+package         served_model, text_format, triton_config, kserve, packaging
 verify          metrics, verification, verification_files, verification_table
 train, export   training_network, exporting
 report          figure, report, demo

@@ -32,6 +32,7 @@ SUMMARIES = {
     "optimize": "Repair the statistics, remove the noise markers, fold, cast.",
     "build": "Build a TensorRT engine and prove what is in it.",
     "refit": "Give a built engine the weights of a repaired model.",
+    "package": "Make a Triton model repository of a model or of engines.",
     "verify": "Compare two models or runtimes, number by number.",
     "doctor": "Say which backends work here, and what installs the others.",
 }

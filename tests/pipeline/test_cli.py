@@ -31,6 +31,8 @@ OPTIONS = {
     "build": "--force --json --max-shapes --min-shapes --opt-shapes --output --precision --refit --runtime --shapes "
     "--target --timing-cache --workspace MODEL",
     "refit": "--force --json --output ENGINE MODEL",
+    "package": "--compute-capability --device --force --json --kserve --max-batch-size --max-queue-delay --name --output "
+    "--preferred-batch-size --storage-uri --version MODEL|ENGINE...",
     "verify": "--against --backend --batch-size --data --force --json --min-agreement --min-snr --samples --seed --split "
     "--statistics MODEL",
     "doctor": "--force --json",
