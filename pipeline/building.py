@@ -21,10 +21,10 @@ from .backends.engine_inspection import check_precision, count_tensor_float
 from .backends.engine_layers import ParsedLayer, Shares, computing_types, count_types, is_quantized
 from .backends.engine_readback import ReadBack, read_back, require_read_back
 from .backends.engine_refit import require_refit
-from .backends.gpu_capability import compute_capability
+from .backends.gpu_capability import visible_capability
 from .backends.parsed_network import NetworkTensor, ParsedNetwork
 from .backends.shape_profile import ShapeRange, resolve_profile
-from .backends.tensorrt_library import CURRENT, BuildOptions, BuiltEngine, TensorRt, open_library
+from .backends.tensorrt_library import BuildOptions, BuiltEngine, TensorRt, open_library
 from .backends.tensorrt_log import BuildProgress
 from .backends.timing_cache import default_timing_cache, read_timing_cache, write_timing_cache
 from .build_config import BuildConfig, check_targets
@@ -72,9 +72,9 @@ class BuildReport:
         runtime: `tensorrt` or `tensorrt-rtx`.
         version: of the runtime.
         targets: the GPUs that it is for.
+        gpu: the compute capability of the GPU here, as `sm89`, which the target `current` means; None for none.
         model: path, sha256 and bytes of the ONNX file, and of the files of its weights where it has such.
         plan: name, sha256 and bytes of the engine.
-        compute_capability: of the GPU that it was built on, as `8.9`; None where it is built for named targets.
         inputs: name, type and shape in the network, -1 for a dynamic side.
         outputs: the same.
         metadata: what the ONNX file says about itself: preprocessing, class names, repair.
@@ -91,7 +91,7 @@ class BuildReport:
     runtime: str
     version: str
     targets: tuple[str, ...]
-    compute_capability: str | None
+    gpu: str | None
     model: Mapping[str, Any]
     plan: Mapping[str, Any]
     inputs: tuple[NetworkTensor, ...]
@@ -168,7 +168,7 @@ def build_engine(
         runtime=config.runtime,
         version=library.version,
         targets=config.targets,
-        compute_capability=compute_capability() if config.targets == (CURRENT,) else None,
+        gpu=visible_capability(),
         model=describe_model(model_path),
         plan=describe_plan(output, engine.plan),
         inputs=parsed.inputs,

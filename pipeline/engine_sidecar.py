@@ -30,7 +30,7 @@ class EngineSidecar:
         runtime: `tensorrt` or `tensorrt-rtx`.
         version: of the runtime.
         sha256: of the plan.
-        compute_capability: of the GPU that it was built on, as `8.9`; None where the sidecar does not say.
+        gpu: the compute capability of the GPU that it was built on, as `sm89`; None where that could not be told.
         inputs: in the order of the network.
         outputs: the same.
         profile: the shapes of each input.
@@ -43,7 +43,7 @@ class EngineSidecar:
     runtime: str
     version: str
     sha256: str
-    compute_capability: str | None
+    gpu: str | None
     inputs: tuple[NetworkTensor, ...]
     outputs: tuple[NetworkTensor, ...]
     profile: Mapping[str, ShapeRange]
@@ -92,7 +92,7 @@ def _sidecar(engine: Path, document: Mapping[str, Any]) -> EngineSidecar:
         runtime=str(document["runtime"]),
         version=str(document["version"]),
         sha256=str(document["plan"]["sha256"]),
-        compute_capability=document["compute_capability"],
+        gpu=document["gpu"],
         inputs=tuple(_tensor(entry) for entry in document["inputs"]),
         outputs=tuple(_tensor(entry) for entry in document["outputs"]),
         profile={name: _range(entry) for name, entry in document["profile"].items()},

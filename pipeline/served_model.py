@@ -173,7 +173,7 @@ def _require_servable(sidecar: EngineSidecar) -> None:
 
 def _capability(sidecar: EngineSidecar, given: str | None) -> str:
     """The compute capability that an engine is for."""
-    known = sidecar.compute_capability
+    known = None if sidecar.gpu is None else _dotted(sidecar.gpu)
     if known is not None and given is not None and known != given:
         raise InputError(f"{sidecar.engine}: was built on a GPU of {known}, not {given}")
     found = known or given
@@ -185,6 +185,11 @@ def _capability(sidecar: EngineSidecar, given: str | None) -> str:
     if not (major.isdigit() and minor.isdigit()):
         raise InputError(f"compute capability '{found}': write it as 8.9")
     return found
+
+
+def _dotted(name: str) -> str:
+    """`sm89` as Triton writes it, `8.9`; the minor version has one digit."""
+    return f"{name[2:-1]}.{name[-1]}"
 
 
 def _engine_tensor(engine: Path, tensor: NetworkTensor) -> ServedTensor:

@@ -20,7 +20,7 @@ import numpy as np
 from vsfix.graph_passes.errors import BuildError, InputError, MissingComponentError
 from vsfix.graph_passes.inference import Array
 
-from .gpu_capability import compute_capability
+from .gpu_capability import visible_capability
 
 INDIVIDUAL, ALL = "individual", "all"
 _DROPS_BIASES = re.compile(r"11\.[0-3]\b")
@@ -38,7 +38,7 @@ def require_refit(runtime: str, version: str) -> None:
             f"--refit: a refittable engine of TensorRT {version} may compute with a bias of 0 (a known issue of 11.3); "
             "take 10, or 11.4 and newer, or leave --refit out"
         )
-    if runtime == "tensorrt-rtx" and compute_capability() is None:
+    if runtime == "tensorrt-rtx" and visible_capability() is None:
         raise MissingComponentError(
             f"tensorrt-rtx {version} builds a refittable engine on a machine with an NVIDIA GPU and driver only, and "
             "finds none here; build it there, or leave --refit out"

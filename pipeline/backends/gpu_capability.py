@@ -8,8 +8,8 @@ _DRIVER = "libcuda.so.1"
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
 
 
-def compute_capability() -> str | None:
-    """That of the first GPU that this process sees, as `8.9`; None where there is no GPU or no driver."""
+def visible_capability() -> str | None:
+    """That of the first GPU that this process sees, as `sm89`; None where there is no GPU or no driver."""
     try:
         cuda = ctypes.CDLL(_DRIVER)
     except OSError:
@@ -23,4 +23,4 @@ def compute_capability() -> str | None:
         if cuda.cuDeviceGetAttribute(ctypes.byref(found), attribute, device):
             return None
         sides.append(found.value)
-    return f"{sides[0]}.{sides[1]}"
+    return f"sm{sides[0]}{sides[1]}"

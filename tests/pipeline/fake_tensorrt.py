@@ -1,13 +1,12 @@
 """A stand-in for the module `tensorrt` of 8.6, 10 and 11, which can't be installed without a GPU host's packages.
 
 What is there and what is not follows the Python API of each version: the names of 8.6.0 were read from its wheel, those
-of 10 and 11 from NVIDIA's documentation. An engine is the JSON that its inspector would give, with the weights that can
-be refitted. Nothing is computed: this shows what vsfix asks of TensorRT, not what TensorRT does.
+of 10 and 11 from NVIDIA's documentation. An engine is the JSON that its inspector would give, with what `fake_refit` adds.
+Nothing is computed: this shows what vsfix asks of TensorRT, not what TensorRT does.
 """
 
 from __future__ import annotations
 
-import ctypes
 import enum
 import json
 from collections.abc import Callable
@@ -20,12 +19,13 @@ import onnx
 import onnx.numpy_helper
 import onnx.shape_inference
 
+from .fake_refit import Refitter, Weights, add_serialization, refittable_part
+
 KINDS = {
     **{"Conv": "CONVOLUTION", "BatchNormalization": "SCALE", "Relu": "ACTIVATION", "Gemm": "MATRIX_MULTIPLY"},
     **{"Mul": "ELEMENTWISE", "Add": "ELEMENTWISE"},
 }
 DTYPES = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.FLOAT16: "HALF", onnx.TensorProto.BFLOAT16: "BF16"}
-NUMPY = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 FLAGS = {
     "8.6": "FP16 INT8 FP8 TF32 OBEY_PRECISION_CONSTRAINTS REFIT",
     "10": "FP16 BF16 INT8 FP8 TF32 OBEY_PRECISION_CONSTRAINTS REFIT REFIT_INDIVIDUAL",
@@ -287,59 +287,6 @@ def make_builder(trt: Any, version: str, log: Any, **behaviour: Any) -> Any:
     )
 
 
-def refittable_part(trt: Any, network: Network, config: Any) -> dict[str, Any]:
-    """The weights that a plan can be given anew, and which of them are fused with each other."""
-    names = network.marked if getattr(trt.BuilderFlag, "REFIT_INDIVIDUAL", None) in config.flags else set()
-    if trt.BuilderFlag.REFIT in config.flags:
-        names = {name for group in network.fused for name in group}
-    fused = [[name for name in group if name in names] for group in network.fused]
-    held = {name: [network.weights[name].dtype.name, network.weights[name].tobytes().hex()] for name in sorted(names)}
-    return {"weights": held, "fused": fused} if names else {}
-
-
-def held_weights(plan: bytes) -> dict[str, np.ndarray]:
-    """The weights in a plan, flat, by name."""
-    held = json.loads(plan).get("weights", {})
-    return {name: np.frombuffer(bytes.fromhex(raw), np.dtype(dtype)) for name, (dtype, raw) in held.items()}
-
-
-class Weights:
-    """Weights as TensorRT takes them: an array, or a type, an address and a count."""
-
-    def __init__(self, source: Any, address: int = 0, count: int = 0) -> None:
-        if isinstance(source, np.ndarray):
-            self.dtype, self.raw = source.dtype.name, source.tobytes()
-        else:
-            self.dtype = NUMPY[source.name]
-            self.raw = ctypes.string_at(address, count * np.dtype(self.dtype).itemsize)
-
-
-class Refitter:
-    """Sets weights of an engine; wants those again that are fused with what was set."""
-
-    def __init__(self, engine: Engine, log: Any) -> None:
-        self._document, self._log, self._set = engine.document, log, {}
-
-    def set_named_weights(self, name: str, weights: Weights) -> bool:
-        dtype, raw = self._document.get("weights", {}).get(name, ("", ""))
-        if weights.dtype != dtype or len(weights.raw) != len(raw) // 2:
-            self._log.log(self._log.ERROR, f"Error Code 3: no weights {name} of this type and size")
-            return False
-        self._set[name] = weights
-        return True
-
-    def get_missing_weights(self) -> list[str]:
-        touched = [group for group in self._document["fused"] if any(name in self._set for name in group)]
-        return [name for group in touched for name in group if name not in self._set]
-
-    def refit_cuda_engine(self) -> bool:
-        if self.get_missing_weights():
-            return False
-        for name, weights in self._set.items():
-            self._document["weights"][name] = [weights.dtype, weights.raw.hex()]
-        return True
-
-
 def report_progress(config: Any, on_step: Callable[[], None] | None) -> bool:
     """Two steps; whether the build goes on."""
     monitor = getattr(config, "progress_monitor", None)
@@ -410,30 +357,9 @@ def make_runtime(trt: Any, version: str, log: Any, *, gpu: bool) -> Any:
     def load(plan: bytes) -> Engine | None:
         if not gpu:
             log.log(trt.ILogger.ERROR, "CUDA initialization failure with error: 35")
-        return make_engine(trt, version, plan) if gpu else None
+            return None
+        engine = Engine(version, plan)
+        add_serialization(trt, engine, lambda document: json.dumps(document).encode())
+        return engine
 
     return SimpleNamespace(deserialize_cuda_engine=load)
-
-
-def make_engine(trt: Any, version: str, plan: bytes) -> Engine:
-    """A plan, loaded; what writes it again differs between the versions."""
-    engine = Engine(version, plan)
-
-    def serialize_with_config(config: Any) -> bytes:
-        kept = dict(engine.document)
-        stays = version == "10" or trt.SerializationFlag.INCLUDE_REFIT in config.flags
-        if not stays or trt.SerializationFlag.EXCLUDE_WEIGHTS in config.flags:
-            kept.pop("weights", None)
-        return json.dumps(kept).encode()
-
-    def create_serialization_config() -> Any:
-        config = SimpleNamespace(flags={trt.SerializationFlag.EXCLUDE_WEIGHTS})
-        config.set_flag, config.clear_flag = config.flags.add, config.flags.discard
-        return config
-
-    if version == "8.6":
-        engine.serialize = lambda: json.dumps(engine.document).encode()
-    else:
-        engine.serialize_with_config = serialize_with_config
-        engine.create_serialization_config = create_serialization_config
-    return engine

@@ -49,7 +49,7 @@ def test_an_engine_that_is_never_content_is_refused():
 
 
 def test_a_refit_that_fails_says_why_in_one_line():
-    with pytest.raises(BuildError, match="^the refit fails: Error Code 1 : why$"):
+    with pytest.raises(BuildError, match=r"^the refit fails: Error Code 1 : why$"):
         refit(refitter(refits=False)[0])
 
 
@@ -71,8 +71,8 @@ def test_the_versions_that_may_drop_a_bias_are_refused(version, refused):
 
 
 def test_tensorrt_rtx_needs_a_gpu_for_it(monkeypatch):
-    monkeypatch.setattr("vsfix.pipeline.backends.engine_refit.compute_capability", lambda: None)
+    monkeypatch.setattr("vsfix.pipeline.backends.engine_refit.visible_capability", lambda: None)
     with pytest.raises(MissingComponentError, match="with an NVIDIA GPU and driver only"):
         require_refit("tensorrt-rtx", "1.7.1")
-    monkeypatch.setattr("vsfix.pipeline.backends.engine_refit.compute_capability", lambda: "8.9")
+    monkeypatch.setattr("vsfix.pipeline.backends.engine_refit.visible_capability", lambda: "sm89")
     require_refit("tensorrt-rtx", "1.7.1")

@@ -17,7 +17,7 @@ from .refit_network import build_refittable, network_weights, write_network
 def built(install_tensorrt, parse, tmp_path, monkeypatch):
     """An engine, and the report of its build."""
     install_tensorrt("10")
-    monkeypatch.setattr("vsfix.pipeline.building.compute_capability", lambda: "8.9")
+    monkeypatch.setattr("vsfix.pipeline.building.visible_capability", lambda: "sm89")
     model = write_network(parse, tmp_path / "m.onnx", network_weights())
     return tmp_path / "e.plan", build_refittable(model, tmp_path / "e.plan")
 
@@ -32,13 +32,13 @@ def rewrite(engine, change) -> None:
 def test_what_is_read_is_what_was_written(built):
     engine, report = built
     found = read_sidecar(engine)
-    assert (found.runtime, found.version, found.compute_capability) == ("tensorrt", "10.13.0", "8.9")
+    assert (found.runtime, found.version, found.gpu) == ("tensorrt", "10.13.0", "sm89")
     assert found.inputs == report.inputs == (NetworkTensor("x", "FLOAT", (-1, 3, 8, 8)),)
     assert found.outputs == report.outputs == (NetworkTensor("y", "FLOAT", (-1, 4, 6, 6)),)
     assert (found.profile, found.refit, found.metadata) == (report.profile, report.refit, report.metadata)
 
 
-@pytest.mark.parametrize("key", ["inputs", "outputs", "compute_capability", "refit", "metadata", "plan", "profile"])
+@pytest.mark.parametrize("key", ["inputs", "outputs", "gpu", "refit", "metadata", "plan", "profile"])
 def test_a_sidecar_of_another_version_says_that_the_engine_must_be_built_again(built, key):
     engine, _ = built
     rewrite(engine, lambda document: document.pop(key))

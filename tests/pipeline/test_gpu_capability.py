@@ -4,7 +4,7 @@ import ctypes
 
 import pytest
 
-from vsfix.pipeline.backends.gpu_capability import compute_capability
+from vsfix.pipeline.backends.gpu_capability import visible_capability
 
 
 class Driver:
@@ -29,13 +29,13 @@ class Driver:
 
 def test_the_capability_is_that_of_the_first_gpu(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
-    assert compute_capability() == "12.1"
+    assert visible_capability() == "sm121"
 
 
 @pytest.mark.parametrize("fails", ["cuInit", "cuDeviceGet", "cuDeviceGetAttribute"])
 def test_a_driver_that_knows_no_gpu_tells_none(monkeypatch, fails):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(fails))
-    assert compute_capability() is None
+    assert visible_capability() is None
 
 
 def test_without_a_driver_there_is_none(monkeypatch):
@@ -43,4 +43,4 @@ def test_without_a_driver_there_is_none(monkeypatch):
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    assert compute_capability() is None
+    assert visible_capability() is None

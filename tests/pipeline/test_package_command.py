@@ -26,7 +26,7 @@ def network(onnx_path, tmp_path) -> Path:
 @pytest.fixture
 def engine(install_tensorrt, parse, tmp_path, monkeypatch) -> Path:
     install_tensorrt("11")
-    monkeypatch.setattr("vsfix.pipeline.building.compute_capability", lambda: "8.9")
+    monkeypatch.setattr("vsfix.pipeline.building.visible_capability", lambda: "sm89")
     build_refittable(write_network(parse, tmp_path / "m.onnx", network_weights()), tmp_path / "e.plan", refit=False)
     return tmp_path / "e.plan"
 

@@ -15,7 +15,7 @@ from vsfix.trainers.onnx_export import export_onnx
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; run: pip install 'vsfix[rtx]'")
 
 
-@pytest.fixture(params=["preresnet-8", "densenet-10-4", "resnext-11-2x4d", "mlp-2"])
+@pytest.fixture(params=["preresnet-8", "densenet-10-4", "mlp-2"])
 def exported(request, tmp_path):
     """A network as exported, BatchNorms and markers kept."""
     with torch.random.fork_rng():

@@ -13,7 +13,8 @@ from vsfix.graph_passes.model_file import read_model
 from vsfix.pipeline.refit_form import take_refit_form
 from vsfix.pipeline.refitting import refit
 
-from .fake_tensorrt import Network, held_weights
+from .fake_refit import held_weights
+from .fake_tensorrt import Network
 from .refit_network import GRAPH, REFITTABLE, build_refittable, network_weights, repaired_weights, write_network
 
 VERSIONS = ("8.6", "10", "11")

@@ -30,9 +30,9 @@ def save(parse, tmp_path):
 def engine(install_tensorrt, parse, tmp_path, monkeypatch):
     """Builds an engine on a GPU of some compute capability."""
 
-    def build(capability="8.9", name="e.plan", version="10", **settings):
+    def build(gpu="sm89", name="e.plan", version="10", **settings):
         install_tensorrt(version)
-        monkeypatch.setattr("vsfix.pipeline.building.compute_capability", lambda: capability)
+        monkeypatch.setattr("vsfix.pipeline.building.visible_capability", lambda: gpu)
         model = write_network(parse, tmp_path / "m.onnx", network_weights())
         build_refittable(model, tmp_path / name, **{"refit": False} | settings)
         return tmp_path / name
@@ -111,17 +111,17 @@ def test_an_engine_that_does_not_take_a_batch_of_one_has_none(engine):
 
 
 def test_engines_of_several_gpus_stand_side_by_side(engine):
-    paths = [engine("8.9", "a.plan"), engine("12.0", "b.plan"), engine("9.0", "c.plan")]
+    paths = [engine("sm89", "a.plan"), engine("sm120", "b.plan"), engine("sm90", "c.plan")]
     found = read_served_model(paths)
     assert found.capabilities == {"8.9": "model.plan.sm89", "12.0": "model.plan.sm120", "9.0": "model.plan.sm90"}
     assert list(found.files.values()) == paths
 
 
 def test_engines_that_do_not_go_together_are_refused(engine, parse, tmp_path):
-    first = engine("8.9", "a.plan")
+    first = engine("sm89", "a.plan")
     with pytest.raises(InputError, match=r"b\.plan: is for 8\.9, as .*a\.plan is"):
-        read_served_model([first, engine("8.9", "b.plan")])
-    other = engine("9.0", "c.plan")
+        read_served_model([first, engine("sm89", "b.plan")])
+    other = engine("sm90", "c.plan")
     sidecar = other.with_name("c.plan.json")
     sidecar.write_text(sidecar.read_text().replace('"name": "y"', '"name": "z"'))
     with pytest.raises(InputError, match="has other inputs or outputs"):
