@@ -75,15 +75,16 @@ def add_serialization(trt: Any, engine: Any, write: Callable[[dict[str, Any]], b
 
     8.6 has one way; 10 keeps what it is told to; 11, as from 10.14 on, keeps an engine refittable only if it is told to.
     """
+    document = engine.document  # and not the engine, which must die with its last name
     if not hasattr(trt, "SerializationFlag"):
-        engine.serialize = lambda: write(engine.document)
+        engine.serialize = lambda: write(document)
         return
     flags = trt.SerializationFlag
 
     def serialize_with_config(config: Any) -> bytes:
         stays = not hasattr(flags, "INCLUDE_REFIT") or flags.INCLUDE_REFIT in config.flags
         kept = stays and flags.EXCLUDE_WEIGHTS not in config.flags
-        return write({key: value for key, value in engine.document.items() if kept or key != "weights"})
+        return write({key: value for key, value in document.items() if kept or key != "weights"})
 
     def create_serialization_config() -> Any:
         config = SimpleNamespace(flags={flags.EXCLUDE_WEIGHTS})
