@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -80,6 +80,58 @@ def atomic_paths(paths: Sequence[Path], *, force: bool) -> Iterator[tuple[Path, 
             _exchange(temporary, paths)
     except OSError as error:
         raise InputError(f"{last}: can't write ({error.strerror or error})") from error
+
+
+@contextmanager
+def atomic_folder(path: Path, *, force: bool, scratch: Path) -> Iterator[Path]:
+    """Yields a folder to be filled; on success it is synced and renamed to `path`, in the place of what stood there.
+
+    On any error the folder is removed, and what stood at `path` before stands there still.
+
+    Args:
+        path: the output; its own folder is made where it is missing.
+        force: an existing folder may be replaced, with everything in it.
+        scratch: where the new one is made: on the same file system, and not where other programs look for folders.
+
+    Raises:
+        OutputExistsError: the folder exists and `force` is not given.
+        InputError: a file stands there; also when the file system refuses the write.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is a file; name a folder")
+    if path.exists() and not force:
+        raise OutputExistsError(f"{path}: exists already; pass --force to replace it with everything in it")
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=scratch) as name:
+            new = Path(name, "new")
+            new.mkdir()
+            yield new
+            for folder, _, files in os.walk(new):
+                for file in files:
+                    _finish(Path(folder, file))
+                _sync_folder(Path(folder))
+            _replace_folder(new, path)
+    except OSError as error:
+        raise InputError(f"{path}: can't write ({error.strerror or error})") from error
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """Puts a folder in the place of another; after an error the old one is back."""
+    made = not path.parent.exists()
+    if made:
+        path.parent.mkdir()
+    old = new.with_name("replaced")
+    try:
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        if made:
+            path.parent.rmdir()
+        raise
+    _sync_folder(path.parent)
 
 
 def _exchange(temporary: Sequence[Path], paths: Sequence[Path]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ import onnx_graphsurgeon as gs
 from vsfix.graph_passes.atomic_file import atomic_paths
 from vsfix.graph_passes.errors import BuildError, CheckFailedError, InputError, MissingComponentError
 from vsfix.graph_passes.external_data import external_data_files
-from vsfix.graph_passes.model_file import import_graph, read_model
+from vsfix.graph_passes.model_file import import_graph, read_metadata, read_model
 from vsfix.graph_passes.typed_batch_norm import check_half_batch_norms
 
 from .backends.cuda_runtime import visible_capability
@@ -23,7 +22,8 @@ from .backends.engine_file import sidecar_path
 from .backends.engine_inspection import check_precision, count_tensor_float
 from .backends.engine_layers import ParsedLayer, Shares, computing_types, count_types, is_quantized
 from .backends.engine_readback import ReadBack, read_back, require_read_back
-from .backends.parsed_network import ParsedNetwork
+from .backends.engine_refit import require_refit
+from .backends.parsed_network import NetworkTensor, ParsedNetwork
 from .backends.shape_profile import ShapeRange, resolve_profile
 from .backends.tensorrt_library import BuildOptions, BuiltEngine, TensorRt, open_library
 from .backends.tensorrt_log import BuildProgress
@@ -31,12 +31,13 @@ from .backends.timing_cache import default_timing_cache, read_timing_cache, writ
 from .build_config import BuildConfig, check_targets
 from .console import json_text
 from .environment import describe_environment
+from .file_description import describe_onnx_file, describe_plan
 from .output_file import require_output
+from .refit_form import RefitRecord, parse_refit_form, record_refit, take_refit_form
 
 _LOGGER = logging.getLogger(__name__)
 _TYPES = {"fp32": "FLOAT", "tf32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
 _NAMES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
-_DIGEST_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,16 @@ class BuildReport:
             told, for want of a GPU or of cuda-python.
         model: path, sha256 and bytes of the ONNX file, and of the files of its weights where it has such.
         plan: name, sha256 and bytes of the engine.
+        inputs: name, type and shape in the network, -1 for a dynamic side.
+        outputs: the same.
+        metadata: what the ONNX file says about itself: preprocessing, class names, repair.
         profile: the shapes of each input.
         precision: in which types it computes.
         read_back: the weights that TensorRT holds, against float64.
         workspace: the limit of scratch memory in bytes; None for TensorRT's own.
         timing_cache: the file of timings; None where there is none.
         build_seconds: the builder alone.
+        refit: what a refit must know; None for an engine that can't be refitted.
         environment: versions, machine, command line, date.
     """
 
@@ -91,12 +96,16 @@ class BuildReport:
     gpu: str | None
     model: Mapping[str, Any]
     plan: Mapping[str, Any]
+    inputs: tuple[NetworkTensor, ...]
+    outputs: tuple[NetworkTensor, ...]
+    metadata: Mapping[str, str] = field(repr=False)
     profile: Mapping[str, ShapeRange]
     precision: PrecisionProof
     read_back: ReadBack = field(repr=False)
     workspace: int | None
     timing_cache: Path | None
     build_seconds: float
+    refit: RefitRecord | None = field(repr=False)
     environment: Mapping[str, str] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,8 +140,11 @@ def build_engine(
     profile = resolve_profile(model, config.shapes)
     library = open_library(config.runtime)
     check_targets(config, library.version, library.capabilities)
-    parsed = library.parse(model_path, model)
-    graph = import_graph(model)
+    form = take_refit_form(model_path, model) if config.refit else None
+    if form is not None:
+        require_refit(config.runtime, library.version)
+    parsed = library.parse(model_path, model) if form is None else parse_refit_form(library, model_path, form)
+    graph = import_graph(model if form is None else form.model)
     _require_finite_gains(model_path, graph)
     _require_precision(model_path, parsed.layers, config.precision)
     weights = read_back(graph, parsed.layers)
@@ -144,6 +156,7 @@ def build_engine(
         tensor_float=config.precision == "tf32",
         workspace=config.workspace,
         timings=None if cache is None else read_timing_cache(cache),
+        refittable=() if form is None else tuple(form.weights),
     )
     started = time.perf_counter()
     engine = library.build(parsed, options, progress)
@@ -153,14 +166,18 @@ def build_engine(
         version=library.version,
         targets=config.targets,
         gpu=visible_capability(),
-        model=_describe_file(model_path) | {"weights": [_describe_file(path) for path in inputs[1:]]},
-        plan={"name": output.name, "sha256": hashlib.sha256(engine.plan).hexdigest(), "bytes": len(engine.plan)},
+        model=describe_onnx_file(model_path),
+        plan=describe_plan(output, engine.plan),
+        inputs=parsed.inputs,
+        outputs=parsed.outputs,
+        metadata=read_metadata(model),
         profile=profile,
         precision=_prove(library, parsed, engine, config.precision, profile),
         read_back=weights,
         workspace=config.workspace,
         timing_cache=cache,
         build_seconds=round(seconds, 3),
+        refit=None if form is None else record_refit(form, engine.refit),
         environment=describe_environment(),
     )
     _write(output, engine, report, force=force)
@@ -222,15 +239,6 @@ def _cache_file(library: TensorRt, config: BuildConfig) -> Path | None:
     if not library.keeps_timings:
         return None
     return config.timing_cache or default_timing_cache(library.version)
-
-
-def _describe_file(path: Path) -> dict[str, Any]:
-    """A file by its path, its SHA-256 and its size."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_DIGEST_CHUNK):
-            digest.update(chunk)
-    return {"path": str(path), "sha256": digest.hexdigest(), "bytes": path.stat().st_size}
 
 
 def _write(output: Path, engine: BuiltEngine, report: BuildReport, *, force: bool) -> None:

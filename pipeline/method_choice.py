@@ -60,6 +60,8 @@ def choose_method(
         DataError: the method that was asked for needs data.
         ModelError: nothing can be decided from what there is.
     """
+    if config.method == "none":
+        return MethodChoice("none", "the statistics are kept, as was asked for")
     if config.method in NEED_DATA and not batches:
         raise DataError(f"--method {config.method} needs data: give --data; without any, take analytic or distill")
     if config.method in ("exact", "stream") and config.layers != "auto":

@@ -10,7 +10,7 @@ from vsfix.graph_passes.noise_insertion import parse_noise_option
 from vsfix.graph_passes.precision import parse_precision
 
 QUANTIZED = ("int8", "fp8")
-METHODS = ("auto", "exact", "stream", "paired", "analytic", "distill")
+METHODS = ("auto", "exact", "stream", "paired", "analytic", "distill", "none")
 NEED_DATA = ("exact", "stream", "paired")
 NEED_NOISE = ("paired", "analytic", "distill")
 
@@ -20,7 +20,7 @@ class RepairConfig:
     """How to repair.
 
     Attributes:
-        method: one of `METHODS`; `auto` chooses, and the report says why.
+        method: one of `METHODS`; `auto` chooses, and the report says why; `none` keeps every statistic.
         layers: `auto` (the BatchNorms that noise reaches), `all`, or a glob over their names.
         noise: noise that the file does not show, each as `NODE=KIND:VALUE`.
         fold: fold BatchNorm into the linear layers around it.

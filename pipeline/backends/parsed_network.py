@@ -24,30 +24,52 @@ _VALUES = {
 
 
 @dataclass(frozen=True)
+class NetworkTensor:
+    """An input or output of a network.
+
+    Attributes:
+        name: in the file and in the engine.
+        type: FLOAT, HALF, INT64 and so on.
+        shape: -1 for a dynamic side.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ParsedNetwork:
     """A network as TensorRT reads it from a file.
 
     Attributes:
         layers: in TensorRT's order.
+        inputs: in the order of the file.
+        outputs: the same.
         handles: TensorRT's own objects (builder, network, parser), which must live as long as each other.
     """
 
     layers: tuple[ParsedLayer, ...]
+    inputs: tuple[NetworkTensor, ...]
+    outputs: tuple[NetworkTensor, ...]
     handles: tuple[Any, Any, Any] = field(repr=False, compare=False)
 
 
 def read_network(library: Any, builder: Any, network: Any, parser: Any) -> ParsedNetwork:
-    """The layers of a network.
+    """The layers of a network, its inputs and its outputs.
 
     Raises:
         InputError: an input holds a shape, and would need a range of values, which nothing here gives.
     """
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    for tensor in inputs:
         if tensor.is_shape_tensor:
             raise InputError(f"input '{tensor.name}' holds a shape; make it a constant of the model before building")
     layers = tuple(_read_layer(library, network.get_layer(index)) for index in range(network.num_layers))
-    return ParsedNetwork(layers, (builder, network, parser))
+    return ParsedNetwork(
+        layers, tuple(map(_read_tensor, inputs)), tuple(map(_read_tensor, outputs)), (builder, network, parser)
+    )
 
 
 def read_errors(parser: Any) -> list[ParseError]:
@@ -58,6 +80,10 @@ def read_errors(parser: Any) -> list[ParseError]:
 def _read_error(error: Any) -> ParseError:
     name, operator = (getattr(error, attribute, None) for attribute in ("node_name", "node_operator"))
     return ParseError(error.desc(), error.node(), str(name() if name else ""), str(operator() if operator else ""))
+
+
+def _read_tensor(tensor: Any) -> NetworkTensor:
+    return NetworkTensor(str(tensor.name), tensor.dtype.name, tuple(int(side) for side in tensor.shape))
 
 
 def _read_layer(library: Any, layer: Any) -> ParsedLayer:

@@ -26,12 +26,13 @@ from .options import (
 @batch_size_option
 @click.option(
     "--method",
-    type=click.Choice(["auto", "exact", "stream", "paired", "analytic", "distill"]),
+    type=click.Choice(["auto", "exact", "stream", "paired", "analytic", "distill", "none"]),
     default="auto",
     show_default=True,
     help="paired: the difference that the noise makes on the same inputs, good with few samples. exact: the "
     "statistics of the data with the noise off, wants many; stream: the same in one session, a little off. "
-    "analytic, distill: no data; closed forms, or inputs made from the model. auto: paired with data, distill without.",
+    "analytic, distill: no data; closed forms, or inputs made from the model. none: fold and cast only. "
+    "auto: paired with data, distill without.",
 )
 @click.option(
     "--noise",

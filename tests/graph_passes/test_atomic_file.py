@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vsfix.graph_passes.atomic_file import atomic_path, atomic_paths
+from vsfix.graph_passes.atomic_file import atomic_folder, atomic_path, atomic_paths
 from vsfix.graph_passes.errors import InputError, OutputExistsError
 
 
@@ -108,3 +108,69 @@ def test_the_name_never_stands_for_a_mixed_pair(tmp_path, monkeypatch, step):
     for files in seen:
         if "m" in files:
             assert files["m.data"].split()[0] == files["m"].split()[0]
+
+
+def write_folder(tmp_path, text, force=True):
+    with atomic_folder(tmp_path / "repo" / "m", force=force, scratch=tmp_path) as new:
+        (new / "1").mkdir()
+        for name in ("a", "1/b"):
+            (new / name).write_text(f"{text} {name}")
+
+
+def folder_contents(tmp_path):
+    return {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+OLD = {"repo/m/a": "old a", "repo/m/1/b": "old 1/b"}
+
+
+def test_a_folder_appears_whole_and_is_replaced_with_force_only(tmp_path):
+    write_folder(tmp_path, "old", force=False)
+    assert folder_contents(tmp_path) == OLD
+    (tmp_path / "repo" / "m" / "2").mkdir()
+    with pytest.raises(OutputExistsError):
+        write_folder(tmp_path, "new", force=False)
+    write_folder(tmp_path, "new")
+    assert folder_contents(tmp_path) == {name: text.replace("old", "new") for name, text in OLD.items()}
+    assert not (tmp_path / "repo" / "m" / "2").exists()
+
+
+def test_an_error_in_the_middle_leaves_no_folder_and_the_old_one(tmp_path):
+    def fail():
+        with atomic_folder(tmp_path / "repo" / "m", force=True, scratch=tmp_path) as new:
+            (new / "a").write_text("half")
+            raise ValueError
+
+    with pytest.raises(ValueError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+    write_folder(tmp_path, "old")
+    with pytest.raises(ValueError):
+        fail()
+    assert folder_contents(tmp_path) == OLD
+
+
+@pytest.mark.parametrize(("exists", "step"), [(True, 0), (True, 1), (False, 0)])
+def test_a_failure_of_a_rename_leaves_what_was_there(tmp_path, monkeypatch, exists, step):
+    if exists:
+        write_folder(tmp_path, "old")
+    rename, calls = Path.rename, []
+
+    def fail_once(self, target):
+        calls.append(target)
+        if len(calls) == step + 1:
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_once)
+    with pytest.raises(InputError, match="No space left"):
+        write_folder(tmp_path, "new")
+    assert folder_contents(tmp_path) == (OLD if exists else {})
+    assert [path.name for path in tmp_path.iterdir()] == (["repo"] if exists else [])
+
+
+def test_a_file_is_no_place_for_a_folder(tmp_path):
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "repo" / "m").write_text("mine")
+    with pytest.raises(InputError, match="is a file; name a folder"):
+        write_folder(tmp_path, "new")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from vsfix.trainers.preprocessing import Preprocessing
 from vsfix.trainers.training_config import TrainingConfig
 
 from .fake_machine import Machine
+from .fake_tensorrt import fake_tensorrt
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +64,19 @@ def call():
         return CliRunner().invoke(vsfix, [str(argument) for argument in arguments], prog_name="vsfix")
 
     return invoke
+
+
+@pytest.fixture
+def install_tensorrt(monkeypatch, tmp_path):
+    """Puts a stand-in in the place of `tensorrt`, and the timings of builds into a folder of the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def put(version, **behaviour):
+        library = fake_tensorrt(version, **behaviour)
+        monkeypatch.setitem(sys.modules, "tensorrt", library)
+        return library
+
+    return put
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 What is there and what is not follows the Python API of each version: the names of 8.6.0 were read from its wheel, those
 of 10 and 11 from NVIDIA's documentation; `rtx` is the module `tensorrt_rtx` as far as it differs when an engine runs.
-Engines are those of `fake_engine`. This shows what vsfix asks of TensorRT, not what TensorRT does.
+Engines are those of `fake_engine`, their refit that of `fake_refit`. This shows what vsfix asks of TensorRT, not what TensorRT does.
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ import onnx.shape_inference
 
 from .fake_cuda import FakeCuda
 from .fake_engine import Runtime, fake_plan
+from .fake_refit import Refitter, Weights, add_entries, refittable_part
 
-KINDS = {"Conv": "CONVOLUTION", "BatchNormalization": "SCALE", "Relu": "ACTIVATION", "Gemm": "MATRIX_MULTIPLY"}
-DTYPES = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.FLOAT16: "HALF"}
+KINDS = {
+    **{"Conv": "CONVOLUTION", "BatchNormalization": "SCALE", "Relu": "ACTIVATION", "Gemm": "MATRIX_MULTIPLY"},
+    **{"Mul": "ELEMENTWISE", "Add": "ELEMENTWISE"},
+}
+DTYPES = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.FLOAT16: "HALF", onnx.TensorProto.BFLOAT16: "BF16"}
 FLAGS = {
-    "8.6": "FP16 INT8 FP8 TF32 OBEY_PRECISION_CONSTRAINTS",
-    "10": "FP16 BF16 INT8 FP8 TF32 OBEY_PRECISION_CONSTRAINTS",
-    "11": "TF32",
-    "rtx": "TF32",
+    "8.6": "FP16 INT8 FP8 TF32 OBEY_PRECISION_CONSTRAINTS REFIT",
+    "10": "FP16 BF16 INT8 FP8 TF32 OBEY_PRECISION_CONSTRAINTS REFIT REFIT_INDIVIDUAL",
+    "11": "TF32 REFIT REFIT_INDIVIDUAL",
+    "rtx": "TF32 REFIT REFIT_INDIVIDUAL",
 }
 NETWORK_FLAGS = {
     "8.6": "EXPLICIT_BATCH EXPLICIT_PRECISION",
@@ -35,6 +39,8 @@ NETWORK_FLAGS = {
     "11": "STRONGLY_TYPED",
     "rtx": "STRONGLY_TYPED",
 }
+SERIALIZATION_FLAGS = {"10": "EXCLUDE_WEIGHTS EXCLUDE_LEAN_RUNTIME", "11": "EXCLUDE_WEIGHTS INCLUDE_REFIT"}
+SERIALIZATION_FLAGS["rtx"] = SERIALIZATION_FLAGS["11"]
 SOURCES = {
     "8.6": "CUBLAS CUBLAS_LT CUDNN EDGE_MASK_CONVOLUTIONS JIT_CONVOLUTIONS",
     "10": "EDGE_MASK_CONVOLUTIONS",
@@ -42,7 +48,7 @@ SOURCES = {
     "rtx": "",
 }
 VERSIONS = {"8.6": "8.6.0", "10": "10.13.0", "11": "11.4.0", "rtx": "1.7.1.116"}
-SPELLED = {"FLOAT": "FP32", "HALF": "FP16"}
+SPELLED = {"FLOAT": "FP32", "HALF": "FP16", "BF16": "BF16"}
 
 
 def members(name: str, text: str) -> Any:
@@ -83,12 +89,14 @@ def fake_tensorrt(
     trt.ProfilingVerbosity = members("ProfilingVerbosity", "LAYER_NAMES_ONLY NONE DETAILED")
     trt.LayerInformationFormat = members("LayerInformationFormat", "ONELINE JSON")
     trt.TacticSource = members("TacticSource", SOURCES[version])
-    trt.DataType = members("DataType", "FLOAT HALF")
+    trt.DataType = members("DataType", "FLOAT HALF BF16")
+    trt.Weights, trt.Refitter = Weights, Refitter
     if version == "rtx":
         trt.DynamicShapesKernelSpecializationStrategy = members("Strategy", "LAZY EAGER NONE")
         trt.CudaGraphStrategy = members("CudaGraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE")
     if version != "8.6":
         trt.IProgressMonitor = type("IProgressMonitor", (), {})
+        trt.SerializationFlag = members("SerializationFlag", SERIALIZATION_FLAGS[version])
     for name in ("IScaleLayer", "IConvolutionLayer", "IDeconvolutionLayer", "IConstantLayer"):
         setattr(trt, name, type(name, (Layer,), {}))
     trt.Builder = lambda log: make_builder(
@@ -120,12 +128,29 @@ class Layer:
 
 
 class Network:
-    """Layers, one input, and the flags that it was created with."""
+    """Layers, inputs and outputs, weights by name and by layer, and the flags that it was created with."""
 
-    num_inputs = 1
-
-    def __init__(self, flags: int) -> None:
+    def __init__(self, version: str, flags: int) -> None:
         self.flags, self.layers, self.dynamic, self.model = flags, [], [], onnx.ModelProto()
+        self.inputs, self.outputs, self.weights, self.fused, self.marked = [], [], {}, [], set()
+        if version != "8.6":
+            self.mark_weights_refittable = self._mark
+
+    def _mark(self, name: str) -> bool:
+        known = any(name in names for names in self.fused)
+        self.marked |= {name} if known else set()
+        return known
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.outputs)
+
+    def get_output(self, index: int) -> Any:
+        return self.outputs[index]
 
     @property
     def num_layers(self) -> int:
@@ -135,11 +160,11 @@ class Network:
         return self.layers[index]
 
     def get_input(self, index: int) -> Any:
-        return SimpleNamespace(name="x", is_shape_tensor=False)
+        return self.inputs[index]
 
 
 class Parser:
-    """Reads Conv, BatchNormalization, Relu and Gemm; refuses every other operator."""
+    """Reads the operators of `KINDS`; refuses every other one."""
 
     def __init__(self, trt: Any, version: str, network: Any, log: Any) -> None:
         self._trt, self._version, self._network, self._log = trt, version, network, log
@@ -162,18 +187,27 @@ class Parser:
                 self._errors.append(self._error(index, node))
                 self._log.log(self._trt.ILogger.ERROR, "While parsing node number")
                 continue
-            values = [weights[name] for name in node.input[1:]]
-            arrays = {"kernel": values[0], "bias": values[1]} if node.op_type == "Conv" else {}
+            values = [weights[name] for name in node.input[1:] if name in weights]
+            if node.op_type != "BatchNormalization":  # what the parser folds of one has no name of the file
+                self._network.fused.append([name for name in node.input if name in weights])
+            arrays = dict(zip(("kernel", "bias"), values, strict=False)) if node.op_type == "Conv" else {}
             if node.op_type == "BatchNormalization":
                 gamma, beta, mean, var = values
                 scale = gamma / np.sqrt(var + np.array(1e-5, var.dtype))
                 arrays = {"scale": scale, "shift": beta - scale * mean}
             dtype = DTYPES[types[node.output[0]]]
             self._network.layers.append(Layer(self._trt, node.name, KINDS[node.op_type], dtype, arrays))
-        self._network.dynamic = [
-            v.name for v in model.graph.input if any(d.dim_param for d in v.type.tensor_type.shape.dim)
-        ]
+        self._network.weights = weights
+        self._network.inputs = [self._tensor(value) for value in model.graph.input]
+        self._network.outputs = [self._tensor(value) for value in model.graph.output]
+        self._network.dynamic = [tensor.name for tensor in self._network.inputs if -1 in tensor.shape]
         return not self._errors
+
+    def _tensor(self, value: onnx.ValueInfoProto) -> Any:
+        tensor = value.type.tensor_type
+        shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim)
+        dtype = self._trt.DataType[DTYPES[tensor.elem_type]]
+        return SimpleNamespace(name=value.name, dtype=dtype, shape=shape, is_shape_tensor=False)
 
     def _error(self, index: int, node: onnx.NodeProto) -> Any:
         error = SimpleNamespace(desc=lambda: "false", node=lambda: index, code=lambda: 8)
@@ -233,7 +267,7 @@ def make_builder(trt: Any, version: str, log: Any, **behaviour: Any) -> Any:
     def create_network(flags: int = 0) -> Any:
         if version == "8.6":
             assert flags == 1 << trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH
-        return Network(flags)
+        return Network(version, flags)
 
     def build(network: Any, config: Any) -> bytes | None:
         trt.builds.append((network, config))
@@ -248,7 +282,8 @@ def make_builder(trt: Any, version: str, log: Any, **behaviour: Any) -> Any:
             version in ("10", "rtx") and bool(network.flags & 1 << trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         )
         layers = [describe(layer, version, strong, config, trt, behaviour) for layer in network.layers]
-        return fake_plan(network.model, config.profiles[0].shapes, version=trt.__version__, layers=layers)
+        plan = fake_plan(network.model, config.profiles[0].shapes, version=trt.__version__, layers=layers)
+        return add_entries(plan, refittable_part(trt, network, config))
 
     def create_profile() -> Any:
         profile = SimpleNamespace(shapes={})
@@ -284,7 +319,10 @@ def describe(layer: Layer, version: str, strong: bool, config: Any, trt: Any, be
         permitted = trt.BuilderFlag.FP16 in config.flags and trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS in config.flags
         dtype = dtype if dtype != "HALF" or (permitted and layer.pinned == "HALF") else "FLOAT"
     dtype = behaviour["computes_in"] or dtype
-    text = {"DataType": {"FLOAT": "Float", "HALF": "Half"}[dtype], "Format": "Row major linear format (kLINEAR)"}
+    text = {
+        "DataType": {"FLOAT": "Float", "HALF": "Half", "BF16": "BFloat16"}[dtype],
+        "Format": "Row major linear format (kLINEAR)",
+    }
     if version != "11":
         text = {"Format/Datatype": f"Row major linear {SPELLED[dtype]} format"}
     tensor = {"Name": layer.name, **text}

@@ -28,8 +28,11 @@ OPTIONS = {
     "inspect": "--batch-size --data --force --json --samples --seed MODEL",
     "optimize": "--batch-size --data --dry-run --eval-data --eval-split --fold --force --html --input-shape --json --layers "
     "--max-memory --method --noise --output --precision --samples --seed --statistics MODEL",
-    "build": "--force --json --max-shapes --min-shapes --opt-shapes --output --precision --runtime --shapes --target "
-    "--timing-cache --workspace MODEL",
+    "build": "--force --json --max-shapes --min-shapes --opt-shapes --output --precision --refit --runtime --shapes "
+    "--target --timing-cache --workspace MODEL",
+    "refit": "--force --json --output ENGINE MODEL",
+    "package": "--compute-capability --device --force --json --kserve --max-batch-size --max-queue-delay --name --output "
+    "--preferred-batch-size --storage-uri --version MODEL|ENGINE...",
     "verify": "--against --backend --batch-size --data --force --json --layers --max-accuracy-loss --min-agreement "
     "--min-snr --reference-backend --samples --seed --split --statistics --via MODEL",
     "doctor": "--force --json",

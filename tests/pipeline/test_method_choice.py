@@ -99,6 +99,14 @@ def test_a_method_that_is_asked_for_is_taken(residual, batches, open_model):
         assert choose(residual, batches, open_model, method=method).method == method
 
 
+def test_none_keeps_the_statistics_of_any_file(residual, open_model):
+    stripped = import_graph(residual)
+    RemoveMarkers()(stripped)
+    for model in (residual, export_model(stripped, residual)):
+        choice = choose(model, [], open_model, method="none")
+        assert (choice.method, choice.reason) == ("none", "the statistics are kept, as was asked for")
+
+
 def test_noise_that_fits_nothing_is_an_error(residual, batches, open_model):
     with pytest.raises(InputError, match="nowhere"):
         choose(residual, batches, open_model, noise=("nowhere=dropout:0.5",))

@@ -53,6 +53,17 @@ def test_optimize_writes_what_was_asked_for_and_leaves_the_input(call, network, 
     assert "PASS Repaired 2 of 2 BatchNorms (paired, 32 samples of the data)" in result.stdout
 
 
+def test_the_method_none_folds_and_changes_no_number(call, network, checkpoint_path, tmp_path):
+    result = call("optimize", network, "-o", tmp_path / "out.onnx", "--method", "none")
+    assert result.exit_code == 0, result.stderr
+    assert "PASS Nothing repaired: the statistics are kept, as was asked for; 2 of 2 folded." in result.stdout
+    assert {node.op_type for node in read_model(tmp_path / "out.onnx").graph.node}.isdisjoint(
+        {"Dropout", "BatchNormalization"}
+    )
+    against = ("--against", checkpoint_path, "--data", "digits", "--min-snr", 100)
+    assert call("verify", tmp_path / "out.onnx", *against).exit_code == 0
+
+
 def test_optimize_and_verify_agree_with_torch(call, network, checkpoint_path, tmp_path):
     output, statistics = tmp_path / "out.onnx", tmp_path / "s.npz"
     call("optimize", network, "-o", output, "--data", "digits", "--samples", 64, "--statistics", statistics)

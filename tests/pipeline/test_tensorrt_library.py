@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 
 import numpy as np
 import onnx
@@ -14,8 +13,6 @@ from vsfix.graph_passes.errors import BuildError, MissingComponentError
 from vsfix.pipeline.backends.shape_profile import ShapeOptions
 from vsfix.pipeline.build_config import BuildConfig
 from vsfix.pipeline.building import build_engine
-
-from .fake_tensorrt import fake_tensorrt
 
 VERSIONS = ("8.6", "10", "11")
 GRAPH = """(FLOAT[N, 3, 8, 8] x) => (FLOAT[N, 4, 6, 6] y) {
@@ -38,19 +35,6 @@ def files(parse, tmp_path):
     return paths
 
 
-@pytest.fixture
-def install(monkeypatch, tmp_path):
-    """Puts a stand-in in the place of `tensorrt`, and the timings of builds into a folder of the test."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-    def put(version, **behaviour):
-        library = fake_tensorrt(version, **behaviour)
-        monkeypatch.setitem(sys.modules, "tensorrt", library)
-        return library
-
-    return put
-
-
 def build(path, **settings):
     config = BuildConfig(shapes=ShapeOptions("x:2x3x8x8", maximum="x:4x3x8x8"), **settings)
     return build_engine(path, path.with_suffix(".plan"), config, force=True)
@@ -58,8 +42,8 @@ def build(path, **settings):
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(("name", "precision", "kind"), [("float", "fp32", "FLOAT"), ("float16", "fp16", "HALF")])
-def test_every_version_computes_in_the_types_of_the_file(install, files, version, name, precision, kind):
-    install(version)
+def test_every_version_computes_in_the_types_of_the_file(install_tensorrt, files, version, name, precision, kind):
+    install_tensorrt(version)
     report = build(files[name], precision=precision)
     assert report.precision.source == "engine inspector"
     assert report.precision.engine == {layer: {kind: 1} for layer in ("Activation", "Convolution", "Scale")}
@@ -69,24 +53,24 @@ def test_every_version_computes_in_the_types_of_the_file(install, files, version
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(("precision", "on"), [(None, False), ("fp32", False), ("tf32", True)])
-def test_tf32_is_pinned_on_or_off_and_never_left_to_the_default(install, files, version, precision, on):
-    library = install(version)
+def test_tf32_is_pinned_on_or_off_and_never_left_to_the_default(install_tensorrt, files, version, precision, on):
+    library = install_tensorrt(version)
     build(files["float"], precision=precision)
     ((_, config),) = library.builds
     assert config.get_flag(library.BuilderFlag.TF32) is on
     assert config.profiling_verbosity == library.ProfilingVerbosity.DETAILED
 
 
-def test_strong_typing_is_asked_for_where_it_is_a_choice(install, files):
-    library = install("10")
+def test_strong_typing_is_asked_for_where_it_is_a_choice(install_tensorrt, files):
+    library = install_tensorrt("10")
     build(files["float16"])
     ((network, config),) = library.builds
     assert network.flags == 1 << library.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     assert config.flags == set()
 
 
-def test_8_6_gets_flags_and_pins_and_does_without_cublas_and_cudnn(install, files):
-    library = install("8.6")
+def test_8_6_gets_flags_and_pins_and_does_without_cublas_and_cudnn(install_tensorrt, files):
+    library = install_tensorrt("8.6")
     build(files["float16"])
     ((network, config),) = library.builds
     flags = library.BuilderFlag
@@ -97,62 +81,62 @@ def test_8_6_gets_flags_and_pins_and_does_without_cublas_and_cudnn(install, file
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_asked_for_fp16_and_got_fp32_is_an_error_and_leaves_no_file(install, files, version):
-    install(version, computes_in="FLOAT")
+def test_asked_for_fp16_and_got_fp32_is_an_error_and_leaves_no_file(install_tensorrt, files, version):
+    install_tensorrt(version, computes_in="FLOAT")
     with pytest.raises(BuildError, match="is FLOAT, but the file holds only HALF"):
         build(files["float16"], precision="fp16")
     assert not files["float16"].with_suffix(".plan").exists()
 
 
-def test_a_tf32_kernel_is_an_error_where_tf32_is_off(install, files):
-    install("11", tactic="sm80_xmma_fprop_implicit_gemm_tf32f32_tf32f32")
+def test_a_tf32_kernel_is_an_error_where_tf32_is_off(install_tensorrt, files):
+    install_tensorrt("11", tactic="sm80_xmma_fprop_implicit_gemm_tf32f32_tf32f32")
     with pytest.raises(BuildError, match="'conv' of the engine runs a TF32 kernel"):
         build(files["float"])
     assert build(files["float"], precision="tf32").precision.tensor_float_layers == 3
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_profile_and_the_workspace_reach_the_builder(install, files, version):
-    library = install(version)
+def test_the_profile_and_the_workspace_reach_the_builder(install_tensorrt, files, version):
+    library = install_tensorrt(version)
     build(files["float"], workspace=1 << 20)
     ((_, config),) = library.builds
     assert config.profiles[0].shapes == {"x": ((2, 3, 8, 8), (2, 3, 8, 8), (4, 3, 8, 8))}
     assert config.limits == {"WORKSPACE": 1 << 20}
 
 
-def test_timings_go_from_one_build_to_the_next(install, files, tmp_path):
-    install("10")
+def test_timings_go_from_one_build_to_the_next(install_tensorrt, files, tmp_path):
+    install_tensorrt("10")
     for count in (1, 2):
         report = build(files["float"])
         assert report.timing_cache == tmp_path / "cache" / "vsfix" / "tensorrt-10.13.0.timing"
         assert report.timing_cache.read_bytes() == b"timed;" * count
 
 
-def test_timings_of_another_gpu_are_replaced(install, files, tmp_path):
-    install("10")
+def test_timings_of_another_gpu_are_replaced(install_tensorrt, files, tmp_path):
+    install_tensorrt("10")
     cache = tmp_path / "own.timing"
     cache.write_bytes(b"another GPU")
     build(files["float"], timing_cache=cache)
     assert cache.read_bytes() == b"timed;"
 
 
-def test_without_a_gpu_the_component_is_missing(install, files):
-    install("8.6", gpu=False)
+def test_without_a_gpu_the_component_is_missing(install_tensorrt, files):
+    install_tensorrt("8.6", gpu=False)
     with pytest.raises(MissingComponentError, match=r"CUDA initialization failure.*nvidia-smi.*tensorrt-rtx"):
         build(files["float"])
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_node_that_is_refused_is_named_by_every_version(install, parse, tmp_path, version):
-    install(version)
+def test_a_node_that_is_refused_is_named_by_every_version(install_tensorrt, parse, tmp_path, version):
+    install_tensorrt(version)
     onnx.save(parse("(float[N, 3, 8, 8] x) => (float[N, 3] y) { [area] y = Det (x) }", {}), tmp_path / "m.onnx")
     with pytest.raises(BuildError, match="Det 'area': there is no Det in TensorRT"):
         build(tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize("version", ["10", "11"])
-def test_ctrl_c_ends_the_build_and_leaves_nothing(install, files, version):
-    install(version, on_step=lambda: os.kill(os.getpid(), signal.SIGINT))
+def test_ctrl_c_ends_the_build_and_leaves_nothing(install_tensorrt, files, version):
+    install_tensorrt(version, on_step=lambda: os.kill(os.getpid(), signal.SIGINT))
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         build(files["float"])
@@ -160,8 +144,8 @@ def test_ctrl_c_ends_the_build_and_leaves_nothing(install, files, version):
     assert not files["float"].with_suffix(".plan").exists()
 
 
-def test_progress_is_told_and_a_bar_that_breaks_does_not_end_the_build(install, files):
-    install("11", on_step=lambda: None)
+def test_progress_is_told_and_a_bar_that_breaks_does_not_end_the_build(install_tensorrt, files):
+    install_tensorrt("11", on_step=lambda: None)
     told = []
 
     class Bars:

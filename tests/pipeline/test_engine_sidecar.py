@@ -1,0 +1,73 @@
+"""A sidecar that is read again, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vsfix.graph_passes.errors import BuildError, InputError
+from vsfix.pipeline.backends.parsed_network import NetworkTensor
+from vsfix.pipeline.engine_sidecar import read_sidecar
+
+from .refit_network import build_refittable, network_weights, write_network
+
+
+@pytest.fixture
+def built(install_tensorrt, parse, tmp_path, monkeypatch):
+    """An engine, and the report of its build."""
+    install_tensorrt("10")
+    monkeypatch.setattr("vsfix.pipeline.building.visible_capability", lambda: "sm89")
+    model = write_network(parse, tmp_path / "m.onnx", network_weights())
+    return tmp_path / "e.plan", build_refittable(model, tmp_path / "e.plan")
+
+
+def rewrite(engine, change) -> None:
+    path = engine.with_name("e.plan.json")
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def test_what_is_read_is_what_was_written(built):
+    engine, report = built
+    found = read_sidecar(engine)
+    assert (found.runtime, found.version, found.gpu) == ("tensorrt", "10.13.0", "sm89")
+    assert found.inputs == report.inputs == (NetworkTensor("x", "FLOAT", (-1, 3, 8, 8)),)
+    assert found.outputs == report.outputs == (NetworkTensor("y", "FLOAT", (-1, 4, 6, 6)),)
+    assert (found.profile, found.refit, found.metadata) == (report.profile, report.refit, report.metadata)
+
+
+@pytest.mark.parametrize("key", ["inputs", "outputs", "gpu", "refit", "metadata", "plan", "profile"])
+def test_a_sidecar_of_another_version_says_that_the_engine_must_be_built_again(built, key):
+    engine, _ = built
+    rewrite(engine, lambda document: document.pop(key))
+    with pytest.raises(InputError, match=rf"says too little of the engine \('{key}'\).*build the engine again"):
+        read_sidecar(engine)
+
+
+def test_another_schema_and_no_json_are_refused(built):
+    engine, _ = built
+    rewrite(engine, lambda document: document.update(schema_version=99))
+    with pytest.raises(InputError, match="schema_version 99"):
+        read_sidecar(engine)
+    engine.with_name("e.plan.json").write_text("no JSON")
+    with pytest.raises(InputError, match="can't be read as a sidecar"):
+        read_sidecar(engine)
+
+
+def test_a_missing_engine_or_sidecar_is_named(built):
+    engine, _ = built
+    engine.with_name("e.plan.json").unlink()
+    with pytest.raises(InputError, match=r"e\.plan\.json: no such file"):
+        read_sidecar(engine)
+    engine.unlink()
+    with pytest.raises(InputError, match=r"e\.plan: no such file"):
+        read_sidecar(engine)
+
+
+def test_a_plan_that_was_cut_short_is_refused(built):
+    engine, _ = built
+    engine.write_bytes(engine.read_bytes()[:-1])
+    with pytest.raises(BuildError, match="is not the plan"):
+        read_sidecar(engine)
