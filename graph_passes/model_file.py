@@ -110,15 +110,24 @@ def _existing_data(path: Path) -> list[Path]:
     return [file for file in external_data_files(path) if file.exists()]
 
 
-def _save(model: onnx.ModelProto, temporary: Path) -> None:
-    """Writes a model and checks what was written."""
+def save_unchecked(model: onnx.ModelProto, path: Path) -> None:
+    """Writes a model that need not be valid, as one whose outputs state no shape; for files that soon go again.
+
+    Raises:
+        ModelError: it can't be written.
+    """
     try:
         if fits_one_file(model):
-            onnx.save(model, temporary, format="protobuf")
+            onnx.save(model, path, format="protobuf")
         else:
-            save_with_external_data(model, temporary)
+            save_with_external_data(model, path)
     except (EncodeError, ValueError) as error:
         raise ModelError(f"the model can't be written ({first_line(error)})") from error
+
+
+def _save(model: onnx.ModelProto, temporary: Path) -> None:
+    """Writes a model and checks what was written."""
+    save_unchecked(model, temporary)
     check_model(temporary)
 
 

@@ -6,7 +6,7 @@ runtimes        backends/ (one module for each runner), environment, doctor
 inspect         preparation, lost_noise, inspection
 optimize        repair_config, method_choice, estimation, repair, repair_report, casting, accuracy,
                 quantizer, quantization, optimization
-build           build_config, file_description, refit_form, building, build_progress, build_table
+build           build_config, file_description, refit_form, precision_proof, building, build_progress, build_table
 refit           engine_sidecar, refitting
 package         served_model, text_format, triton_config, kserve, packaging
 verify          proportion, tensor_comparison, decisions, tolerance, model_description, error_budget, tappable,

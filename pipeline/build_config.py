@@ -10,7 +10,7 @@ from vsfix.graph_passes.errors import InputError
 from .backends.shape_profile import ShapeOptions
 from .backends.tensorrt_library import CURRENT, RUNTIMES
 
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class BuildConfig:
         runtime: `tensorrt` or `tensorrt-rtx`.
         shapes: the shapes of the inputs with a dynamic axis.
         targets: compute capabilities as `sm89`, or `current`.
-        precision: what must come out: `fp32`, `tf32` (float32 whose products may be rounded to TF32), `fp16`, `bf16`;
-            None for whatever the file says, TF32 off.
+        precision: what must come out: `fp32`, `tf32` (float32 whose products may be rounded to TF32), `fp16`, `bf16`,
+            `int8`, `fp8`; None for whatever the file says, TF32 off.
         workspace: the most scratch memory in bytes; None for TensorRT's own limit.
         timing_cache: where measured timings are kept; None for the user's cache folder.
         refit: whether the engine shall take new weights later.

@@ -12,18 +12,16 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.atomic_file import atomic_paths
-from vsfix.graph_passes.errors import BuildError, CheckFailedError, InputError, MissingComponentError
+from vsfix.graph_passes.errors import CheckFailedError
 from vsfix.graph_passes.external_data import external_data_files
 from vsfix.graph_passes.model_file import import_graph, read_metadata, read_model
 from vsfix.graph_passes.typed_batch_norm import check_half_batch_norms
 
 from .backends.cuda_runtime import visible_capability
 from .backends.engine_file import sidecar_path
-from .backends.engine_inspection import check_precision, count_tensor_float
-from .backends.engine_layers import ParsedLayer, Shares, computing_types, count_types, is_quantized
 from .backends.engine_readback import ReadBack, read_back, require_read_back
 from .backends.engine_refit import require_refit
-from .backends.parsed_network import NetworkTensor, ParsedNetwork
+from .backends.parsed_network import NetworkTensor
 from .backends.shape_profile import ShapeRange, resolve_profile
 from .backends.tensorrt_library import BuildOptions, BuiltEngine, TensorRt, open_library
 from .backends.tensorrt_log import BuildProgress
@@ -33,36 +31,10 @@ from .console import json_text
 from .environment import describe_environment
 from .file_description import describe_onnx_file, describe_plan
 from .output_file import require_output
+from .precision_proof import PrecisionProof, prove_precision, require_float8_targets, require_precision
 from .refit_form import RefitRecord, parse_refit_form, record_refit, take_refit_form
 
 _LOGGER = logging.getLogger(__name__)
-_TYPES = {"fp32": "FLOAT", "tf32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
-_NAMES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
-
-
-@dataclass(frozen=True)
-class PrecisionProof:
-    """In which types an engine computes, and how that is known.
-
-    Attributes:
-        asked: as `--precision` takes it; None for whatever the file says.
-        tensor_float: whether TF32 was allowed.
-        typing: `strong` where the types of the file bind the builder, `flags` where they are a permission (8.6).
-        source: `engine inspector`, or `parsed network` where no engine can be loaded here.
-        reason: why it is only the parsed network; empty otherwise.
-        network: layers of the parsed network by kind and type.
-        engine: layers of the engine by kind and type; None where it can't be loaded.
-        tensor_float_layers: layers of the engine whose kernel rounds to TF32; None where it can't be loaded.
-    """
-
-    asked: str | None
-    tensor_float: bool
-    typing: str
-    source: str
-    reason: str
-    network: Shares
-    engine: Shares | None
-    tensor_float_layers: int | None
 
 
 @dataclass(frozen=True)
@@ -146,7 +118,8 @@ def build_engine(
     parsed = library.parse(model_path, model) if form is None else parse_refit_form(library, model_path, form)
     graph = import_graph(model if form is None else form.model)
     _require_finite_gains(model_path, graph)
-    _require_precision(model_path, parsed.layers, config.precision)
+    require_precision(model_path, parsed.layers, config.precision)
+    require_float8_targets(model_path, parsed.layers, config.targets)
     weights = read_back(graph, parsed.layers)
     require_read_back(weights)
     cache = _cache_file(library, config)
@@ -172,7 +145,7 @@ def build_engine(
         outputs=parsed.outputs,
         metadata=read_metadata(model),
         profile=profile,
-        precision=_prove(library, parsed, engine, config.precision, profile),
+        precision=prove_precision(library, parsed, engine.plan, config.precision, profile),
         read_back=weights,
         workspace=config.workspace,
         timing_cache=cache,
@@ -196,42 +169,6 @@ def _require_finite_gains(path: Path, graph: gs.Graph) -> None:
             f"{path}: {what}: TensorRT would make it infinite without a word; cast the float32 file anew, with "
             "`vsfix optimize --precision bf16` or with this layer kept in float32"
         ) from error
-
-
-def _require_precision(path: Path, layers: tuple[ParsedLayer, ...], asked: str | None) -> None:
-    """Refuses a file that does not say what was asked for: the builder computes in the types of the file."""
-    if asked is None:
-        return
-    if is_quantized(layers):
-        raise InputError(f"{path}: holds quantised layers, so that --precision {asked} can't be had; leave it out")
-    found = computing_types(layers)
-    wrong = {kind: count for kind, count in found.items() if kind != _TYPES[asked]}
-    if wrong or not found:
-        told = ", ".join(f"{count} in {_NAMES.get(kind, kind)}" for kind, count in found.items()) or "none in float"
-        cast = "fp32" if asked == "tf32" else asked
-        raise InputError(
-            f"{path}: --precision {asked} was asked for, but of the layers that compute there are {told}; cast the "
-            f"model with `vsfix optimize --precision {cast}`"
-        )
-
-
-def _prove(
-    library: TensorRt, parsed: ParsedNetwork, engine: BuiltEngine, asked: str | None, profile: Mapping[str, ShapeRange]
-) -> PrecisionProof:
-    """Asks the engine in which types it computes; where it can't be loaded, says so and tells of the network."""
-    network = count_types(parsed.layers)
-    typing = "strong" if library.is_strongly_typed else "flags"
-    try:
-        loaded = library.load(engine.plan)
-    except (BuildError, MissingComponentError) as error:  # the engine may well be for another GPU
-        return PrecisionProof(asked, asked == "tf32", typing, "parsed network", str(error), network, None, None)
-    with loaded:
-        layers = loaded.inspect(profile)
-    check_precision(parsed.layers, layers, tensor_float=asked == "tf32")
-    tensor_float_layers = count_tensor_float(layers)
-    return PrecisionProof(
-        asked, asked == "tf32", typing, "engine inspector", "", network, count_types(layers), tensor_float_layers
-    )
 
 
 def _cache_file(library: TensorRt, config: BuildConfig) -> Path | None:

@@ -71,6 +71,11 @@ class Samples:
         for start in range(0, len(self), size):
             yield {name: array[start : start + size] for name, array in self.inputs.items()}
 
+    def first(self, count: int) -> Samples:
+        """The first so many samples."""
+        inputs = {name: array[:count] for name, array in self.inputs.items()}
+        return replace(self, inputs=inputs, labels=None if self.labels is None else self.labels[:count])
+
     def subset(self, samples: int | None, *, seed: int) -> Samples:
         """A random choice without replacement, in the order of the whole; all, where there are no more."""
         if samples is None:

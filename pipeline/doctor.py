@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx.parser
 
-from vsfix.graph_passes.errors import VsfixError
+from vsfix.graph_passes.errors import MissingComponentError, VsfixError
 from vsfix.graph_passes.inference import Array, Runner
 from vsfix.graph_passes.model_file import first_line
 
@@ -24,7 +24,10 @@ from .backends.reference_runner import ReferenceRunner
 from .backends.shape_profile import ShapeOptions, resolve_profile
 from .backends.tensorrt_library import CURRENT, INSTALL_LINES, RUNTIMES, BuildOptions, TensorRt, open_library
 from .backends.tensorrt_runner import TensorRtRunner
+from .quantizer import INSTALL_LINE as QUANTIZER_LINE
+from .quantizer import find_quantizer, try_quantizer
 
+_QUANTIZER = "quantizer"
 _MODEL = """<ir_version: 8, opset_import: ["" : 13]>
 trial (float[N, 3] input) => (float[N, 2] logits) <float[3, 2] weight = {1, -1, 2, 0.5, -0.25, 4}> {
     product = MatMul (input, weight)
@@ -74,13 +77,14 @@ def check_backends(names: Iterable[str] | None = None) -> tuple[BackendCheck, ..
         "onnxruntime-tensorrt": lambda name: _check_onnxruntime(name, TENSORRT),
         **dict.fromkeys(RUNTIMES, _check_tensorrt),
         "reference": lambda name: _try(name, version("onnx"), lambda: ReferenceRunner(trial_model()), _ONNX_LINE),
+        _QUANTIZER: _check_quantizer,
     }
     return tuple(checks[name](name) for name in (checks if names is None else names))
 
 
 def can_infer(checks: tuple[BackendCheck, ...]) -> bool:
-    """Whether any real runtime works: the reference evaluator is too slow to count."""
-    return any(check.status == "PASS" for check in checks if check.name != "reference")
+    """Whether any real runtime works: the reference evaluator is too slow to count, and the quantizer runs nothing."""
+    return any(check.status == "PASS" for check in checks if check.name not in ("reference", _QUANTIZER))
 
 
 def trial_model() -> onnx.ModelProto:
@@ -99,6 +103,15 @@ def _try(name: str, found: str, open_trial: Callable[[], Runner], remedy: str) -
     except Exception as error:  # a broken installation may raise anything, and the doctor must go on
         return BackendCheck(name, "FAIL", found, f"{type(error).__name__}: {first_line(error)}", remedy)
     return _judge(name, found, output, remedy)
+
+
+def _check_quantizer(name: str) -> BackendCheck:
+    """ModelOpt, in the environment of its own."""
+    try:
+        return BackendCheck(name, "PASS", try_quantizer(find_quantizer()))
+    except VsfixError as error:
+        absent = isinstance(error, MissingComponentError)
+        return BackendCheck(name, "SKIP" if absent else "FAIL", "", _without_advice(str(error)), QUANTIZER_LINE)
 
 
 def _judge(name: str, found: str, output: Array, remedy: str) -> BackendCheck:

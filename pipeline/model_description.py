@@ -1,29 +1,30 @@
-"""What a file that can be run says of itself: a checkpoint or an ONNX file."""
+"""What a file that can be run says of itself: a checkpoint, an ONNX file or an engine."""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import onnx
+from typing import Any
 
 from vsfix.graph_passes.errors import InputError
-from vsfix.graph_passes.external_data import external_data_files
 from vsfix.graph_passes.model_file import import_graph, read_metadata, read_model
 from vsfix.graph_passes.precision import stated_precision
-from vsfix.trainers.preprocessing import Preprocessing
+from vsfix.trainers.preprocessing import METADATA_KEY, Preprocessing
 
-from .backends.opening import checkpoint_file, is_checkpoint
-from .calibration import model_input_names, read_preprocessing
+from .backends.engine_layers import COMPUTING
+from .backends.model_kind import ModelKind, model_kind
+from .backends.opening import checkpoint_file
+from .backends.parsed_network import NetworkTensor
+from .calibration import fixed_batch_size, model_input_names, read_preprocessing
+from .engine_sidecar import EngineSidecar, read_sidecar
+from .file_description import describe_onnx_file, file_digest
 from .random_inputs import stated_shape
 
-Kind = Literal["checkpoint", "onnx", "engine"]
 REPAIR_KEY = "vsfix.repair"
 _CHECKPOINT_INPUT = "input"
-_BACKENDS = {"checkpoint": "torch", "onnx": "onnxruntime"}
-_CHUNK = 1 << 20
+_COARSEST_FIRST = {"FP8": "fp8", "INT8": "int8", "BF16": "bf16", "HALF": "fp16"}
+_TELLING = COMPUTING | {"QUANTIZE", "SCALE", "ACTIVATION", "ELEMENTWISE"}  # a CONSTANT may hold anything
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,13 @@ class ModelDescription:
         precision: that it computes in, as `--precision` names it.
         repaired: whether its statistics were repaired.
         backend: what runs it where the user names nothing.
+        batch_size: the one batch size that it takes; None where it takes others.
+        largest_batch: of those that it takes; None for any.
+        sidecar: of an engine; else None.
     """
 
     path: Path
-    kind: Kind
+    kind: ModelKind
     digest: str
     input_names: tuple[str, ...]
     input_shapes: tuple[tuple[int, ...] | None, ...]
@@ -51,6 +55,9 @@ class ModelDescription:
     precision: str
     repaired: bool
     backend: str
+    batch_size: int | None = None
+    largest_batch: int | None = None
+    sidecar: EngineSidecar | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -64,7 +71,10 @@ def describe_model(path: Path) -> ModelDescription:
     Raises:
         InputError: it can't be read, or has no input.
     """
-    return _describe_checkpoint(checkpoint_file(path)) if is_checkpoint(path) else _describe_onnx(path)
+    kind = model_kind(path)
+    if kind == "engine":
+        return _describe_engine(path)
+    return _describe_checkpoint(checkpoint_file(path)) if kind == "checkpoint" else _describe_onnx(path)
 
 
 def name_step(before: ModelDescription, after: ModelDescription) -> str:
@@ -86,15 +96,15 @@ def _describe_checkpoint(path: Path) -> ModelDescription:
     network = checkpoint.network
     shapes = ((network.in_channels, *network.image_size),)
     return ModelDescription(
-        path,
-        "checkpoint",
-        _digest([path]),
-        (),
-        shapes,
-        checkpoint.preprocessing,
-        "fp32",
-        False,
-        _BACKENDS["checkpoint"],
+        path=path,
+        kind="checkpoint",
+        digest=file_digest(path),
+        input_names=(),
+        input_shapes=shapes,
+        preprocessing=checkpoint.preprocessing,
+        precision="fp32",
+        repaired=False,
+        backend="torch",
     )
 
 
@@ -107,26 +117,55 @@ def _describe_onnx(path: Path) -> ModelDescription:
     return ModelDescription(
         path=path,
         kind="onnx",
-        digest=_digest([path, *external_data_files(path)]),
+        digest=_digest(describe_onnx_file(path)),
         input_names=names,
         input_shapes=tuple(stated_shape(model, name) for name in names),
         preprocessing=read_preprocessing(model),
-        precision=_precision(model),
+        precision=stated_precision(import_graph(model)),
         repaired=REPAIR_KEY in read_metadata(model),
-        backend=_BACKENDS["onnx"],
+        backend="onnxruntime",
+        batch_size=fixed_batch_size(model),
+        largest_batch=fixed_batch_size(model),
     )
 
 
-def _precision(model: onnx.ModelProto) -> str:
-    """The coarsest type that the graph computes in."""
-    return stated_precision(import_graph(model))
+def _describe_engine(path: Path) -> ModelDescription:
+    """An engine, by its sidecar."""
+    sidecar = read_sidecar(path)
+    ranges = [found for found in sidecar.profile.values() if found.maximum]
+    fixed = {found.maximum[0] for found in ranges if found.minimum[0] == found.maximum[0]}
+    preprocessing = sidecar.metadata.get(METADATA_KEY)
+    return ModelDescription(
+        path=path,
+        kind="engine",
+        digest=_digest(sidecar.document["model"]),
+        input_names=tuple(tensor.name for tensor in sidecar.inputs),
+        input_shapes=tuple(_shape(tensor) for tensor in sidecar.inputs),
+        preprocessing=None if preprocessing is None else Preprocessing.from_json(preprocessing),
+        precision=_precision(sidecar.document["precision"]),
+        repaired=REPAIR_KEY in sidecar.metadata,
+        backend=sidecar.runtime,
+        batch_size=min(fixed, default=None),
+        largest_batch=min((found.maximum[0] for found in ranges), default=None),
+        sidecar=sidecar,
+    )
 
 
-def _digest(paths: list[Path]) -> str:
-    """SHA-256 over files."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-    return digest.hexdigest()
+def _shape(tensor: NetworkTensor) -> tuple[int, ...] | None:
+    """One input without its batch axis; None where a side is free or it does not hold float32."""
+    sides = tensor.shape[1:]
+    return sides if tensor.type == "FLOAT" and tensor.shape and all(side > 0 for side in sides) else None
+
+
+def _precision(proof: Mapping[str, Any]) -> str:
+    """The coarsest type that an engine computes in, from the layers of its network."""
+    kinds = {kind for layer, types in proof["network"].items() if layer in _TELLING for kind in types}
+    for kind, name in _COARSEST_FIRST.items():
+        if kind in kinds:
+            return name
+    return "tf32" if proof["tensor_float"] else "fp32"
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    """The SHA-256 of an ONNX file and of the files of its weights, as a sidecar has them."""
+    return " ".join(str(file["sha256"]) for file in (document, *document["weights"]))

@@ -82,6 +82,19 @@ def install_quantizer() -> Path:
     return python
 
 
+def try_quantizer(python: Path) -> str:
+    """Asks ModelOpt for its version.
+
+    Raises:
+        CheckFailedError: it does not load.
+    """
+    code = "import modelopt, modelopt.onnx.quantization; print(modelopt.__version__)"
+    result = subprocess.run([str(python), "-I", "-c", code], capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise CheckFailedError(f"ModelOpt does not load in {python}: {_last_line(result)}; install it anew")
+    return result.stdout.split()[-1]
+
+
 @dataclass(frozen=True)
 class QuantizerCall:
     """What ModelOpt is asked.

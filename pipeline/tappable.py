@@ -9,12 +9,15 @@ from tempfile import TemporaryDirectory
 
 import onnx
 
+from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import read_model
 
 from .backends.opening import open_model
+from .backends.tensorrt_runner import open_built
+from .engine_sidecar import EngineSidecar
 from .layer_search import TappableModel
-from .model_description import ModelDescription
+from .model_description import ModelDescription, describe_model
 
 
 def open_tappable(
@@ -22,7 +25,8 @@ def open_tappable(
 ) -> TappableModel:
     """The graph of a file.
 
-    A checkpoint is exported anew and its graph run in ONNX Runtime, since torch gives tensors no names.
+    A checkpoint is exported anew and its graph run in ONNX Runtime, since torch gives tensors no names; an engine is
+    built anew from the ONNX file that its sidecar names.
 
     Args:
         description: of the file.
@@ -35,7 +39,23 @@ def open_tappable(
     if description.kind == "checkpoint":
         model = _export(description, statistics)
         return TappableModel(f"{description.path} (exported anew)", model, partial(open_model, "onnxruntime"))
+    if description.sidecar is not None:
+        return _open_engine(description, description.sidecar)
     return TappableModel(str(description.path), read_model(description.path), partial(open_model, backend))
+
+
+def _open_engine(description: ModelDescription, sidecar: EngineSidecar) -> TappableModel:
+    """The graph that an engine was built from, built anew with whatever is tapped; its kernels may be others then."""
+    path = Path(sidecar.document["model"]["path"])
+    if not path.is_file() or describe_model(path).digest != description.digest:
+        raise InputError(f"{path}, which {description.path} was built from, is not there any more or has changed")
+    open_model = partial(
+        open_built,
+        runtime=sidecar.runtime,
+        profile=sidecar.profile,
+        tensor_float=description.precision == "tf32",
+    )
+    return TappableModel(f"{description.path} (built anew from {path})", read_model(path), open_model)
 
 
 def _export(description: ModelDescription, statistics: Mapping[str, Array] | None) -> onnx.ModelProto:

@@ -80,7 +80,7 @@ def verify_files(model: Path, against: Path, config: VerificationConfig) -> Veri
     for other in files[:-1]:
         _require_same_inputs(candidate, other)
     names = next((found.input_names for found in reversed(files) if found.input_names), candidate.names)
-    samples = _samples(candidate, reference, names, config)
+    samples = _whole_batches(_samples(candidate, reference, names, config), files)
     statistics = None if config.statistics is None else read_npz(config.statistics)
     backends = config.backends or (candidate.backend,)
 
@@ -94,7 +94,7 @@ def verify_files(model: Path, against: Path, config: VerificationConfig) -> Veri
             _candidates(candidate, backends, names[0], name_step(files[-2], candidate)),
             samples,
             tolerance=tolerance,
-            batch_size=config.batch_size,
+            batch_size=_batch_size(config.batch_size, files),
             random=config.data is None,
             stages=_stages(files, names[0]),
             search=search if config.search_layers else None,
@@ -146,6 +146,30 @@ def _samples(
         samples=config.samples,
         seed=config.seed,
     )
+
+
+def _batch_size(wanted: int, files: Sequence[ModelDescription]) -> int:
+    """The samples of a run that every file takes.
+
+    Raises:
+        InputError: two files that take one batch size each, and not the same.
+    """
+    fixed = {found.batch_size: found.path for found in files if found.batch_size is not None}
+    if len(fixed) > 1:
+        told = ", ".join(f"{path} takes batches of {size}" for size, path in fixed.items())
+        raise InputError(f"{told}: they can't be fed the same")
+    return min([*fixed] or [wanted, *(found.largest_batch for found in files if found.largest_batch is not None)])
+
+
+def _whole_batches(samples: Samples, files: Sequence[ModelDescription]) -> Samples:
+    """The samples that fill the batches of files that take one batch size only."""
+    size = next((found.batch_size for found in files if found.batch_size is not None), 1)
+    whole = len(samples) // size * size
+    if whole == 0:
+        raise InputError(f"{samples.name}: {len(samples)} samples do not fill the batch of {size} that the model takes")
+    if whole < len(samples):
+        _logger.warning("the last %d samples fill no batch of %d and are left out", len(samples) - whole, size)
+    return samples.first(whole)
 
 
 def _open_reference(

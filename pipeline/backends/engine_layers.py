@@ -77,6 +77,15 @@ def computing_types(layers: Iterable[ParsedLayer]) -> Counter[str]:
     return Counter(kind for layer in chosen for kind in set(layer.types) if kind in FLOAT_TYPES)
 
 
+def quantized_types(layers: Iterable[ParsedLayer]) -> set[str]:
+    """The types that the network quantises to, as INT8 or FP8; a weight that is stored quantised counts too."""
+    layers = list(layers)
+    if not is_quantized(layers):
+        return set()
+    kinds = {kind for layer in layers if layer.kind in ("QUANTIZE", "CONSTANT") for kind in layer.types}
+    return kinds & {*NARROW_INTEGERS, "FP8", "FP4"}
+
+
 def is_quantized(layers: Iterable[ParsedLayer]) -> bool:
     """Whether the network holds quantised tensors."""
     return any(layer.kind in ("QUANTIZE", "DEQUANTIZE", "DYNAMIC_QUANTIZE") for layer in layers)

@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+import onnx
 from typing_extensions import Self
 
 from vsfix.graph_passes.errors import BuildError, DataError, ModelError, VsfixError
-from vsfix.graph_passes.inference import Array
+from vsfix.graph_passes.inference import Array, Float64Array
+from vsfix.graph_passes.model_file import save_unchecked
 
+from .cuda_event import Event
 from .cuda_memory import TensorBuffer
 from .cuda_runtime import Cuda, open_cuda
 from .cuda_stream import Capture, Graph, Stream
 from .engine_file import read_engine
 from .engine_loading import LoadedEngine
 from .engine_tensors import check_engine_feeds, read_tensors
-from .tensorrt_library import open_library
+from .shape_profile import ShapeRange
+from .tensorrt_library import BuildOptions, open_library
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -50,6 +56,24 @@ def open_engine(path: Path, runtime: str, *, trust: bool = False, use_graph: boo
         raise BuildError(f"{path}: {error}; build it anew with `vsfix build`") from error
     except VsfixError as error:
         raise type(error)(f"{path}: {error}") from error
+
+
+def open_built(
+    model: onnx.ModelProto, runtime: str, profile: Mapping[str, ShapeRange], *, tensor_float: bool = False
+) -> TensorRtRunner:
+    """Builds an engine of a graph for the GPU here and opens it; nothing is kept.
+
+    Raises:
+        MissingComponentError: TensorRT, cuda-python or a GPU is not here.
+        BuildError: TensorRT refuses the graph.
+    """
+    library, cuda = open_library(runtime), open_cuda()
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        save_unchecked(model, path)
+        parsed = library.parse(path, model)
+    built = library.build(parsed, BuildOptions(profile, tensor_float=tensor_float))
+    return TensorRtRunner(library.load(built.plan), cuda)
 
 
 class TensorRtRunner:
@@ -110,6 +134,36 @@ class TensorRtRunner:
             buffer.download(self._stream)
         self._stream.synchronize()
         return {name: buffer.host.copy() for name, buffer in outputs.items()}
+
+    def time_executions(self, inputs: Mapping[str, Array], runs: int) -> Float64Array:
+        """Times the engine on the GPU, without the copies from and to the host.
+
+        Args:
+            inputs: one batch.
+            runs: how many times; the inputs are copied once, before.
+
+        Returns:
+            Milliseconds of each run, shape (runs,), by a pair of CUDA events around it.
+
+        Raises:
+            DataError, ModelError: see `run`.
+        """
+        for _ in range(2):  # with a graph the second run records it
+            self.run(inputs)
+        with ExitStack() as events:
+            marks = [[self._new_event(events), self._new_event(events)] for _ in range(runs)]
+            for start, end in marks:
+                start.record(self._stream)
+                self._execute()
+                end.record(self._stream)
+            self._stream.synchronize()
+            return np.array([end.milliseconds_since(start) for start, end in marks])
+
+    def _new_event(self, events: ExitStack) -> Event:
+        """An event that goes with the stack."""
+        event = Event(self._cuda)
+        events.callback(event.close)
+        return event
 
     def _bind(self, shapes: Shapes) -> None:
         """Sets the shapes of the inputs, and gives every tensor a buffer of its size."""

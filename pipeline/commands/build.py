@@ -36,7 +36,7 @@ from .options import json_option, parse_bytes
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "tf32", "fp16", "bf16"]),
+    type=click.Choice(["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]),
     help="What must come out, else it is an error; tf32 lets products round float32.  "
     "[default: as the file is, TF32 off]",
 )

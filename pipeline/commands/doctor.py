@@ -8,8 +8,13 @@ from .options import json_option
 
 
 @click.command(name="doctor")
+@click.option(
+    "--install",
+    type=click.Choice(["quantizer"]),
+    help="First make the environment of NVIDIA ModelOpt for --precision int8 and fp8, unless it is there (1.4 GB).",
+)
 @json_option
-def command(json_path: str | None, force: bool) -> None:
+def command(install: str | None, json_path: str | None, force: bool) -> None:
     """Try every backend on a small model and say which work here.
 
     tensorrt and tensorrt-rtx build an engine of it first; where they can build and not run, they WARN. For each that
@@ -24,8 +29,12 @@ def command(json_path: str | None, force: bool) -> None:
     from vsfix.pipeline.console import print_table, require_json_target, write_json
     from vsfix.pipeline.doctor import can_infer, check_backends
     from vsfix.pipeline.environment import describe_environment
+    from vsfix.pipeline.quantizer import install_quantizer, quantizer_folder
 
     require_json_target(json_path, force=force)
+    if install == "quantizer":
+        click.echo(f"installing ModelOpt in {quantizer_folder()}", err=True)
+        install_quantizer()
     checks = check_backends()
     if json_path != "-":
         table = Table(title="Backends on this machine", title_justify="left")

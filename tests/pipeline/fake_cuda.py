@@ -52,12 +52,13 @@ class FakeCuda:
         self.pinned: dict[int, Any] = {}
         self.streams: dict[int, Any] = {}
         self.graphs: dict[int, list[Callable[[], None]]] = {}
+        self.events: dict[int, int | None] = {}  # how many executions were done when it was passed
         self.calls: Counter[str] = Counter()
         self._handles = count(0x1000, 0x1000)
 
     def is_clean(self) -> bool:
         """Whether everything was given back."""
-        return not (self.device or self.pinned or self.streams or self.graphs)
+        return not (self.device or self.pinned or self.streams or self.graphs or self.events)
 
     def enqueue(self, stream: int, work: Callable[[], None]) -> None:
         """Work that waits in a stream, or is recorded."""
@@ -136,6 +137,28 @@ class FakeCuda:
 
     def cudaStreamDestroy(self, stream: int) -> tuple[Status]:
         assert not self.streams.pop(stream).queue
+        return (Status.cudaSuccess,)
+
+    def cudaEventCreate(self) -> tuple[Status, int]:
+        handle = next(self._handles)
+        self.events[handle] = None
+        return Status.cudaSuccess, handle
+
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[Status]:
+        def mark() -> None:
+            self.events[event] = self.calls["execute_async_v3 done"]
+
+        self.enqueue(stream, mark)
+        return (Status.cudaSuccess,)
+
+    def cudaEventElapsedTime(self, start: int, end: int) -> tuple[Status, float | None]:
+        begun, done = self.events[start], self.events[end]
+        if begun is None or done is None:
+            return Status.cudaErrorInvalidValue, None
+        return Status.cudaSuccess, 0.25 * (done - begun)
+
+    def cudaEventDestroy(self, event: int) -> tuple[Status]:
+        del self.events[event]
         return (Status.cudaSuccess,)
 
     def cudaStreamBeginCapture(self, stream: int, mode: Any) -> tuple[Status]:

@@ -35,7 +35,7 @@ OPTIONS = {
     "--preferred-batch-size --storage-uri --version MODEL|ENGINE...",
     "verify": "--against --backend --batch-size --data --force --json --layers --max-accuracy-loss --min-agreement "
     "--min-snr --reference-backend --samples --seed --split --statistics --via MODEL",
-    "doctor": "--force --json",
+    "doctor": "--force --install --json",
 }
 
 

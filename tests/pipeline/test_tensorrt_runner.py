@@ -10,13 +10,15 @@ import pytest
 
 from vsfix.graph_passes.errors import DataError, ModelError
 from vsfix.graph_passes.inference import Runner
+from vsfix.graph_passes.tapped_tensors import tap_tensors
 from vsfix.pipeline.backends.cuda_memory import TensorBuffer
 from vsfix.pipeline.backends.cuda_runtime import open_cuda
 from vsfix.pipeline.backends.cuda_stream import Stream
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
 from vsfix.pipeline.backends.opening import open_runner
+from vsfix.pipeline.backends.shape_profile import ShapeRange
 from vsfix.pipeline.backends.tensorrt_library import open_library
-from vsfix.pipeline.backends.tensorrt_runner import TensorRtRunner
+from vsfix.pipeline.backends.tensorrt_runner import TensorRtRunner, open_built
 
 from .fake_cuda import FakeCuda
 from .fake_engine import Context, Engine
@@ -285,3 +287,24 @@ def test_what_vsfix_builds_it_runs(machine, call, tmp_path, monkeypatch):
     x = {"x": rng.normal(size=(2, 3, 8, 8)).astype(np.float32)}
     with open_runner("tensorrt", tmp_path / "e.plan") as runner, open_runner("onnxruntime", tmp_path / "m.onnx") as ort:
         np.testing.assert_allclose(runner.run(x)["y"], ort.run(x)["y"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("use_graph", [False, True])
+def test_executions_are_timed_one_by_one_and_without_the_copies(machine, use_graph):
+    machine.install()
+    with open_plan(machine, machine.plan(), use_graph=use_graph) as runner:
+        times = runner.time_executions(inputs_of(2), 5)
+        np.testing.assert_array_equal(times, [0.25] * 5)  # what the stand-in takes for one execution
+        assert machine.cuda.calls["execute_async_v3 done"] == 7
+        assert machine.cuda.calls["cudaGraphLaunch"] == (6 if use_graph else 0)
+    assert machine.cuda.is_clean()
+
+
+def test_a_graph_is_built_and_run_without_a_file(machine, monkeypatch):
+    machine.install("10")
+    model = model_of("(float[N, 3] x) => (float[N, 3] y) { h = Relu (x)  y = Relu (h) }")
+    profile = {"x": ShapeRange((1, 3), (2, 3), (4, 3))}
+    with open_built(tap_tensors(model, {"h"}), "tensorrt", profile) as runner:
+        found = runner.run(inputs_of(2))
+    assert list(found) == ["h", "y"]
+    np.testing.assert_array_equal(found["h"], np.maximum(inputs_of(2)["x"], 0))

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from vsfix.graph_passes.errors import InputError
+from vsfix.pipeline.backends.shape_profile import ShapeOptions
+from vsfix.pipeline.build_config import BuildConfig
+from vsfix.pipeline.building import build_engine
+from vsfix.pipeline.model_description import describe_model, name_step
+from vsfix.pipeline.tappable import open_tappable
+from vsfix.pipeline.verification_files import VerificationConfig, verify_files
+
+BODY = """(float[N, 3] x) => (float[N, 4] y) {
+    h = Gemm <transB: int = 1> (x, "fc1.weight", "fc1.bias")
+    r = Relu (h)
+    y = Gemm <transB: int = 1> (r, "fc2.weight", "fc2.bias")
+}"""
+SHAPES = ShapeOptions(None, "x:1x3", "x:4x3", "x:16x3")
+
+
+def save(parse, path, factor=1.0):
+    rng = np.random.default_rng(0)
+    shapes = {"fc1.weight": (5, 3), "fc1.bias": (5,), "fc2.weight": (4, 5), "fc2.bias": (4,)}
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    weights["fc2.weight"] *= np.float32(factor)
+    onnx.save(parse(BODY, weights), path)
+    return path
+
+
+@pytest.fixture
+def engine(machine, parse, tmp_path):
+    """An engine of the stand-in for TensorRT, and the file that it was built from."""
+    machine.install("10")
+    model = save(parse, tmp_path / "m.onnx")
+    build_engine(model, tmp_path / "e.plan", BuildConfig(shapes=SHAPES))
+    return tmp_path / "e.plan", model
+
+
+def test_an_engine_says_what_its_model_said(engine):
+    plan, model = (describe_model(path) for path in engine)
+    assert (plan.kind, plan.backend, plan.precision) == ("engine", "tensorrt", "fp32")
+    assert (plan.input_names, plan.input_shapes) == (model.input_names, model.input_shapes) == (("x",), ((3,),))
+    assert (plan.digest, plan.batch_size, plan.largest_batch) == (model.digest, None, 16)
+    assert name_step(model, plan) == "runtime"
+
+
+def test_an_engine_is_verified_against_its_model_in_batches_that_it_takes(engine):
+    plan, model = engine
+    result = verify_files(plan, model, VerificationConfig(samples=40, via=(model,)))
+    (found,) = result.results
+    assert (result.status, found.candidate) == ("PASS", "tensorrt 10.13.0 (sm89)")
+    assert [step.step for step in found.budget] == ["runtime", "runtime", "noise floor"]
+
+
+def test_the_layer_in_which_an_engine_departs_is_found_in_an_engine_built_anew(engine, parse, tmp_path):
+    plan, _ = engine
+    other = save(parse, tmp_path / "other.onnx", factor=1.5)
+    result = verify_files(plan, other, VerificationConfig(samples=40)).results[0]
+    assert result.status == "FAIL"
+    assert result.layers is not None
+    assert result.layers.first is not None
+    assert result.layers.first.tensor == "y"
+    assert [row.tensor for row in result.layers.rows] == ["h", "r", "y"]
+
+
+def test_an_engine_can_be_the_reference(engine):
+    plan, model = engine
+    assert verify_files(model, plan, VerificationConfig(samples=20)).reference == "tensorrt 10.13.0 (sm89)"
+
+
+def test_an_engine_whose_model_is_gone_can_not_be_searched(engine, parse, tmp_path):
+    plan, model = engine
+    save(parse, model, factor=2)
+    with pytest.raises(
+        InputError, match=r"m\.onnx, which .*e\.plan was built from, is not there any more or has chang"
+    ):
+        open_tappable(describe_model(plan), "tensorrt")
+    other = save(parse, tmp_path / "other.onnx", factor=1.5)
+    layers = verify_files(plan, other, VerificationConfig(samples=20)).results[0].layers
+    assert layers is not None
+    assert "they can't be searched" in str(layers)
+
+
+def test_a_model_with_one_batch_size_is_fed_whole_batches(parse, tmp_path, caplog):
+    model = parse("(float[8, 3] x) => (float[8, 3] y) { y = Relu (x) }", {})
+    onnx.save(model, tmp_path / "m.onnx")
+    config = VerificationConfig(samples=20, reference_backend="reference")
+    result = verify_files(tmp_path / "m.onnx", tmp_path / "m.onnx", config)
+    assert (result.status, result.samples) == ("PASS", 16)
+    assert "the last 4 samples fill no batch of 8" in caplog.text
+    with pytest.raises(InputError, match="5 samples do not fill the batch of 8"):
+        verify_files(tmp_path / "m.onnx", tmp_path / "m.onnx", VerificationConfig(samples=5))
+
+
+def test_two_models_with_other_batch_sizes_can_not_be_fed_the_same(parse, tmp_path):
+    for size in (4, 8):
+        onnx.save(
+            parse(f"(float[{size}, 3] x) => (float[{size}, 3] y) {{ y = Relu (x) }}", {}), tmp_path / f"{size}.onnx"
+        )
+    with pytest.raises(InputError, match="takes batches of 8"):
+        verify_files(tmp_path / "4.onnx", tmp_path / "8.onnx", VerificationConfig())
