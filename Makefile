@@ -9,7 +9,9 @@ REQUIREMENTS := pyproject.toml constraints.txt
 # TensorRT-RTX builds engines without a GPU, and has wheels for this kind of machine only; its tests are skipped elsewhere.
 RTX := $(if $(findstring Linux x86_64,$(shell uname -sm)),$(comma)rtx)
 
-.PHONY: demo test check lint types imports tests clean
+QUANTIZER := $(if $(RTX),quantizer)
+
+.PHONY: demo test check lint types imports tests quantizer clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/vsfix demo -o vsfix-demo --force
@@ -28,7 +30,7 @@ types: $(VENV)/.test
 imports: $(VENV)/.test
 	$(BIN)/lint-imports
 
-tests: $(VENV)/.test
+tests: $(VENV)/.test $(QUANTIZER)
 	$(BIN)/pytest --cov --cov-report=term:skip-covered
 
 $(VENV)/bin/python:
@@ -41,6 +43,10 @@ $(VENV)/.runtime: $(VENV)/bin/python $(REQUIREMENTS)
 $(VENV)/.test: $(VENV)/bin/python $(REQUIREMENTS)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,train,test$(RTX)]'
 	touch $@ $(VENV)/.runtime
+
+# ModelOpt, for the tests of int8 and fp8: an environment of its own in the user's cache, made once (1.4 GB).
+quantizer: $(VENV)/.test
+	$(BIN)/python -c "from vsfix.pipeline.quantizer import install_quantizer; install_quantizer()"
 
 clean:
 	rm -rf $(VENV) vsfix-demo

@@ -39,6 +39,7 @@ from vsfix.graph_passes.errors import MissingComponentError, VsfixError
 from vsfix.graph_passes.inference import Runner
 from vsfix.pipeline.backends.opening import open_runner
 from vsfix.pipeline.backends.shape_profile import ShapeOptions
+from vsfix.pipeline.backends.tensorrt_runner import TensorRtRunner, open_engine
 from vsfix.pipeline.build_config import BuildConfig
 from vsfix.pipeline.building import build_engine
 from vsfix.pipeline.calibration import Samples
@@ -222,8 +223,8 @@ def warm_up(runner: Runner, inputs: dict[str, Any]) -> int:
 
 def time_runs(runner: Runner, inputs: dict[str, Any], runs: int) -> Times:
     """Milliseconds of each run."""
-    if hasattr(runner, "time_executions"):
-        return np.asarray(runner.time_executions(inputs, runs), dtype=np.float64)
+    if isinstance(runner, TensorRtRunner):
+        return runner.time_executions(inputs, runs)
     times = np.empty(runs)
     for index in range(runs):
         started = time.perf_counter()
@@ -251,7 +252,7 @@ def open_deployed(step: Step, form: str, kit: Path, results: Path, *, use_graph:
         shapes = ShapeOptions(None, "input:1x1x28x28", "input:64x1x28x28", f"input:{MAX_BATCH}x1x28x28")
         config = BuildConfig(step.backend, shapes, precision=step.precision, timing_cache=cache_of(step, results))
         build_engine(model, plan_path, config)
-    return open_runner(step.backend, plan_path, use_graph=use_graph)
+    return open_engine(plan_path, step.backend, use_graph=use_graph)
 
 
 def engine_path(step: Step, form: str, results: Path) -> Path:

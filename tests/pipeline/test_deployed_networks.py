@@ -5,17 +5,26 @@ No GPU is needed: the builder runs here, and what the parser made of the weights
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import pytest
 import torch
 
-from vsfix.graph_passes.model_file import import_graph, read_model, write_model
+from vsfix.graph_passes.errors import MissingComponentError
+from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
+from vsfix.graph_passes.graph_pass import PassPipeline
+from vsfix.graph_passes.model_file import export_model, import_graph, read_model, write_model
 from vsfix.graph_passes.noise import Noise
 from vsfix.graph_passes.precision import stated_precision
+from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.pipeline.backends.shape_profile import ShapeOptions
 from vsfix.pipeline.build_config import BuildConfig
 from vsfix.pipeline.building import build_engine
 from vsfix.pipeline.casting import cast_model
+from vsfix.pipeline.quantization import quantize_model
 from vsfix.pipeline.repair import repair_model
 from vsfix.pipeline.repair_config import RepairConfig
 from vsfix.trainers.network import NetworkConfig, build_network
@@ -40,10 +49,14 @@ TARGETS = ("sm80", "sm86", "sm89", "sm120")
 SHAPES = ShapeOptions(None, "input:1x1x28x28", "input:8x1x28x28", "input:64x1x28x28")
 
 
-@pytest.fixture(scope="module", params=NETWORKS, ids=lambda network: " ".join(map(str, network)))
-def repaired(request, tmp_path_factory):
-    """The repair of one network whose statistics are those of runs with the noise on, and the images of the repair."""
-    model, noise, site = request.param
+ARCHITECTURES = [network for network in NETWORKS if network[1:] in (("dropout:0.5", "a"), ("dropout:0.5", "b"))][1:]
+names = pytest.mark.parametrize("network", NETWORKS, ids=lambda network: " ".join(map(str, network)))
+
+
+@cache
+def repair_of(network: tuple[str, str | None, str]):
+    """The repair of a network whose statistics are those of runs with the noise on, and the images of the repair."""
+    model, noise, site = network
     config = NetworkConfig(model, 1, (28, 28), 10, Noise.parse(noise) if noise else None, site)
     images = torch.randn(64, 1, 28, 28, generator=torch.Generator().manual_seed(1)) + 0.2
     with torch.random.fork_rng():
@@ -52,15 +65,18 @@ def repaired(request, tmp_path_factory):
         with torch.no_grad():
             for _ in range(4):
                 module(images)
-    path = tmp_path_factory.mktemp("network") / "m.onnx"
-    export_onnx(module.eval(), images[:2], path)
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "m.onnx")
+        export_onnx(module.eval(), images[:2], path)
+        exported = read_model(path)
     inputs = {"input": images[:32].numpy()}
-    return repair_model(read_model(path), [inputs], open_for_small_runs, RepairConfig()), inputs
+    return repair_model(exported, [inputs], open_for_small_runs, RepairConfig()), inputs
 
 
+@names
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("fp16", 2.0**-9), ("bf16", None)])
-def test_the_repaired_network_builds_for_every_target_with_its_weights(repaired, tmp_path, precision, tolerance):
-    repair, inputs = repaired
+def test_the_repaired_network_builds_for_every_target_with_its_weights(network, tmp_path, precision, tolerance):
+    repair, inputs = repair_of(network)
     model = repair.model
     if precision != "fp32":
         model = cast_model(model, precision, inputs, open_for_small_runs).model
@@ -81,10 +97,32 @@ def test_the_repaired_network_builds_for_every_target_with_its_weights(repaired,
     assert report.read_back.largest_error <= tolerance
 
 
-def test_the_networks_were_damaged_and_are_repaired(repaired, request):
+@pytest.mark.parametrize(("precision", "targets"), [("int8", TARGETS), ("fp8", ("sm89", "sm120"))])
+@pytest.mark.parametrize("network", ARCHITECTURES, ids=lambda network: network[0])
+def test_in_eight_bits_it_builds_for_every_target_that_has_them(network, tmp_path, precision, targets):
+    repair, inputs = repair_of(network)
+    graph = import_graph(repair.unfolded)
+    PassPipeline([RemoveMarkers(), RemoveIdentities(), FoldBatchNorm(forward=False)])(graph)
+    try:
+        quantized = quantize_model(export_model(graph, repair.unfolded), precision, [inputs], open_for_small_runs)
+    except MissingComponentError as error:
+        pytest.skip(str(error))
+    write_model(quantized.model, tmp_path / "m.onnx", force=False)
+    config = BuildConfig("tensorrt-rtx", SHAPES, targets, precision=precision)
+    report = build_engine(tmp_path / "m.onnx", tmp_path / "e.plan", config)
+    operators = [node.op_type for node in quantized.model.graph.node]
+    assert quantized.report.layers[precision] >= 3
+    assert report.precision.network["QUANTIZE"] == {precision.upper(): operators.count("QuantizeLinear")}
+    assert report.read_back.count("PASS", "CONSTANT") >= quantized.report.layers[precision]
+    assert (report.read_back.status, report.read_back.count("SKIP")) == ("PASS", 0)
+    assert report.read_back.largest_error <= 1e-6
+
+
+@names
+def test_the_networks_were_damaged_and_are_repaired(network):
     """Else the builds above would compile something else than what is deployed."""
-    repair, _ = repaired
-    _, noise, site = request.node.callspec.params["repaired"]
+    repair, _ = repair_of(network)
+    _, noise, site = network
     changed = [row.shift for row in repair.report.batch_norms if row.repaired]
     if noise is None or site == "last":
         assert changed == []
