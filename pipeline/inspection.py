@@ -10,7 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.activation_cache import DEFAULT_MAX_MEMORY
-from vsfix.graph_passes.batch_norm import BatchNorm, require_batch_norms
+from vsfix.graph_passes.batch_norm import BatchNorm, find_batch_norms
 from vsfix.graph_passes.batches import Batch, count_samples
 from vsfix.graph_passes.inference import OpenModel
 from vsfix.graph_passes.measurement import MeasurementConfig, measure
@@ -122,9 +122,9 @@ def inspect_graph(graph: gs.Graph, batches: Sequence[Batch], open_model: OpenMod
         ModelError: no BatchNorm, or one that can't be read.
         DataError: data that is not finite.
     """
-    batch_norms = require_batch_norms(graph)
+    batch_norms = find_batch_norms(graph)
     noise_map = analyse_noise(graph)
-    real = measure(graph, batches, open_model, MeasurementConfig()) if batches else {}
+    real = measure(graph, batches, open_model, MeasurementConfig()) if batches and batch_norms else {}
     rows = tuple(_row(batch_norm, noise_map.reaching[batch_norm.name], real) for batch_norm in batch_norms)
     samples = count_samples(batches)
     return Inspection(rows, _sources(noise_map), samples, _warnings(rows, noise_map) + _hidden(noise_map))
@@ -177,9 +177,9 @@ def _warnings(rows: Sequence[BatchNormRow], noise_map: NoiseMap) -> tuple[str, .
             f"BatchNorm '{foreign[0].name}' sees no noise, yet its stored variance is off by a factor of "
             f"{foreign[0].mismatch:.1f} on this data: is it the data of the training, preprocessed the same way?"
         )
-    first = rows[0]
+    first = rows[0] if rows else None
     # Unbiased noise leaves the mean of the first BatchNorm as it is, so that it tells of the data in any case.
-    if first.mean_offset is not None and first.mean_offset > FOREIGN_DATA_OFFSET:
+    if first is not None and first.mean_offset is not None and first.mean_offset > FOREIGN_DATA_OFFSET:
         warnings.append(
             f"the mean that BatchNorm '{first.name}' sees on this data is {first.mean_offset:.1f} deviations from the "
             "stored one: is it the data of the training, preprocessed the same way?"

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vsfix.graph_passes.batch_norm import find_batch_norms
 from vsfix.graph_passes.batches import Batch
 from vsfix.graph_passes.errors import DataError, InputError, ModelError
 from vsfix.graph_passes.inference import OpenModel
@@ -62,6 +63,8 @@ def choose_method(
     """
     if config.method == "none":
         return MethodChoice("none", "the statistics are kept, as was asked for")
+    if not find_batch_norms(prepared.graph):
+        return MethodChoice("none", "no BatchNorm is left: vsfix folded them all when it repaired this file")
     if config.method in NEED_DATA and not batches:
         raise DataError(f"--method {config.method} needs data: give --data; without any, take analytic or distill")
     if config.method in ("exact", "stream") and config.layers != "auto":

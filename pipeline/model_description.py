@@ -19,9 +19,9 @@ from .backends.parsed_network import NetworkTensor
 from .calibration import fixed_batch_size, model_input_names, read_preprocessing
 from .engine_sidecar import EngineSidecar, read_sidecar
 from .file_description import describe_onnx_file, file_digest
+from .preparation import REPAIR_KEY
 from .random_inputs import stated_shape
 
-REPAIR_KEY = "vsfix.repair"
 _CHECKPOINT_INPUT = "input"
 _COARSEST_FIRST = {"FP8": "fp8", "INT8": "int8", "BF16": "bf16", "HALF": "fp16"}
 _TELLING = COMPUTING | {"QUANTIZE", "SCALE", "ACTIVATION", "ELEMENTWISE"}  # a CONSTANT may hold anything

@@ -21,7 +21,7 @@ from .calibration import Samples, calibration_batches, labelled_samples
 from .environment import describe_environment
 from .output_file import require_output
 from .preparation import prepare_model
-from .repair import repair_model
+from .repair import needs_batch_norms, repair_model
 from .repair_config import RepairConfig
 from .repair_report import Repair, RepairReport
 from .report import Report, write_report
@@ -89,7 +89,8 @@ def optimize(
     if len(set(outputs.paths())) < len(outputs.paths()):
         raise InputError("two outputs have the same name; give each its own")
     model = read_model(model_path)
-    deployable = export_model(prepare_model(model, config.noise).graph, model)
+    prepared = prepare_model(model, config.noise, needs_batch_norms=needs_batch_norms(model, config))
+    deployable = export_model(prepared.graph, model)
     cap = SAMPLES if config.method not in ("exact", "stream") else None
     batches = (
         []
@@ -152,7 +153,7 @@ def judge(report: RepairReport, accuracies: tuple[AccuracyRow, ...] = ()) -> tup
     """The status word and the verdict in one sentence."""
     repaired = [outcome for outcome in report.batch_norms if outcome.repaired]
     folded = sum(outcome.folded for outcome in report.batch_norms)
-    tail = f"; {folded} of {len(report.batch_norms)} folded{_precision(report)}"
+    tail = (f"; {folded} of {len(report.batch_norms)} folded" if report.batch_norms else "") + _precision(report)
     if not repaired:
         why = report.method_reason if report.method == "none" else "the evidence supports no change"
         return ("WARN" if report.warnings else "PASS"), f"Nothing repaired: {why}{tail}."

@@ -21,6 +21,8 @@ from vsfix.graph_passes.random_expression import RANDOM_OPERATORS
 from vsfix.graph_passes.recompose_batch_norm import RecomposeBatchNorm
 from vsfix.graph_passes.tensors import consumed_tensors
 
+REPAIR_KEY = "vsfix.repair"  # the entry of metadata_props in which a repaired file says how it was repaired
+
 
 @dataclass(frozen=True, eq=False)
 class PreparedModel:
@@ -41,12 +43,15 @@ class PreparedModel:
     shows_its_noise: bool
 
 
-def prepare_model(model: onnx.ModelProto, noise: Sequence[str] = ()) -> PreparedModel:
+def prepare_model(
+    model: onnx.ModelProto, noise: Sequence[str] = (), *, needs_batch_norms: bool = True
+) -> PreparedModel:
     """Prepares a model; the input is not changed.
 
     Args:
         model: a checked model.
         noise: noise that the file does not show, each as `NODE=KIND:VALUE`.
+        needs_batch_norms: whether nothing can be done without one.
 
     Raises:
         ModelError: no BatchNorm is left in the file, or none can be read; the message says how to export one.
@@ -56,7 +61,8 @@ def prepare_model(model: onnx.ModelProto, noise: Sequence[str] = ()) -> Prepared
     passes = PassPipeline([*deployment_passes(), RecomposeBatchNorm(), FoldBatchNormParameters()])
     done = passes(graph)
     warnings = [f"{kept.subject}: {kept.reason}" for kept in (*done.kept, *unreadable_batch_norms(graph))]
-    require_batch_norms(graph)
+    if needs_batch_norms:
+        require_batch_norms(graph)
     _require_no_draws(graph)
     inserted = InsertNoise(_sites(noise))(graph)
     separate_statistics(graph)

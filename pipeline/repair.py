@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.batch_norm import require_batch_norms
+from vsfix.graph_passes.batch_norm import find_batch_norms
 from vsfix.graph_passes.batches import Batch, first_samples, prescribed_batch_size, samples_in
 from vsfix.graph_passes.errors import CheckFailedError, InputError, VsfixError
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
 from vsfix.graph_passes.graph_pass import PassPipeline, PassResult
 from vsfix.graph_passes.inference import Array, OpenModel
-from vsfix.graph_passes.model_file import export_model
+from vsfix.graph_passes.model_file import export_model, read_metadata
 from vsfix.graph_passes.noise_analysis import analyse_noise
 from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
 from vsfix.graph_passes.repair_statistics import RepairStatistics
@@ -28,14 +28,13 @@ from .casting import CastModel, cast_model
 from .estimation import Estimation, estimate_statistics
 from .inspection import Inspection, inspect_graph
 from .method_choice import MethodChoice, choose_method
-from .preparation import PreparedModel, prepare_model
+from .preparation import REPAIR_KEY, PreparedModel, prepare_model
 from .quantization import quantize_model, require_calibration
 from .random_inputs import draw_inputs, stated_shape
 from .repair_config import QUANTIZED, RepairConfig
 from .repair_report import BatchNormOutcome, Repair, RepairReport
 from .tensor_comparison import comparable, compare_tensors
 
-METADATA_KEY = "vsfix.repair"
 FEW_SAMPLES = 16
 JUDGED_SAMPLES = 256  # enough to tell a variance within a few percent
 # Folding reorders floating-point operations and nothing else; a fold that loses more than this is a wrong fold.
@@ -70,7 +69,7 @@ def repair_model(
     """
     if config.number_type in QUANTIZED:
         require_calibration(config.number_type, batches)
-    prepared = prepare_model(model, config.noise)
+    prepared = prepare_model(model, config.noise, needs_batch_norms=needs_batch_norms(model, config))
     graph = prepared.graph
     require_statistics(graph)
     choice = choose_method(prepared, batches, open_model, config)
@@ -86,7 +85,7 @@ def repair_model(
     fold = FoldBatchNorm(forward=config.number_type not in QUANTIZED)
     clean = PassPipeline([RemoveMarkers(), RemoveIdentities(), *([fold] if config.fold else [])])
     clean(graph)
-    final = export_model(graph, model, {METADATA_KEY: _metadata(choice, estimation, repair, config)})
+    final = export_model(graph, model, {REPAIR_KEY: _metadata(choice, estimation, repair, config)})
     inputs, unchecked = _inputs_of_check(unfolded, judges, open_model, config.seed)
     fold_snr_db = _check_equal(unfolded, final, inputs, open_model) if inputs else None
     cast = _cast(graph, final, inputs, batches, open_model, config)
@@ -108,6 +107,12 @@ def repair_model(
     return Repair(final if cast is None else cast.model, unfolded, runnable, report, statistics)
 
 
+def needs_batch_norms(model: onnx.ModelProto, config: RepairConfig) -> bool:
+    """Whether a file without BatchNorm is refused: not where nothing is to be repaired, or where vsfix folded them."""
+    folded_by_vsfix = REPAIR_KEY in read_metadata(model)
+    return config.method != "none" and not (config.method == "auto" and folded_by_vsfix)
+
+
 def _cast(
     graph: gs.Graph,
     final: onnx.ModelProto,
@@ -127,7 +132,7 @@ def _cast(
 
 def _choose_layers(graph: gs.Graph, layers: str) -> tuple[list[str], dict[str, str]]:
     """The BatchNorms to estimate, and the reason for each of the others."""
-    names = [batch_norm.name for batch_norm in require_batch_norms(graph)]
+    names = [batch_norm.name for batch_norm in find_batch_norms(graph)]
     if layers == "auto":
         reached = analyse_noise(graph).reached
         chosen = [name for name in names if name in reached]
@@ -171,7 +176,7 @@ def _statistics(graph: gs.Graph, repair: PassResult) -> dict[str, Array]:
     """The running statistics of the BatchNorms that were repaired, float32, by state_dict name."""
     repaired = {change.subject for change in repair.changed}
     arrays: dict[str, Array] = {}
-    for batch_norm in require_batch_norms(graph):
+    for batch_norm in find_batch_norms(graph):
         if batch_norm.name in repaired:
             arrays[f"{batch_norm.name}.running_mean"] = batch_norm.mean.astype(np.float32)
             arrays[f"{batch_norm.name}.running_var"] = batch_norm.variance.astype(np.float32)

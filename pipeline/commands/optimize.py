@@ -126,7 +126,8 @@ def command(
     if json_path != "-":
         for change in result.repair.report.prepared:
             click.echo(f"prepared: {change}")
-        print_table(repair_table(result.repair.report))
+        if result.repair.report.batch_norms:
+            print_table(repair_table(result.repair.report))
         if result.repair.report.precision is not None:
             print_table(precision_table(result.repair.report.precision))
         for warning in result.repair.report.warnings:

@@ -81,5 +81,6 @@ def install_tensorrt(monkeypatch, tmp_path):
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path) -> Machine:
-    """A machine on which stand-ins for a GPU, cuda-python and TensorRT can be installed."""
+    """A machine on which stand-ins for a GPU, cuda-python and TensorRT can be installed; the timings of builds stay here."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return Machine(monkeypatch, tmp_path)

@@ -264,3 +264,19 @@ def test_sizes_that_mean_nothing_are_refused(call, network, text):
     result = call("optimize", network, "--dry-run", "--data", "digits", "--max-memory", text)
     assert result.exit_code == 2
     assert "--max-memory" in result.stderr
+
+
+def test_a_file_whose_batch_norms_vsfix_folded_can_still_be_cast(call, onnx_path, tmp_path):
+    whole, bare, half = (tmp_path / name for name in ("w.onnx", "bare.onnx", "half.onnx"))
+    assert call("optimize", onnx_path, "-o", whole, "--data", "digits", "--samples", 32).exit_code == 0
+    assert "BatchNormalization" not in [node.op_type for node in onnx.load(whole).graph.node]
+    result = call("optimize", whole, "-o", half, "--precision", "fp16")
+    assert result.exit_code == 0, result.output
+    assert "Nothing repaired: no BatchNorm is left: vsfix folded them all when it repaired this file" in result.stdout
+    assert {tensor.data_type for tensor in onnx.load(half).graph.initializer} >= {onnx.TensorProto.FLOAT16}
+    model = onnx.load(whole)
+    onnx.helper.set_model_props(model, {})
+    onnx.save(model, bare)
+    result = call("optimize", bare, "-o", tmp_path / "no.onnx", "--precision", "fp16")
+    assert (result.exit_code, "the model has no BatchNormalization" in result.stderr) == (2, True)
+    assert call("optimize", bare, "-o", tmp_path / "n.onnx", "--method", "none", "--precision", "fp16").exit_code == 0

@@ -13,7 +13,8 @@ from vsfix.graph_passes.marker import EXPORT_METADATA_KEY
 from vsfix.graph_passes.model_file import export_model, import_graph, read_metadata
 from vsfix.graph_passes.remove_identities import RemoveMarkers
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
-from vsfix.pipeline.repair import METADATA_KEY, repair_model
+from vsfix.pipeline.preparation import REPAIR_KEY
+from vsfix.pipeline.repair import repair_model
 from vsfix.pipeline.repair_config import RepairConfig
 
 
@@ -104,7 +105,7 @@ def test_auto_is_paired_where_noise_is_marked_and_says_why(residual, images, ope
 
 def test_the_repair_is_written_into_the_metadata(residual, images, open_model):
     model = repair_model(residual, batches(images), open_model, RepairConfig(method="exact")).model
-    said = json.loads(read_metadata(model)[METADATA_KEY])
+    said = json.loads(read_metadata(model)[REPAIR_KEY])
     assert said["method"] == "exact"
     assert said["samples"] == 60
     assert said["repaired"] == ["bn1", "bn2", "bn3"]
