@@ -1,8 +1,8 @@
-"""Looks at every number of a graph as another type would hold it: what is not finite, overflows, or becomes subnormal.
+"""Looks at the numbers that a graph multiplies by, in their own type: what is not finite, overflows, or loses digits.
 
 Runtimes compute g = gamma / sqrt(var + epsilon) of a BatchNorm in the type that its parameters are stored in, without
 a word where that is infinite. A BatchNorm is therefore scanned as what it becomes, g and s = beta - g mean, besides
-its four parameters.
+its four parameters. Constants that nothing is multiplied by (masks, bounds, paddings) may be infinite.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from .batch_norm import stored_values
+from .constant_rounding import MULTIPLY_WEIGHTS
 from .errors import CheckFailedError
 from .fold_candidates import find_fold_candidates
 from .graph_tree import GraphTree
@@ -42,8 +43,8 @@ class ValueFinding:
     Attributes:
         tensor: the name of the tensor, or of the BatchNorm whose scale or shift it is.
         channel: along the output channels of a weight, else along the first axis.
-        defect: NaN or infinite as stored; overflow, underflow (to 0) or subnormal in the target type.
-        dtype: the target type.
+        defect: NaN or infinite as stored; overflow and underflow (to 0) of what a BatchNorm becomes; subnormal.
+        dtype: the type that the values are stored in.
         count: how many values of the channel.
         largest: the largest magnitude among them as stored; the smallest for underflow and subnormal.
     """
@@ -64,68 +65,56 @@ class ValueFinding:
         return f"{where}: {self.count} values {verb} {self.dtype} ({self.largest:.4g})"
 
 
-class ValueScan:
-    """Scans the constants and the BatchNorms of a graph and of the bodies in it.
-
-    Args:
-        dtype: "float16", "bfloat16", "float32" or "float64": the type that the values are to be held in; None: each
-            in the type that it is stored in.
-    """
-
-    def __init__(self, dtype: str | None = None) -> None:
-        self._dtype = None if dtype is None else _FLOAT_TYPES[dtype]
-
-    def __call__(self, graph: gs.Graph) -> tuple[ValueFinding, ...]:
-        """Every finding; the graph is not changed."""
-        tree = GraphTree(graph)
-        found: list[ValueFinding] = []
-        for constant, axis in _constants(tree):
-            values = stored_values(constant)
-            if values.dtype in _FLOAT_TYPES.values():
-                found += self._scan(str(constant.name), values, values.dtype, axis)
-        for candidate in find_fold_candidates(tree)[0]:
-            batch_norm = candidate.batch_norm
-            stored = _narrowest([stored_values(constant).dtype for constant in batch_norm.parameters])
-            for kind, row in (("gamma / sqrt(var + epsilon)", batch_norm.scale), ("shift", batch_norm.shift)):
-                found += self._scan(f"{batch_norm.name}: {kind}", row, stored, 0)
-        return tuple(found)
-
-    def _scan(self, name: str, values: Array, stored: npt.DTypeLike, axis: int) -> Iterator[ValueFinding]:
-        """The findings of one tensor."""
-        dtype = np.dtype(stored) if self._dtype is None else self._dtype
-        rows = np.atleast_1d(values).astype(np.float64)
-        rows = np.moveaxis(rows, axis if axis < rows.ndim else 0, 0)
-        rows = rows.reshape(rows.shape[0], -1)  # (channels, everything else)
-        for defect, mask in _defects(rows, dtype):
-            for channel in np.flatnonzero(mask.any(axis=1)):
-                magnitudes = np.abs(rows[channel][mask[channel]])
-                extreme = magnitudes.max() if defect in HARMFUL else magnitudes.min()
-                yield ValueFinding(name, int(channel), defect, dtype.name, int(magnitudes.size), float(extreme))
+def scan_values(graph: gs.Graph) -> tuple[ValueFinding, ...]:
+    """Every finding in the weights and BatchNorms of a graph and of the bodies in it; the graph is not changed."""
+    tree = GraphTree(graph)
+    found: list[ValueFinding] = []
+    for constant, axis in _weights(tree):
+        values = stored_values(constant)
+        if values.dtype in _FLOAT_TYPES.values():
+            found += _scan(str(constant.name), values, values.dtype, axis)
+    for candidate in find_fold_candidates(tree)[0]:
+        batch_norm = candidate.batch_norm
+        stored = _narrowest([stored_values(constant).dtype for constant in batch_norm.parameters])
+        for kind, row in (("gamma / sqrt(var + epsilon)", batch_norm.scale), ("shift", batch_norm.shift)):
+            found += _scan(f"{batch_norm.name}: {kind}", row, stored, 0)
+    return tuple(found)
 
 
-def require_representable(graph: gs.Graph, dtype: str) -> tuple[ValueFinding, ...]:
-    """Refuses a graph with numbers that `dtype` can't hold.
-
-    Args:
-        graph: not changed.
-        dtype: as for `ValueScan`.
+def require_finite_values(graph: gs.Graph) -> tuple[ValueFinding, ...]:
+    """Refuses a graph with weights that are not finite, or become so in the type that they are stored in.
 
     Returns:
-        What is only a loss of precision: underflow and subnormals.
+        What is only a loss of digits: underflow and subnormals.
 
     Raises:
         CheckFailedError: a NaN, an infinite value or an overflow; the message names the first tensor and channel.
     """
-    findings = ValueScan(dtype)(graph)
+    findings = scan_values(graph)
     harmful = [finding for finding in findings if finding.defect in HARMFUL]
     if harmful:
         first, others = harmful[0], len(harmful) - 1
         more = f" ({others} more like it)" if others else ""
         advice = (
-            "keep this layer in a wider type" if first.defect == "overflow" else "the file itself holds it: train again"
+            "cast the float32 file anew, with this layer in a wider type"
+            if first.defect == "overflow"
+            else "the file itself holds it: train again, or take an earlier checkpoint"
         )
-        raise CheckFailedError(f"the model can't be held in {dtype}: {first}{more}; {advice}")
+        raise CheckFailedError(f"the weights can't be deployed: {first}{more}; {advice}")
     return findings
+
+
+def _scan(name: str, values: Array, stored: npt.DTypeLike, axis: int) -> Iterator[ValueFinding]:
+    """The findings of one tensor."""
+    dtype = np.dtype(stored)
+    rows = np.atleast_1d(values).astype(np.float64)
+    rows = np.moveaxis(rows, axis if axis < rows.ndim else 0, 0)
+    rows = rows.reshape(rows.shape[0], -1)  # (channels, everything else)
+    for defect, mask in _defects(rows, dtype):
+        for channel in np.flatnonzero(mask.any(axis=1)):
+            magnitudes = np.abs(rows[channel][mask[channel]])
+            extreme = magnitudes.max() if defect in HARMFUL else magnitudes.min()
+            yield ValueFinding(name, int(channel), defect, dtype.name, int(magnitudes.size), float(extreme))
 
 
 def _defects(values: Float64Array, dtype: np.dtype[Any]) -> Iterator[tuple[Defect, npt.NDArray[np.bool_]]]:
@@ -141,21 +130,15 @@ def _defects(values: Float64Array, dtype: np.dtype[Any]) -> Iterator[tuple[Defec
     yield "subnormal", (rounded != 0) & (np.abs(rounded) < tiny)
 
 
-def _constants(tree: GraphTree) -> Iterator[tuple[gs.Constant, int]]:
-    """Each constant of a tree, and the axis that its channels lie along."""
+def _weights(tree: GraphTree) -> Iterator[tuple[gs.Constant, int]]:
+    """Each weight of a tree, and the axis that its channels lie along."""
     seen: set[int] = set()
     for node in tree.nodes():
-        for index, tensor in enumerate(node.inputs):
+        for index, tensor in enumerate(node.inputs if node.op in MULTIPLY_WEIGHTS else ()):
             constant = constant_behind(tensor)
             if constant is not None and id(constant) not in seen:
                 seen.add(id(constant))
                 yield constant, _channel_axis(node, index)
-    for branch in tree.branches:
-        for tensor in branch.graph.outputs:
-            constant = constant_behind(tensor)
-            if constant is not None and id(constant) not in seen:
-                seen.add(id(constant))
-                yield constant, 0
 
 
 def _channel_axis(node: gs.Node, index: int) -> int:

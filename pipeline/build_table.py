@@ -35,6 +35,9 @@ def build_lines(report: BuildReport, output: Path) -> Iterator[str]:
     yield f"precision: {asked}, TF32 {'on' if proof.tensor_float else 'off'}; shown by the {proof.source}"
     if proof.reason:
         yield f"SKIP engine inspector: {proof.reason}"
+    if report.losses:
+        more = f", and {len(report.losses) - 1} channels more" if len(report.losses) > 1 else ""
+        yield f"digits are lost in {report.losses[0]}{more}"
     yield summarize(report.read_back)
     for reason in skipped_reasons(report.read_back):
         yield f"SKIP {reason}"

@@ -16,6 +16,7 @@ from vsfix.graph_passes.errors import CheckFailedError
 from vsfix.graph_passes.external_data import external_data_files
 from vsfix.graph_passes.model_file import import_graph, read_metadata, read_model
 from vsfix.graph_passes.typed_batch_norm import check_half_batch_norms
+from vsfix.graph_passes.value_scan import require_finite_values
 
 from .backends.cuda_runtime import visible_capability
 from .backends.engine_file import sidecar_path
@@ -54,6 +55,7 @@ class BuildReport:
         metadata: what the ONNX file says about itself: preprocessing, class names, repair.
         profile: the shapes of each input.
         precision: in which types it computes.
+        losses: channels of weights that hold values too small for all of their digits in their type.
         read_back: the weights that TensorRT holds, against float64.
         workspace: the limit of scratch memory in bytes; None for TensorRT's own.
         timing_cache: the file of timings; None where there is none.
@@ -73,6 +75,7 @@ class BuildReport:
     metadata: Mapping[str, str] = field(repr=False)
     profile: Mapping[str, ShapeRange]
     precision: PrecisionProof
+    losses: tuple[str, ...]
     read_back: ReadBack = field(repr=False)
     workspace: int | None
     timing_cache: Path | None
@@ -117,7 +120,7 @@ def build_engine(
         require_refit(config.runtime, library.version)
     parsed = library.parse(model_path, model) if form is None else parse_refit_form(library, model_path, form)
     graph = import_graph(model if form is None else form.model)
-    _require_finite_gains(model_path, graph)
+    losses = _require_finite(model_path, graph)
     require_precision(model_path, parsed.layers, config.precision)
     require_float8_targets(model_path, parsed.layers, config.targets)
     weights = read_back(graph, parsed.layers)
@@ -146,6 +149,7 @@ def build_engine(
         metadata=read_metadata(model),
         profile=profile,
         precision=prove_precision(library, parsed, engine.plan, config.precision, profile),
+        losses=losses,
         read_back=weights,
         workspace=config.workspace,
         timing_cache=cache,
@@ -159,8 +163,12 @@ def build_engine(
     return report
 
 
-def _require_finite_gains(path: Path, graph: gs.Graph) -> None:
-    """Refuses a BatchNorm in float16 that TensorRT's parser, which folds it in float16, would make infinite."""
+def _require_finite(path: Path, graph: gs.Graph) -> tuple[str, ...]:
+    """Refuses weights that are not finite, and a BatchNorm that TensorRT's parser, which folds it in float16, makes so.
+
+    Returns:
+        What has only lost digits, one line for each channel.
+    """
     try:
         check_half_batch_norms(graph)
     except CheckFailedError as error:
@@ -169,6 +177,10 @@ def _require_finite_gains(path: Path, graph: gs.Graph) -> None:
             f"{path}: {what}: TensorRT would make it infinite without a word; cast the float32 file anew, with "
             "`vsfix optimize --precision bf16` or with this layer kept in float32"
         ) from error
+    try:
+        return tuple(map(str, require_finite_values(graph)))
+    except CheckFailedError as error:
+        raise CheckFailedError(f"{path}: {error}") from error
 
 
 def _cache_file(library: TensorRt, config: BuildConfig) -> Path | None:

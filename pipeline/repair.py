@@ -22,6 +22,7 @@ from vsfix.graph_passes.noise_analysis import analyse_noise
 from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
 from vsfix.graph_passes.repair_statistics import RepairStatistics
 from vsfix.graph_passes.typed_batch_norm import check_half_batch_norms, require_statistics
+from vsfix.graph_passes.value_scan import require_finite_values
 
 from .calibration import fixed_batch_size, model_input_names
 from .casting import CastModel, cast_model
@@ -127,6 +128,7 @@ def _cast(
     if config.number_type is not None:
         return cast_model(final, config.number_type, inputs, open_model)
     check_half_batch_norms(graph)
+    require_finite_values(graph)
     return None
 
 
