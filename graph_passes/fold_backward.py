@@ -20,7 +20,7 @@ from .fold_candidates import FoldCandidate
 from .graph_tree import GraphTree, is_standard, take_out
 from .inference import Array, Float64Array
 from .linear_layer import LINEAR_OPERATORS, LinearLayer, read_linear_layer
-from .rounding import RoundingError, round_channels
+from .rounding import RoundingError, round_channels, round_outputs
 from .tensors import Tensor, constant_behind
 
 
@@ -72,7 +72,7 @@ def _numbers(layer: LinearLayer, g: Float64Array, mean: Float64Array, beta: Floa
     """The new weight and biases.
 
     Raises:
-        RoundingError: they would not be finite.
+        RoundingError: they would not be finite, or lose their digits.
     """
     dtype = stored_values(layer.weight).dtype
     with np.errstate(all="ignore"):
@@ -81,7 +81,7 @@ def _numbers(layer: LinearLayer, g: Float64Array, mean: Float64Array, beta: Floa
         folded = [*inner, g * (last - mean) + beta]  # (..., C_out)
         weight = layer.scaled_outputs(g)
     by_output = layer.by_output(weight)  # (C_out, everything else)
-    round_channels(by_output, dtype, axis=0)
+    round_outputs(by_output, dtype)
     return BackwardFold(layer, weight.astype(dtype), [round_channels(values, dtype) for values in folded])
 
 

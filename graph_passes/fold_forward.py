@@ -22,7 +22,7 @@ from .fold_candidates import FoldCandidate
 from .graph_tree import GraphTree, is_standard, take_out
 from .inference import Array, Float64Array
 from .linear_layer import LINEAR_OPERATORS, LinearLayer, read_linear_layer
-from .rounding import RoundingError, round_channels
+from .rounding import RoundingError, round_channels, round_outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ def _numbers(layer: LinearLayer, behind: gs.Node, g: Float64Array, s: Float64Arr
     """The new weight and biases.
 
     Raises:
-        RoundingError: they would not be finite.
+        RoundingError: they would not be finite, or lose their digits.
     """
     dtype = stored_values(layer.weight).dtype
     for row in (g, s):
@@ -81,7 +81,7 @@ def _numbers(layer: LinearLayer, behind: gs.Node, g: Float64Array, s: Float64Arr
         biases[-1] = biases[-1] + layer.response(s)
         weight = layer.scaled_inputs(g)
     try:
-        round_channels(layer.by_output(weight), dtype, axis=0)
+        round_outputs(layer.by_output(weight), dtype)
         rounded = [round_channels(values, dtype) for values in biases]
     except RoundingError as error:
         raise RoundingError(f"in {layer.node.op} behind, {error}") from error

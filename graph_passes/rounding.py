@@ -1,4 +1,4 @@
-"""Rounds what was computed in float64, once, and refuses what would not be finite afterwards."""
+"""Rounds what was computed in float64, once; refuses what would not be finite afterwards, or would lose its digits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,27 @@ from .inference import Array, Float64Array
 
 class RoundingError(ArithmeticError):
     """Values that the type can't hold; the message names the first channel."""
+
+
+DEAD = 2.0**-24  # of the largest weight of its tensor; what is smaller was below the last digit of float32 already
+_SMALLEST_NORMAL = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126}
+
+
+def round_outputs(rows: Float64Array, dtype: npt.DTypeLike) -> Array:
+    """Rounds a weight, its output channels in front, shape (C_out, everything else).
+
+    Raises:
+        RoundingError: a value is not finite in `dtype`, or every value of a channel is below the normal range, where
+            digits are lost; not so of a dead channel, which is nothing beside the others.
+    """
+    rounded = round_channels(rows, dtype, axis=0)
+    smallest = _SMALLEST_NORMAL.get(np.dtype(dtype).name, 0.0)
+    peaks = np.abs(rows).max(axis=1, initial=0)
+    lost = np.flatnonzero((peaks < smallest) & (peaks > DEAD * peaks.max(initial=0)))
+    if lost.size:
+        name, peak = np.dtype(dtype).name, peaks[lost[0]]
+        raise RoundingError(f"channel {lost[0]} would lose its digits in {name}, its largest value is {peak:.3g}")
+    return rounded
 
 
 def round_channels(values: Float64Array, dtype: npt.DTypeLike, axis: int = -1, per: int = 1) -> Array:

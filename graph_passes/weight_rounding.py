@@ -20,6 +20,7 @@ import numpy.typing as npt
 from .element_types import BFLOAT16, FLOAT, FLOAT16, TYPE_NAMES
 from .errors import CheckFailedError
 from .inference import Array, Float64Array
+from .rounding import DEAD
 
 DTYPES: dict[int, npt.DTypeLike] = {FLOAT: np.float32, FLOAT16: np.float16, BFLOAT16: ml_dtypes.bfloat16}
 # The largest finite and the smallest normal number.
@@ -28,7 +29,6 @@ LIMITS = {
     FLOAT16: (65504.0, 2.0**-14),
     BFLOAT16: ((2 - 2.0**-7) * 2.0**127, 2.0**-126),
 }
-DEAD = 2.0**-24
 
 
 @dataclass
