@@ -131,6 +131,8 @@ def _operator_of(tree: GraphTree, node: gs.Node) -> gs.Node | str | None:
         if constant_behind(other) is None or len(tensor.inputs) != 1 or tensor.inputs[0].op not in LINEAR_OPERATORS:
             continue
         operator = tensor.inputs[0]
+        if not is_standard(operator):
+            continue
         obstacle = tree.obstacle(tensor, f"the output of {operator.op} in front")
         if obstacle is not None:
             return obstacle
