@@ -15,7 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from .batch_norm import stored_values
-from .channel_map import VIEWS, ChannelMap, spread
+from .channel_map import VIEWS, ChannelMap, Channels, spread
 from .fold_candidates import FoldCandidate
 from .graph_tree import GraphTree, is_standard, take_out
 from .inference import Array, Float64Array
@@ -37,33 +37,63 @@ class BackwardFold:
         batch_norm = candidate.batch_norm
         tensor, output = batch_norm.input, batch_norm.output
         take_out(candidate.graph, batch_norm.node)
-        self.layer.write(tree, candidate.graph, batch_norm.name, self.weight, self.biases)
+        label = self.write(tree, candidate.graph, batch_norm.name)
         tensor.inputs[0].outputs[0] = output
-        label = self.layer.node.name or self.layer.node.op
-        return f"folded into {self.layer.node.op} '{label}'"
+        return f"folded into {label}"
+
+    def write(self, tree: GraphTree, graph: gs.Graph, name: str) -> str:
+        """Puts the numbers into the layer; `name` names new constants. Returns the layer in words."""
+        self.layer.write(tree, graph, name, self.weight, self.biases)
+        return f"{self.layer.node.op} '{self.layer.node.name or self.layer.node.op}'"
 
 
 def decide_backward(tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandidate) -> BackwardFold | str:
     """The fold into what stands in front, or the reason why there is none."""
-    found = _layer_in_front(tree, candidate)
+    batch_norm = candidate.batch_norm
+    front = find_layer_in_front(tree, channel_map, candidate.graph, batch_norm.input)
+    if isinstance(front, str):
+        return front
+    if len(front.channels) != batch_norm.channels:
+        return f"{front.layer.node.op} in front has {len(front.channels)} channels, the BatchNorm {batch_norm.channels}"
+    return fold_into(front, batch_norm.scale, batch_norm.mean, batch_norm.beta)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerInFront:
+    """A layer that a tensor comes from.
+
+    Attributes:
+        layer: which one.
+        views: the nodes in between, in order.
+        channels: the channel of the layer that arrives at each channel of the tensor, shape (C,).
+    """
+
+    layer: LinearLayer
+    views: list[gs.Node]
+    channels: Channels
+
+
+def find_layer_in_front(
+    tree: GraphTree, channel_map: ChannelMap, graph: gs.Graph, tensor: Tensor
+) -> LayerInFront | str:
+    """The layer that a tensor of a graph comes from and that nothing else reads; or what is in the way."""
+    found = _layer_in_front(tree, graph, tensor)
     if isinstance(found, str):
         return found
     layer, views = found
-    batch_norm = candidate.batch_norm
-    written: Tensor = layer.last.outputs[0]
-    channels = channel_map.follow(written, layer.axis, layer.outputs, views, 1)
-    if isinstance(channels, str):
-        return channels
-    if len(channels) != batch_norm.channels:
-        return f"{layer.node.op} in front has {len(channels)} channels, the BatchNorm {batch_norm.channels}"
-    rows = (batch_norm.scale, batch_norm.mean, batch_norm.beta)
-    g, mean, beta = (spread(row, channels, layer.outputs) for row in rows)
-    if g is None or mean is None or beta is None:
-        return (
-            f"{', '.join(view.op for view in views)} in between gives the positions of a channel their own statistics"
-        )
+    channels = channel_map.follow(layer.last.outputs[0], layer.axis, layer.outputs, views, 1)
+    return channels if isinstance(channels, str) else LayerInFront(layer, views, channels)
+
+
+def fold_into(front: LayerInFront, scale: Float64Array, mean: Float64Array, beta: Float64Array) -> BackwardFold | str:
+    """The fold of Y = scale (X - mean) + beta, each of shape (C,), into a layer; or why it can't be done."""
+    layer = front.layer
+    g, m, b = (spread(row, front.channels, layer.outputs) for row in (scale, mean, beta))
+    if g is None or m is None or b is None:
+        between = ", ".join(view.op for view in front.views)
+        return f"{between} in between gives the positions of a channel their own statistics"
     try:
-        return _numbers(layer, g, mean, beta)
+        return _numbers(layer, g, m, b)
     except RoundingError as error:
         return str(error)
 
@@ -85,14 +115,13 @@ def _numbers(layer: LinearLayer, g: Float64Array, mean: Float64Array, beta: Floa
     return BackwardFold(layer, weight.astype(dtype), [round_channels(values, dtype) for values in folded])
 
 
-def _layer_in_front(tree: GraphTree, candidate: FoldCandidate) -> tuple[LinearLayer, list[gs.Node]] | str:
-    """The layer and the nodes between it and the BatchNorm, in order; or what is in the way."""
+def _layer_in_front(tree: GraphTree, graph: gs.Graph, tensor: Tensor) -> tuple[LinearLayer, list[gs.Node]] | str:
+    """The layer and the nodes between it and the tensor, in order; or what is in the way."""
     views: list[gs.Node] = []
-    tensor = candidate.batch_norm.input
-    own = {id(node) for node in candidate.graph.nodes}
+    own = {id(node) for node in graph.nodes}
     while True:
         if not tensor.inputs:
-            return _no_producer(tree, candidate, tensor)
+            return _no_producer(tree, graph, tensor)
         node = tensor.inputs[0]
         if id(node) not in own:
             return f"its input comes from {node.op} outside of the body that it stands in"
@@ -112,11 +141,11 @@ def _layer_in_front(tree: GraphTree, candidate: FoldCandidate) -> tuple[LinearLa
         tensor = node.inputs[0]
 
 
-def _no_producer(tree: GraphTree, candidate: FoldCandidate, tensor: Tensor) -> str:
+def _no_producer(tree: GraphTree, graph: gs.Graph, tensor: Tensor) -> str:
     """Why nothing stands in front of a tensor that no node writes."""
     if constant_behind(tensor) is not None:
         return "its input is a constant"
-    return f"its input is an input of the {'graph' if candidate.graph is tree.root else 'body that it stands in'}"
+    return f"its input is an input of the {'graph' if graph is tree.root else 'body that it stands in'}"
 
 
 def _operator_of(tree: GraphTree, node: gs.Node) -> gs.Node | str | None:

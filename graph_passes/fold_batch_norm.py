@@ -1,10 +1,12 @@
 """Folds BatchNorm into the linear layers around it, in float64, with one rounding to the type of the weight.
 
     into the layer in front     Conv, ConvTranspose, Gemm, MatMul, each with its bias: `fold_backward`
+    into the layers in front    that a Concat joins, each its own channels: `fold_concat`
     into the layer behind       the same, where nothing is padded or the shift is 0: `fold_forward`
 
-What stays (behind a residual sum, a Concat, a non-linearity) stays a BatchNormalization, which a runtime carries out
-as one scale; `residual="affine"` writes it as a Mul and an Add instead, for one that has no such operator.
+What stays (behind a residual sum, a non-linearity, or a Concat of what others read too) stays a BatchNormalization,
+which a runtime carries out as one scale; `residual="affine"` writes it as a Mul and an Add instead, for one that has no
+such operator.
 
 A weight that another node reads too is copied. A fold whose result would not be finite is refused, and every
 BatchNorm that is left says why.
@@ -20,6 +22,7 @@ from .affine_batch_norm import decide_affine
 from .channel_map import ChannelMap
 from .fold_backward import decide_backward
 from .fold_candidates import FoldCandidate, find_fold_candidates
+from .fold_concat import decide_concat
 from .fold_forward import decide_forward
 from .graph_pass import Change, Kept, PassResult
 from .graph_tree import GraphTree
@@ -65,7 +68,7 @@ class FoldBatchNorm:
 def _fold(tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandidate, *, forward: bool) -> Change | Kept:
     """Folds one BatchNorm, into the layer in front if that can be done, else into the one behind."""
     name = candidate.batch_norm.name
-    backward = decide_backward(tree, channel_map, candidate)
+    backward = decide_concat(tree, channel_map, candidate) or decide_backward(tree, channel_map, candidate)
     if not isinstance(backward, str):
         return Change(name, backward.apply(tree, candidate))
     behind = decide_forward(tree, channel_map, candidate) if forward else _QUANTIZED

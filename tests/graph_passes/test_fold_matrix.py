@@ -324,7 +324,7 @@ REFUSED = {
     "is read 2 times": (one("h = Conv (x, w)\n z = Relu (h)" + TAIL, "y, z"), {}),
     "is an output of the graph": (one("h = Conv (x, w)" + TAIL, "y, h"), {}),
     "comes from Add": (one("p = Conv (x, w)\n q = Conv (x, w)\n h = Add (p, q)" + TAIL), {}),
-    "comes from Concat": (
+    "of the Concat in front": (
         one("p = Conv (x, w)\n h = Concat <axis = 1> (p, p)" + TAIL),
         {name: np.tile(values, 2) for name, values in statistics().items()},
     ),
