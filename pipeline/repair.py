@@ -32,7 +32,7 @@ from .method_choice import MethodChoice, choose_method
 from .preparation import REPAIR_KEY, PreparedModel, prepare_model
 from .quantization import quantize_model, require_calibration
 from .random_inputs import draw_inputs, stated_shape
-from .repair_config import QUANTIZED, RepairConfig
+from .repair_config import QUANTIZED, TENSOR_FLOAT, RepairConfig
 from .repair_report import BatchNormOutcome, Repair, RepairReport
 from .tensor_comparison import comparable, compare_tensors
 
@@ -99,7 +99,7 @@ def repair_model(
         batch_norms=_outcomes(before, after, estimation, repair, clean.results[2] if config.fold else None),
         prepared=prepared.changes + choice.changes,
         removed=tuple(change.subject for result in clean.results[:2] for change in result.changed),
-        warnings=(*_warnings(prepared, choice, estimation, before), *unchecked),
+        warnings=(*_warnings(prepared, choice, estimation, before, config), *unchecked),
         compared_on=samples_in(inputs) if inputs else 0,
         fold_snr_db=fold_snr_db,
         precision=None if cast is None else cast.report,
@@ -126,7 +126,8 @@ def _cast(
     if config.number_type in QUANTIZED:
         return quantize_model(final, config.number_type, batches, open_model)
     if config.number_type is not None:
-        return cast_model(final, config.number_type, inputs, open_model)
+        precision = "fp32" if config.number_type == TENSOR_FLOAT else config.number_type
+        return cast_model(final, precision, inputs, open_model)
     check_half_batch_norms(graph)
     require_finite_values(graph)
     return None
@@ -164,10 +165,13 @@ def _metadata(choice: MethodChoice, estimation: Estimation, repair: PassResult, 
 
 
 def _warnings(
-    prepared: PreparedModel, choice: MethodChoice, estimation: Estimation, before: Inspection
+    prepared: PreparedModel, choice: MethodChoice, estimation: Estimation, before: Inspection, config: RepairConfig
 ) -> tuple[str, ...]:
     """Everything that makes the result doubtful."""
     warnings = (*prepared.warnings, *choice.warnings, *estimation.warnings, *before.warnings)
+    if config.number_type == TENSOR_FLOAT:
+        told = "tf32 is no type of a file: it holds float32; build it with `vsfix build --precision tf32`"
+        warnings = (*warnings, told)
     if 0 < estimation.samples < FEW_SAMPLES:
         few = f"the repair rests on {estimation.samples} samples; its statistics are surer from {FEW_SAMPLES} on"
         return (*warnings, few)

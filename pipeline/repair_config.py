@@ -10,6 +10,7 @@ from vsfix.graph_passes.noise_insertion import parse_noise_option
 from vsfix.graph_passes.precision import parse_precision
 
 QUANTIZED = ("int8", "fp8")
+TENSOR_FLOAT = "tf32"  # a float32 file, whose products the runtime may round
 METHODS = ("auto", "exact", "stream", "paired", "analytic", "distill", "none")
 NEED_DATA = ("exact", "stream", "paired")
 NEED_NOISE = ("paired", "analytic", "distill")
@@ -55,7 +56,7 @@ class RepairConfig:
             raise InputError(f"precision {self.precision}: must not be negative")
         if self.max_memory < 0:
             raise InputError(f"max-memory {self.max_memory}: must not be negative")
-        if self.number_type is not None and self.number_type not in QUANTIZED:
+        if self.number_type is not None and self.number_type not in (*QUANTIZED, TENSOR_FLOAT):
             parse_precision(self.number_type)
         for text in self.noise:
             parse_noise_option(text)

@@ -51,9 +51,9 @@ from .options import (
 @click.option("--fold/--no-fold", default=True, show_default=True, help="Fold BatchNorm into Conv and Gemm.")
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8"]),
-    help="Cast weights and activations, after the fold; inputs and outputs keep their type. int8 and fp8 insert Q/DQ "
-    "by ModelOpt, with --data.  [default: as the file is]",
+    type=click.Choice(["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]),
+    help="Cast weights and activations, after the fold; inputs and outputs keep their type. tf32 is float32 in the "
+    "file. int8 and fp8 insert Q/DQ by ModelOpt, with --data.  [default: as the file is]",
 )
 @click.option("--eval-data", metavar="D", help="Labelled data; a repair that loses accuracy on it is not written.")
 @click.option("--eval-split", type=click.Choice(["train", "test"]), default="test", show_default=True)

@@ -280,3 +280,15 @@ def test_a_file_whose_batch_norms_vsfix_folded_can_still_be_cast(call, onnx_path
     result = call("optimize", bare, "-o", tmp_path / "no.onnx", "--precision", "fp16")
     assert (result.exit_code, "the model has no BatchNormalization" in result.stderr) == (2, True)
     assert call("optimize", bare, "-o", tmp_path / "n.onnx", "--method", "none", "--precision", "fp16").exit_code == 0
+
+
+def test_tf32_is_float32_in_the_file_and_that_is_said(call, onnx_path, tmp_path):
+    found = tmp_path / "t.onnx"
+    result = call("optimize", onnx_path, "-o", found, "--data", "digits", "--samples", 32, "--precision", "tf32")
+    assert result.exit_code == 0, result.output
+    assert (
+        "WARN tf32 is no type of a file: it holds float32; build it with `vsfix build --precision tf32`"
+        in result.stdout
+    )
+    types = {tensor.data_type for tensor in onnx.load(found).graph.initializer}
+    assert types <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
