@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vsfix.graph_passes.errors import DataError, ModelError
+from vsfix.graph_passes.errors import BuildError, ModelError
 from vsfix.graph_passes.inference import Array
 
 from .engine_loading import LoadedEngine
@@ -67,7 +67,8 @@ def check_engine_feeds(tensors: Sequence[EngineTensor], inputs: Mapping[str, Arr
     """Refuses arrays that the engine does not take.
 
     Raises:
-        DataError: naming the input, what was given, and what the engine takes or was built for.
+        DataError: naming the input, what was given, and what the engine takes.
+        BuildError: a shape that the engine was not built for; another engine is needed.
     """
     taken = [tensor for tensor in tensors if tensor.is_input]
     check_feeds([tensor.spec() for tensor in taken], inputs)
@@ -75,7 +76,7 @@ def check_engine_feeds(tensors: Sequence[EngineTensor], inputs: Mapping[str, Arr
         shape = inputs[tensor.name].shape
         sides = zip(tensor.minimum, shape, tensor.maximum, strict=True)
         if not all(low <= side <= high for low, side, high in sides):
-            raise DataError(
+            raise BuildError(
                 f"input '{tensor.name}': {shape} was given, but the optimization profile of the engine goes from "
                 f"{tensor.minimum} to {tensor.maximum}; give another batch size, or build with other --min-shapes and "
                 "--max-shapes"

@@ -118,7 +118,8 @@ class TensorRtRunner:
         """Runs one batch; see `Runner.run`.
 
         Raises:
-            DataError: the arrays don't fit the engine's inputs or its optimization profile, or the GPU's memory.
+            DataError: the arrays don't fit the engine's inputs, or the GPU's memory.
+            BuildError: a shape outside the optimization profile.
             ModelError: the engine fails on them all the same, or gives an output whose size depends on the values.
         """
         check_engine_feeds(self._tensors, inputs)

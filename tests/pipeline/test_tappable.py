@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -11,6 +13,8 @@ from vsfix.pipeline.building import build_engine
 from vsfix.pipeline.model_description import describe_model, name_step
 from vsfix.pipeline.tappable import open_tappable
 from vsfix.pipeline.verification_files import VerificationConfig, verify_files
+
+from .fake_cuda import FakeCuda
 
 BODY = """(float[N, 3] x) => (float[N, 4] y) {
     h = Gemm <transB: int = 1> (x, "fc1.weight", "fc1.bias")
@@ -101,3 +105,49 @@ def test_two_models_with_other_batch_sizes_can_not_be_fed_the_same(parse, tmp_pa
         )
     with pytest.raises(InputError, match="takes batches of 8"):
         verify_files(tmp_path / "4.onnx", tmp_path / "8.onnx", VerificationConfig())
+
+
+def no_library(machine, plan, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+
+
+def no_gpu(machine, plan, monkeypatch):
+    machine.install("10", cuda=FakeCuda(capability=None))
+
+
+def another_version(machine, plan, monkeypatch):
+    machine.install("11")
+
+
+def another_gpu(machine, plan, monkeypatch):
+    machine.install("10", cuda=FakeCuda(capability=(8, 0)))
+
+
+def corrupt(machine, plan, monkeypatch):
+    plan.write_bytes(plan.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize(
+    ("trouble", "samples", "code", "words"),
+    [
+        (no_library, 8, 3, "tensorrt is not installed; run: pip install 'vsfix[tensorrt]'"),
+        (no_gpu, 8, 3, "no NVIDIA GPU and driver here"),
+        (another_version, 8, 4, "was built with tensorrt 10.13.0, and 11.4.0 is here"),
+        (another_gpu, 8, 4, "was built for sm89, and the GPU here is sm80"),
+        (corrupt, 8, 4, "is not the plan that e.plan.json describes"),
+        (None, 2, 4, "(2, 3) was given, but the optimization profile of the engine goes from (4, 3) to (16, 3)"),
+    ],
+)
+def test_trouble_with_an_engine_is_one_line_with_its_exit_code(
+    machine, parse, tmp_path, monkeypatch, call, trouble, samples, code, words
+):
+    machine.install("10")
+    model, plan = save(parse, tmp_path / "m.onnx"), tmp_path / "e.plan"
+    build_engine(model, plan, BuildConfig(shapes=ShapeOptions(None, "x:4x3", "x:4x3", "x:16x3")))
+    if trouble is not None:
+        trouble(machine, plan, monkeypatch)
+    result = call("verify", plan, "--against", model, "--samples", samples)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert words in result.stderr
+    monkeypatch.undo()

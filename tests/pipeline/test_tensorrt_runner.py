@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from vsfix.graph_passes.errors import DataError, ModelError
+from vsfix.graph_passes.errors import BuildError, DataError, ModelError
 from vsfix.graph_passes.inference import Runner
 from vsfix.graph_passes.tapped_tensors import tap_tensors
 from vsfix.pipeline.backends.cuda_memory import TensorBuffer
@@ -147,7 +147,7 @@ def test_a_shape_outside_the_profile_is_named_with_what_was_built(machine, size)
     words = (
         rf"input 'x': \({size}, 3\) was given, .* profile of the engine goes from \(1, 3\) to \(4, 3\); give another"
     )
-    with open_plan(machine, machine.plan()) as runner, pytest.raises(DataError, match=words):
+    with open_plan(machine, machine.plan()) as runner, pytest.raises(BuildError, match=words):
         runner.run(inputs_of(size))
 
 
