@@ -1,4 +1,4 @@
-"""Folds a BatchNorm into the linear layer behind it.
+"""Folds a BatchNorm into the linear layer behind it, or into all of them where several read it.
 
     W (g X + s) + b = (W g) X + (b + W s)         with g = gamma / sqrt(var + epsilon), s = beta - g mean
 
@@ -26,28 +26,53 @@ from .rounding import RoundingError, round_channels, round_outputs
 
 
 @dataclass(frozen=True, eq=False)
-class ForwardFold:
-    """A fold that may be done: the layer, the node behind the BatchNorm, and the layer's new numbers."""
+class LayerFold:
+    """One layer behind, the node that reads the BatchNorm for it, and the layer's new numbers."""
 
     layer: LinearLayer
     behind: gs.Node
     weight: Array
     biases: list[Array]
 
+
+@dataclass(frozen=True, eq=False)
+class ForwardFold:
+    """A fold that may be done: into every layer that reads the BatchNorm."""
+
+    parts: list[LayerFold]
+
     def apply(self, tree: GraphTree, candidate: FoldCandidate) -> str:
         """Does it; returns what was done."""
         batch_norm = candidate.batch_norm
         data = batch_norm.input
         take_out(candidate.graph, batch_norm.node)
-        self.behind.inputs[0] = data
-        self.layer.write(tree, candidate.graph, batch_norm.name, self.weight, self.biases)
-        label = self.layer.node.name or self.layer.node.op
-        return f"folded into {self.layer.node.op} '{label}' behind it"
+        labels = []
+        for part in self.parts:
+            part.behind.inputs[0] = data
+            part.layer.write(tree, candidate.graph, batch_norm.name, part.weight, part.biases)
+            labels.append(f"{part.layer.node.op} '{part.layer.node.name or part.layer.node.op}'")
+        return f"folded into {', '.join(labels)} behind it"
 
 
 def decide_forward(tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandidate) -> ForwardFold | str:
-    """The fold into what stands behind, or the reason why there is none."""
-    found = _layer_behind(tree, candidate)
+    """The fold into all that stands behind, or the reason why there is none."""
+    output = candidate.batch_norm.output
+    if tree.is_returned(output) or not output.outputs:
+        return tree.obstacle(output, "its output") or "nothing reads its output"
+    parts = []
+    for reader in output.outputs:
+        part = _decide_reader(tree, channel_map, candidate, reader)
+        if isinstance(part, str):
+            return part
+        parts.append(part)
+    return ForwardFold(parts)
+
+
+def _decide_reader(
+    tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandidate, reader: gs.Node
+) -> LayerFold | str:
+    """The fold into the layer that one reader of the BatchNorm is or leads to, or the reason why there is none."""
+    found = _layer_behind(tree, candidate, reader)
     if isinstance(found, str):
         return found
     layer, views = found
@@ -62,12 +87,12 @@ def decide_forward(tree: GraphTree, channel_map: ChannelMap, candidate: FoldCand
     g, s = (row[channels] for row in (batch_norm.scale, batch_norm.shift))
     reason = _border(layer) if np.any(s) else None
     try:
-        return reason or _numbers(layer, (views or [layer.node])[0], g, s)
+        return reason or _numbers(layer, reader, g, s)
     except RoundingError as error:
         return str(error)
 
 
-def _numbers(layer: LinearLayer, behind: gs.Node, g: Float64Array, s: Float64Array) -> ForwardFold:
+def _numbers(layer: LinearLayer, behind: gs.Node, g: Float64Array, s: Float64Array) -> LayerFold:
     """The new weight and biases.
 
     Raises:
@@ -85,7 +110,7 @@ def _numbers(layer: LinearLayer, behind: gs.Node, g: Float64Array, s: Float64Arr
         rounded = [round_channels(values, dtype) for values in biases]
     except RoundingError as error:
         raise RoundingError(f"in {layer.node.op} behind, {error}") from error
-    return ForwardFold(layer, behind, weight.astype(dtype), rounded)
+    return LayerFold(layer, behind, weight.astype(dtype), rounded)
 
 
 def _border(layer: LinearLayer) -> str | None:
@@ -103,22 +128,25 @@ def _border(layer: LinearLayer) -> str | None:
     return None
 
 
-def _layer_behind(tree: GraphTree, candidate: FoldCandidate) -> tuple[LinearLayer, list[gs.Node]] | str:
+def _layer_behind(
+    tree: GraphTree, candidate: FoldCandidate, reader: gs.Node
+) -> tuple[LinearLayer, list[gs.Node]] | str:
     """The layer and the nodes between the BatchNorm and it, in order; or what is in the way."""
     views: list[gs.Node] = []
-    tensor, what = candidate.batch_norm.output, "its output"
+    tensor, node = candidate.batch_norm.output, reader
     own = {id(node) for node in candidate.graph.nodes}
     while True:
-        obstacle = tree.obstacle(tensor, what)
-        if obstacle is not None:
-            return obstacle
-        node = tensor.outputs[0]
         if id(node) not in own:
             return f"its output is read by {node.op} in another body"
-        if node.inputs[0] is not tensor or not is_standard(node) or node.op not in {*LINEAR_OPERATORS, *VIEWS}:
+        reads_once = node.inputs[0] is tensor and sum(other is tensor for other in node.inputs) == 1
+        if not reads_once or not is_standard(node) or node.op not in {*LINEAR_OPERATORS, *VIEWS}:
             return f"its output goes to {node.op}"
         if node.op in LINEAR_OPERATORS:
             layer = read_linear_layer(tree, node)
             return layer if isinstance(layer, str) else (layer, views)
         views.append(node)
-        tensor, what = node.outputs[0], f"the output of {node.op} behind"
+        tensor = node.outputs[0]
+        obstacle = tree.obstacle(tensor, f"the output of {node.op} behind")
+        if obstacle is not None:
+            return obstacle
+        node = tensor.outputs[0]

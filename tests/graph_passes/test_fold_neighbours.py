@@ -256,3 +256,35 @@ def test_a_local_function_is_inlined_when_the_file_is_read_and_folded_then(tmp_p
     assert len(result.changed) == 1
     assert "BatchNormalization" not in operators(folded)
     require_same(model, folded, (3, 4))
+
+
+SEVERAL = """(float[N, 6, 7, 7] x) => (float[N, 4, 5, 5] y, float[N, 3, 7, 7] z) {
+    r = Relu (x)
+    h = BatchNormalization (r, g, b, m, v)
+    y = Conv (h, w)
+    z = Conv (h, u)
+}"""
+
+
+def test_a_batch_norm_that_several_convolutions_read_goes_into_all_of_them():
+    model = model_of(SEVERAL, w=RNG.normal(size=(4, 6, 3, 3)), u=RNG.normal(size=(3, 6, 1, 1)))
+    folded, result = fold(model)
+    assert operators(folded) == ["Relu", "Conv", "Conv"]
+    assert result.changed[0].action == "folded into Conv 'Conv', Conv 'Conv' behind it"
+    require_same(model, folded, (2, 6, 7, 7))
+
+
+def test_readers_that_share_a_weight_get_their_own_numbers_once():
+    body = SEVERAL.replace("Conv (h, u)", "Conv (h, w)").replace("float[N, 3, 7, 7] z", "float[N, 4, 5, 5] z")
+    model = model_of(body, w=RNG.normal(size=(4, 6, 3, 3)))
+    folded, _ = fold(model)
+    assert operators(folded) == ["Relu", "Conv", "Conv"]
+    require_same(model, folded, (2, 6, 7, 7))
+
+
+def test_one_reader_that_can_not_take_it_keeps_it_whole():
+    body = SEVERAL.replace("z = Conv (h, u)", "z = Neg (h)").replace("float[N, 3, 7, 7] z", "float[N, 6, 7, 7] z")
+    model = model_of(body, w=RNG.normal(size=(4, 6, 3, 3)))
+    folded, result = fold(model)
+    assert folded.SerializeToString() == export_model(import_graph(model), model).SerializeToString()
+    assert "its output goes to Neg" in result.kept[0].reason
