@@ -114,6 +114,7 @@ def _describe_onnx(path: Path) -> ModelDescription:
     names = tuple(model_input_names(model))
     if not names:
         raise InputError(f"{path}: the model has no input; there is nothing to compare on")
+    precision = stated_precision(import_graph(model))
     return ModelDescription(
         path=path,
         kind="onnx",
@@ -121,9 +122,9 @@ def _describe_onnx(path: Path) -> ModelDescription:
         input_names=names,
         input_shapes=tuple(stated_shape(model, name) for name in names),
         preprocessing=read_preprocessing(model),
-        precision=stated_precision(import_graph(model)),
+        precision=precision,
         repaired=REPAIR_KEY in read_metadata(model),
-        backend="onnxruntime",
+        backend="reference" if precision == "bf16" else "onnxruntime",  # whose CPU kernels know no bfloat16
         batch_size=fixed_batch_size(model),
         largest_batch=fixed_batch_size(model),
     )

@@ -33,7 +33,7 @@ from .options import batch_size_option, data_option, json_option, samples_option
     metavar="B",
     help="Where MODEL runs: torch, torch-compile, onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, tensorrt, "
     "tensorrt-rtx, reference; may be given several times.  [default: torch for a checkpoint, onnxruntime for an ONNX "
-    "file, its own runtime for an engine]",
+    "file, reference for one in bf16, its own runtime for an engine]",
 )
 @click.option("--reference-backend", metavar="B", help="Where REFERENCE runs.  [default: as for --backend]")
 @data_option(required=False)

@@ -39,6 +39,7 @@ def test_the_precision_is_the_one_that_the_graph_computes_in(onnx_path, describe
     cast = describe_model(tmp_path / "cast.onnx")
     assert (described.precision, cast.precision) == ("fp32", precision)
     assert name_step(described, cast) == "cast"
+    assert cast.backend == ("reference" if precision == "bf16" else "onnxruntime")
 
 
 @pytest.mark.parametrize(
