@@ -51,14 +51,14 @@ def open_tappable(
 
 def _open_engine(description: ModelDescription, sidecar: EngineSidecar) -> TappableModel:
     """The graph that an engine was built from, built anew with whatever is tapped; its kernels may be others then."""
-    path = Path(sidecar.document["model"]["path"])
+    path = sidecar.model
     if not path.is_file() or describe_model(path).digest != description.digest:
         raise InputError(f"{path}, which {description.path} was built from, is not there any more or has changed")
     open_model = partial(
         open_built,
         runtime=sidecar.runtime,
         profile=sidecar.profile,
-        tensor_float=description.precision == "tf32",
+        tensor_float=sidecar.tensor_float,
     )
     return TappableModel(f"{description.path} (built anew from {path})", read_model(path), open_model)
 
