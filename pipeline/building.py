@@ -32,7 +32,13 @@ from .console import json_text
 from .environment import describe_environment
 from .file_description import describe_onnx_file, describe_plan
 from .output_file import require_output
-from .precision_proof import PrecisionProof, prove_precision, require_float8_targets, require_precision
+from .precision_proof import (
+    PrecisionProof,
+    prove_precision,
+    require_float8_targets,
+    require_precision,
+    require_quantized_layers,
+)
 from .refit_form import RefitRecord, parse_refit_form, record_refit, take_refit_form
 
 _LOGGER = logging.getLogger(__name__)
@@ -122,6 +128,7 @@ def build_engine(
     graph = import_graph(model if form is None else form.model)
     losses = _require_finite(model_path, graph)
     require_precision(model_path, parsed.layers, config.precision)
+    require_quantized_layers(model_path, graph, config.precision)
     require_float8_targets(model_path, parsed.layers, config.targets)
     weights = read_back(graph, parsed.layers)
     require_read_back(weights)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vsfix.graph_passes.atomic_file import atomic_path
+from vsfix.graph_passes.errors import InputError
 
 from .output_file import require_output
 
@@ -35,14 +36,25 @@ def progress_wanted() -> bool:
     return sys.stderr.isatty()
 
 
-def require_json_target(path: str | None, *, force: bool, inputs: Iterable[Path] = ()) -> None:
+def require_json_target(
+    path: str | None, *, force: bool, inputs: Iterable[Path] = (), outputs: Iterable[Path | None] = ()
+) -> None:
     """Fails before any work is done when `--json` names a file that can't be written.
 
+    Args:
+        path: as `--json` takes it.
+        force: an existing file may be replaced.
+        inputs: what is read.
+        outputs: what else the command writes; None for what it does not.
+
     Raises:
-        OutputExistsError, InputError: see `require_output`.
+        OutputExistsError, InputError: see `require_output`; also where it is another output.
     """
-    if path is not None and path != "-":
-        require_output(Path(path), force=force, inputs=inputs)
+    if path is None or path == "-":
+        return
+    require_output(Path(path), force=force, inputs=inputs)
+    if Path(path).resolve() in [output.resolve() for output in outputs if output is not None]:
+        raise InputError(f"--json {path}: is another output of this command; name another file")
 
 
 def write_json(result: Mapping[str, Any], path: str, *, force: bool) -> None:

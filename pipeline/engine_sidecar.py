@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vsfix.graph_passes.errors import BuildError, InputError
+from vsfix.graph_passes.errors import InputError
 
-from .backends.engine_file import sidecar_path
+from .backends.engine_file import read_document, reading_document, require_digest
+from .backends.engine_layers import Shares
 from .backends.parsed_network import NetworkTensor
 from .backends.shape_profile import ShapeRange
 from .console import SCHEMA_VERSION
-from .file_description import file_digest
+from .file_description import file_digest, onnx_digest
 from .refit_form import RefitRecord, WeightRecord
-
-_AGAIN = "build the engine again with `vsfix build`"
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,10 @@ class EngineSidecar:
         outputs: the same.
         profile: the shapes of each input.
         metadata: what the ONNX file said about itself.
+        model: where the ONNX file stood.
+        digest: of the ONNX file and of the files of its weights, see `onnx_digest`.
+        network: layers of the parsed network by kind and type.
+        tensor_float: whether TF32 was allowed.
         refit: what a refit must know; None for an engine that can't be refitted.
     """
 
@@ -48,6 +50,10 @@ class EngineSidecar:
     outputs: tuple[NetworkTensor, ...]
     profile: Mapping[str, ShapeRange]
     metadata: Mapping[str, str]
+    model: Path
+    digest: str
+    network: Shares
+    tensor_float: bool
     refit: RefitRecord | None
 
 
@@ -60,24 +66,10 @@ def read_sidecar(engine: Path) -> EngineSidecar:
     """
     if not engine.is_file():
         raise InputError(f"{engine}: no such file")
-    path = sidecar_path(engine)
-    try:
-        found = _sidecar(engine, json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such file, and an engine alone does not say what it is; keep both together, or {_AGAIN}"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: can't be read as a sidecar ({error}); {_AGAIN}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path}: says too little of the engine ({error}): another version of vsfix wrote it; {_AGAIN}"
-        ) from error
-    if file_digest(engine) != found.sha256:
-        raise BuildError(
-            f"{engine}: is not the plan that {path.name} describes (its SHA-256 is another one): it was changed or cut "
-            f"short, or belongs to another sidecar; {_AGAIN}"
-        )
+    document = read_document(engine)
+    with reading_document(engine):
+        found = _sidecar(engine, document)
+    require_digest(engine, file_digest(engine), found.sha256)
     return found
 
 
@@ -85,7 +77,7 @@ def _sidecar(engine: Path, document: Mapping[str, Any]) -> EngineSidecar:
     """The document in types; whatever is missing or of another kind raises."""
     if document["schema_version"] != SCHEMA_VERSION:
         raise KeyError(f"schema_version {document['schema_version']}")
-    refit = document["refit"]
+    refit, model, proof = document["refit"], document["model"], document["precision"]
     return EngineSidecar(
         engine=engine,
         document=document,
@@ -97,6 +89,12 @@ def _sidecar(engine: Path, document: Mapping[str, Any]) -> EngineSidecar:
         outputs=tuple(_tensor(entry) for entry in document["outputs"]),
         profile={name: _range(entry) for name, entry in document["profile"].items()},
         metadata={str(key): str(value) for key, value in document["metadata"].items()},
+        model=Path(model["path"]),
+        digest=onnx_digest(model),
+        network={
+            str(kind): {str(name): int(n) for name, n in types.items()} for kind, types in proof["network"].items()
+        },
+        tensor_float=bool(proof["tensor_float"]),
         refit=None if refit is None else _refit(refit),
     )
 

@@ -1,11 +1,13 @@
 """Where the difference between a reference and a candidate comes from: one row for each step between them.
 
 Each stage (the checkpoint, its export, the repaired file, the cast one, the engine) is compared with the stage in front
-of it. The last row is the floor under all of them: the candidate against itself, run twice.
+of it. The last row is the floor under all of them: the candidate against itself, run twice. NaN and infinities count in
+the step in which they appear or go, and are no difference between two stages that both have them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +16,7 @@ from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.inference import Array
 
 from .decisions import compare_decisions
-from .tensor_comparison import compare_tensors
+from .tensor_comparison import as_float64, comparable, compare_tensors, finite_rows
 
 NOISE_FLOOR = "noise floor"
 
@@ -90,21 +92,35 @@ def pair_outputs(
 
 
 def holds_logits(output: Array) -> bool:
-    """Whether an output can be read as one decision for each sample."""
-    return output.ndim == 2 and output.shape[1] > 1
+    """Whether an output can be read as one decision for each sample; whole numbers are decisions themselves."""
+    return output.ndim == 2 and output.shape[1] > 1 and output.dtype.kind not in "iub"
 
 
 def _step(before: StageOutputs, after: StageOutputs, labels: Array | None, *, decide: bool) -> BudgetStep:
     """One stage against the one in front of it."""
     pairs = list(pair_outputs(before.outputs, after.outputs, after.name).values())
-    comparisons = [compare_tensors(expected, found) for expected, found in pairs]
-    decisions = compare_decisions(*pairs[0], labels) if decide and holds_logits(pairs[0][0]) else None
+    comparisons = [_compare(*comparable(expected, found)) for expected, found in pairs]
+    decide = decide and holds_logits(pairs[0][0]) and _is_finite(pairs[0][0])
+    decisions = compare_decisions(*pairs[0], labels) if decide else None
     return BudgetStep(
         step=after.step,
         source=before.name,
         target=after.name,
-        snr_db=min(comparison.snr_db for comparison in comparisons),
-        max_rel=max(comparison.max_rel for comparison in comparisons),
+        snr_db=min(snr_db for snr_db, _ in comparisons),
+        max_rel=max(max_rel for _, max_rel in comparisons),
         agreement=None if decisions is None else decisions.agreement,
         accuracy=None if decisions is None or decisions.task is None else decisions.task.output.value,
     )
+
+
+def _compare(expected: Array, found: Array) -> tuple[float, float]:
+    """SNR and largest relative error; the worst there is where the stage in front is not finite and this one is."""
+    if not _is_finite(expected):
+        return -math.inf, math.inf
+    comparison = compare_tensors(expected, found)
+    return comparison.snr_db, comparison.max_rel
+
+
+def _is_finite(output: Array) -> bool:
+    """Whether an output holds neither NaN nor infinity."""
+    return bool(finite_rows(as_float64(output, "the output")).all())

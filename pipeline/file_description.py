@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ def file_digest(path: Path) -> str:
 def describe_onnx_file(path: Path) -> dict[str, Any]:
     """An ONNX file, with the files of its weights where it has such."""
     return _describe(path) | {"weights": [_describe(file) for file in external_data_files(path)]}
+
+
+def onnx_digest(description: Mapping[str, Any]) -> str:
+    """The SHA-256 of an ONNX file and of the files of its weights, as `describe_onnx_file` has them."""
+    return " ".join(str(file["sha256"]) for file in (description, *description["weights"]))
 
 
 def describe_plan(path: Path, plan: bytes) -> dict[str, Any]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.model_file import import_graph, read_metadata, read_model
@@ -18,7 +16,7 @@ from .backends.opening import checkpoint_file
 from .backends.parsed_network import NetworkTensor
 from .calibration import fixed_batch_size, model_input_names, read_preprocessing
 from .engine_sidecar import EngineSidecar, read_sidecar
-from .file_description import describe_onnx_file, file_digest
+from .file_description import describe_onnx_file, file_digest, onnx_digest
 from .preparation import REPAIR_KEY
 from .random_inputs import stated_shape
 
@@ -118,7 +116,7 @@ def _describe_onnx(path: Path) -> ModelDescription:
     return ModelDescription(
         path=path,
         kind="onnx",
-        digest=_digest(describe_onnx_file(path)),
+        digest=onnx_digest(describe_onnx_file(path)),
         input_names=names,
         input_shapes=tuple(stated_shape(model, name) for name in names),
         preprocessing=read_preprocessing(model),
@@ -139,11 +137,11 @@ def _describe_engine(path: Path) -> ModelDescription:
     return ModelDescription(
         path=path,
         kind="engine",
-        digest=_digest(sidecar.document["model"]),
+        digest=sidecar.digest,
         input_names=tuple(tensor.name for tensor in sidecar.inputs),
         input_shapes=tuple(_shape(tensor) for tensor in sidecar.inputs),
         preprocessing=None if preprocessing is None else Preprocessing.from_json(preprocessing),
-        precision=_precision(sidecar.document["precision"]),
+        precision=_precision(sidecar),
         repaired=REPAIR_KEY in sidecar.metadata,
         backend=sidecar.runtime,
         batch_size=min(fixed, default=None),
@@ -158,15 +156,10 @@ def _shape(tensor: NetworkTensor) -> tuple[int, ...] | None:
     return sides if tensor.type == "FLOAT" and tensor.shape and all(side > 0 for side in sides) else None
 
 
-def _precision(proof: Mapping[str, Any]) -> str:
+def _precision(sidecar: EngineSidecar) -> str:
     """The coarsest type that an engine computes in, from the layers of its network."""
-    kinds = {kind for layer, types in proof["network"].items() if layer in _TELLING for kind in types}
+    kinds = {kind for layer, types in sidecar.network.items() if layer in _TELLING for kind in types}
     for kind, name in _COARSEST_FIRST.items():
         if kind in kinds:
             return name
-    return "tf32" if proof["tensor_float"] else "fp32"
-
-
-def _digest(document: Mapping[str, Any]) -> str:
-    """The SHA-256 of an ONNX file and of the files of its weights, as a sidecar has them."""
-    return " ".join(str(file["sha256"]) for file in (document, *document["weights"]))
+    return "tf32" if sidecar.tensor_float else "fp32"

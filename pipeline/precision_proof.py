@@ -5,11 +5,15 @@ What was asked for and not got is an error: TensorRT itself builds a float32 fil
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx_graphsurgeon as gs
+
 from vsfix.graph_passes.errors import BuildError, InputError, MissingComponentError
+from vsfix.graph_passes.quantized_layers import find_quantized_layers
 
 from .backends.engine_inspection import check_precision, count_tensor_float
 from .backends.engine_layers import ParsedLayer, Shares, computing_types, count_types, quantized_types
@@ -21,6 +25,7 @@ _TYPES = {"fp32": "FLOAT", "tf32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
 _QUANTIZED = {"int8": "INT8", "fp8": "FP8"}
 _NAMES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "FP8": "fp8"}
 _FIRST_WITH_FLOAT8 = 89
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,37 @@ def require_precision(path: Path, layers: Sequence[ParsedLayer], asked: str | No
         raise InputError(
             f"{path}: --precision {asked} was asked for, but of the layers that compute there are {told}; cast the "
             f"model with `vsfix optimize --precision {cast}`"
+        )
+
+
+def require_quantized_layers(path: Path, graph: gs.Graph, asked: str | None) -> None:
+    """Refuses a file that holds quantised tensors and computes in float all the same; warns of one that partly does.
+
+    A quantised input, or weights that are only stored in eight bits, leave every layer in float.
+
+    Args:
+        path: the file.
+        graph: what stands in it.
+        asked: as `--precision` takes it.
+
+    Raises:
+        InputError: none of its layers reads its data and its weight quantised.
+    """
+    if asked not in _QUANTIZED:
+        return
+    layers = find_quantized_layers(graph)
+    if layers.plain and not layers.quantized:
+        raise InputError(
+            f"{path}: --precision {asked} was asked for, and the file holds quantised tensors, but none of its "
+            f"{layers.total} layers with a weight has both data and weight quantised: all compute in float; quantise "
+            f"the float32 model with `vsfix optimize --precision {asked} --data D`"
+        )
+    if layers.plain:
+        _LOGGER.warning(
+            "%d of %d layers with a weight compute in float, '%s' the first",
+            len(layers.plain),
+            layers.total,
+            layers.plain[0],
         )
 
 

@@ -30,6 +30,7 @@ from .quantizer import Method, QuantizerCall, find_quantizer, quantize_file
 METHODS: Mapping[str, tuple[Method, ...]] = {"int8": ("max", "entropy"), "fp8": ("max",)}
 MIN_SNR_DB = 20.0
 _SAMPLES_OF_A_RUN = 32
+_INPUT = "vsfix_input_"
 
 
 def require_calibration(precision: str, batches: Sequence[Batch]) -> None:
@@ -103,16 +104,20 @@ def _calibration_set(batches: Sequence[Batch], samples_of_run: int) -> dict[str,
 def _prepare(
     folder: Path, model: onnx.ModelProto, precision: str, inputs: Mapping[str, Array], samples_of_run: int
 ) -> QuantizerCall:
-    """Writes what ModelOpt reads."""
+    """Writes what ModelOpt reads, the inputs under names that its command line takes: a comma would end one there."""
+    graph = import_graph(model)
+    arrays: dict[str, Any] = {}
+    for index, tensor in enumerate(graph.inputs):
+        arrays[f"{_INPUT}{index}"] = inputs[tensor.name]
+        tensor.name = f"{_INPUT}{index}"
     call = QuantizerCall(
         model=folder / "model.onnx",
         data=folder / "data.npz",
-        shapes={name: (samples_of_run, *array.shape[1:]) for name, array in inputs.items()},
+        shapes={name: (samples_of_run, *array.shape[1:]) for name, array in arrays.items()},
         output=folder / "quantized.onnx",
         precision=precision,
     )
-    write_model(model, call.model, force=False)
-    arrays: dict[str, Any] = dict(inputs)
+    write_model(export_model(graph, model), call.model, force=False)
     np.savez(call.data, **arrays)
     return call
 
@@ -124,10 +129,15 @@ def _run(call: QuantizerCall, model: onnx.ModelProto) -> onnx.ModelProto:
     quantized = read_model(call.output)
     graph = import_graph(quantized)
     _require_layers(find_quantized_layers(graph), stated_precision(graph), call.precision)
-    for side in ("input", "output"):
-        before, after = ([value.name for value in getattr(found.graph, side)] for found in (model, quantized))
+    known = import_graph(model)
+    given = [f"{_INPUT}{index}" for index in range(len(known.inputs))]
+    outputs = [tensor.name for tensor in known.outputs]
+    for side, before, tensors in (("input", given, graph.inputs), ("output", outputs, graph.outputs)):
+        after = [tensor.name for tensor in tensors]
         if before != after:
             raise CheckFailedError(f"ModelOpt renamed an {side}: {before} became {after}; nothing is written")
+    for tensor, named in zip(graph.inputs, known.inputs, strict=True):
+        tensor.name = named.name
     return export_model(graph, model)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -139,13 +140,18 @@ def quantize_file(python: Path, call: QuantizerCall) -> None:
         call: what it is asked.
 
     Raises:
-        CheckFailedError: it ends with an error, whose last line is quoted, or without a file.
+        CheckFailedError: it is killed, or ends with an error, whose last line is quoted, or without a file.
     """
     # -I: neither PYTHONPATH nor the current folder may put another package in the place of one there.
     command = [str(python), "-I", "-m", "modelopt.onnx.quantization", *call.arguments()]
     result = subprocess.run(
         command, capture_output=True, text=True, errors="replace", check=False, cwd=call.output.parent
     )
+    if result.returncode < 0:
+        name = signal.Signals(-result.returncode).name
+        raise CheckFailedError(
+            f"ModelOpt was killed ({name}), as happens where memory ends; take fewer --samples; nothing is written"
+        )
     if result.returncode:
         raise CheckFailedError(f"ModelOpt can't quantise the model: {_last_line(result)}; nothing is written")
     if not call.output.is_file():

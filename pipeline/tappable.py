@@ -21,7 +21,11 @@ from .model_description import ModelDescription, describe_model
 
 
 def open_tappable(
-    description: ModelDescription, backend: str, statistics: Mapping[str, Array] | None = None
+    description: ModelDescription,
+    backend: str,
+    statistics: Mapping[str, Array] | None = None,
+    *,
+    input_name: str = "input",
 ) -> TappableModel:
     """The graph of a file.
 
@@ -32,12 +36,13 @@ def open_tappable(
         description: of the file.
         backend: what ran the file.
         statistics: running statistics in the place of a checkpoint's own.
+        input_name: what the input of a checkpoint is called, which itself has no name for it.
 
     Raises:
         VsfixError: the file has no graph that can be had, or the backend is not here.
     """
     if description.kind == "checkpoint":
-        model = _export(description, statistics)
+        model = _export(description, statistics, input_name)
         return TappableModel(f"{description.path} (exported anew)", model, partial(open_model, "onnxruntime"))
     if description.sidecar is not None:
         return _open_engine(description, description.sidecar)
@@ -46,19 +51,19 @@ def open_tappable(
 
 def _open_engine(description: ModelDescription, sidecar: EngineSidecar) -> TappableModel:
     """The graph that an engine was built from, built anew with whatever is tapped; its kernels may be others then."""
-    path = Path(sidecar.document["model"]["path"])
+    path = sidecar.model
     if not path.is_file() or describe_model(path).digest != description.digest:
         raise InputError(f"{path}, which {description.path} was built from, is not there any more or has changed")
     open_model = partial(
         open_built,
         runtime=sidecar.runtime,
         profile=sidecar.profile,
-        tensor_float=description.precision == "tf32",
+        tensor_float=sidecar.tensor_float,
     )
     return TappableModel(f"{description.path} (built anew from {path})", read_model(path), open_model)
 
 
-def _export(description: ModelDescription, statistics: Mapping[str, Array] | None) -> onnx.ModelProto:
+def _export(description: ModelDescription, statistics: Mapping[str, Array] | None, input_name: str) -> onnx.ModelProto:
     """The graph of a checkpoint."""
     import torch
 
@@ -74,5 +79,5 @@ def _export(description: ModelDescription, statistics: Mapping[str, Array] | Non
     assert shape is not None
     with TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
-        export_onnx(module, torch.zeros(2, *shape), path, input_name=description.names[0])
+        export_onnx(module, torch.zeros(2, *shape), path, input_name=input_name)
         return read_model(path)

@@ -157,7 +157,8 @@ def finite_rows(array: Float64Array) -> Array:
 
 def as_float64(array: Array, what: str) -> Float64Array:
     """A float64 copy of real numbers with a batch axis."""
-    if array.dtype.kind not in "fiub":
+    # bfloat16 and the float8 types are of no kind that numpy names.
+    if array.dtype.kind not in "fiub" and not (array.dtype.kind == "V" and np.can_cast(array.dtype, np.float64)):
         raise DataError(f"{what} holds {array.dtype}; only real numbers can be compared")
     if array.ndim == 0:
         raise DataError(f"{what} is a single number without a batch axis; (N, ...) is needed")

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+
 from vsfix.graph_passes.batches import Batch
 from vsfix.graph_passes.errors import InputError, VsfixError
 from vsfix.graph_passes.inference import Array, Runner
@@ -83,12 +85,14 @@ def verify_files(model: Path, against: Path, config: VerificationConfig) -> Veri
     samples = _whole_batches(_samples(candidate, reference, names, config), files)
     statistics = None if config.statistics is None else read_npz(config.statistics)
     backends = config.backends or (candidate.backend,)
+    reference_backend = config.reference_backend or reference.backend
 
     def search(index: int, inputs: Batch) -> LayerSearch:
-        return _search(reference, candidate, backends[index], statistics, inputs, tolerance.min_snr_db)
+        sides = ((reference, reference_backend, statistics), (candidate, backends[index], None))
+        return _search(sides, names[0], inputs, tolerance.min_snr_db)
 
     tolerance = config.tolerance.resolve(reference.precision, candidate.precision)
-    with _open_reference(reference, names[0], config.reference_backend, statistics) as runner:
+    with _open_reference(reference, names[0], reference_backend, statistics) as runner:
         return verify(
             runner,
             _candidates(candidate, backends, names[0], name_step(files[-2], candidate)),
@@ -173,29 +177,33 @@ def _whole_batches(samples: Samples, files: Sequence[ModelDescription]) -> Sampl
 
 
 def _open_reference(
-    reference: ModelDescription, input_name: str, backend: str | None, statistics: Mapping[str, Array] | None
+    reference: ModelDescription, input_name: str, backend: str, statistics: Mapping[str, Array] | None
 ) -> Runner:
     """The reference on its backend, with other statistics where such are given."""
-    if statistics is None or (backend or reference.backend) != "torch":
-        return open_runner(backend or reference.backend, reference.path, input_name=input_name)
+    if statistics is None or backend not in ("torch", "torch-compile"):
+        return open_runner(backend, reference.path, input_name=input_name)
     from vsfix.trainers.checkpoint import load_checkpoint
 
-    return open_checkpoint(load_checkpoint(reference.path), input_name=input_name, statistics=statistics)
+    checkpoint, compiled = load_checkpoint(reference.path), backend == "torch-compile"
+    return open_checkpoint(checkpoint, input_name=input_name, statistics=statistics, compiled=compiled)
 
 
 def _search(
-    reference: ModelDescription,
-    candidate: ModelDescription,
-    backend: str,
-    statistics: Mapping[str, Array] | None,
+    sides: Sequence[tuple[ModelDescription, str, Mapping[str, Array] | None]],
+    input_name: str,
     inputs: Batch,
     min_snr_db: float,
 ) -> LayerSearch:
-    """Looks for the layers in which the candidate departs; says why where that can't be done."""
+    """Looks for the layers in which the second side departs from the first; says why where that can't be done.
+
+    A file that takes one batch size gets its samples as often as fill it.
+    """
+    samples = len(next(iter(inputs.values())))
+    size = _batch_size(samples, [description for description, _, _ in sides])
+    filled = {name: np.resize(array, (size, *array.shape[1:])) for name, array in inputs.items()}
     try:
-        right = open_tappable(reference, reference.backend, statistics)
-        found = open_tappable(candidate, backend, None)
+        right, found = (open_tappable(*side, input_name=input_name) for side in sides)
     except VsfixError as error:
-        samples = len(next(iter(inputs.values())))
-        return LayerSearch(reference.path.name, samples, (), None, None, f"they can't be searched: {error}")
-    return search_layers(right, found, inputs, min_snr_db)
+        name = sides[0][0].path.name
+        return LayerSearch(name, samples, (), None, None, f"they can't be searched: {error}")
+    return search_layers(right, found, filled, min_snr_db)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +99,7 @@ def read_engine(path: Path, *, trust: bool = False) -> EngineFile:
         raise ModelError(f"{path}: is empty; {_ANEW}")
     sidecar = sidecar_path(path)
     if sidecar.is_file():
-        return _with_sidecar(path, plan, sidecar)
+        return _with_sidecar(path, plan)
     if not is_plan(plan):
         raise ModelError(f"{path}: is no engine of TensorRT; build one with `vsfix build`")
     if not trust:
@@ -108,15 +110,66 @@ def read_engine(path: Path, *, trust: bool = False) -> EngineFile:
     return EngineFile(path, plan)
 
 
-def _with_sidecar(path: Path, plan: bytes, sidecar: Path) -> EngineFile:
-    """The plan with what its sidecar says of it."""
+def read_document(engine: Path) -> dict[str, Any]:
+    """What the sidecar of an engine says, as it stands in the file.
+
+    Raises:
+        ModelError: there is none, or it is no JSON object.
+    """
+    path = sidecar_path(engine)
     try:
-        document: Any = json.loads(sidecar.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path}: no such file, and an engine alone does not say what it is; keep both together, or {_ANEW}"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: can't be read as a sidecar ({error}); {_ANEW}") from error
+    if not isinstance(document, dict):
+        raise ModelError(f"{path}: can't be read as a sidecar (it is no JSON object); {_ANEW}")
+    return document
+
+
+@contextmanager
+def reading_document(engine: Path) -> Iterator[None]:
+    """Around what takes a sidecar apart: what is missing there, or of another kind, is the fault of the file.
+
+    Raises:
+        ModelError: names the entry.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{sidecar_path(engine)}: says too little of the engine ({error}): another version of vsfix wrote it, or "
+            f"none; {_ANEW}"
+        ) from error
+
+
+def require_digest(engine: Path, found: str, stated: str) -> None:
+    """Refuses a plan that is not the one of its sidecar.
+
+    Args:
+        engine: the plan.
+        found: its SHA-256.
+        stated: that in the sidecar.
+
+    Raises:
+        BuildError: they differ.
+    """
+    if found != stated:
+        raise BuildError(
+            f"{engine}: is not the plan that {sidecar_path(engine).name} describes (its SHA-256 is another one): it "
+            f"was changed or cut short, or belongs to another sidecar; {_ANEW}"
+        )
+
+
+def _with_sidecar(path: Path, plan: bytes) -> EngineFile:
+    """The plan with what its sidecar says of it."""
+    document = read_document(path)
+    with reading_document(path):
         digest, runtime, version = (str(document["plan"]["sha256"]), str(document["runtime"]), str(document["version"]))
         gpu = document.get("gpu")
         targets = [str(gpu or target) if target == CURRENT else str(target) for target in document["targets"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"{sidecar}: is no report that `vsfix build` wrote of {path.name}; {_ANEW}") from None
-    if hashlib.sha256(plan).hexdigest() != digest:
-        raise BuildError(f"{path}: is corrupt: its SHA-256 is not the one in {sidecar.name}; {_ANEW}")
+    require_digest(path, hashlib.sha256(plan).hexdigest(), digest)
     return EngineFile(path, plan, runtime, version, () if CURRENT in targets else tuple(targets))

@@ -73,6 +73,7 @@ def command(
     reads from the file, BatchNorms folded into one scale among them, are held against float64 first.
     """
     from vsfix.graph_passes.external_data import external_data_files
+    from vsfix.pipeline.backends.engine_file import sidecar_path
     from vsfix.pipeline.backends.shape_profile import ShapeOptions
     from vsfix.pipeline.build_config import BuildConfig
     from vsfix.pipeline.build_progress import build_progress
@@ -89,7 +90,12 @@ def command(
         timing_cache=timing_cache,
         refit=refit,
     )
-    require_json_target(json_path, force=force, inputs=[model, *external_data_files(model)])
+    require_json_target(
+        json_path,
+        force=force,
+        inputs=[model, *external_data_files(model)],
+        outputs=[output, sidecar_path(output), timing_cache],
+    )
     with build_progress() as progress:
         report = build_engine(model, output, config, force=force, progress=progress)
     if json_path != "-":

@@ -103,7 +103,9 @@ def command(
 
     if output is None and not dry_run:
         raise click.UsageError("name the output with -o, or pass --dry-run")
-    require_json_target(json_path, force=force, inputs=input_files(model, data, eval_data))
+    require_json_target(
+        json_path, force=force, inputs=input_files(model, data, eval_data), outputs=[output, statistics, html]
+    )
     result: Optimization = optimize(
         model,
         data,

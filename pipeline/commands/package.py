@@ -82,7 +82,7 @@ def command(
         storage_uri=storage_uri,
     )
     inputs = [file for source in sources for file in (source, sidecar_path(source))]
-    require_json_target(json_path, force=force, inputs=inputs)
+    require_json_target(json_path, force=force, inputs=inputs, outputs=[kserve])
     result = package(sources, output, config, service=kserve, force=force)
     if json_path != "-":
         largest = result.config.batching.largest

@@ -27,7 +27,10 @@ def command(engine: Path, model: Path, output: Path, json_path: str | None, forc
     from vsfix.pipeline.refitting import refit
 
     require_json_target(
-        json_path, force=force, inputs=[engine, sidecar_path(engine), model, *external_data_files(model)]
+        json_path,
+        force=force,
+        inputs=[engine, sidecar_path(engine), model, *external_data_files(model)],
+        outputs=[output, sidecar_path(output)],
     )
     report = refit(engine, model, output, force=force)
     if json_path != "-":

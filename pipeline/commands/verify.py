@@ -132,6 +132,8 @@ def command(
                 click.echo(f"{result.candidate}: {result.layers}")
         if verification.random:
             click.echo("SKIP decisions: the inputs are random numbers; give --data to compare decisions and accuracy")
+        elif any(result.decisions is None for result in verification.results):
+            click.echo("SKIP decisions: the first output holds no logits, which are float and (N, classes)")
         click.echo(f"{verification.status} {model} against {against}")
     if json_path:
         write_json(asdict(verification) | {"status": verification.status}, json_path, force=force)

@@ -8,11 +8,13 @@ nothing     the model as it is
 renamed     the model with another name for its output
 no_file     nothing is written
 fails       an error
+killed      the end by SIGKILL
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import numpy as np
@@ -24,13 +26,20 @@ import onnx.numpy_helper
 def main() -> int:
     assert sys.argv[1:4] == ["-I", "-m", "modelopt.onnx.quantization"]
     options = dict(zip(sys.argv[4::2], sys.argv[5::2], strict=True))
-    assert np.load(options["--calibration_data_path"]).files
     behaviour = os.environ["FAKE_MODELOPT"]
     model = onnx.load(options["--onnx_path"])
+    data = np.load(options["--calibration_data_path"])
+    # As ModelOpt reads them: a name with a comma falls apart.
+    shapes = dict(entry.rsplit(":", 1) for entry in options["--calibration_shapes"].split(","))
+    assert list(shapes) == data.files == [tensor.name for tensor in model.graph.input]
+    assert all(shapes[name].split("x")[1:] == [*map(str, data[name].shape[1:])] for name in shapes)
     if behaviour == "fails":
         print("INFO - all is well so far")
         print("Traceback (most recent call last):\nValueError: no quantiser for this operator", file=sys.stderr)
         return 1
+    if behaviour == "killed":
+        print("INFO - all is well so far", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
     if behaviour == "no_file":
         print("INFO - done")
         return 0

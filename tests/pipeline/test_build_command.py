@@ -216,3 +216,8 @@ def test_the_command_of_the_readme_runs(call, onnx_path, tmp_path, monkeypatch):
     (tmp_path / "repaired.onnx").write_bytes(onnx_path.read_bytes())
     result = call(*line.replace("28x28", "8x8").split()[1:])
     assert result.exit_code == 0, result.output
+
+
+def test_the_json_of_a_build_can_not_be_its_sidecar(call, plain, tmp_path):
+    result = call("build", plain, "-o", tmp_path / "e.plan", "--shapes", "x:1x4", "--json", tmp_path / "e.plan.json")
+    assert "is another output of this command" in line_of(result, 2)

@@ -87,3 +87,11 @@ def test_a_table_in_a_pipe_is_not_cut_at_eighty_columns(capsys):
     table.add_row("x" * 120)
     print_table(table)
     assert "x" * 120 in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["e.plan", "../{}/e.plan"])
+def test_a_result_is_not_written_over_another_output(tmp_path, name):
+    target = str(tmp_path / name.format(tmp_path.name))
+    require_json_target(target, force=True, outputs=[tmp_path / "other.plan", None])
+    with pytest.raises(InputError, match="is another output of this command"):
+        require_json_target(target, force=True, outputs=[tmp_path / "e.plan"])

@@ -38,11 +38,24 @@ def test_what_is_read_is_what_was_written(built):
     assert (found.profile, found.refit, found.metadata) == (report.profile, report.refit, report.metadata)
 
 
-@pytest.mark.parametrize("key", ["inputs", "outputs", "gpu", "refit", "metadata", "plan", "profile"])
+@pytest.mark.parametrize(
+    "key", ["inputs", "outputs", "gpu", "refit", "metadata", "plan", "profile", "model", "precision"]
+)
 def test_a_sidecar_of_another_version_says_that_the_engine_must_be_built_again(built, key):
     engine, _ = built
     rewrite(engine, lambda document: document.pop(key))
-    with pytest.raises(InputError, match=rf"says too little of the engine \('{key}'\).*build the engine again"):
+    with pytest.raises(InputError, match=rf"says too little of the engine \('{key}'\).*build it anew"):
+        read_sidecar(engine)
+
+
+@pytest.mark.parametrize(
+    ("key", "within"),
+    [("model", "path"), ("model", "weights"), ("precision", "network"), ("precision", "tensor_float")],
+)
+def test_what_is_missing_deeper_down_is_named_as_well(built, key, within):
+    engine, _ = built
+    rewrite(engine, lambda document: document[key].pop(within))
+    with pytest.raises(InputError, match=rf"says too little of the engine \('{within}'\)"):
         read_sidecar(engine)
 
 
@@ -51,9 +64,10 @@ def test_another_schema_and_no_json_are_refused(built):
     rewrite(engine, lambda document: document.update(schema_version=99))
     with pytest.raises(InputError, match="schema_version 99"):
         read_sidecar(engine)
-    engine.with_name("e.plan.json").write_text("no JSON")
-    with pytest.raises(InputError, match="can't be read as a sidecar"):
-        read_sidecar(engine)
+    for text in ("no JSON", "[]", "[" * 100_000):
+        engine.with_name("e.plan.json").write_text(text)
+        with pytest.raises(InputError, match="can't be read as a sidecar"):
+            read_sidecar(engine)
 
 
 def test_a_missing_engine_or_sidecar_is_named(built):

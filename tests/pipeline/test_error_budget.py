@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from vsfix.graph_passes.errors import DataError
-from vsfix.pipeline.error_budget import StageOutputs, error_budget
+from vsfix.pipeline.error_budget import StageOutputs, error_budget, holds_logits
 from vsfix.pipeline.tensor_comparison import compare_tensors
 
 
@@ -44,3 +45,17 @@ def test_stages_with_other_outputs_are_refused():
     stages = [*chain(1), StageOutputs("cast", "other", {"y": np.ones((30, 5))})]
     with pytest.raises(DataError, match="other: has the outputs y, the reference y, z"):
         error_budget(stages, None, decide=False)
+
+
+def test_nan_counts_in_the_step_in_which_it_appears_or_goes():
+    y = np.array([[1.0, 2.0], [3.0, 4.0]])
+    broken = np.where(y == 2, np.nan, y)
+    stages = [StageOutputs("", str(index), {"y": found}) for index, found in enumerate((y, broken, broken, y))]
+    steps = error_budget(stages, np.array([1, 1]), decide=True)
+    assert [step.snr_db for step in steps] == [-math.inf, math.inf, -math.inf]
+    assert [step.agreement for step in steps] == [0.5, None, None]
+
+
+def test_whole_numbers_are_no_logits():
+    assert holds_logits(np.zeros((3, 5), np.float16))
+    assert not holds_logits(np.zeros((3, 5), np.int64))

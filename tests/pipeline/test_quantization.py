@@ -10,7 +10,7 @@ import onnx.reference
 import pytest
 
 from vsfix.graph_passes.errors import CheckFailedError, InputError, MissingComponentError
-from vsfix.graph_passes.model_file import import_graph
+from vsfix.graph_passes.model_file import export_model, import_graph
 from vsfix.graph_passes.quantized_layers import find_quantized_layers
 from vsfix.pipeline.casting import cast_model
 from vsfix.pipeline.quantization import quantize_model, require_calibration
@@ -74,9 +74,22 @@ def test_what_comes_back_is_counted_judged_and_says_what_the_model_said(stand_in
     assert {entry.key for entry in found.model.metadata_props} == {"vsfix.repair"}
 
 
+@pytest.mark.parametrize("name", ["a b,c/d:0", "file", " x ", "vsfix_input_1"])
+def test_an_input_may_have_any_name(stand_in, network, batches, open_model, name):
+    stand_in("good")
+    graph = import_graph(network)
+    graph.inputs[0].name = name
+    renamed = export_model(graph, network)
+    found = quantize_model(renamed, "int8", [{name: batch["x"]} for batch in batches], open_model)
+    assert [value.name for value in found.model.graph.input] == [name]
+    before = quantize_model(network, "int8", batches, open_model)
+    assert found.report.snr_db == pytest.approx(before.report.snr_db, abs=1e-9)
+
+
 @pytest.mark.parametrize(
     ("behaviour", "words"),
     [
+        ("killed", r"ModelOpt was killed \(SIGKILL\), as happens where memory ends"),
         ("nothing", "--precision int8: of 2 layers with a weight ModelOpt quantised 0, the graph is fp32"),
         ("per_tensor", "gave the weight of '.*' one scale for all of its channels"),
         ("coarse", "refused: in int8 the model departs from what it was"),

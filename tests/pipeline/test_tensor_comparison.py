@@ -4,6 +4,7 @@ import math
 from dataclasses import astuple
 from fractions import Fraction
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -136,3 +137,12 @@ def test_a_reference_of_zeros_has_no_signal():
 def test_what_can_not_be_compared_is_refused(reference, output, words):
     with pytest.raises(DataError, match=words):
         compare_tensors(np.asarray(reference), np.asarray(output))
+
+
+def test_bfloat16_is_compared_as_what_it_holds():
+    x = np.random.default_rng(0).normal(size=(4, 50))
+    narrow = x.astype(ml_dtypes.bfloat16)
+    assert compare_tensors(x, narrow).max_abs == np.abs(x - narrow.astype(np.float64)).max() > 0
+    assert compare_tensors(narrow, narrow).snr_db == math.inf
+    with pytest.raises(DataError, match="only real numbers"):
+        compare_tensors(x, np.zeros(x.shape, "V2"))

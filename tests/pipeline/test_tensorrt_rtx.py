@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import onnx
@@ -142,6 +143,25 @@ def test_a_quantised_network_builds_and_is_not_called_float32(parse, tmp_path):
     assert "QUANTIZE" in report.precision.network
     with pytest.raises(InputError, match="holds quantised layers"):
         build_engine(tmp_path / "m.onnx", tmp_path / "f.plan", config(shapes=ShapeOptions(), precision="fp32"))
+
+
+@pytest.mark.parametrize(("quantized", "fails"), [("data", True), ("weight", True), ("both", False)])
+def test_a_network_that_computes_in_float_is_no_int8_for_its_quantised_tensors(parse, tmp_path, quantized, fails):
+    body = """(float[1, 3, 8, 8] x) => (float[1, 4, 6, 6] y) {
+        q = QuantizeLinear (x, s, z)
+        d = DequantizeLinear (q, s, z)
+        k = DequantizeLinear <axis: int = 0> (w, ws, wz)
+        y = Conv (DATA, WEIGHT)
+    }"""
+    body = body.replace("DATA", "x" if quantized == "weight" else "d")
+    rng = np.random.default_rng(0)
+    weights = {"s": np.array(0.05, np.float32), "z": np.array(0, np.int8), "wz": np.zeros(4, np.int8)}
+    weights |= {"w": rng.integers(-127, 127, (4, 3, 3, 3)).astype(np.int8), "ws": np.full(4, 0.01, np.float32)}
+    weights["plain"] = weights["w"].astype(np.float32)
+    onnx.save(parse(body.replace("WEIGHT", "plain" if quantized == "data" else "k"), weights), tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="none of its 1 layers") if fails else nullcontext():
+        build_engine(tmp_path / "m.onnx", tmp_path / "e.plan", config(shapes=ShapeOptions(), precision="int8"))
+    assert (tmp_path / "e.plan").exists() is not fails
 
 
 def test_a_batch_norm_that_overflows_in_float16_is_refused_before_the_build(parse, tmp_path):

@@ -5,14 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
+import torch
 
 from vsfix.graph_passes.errors import InputError, MissingComponentError
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
 from vsfix.pipeline.casting import cast_model
 from vsfix.pipeline.npz_file import read_npz
 from vsfix.pipeline.random_inputs import draw_inputs
-from vsfix.pipeline.tolerance import TOLERANCES
+from vsfix.pipeline.tolerance import TOLERANCES, GivenTolerance
 from vsfix.pipeline.verification_files import VerificationConfig, verify_files
 from vsfix.trainers.checkpoint import load_checkpoint, save_checkpoint
 from vsfix.trainers.preprocessing import METADATA_KEY
@@ -124,6 +126,54 @@ def test_where_a_model_fails_the_layer_is_named(onnx_path, checkpoint_path, tmp_
         assert layers.first is next(row for row in layers.rows if row.operator == "BatchNormalization")
 
 
+def test_the_layer_is_named_whatever_the_input_is_called_and_whatever_batch_is_taken(
+    checkpoint_path, onnx_path, tmp_path
+):
+    path, _ = changed_statistics(onnx_path, tmp_path)
+    for name, batch in (("x:0", 1), ("a b", 20)):
+        model = onnx.load(path)
+        graph = gs.import_onnx(model)
+        graph.inputs[0].name, graph.inputs[0].shape[0], graph.outputs[0].shape[0] = name, batch, batch
+        onnx.save(gs.export_onnx(graph), tmp_path / "other.onnx")
+        layers = verify_files(tmp_path / "other.onnx", checkpoint_path, QUICK).results[0].layers
+        assert layers is not None
+        assert layers.first is not None, layers.reason
+        assert (layers.first.operator, layers.samples) == ("BatchNormalization", batch)
+
+
+def test_the_layers_are_searched_on_the_backend_that_ran_the_reference(onnx_path):
+    config = replace(QUICK, reference_backend="reference", tolerance=GivenTolerance(min_snr_db=200))
+    layers = verify_files(onnx_path, onnx_path, config).results[0].layers
+    assert layers is not None
+    assert layers.worst is not None
+    assert 80 < layers.worst.snr_db < 200  # on one backend every tensor would be exact
+
+
+def test_statistics_reach_a_compiled_reference(onnx_path, checkpoint_path, tmp_path, monkeypatch):
+    _, statistics = changed_statistics(onnx_path, tmp_path)
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    found = [
+        verify_files(onnx_path, checkpoint_path, replace(QUICK, reference_backend=backend, statistics=statistics))
+        for backend in ("torch", "torch-compile")
+    ]
+    snr_db = [result.results[0].outputs["logits"].snr_db for result in found]
+    assert snr_db[0] == pytest.approx(snr_db[1], abs=1e-6)
+    assert snr_db[0] < 60
+
+
+def test_a_model_that_gives_nan_fails_with_its_steps_and_its_layer(onnx_path, tmp_path):
+    model = onnx.load(onnx_path)
+    kernel = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 2)
+    kernel.CopyFrom(onnx.numpy_helper.from_array(np.full(tuple(kernel.dims), np.nan, np.float32), kernel.name))
+    onnx.save(model, tmp_path / "nan.onnx")
+    (found,) = verify_files(tmp_path / "nan.onnx", onnx_path, replace(QUICK, via=(onnx_path,))).results
+    assert found.status == "FAIL"
+    assert [step.snr_db for step in found.budget] == [np.inf, -np.inf, np.inf]
+    assert found.layers is not None
+    assert found.layers.first is not None
+    assert found.layers.first.operator == "Gemm"
+
+
 def test_the_reference_may_run_elsewhere(onnx_path):
     result = verify_files(onnx_path, onnx_path, replace(QUICK, reference_backend="reference"))
     assert result.reference.startswith("reference")
@@ -165,3 +215,11 @@ def test_two_statements_about_preprocessing_are_reported(onnx_path, checkpoint_p
 def test_a_backend_that_is_not_here_is_missing(onnx_path):
     with pytest.raises(MissingComponentError):
         verify_files(onnx_path, onnx_path, replace(QUICK, backends=("onnxruntime", "onnxruntime-tensorrt")))
+
+
+def test_labels_that_no_output_can_be_held_against_are_said_to_be_skipped(call, parse, tmp_path):
+    body = "(float[N, 4] x) => (int64[N] i) { i = ArgMax <axis: int = 1, keepdims: int = 0> (x) }"
+    onnx.save(parse(body), tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", x=np.eye(4, dtype=np.float32), labels=np.arange(4))
+    result = call("verify", tmp_path / "m.onnx", "--against", tmp_path / "m.onnx", "--data", tmp_path / "d.npz")
+    assert (result.exit_code, "SKIP decisions: the first output holds no logits" in result.stdout) == (0, True)
