@@ -4,6 +4,7 @@
 good        Q/DQ in front of every Conv and Gemm: activations by the scale 0.04, weights per output channel
 per_tensor  the same with one scale for a weight
 coarse      the same with the scale 40 for activations
+entropy     good, but coarse by every other method
 nothing     the model as it is
 renamed     the model with another name for its output
 no_file     nothing is written
@@ -37,6 +38,8 @@ def main() -> int:
         print("INFO - all is well so far")
         print("Traceback (most recent call last):\nValueError: no quantiser for this operator", file=sys.stderr)
         return 1
+    if behaviour == "entropy":
+        behaviour = "good" if options["--calibration_method"] == "entropy" else "coarse"
     if behaviour == "killed":
         print("INFO - all is well so far", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -104,6 +104,12 @@ def test_what_modelopt_gets_wrong_is_refused(stand_in, network, batches, open_mo
         quantize_model(network, "int8", batches, open_model)
 
 
+@pytest.mark.parametrize(("behaviour", "method"), [("entropy", "entropy"), ("good", "max")])
+def test_of_two_calibrations_the_nearer_one_is_kept(stand_in, network, batches, open_model, behaviour, method):
+    stand_in(behaviour)
+    assert quantize_model(network, "int8", batches, open_model).report.calibration == f"{method} over 64 samples"
+
+
 def test_there_is_no_calibration_on_random_numbers(call, onnx_path, tmp_path):
     result = call("optimize", onnx_path, "-o", tmp_path / "q.onnx", "--precision", "int8", "--method", "distill")
     assert result.exit_code == 2

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 
 import numpy as np
@@ -7,6 +8,7 @@ import onnx
 import pytest
 
 from vsfix.graph_passes.errors import InputError
+from vsfix.pipeline.backends.engine_file import sidecar_path
 from vsfix.pipeline.backends.shape_profile import ShapeOptions
 from vsfix.pipeline.build_config import BuildConfig
 from vsfix.pipeline.building import build_engine
@@ -33,6 +35,13 @@ def save(parse, path, factor=1.0):
     return path
 
 
+def rewrite(engine, change):
+    path = sidecar_path(engine)
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
 @pytest.fixture
 def engine(machine, parse, tmp_path):
     """An engine of the stand-in for TensorRT, and the file that it was built from."""
@@ -48,6 +57,30 @@ def test_an_engine_says_what_its_model_said(engine):
     assert (plan.input_names, plan.input_shapes) == (model.input_names, model.input_shapes) == (("x",), ((3,),))
     assert (plan.digest, plan.batch_size, plan.largest_batch) == (model.digest, None, 16)
     assert name_step(model, plan) == "runtime"
+
+
+@pytest.mark.parametrize(
+    ("network", "tensor_float", "precision"),
+    [
+        ({"CONVOLUTION": {"HALF": 2, "FLOAT": 9}}, False, "fp16"),
+        ({"SCALE": {"BF16": 1}, "CONVOLUTION": {"HALF": 2}}, True, "bf16"),
+        ({"QUANTIZE": {"INT8": 1}, "CONVOLUTION": {"HALF": 1}}, False, "int8"),
+        ({"CONSTANT": {"INT8": 1, "HALF": 1}, "CONVOLUTION": {"FLOAT": 1}}, False, "fp32"),
+        ({"CONVOLUTION": {"FLOAT": 1}}, True, "tf32"),
+    ],
+)
+def test_an_engine_is_as_coarse_as_the_coarsest_of_its_layers_that_compute(engine, network, tensor_float, precision):
+    rewrite(engine[0], lambda document: document["precision"].update(network=network, tensor_float=tensor_float))
+    assert describe_model(engine[0]).precision == precision
+
+
+def test_an_engine_takes_no_larger_batch_than_each_of_its_inputs(engine):
+    def add_input(document):
+        document["inputs"].append(document["inputs"][0] | {"name": "z"})
+        document["profile"]["z"] = {"minimum": [1, 3], "optimum": [2, 3], "maximum": [7, 3]}
+
+    rewrite(engine[0], add_input)
+    assert describe_model(engine[0]).largest_batch == 7
 
 
 def test_an_engine_is_verified_against_its_model_in_batches_that_it_takes(engine):

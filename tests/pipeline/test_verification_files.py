@@ -219,7 +219,7 @@ def test_a_backend_that_is_not_here_is_missing(onnx_path):
 
 def test_labels_that_no_output_can_be_held_against_are_said_to_be_skipped(call, parse, tmp_path):
     body = "(float[N, 4] x) => (int64[N] i) { i = ArgMax <axis: int = 1, keepdims: int = 0> (x) }"
-    onnx.save(parse(body), tmp_path / "m.onnx")
+    onnx.save(parse(body, {}), tmp_path / "m.onnx")
     np.savez(tmp_path / "d.npz", x=np.eye(4, dtype=np.float32), labels=np.arange(4))
     result = call("verify", tmp_path / "m.onnx", "--against", tmp_path / "m.onnx", "--data", tmp_path / "d.npz")
     assert (result.exit_code, "SKIP decisions: the first output holds no logits" in result.stdout) == (0, True)
