@@ -136,7 +136,10 @@ def _samples(
 ) -> Samples:
     """The inputs: the named data, or random numbers."""
     if config.data is None:
-        shapes = candidate.input_shapes if candidate.input_names else reference.input_shapes
+        stated = [
+            dict(zip(file.input_names or names, file.input_shapes, strict=True)) for file in (candidate, reference)
+        ]
+        shapes = [next((known[name] for known in stated if known[name] is not None), None) for name in names]
         inputs = draw_inputs(names, shapes, config.samples or RANDOM_SAMPLES, config.seed)
         return Samples("random normal numbers", inputs)
     ours, theirs = candidate.preprocessing, reference.preprocessing

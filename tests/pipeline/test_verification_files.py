@@ -83,6 +83,15 @@ def test_an_input_of_unknown_shape_can_not_be_drawn(parse, tmp_path):
         verify_files(tmp_path / "m.onnx", tmp_path / "m.onnx", VerificationConfig())
 
 
+def test_a_shape_that_one_of_two_files_leaves_free_is_that_of_the_other(onnx_path, checkpoint_path, tmp_path):
+    model = onnx.load(onnx_path)
+    for side in model.graph.input[0].type.tensor_type.shape.dim[1:]:
+        side.dim_param = f"side{side.dim_value}"
+    onnx.save(model, tmp_path / "free.onnx")
+    for reference in (onnx_path, checkpoint_path):
+        assert verify_files(tmp_path / "free.onnx", reference, VerificationConfig(samples=8)).status == "PASS"
+
+
 def test_models_with_different_inputs_are_refused(onnx_path, checkpoint_path, parse, tmp_path):
     paths = []
     for name, body in [
