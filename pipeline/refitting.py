@@ -147,7 +147,7 @@ def _new_sidecar(
 def _entry(sidecar: EngineSidecar, changed: tuple[str, ...], also_set: tuple[str, ...]) -> dict[str, Any]:
     """One line of the engine's history: what it was before, and what was set."""
     return {
-        "parent": {key: sidecar.document[key] for key in ("plan", "model", "environment")},
+        "parent": {key: sidecar.document.get(key) for key in ("plan", "model", "environment")},
         "changed": list(changed),
         "also_set": list(also_set),
     }

@@ -51,7 +51,8 @@ def open_tappable(
 
 def _open_engine(description: ModelDescription, sidecar: EngineSidecar) -> TappableModel:
     """The graph that an engine was built from, built anew with whatever is tapped; its kernels may be others then."""
-    path = sidecar.model
+    places = (sidecar.model, description.path.parent / sidecar.model.name)  # as it was named, or beside the engine
+    path = next((place for place in places if place.is_file()), sidecar.model)
     if not path.is_file() or describe_model(path).digest != description.digest:
         raise InputError(f"{path}, which {description.path} was built from, is not there any more or has changed")
     open_model = partial(

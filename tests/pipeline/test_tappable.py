@@ -120,6 +120,15 @@ def test_an_engine_whose_model_is_gone_can_not_be_searched(engine, parse, tmp_pa
     assert "they can't be searched" in str(layers)
 
 
+def test_the_model_of_an_engine_is_found_beside_it_too(engine, tmp_path):
+    plan, model = engine
+    (tmp_path / "moved").mkdir()
+    for path in (plan, plan.with_name("e.plan.json"), model):
+        path.rename(tmp_path / "moved" / path.name)
+    found = open_tappable(describe_model(tmp_path / "moved" / "e.plan"), "tensorrt")
+    assert str(tmp_path / "moved" / "m.onnx") in found.name
+
+
 def test_a_model_with_one_batch_size_is_fed_whole_batches(parse, tmp_path, caplog):
     model = parse("(float[8, 3] x) => (float[8, 3] y) { y = Relu (x) }", {})
     onnx.save(model, tmp_path / "m.onnx")
