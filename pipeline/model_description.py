@@ -39,8 +39,8 @@ class ModelDescription:
         precision: that it computes in, as `--precision` names it.
         repaired: whether its statistics were repaired.
         backend: what runs it where the user names nothing.
-        batch_size: the one batch size that it takes; None where it takes others.
-        largest_batch: of those that it takes; None for any.
+        smallest_batch: that it takes.
+        largest_batch: that it takes; None for any.
         sidecar: of an engine; else None.
     """
 
@@ -53,7 +53,7 @@ class ModelDescription:
     precision: str
     repaired: bool
     backend: str
-    batch_size: int | None = None
+    smallest_batch: int = 1
     largest_batch: int | None = None
     sidecar: EngineSidecar | None = None
 
@@ -123,7 +123,7 @@ def _describe_onnx(path: Path) -> ModelDescription:
         precision=precision,
         repaired=REPAIR_KEY in read_metadata(model),
         backend="reference" if precision == "bf16" else "onnxruntime",  # whose CPU kernels know no bfloat16
-        batch_size=fixed_batch_size(model),
+        smallest_batch=fixed_batch_size(model) or 1,
         largest_batch=fixed_batch_size(model),
     )
 
@@ -132,7 +132,6 @@ def _describe_engine(path: Path) -> ModelDescription:
     """An engine, by its sidecar."""
     sidecar = read_sidecar(path)
     ranges = [found for found in sidecar.profile.values() if found.maximum]
-    fixed = {found.maximum[0] for found in ranges if found.minimum[0] == found.maximum[0]}
     preprocessing = sidecar.metadata.get(METADATA_KEY)
     return ModelDescription(
         path=path,
@@ -144,7 +143,7 @@ def _describe_engine(path: Path) -> ModelDescription:
         precision=_precision(sidecar),
         repaired=REPAIR_KEY in sidecar.metadata,
         backend=sidecar.runtime,
-        batch_size=min(fixed, default=None),
+        smallest_batch=max((found.minimum[0] for found in ranges), default=1),
         largest_batch=min((found.maximum[0] for found in ranges), default=None),
         sidecar=sidecar,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -82,7 +83,8 @@ def verify_files(model: Path, against: Path, config: VerificationConfig) -> Veri
     for other in files[:-1]:
         _require_same_inputs(candidate, other)
     names = next((found.input_names for found in reversed(files) if found.input_names), candidate.names)
-    samples = _whole_batches(_samples(candidate, reference, names, config), files)
+    batch_size = _batch_size(config.batch_size, files)
+    samples = _whole_batches(_samples(candidate, reference, names, config), batch_size, files)
     statistics = None if config.statistics is None else read_npz(config.statistics)
     backends = config.backends or (candidate.backend,)
     reference_backend = config.reference_backend or reference.backend
@@ -98,7 +100,7 @@ def verify_files(model: Path, against: Path, config: VerificationConfig) -> Veri
             _candidates(candidate, backends, names[0], name_step(files[-2], candidate)),
             samples,
             tolerance=tolerance,
-            batch_size=_batch_size(config.batch_size, files),
+            batch_size=batch_size,
             random=config.data is None,
             stages=_stages(files, names[0]),
             search=search if config.search_layers else None,
@@ -156,27 +158,36 @@ def _samples(
 
 
 def _batch_size(wanted: int, files: Sequence[ModelDescription]) -> int:
-    """The samples of a run that every file takes.
+    """The samples of a run that every file takes, as near to what is wanted as can be.
 
     Raises:
-        InputError: two files that take one batch size each, and not the same.
+        InputError: two files of which one takes none of the batch sizes of the other.
     """
-    fixed = {found.batch_size: found.path for found in files if found.batch_size is not None}
-    if len(fixed) > 1:
-        told = ", ".join(f"{path} takes batches of {size}" for size, path in fixed.items())
-        raise InputError(f"{told}: they can't be fed the same")
-    return min([*fixed] or [wanted, *(found.largest_batch for found in files if found.largest_batch is not None)])
+    narrow = max(files, key=lambda found: found.smallest_batch)
+    wide = min(files, key=lambda found: found.largest_batch or sys.maxsize)
+    if wide.largest_batch is not None and wide.largest_batch < narrow.smallest_batch:
+        raise InputError(
+            f"{narrow.path} takes batches from {narrow.smallest_batch} on, {wide.path} up to {wide.largest_batch}: "
+            "they can't be fed the same"
+        )
+    return max(narrow.smallest_batch, min(wanted, wide.largest_batch or wanted))
 
 
-def _whole_batches(samples: Samples, files: Sequence[ModelDescription]) -> Samples:
-    """The samples that fill the batches of files that take one batch size only."""
-    size = next((found.batch_size for found in files if found.batch_size is not None), 1)
-    whole = len(samples) // size * size
-    if whole == 0:
-        raise InputError(f"{samples.name}: {len(samples)} samples do not fill the batch of {size} that the model takes")
-    if whole < len(samples):
-        _logger.warning("the last %d samples fill no batch of %d and are left out", len(samples) - whole, size)
-    return samples.first(whole)
+def _whole_batches(samples: Samples, size: int, files: Sequence[ModelDescription]) -> Samples:
+    """The samples without the last batch, where that is smaller than a file takes.
+
+    Too few samples for an engine are left to the engine, which says what it was built for.
+    """
+    smallest = max(found.smallest_batch for found in files)
+    rest = len(samples) % size
+    if rest == 0 or rest >= smallest:
+        return samples
+    if rest == len(samples):
+        if any(found.smallest_batch > rest and found.kind != "engine" for found in files):
+            raise InputError(f"{samples.name}: {rest} samples do not fill the batch of {smallest} that the model takes")
+        return samples
+    _logger.warning("the last %d samples fill no batch of %d and are left out", rest, smallest)
+    return samples.first(len(samples) - rest)
 
 
 def _open_reference(

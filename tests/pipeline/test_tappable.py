@@ -55,7 +55,7 @@ def test_an_engine_says_what_its_model_said(engine):
     plan, model = (describe_model(path) for path in engine)
     assert (plan.kind, plan.backend, plan.precision) == ("engine", "tensorrt", "fp32")
     assert (plan.input_names, plan.input_shapes) == (model.input_names, model.input_shapes) == (("x",), ((3,),))
-    assert (plan.digest, plan.batch_size, plan.largest_batch) == (model.digest, None, 16)
+    assert (plan.digest, plan.smallest_batch, plan.largest_batch) == (model.digest, 1, 16)
     assert name_step(model, plan) == "runtime"
 
 
@@ -120,6 +120,20 @@ def test_an_engine_whose_model_is_gone_can_not_be_searched(engine, parse, tmp_pa
     assert "they can't be searched" in str(layers)
 
 
+def test_an_engine_that_takes_no_small_batch_is_fed_without_the_rest(machine, parse, tmp_path, caplog):
+    machine.install("10")
+    model = save(parse, tmp_path / "m.onnx")
+    build_engine(model, tmp_path / "e.plan", BuildConfig(shapes=ShapeOptions(None, "x:4x3", "x:4x3", "x:16x3")))
+    other = save(parse, tmp_path / "other.onnx", factor=1.5)
+    result = verify_files(tmp_path / "e.plan", other, VerificationConfig(samples=35))
+    assert (result.samples, result.status) == (32, "FAIL")
+    assert "the last 3 samples fill no batch of 4" in caplog.text
+    layers = result.results[0].layers
+    assert layers is not None
+    assert layers.first is not None
+    assert verify_files(tmp_path / "e.plan", model, VerificationConfig(samples=36)).samples == 36
+
+
 def test_the_model_of_an_engine_is_found_beside_it_too(engine, tmp_path):
     plan, model = engine
     (tmp_path / "moved").mkdir()
@@ -145,7 +159,9 @@ def test_two_models_with_other_batch_sizes_can_not_be_fed_the_same(parse, tmp_pa
         onnx.save(
             parse(f"(float[{size}, 3] x) => (float[{size}, 3] y) {{ y = Relu (x) }}", {}), tmp_path / f"{size}.onnx"
         )
-    with pytest.raises(InputError, match="takes batches of 8"):
+    with pytest.raises(
+        InputError, match=r"8\.onnx takes batches from 8 on, .*4\.onnx up to 4: they can't be fed the same"
+    ):
         verify_files(tmp_path / "4.onnx", tmp_path / "8.onnx", VerificationConfig())
 
 
