@@ -5,6 +5,7 @@ good        Q/DQ in front of every Conv and Gemm: activations by the scale 0.04,
 per_tensor  the same with one scale for a weight
 coarse      the same with the scale 40 for activations
 entropy     good, but coarse by every other method
+split       the same, and another pair in front of every BatchNormalization
 nothing     the model as it is
 renamed     the model with another name for its output
 no_file     nothing is written
@@ -48,7 +49,7 @@ def main() -> int:
         return 0
     if behaviour == "renamed":
         model.graph.node[-1].output[0] = model.graph.output[0].name = "other"
-    if behaviour in ("good", "per_tensor", "coarse", "renamed"):
+    if behaviour in ("good", "per_tensor", "coarse", "renamed", "split"):
         quantize(model, behaviour)
     onnx.helper.set_model_props(model, {})
     onnx.save(model, options["--output_path"])
@@ -68,6 +69,8 @@ def quantize(model: onnx.ModelProto, behaviour: str) -> None:
             activation = np.float32(40 if behaviour == "coarse" else 0.04)
             for index, value in ((0, activation), (1, scale)):
                 nodes += pair(model, node, index, value)
+        if node.op_type == "BatchNormalization" and behaviour == "split":
+            nodes += pair(model, node, 0, np.float32(0.04))
         nodes.append(node)
     del model.graph.node[:]
     model.graph.node.extend(nodes)

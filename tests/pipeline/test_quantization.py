@@ -110,6 +110,21 @@ def test_of_two_calibrations_the_nearer_one_is_kept(stand_in, network, batches, 
     assert quantize_model(network, "int8", batches, open_model).report.calibration == f"{method} over 64 samples"
 
 
+def test_a_batch_norm_that_is_cut_off_from_its_convolution_is_refused(stand_in, parse, batches, open_model):
+    body = BODY.replace("c = Conv", "k = Conv").replace(
+        "r = Relu", "c = BatchNormalization (k, g, b, m, v)\n    r = Relu"
+    )
+    rng = np.random.default_rng(0)
+    shapes = {"conv.weight": (16, 8, 3, 3), "conv.bias": (16,), "fc.weight": (20, 16), "fc.bias": (20,)}
+    weights = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
+    unfolded = parse(body, weights | {name: np.ones(16, np.float32) for name in "gbmv"})
+    stand_in("split")
+    with pytest.raises(CheckFailedError, match="put Q/DQ in front of BatchNorm 'c', which no runtime can fold then"):
+        quantize_model(unfolded, "int8", batches, open_model)
+    stand_in("good")
+    assert quantize_model(unfolded, "int8", batches, open_model).report.layers == {"int8": 2, "float32": 0}
+
+
 def test_there_is_no_calibration_on_random_numbers(call, onnx_path, tmp_path):
     result = call("optimize", onnx_path, "-o", tmp_path / "q.onnx", "--precision", "int8", "--method", "distill")
     assert result.exit_code == 2

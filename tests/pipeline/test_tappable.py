@@ -134,6 +134,18 @@ def test_an_engine_that_takes_no_small_batch_is_fed_without_the_rest(machine, pa
     assert verify_files(tmp_path / "e.plan", model, VerificationConfig(samples=36)).samples == 36
 
 
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_an_engine_is_built_anew_in_the_precision_that_it_has(machine, parse, tmp_path, precision):
+    machine.install("10")
+    model, plan = save(parse, tmp_path / "m.onnx"), tmp_path / "e.plan"
+    build_engine(model, plan, BuildConfig(shapes=SHAPES, precision=precision))
+    tappable = open_tappable(describe_model(plan), "tensorrt")
+    with tappable.open_model(tappable.model):
+        _, config = machine.library.builds[-1]
+    assert len(machine.library.builds) == 2
+    assert config.get_flag(machine.library.BuilderFlag.TF32) == (precision == "tf32")
+
+
 def test_the_model_of_an_engine_is_found_beside_it_too(engine, tmp_path):
     plan, model = engine
     (tmp_path / "moved").mkdir()
