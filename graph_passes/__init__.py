@@ -16,7 +16,7 @@ fold            graph_tree, channel_map, rounding, linear_layer, fold_candidates
                 fold_forward,
                 affine_batch_norm, fold_batch_norm, value_scan
 precision       element_types, integer_arithmetic, opset, constant_rounding, weight_rounding, typed_batch_norm,
-                float_cast, precision, rounded_activations, quantized_layers
+                split_activations, float_cast, precision, rounded_activations, quantized_layers
 shapes          tensor_shapes, symbolic_shapes
 refit           refittable_weights, structure_digest
 files           atomic_file, external_data, model_file

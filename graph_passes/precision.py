@@ -27,6 +27,7 @@ from .element_types import BFLOAT16, FLOAT, FLOAT16, TYPE_NAMES, ElementTypes, g
 from .errors import CheckFailedError, InputError
 from .float_cast import FloatCast, computed_in, is_computation, label_of
 from .graph_pass import Change, PassResult
+from .split_activations import split_activations
 from .typed_batch_norm import type_batch_norms
 from .weight_rounding import RoundingLoss
 
@@ -63,6 +64,8 @@ class CastPrecision:
         """
         self.loss = RoundingLoss()
         changed: list[Change] = []
+        if self.code == BFLOAT16:
+            changed += split_activations(graph)
         if self.code != FLOAT:
             changed += type_batch_norms(graph, self.code, self.loss)
         cast = FloatCast(graph, self.code, self.loss)
