@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from vsfix.graph_passes.batches import Batch, count_samples, prescribed_batch_size, samples_in
+from vsfix.graph_passes.batches import Batch, count_samples, first_samples, prescribed_batch_size, samples_in
 from vsfix.graph_passes.errors import CheckFailedError, InputError
 from vsfix.graph_passes.inference import Array, OpenModel
 from vsfix.graph_passes.model_file import export_model, import_graph, read_model, write_model
@@ -30,6 +30,7 @@ from .quantizer import Method, QuantizerCall, find_quantizer, quantize_file
 METHODS: Mapping[str, tuple[Method, ...]] = {"int8": ("max", "entropy"), "fp8": ("max",)}
 MIN_SNR_DB = 20.0
 _SAMPLES_OF_A_RUN = 32
+_JUDGED_SAMPLES = 256
 _INPUT = "vsfix_input_"
 
 
@@ -37,11 +38,17 @@ def require_calibration(precision: str, batches: Sequence[Batch]) -> None:
     """Fails before any work is done where a quantisation can't be.
 
     Raises:
-        InputError: no calibration data: ModelOpt would take random numbers.
+        InputError: no calibration data: ModelOpt would take random numbers; or data that it can't cut into runs.
         MissingComponentError: ModelOpt is not here.
     """
     if not batches:
         raise InputError(f"--precision {precision}: the ranges of activations come from data; give it with --data")
+    for name, array in batches[0].items():
+        if np.ndim(array) == 0:
+            raise InputError(
+                f"--precision {precision}: input '{name}' has no batch axis, by which ModelOpt cuts the data; "
+                "make it a constant of the model, or take --precision fp16"
+            )
     find_quantizer()
 
 
@@ -69,7 +76,13 @@ def quantize_model(
     with TemporaryDirectory() as folder:
         call = _prepare(Path(folder), model, precision, inputs, samples_of_run)
         candidates = {method: _run(replace(call, method=method), model) for method in METHODS[precision]}
-    judged = {method: _snr_db(model, candidate, batches[0], open_model) for method, candidate in candidates.items()}
+    whole = prescribed_batch_size(import_graph(model)) is not None
+    judges = first_samples(batches, _JUDGED_SAMPLES, whole=whole)
+    expected = _outputs(model, judges, open_model)
+    judged = {
+        method: smallest_snr(expected, _outputs(candidate, judges, open_model))
+        for method, candidate in candidates.items()
+    }
     best = max(judged, key=lambda method: judged[method])
     if not judged[best] >= MIN_SNR_DB:
         raise CheckFailedError(
@@ -87,8 +100,8 @@ def quantize_model(
         layers={precision: len(layers.quantized), "float32": len(layers.plain)},
         kept=tuple(f"{name}: left in float32 by ModelOpt" for name in layers.plain),
         judge=judge,
-        samples=samples_in(batches[0]),
-        snr_db=judged[best],
+        samples=count_samples(judges),
+        snr_db=None if np.isinf(judged[best]) else judged[best],
         calibration=f"{best} over {samples_in(inputs)} samples",
     )
     return CastModel(final, final, report)
@@ -160,9 +173,8 @@ def _require_layers(layers: QuantizedLayers, found: str, precision: str) -> None
         )
 
 
-def _snr_db(model: onnx.ModelProto, candidate: onnx.ModelProto, inputs: Batch, open_model: OpenModel) -> float:
-    """Signal to noise of the quantised model against the model, in dB."""
-    with open_model(model) as reference:
-        expected = reference.run(inputs)
-    with open_model(candidate) as runner:
-        return smallest_snr(expected, runner.run(inputs))
+def _outputs(model: onnx.ModelProto, batches: Sequence[Batch], open_model: OpenModel) -> dict[str, Array]:
+    """What a model says to all samples: a batch may hold a single one, of which no ratio can be told."""
+    with open_model(model) as runner:
+        runs = [runner.run(batch) for batch in batches]
+    return {name: np.concatenate([np.atleast_1d(run[name]) for run in runs]) for name in runs[0]}

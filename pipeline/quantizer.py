@@ -47,14 +47,17 @@ def find_quantizer() -> Path:
     """The Python that has ModelOpt: that of `VSFIX_QUANTIZER`, or of the environment that vsfix made.
 
     Raises:
-        InputError: `VSFIX_QUANTIZER` names no file.
+        InputError: `VSFIX_QUANTIZER` names no file, or none that can be run.
         MissingComponentError: there is no environment, or a half-made one.
     """
     named = os.environ.get(VARIABLE)
     if named:
-        if not Path(named).is_file():
-            raise InputError(f"{VARIABLE}={named}: no such file; name the Python of an environment with ModelOpt")
-        return Path(named)
+        # ModelOpt runs in another folder. Not resolved: the Python of an environment is a link out of it.
+        python = Path(named).expanduser().absolute()
+        if not python.is_file() or not os.access(python, os.X_OK):
+            wrong = "can't be run" if python.exists() else "no such file"
+            raise InputError(f"{VARIABLE}={named}: {wrong}; name the Python of an environment with ModelOpt")
+        return python
     folder = quantizer_folder()
     if not (folder / _STAMP).is_file():
         raise MissingComponentError(

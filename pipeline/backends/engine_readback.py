@@ -14,7 +14,7 @@ An error is |found - wanted| over the magnitude that the value is made of: |want
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -150,10 +150,15 @@ def _wanted_by_node(graph: gs.Graph) -> Iterator[tuple[str, _Wanted]]:
         if id(node) in batch_norms:
             yield label, _wanted_scale(batch_norms[id(node)])
         elif node.op in _KERNELS:
-            kernel = constant_behind(node.inputs[1])
-            if kernel is not None and _float_type(kernel):
-                bias = constant_behind(node.inputs[2]) if len(node.inputs) > 2 else None
-                yield label, _wanted_kernel(str(node.name or node.outputs[0].name), node.op, kernel, bias)
+            stored = {
+                name: constant_behind(tensor) for name, tensor in zip(("kernel", "bias"), node.inputs[1:], strict=False)
+            }
+            # A quantised kernel is computed, from a CONSTANT that is compared as such; its bias is the layer's own.
+            floats = {
+                name: constant for name, constant in stored.items() if constant is not None and _float_type(constant)
+            }
+            if floats:
+                yield label, _wanted_kernel(str(node.name or node.outputs[0].name), node.op, floats)
 
 
 def _wanted_scale(batch_norm: BatchNorm) -> _Wanted:
@@ -166,10 +171,10 @@ def _wanted_scale(batch_norm: BatchNorm) -> _Wanted:
     return _Wanted(batch_norm.name, "SCALE", {"scale": (g, np.abs(g)), "shift": (s, magnitude)}, coarsest)
 
 
-def _wanted_kernel(name: str, op: str, kernel: gs.Constant, bias: gs.Constant | None) -> _Wanted:
-    """A kernel and its bias as they are stored; TensorRT keeps the order of their numbers."""
-    values = {"kernel": _stored(kernel)} | ({} if bias is None else {"bias": _stored(bias)})
-    return _Wanted(name, _KERNELS[op], values, _float_type(kernel))
+def _wanted_kernel(name: str, op: str, floats: Mapping[str, gs.Constant]) -> _Wanted:
+    """A kernel and its bias, or one of them, as they are stored; TensorRT keeps the order of their numbers."""
+    values = {value: _stored(constant) for value, constant in floats.items()}
+    return _Wanted(name, _KERNELS[op], values, _float_type(next(iter(floats.values()))))
 
 
 def _wanted_constants(graph: gs.Graph) -> Iterator[_Wanted]:

@@ -20,6 +20,14 @@ GRAPH = """(float[N, 3, 8, 8] x) => (float[N, 5] y) {
 }"""
 
 
+QUANTIZED = """(float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) {
+    z = Constant <value: tensor = int8 {0}> ()
+    q = QuantizeLinear (w, s, z)
+    d = DequantizeLinear (q, s, z)
+    [conv] y = Conv (x, d, b)
+}"""
+
+
 @pytest.fixture
 def weights():
     rng = np.random.default_rng(1)
@@ -135,3 +143,17 @@ def test_nodes_of_one_name_are_told_apart_by_their_order(parse, weights):
     ]
     assert read_back(import_graph(parse(body, ones)), found).status == "PASS"
     assert read_back(import_graph(parse(body, ones)), found[::-1]).status == "FAIL"
+
+
+def test_the_bias_of_a_quantised_convolution_is_compared(parse, weights, parsed):
+    graph = import_graph(parse(QUANTIZED, {name: weights[name] for name in "wb"} | {"s": np.float32(0.1)}))
+    conv = {"kernel": np.zeros(0, np.float32), "bias": weights["b"].copy()}
+    held = {("conv", "CONVOLUTION"): conv, ("w", "CONSTANT"): {"weights": weights["w"].copy()}}
+    result = read_back(graph, layers(held))
+    assert [(row.node, row.value) for row in result.rows if row.status == "PASS"] == [
+        ("conv", "bias"),
+        ("w", "weights"),
+    ]
+    conv["bias"][2] *= np.float32(1.001)
+    with pytest.raises(CheckFailedError, match=r"bias of 'conv', channel 2, is off by 0\.001"):
+        require_read_back(read_back(graph, layers(held)))

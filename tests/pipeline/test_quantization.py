@@ -68,7 +68,7 @@ def test_what_comes_back_is_counted_judged_and_says_what_the_model_said(stand_in
     found = quantize_model(network, "int8", batches, open_model)
     report = found.report
     assert report.layers == {"int8": 2, "float32": 0}
-    assert (report.precision, report.opset, report.samples) == ("int8", 19, 32)
+    assert (report.precision, report.opset, report.samples) == ("int8", 19, 64)
     assert report.calibration in ("max over 64 samples", "entropy over 64 samples")
     assert 20 < report.snr_db < 30
     assert {entry.key for entry in found.model.metadata_props} == {"vsfix.repair"}
@@ -141,6 +141,33 @@ def test_a_machine_without_modelopt_says_how_to_get_it(call, onnx_path, npz_path
     monkeypatch.setenv(VARIABLE, str(tmp_path / "gone"))
     with pytest.raises(InputError, match=r"VSFIX_QUANTIZER=.*gone: no such file"):
         require_calibration("int8", [{"x": np.zeros(1)}])
+
+
+def test_a_python_may_be_named_from_the_current_folder_and_must_run(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(VARIABLE, "python")
+    (tmp_path / "python").write_text("#!/bin/sh")
+    with pytest.raises(InputError, match=r"VSFIX_QUANTIZER=python: can't be run"):
+        find_quantizer()
+    (tmp_path / "python").chmod(0o755)
+    assert find_quantizer() == tmp_path / "python"
+
+
+def test_an_input_without_a_batch_axis_is_refused_before_any_work(stand_in):
+    stand_in("good")
+    with pytest.raises(InputError, match="--precision int8: input 't' has no batch axis"):
+        require_calibration("int8", [{"x": np.zeros((2, 3)), "t": np.float32(2)}])
+
+
+@pytest.mark.parametrize("size", [1, 5, 64])
+def test_the_cut_into_batches_does_not_change_the_verdict(stand_in, network, batches, open_model, size):
+    stand_in("good")
+    samples = np.concatenate([batch["x"] for batch in batches])
+    cut = [{"x": samples[start : start + size]} for start in range(0, len(samples), size)]
+    report = quantize_model(network, "int8", cut, open_model).report
+    whole = quantize_model(network, "int8", [{"x": samples}], open_model).report
+    assert report.samples == 64
+    assert report.snr_db == pytest.approx(whole.snr_db, abs=1e-3)
 
 
 def test_an_environment_that_was_not_finished_does_not_count(monkeypatch, tmp_path):
