@@ -156,7 +156,7 @@ def trained(rung: Rung, folder: Path) -> onnx.ModelProto:
     stem = rung.name.replace(" ", "-").replace(",", "").lower()
     exported = folder / f"{stem}.onnx"
     if not exported.exists():
-        result = train(rung.training(), folder / stem, force=False, progress=False)
+        result = train(rung.training(), folder / stem)
         export_checkpoint(load_checkpoint(result.checkpoint), exported, force=True)
     return read_model(exported)
 

@@ -8,6 +8,7 @@
     +-- CheckFailedError       1  a check ran and failed: the numbers, the accuracy, a refused repair
     +-- MissingComponentError  3  a library or a device that is not on this machine
     +-- BuildError             4  an engine could not be parsed or built, or must be built anew
+    +-- StoppedError           143  SIGTERM came; what was done is saved
 
 Every message is one line: what, where, and what to do about it. Errors of the libraries below never reach the user.
 """
@@ -53,3 +54,9 @@ class BuildError(VsfixError):
     """An engine could not be parsed or built, or must be built anew for this machine."""
 
     exit_code = 4
+
+
+class StoppedError(VsfixError):
+    """SIGTERM came, and the work came to an orderly end; 143 is what a process ended by SIGTERM has by custom."""
+
+    exit_code = 143

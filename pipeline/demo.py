@@ -23,7 +23,7 @@ from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.checkpoint import Checkpoint, load_checkpoint
 from vsfix.trainers.network import NetworkConfig
 from vsfix.trainers.training_config import TrainingConfig
-from vsfix.trainers.training_loop import train
+from vsfix.trainers.training_loop import TrainingOptions, train
 
 from .accuracy import AccuracyRow, accuracy_of
 from .backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
@@ -146,7 +146,7 @@ def _train(folder: Path, *, progress: bool) -> Checkpoint:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        result = train(CONFIGURATION, folder / "training", force=True, progress=progress)
+        result = train(CONFIGURATION, folder / "training", TrainingOptions(force=True, progress=progress))
     finally:
         torch.set_num_threads(threads)
     return load_checkpoint(result.checkpoint)

@@ -1,8 +1,8 @@
-"""The file in which a training run stands after an epoch: enough to go on, to export, to evaluate.
+"""The file in which a training run stands: enough to go on, to export, to evaluate.
 
 One `torch.save` file of tensors, dicts, lists, strings and numbers. It is read with `weights_only=True`, so that no
-code in it is ever executed. The state of the random generators is not in it: everything random in an epoch follows
-from the seed and the epoch's number (see `training_loop`).
+code in it is ever executed. Between two epochs no state of a random generator belongs to it, because everything random
+in an epoch follows from the seed and the epoch's number; in the middle of one it does (`EpochPosition`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,11 +22,12 @@ from vsfix.graph_passes.errors import InputError, ModelError
 
 from .network import NetworkConfig, build_network
 from .preprocessing import Preprocessing
+from .shift_log import BatchNormShift
 from .training_config import TrainingConfig
 
 FORMAT = "vsfix-checkpoint"
-VERSION = 1
-_FIELDS = {"training", "preprocessing", "model", "optimizer", "scheduler", "metrics"}
+VERSION = 2
+_FIELDS = {"training", "preprocessing", "model", "average", "optimizer", "scheduler", "metrics", "shift", "position"}
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,31 @@ class EpochMetrics:
         train_loss: mean cross-entropy over the epoch's steps, noise on, in nats.
         test_accuracy: top-1 share of the test images in eval mode, in [0, 1].
         seconds: the time that the epoch took, evaluation included.
+        learning_rate: of the epoch's last step.
+        images_per_second: trained on by all devices together, without the evaluation.
     """
 
     epoch: int
     train_loss: float
     test_accuracy: float
     seconds: float
+    learning_rate: float
+    images_per_second: float
+
+
+@dataclass(frozen=True, eq=False)
+class EpochPosition:
+    """Where in an epoch a run stands that was stopped in its middle.
+
+    Attributes:
+        losses: of the steps that are done, float32, shape (steps,).
+        seconds: what they took.
+        random: one entry for each process: the states of its generators by device, "cpu" and "cuda".
+    """
+
+    losses: torch.Tensor
+    seconds: float
+    random: tuple[dict[str, torch.Tensor], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +73,13 @@ class Checkpoint:
     Attributes:
         training: the configuration of the run.
         preprocessing: what the network expects of its input.
-        model: the network's state_dict, on the CPU.
+        model: the network's state_dict.
+        average: the state_dict of its moving average, or None where none is kept.
         optimizer: the optimizer's state_dict.
         scheduler: the state_dict of the learning rate's schedule.
         metrics: one entry for each finished epoch.
+        shift: what was logged of the BatchNorms.
+        position: in the epoch behind the finished ones; None at its beginning.
     """
 
     training: TrainingConfig
@@ -65,6 +88,9 @@ class Checkpoint:
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
     metrics: tuple[EpochMetrics, ...]
+    average: dict[str, torch.Tensor] | None = None
+    shift: tuple[BatchNormShift, ...] = ()
+    position: EpochPosition | None = None
 
     @property
     def network(self) -> NetworkConfig:
@@ -77,18 +103,21 @@ class Checkpoint:
         return len(self.metrics)
 
     def build(self) -> nn.Module:
-        """The network with these weights, on the CPU, in eval mode.
+        """The network with these weights, or their average where one is kept, on the CPU, in eval mode.
 
         Raises:
             ModelError: the weights don't belong to this network.
         """
         module = build_network(self.network)
         try:
-            module.load_state_dict(self.model, strict=True)
+            module.load_state_dict(self.model if self.average is None else self.average, strict=True)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise ModelError(f"checkpoint: the weights don't fit its network: {reason}") from None
         return module.eval()
+
+
+_Row = TypeVar("_Row", EpochMetrics, BatchNormShift)
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
@@ -103,9 +132,12 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "training": checkpoint.training.to_dict(),
         "preprocessing": checkpoint.preprocessing.to_json(),
         "model": dict(checkpoint.model),
+        "average": checkpoint.average,
         "optimizer": checkpoint.optimizer,
         "scheduler": checkpoint.scheduler,
         "metrics": [asdict(metrics) for metrics in checkpoint.metrics],
+        "shift": [asdict(row) for row in checkpoint.shift],
+        "position": None if checkpoint.position is None else vars(checkpoint.position),
     }
     # Serialized in memory first: torch's own file writer turns a full disk into a RuntimeError without the reason.
     buffer = io.BytesIO()
@@ -136,6 +168,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
             optimizer=_state(content, "optimizer"),
             scheduler=_state(content, "scheduler"),
             metrics=_metrics(content["metrics"]),
+            average=None if content["average"] is None else _tensors(content["average"]),
+            shift=_rows(BatchNormShift, content["shift"]),
+            position=_position(content["position"]),
         )
     except (InputError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: the checkpoint is damaged ({error}); train again") from None
@@ -160,7 +195,7 @@ def _read(path: Path) -> Any:
 
 def _tensors(state: object) -> dict[str, torch.Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise ValueError("'model' is no state_dict")
+        raise ValueError("no state_dict where one belongs")
     return dict(state)
 
 
@@ -172,9 +207,27 @@ def _state(content: dict[str, Any], field: str) -> dict[str, Any]:
 
 
 def _metrics(rows: object) -> tuple[EpochMetrics, ...]:
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError("'metrics' is no list of epochs")
-    metrics = tuple(EpochMetrics(**row) for row in rows)
+    metrics = _rows(EpochMetrics, rows)
     if [row.epoch for row in metrics] != list(range(1, len(metrics) + 1)):
         raise ValueError("'metrics' misses an epoch")
     return metrics
+
+
+def _rows(kind: type[_Row], rows: object) -> tuple[_Row, ...]:
+    """Rows of plain values, each with the fields of `kind` and no others."""
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"no list of {kind.__name__} where one belongs")
+    return tuple(kind(**row) for row in rows)
+
+
+def _position(position: object) -> EpochPosition | None:
+    if position is None:
+        return None
+    if not isinstance(position, dict) or set(position) != {"losses", "seconds", "random"}:
+        raise ValueError("'position' is none")
+    losses, seconds, random = position["losses"], position["seconds"], position["random"]
+    if not isinstance(losses, torch.Tensor) or losses.dim() != 1 or not isinstance(seconds, float):
+        raise ValueError("'position' is none")
+    if not isinstance(random, tuple) or not random:
+        raise ValueError("'position' holds no state of a random generator")
+    return EpochPosition(losses, seconds, tuple(_tensors(states) for states in random))

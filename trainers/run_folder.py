@@ -2,10 +2,13 @@
 
     checkpoint.pt    the truth: where the run stands
     config.json      the configuration, for people and scripts
-    metrics.csv      one row per finished epoch: epoch, train_loss, test_accuracy, seconds
+    metrics.csv      one row per finished epoch: epoch, train_loss, test_accuracy, seconds, learning_rate,
+                     images_per_second
+    shift.csv        one row per logged epoch and BatchNorm: epoch, batch_norm, shift_ratio, mismatch
+    tensorboard/     event files, where they are asked for
 
-The last two are views of the first. Each file appears whole; the checkpoint comes first, so that a run that is killed
-between two files can bring the views up to date when it goes on.
+The CSV and JSON files are views of the first. Each file appears whole; the checkpoint comes first, so that a run that
+is killed between two files can bring the views up to date when it goes on.
 """
 
 from __future__ import annotations
@@ -13,14 +16,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 from vsfix.graph_passes.atomic_file import atomic_path
 from vsfix.graph_passes.errors import InputError, OutputExistsError
 
 from .checkpoint import Checkpoint, EpochMetrics, load_checkpoint, save_checkpoint
+from .shift_log import BatchNormShift
 from .training_config import TrainingConfig
+
+_Row = TypeVar("_Row", EpochMetrics, BatchNormShift)
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,11 @@ class RunFolder:
         """The metrics as CSV."""
         return self.path / "metrics.csv"
 
+    @property
+    def shift(self) -> Path:
+        """The shift of each BatchNorm over the epochs as CSV; there is none where it was not logged."""
+        return self.path / "shift.csv"
+
     def open_for(self, config: TrainingConfig, *, force: bool) -> Checkpoint | None:
         """Makes the folder ready and finds where a run of `config` goes on.
 
@@ -70,7 +83,7 @@ class RunFolder:
         if force:
             return None
         if not self.checkpoint.exists():
-            for view in (self.config, self.metrics):
+            for view in (self.config, self.metrics, self.shift):
                 if view.exists():
                     raise OutputExistsError(f"{view}: belongs to no training run here; pass --force to replace it")
             return None
@@ -89,13 +102,22 @@ class RunFolder:
         self.write_views(checkpoint)
 
     def write_views(self, checkpoint: Checkpoint) -> None:
-        """Brings config.json and metrics.csv up to date; a file that is right already is not touched."""
+        """Brings the views up to date; a file that is right already is not touched."""
         _write_if_changed(self.config, json.dumps(checkpoint.training.to_dict(), indent=2) + "\n")
-        table = io.StringIO()
-        writer = csv.DictWriter(table, [field.name for field in fields(EpochMetrics)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in checkpoint.metrics)
-        _write_if_changed(self.metrics, table.getvalue())
+        _write_if_changed(self.metrics, _table(EpochMetrics, checkpoint.metrics))
+        if checkpoint.shift:
+            _write_if_changed(self.shift, _table(BatchNormShift, checkpoint.shift))
+        else:
+            self.shift.unlink(missing_ok=True)
+
+
+def _table(kind: type[_Row], rows: Sequence[_Row]) -> str:
+    """Rows of a dataclass as CSV, with a header."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, [field.name for field in fields(kind)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return table.getvalue()
 
 
 def _differences(old: TrainingConfig, new: TrainingConfig) -> str:

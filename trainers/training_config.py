@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
 
 from vsfix.graph_passes.errors import InputError
 
+from .augmentation import Augmentation
+from .learning_rate import Schedule
 from .network import NetworkConfig
 
 PRECISIONS = ("auto", "32", "bf16")
+
+_Part = TypeVar("_Part", Augmentation, Schedule)
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,20 @@ class TrainingConfig:
         network: the network to train.
         epochs: passes over the training images.
         batch_size: images in one step, over all devices together; an incomplete last batch is left out.
-        learning_rate: the peak of the schedule: a linear warm-up, then half a cosine down to 0.
-        momentum: Nesterov momentum, in [0, 1).
+        accumulate: in how many parts a device takes its share of a batch, one after another; the gradients are summed
+            up, each BatchNorm sees one part at a time.
+        learning_rate: the peak of the schedule.
+        schedule: how the learning rate moves.
+        momentum: of SGD, in [0, 1).
+        nesterov: whether it is Nesterov's.
         weight_decay: L2 penalty on all parameters.
-        warmup: the share of all steps in which the learning rate rises, in [0, 1).
-        seed: decides the initial weights, the choice and the order of the images, and the noise.
+        label_smoothing: the share of the target that is spread over all classes, in [0, 1).
+        average: the decay of the exponential moving average of weights and statistics that is evaluated and exported
+            in the place of the last ones, in [0, 1); 0 for none.
+        augmentation: what is done to the training images.
+        sync_batch_norm: whether BatchNorm normalises with the statistics of all devices together.
+        compiled: whether the network runs through torch.compile.
+        seed: decides the initial weights, the choice and the order of the images, the augmentation and the noise.
         samples: how many training images to take after a seeded shuffle; None takes all.
         precision: "32", "bf16" (weights stay float32), or "auto": bf16 on a GPU, 32 on a CPU.
 
@@ -39,10 +52,17 @@ class TrainingConfig:
     network: NetworkConfig
     epochs: int = 10
     batch_size: int = 128
+    accumulate: int = 1
     learning_rate: float = 0.1
+    schedule: Schedule = field(default_factory=Schedule)
     momentum: float = 0.9
+    nesterov: bool = True
     weight_decay: float = 5e-4
-    warmup: float = 0.05
+    label_smoothing: float = 0.0
+    average: float = 0.0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    sync_batch_norm: bool = False
+    compiled: bool = False
     seed: int = 0
     samples: int | None = None
     precision: str = "auto"
@@ -53,19 +73,28 @@ class TrainingConfig:
         _require_whole("epochs", self.epochs, 1)
         # BatchNorm needs a variance, so one image is no batch.
         _require_whole("batch_size", self.batch_size, 2)
+        _require_whole("accumulate", self.accumulate, 1)
         _require_whole("seed", self.seed, 0)
         if self.samples is not None:
             _require_whole("samples", self.samples, 2)
         _require_real("learning_rate", self.learning_rate, above=0, below=math.inf)
-        _require_real("momentum", self.momentum, least=0, below=1)
         _require_real("weight_decay", self.weight_decay, least=0, below=math.inf)
-        _require_real("warmup", self.warmup, least=0, below=1)
+        for name in ("momentum", "label_smoothing", "average"):
+            _require_real(name, getattr(self, name), least=0, below=1)
+        for name in ("nesterov", "sync_batch_norm", "compiled"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"training: {name} must be true or false, not {getattr(self, name)!r}")
         if self.precision not in PRECISIONS:
             raise InputError(f"training: precision {self.precision!r} must be one of {', '.join(PRECISIONS)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain strings, numbers, lists and dicts; `from_dict` gives back an equal object."""
-        return {field.name: getattr(self, field.name) for field in fields(self)} | {"network": self.network.to_dict()}
+        parts = {
+            "network": self.network.to_dict(),
+            "schedule": asdict(self.schedule) | {"milestones": list(self.schedule.milestones)},
+            "augmentation": asdict(self.augmentation),
+        }
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)} | parts
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
@@ -74,11 +103,26 @@ class TrainingConfig:
         Raises:
             InputError: a field is missing, unknown, or holds a value of the wrong type or range.
         """
-        names = {field.name for field in fields(cls)}
-        if not isinstance(values, Mapping) or set(values) != names:
-            found = sorted(map(str, values)) if isinstance(values, Mapping) else values
-            raise InputError(f"training: the fields must be {', '.join(sorted(names))}; found {found}")
-        return cls(**{**values, "network": NetworkConfig.from_dict(values["network"])})
+        _require_fields("training", cls, values)
+        parts = {
+            "network": NetworkConfig.from_dict(values["network"]),
+            "schedule": _part(Schedule, "schedule", values["schedule"]),
+            "augmentation": _part(Augmentation, "augmentation", values["augmentation"]),
+        }
+        return cls(**{**values, **parts})
+
+
+def _part(kind: Callable[..., _Part], name: str, values: Any) -> _Part:
+    """A dataclass of plain values; a list of JSON becomes a tuple."""
+    _require_fields(f"training: {name}", kind, values)
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _require_fields(what: str, kind: Any, values: object) -> None:
+    names = {entry.name for entry in fields(kind)}
+    if not isinstance(values, Mapping) or set(values) != names:
+        found = sorted(map(str, values)) if isinstance(values, Mapping) else values
+        raise InputError(f"{what}: the fields must be {', '.join(sorted(names))}; found {found}")
 
 
 def _require_whole(name: str, value: object, least: int) -> None:

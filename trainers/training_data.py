@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,31 +17,58 @@ from .preprocessing import Preprocessing
 from .training_config import TrainingConfig
 
 
+class ImageSource(Protocol):
+    """Where the batches of one part of the data come from."""
+
+    def batches(self, rows: Sequence[torch.Tensor], epoch: int) -> Iterator[torch.Tensor]:
+        """Yields preprocessed images, float32, shape (N, C, h, w), on the device, one batch for each entry.
+
+        Args:
+            rows: which images, int64, shape (N,).
+            epoch: decides what is drawn in decoding, where something is.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class TensorImages:
+    """All images, preprocessed, in one tensor on the device: a batch is an index into it.
+
+    Attributes:
+        inputs: float32, shape (N, C, h, w).
+    """
+
+    inputs: torch.Tensor
+
+    def batches(self, rows: Sequence[torch.Tensor], epoch: int) -> Iterator[torch.Tensor]:
+        """See `ImageSource`."""
+        return (self.inputs[batch.to(self.inputs.device)] for batch in rows)
+
+
 @dataclass(frozen=True, eq=False)
 class TrainingData:
     """Training and test images, ready for the network.
 
     Attributes:
-        inputs: training images, float32, shape (N, C, h, w).
-        labels: their classes, int64, shape (N,).
-        test_inputs: test images, float32, shape (M, C, h, w).
-        test_labels: their classes, int64, shape (M,).
-        preprocessing: what was done to the images.
+        images: to train with.
+        labels: their classes, int64, shape (N,), on the device.
+        test_images: to evaluate with.
+        test_labels: their classes, int64, shape (M,), on the device.
+        preprocessing: what is done to the images.
     """
 
-    inputs: torch.Tensor
+    images: ImageSource
     labels: torch.Tensor
-    test_inputs: torch.Tensor
+    test_images: ImageSource
     test_labels: torch.Tensor
     preprocessing: Preprocessing
 
-    def to(self, device: torch.device) -> TrainingData:
-        """The same data on another device."""
-        names = ("inputs", "labels", "test_inputs", "test_labels")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
-
-    def require_batches(self, batch_size: int, processes: int) -> None:
+    def require_batches(self, batch_size: int, parts: int) -> None:
         """Checks that the images fill a batch, and that every process gets an equal part of one.
+
+        Args:
+            batch_size: images of a step.
+            parts: processes, times the parts in which each takes its share.
 
         Raises:
             InputError: they don't.
@@ -48,15 +77,19 @@ class TrainingData:
             raise InputError(
                 f"training: a batch of {batch_size} images, but there are {len(self.labels)}; lower the batch size"
             )
-        if batch_size % processes or batch_size < 2 * processes:
+        if batch_size % parts or batch_size < 2 * parts:
             raise InputError(
-                f"training: a batch of {batch_size} images can't be shared by {processes} processes;"
-                " take a multiple of their number, at least two images each"
+                f"training: a batch of {batch_size} images can't be taken in {parts} equal parts (processes, times"
+                " accumulate); take a multiple of their number, at least two images each"
             )
 
 
-def load_training_data(config: TrainingConfig) -> TrainingData:
+def load_training_data(config: TrainingConfig, device: torch.device) -> TrainingData:
     """Loads, chooses and preprocesses the images of a run; mean and deviation are those of the chosen images.
+
+    Args:
+        config: the run.
+        device: where the network is trained.
 
     Raises:
         InputError: unknown data, fewer images than `config.samples`, or images that don't fit the network.
@@ -71,10 +104,10 @@ def load_training_data(config: TrainingConfig) -> TrainingData:
     height, width, channels = training.images.shape[1:]
     preprocessing = Preprocessing(channels, (height, width), mean, std, training.class_names)
     return TrainingData(
-        inputs=torch.from_numpy(preprocessing.apply(training.images)),
-        labels=torch.from_numpy(training.labels),
-        test_inputs=torch.from_numpy(preprocessing.apply(test.images)),
-        test_labels=torch.from_numpy(test.labels),
+        images=TensorImages(torch.from_numpy(preprocessing.apply(training.images)).to(device)),
+        labels=torch.from_numpy(training.labels).to(device),
+        test_images=TensorImages(torch.from_numpy(preprocessing.apply(test.images)).to(device)),
+        test_labels=torch.from_numpy(test.labels).to(device),
         preprocessing=preprocessing,
     )
 

@@ -27,13 +27,46 @@ from .options import seed_option
     help="Where the noise stands: a, in front of a BatchNorm; b, in front of a convolution or behind a BatchNorm; "
     "last, once in front of the classifier.  [default: a]",
 )
-@click.option("--epochs", type=int, default=10, show_default=True)
+@click.option(
+    "--recipe",
+    default="quick",
+    show_default=True,
+    metavar="R",
+    help="quick, or that of a paper: preresnet, wrn, densenet, resnext (small images), resnet, senet (ImageNet). The "
+    "options below change a part of it.",
+)
+@click.option("--epochs", type=int, metavar="N", help="Passes over the images.")
+@click.option("--batch-size", type=int, metavar="N", help="Images of a step, over all devices together.")
+@click.option("--lr", type=float, metavar="X", help="The peak of the learning rate.")
+@click.option(
+    "--schedule",
+    metavar="S",
+    help="cosine, or step:SHARE,...[:DECAY] as in step:0.5,0.75: where in the run the rate falls, and to what share.",
+)
+@click.option("--weight-decay", type=float, metavar="X", help="L2 penalty on all parameters.")
+@click.option("--label-smoothing", type=float, metavar="X", help="The share of the target that all classes share.")
+@click.option("--augment", metavar="A", help="none, or parts of crop:4,flip,cutout:8,mixup:0.2.")
+@click.option(
+    "--average", type=float, default=0.0, metavar="DECAY", help="Export a moving average of the weights, as of 0.999."
+)
 @click.option("--samples", type=int, metavar="N", help="Train on N images, chosen under --seed.  [default: all]")
-@click.option("--batch-size", type=int, default=128, show_default=True, metavar="N")
-@click.option("--lr", type=float, default=0.1, show_default=True, help="The peak of the learning rate.")
-@click.option("--weight-decay", type=float, default=5e-4, show_default=True)
+@click.option("--accumulate", type=int, default=1, metavar="N", help="Take a device's part of a batch in N parts.")
+@click.option("--sync-batchnorm", is_flag=True, help="BatchNorm over all devices together.")
 @click.option("--width", type=int, default=1, show_default=True, help="What the usual channels are multiplied by.")
 @click.option("--precision", type=click.Choice(["auto", "32", "bf16"]), default="auto", show_default=True)
+@click.option("--compile", "compiled", is_flag=True, help="Run the network through torch.compile.")
+@click.option(
+    "--log-shift", type=click.IntRange(min=0), default=0, metavar="N", help="Log each BatchNorm's shift every N epochs."
+)
+@click.option("--tensorboard", is_flag=True, help="Log for TensorBoard too.")
+@click.option(
+    "--save-every",
+    type=click.FloatRange(min=0),
+    default=10,
+    show_default=True,
+    metavar="MINUTES",
+    help="Save in the middle of an epoch too.",
+)
 @seed_option
 @click.option("--force", is_flag=True, help="Start again, whatever the folder holds.")
 @click.option(
@@ -41,20 +74,31 @@ from .options import seed_option
     "--output",
     required=True,
     type=click.Path(path_type=Path),
-    help="The folder of the run; a run that was broken off goes on from its last epoch.",
+    help="The folder of the run; a run that was broken off goes on from where it was last saved.",
 )
 def command(
     model: str,
     data: str,
     noise: str,
     site: str | None,
-    epochs: int,
+    recipe: str,
+    epochs: int | None,
+    batch_size: int | None,
+    lr: float | None,
+    schedule: str | None,
+    weight_decay: float | None,
+    label_smoothing: float | None,
+    augment: str | None,
+    average: float,
     samples: int | None,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
+    accumulate: int,
+    sync_batchnorm: bool,
     width: int,
     precision: str,
+    compiled: bool,
+    log_shift: int,
+    tensorboard: bool,
+    save_every: float,
     seed: int,
     force: bool,
     output: Path,
@@ -69,28 +113,40 @@ def command(
 
     from vsfix.pipeline.console import print_table, progress_wanted
     from vsfix.pipeline.training_network import network_for
-    from vsfix.trainers.training_config import TrainingConfig
-    from vsfix.trainers.training_loop import train
+    from vsfix.trainers.augmentation import Augmentation
+    from vsfix.trainers.learning_rate import Schedule
+    from vsfix.trainers.recipes import find_recipe
+    from vsfix.trainers.training_loop import TrainingOptions, train
 
-    config = TrainingConfig(
-        data=data,
-        network=network_for(model, data, noise=noise, site=site, width=width),
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=lr,
-        weight_decay=weight_decay,
-        seed=seed,
-        samples=samples,
-        precision=precision,
-    )
-    result = train(config, output, force=force, progress=progress_wanted())
+    chosen = find_recipe(recipe)
+    asked = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": lr,
+        "schedule": None if schedule is None else Schedule.parse(schedule, chosen.schedule.warmup),
+        "weight_decay": weight_decay,
+        "label_smoothing": label_smoothing,
+        "augmentation": None if augment is None else Augmentation.parse(augment),
+        "average": average,
+        "accumulate": accumulate,
+        "sync_batch_norm": sync_batchnorm,
+        "compiled": compiled,
+        "seed": seed,
+        "samples": samples,
+        "precision": precision,
+    }
+    network = network_for(model, data, noise=noise, site=site, width=width)
+    config = chosen.config(data, network, {name: value for name, value in asked.items() if value is not None})
+    options = TrainingOptions(force, progress_wanted(), log_shift, tensorboard, 60 * save_every)
+    result = train(config, output, options)
     if os.environ.get("RANK", "0") != "0":
         return  # one process of many speaks
     table = Table(title=f"{model} on {data}, noise {noise}", title_justify="left")
-    for heading in ("epoch", "training loss", "test top-1", "seconds"):
+    for heading in ("epoch", "training loss", "test top-1", "seconds", "images/s"):
         table.add_column(heading, justify="right")
     for row in result.metrics:
-        table.add_row(str(row.epoch), f"{row.train_loss:.4f}", f"{100 * row.test_accuracy:.2f} %", f"{row.seconds:.1f}")
+        cells = (f"{row.train_loss:.4f}", f"{100 * row.test_accuracy:.2f} %", f"{row.seconds:.1f}")
+        table.add_row(str(row.epoch), *cells, f"{row.images_per_second:,.0f}")
     print_table(table)
     if result.resumed_from:
         click.echo(f"went on behind epoch {result.resumed_from}; --force starts again")

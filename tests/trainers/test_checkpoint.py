@@ -35,7 +35,7 @@ def checkpoint() -> Checkpoint:
         model=module.state_dict(),
         optimizer={"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]},
         scheduler={"last_epoch": 3},
-        metrics=(EpochMetrics(1, 2.25, 0.5, 3.5),),
+        metrics=(EpochMetrics(1, 2.25, 0.5, 3.5, 0.05, 640.0),),
     )
 
 
@@ -127,8 +127,8 @@ def test_a_plain_state_dict_is_no_checkpoint(path, checkpoint):
 
 
 def test_another_version_is_refused(path):
-    rewrite(path, lambda content: content.update(version=2))
-    with pytest.raises(ModelError, match="version 2, but this vsfix reads 1"):
+    rewrite(path, lambda content: content.update(version=1))
+    with pytest.raises(ModelError, match="version 1, but this vsfix reads 2"):
         load_checkpoint(path)
 
 

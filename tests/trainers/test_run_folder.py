@@ -27,7 +27,7 @@ def checkpoint() -> Checkpoint:
         model=build_network(CONFIG.network).state_dict(),
         optimizer={},
         scheduler={},
-        metrics=(EpochMetrics(1, 2.25, 0.5, 3.5), EpochMetrics(2, 0.1 + 0.2, 0.75, 3.25)),
+        metrics=(EpochMetrics(1, 2.25, 0.5, 3.5, 0.05, 640.0), EpochMetrics(2, 0.1 + 0.2, 0.75, 3.25, 0.05, 640.0)),
     )
 
 
@@ -43,7 +43,7 @@ def test_the_files_say_what_the_checkpoint_says(tmp_path, checkpoint):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "config.json", "metrics.csv"]
     assert TrainingConfig.from_dict(json.loads(folder.config.read_text())) == CONFIG
     rows = list(csv.DictReader(folder.metrics.read_text().splitlines()))
-    assert list(rows[0]) == ["epoch", "train_loss", "test_accuracy", "seconds"]
+    assert list(rows[0]) == ["epoch", "train_loss", "test_accuracy", "seconds", "learning_rate", "images_per_second"]
     assert [float(row["train_loss"]) for row in rows] == [2.25, 0.1 + 0.2]
 
 

@@ -46,7 +46,6 @@ def test_json_gives_back_an_equal_configuration(change):
         ("momentum", 1),
         ("momentum", -0.1),
         ("weight_decay", -1e-9),
-        ("warmup", 1),
         ("seed", -1),
         ("samples", 0),
         ("precision", "16"),

@@ -1,21 +1,22 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
 from vsfix.graph_passes.noise import Noise
-from vsfix.trainers import training_loop
+from vsfix.trainers import training_loop, training_run
 from vsfix.trainers.checkpoint import load_checkpoint
+from vsfix.trainers.datasets import load_dataset
+from vsfix.trainers.learning_rate import Schedule
 from vsfix.trainers.network import NetworkConfig
+from vsfix.trainers.random_streams import Stream
 from vsfix.trainers.training_config import TrainingConfig
-from vsfix.trainers.training_loop import evaluate_accuracy, train
+from vsfix.trainers.training_loop import TrainingOptions, train
 
 NETWORK = NetworkConfig(
     model="preresnet-8",
@@ -61,7 +62,7 @@ def whole(tmp_path_factory):
 def broken_off(tmp_path):
     """The folder of the same run, interrupted after its first epoch."""
     with pytest.raises(Interrupted):
-        train(CONFIG, tmp_path, on_epoch=interrupt_after(1))
+        train(CONFIG, tmp_path, TrainingOptions(on_epoch=interrupt_after(1)))
     return tmp_path
 
 
@@ -86,26 +87,26 @@ def test_a_resumed_run_ends_in_the_weights_of_an_uninterrupted_one(whole, broken
 
 @pytest.mark.parametrize("mistake", ["noise", "order", "optimizer", "scheduler"])
 def test_a_resumption_that_forgets_something_would_be_noticed(whole, broken_off, monkeypatch, mistake):
-    restore, seed = training_loop._Run._restore, training_loop._seed
-    purpose = {"noise": training_loop._NOISE, "order": training_loop._ORDER}.get(mistake)
+    restore, seed = training_run.TrainingRun._restore, training_run.stream_seed
+    stream = {"noise": Stream.NOISE, "order": Stream.ORDER}.get(mistake)
 
     def forget(run, checkpoint):
         restore(run, replace(checkpoint, **{mistake: getattr(run, mistake).state_dict()}))
 
-    if purpose is None:
-        monkeypatch.setattr(training_loop._Run, "_restore", forget)
+    if stream is None:
+        monkeypatch.setattr(training_run.TrainingRun, "_restore", forget)
     else:  # the stream begins again with the first epoch's
         monkeypatch.setattr(
-            training_loop,
-            "_seed",
-            lambda base, what, *rest: seed(base, what, *([1, *rest[1:]] if what == purpose else rest)),
+            training_run,
+            "stream_seed",
+            lambda base, what, *rest: seed(base, what, *([1, *rest[1:]] if what == stream else rest)),
         )
     train(CONFIG, broken_off)
     assert not same(weights(broken_off), weights(whole))
 
 
 def test_a_finished_run_is_returned_as_it_is(whole, monkeypatch):
-    monkeypatch.setattr(training_loop, "load_training_data", lambda config: pytest.fail("trains again"))
+    monkeypatch.setattr(training_loop, "load_training_data", lambda *_: pytest.fail("trains again"))
     before = {path.name: (path.stat().st_ino, path.read_bytes()) for path in whole.iterdir()}
     result = train(CONFIG, whole)
     assert result.resumed_from == 3
@@ -117,7 +118,7 @@ def test_another_configuration_needs_force_to_take_the_folder(broken_off):
     other = replace(CONFIG, epochs=1, learning_rate=0.05)
     with pytest.raises(InputError, match=r"learning_rate was 0\.1, is 0\.05.*--force"):
         train(other, broken_off)
-    assert train(other, broken_off, force=True).resumed_from == 0
+    assert train(other, broken_off, TrainingOptions(force=True)).resumed_from == 0
     assert load_checkpoint(broken_off / "checkpoint.pt").training == other
 
 
@@ -132,13 +133,13 @@ def test_a_state_that_does_not_fit_the_optimizer_is_a_model_error(broken_off):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     with pytest.raises(CheckFailedError, match=r"in epoch 1, step \d of 4; nothing was written"):
-        train(replace(CONFIG, learning_rate=1e30, warmup=0), tmp_path)
+        train(replace(CONFIG, learning_rate=1e30, schedule=Schedule(warmup=0)), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("step", [5, 7], ids=["in the loss", "in the last step, in the weights alone"])
 def test_when_numbers_run_away_the_last_good_checkpoint_is_kept(tmp_path, monkeypatch, step):
-    monkeypatch.setattr(training_loop._Run, "_rate", lambda run, now: math.inf if now == step else 0.1)
+    monkeypatch.setattr(Schedule, "at", lambda schedule, now, steps: math.inf if now == step else 0.1)
     with pytest.raises(CheckFailedError, match=r"in epoch 2, step \d of 4; epoch 1 is kept"):
         train(CONFIG, tmp_path)
     checkpoint = load_checkpoint(tmp_path / "checkpoint.pt")
@@ -155,10 +156,10 @@ def test_training_learns_the_digits(tmp_path):
 
 def test_the_saved_network_has_the_accuracy_that_the_metrics_name(whole):
     checkpoint = load_checkpoint(whole / "checkpoint.pt")
-    data = training_loop.load_training_data(CONFIG)
-    assert checkpoint.preprocessing == data.preprocessing
-    accuracy = evaluate_accuracy(checkpoint.build(), data.test_inputs, data.test_labels)
-    assert accuracy == checkpoint.metrics[-1].test_accuracy
+    images = load_dataset("digits", "test")
+    with torch.no_grad():
+        answers = checkpoint.build()(torch.from_numpy(checkpoint.preprocessing.apply(images.images))).argmax(1)
+    assert np.mean(answers.numpy() == images.labels) == checkpoint.metrics[-1].test_accuracy
 
 
 def test_the_caller_s_random_state_is_left_as_it_was(tmp_path):
@@ -179,7 +180,11 @@ def test_nothing_is_printed_without_progress(tmp_path, capfd):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_the_bar_stands_on_stderr_and_on_a_terminal_only(tmp_path, capsys, monkeypatch, terminal):
     monkeypatch.setenv("TTY_COMPATIBLE", "1" if terminal else "0")
-    train(replace(CONFIG, epochs=1), tmp_path, progress=True, on_epoch=lambda metrics: print("epoch done"))
+    train(
+        replace(CONFIG, epochs=1),
+        tmp_path,
+        TrainingOptions(progress=True, on_epoch=lambda metrics: print("epoch done")),
+    )
     captured = capsys.readouterr()
     assert captured.out == "epoch done\n"
     assert ("epoch 1/1" in captured.err) == terminal
@@ -205,63 +210,3 @@ def test_what_can_not_be_trained_is_refused_before_anything_is_written(tmp_path,
     with pytest.raises(InputError, match=message):
         train(replace(CONFIG, **change), tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_rate_rises_to_its_peak_and_falls_to_nothing():
-    run = training_loop._Run.__new__(training_loop._Run)
-    run.config, run.steps_per_epoch = replace(CONFIG, epochs=10, warmup=0.1), 10
-    rates = [run._rate(step) for step in range(101)]
-    assert rates[:3] == [0.1, 0.2, 0.3]
-    assert rates[9] == rates[10] == 1
-    assert rates[55] == pytest.approx(0.5, abs=1e-12)
-    assert rates[100] == pytest.approx(0, abs=1e-12)
-
-
-def test_streams_of_different_purpose_are_different():
-    seeds = [training_loop._seed(0, *purpose) for purpose in ((0,), (1, 0), (1, 1), (2, 0, 0), (2, 0, 1), (2, 1, 0))]
-    assert len({*seeds, training_loop._seed(1, 0)}) == 7
-
-
-class Threshold(nn.Module):
-    """Says class 1 where the only pixel is positive; Dropout would spoil it in training mode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.frozen = nn.BatchNorm2d(1).eval()
-        self.dropout = nn.Dropout(0.99)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        pixel = self.dropout(images).flatten(1)
-        return torch.cat([torch.zeros_like(pixel), pixel], dim=1)
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 500])
-def test_accuracy_is_the_share_of_right_answers_and_modes_are_kept(batch_size):
-    pixels = torch.tensor([1.0, -1.0, 2.0, 3.0, -2.0, 1.0, 1.0]).view(-1, 1, 1, 1)
-    labels = torch.tensor([1, 0, 1, 0, 1, 1, 1])
-    module = Threshold()
-    assert evaluate_accuracy(module, pixels, labels, batch_size) == 5 / 7
-    assert (module.training, module.dropout.training, module.frozen.training) == (True, True, False)
-
-
-def test_two_processes_train_together_and_write_one_run(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import os\n"
-        "from pathlib import Path\n"
-        "import torch\n"
-        "from vsfix.trainers.network import NetworkConfig\n"
-        "from vsfix.trainers.training_config import TrainingConfig\n"
-        "from vsfix.trainers.training_loop import train\n"
-        "torch.set_num_threads(1)\n"
-        f"config = TrainingConfig.from_dict({CONFIG.to_dict()!r})\n"
-        f"result = train(config, Path({str(tmp_path / 'run')!r}))\n"
-        f"Path({str(tmp_path)!r}, 'rank' + os.environ['RANK']).write_text(str(result.metrics))\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
-    checkpoint = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
-    assert checkpoint.epoch == 3
-    assert [(tmp_path / name).read_text() for name in ("rank0", "rank1")] == [str(checkpoint.metrics)] * 2

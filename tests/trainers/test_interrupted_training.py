@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vsfix.graph_passes.errors import StoppedError
+from vsfix.graph_passes.noise import Noise
+from vsfix.trainers import training_run
+from vsfix.trainers.augmentation import Augmentation
+from vsfix.trainers.checkpoint import load_checkpoint
+from vsfix.trainers.network import NetworkConfig
+from vsfix.trainers.stop_request import stop_on_sigterm
+from vsfix.trainers.training_config import TrainingConfig
+from vsfix.trainers.training_loop import TrainingOptions, train
+
+NETWORK = NetworkConfig("preresnet-8", 1, (8, 8), 10, Noise.parse("dropout:0.5"), "a")
+CONFIG = TrainingConfig(
+    data="digits",
+    network=NETWORK,
+    epochs=2,
+    batch_size=32,
+    accumulate=2,
+    average=0.9,
+    label_smoothing=0.1,
+    augmentation=Augmentation(crop=1, flip=True, cutout=2, mixup=0.2),
+    samples=160,
+)
+STEPS = 5  # in an epoch
+SAVE_ALWAYS = TrainingOptions(save_every=0, log_shift=1)
+
+
+class Interrupted(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What an uninterrupted run comes to."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(CONFIG, folder, TrainingOptions(log_shift=1))
+    return load_checkpoint(folder / "checkpoint.pt")
+
+
+def require_same(found, expected) -> None:
+    """All that a run comes to but the time that it took, bit for bit."""
+    for left, right in ((found.model, expected.model), (found.average, expected.average)):
+        assert list(left) == list(right)
+        assert all(torch.equal(left[name], right[name]) for name in left)
+    assert [(m.train_loss, m.test_accuracy) for m in found.metrics] == [
+        (m.train_loss, m.test_accuracy) for m in expected.metrics
+    ]
+    assert found.shift == expected.shift
+
+
+def interrupt_in(monkeypatch, step: int) -> None:
+    """Ends the run in the middle of this step, counted from 1 over the whole run."""
+    train_step = training_run.TrainingRun._train_step
+
+    def interrupted(run, *arguments):
+        loss = train_step(run, *arguments)
+        if run.steps_done + 1 == step:
+            raise Interrupted
+        return loss
+
+    monkeypatch.setattr(training_run.TrainingRun, "_train_step", interrupted)
+
+
+@pytest.mark.parametrize("step", range(1, 2 * STEPS + 1))
+def test_a_run_that_ends_in_any_step_goes_on_to_the_same_weights(whole, tmp_path, monkeypatch, step):
+    with monkeypatch.context() as patch:
+        interrupt_in(patch, step)
+        with pytest.raises(Interrupted):
+            train(CONFIG, tmp_path, SAVE_ALWAYS)
+    if step > 1:
+        checkpoint = load_checkpoint(tmp_path / "checkpoint.pt")
+        done = 0 if checkpoint.position is None else len(checkpoint.position.losses)
+        assert checkpoint.epoch * STEPS + done == step - 1
+    train(CONFIG, tmp_path, SAVE_ALWAYS)
+    require_same(load_checkpoint(tmp_path / "checkpoint.pt"), whole)
+
+
+@pytest.mark.parametrize("forgotten", ["random", "losses", "average"])
+def test_a_position_that_forgets_something_would_be_noticed(whole, tmp_path, monkeypatch, forgotten):
+    with monkeypatch.context() as patch:
+        interrupt_in(patch, 3)
+        with pytest.raises(Interrupted):
+            train(CONFIG, tmp_path, SAVE_ALWAYS)
+    restore = training_run.TrainingRun._restore
+
+    def forget(run, checkpoint):
+        position = checkpoint.position
+        if forgotten == "average":
+            checkpoint = replace(checkpoint, average=checkpoint.model)
+        elif forgotten == "losses":
+            checkpoint = replace(checkpoint, position=replace(position, losses=torch.zeros_like(position.losses)))
+        else:
+            checkpoint = replace(checkpoint, position=replace(position, random=({"cpu": torch.get_rng_state()},)))
+        restore(run, checkpoint)
+
+    monkeypatch.setattr(training_run.TrainingRun, "_restore", forget)
+    train(CONFIG, tmp_path, SAVE_ALWAYS)
+    with pytest.raises(AssertionError):
+        require_same(load_checkpoint(tmp_path / "checkpoint.pt"), whole)
+
+
+def test_a_process_that_is_killed_again_and_again_ends_in_the_same_weights(whole, tmp_path):
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    script = (
+        "import json, sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
+        "from vsfix.trainers.training_config import TrainingConfig\n"
+        "from vsfix.trainers.training_loop import TrainingOptions, train\n"
+        "train(TrainingConfig.from_dict(json.loads(sys.argv[2])), Path(sys.argv[1]), TrainingOptions(save_every=0, log_shift=1))"
+    )
+    for _ in range(2):
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        command = [sys.executable, "-c", script, str(checkpoint.parent), json.dumps(CONFIG.to_dict())]
+        with subprocess.Popen(command) as process:
+            while process.poll() is None and (not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before):
+                time.sleep(0.001)
+            process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+        load_checkpoint(checkpoint)
+    train(CONFIG, checkpoint.parent, TrainingOptions(log_shift=1))
+    require_same(load_checkpoint(checkpoint), whole)
+
+
+def test_sigterm_saves_and_leaves_and_the_same_call_goes_on(whole, tmp_path, monkeypatch):
+    train_step = training_run.TrainingRun._train_step
+
+    def asked_to_stop(run, *arguments):
+        if run.steps_done == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(run, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run.TrainingRun, "_train_step", asked_to_stop)
+        with pytest.raises(StoppedError, match=r"stopped in epoch 2, step 3 of 5; saved") as caught:
+            train(CONFIG, tmp_path, TrainingOptions(log_shift=1))
+    assert caught.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    train(CONFIG, tmp_path, TrainingOptions(log_shift=1))
+    require_same(load_checkpoint(tmp_path / "checkpoint.pt"), whole)
+
+
+def test_outside_the_main_thread_no_signal_is_taken():
+    found = []
+
+    def run() -> None:
+        with stop_on_sigterm() as request:
+            found.append((request.made, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [(False, signal.SIG_DFL)]
+
+
+def test_the_shift_is_logged_as_often_as_asked_and_at_the_end(tmp_path):
+    train(replace(CONFIG, epochs=3), tmp_path, TrainingOptions(log_shift=2))
+    rows = list(csv.DictReader((tmp_path / "shift.csv").read_text().splitlines()))
+    norms = ["bn1", "body.bn2"]
+    names = [f"stage{stage}.0.{name}" for stage in (1, 2, 3) for name in norms] + ["bn"]
+    assert [(row["epoch"], row["batch_norm"]) for row in rows] == [(e, n) for e in "23" for n in names]
+    assert list(rows[0]) == ["epoch", "batch_norm", "shift_ratio", "mismatch"]

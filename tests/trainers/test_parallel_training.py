@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.noise import Noise
+from vsfix.trainers.augmentation import Augmentation
+from vsfix.trainers.checkpoint import load_checkpoint
+from vsfix.trainers.network import NetworkConfig
+from vsfix.trainers.training_config import TrainingConfig
+from vsfix.trainers.training_loop import train
+
+NETWORK = NetworkConfig(model="preresnet-8", in_channels=1, image_size=(8, 8), num_classes=10)
+CONFIG = TrainingConfig(data="digits", network=NETWORK, epochs=2, batch_size=32, samples=128)
+SCRIPT = """
+import json, os, sys
+from pathlib import Path
+import torch
+from vsfix.graph_passes.errors import VsfixError
+from vsfix.trainers.training_config import TrainingConfig
+from vsfix.trainers.training_loop import TrainingOptions, train
+torch.set_num_threads(1)
+folder, config, options = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+try:
+    result = train(TrainingConfig.from_dict(config), folder / "run", TrainingOptions(**options))
+    (folder / ("rank" + os.environ["RANK"])).write_text(str(result.metrics))
+except VsfixError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+def start(folder, config: TrainingConfig, **options) -> subprocess.Popen[str]:
+    """Two processes under torchrun."""
+    script = folder / "run.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    arguments = [str(folder), json.dumps(config.to_dict()), json.dumps(options)]
+    return subprocess.Popen(
+        [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out == ""
+
+
+def saved(folder):
+    return load_checkpoint(folder / "run" / "checkpoint.pt")
+
+
+def furthest(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    """The largest distance of two networks, over the largest number of the tensor."""
+    return max(
+        float((left[n] - right[n]).abs().max() / right[n].abs().max()) for n in right if right[n].is_floating_point()
+    )
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_two_processes_compute_what_one_computes_with_the_joint_batch(tmp_path, sync):
+    # One epoch: rounding grows from step to step, as it does between any two orders of summation.
+    config = replace(
+        CONFIG,
+        epochs=1,
+        learning_rate=0.02,
+        sync_batch_norm=sync,
+        augmentation=Augmentation(crop=1, flip=True, cutout=2),
+    )
+    finish(start(tmp_path, config))
+    train(config, tmp_path / "alone")
+    together, alone = saved(tmp_path), load_checkpoint(tmp_path / "alone" / "checkpoint.pt")
+    assert [(tmp_path / name).read_text() for name in ("rank0", "rank1")] == [str(together.metrics)] * 2
+    losses = [checkpoint.metrics[0].train_loss for checkpoint in (together, alone)]
+    if sync:
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+        assert furthest(together.model, alone.model) < 1e-4
+    else:  # the planted mistake: each process normalises with its own part of the batch
+        assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+        assert furthest(together.model, alone.model) > 1e-2
+
+
+def test_two_processes_that_are_asked_to_stop_save_and_go_on_as_if_nothing_had_been(tmp_path):
+    # With noise, so that each process has a stream of its own to go on with; in each 50th step they look up.
+    config = replace(CONFIG, network=replace(NETWORK, noise=Noise.parse("dropout:0.5"), site="a"), epochs=1)
+    config = replace(config, samples=None, batch_size=8)
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    for folder in (stopped, whole):
+        folder.mkdir()
+    process = start(stopped, config, save_every=0)
+    checkpoint = stopped / "run" / "checkpoint.pt"
+    wait_for(checkpoint)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.communicate(timeout=120)
+    position = load_checkpoint(checkpoint).position
+    assert position is not None
+    assert len(position.random) == 2
+    assert len(position.losses) % 50 == 0
+    with pytest.raises(InputError, match="in the middle of an epoch of 2 processes"):
+        train(config, stopped / "run")
+    finish(start(stopped, config))
+    finish(start(whole, config))
+    assert all(torch.equal(saved(stopped).model[name], tensor) for name, tensor in saved(whole).model.items())
+
+
+def wait_for(path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -1,0 +1,314 @@
+"""One training run: its state, and the step from one state to the next.
+
+Everything random in epoch e (the order of the images, the noise) follows from the seed and e alone, what is drawn for
+the augmentation from the seed, e and the step. That is why a run that was interrupted between two epochs needs no
+state of a random generator to end in the same weights, bit for bit on a CPU, as one that was not; in the middle of an
+epoch the states of the noise's generators are all that it needs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
+
+from .augmentation import augment, draw_augmentation
+from .batch_order import batch_rows
+from .checkpoint import Checkpoint, EpochMetrics, EpochPosition
+from .evaluation import count_right
+from .generator_states import generator_states, set_generator_states
+from .network import build_network
+from .random_streams import Stream, stream_seed
+from .shift_log import BatchNormShift, measure_shift
+from .synchronized_batch_norm import synchronize_batch_norms
+from .training_config import TrainingConfig
+from .training_data import TrainingData
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+STEPS_BETWEEN_CHECKS = 50
+EVALUATION_BATCH = 500
+SHIFT_IMAGES = 2000
+
+
+class TrainingRun:
+    """The state of a run and what moves it on.
+
+    Attributes:
+        config: what is trained.
+        data: on the device.
+        fabric: launched.
+        steps_per_epoch: steps of the optimizer in one epoch.
+        metrics: one entry for each finished epoch.
+        shift: what was logged of the BatchNorms.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, data: TrainingData, fabric: Fabric, checkpoint: Checkpoint | None
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.fabric = fabric
+        self.steps_per_epoch = len(data.labels) // config.batch_size
+        self.metrics: list[EpochMetrics] = []
+        self.shift: list[BatchNormShift] = []
+        self._losses = torch.zeros(0, device=fabric.device)
+        self._step = 0
+        self._seconds = 0.0
+        self._position: EpochPosition | None = None
+        torch.manual_seed(stream_seed(config.seed, Stream.WEIGHTS))
+        self.module = self._prepared(build_network(config.network))
+        self.optimizer = torch.optim.SGD(
+            self.module.parameters(),
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov and config.momentum > 0,
+        )
+        self.parallel, self.stepper = fabric.setup(self.module, self.optimizer)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self.average = (
+            AveragedModel(self.module, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)  # type: ignore[no-untyped-call]
+            if config.average
+            else None
+        )
+        if checkpoint is not None:
+            self._restore(checkpoint)
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of the optimizer since the beginning of the run."""
+        return len(self.metrics) * self.steps_per_epoch + self._step
+
+    @property
+    def images_per_second(self) -> float:
+        """Of this epoch so far, all devices together; 0 before its first step."""
+        return self._step * self.config.batch_size / self._seconds if self._seconds else 0.0
+
+    def steps(self) -> Iterator[int]:
+        """Trains what is left of the epoch; yields how many of its steps are done, after each.
+
+        Raises:
+            CheckFailedError: the loss is no longer finite.
+        """
+        epoch = len(self.metrics) + 1
+        self._begin(epoch)
+        self.parallel.train()
+        order = stream_seed(self.config.seed, Stream.ORDER, epoch)
+        rows = batch_rows(len(self.data.labels), self.config.batch_size, order, self._share(), self.config.accumulate)
+        rows = rows[self._step :]
+        batches = self.data.images.batches([part for batch in rows for part in batch], epoch)
+        started = time.perf_counter() - self._seconds
+        for batch in rows:
+            self._losses[self._step] = self._train_step(epoch, batch, batches)
+            self._step += 1
+            self._seconds = time.perf_counter() - started
+            if self._step % STEPS_BETWEEN_CHECKS == 0 or self._step == self.steps_per_epoch:
+                self._require_finite(epoch)
+            yield self._step
+
+    def finish_epoch(self, *, log_shift: bool) -> None:
+        """Evaluates the epoch whose steps are done, and appends its metrics.
+
+        Args:
+            log_shift: measure the shift of each BatchNorm too.
+
+        Raises:
+            CheckFailedError: a weight is no longer finite.
+        """
+        epoch = len(self.metrics) + 1
+        self._require_finite_weights(epoch)
+        started = time.perf_counter()
+        speed, rate = self.images_per_second, self.config.learning_rate * self._rate(self.steps_done - 1)
+        # The processes hold slightly different BatchNorm statistics; the first one's are those that are saved.
+        self._share_buffers()
+        if log_shift:
+            self.shift.extend(measure_shift(self._deployed(), self._shift_images(), epoch))
+        accuracy = self._accuracy()
+        seconds = self._seconds + time.perf_counter() - started
+        metrics = EpochMetrics(epoch, float(self._losses.mean()), accuracy, seconds, rate, speed)
+        self.metrics.append(self.fabric.broadcast(metrics))
+        self._step, self._seconds = 0, 0.0
+
+    def checkpoint(self) -> Checkpoint:
+        """Where the run stands. In the middle of an epoch all processes call this together."""
+        position = None
+        if self._step:
+            self._require_finite(len(self.metrics) + 1)
+            losses = self._losses[: self._step].cpu()
+            position = EpochPosition(losses, self._seconds, tuple(self._gathered(generator_states(self.fabric.device))))
+        return Checkpoint(
+            training=self.config,
+            preprocessing=self.data.preprocessing,
+            model=_state_of(self.module),
+            average=None if self.average is None else _state_of(self.average.module),
+            optimizer=self.optimizer.state_dict(),
+            scheduler=self.scheduler.state_dict(),
+            metrics=tuple(self.metrics),
+            shift=tuple(self.shift),
+            position=position,
+        )
+
+    def _prepared(self, module: nn.Module) -> nn.Module:
+        """The fresh network in the form in which it is trained here."""
+        if self.fabric.device.type == "cuda":
+            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.config.sync_batch_norm and self._shared:
+            module = synchronize_batch_norms(module, self.fabric.device)
+        if self.config.compiled:
+            module.compile()
+        return module
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        try:
+            self.module.load_state_dict(checkpoint.model)
+            self.optimizer.load_state_dict(checkpoint.optimizer)
+            self.scheduler.load_state_dict(checkpoint.scheduler)
+            if self.average is not None and checkpoint.average is not None:
+                self.average.module.load_state_dict(checkpoint.average)
+                self.average.n_averaged += 1  # what there is, is an average already
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(
+                f"checkpoint: damaged, can't go on from it ({reason}); pass --force to start again"
+            ) from None
+        self.metrics, self.shift = list(checkpoint.metrics), list(checkpoint.shift)
+        self._position = checkpoint.position
+        if self._position is not None:
+            self._require_processes(len(self._position.random))
+            self._step, self._seconds = len(self._position.losses), self._position.seconds
+
+    def _require_processes(self, before: int) -> None:
+        """Half an epoch of so many processes can't be finished by another number of them."""
+        if before != self.fabric.world_size:
+            raise InputError(
+                f"training: the run was stopped in the middle of an epoch of {before} processes, and goes on with as"
+                f" many, not with {self.fabric.world_size}; or pass --force to start again"
+            )
+
+    def _begin(self, epoch: int) -> None:
+        """Puts the random generators and the losses where they belong at this step of the epoch."""
+        torch.manual_seed(stream_seed(self.config.seed, Stream.NOISE, epoch, self.fabric.global_rank))
+        self._losses = torch.zeros(self.steps_per_epoch, device=self.fabric.device)
+        if self._position is not None:
+            self._losses[: self._step] = self._position.losses.to(self.fabric.device)
+            set_generator_states(self._position.random[self.fabric.global_rank], self.fabric.device)
+            self._position = None
+
+    def _train_step(self, epoch: int, parts: tuple[torch.Tensor, ...], batches: Iterator[torch.Tensor]) -> torch.Tensor:
+        """One step of the optimizer; returns the loss before it."""
+        seed = stream_seed(self.config.seed, Stream.AUGMENTATION, epoch, self._step)
+        draw = draw_augmentation(self.config.augmentation, self.config.batch_size, seed)
+        draw = draw.part(self._share())
+        total = torch.zeros((), device=self.fabric.device)
+        self.stepper.zero_grad()
+        first = 0
+        for index, rows in enumerate(parts):
+            drawn = draw.part(slice(first, first + len(rows)))
+            images = augment(next(batches), self.config.augmentation, drawn)
+            first += len(rows)
+            with self.fabric.no_backward_sync(self.parallel, enabled=self._shared and index + 1 < len(parts)):
+                loss = self._loss(images, self.data.labels[rows.to(self.fabric.device)], drawn.share) / len(parts)
+                self.fabric.backward(loss)
+            total += loss.detach()
+        self.stepper.step()
+        self.scheduler.step()
+        if self.average is not None:
+            self.average.update_parameters(self.module)
+        return total
+
+    def _loss(self, images: torch.Tensor, labels: torch.Tensor, share: float) -> torch.Tensor:
+        """Cross-entropy, smoothed; of mixed images, mixed."""
+        logits = self.parallel(images)
+        smoothing = self.config.label_smoothing
+        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if share == 1:
+            return loss
+        return share * loss + (1 - share) * nn.functional.cross_entropy(
+            logits, labels.flip(0), label_smoothing=smoothing
+        )
+
+    def _rate(self, step: int) -> float:
+        """The learning rate as a share of its peak."""
+        return self.config.schedule.at(step, self.config.epochs * self.steps_per_epoch)
+
+    def _deployed(self) -> nn.Module:
+        """What is evaluated and exported."""
+        return self.module if self.average is None else self.average.module
+
+    @property
+    def _shared(self) -> bool:
+        """Whether several processes train together."""
+        return self.fabric.world_size > 1
+
+    def _share(self) -> slice:
+        """What falls to this process, of images in their joint order."""
+        return slice(self.fabric.global_rank, None, self.fabric.world_size)
+
+    def _share_buffers(self) -> None:
+        if self._shared:
+            for buffer in self._deployed().buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+    def _accuracy(self) -> float:
+        """Of the test images, of which each process takes its part."""
+        rows = torch.arange(len(self.data.test_labels))[self._share()]
+        batches = torch.split(rows, EVALUATION_BATCH)
+        images = self.data.test_images.batches(batches, 0)
+        labels = (self.data.test_labels[batch.to(self.fabric.device)] for batch in batches)
+        counts = torch.tensor(
+            count_right(self._deployed(), zip(images, labels, strict=True)), device=self.fabric.device
+        )
+        together = self.fabric.all_reduce(counts, reduce_op="sum")
+        assert isinstance(together, torch.Tensor)
+        return int(together[0]) / int(together[1])
+
+    def _shift_images(self) -> Iterator[torch.Tensor]:
+        """Training images for the shift, evenly spaced, the same in each epoch."""
+        count = min(SHIFT_IMAGES, len(self.data.labels))
+        rows = torch.linspace(0, len(self.data.labels) - 1, count).long()
+        return self.data.images.batches(torch.split(rows, EVALUATION_BATCH), 0)
+
+    def _gathered(self, states: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        """The states of all processes, in their order."""
+        if not self._shared:
+            return [states]
+        together: list[dict[str, torch.Tensor]] = [{}] * self.fabric.world_size
+        torch.distributed.all_gather_object(together, states)
+        return together
+
+    def _require_finite(self, epoch: int) -> None:
+        """Checks the losses so far, those of all processes together.
+
+        Done now and then and not at each step, because reading a number makes the program wait for the GPU.
+        """
+        together = self.fabric.all_reduce(self._losses, reduce_op="mean")
+        assert isinstance(together, torch.Tensor)
+        bad = torch.nonzero(~torch.isfinite(together))
+        if len(bad):
+            self._fail(f"the loss is {float(together[bad[0]]):g}", epoch, int(bad[0]) + 1)
+        self._losses = together
+
+    def _require_finite_weights(self, epoch: int) -> None:
+        """The last step of an epoch can spoil the weights without a loss that shows it."""
+        for name, tensor in self.module.state_dict().items():
+            if not torch.isfinite(tensor).all():
+                self._fail(f"{name} is no longer finite", epoch, self.steps_per_epoch)
+
+    def _fail(self, what: str, epoch: int, step: int) -> None:
+        kept = f"epoch {epoch - 1} is kept" if epoch > 1 else "nothing was written"
+        raise CheckFailedError(
+            f"training: {what} in epoch {epoch}, step {step} of {self.steps_per_epoch};"
+            f" {kept}, lower the learning rate ({self.config.learning_rate:g})"
+        )
+
+
+def _state_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
