@@ -28,7 +28,6 @@ import onnx
 
 from vsfix.graph_passes.batches import Batch
 from vsfix.graph_passes.model_file import read_model
-from vsfix.graph_passes.noise import Noise
 from vsfix.pipeline.accuracy import accuracy_of
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from vsfix.pipeline.calibration import calibration_batches, labelled_samples
@@ -37,6 +36,7 @@ from vsfix.pipeline.repair import repair_model
 from vsfix.pipeline.repair_config import RepairConfig
 from vsfix.trainers.checkpoint import load_checkpoint
 from vsfix.trainers.network import NetworkConfig
+from vsfix.trainers.noise_sites import NoiseSites, Site
 from vsfix.trainers.training_config import TrainingConfig
 from vsfix.trainers.training_loop import train
 
@@ -54,14 +54,14 @@ class Rung:
     name: str
     model: str
     noise: str | None
-    site: str
+    site: Site
     images: int = TRAINING_IMAGES
     batch_size: int = 128
 
     def training(self) -> TrainingConfig:
         """How it is trained."""
-        noise = Noise.parse(self.noise) if self.noise else None
-        network = NetworkConfig(self.model, 1, (28, 28), 10, noise, self.site if noise else "none")
+        noise = NoiseSites.parse([self.noise or "none"], self.site)
+        network = NetworkConfig(self.model, 1, (28, 28), 10, noise)
         return TrainingConfig(DATA, network, epochs=2, samples=self.images, batch_size=self.batch_size)
 
 
@@ -73,7 +73,7 @@ NETWORKS = (
     Rung("ResNeXt-11 4x4d, Dropout 0.5 at a", "resnext-11-4x4d", "dropout:0.5", "a", images=6000, batch_size=64),
     Rung("MLP-5, Dropout 0.5 at a", "mlp-5", "dropout:0.5", "a"),
     Rung("PreResNet-20, Uout 0.1 at a", "preresnet-20", "uout:0.1", "a"),
-    Rung("PreResNet-20, no noise", "preresnet-20", None, "none"),
+    Rung("PreResNet-20, no noise", "preresnet-20", None, "a"),
 )
 
 

@@ -22,6 +22,7 @@ from vsfix.graph_passes.model_file import read_model, write_model
 from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.checkpoint import Checkpoint, load_checkpoint
 from vsfix.trainers.network import NetworkConfig
+from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.training_config import TrainingConfig
 from vsfix.trainers.training_loop import TrainingOptions, train
 
@@ -45,8 +46,7 @@ CONFIGURATION = TrainingConfig(
         in_channels=1,
         image_size=(8, 8),
         num_classes=10,
-        noise=Noise.parse("dropout:0.8"),
-        site="a",
+        noise=NoiseSites(a=Noise.parse("dropout:0.8")),
     ),
     epochs=15,
     batch_size=32,
@@ -102,7 +102,7 @@ def run_demo(folder: Path, *, force: bool, progress: bool, say: Callable[[str], 
         CheckFailedError: a step departs from torch; the report is written all the same.
     """
     _prepare(folder, force=force)
-    say(f"train: {CONFIGURATION.network.model}, {CONFIGURATION.network.noise} at site {CONFIGURATION.network.site}")
+    say(f"train: {CONFIGURATION.network.model}, {CONFIGURATION.network.noise}")
     checkpoint = _train(folder, progress=progress)
     say("export: every BatchNorm kept, every noise layer marked")
     export_checkpoint(checkpoint, folder / "network.onnx", force=True)

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
-from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.datasets import load_dataset
 from vsfix.trainers.network import NetworkConfig
-from vsfix.trainers.noise_layers import Site
+from vsfix.trainers.noise_sites import NoiseSites, Site
 
 
-def network_for(model: str, data: str, *, noise: str, site: str | None, width: int) -> NetworkConfig:
+def network_for(model: str, data: str, *, noise: Sequence[str], site: str, width: int) -> NetworkConfig:
     """The configuration of a network for a data set.
 
     Args:
         model: the name of the network.
         data: the data set, as `--data` takes it.
-        noise: `dropout:0.5` and so on, or `none`.
-        site: where the noise stands; None takes the paper's site a.
+        noise: `[SITE=]KIND:VALUE` for each site, as in `dropout:0.5` or `last=uout:0.1`; or `none` alone.
+        site: where the noise stands that names no site.
         width: what the network's usual channels are multiplied by.
 
     Raises:
         InputError: an unknown network, data set, noise or site.
     """
-    parsed = None if noise == "none" else Noise.parse(noise)
+    sites = NoiseSites.parse(noise, cast("Site", site))
     dataset = load_dataset(data, "test")
     height, width_in_pixels, channels = dataset.images.shape[1:]
     return NetworkConfig(
@@ -31,7 +31,6 @@ def network_for(model: str, data: str, *, noise: str, site: str | None, width: i
         in_channels=channels,
         image_size=(height, width_in_pixels),
         num_classes=len(dataset.class_names),
-        noise=parsed,
-        site="none" if parsed is None else cast("Site", site or "a"),
+        noise=sites,
         width=width,
     )

@@ -1,8 +1,10 @@
 """Networks, noise layers, data, the training loop, and the export to ONNX.
 
-networks        initialization, noise_layers, mlp, preresnet, wide_resnet, densenet, resnext, network
-training        idx_file, datasets, preprocessing, training_data, training_config, fabric_session, training_loop
-runs            checkpoint, run_folder
+networks        initialization, noise_layers, noise_sites, mlp, preresnet, wide_resnet, densenet, resnext, network
+data            idx_file, datasets, preprocessing, training_data, batch_order, augmentation
+training        learning_rate, training_config, recipes, fabric_session, random_streams, generator_states,
+                synchronized_batch_norm, evaluation, training_run, stop_request, training_loop
+runs            checkpoint, run_folder, shift_log, tensorboard_log, training_progress
 noise of torch  noise_draws, noise_tracing, module_twin, noise_reach, noise_identification, training_noise
 export          exportable, onnx_cleaning, onnx_agreement, onnx_export
 torch of ONNX   onnx_call, onnx_elementwise, onnx_reductions, onnx_windows, onnx_shapes, onnx_resizing, onnx_operators,

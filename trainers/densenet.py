@@ -23,10 +23,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from vsfix.graph_passes.errors import InputError
-from vsfix.graph_passes.noise import Noise
 
 from .initialization import initialize_he
-from .noise_layers import Site, make_noise_layer
+from .noise_layers import make_noise_layer
+from .noise_sites import NO_NOISE, NoiseSites
 
 _BLOCKS = 3
 _BOTTLENECK = 4  # channels inside a layer over the growth rate
@@ -50,7 +50,7 @@ class DenseLayer(nn.Module):
     Shapes: (N, in_channels, H, W) -> (N, in_channels + growth, H, W), the input first.
     """
 
-    def __init__(self, in_channels: int, growth: int, noise: Noise | None, site: Site) -> None:
+    def __init__(self, in_channels: int, growth: int, noise: NoiseSites) -> None:
         super().__init__()
         inside = _BOTTLENECK * growth
         layers: OrderedDict[str, nn.Module] = OrderedDict(
@@ -58,12 +58,10 @@ class DenseLayer(nn.Module):
             relu1=nn.ReLU(inplace=True),
             conv1=nn.Conv2d(in_channels, inside, 1, bias=False),
         )
-        if site == "a":
-            layers["noise"] = make_noise_layer(noise)
+        layers.update(noise.layers("a"))
         layers["bn2"] = nn.BatchNorm2d(inside)
         layers["relu2"] = nn.ReLU(inplace=True)
-        if site == "b":
-            layers["noise"] = make_noise_layer(noise)
+        layers.update(noise.layers("b"))
         layers["conv2"] = nn.Conv2d(inside, growth, 3, padding=1, bias=False)
         self.body = nn.Sequential(layers)
 
@@ -83,8 +81,7 @@ class DenseNet(nn.Module):
         in_channels: channels of the images.
         num_classes: outputs.
         width: what the growth rate, and with it each number of channels, is multiplied by.
-        noise: what stands at the site; None for nothing.
-        site: see the head of this module.
+        noise: what stands at which site, see the head of this module.
 
     Raises:
         InputError: the depth does not fit.
@@ -98,8 +95,7 @@ class DenseNet(nn.Module):
         num_classes: int,
         *,
         width: int = 1,
-        noise: Noise | None = None,
-        site: Site = "none",
+        noise: NoiseSites = NO_NOISE,
     ) -> None:
         super().__init__()
         count = dense_layers_per_block(depth)
@@ -112,12 +108,12 @@ class DenseNet(nn.Module):
                 parts[f"transition{index - 1}"] = _transition(channels)
                 channels //= 2
             parts[f"block{index}"] = nn.Sequential(
-                *(DenseLayer(channels + position * rate, rate, noise, site) for position in range(count))
+                *(DenseLayer(channels + position * rate, rate, noise) for position in range(count))
             )
             channels += count * rate
         self.features = nn.Sequential(parts)
         self.bn = nn.BatchNorm2d(channels)
-        self.noise = make_noise_layer(noise if site == "last" else None)
+        self.noise = make_noise_layer(noise.last)
         self.classifier = nn.Linear(channels, num_classes)
         initialize_he(self)
 

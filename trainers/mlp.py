@@ -14,9 +14,8 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from vsfix.graph_passes.noise import Noise
-
-from .noise_layers import Site, make_noise_layer
+from .noise_layers import make_noise_layer
+from .noise_sites import NO_NOISE, NoiseSites
 
 _HIDDEN = 256
 
@@ -31,8 +30,7 @@ class Mlp(nn.Module):
         in_features: values of one image.
         num_classes: outputs.
         width: what 256 hidden units are multiplied by.
-        noise: what stands at the site; None for nothing.
-        site: see the head of this module.
+        noise: what stands at which site, see the head of this module.
     """
 
     def __init__(
@@ -42,14 +40,13 @@ class Mlp(nn.Module):
         num_classes: int,
         *,
         width: int = 1,
-        noise: Noise | None = None,
-        site: Site = "none",
+        noise: NoiseSites = NO_NOISE,
     ) -> None:
         super().__init__()
         hidden = _HIDDEN * width
         sizes = [in_features] + [hidden] * layers
-        self.layers = nn.Sequential(*(_layer(inputs, hidden, noise, site) for inputs in sizes[:-1]))
-        self.noise = make_noise_layer(noise) if site == "last" else nn.Identity()
+        self.layers = nn.Sequential(*(_layer(inputs, hidden, noise) for inputs in sizes[:-1]))
+        self.noise = make_noise_layer(noise.last)
         self.classifier = nn.Linear(hidden, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -58,12 +55,10 @@ class Mlp(nn.Module):
         return logits
 
 
-def _layer(inputs: int, hidden: int, noise: Noise | None, site: Site) -> nn.Sequential:
+def _layer(inputs: int, hidden: int, noise: NoiseSites) -> nn.Sequential:
     """One hidden layer, (N, inputs) -> (N, hidden)."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(linear=nn.Linear(inputs, hidden), relu=nn.ReLU(inplace=True))
-    if site == "a":
-        layers["noise"] = make_noise_layer(noise)
+    layers.update(noise.layers("a"))
     layers["bn"] = nn.BatchNorm1d(hidden)
-    if site == "b":
-        layers["noise"] = make_noise_layer(noise)
+    layers.update(noise.layers("b"))
     return nn.Sequential(layers)

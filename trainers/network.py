@@ -13,21 +13,19 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from torch import nn
 
 from vsfix.graph_passes.errors import InputError
-from vsfix.graph_passes.noise import Noise, NoiseKind
+from vsfix.graph_passes.noise import NoiseKind
 
 from .densenet import DenseNet, dense_layers_per_block
 from .mlp import Mlp
-from .noise_layers import Site
+from .noise_sites import NO_NOISE, NoiseSites
 from .preresnet import MIN_IMAGE_SIZE, BlockKind, PreResNet, choose_block
 from .resnext import ResNeXt, resnext_blocks_per_stage
 from .wide_resnet import WideResNet, wide_blocks_per_stage
-
-SITES: tuple[Site, ...] = get_args(Site)
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,7 @@ class NetworkConfig:
         in_channels: channels of an image.
         image_size: (height, width) of an image in pixels.
         num_classes: outputs.
-        noise: what stands at the site during training; None for nothing, whatever the site.
-        site: where the noise stands: "a", "b", "last" or "none".
+        noise: what stands where during training.
         width: what the network's usual channels are multiplied by.
 
     Raises:
@@ -51,8 +48,7 @@ class NetworkConfig:
     in_channels: int
     image_size: tuple[int, int]
     num_classes: int
-    noise: Noise | None = None
-    site: Site = "none"
+    noise: NoiseSites = NO_NOISE
     width: int = 1
 
     def __post_init__(self) -> None:
@@ -62,18 +58,13 @@ class NetworkConfig:
         size = self.image_size
         if not isinstance(size, tuple) or len(size) != 2 or not all(map(_is_count, size)):
             raise InputError(f"network: image_size must be a height and a width of at least 1, not {size!r}")
-        if self.noise is not None and not isinstance(self.noise, Noise):
-            raise InputError(f"network: noise must be a Noise or None, not {self.noise!r}")
-        if self.site not in SITES:
-            raise InputError(f"network: site {self.site!r} must be one of {', '.join(SITES)}")
-        if self.noise is not None and self.site == "none":
-            raise InputError(f"network: {self.noise} stands nowhere; give it a site: {', '.join(SITES[:-1])}")
+        if not isinstance(self.noise, NoiseSites):
+            raise InputError(f"network: noise must be a NoiseSites, not {self.noise!r}")
         _builder(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain strings, numbers, lists and None; `from_dict` gives back an equal object."""
-        noise = None if self.noise is None else f"{self.noise.kind.value}:{self.noise.value!r}"
-        return asdict(self) | {"image_size": list(self.image_size), "noise": noise}
+        return asdict(self) | {"image_size": list(self.image_size), "noise": self.noise.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> NetworkConfig:
@@ -86,12 +77,12 @@ class NetworkConfig:
         if not isinstance(values, Mapping) or set(values) != names:
             found = sorted(map(str, values)) if isinstance(values, Mapping) else values
             raise InputError(f"network: the fields must be {', '.join(sorted(names))}; found {found}")
-        size, noise = values["image_size"], values["noise"]
+        size = values["image_size"]
         return cls(
             **{
                 **values,
                 "image_size": tuple(size) if isinstance(size, list) else size,
-                "noise": Noise.parse(noise) if isinstance(noise, str) else noise,
+                "noise": NoiseSites.from_dict(values["noise"]),
             }
         )
 
@@ -162,15 +153,16 @@ def _mlp(config: NetworkConfig) -> Callable[[], nn.Module]:
     match = re.fullmatch(r"mlp-([1-9]\d{0,2})", config.model)
     if match is None:
         raise InputError("must be mlp-<layers> with 1 to 999 layers")
-    if config.noise is not None and config.noise.kind is NoiseKind.FEATURE_DROPOUT:
-        raise InputError(f"{config.noise} drops whole channels, and a perceptron has none; take dropout instead")
+    for _, noise in config.noise.items():
+        if noise.kind is NoiseKind.FEATURE_DROPOUT:
+            raise InputError(f"{noise} drops whole channels, and a perceptron has none; take dropout instead")
     height, width = config.image_size
     return partial(Mlp, int(match[1]), config.in_channels * height * width, config.num_classes, **_common(config))
 
 
 def _common(config: NetworkConfig) -> dict[str, Any]:
     """The arguments that each network takes under the same name."""
-    return {"width": config.width, "noise": config.noise, "site": config.site}
+    return {"width": config.width, "noise": config.noise}
 
 
 def _require_image_size(config: NetworkConfig) -> None:

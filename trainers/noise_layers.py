@@ -13,7 +13,6 @@ Dropout and Batch Normalization by Variance Shift", CVPR 2019, arXiv 1801.05134;
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import torch
 from torch import nn
@@ -27,7 +26,6 @@ __all__ = [
     "DropPath",
     "Dropout",
     "GaussianDropout",
-    "Site",
     "Uout",
     "drop_path",
     "dropout",
@@ -35,9 +33,6 @@ __all__ = [
     "make_noise_layer",
     "uout",
 ]
-
-Site = Literal["a", "b", "last", "none"]
-"""Where a network puts its noise, in the words of the paper; each network says what that is among its layers."""
 
 
 def uout(x: torch.Tensor, beta: float, training: bool) -> torch.Tensor:

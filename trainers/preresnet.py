@@ -22,10 +22,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from vsfix.graph_passes.errors import InputError
-from vsfix.graph_passes.noise import Noise
 
 from .initialization import initialize_he
-from .noise_layers import Site, make_noise_layer
+from .noise_layers import make_noise_layer
+from .noise_sites import NO_NOISE, NoiseSites
 
 BlockKind = Literal["basic", "bottleneck"]
 MIN_IMAGE_SIZE = 8
@@ -80,9 +80,7 @@ class PreActivationBlock(nn.Module):
     Shapes: (N, in_channels, H, W) -> (N, channels * expansion, ceil(H / stride), ceil(W / stride)).
     """
 
-    def __init__(
-        self, kind: BlockKind, in_channels: int, channels: int, stride: int, noise: Noise | None, site: Site
-    ) -> None:
+    def __init__(self, kind: BlockKind, in_channels: int, channels: int, stride: int, noise: NoiseSites) -> None:
         super().__init__()
         form = _FORMS[kind]
         last = len(form.kernels) - 1
@@ -90,13 +88,13 @@ class PreActivationBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(in_channels)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for index, kernel in enumerate(form.kernels):
-            if index == last and site == "a":
-                layers["noise"] = make_noise_layer(noise)
+            if index == last:
+                layers.update(noise.layers("a"))
             if index > 0:
                 layers[f"bn{index + 1}"] = nn.BatchNorm2d(widths[index])
                 layers[f"relu{index + 1}"] = nn.ReLU(inplace=True)
-            if index == last and site == "b":
-                layers["noise"] = make_noise_layer(noise)
+            if index == last:
+                layers.update(noise.layers("b"))
             layers[f"conv{index + 1}"] = _convolution(
                 widths[index], widths[index + 1], kernel, stride if index == form.strided else 1
             )
@@ -122,8 +120,7 @@ class PreResNet(nn.Module):
         in_channels: channels of the images.
         num_classes: outputs.
         width: what 16, 32 and 64 channels are multiplied by.
-        noise: what stands at the site; None for nothing.
-        site: see the head of this module.
+        noise: what stands at which site, see the head of this module.
         block: "basic" or "bottleneck" instead of what the depth suggests.
 
     Raises:
@@ -137,8 +134,7 @@ class PreResNet(nn.Module):
         num_classes: int,
         *,
         width: int = 1,
-        noise: Noise | None = None,
-        site: Site = "none",
+        noise: NoiseSites = NO_NOISE,
         block: BlockKind | None = None,
     ) -> None:
         super().__init__()
@@ -150,12 +146,12 @@ class PreResNet(nn.Module):
             blocks: list[nn.Module] = []
             for position in range(_blocks_per_stage(depth, kind)):
                 stride = 2 if index > 0 and position == 0 else 1
-                blocks.append(PreActivationBlock(kind, channels, base * width, stride, noise, site))
+                blocks.append(PreActivationBlock(kind, channels, base * width, stride, noise))
                 channels = base * width * _FORMS[kind].expansion
             stages.append(nn.Sequential(*blocks))
         self.stage1, self.stage2, self.stage3 = stages
         self.bn = nn.BatchNorm2d(channels)
-        self.noise = make_noise_layer(noise if site == "last" else None)
+        self.noise = make_noise_layer(noise.last)
         self.classifier = nn.Linear(channels, num_classes)
         initialize_he(self)
 

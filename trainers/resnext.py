@@ -24,10 +24,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from vsfix.graph_passes.errors import InputError
-from vsfix.graph_passes.noise import Noise
 
 from .initialization import initialize_he
-from .noise_layers import Site, make_noise_layer
+from .noise_layers import make_noise_layer
+from .noise_sites import NO_NOISE, NoiseSites
 
 _FIRST_CHANNELS = 64
 _EXPANSION = 4
@@ -56,8 +56,7 @@ class ResNeXtBlock(nn.Module):
         out_channels: channels of the output.
         groups: the cardinality; divides `inside`.
         stride: of the grouped convolution and of the shortcut.
-        noise: what stands at the site; None for nothing.
-        site: see the head of this module.
+        noise: what stands at which site, see the head of this module.
     """
 
     def __init__(
@@ -68,8 +67,7 @@ class ResNeXtBlock(nn.Module):
         *,
         groups: int,
         stride: int,
-        noise: Noise | None,
-        site: Site,
+        noise: NoiseSites,
     ) -> None:
         super().__init__()
         layers: OrderedDict[str, nn.Module] = OrderedDict(
@@ -80,11 +78,9 @@ class ResNeXtBlock(nn.Module):
             bn2=nn.BatchNorm2d(inside),
             relu2=nn.ReLU(inplace=True),
         )
-        if site == "b":
-            layers["noise"] = make_noise_layer(noise)
+        layers.update(noise.layers("b"))
         layers["conv3"] = nn.Conv2d(inside, out_channels, 1, bias=False)
-        if site == "a":
-            layers["noise"] = make_noise_layer(noise)
+        layers.update(noise.layers("a"))
         layers["bn3"] = nn.BatchNorm2d(out_channels)
         self.body = nn.Sequential(layers)
         keeps_shape = stride == 1 and in_channels == out_channels
@@ -107,8 +103,7 @@ class ResNeXt(nn.Module):
         in_channels: channels of the images.
         num_classes: outputs.
         width: what all channels are multiplied by; the number of groups stays.
-        noise: what stands at the site; None for nothing.
-        site: see the head of this module.
+        noise: what stands at which site, see the head of this module.
 
     Raises:
         InputError: the depth does not fit.
@@ -123,8 +118,7 @@ class ResNeXt(nn.Module):
         num_classes: int,
         *,
         width: int = 1,
-        noise: Noise | None = None,
-        site: Site = "none",
+        noise: NoiseSites = NO_NOISE,
     ) -> None:
         super().__init__()
         count = resnext_blocks_per_stage(depth)
@@ -138,13 +132,11 @@ class ResNeXt(nn.Module):
             blocks: list[nn.Module] = []
             for position in range(count):
                 stride = 2 if index > 0 and position == 0 else 1
-                blocks.append(
-                    ResNeXtBlock(channels, inside, outside, groups=cardinality, stride=stride, noise=noise, site=site)
-                )
+                blocks.append(ResNeXtBlock(channels, inside, outside, groups=cardinality, stride=stride, noise=noise))
                 channels = outside
             stages.append(nn.Sequential(*blocks))
         self.stage1, self.stage2, self.stage3 = stages
-        self.noise = make_noise_layer(noise if site == "last" else None)
+        self.noise = make_noise_layer(noise.last)
         self.classifier = nn.Linear(channels, num_classes)
         initialize_he(self)
 

@@ -19,10 +19,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from vsfix.graph_passes.errors import InputError
-from vsfix.graph_passes.noise import Noise
 
 from .initialization import initialize_he
-from .noise_layers import Site, make_noise_layer
+from .noise_layers import make_noise_layer
+from .noise_sites import NO_NOISE, NoiseSites
 from .preresnet import PreActivationBlock
 
 _FIRST_CHANNELS = 16
@@ -51,8 +51,7 @@ class WideResNet(nn.Module):
         in_channels: channels of the images.
         num_classes: outputs.
         width: what all channels are multiplied by, those of the first convolution too, which `widen` leaves alone.
-        noise: what stands at the site; None for nothing.
-        site: see the head of this module.
+        noise: what stands at which site, see the head of this module.
 
     Raises:
         InputError: the depth does not fit.
@@ -66,8 +65,7 @@ class WideResNet(nn.Module):
         num_classes: int,
         *,
         width: int = 1,
-        noise: Noise | None = None,
-        site: Site = "none",
+        noise: NoiseSites = NO_NOISE,
     ) -> None:
         super().__init__()
         count = wide_blocks_per_stage(depth)
@@ -79,12 +77,12 @@ class WideResNet(nn.Module):
             blocks: list[nn.Module] = []
             for position in range(count):
                 stride = 2 if index > 0 and position == 0 else 1
-                blocks.append(PreActivationBlock("basic", channels, wide, stride, noise, site))
+                blocks.append(PreActivationBlock("basic", channels, wide, stride, noise))
                 channels = wide
             stages.append(nn.Sequential(*blocks))
         self.stage1, self.stage2, self.stage3 = stages
         self.bn = nn.BatchNorm2d(channels)
-        self.noise = make_noise_layer(noise if site == "last" else None)
+        self.noise = make_noise_layer(noise.last)
         self.classifier = nn.Linear(channels, num_classes)
         initialize_he(self)
 

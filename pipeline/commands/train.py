@@ -19,13 +19,20 @@ from .options import seed_option
 )
 @click.option("--data", required=True, metavar="D", help="digits, or fashion-mnist[:DIR].")
 @click.option(
-    "--noise", default="none", show_default=True, metavar="KIND:VALUE", help="dropout:0.5, uout:0.1, or none."
+    "--noise",
+    multiple=True,
+    default=("none",),
+    metavar="[SITE=]KIND:VALUE",
+    help="dropout:0.5, uout:0.1, ...; once for each site, as --noise a=dropout:0.5 --noise last=dropout:0.2.  "
+    "[default: none]",
 )
 @click.option(
     "--site",
     type=click.Choice(["a", "b", "last"]),
-    help="Where the noise stands: a, in front of a BatchNorm; b, in front of a convolution or behind a BatchNorm; "
-    "last, once in front of the classifier.  [default: a]",
+    default="a",
+    show_default=True,
+    help="Where the noise stands that names no site: a, in front of a BatchNorm; b, in front of a convolution or "
+    "behind a BatchNorm; last, once in front of the classifier.",
 )
 @click.option(
     "--recipe",
@@ -79,8 +86,8 @@ from .options import seed_option
 def command(
     model: str,
     data: str,
-    noise: str,
-    site: str | None,
+    noise: tuple[str, ...],
+    site: str,
     recipe: str,
     epochs: int | None,
     batch_size: int | None,
@@ -141,7 +148,7 @@ def command(
     result = train(config, output, options)
     if os.environ.get("RANK", "0") != "0":
         return  # one process of many speaks
-    table = Table(title=f"{model} on {data}, noise {noise}", title_justify="left")
+    table = Table(title=f"{model} on {data}, noise {network.noise}", title_justify="left")
     for heading in ("epoch", "training loss", "test top-1", "seconds", "images/s"):
         table.add_column(heading, justify="right")
     for row in result.metrics:

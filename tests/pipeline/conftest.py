@@ -15,6 +15,7 @@ from vsfix.pipeline.cli import vsfix
 from vsfix.pipeline.exporting import export_checkpoint
 from vsfix.trainers.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from vsfix.trainers.network import NetworkConfig, build_network
+from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.preprocessing import Preprocessing
 from vsfix.trainers.training_config import TrainingConfig
 
@@ -25,7 +26,7 @@ from .fake_tensorrt import fake_tensorrt
 @pytest.fixture(scope="session")
 def checkpoint_path(tmp_path_factory) -> Path:
     """A perceptron for the digits, with statistics that are not the fresh ones."""
-    network = NetworkConfig("mlp-2", 1, (8, 8), 10, Noise.parse("dropout:0.5"), "a")
+    network = NetworkConfig("mlp-2", 1, (8, 8), 10, NoiseSites(a=Noise.parse("dropout:0.5")))
     with torch.random.fork_rng():
         torch.manual_seed(5)
         module = build_network(network).train()

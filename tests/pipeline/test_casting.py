@@ -21,6 +21,7 @@ from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from vsfix.pipeline.casting import MIN_SNR_DB, cast_model
 from vsfix.trainers.network import NetworkConfig, build_network
+from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.onnx_export import export_onnx
 
 NAMES = {"fp16": "float16", "bf16": "bfloat16"}
@@ -35,7 +36,7 @@ def networks(tmp_path_factory) -> dict[str, tuple[onnx.ModelProto, np.ndarray, n
     for name in NETWORKS:
         with torch.random.fork_rng():
             torch.manual_seed(7)
-            module = build_network(NetworkConfig(name, 1, (8, 8), 10, Noise.parse("dropout:0.3"), "a")).train()
+            module = build_network(NetworkConfig(name, 1, (8, 8), 10, NoiseSites(a=Noise.parse("dropout:0.3")))).train()
             with torch.no_grad():
                 for _ in range(5):
                     module(torch.randn(32, 1, 8, 8) + 0.2)

@@ -22,8 +22,9 @@ from vsfix.pipeline.cli import SUMMARIES, vsfix
 # Adding an option is a decision: it edits this table too.
 OPTIONS = {
     "demo": "--force --output",
-    "train": "--batch-size --data --epochs --force --lr --model --noise --output --precision --samples --seed --site "
-    "--weight-decay --width",
+    "train": "--accumulate --augment --average --batch-size --compile --data --epochs --force --label-smoothing --log-shift "
+    "--lr --model --noise --output --precision --recipe --samples --save-every --schedule --seed --site --sync-batchnorm "
+    "--tensorboard --weight-decay --width",
     "export": "--force --input-shape --opset --output --weights SOURCE",
     "inspect": "--batch-size --data --force --json --samples --seed MODEL",
     "optimize": "--batch-size --data --dry-run --eval-data --eval-split --fold --force --html --input-shape --json --layers "

@@ -28,6 +28,7 @@ from vsfix.pipeline.quantization import quantize_model
 from vsfix.pipeline.repair import repair_model
 from vsfix.pipeline.repair_config import RepairConfig
 from vsfix.trainers.network import NetworkConfig, build_network
+from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.onnx_export import export_onnx
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; run: pip install 'vsfix[rtx]'")
@@ -57,7 +58,7 @@ names = pytest.mark.parametrize("network", NETWORKS, ids=lambda network: " ".joi
 def repair_of(network: tuple[str, str | None, str]):
     """The repair of a network whose statistics are those of runs with the noise on, and the images of the repair."""
     model, noise, site = network
-    config = NetworkConfig(model, 1, (28, 28), 10, Noise.parse(noise) if noise else None, site)
+    config = NetworkConfig(model, 1, (28, 28), 10, NoiseSites(**{site: Noise.parse(noise)} if noise else {}))
     images = torch.randn(64, 1, 28, 28, generator=torch.Generator().manual_seed(1)) + 0.2
     with torch.random.fork_rng():
         torch.manual_seed(3)

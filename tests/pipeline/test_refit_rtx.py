@@ -10,6 +10,7 @@ from vsfix.graph_passes.noise import Noise
 from vsfix.pipeline.backends.tensorrt_library import open_library
 from vsfix.pipeline.refit_form import parse_refit_form, take_refit_form
 from vsfix.trainers.network import NetworkConfig, build_network
+from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.onnx_export import export_onnx
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; run: pip install 'vsfix[rtx]'")
@@ -20,7 +21,7 @@ def exported(request, tmp_path):
     """A network as exported, BatchNorms and markers kept."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        module = build_network(NetworkConfig(request.param, 1, (8, 8), 10, Noise.parse("dropout:0.3"), "a"))
+        module = build_network(NetworkConfig(request.param, 1, (8, 8), 10, NoiseSites(a=Noise.parse("dropout:0.3"))))
     export_onnx(module.eval(), torch.randn(2, 1, 8, 8), tmp_path / "m.onnx")
     return tmp_path / "m.onnx"
 

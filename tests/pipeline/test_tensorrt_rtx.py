@@ -26,6 +26,7 @@ from vsfix.pipeline.build_config import BuildConfig
 from vsfix.pipeline.building import build_engine
 from vsfix.pipeline.casting import cast_model
 from vsfix.trainers.network import NetworkConfig, build_network
+from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.onnx_export import export_onnx
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; run: pip install 'vsfix[rtx]'")
@@ -43,7 +44,7 @@ def networks(tmp_path_factory):
         folder = tmp_path_factory.mktemp(name)
         with torch.random.fork_rng():
             torch.manual_seed(3)
-            module = build_network(NetworkConfig(name, 1, (8, 8), 10, Noise.parse("dropout:0.3"), "a")).train()
+            module = build_network(NetworkConfig(name, 1, (8, 8), 10, NoiseSites(a=Noise.parse("dropout:0.3")))).train()
             with torch.no_grad():
                 for _ in range(3):
                     module(torch.randn(32, 1, 8, 8) + 0.2)

@@ -10,6 +10,7 @@ from vsfix.graph_passes.errors import ModelError
 from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.checkpoint import Checkpoint, EpochMetrics, load_checkpoint, save_checkpoint
 from vsfix.trainers.network import NetworkConfig, build_network
+from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.preprocessing import Preprocessing
 from vsfix.trainers.training_config import TrainingConfig
 
@@ -18,8 +19,7 @@ NETWORK = NetworkConfig(
     in_channels=1,
     image_size=(8, 8),
     num_classes=10,
-    noise=Noise.parse("dropout:0.5"),
-    site="a",
+    noise=NoiseSites(a=Noise.parse("dropout:0.5")),
 )
 
 

@@ -9,6 +9,7 @@ from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.densenet import DenseNet
 from vsfix.trainers.noise_layers import Uout
+from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.onnx_export import export_onnx
 
 NOISE = Noise.parse("uout:0.1")
@@ -67,7 +68,7 @@ def test_the_depth_is_the_number_of_layers_with_weights():
     ],
 )
 def test_the_noise_stands_at_its_site(site, layer, tail):
-    order = order_of_execution(DenseNet(16, 2, 1, 10, noise=NOISE, site=site))
+    order = order_of_execution(DenseNet(16, 2, 1, 10, noise=NoiseSites(**{site: NOISE} if site != "none" else {})))
     block, transition = layer.split() * 2, ["bn", "conv", "pool"]
     assert order == ["conv", *block, *transition, *block, *transition, *block, *tail.split()]
 
@@ -103,7 +104,7 @@ def test_a_transition_halves_the_channels_and_averages_each_square_of_four():
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (9, 14), (64, 64)])
 def test_a_step_trains_on_any_image_size(size):
     torch.manual_seed(0)
-    network = DenseNet(16, 4, 3, 5, noise=Noise.parse("feature-dropout:0.5"), site="last")
+    network = DenseNet(16, 4, 3, 5, noise=NoiseSites(last=Noise.parse("feature-dropout:0.5")))
     images, labels = torch.randn(4, 3, *size), torch.arange(4)
     before = [parameter.detach().clone() for parameter in network.parameters()]
     F.cross_entropy(network(images), labels).backward()
@@ -138,7 +139,7 @@ def test_a_depth_that_does_not_fit_is_refused(depth):
 
 def test_the_export_keeps_each_bn_and_marks_each_noise(tmp_path):
     torch.manual_seed(0)
-    network = DenseNet(10, 2, 1, 3, noise=Noise.parse("dropout:0.5"), site="b")
+    network = DenseNet(10, 2, 1, 3, noise=NoiseSites(b=Noise.parse("dropout:0.5")))
     result = export_onnx(network, torch.randn(2, 1, 8, 8), tmp_path / "dense.onnx")
     bodies = [f"features.block{number}.0.body" for number in (1, 2, 3)]
     layers = [(f"{body}.bn1", f"{body}.bn2") for body in bodies]

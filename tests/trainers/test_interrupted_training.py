@@ -19,11 +19,12 @@ from vsfix.trainers import training_run
 from vsfix.trainers.augmentation import Augmentation
 from vsfix.trainers.checkpoint import load_checkpoint
 from vsfix.trainers.network import NetworkConfig
+from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.stop_request import stop_on_sigterm
 from vsfix.trainers.training_config import TrainingConfig
 from vsfix.trainers.training_loop import TrainingOptions, train
 
-NETWORK = NetworkConfig("preresnet-8", 1, (8, 8), 10, Noise.parse("dropout:0.5"), "a")
+NETWORK = NetworkConfig("preresnet-8", 1, (8, 8), 10, NoiseSites(a=Noise.parse("dropout:0.5")))
 CONFIG = TrainingConfig(
     data="digits",
     network=NETWORK,

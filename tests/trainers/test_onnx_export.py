@@ -21,6 +21,7 @@ from vsfix.graph_passes.noise import Noise
 from vsfix.trainers import onnx_export
 from vsfix.trainers.network import NetworkConfig, build_network
 from vsfix.trainers.noise_layers import Uout
+from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.onnx_export import MAX_OPSET, MIN_OPSET, ExportResult, export_onnx
 
 from .handmade_noise import DropPath, StochasticDepth
@@ -165,7 +166,7 @@ def test_the_result_says_how_near_it_is(zoo):
     ],
 )
 def test_the_markers_of_a_site_stand_where_the_noise_stood(tmp_path, site, noise, in_front, behind, count):
-    config = NetworkConfig("preresnet-8", 1, (8, 8), 10, Noise.parse(noise), site)
+    config = NetworkConfig("preresnet-8", 1, (8, 8), 10, NoiseSites(**{site: Noise.parse(noise)}))
     result = export_onnx(build_network(config), torch.randn(2, 1, 8, 8), tmp_path / "m.onnx")
     model = read_model(result.path)
     markers = [node for node in import_graph(model).nodes if read_marker(node)]
@@ -180,7 +181,7 @@ def test_the_markers_of_a_site_stand_where_the_noise_stood(tmp_path, site, noise
 
 def test_a_network_without_noise_says_so_and_is_exported_silently(tmp_path, capfd, caplog):
     levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript")}
-    config = NetworkConfig("mlp-2", 1, (8, 8), 10, None, "a")
+    config = NetworkConfig("mlp-2", 1, (8, 8), 10)
     result = export_onnx(build_network(config), torch.randn(1, 1, 8, 8), tmp_path / "m.onnx")
     assert result.markers == ()
     assert read_metadata(read_model(result.path)) == {EXPORT_METADATA_KEY: "0"}
@@ -290,7 +291,7 @@ def test_a_file_whose_handmade_noise_is_all_identified_claims_to_show_it_all(tmp
 
 @pytest.mark.parametrize("opset", [MIN_OPSET, 17, MAX_OPSET])
 def test_other_opsets_hold_the_same_network(tmp_path, opset):
-    config = NetworkConfig("preresnet-8", 1, (8, 8), 10, Noise.parse("uout:0.1"), "a")
+    config = NetworkConfig("preresnet-8", 1, (8, 8), 10, NoiseSites(a=Noise.parse("uout:0.1")))
     result = export_onnx(build_network(config), torch.randn(2, 1, 8, 8), tmp_path / "m.onnx", opset=opset)
     model = read_model(result.path)
     assert [entry.version for entry in model.opset_import] == [opset]

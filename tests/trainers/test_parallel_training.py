@@ -16,6 +16,7 @@ from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.augmentation import Augmentation
 from vsfix.trainers.checkpoint import load_checkpoint
 from vsfix.trainers.network import NetworkConfig
+from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.training_config import TrainingConfig
 from vsfix.trainers.training_loop import train
 
@@ -92,7 +93,7 @@ def test_two_processes_compute_what_one_computes_with_the_joint_batch(tmp_path, 
 
 def test_two_processes_that_are_asked_to_stop_save_and_go_on_as_if_nothing_had_been(tmp_path):
     # With noise, so that each process has a stream of its own to go on with; in each 50th step they look up.
-    config = replace(CONFIG, network=replace(NETWORK, noise=Noise.parse("dropout:0.5"), site="a"), epochs=1)
+    config = replace(CONFIG, network=replace(NETWORK, noise=NoiseSites(a=Noise.parse("dropout:0.5"))), epochs=1)
     config = replace(config, samples=None, batch_size=8)
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     for folder in (stopped, whole):

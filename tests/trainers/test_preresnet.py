@@ -9,6 +9,7 @@ from torch import nn
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.noise_layers import Uout
+from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.preresnet import PreResNet, choose_block
 
 NOISE = Noise.parse("uout:0.1")
@@ -50,28 +51,28 @@ def test_the_depth_is_the_number_of_layers_with_weights_on_the_path(depth, kind,
 
 
 def test_site_a_is_directly_in_front_of_the_last_bn_of_each_block():
-    order = order_of_execution(PreResNet(8, 1, 10, noise=NOISE, site="a"), torch.ones(1, 1, 8, 8))
+    order = order_of_execution(PreResNet(8, 1, 10, noise=NoiseSites(a=NOISE)), torch.ones(1, 1, 8, 8))
     assert order == ["conv", *["bn", "conv", "noise", "bn", "conv"] * 3, "bn", "linear"]
 
 
 def test_site_b_is_in_front_of_the_last_convolution_behind_its_bn():
-    order = order_of_execution(PreResNet(8, 1, 10, noise=NOISE, site="b"), torch.ones(1, 1, 8, 8))
+    order = order_of_execution(PreResNet(8, 1, 10, noise=NoiseSites(b=NOISE)), torch.ones(1, 1, 8, 8))
     assert order == ["conv", *["bn", "conv", "bn", "noise", "conv"] * 3, "bn", "linear"]
 
 
 @pytest.mark.parametrize(("site", "tail"), [("a", "noise bn conv"), ("b", "bn noise conv")])
 def test_in_a_bottleneck_the_noise_stands_at_the_third_bn(site, tail):
-    order = order_of_execution(PreResNet(11, 1, 10, noise=NOISE, site=site), torch.ones(1, 1, 8, 8))
+    order = order_of_execution(PreResNet(11, 1, 10, noise=NoiseSites(**{site: NOISE})), torch.ones(1, 1, 8, 8))
     assert order == ["conv", *["bn", "conv", "bn", "conv", *tail.split()] * 3, "bn", "linear"]
 
 
 def test_site_last_is_once_in_front_of_the_classifier():
-    order = order_of_execution(PreResNet(8, 1, 10, noise=NOISE, site="last"), torch.ones(1, 1, 8, 8))
+    order = order_of_execution(PreResNet(8, 1, 10, noise=NoiseSites(last=NOISE)), torch.ones(1, 1, 8, 8))
     assert order == ["conv", *["bn", "conv", "bn", "conv"] * 3, "bn", "noise", "linear"]
 
 
 def test_site_b_lies_behind_the_relu():
-    network = PreResNet(8, 1, 10, noise=NOISE, site="b").eval()
+    network = PreResNet(8, 1, 10, noise=NoiseSites(b=NOISE)).eval()
     lowest = []
     network.stage1[0].body.noise.register_forward_hook(
         lambda _, inputs, __: lowest.append(inputs[0].detach().min().item())
@@ -81,7 +82,7 @@ def test_site_b_lies_behind_the_relu():
 
 
 def test_without_a_site_there_is_no_noise():
-    order = order_of_execution(PreResNet(8, 1, 10, noise=NOISE, site="none"), torch.ones(1, 1, 8, 8))
+    order = order_of_execution(PreResNet(8, 1, 10, noise=NoiseSites()), torch.ones(1, 1, 8, 8))
     assert "noise" not in order
 
 
@@ -101,7 +102,7 @@ def test_a_block_adds_its_body_to_the_shortcut():
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (32, 32), (33, 33), (9, 14)])
 def test_any_image_size_trains_a_step(size):
     torch.manual_seed(0)
-    network = PreResNet(8, 2, 5, noise=Noise.parse("feature-dropout:0.5"), site="last")
+    network = PreResNet(8, 2, 5, noise=NoiseSites(last=Noise.parse("feature-dropout:0.5")))
     images, labels = torch.randn(4, 2, *size), torch.tensor([0, 1, 2, 3])
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
     logits = network(images)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.noise_layers import Uout
+from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.onnx_export import export_onnx
 from vsfix.trainers.resnext import ResNeXt
 
@@ -69,7 +70,7 @@ def test_the_depth_is_the_number_of_layers_with_weights_on_the_path():
     ],
 )
 def test_the_noise_stands_at_its_site(site, third, tail):
-    order = order_of_execution(ResNeXt(11, 2, 3, 1, 10, noise=NOISE, site=site))
+    order = order_of_execution(ResNeXt(11, 2, 3, 1, 10, noise=NoiseSites(**{site: NOISE} if site != "none" else {})))
     block = ["conv", "bn", "relu", "conv", "bn", "relu", *third.split()]
     assert order == ["conv", "bn", *block * 3, *tail.split()]
 
@@ -112,7 +113,7 @@ def test_a_block_leaves_its_input_as_it_was():
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (9, 14), (64, 64)])
 def test_a_step_trains_on_any_image_size(size):
     torch.manual_seed(0)
-    network = ResNeXt(11, 2, 4, 3, 5, noise=Noise.parse("feature-dropout:0.5"), site="last")
+    network = ResNeXt(11, 2, 4, 3, 5, noise=NoiseSites(last=Noise.parse("feature-dropout:0.5")))
     images, labels = torch.randn(4, 3, *size), torch.arange(4)
     before = [parameter.detach().clone() for parameter in network.parameters()]
     F.cross_entropy(network(images), labels).backward()
@@ -146,7 +147,7 @@ def test_a_depth_that_does_not_fit_is_refused(depth):
 
 def test_the_export_keeps_each_bn_and_marks_each_noise(tmp_path):
     torch.manual_seed(0)
-    network = ResNeXt(11, 2, 2, 1, 3, noise=Noise.parse("dropout:0.5"), site="a")
+    network = ResNeXt(11, 2, 2, 1, 3, noise=NoiseSites(a=Noise.parse("dropout:0.5")))
     result = export_onnx(network, torch.randn(2, 1, 8, 8), tmp_path / "resnext.onnx")
     blocks = [f"stage{number}.0" for number in (1, 2, 3)]
     names = [f"{block}.{bn}" for block in blocks for bn in ("body.bn1", "body.bn2", "body.bn3", "shortcut.bn")]

@@ -9,13 +9,14 @@ import pytest
 from vsfix.graph_passes.errors import InputError, OutputExistsError
 from vsfix.trainers.checkpoint import Checkpoint, EpochMetrics
 from vsfix.trainers.network import NetworkConfig, build_network
+from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.preprocessing import Preprocessing
 from vsfix.trainers.run_folder import RunFolder
 from vsfix.trainers.training_config import TrainingConfig
 
 CONFIG = TrainingConfig(
     data="digits",
-    network=NetworkConfig(model="preresnet-8", in_channels=1, image_size=(8, 8), num_classes=10, noise=None, site="a"),
+    network=NetworkConfig(model="preresnet-8", in_channels=1, image_size=(8, 8), num_classes=10, noise=NoiseSites()),
 )
 
 

@@ -9,6 +9,7 @@ import pytest
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.network import NetworkConfig
+from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.training_config import TrainingConfig
 
 CONFIG = TrainingConfig(
@@ -18,8 +19,7 @@ CONFIG = TrainingConfig(
         in_channels=1,
         image_size=(8, 8),
         num_classes=10,
-        noise=Noise.parse("dropout:0.5"),
-        site="a",
+        noise=NoiseSites(a=Noise.parse("dropout:0.5")),
     ),
 )
 

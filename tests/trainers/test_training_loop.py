@@ -14,6 +14,7 @@ from vsfix.trainers.checkpoint import load_checkpoint
 from vsfix.trainers.datasets import load_dataset
 from vsfix.trainers.learning_rate import Schedule
 from vsfix.trainers.network import NetworkConfig
+from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.random_streams import Stream
 from vsfix.trainers.training_config import TrainingConfig
 from vsfix.trainers.training_loop import TrainingOptions, train
@@ -23,8 +24,7 @@ NETWORK = NetworkConfig(
     in_channels=1,
     image_size=(8, 8),
     num_classes=10,
-    noise=Noise.parse("dropout:0.5"),
-    site="a",
+    noise=NoiseSites(a=Noise.parse("dropout:0.5")),
 )
 CONFIG = TrainingConfig(data="digits", network=NETWORK, epochs=3, batch_size=32, samples=128)
 
@@ -148,7 +148,7 @@ def test_when_numbers_run_away_the_last_good_checkpoint_is_kept(tmp_path, monkey
 
 
 def test_training_learns_the_digits(tmp_path):
-    config = replace(CONFIG, network=replace(NETWORK, noise=None), epochs=4, samples=None)
+    config = replace(CONFIG, network=replace(NETWORK, noise=NoiseSites()), epochs=4, samples=None)
     result = train(config, tmp_path)
     assert result.metrics[-1].train_loss < result.metrics[0].train_loss / 2
     assert result.test_accuracy > 0.85

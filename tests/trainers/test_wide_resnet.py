@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.noise_layers import Uout
+from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.onnx_export import export_onnx
 from vsfix.trainers.wide_resnet import WideResNet
 
@@ -66,7 +67,7 @@ def test_the_depth_is_the_number_of_convolutions():
     ],
 )
 def test_the_noise_stands_at_its_site(site, block, tail):
-    order = order_of_execution(WideResNet(16, 2, 1, 10, noise=NOISE, site=site))
+    order = order_of_execution(WideResNet(16, 2, 1, 10, noise=NoiseSites(**{site: NOISE} if site != "none" else {})))
     assert order == ["conv", *block.split() * 6, *tail.split()]
 
 
@@ -108,7 +109,7 @@ def test_the_network_is_the_formula_of_its_head():
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (9, 14), (64, 64)])
 def test_a_step_trains_on_any_image_size(size):
     torch.manual_seed(0)
-    network = WideResNet(10, 2, 3, 5, noise=Noise.parse("feature-dropout:0.5"), site="last")
+    network = WideResNet(10, 2, 3, 5, noise=NoiseSites(last=Noise.parse("feature-dropout:0.5")))
     images, labels = torch.randn(4, 3, *size), torch.arange(4)
     before = [parameter.detach().clone() for parameter in network.parameters()]
     F.cross_entropy(network(images), labels).backward()
@@ -140,7 +141,7 @@ def test_a_depth_that_does_not_fit_is_refused(depth):
 
 def test_the_export_keeps_each_bn_and_marks_each_noise(tmp_path):
     torch.manual_seed(0)
-    network = WideResNet(10, 1, 1, 3, noise=Noise.parse("dropout:0.5"), site="b")
+    network = WideResNet(10, 1, 1, 3, noise=NoiseSites(b=Noise.parse("dropout:0.5")))
     result = export_onnx(network, torch.randn(2, 1, 8, 8), tmp_path / "wrn.onnx")
     stages = [f"stage{number}.0" for number in (1, 2, 3)]
     assert result.batch_norms == (*(f"{stage}.{bn}" for stage in stages for bn in ("bn1", "body.bn2")), "bn")
