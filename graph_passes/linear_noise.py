@@ -19,13 +19,13 @@ import onnx_graphsurgeon as gs
 from .batch_norm import BatchNorm
 from .inference import Float64Array
 from .marker import is_dropout, marker_label, read_marker
-from .noise import NoiseKind
+from .noise import UOUT_FORMS, NoiseKind
 from .noise_spread import ELEMENTWISE_COPIES, LINEAR_IN_ONE_OPERAND, LINEAR_MAPS
 from .second_moment import COPIES, second_moment
 from .tensors import Tensor, constant_behind
 
 # One draw for each element: only these average out over the taps of a convolution as the formula says.
-ELEMENTWISE = frozenset({NoiseKind.DROPOUT, NoiseKind.GAUSSIAN_DROPOUT, NoiseKind.UOUT})
+ELEMENTWISE = UOUT_FORMS | {NoiseKind.DROPOUT, NoiseKind.GAUSSIAN_DROPOUT}
 OTHER_MAPS = ELEMENTWISE_COPIES | LINEAR_MAPS | LINEAR_IN_ONE_OPERAND
 
 

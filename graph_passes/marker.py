@@ -20,7 +20,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from .errors import InputError, ModelError
-from .noise import Noise, NoiseKind
+from .noise import UOUT_FORMS, Noise, NoiseKind
 from .tensors import Tensor, constant_behind
 
 # An export that marks every noise layer says so under this key of metadata_props, with the number of its markers: a
@@ -39,7 +39,7 @@ def marker_node_name(name: str, noise: Noise) -> str:
 
 def marker_ratio(noise: Noise) -> float:
     """The ratio of the Dropout whose noise has the variance of `noise`; for the alpha kinds their own ratio."""
-    if noise.kind is not NoiseKind.UOUT:
+    if noise.kind not in UOUT_FORMS:
         return noise.value  # all of them have the variance of the Dropout of the same ratio
     return noise.variance / (1 + noise.variance)
 

@@ -8,6 +8,11 @@ n and in what shares one draw:
     drop-path          the same                                       each sample       Var n = ratio / (1 - ratio)
     gaussian-dropout   n ~ N(1, ratio / (1 - ratio))                  each element      Var n = ratio / (1 - ratio)
     uout               n = 1 + r, r ~ U(-beta, beta)                  each element      Var n = beta^2 / 3
+    uout-bernoulli     n = 1 + r, r = beta or -beta, equally often    each element      Var n = beta^2
+    uout-gaussian      n = 1 + r, r ~ N(0, beta^2)                    each element      Var n = beta^2
+
+uout-gaussian and gaussian-dropout are one law under two parameters; noise that is found in a graph or measured on a
+layer goes by the older name.
 
 Two are not: SELU's dropout replaces what it drops by a constant and maps the whole so that mean 0 and variance 1 stay
 as they are, X = a (x m + alpha' (1 - m)) + b, m ~ Bernoulli(1 - ratio), alpha' = -1.7581:
@@ -40,8 +45,11 @@ class NoiseKind(Enum):
     GAUSSIAN_DROPOUT = "gaussian-dropout"
     DROP_PATH = "drop-path"
     UOUT = "uout"
+    UOUT_BERNOULLI = "uout-bernoulli"
+    UOUT_GAUSSIAN = "uout-gaussian"
 
 
+UOUT_FORMS = frozenset({NoiseKind.UOUT, NoiseKind.UOUT_BERNOULLI, NoiseKind.UOUT_GAUSSIAN})
 _NOT_MULTIPLICATIVE = frozenset({NoiseKind.ALPHA_DROPOUT, NoiseKind.FEATURE_ALPHA_DROPOUT})
 
 
@@ -51,7 +59,7 @@ class Noise:
 
     Attributes:
         kind: what it does.
-        value: the half width beta in (0, 1] for Uout, the drop ratio in [0, 1) for every other kind.
+        value: beta in (0, 1] for the forms of Uout, the drop ratio in [0, 1) for every other kind.
 
     Raises:
         InputError: the value is outside its range.
@@ -61,9 +69,9 @@ class Noise:
     value: float
 
     def __post_init__(self) -> None:
-        if self.kind is NoiseKind.UOUT:
+        if self.kind in UOUT_FORMS:
             if not 0 < self.value <= 1:
-                raise InputError(f"uout:{self.value:g}: the half width beta must lie in (0, 1]")
+                raise InputError(f"{self.kind.value}:{self.value:g}: beta must lie in (0, 1]")
         elif not 0 <= self.value < 1:
             raise InputError(f"{self.kind.value}:{self.value:g}: the drop ratio must lie in [0, 1)")
 
@@ -97,6 +105,6 @@ class Noise:
         """Var n, the s^2 of the formulas; NaN for the kinds that are not multiplicative, which have no such n."""
         if not self.is_multiplicative:
             return math.nan
-        if self.kind is NoiseKind.UOUT:
-            return self.value**2 / 3
+        if self.kind in UOUT_FORMS:
+            return self.value**2 / (3 if self.kind is NoiseKind.UOUT else 1)
         return self.value / (1 - self.value)

@@ -2,7 +2,7 @@
 
 `noise` defines the kinds. One draw holds
 
-    for each element               dropout, gaussian-dropout, uout, alpha-dropout
+    for each element               dropout, gaussian-dropout, the forms of uout, alpha-dropout
     for each sample and channel    feature-dropout, feature-alpha-dropout
     for each sample                drop-path
 
@@ -60,7 +60,10 @@ def _factor(noise: Noise, shape: tuple[int, ...], rng: np.random.Generator) -> n
     """The n of X = n x."""
     if noise.kind is NoiseKind.UOUT:
         return np.asarray(1 + noise.value * (2 * rng.random(shape, dtype=np.float32) - 1), dtype=np.float32)
-    if noise.kind is NoiseKind.GAUSSIAN_DROPOUT:
+    if noise.kind is NoiseKind.UOUT_BERNOULLI:
+        signs = 2 * (rng.random(shape, dtype=np.float32) < 0.5) - 1
+        return np.asarray(1 + noise.value * signs, dtype=np.float32)
+    if noise.kind in (NoiseKind.GAUSSIAN_DROPOUT, NoiseKind.UOUT_GAUSSIAN):
         deviation = np.float32(np.sqrt(noise.variance))
         return np.asarray(1 + deviation * rng.standard_normal(shape, dtype=np.float32), dtype=np.float32)
     p = 1 - noise.value

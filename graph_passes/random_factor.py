@@ -66,12 +66,15 @@ def _recognise_factor(factor: Field, spread: NoiseKind | str) -> Noise | str:
 
 
 def _recognise_mask(factor: Field, kind: NoiseKind) -> Noise | str:
-    """A factor with two values, of which one must be 0."""
+    """A factor with two values, of mean 1: one of them is 0, or both are equally likely."""
     probability, levels = factor.draw.probability if factor.draw else math.nan, factor.levels or (math.nan, math.nan)
     if _close(levels[0], 0.0):
         return Noise(kind, _rounded(1 - probability))
     if _close(levels[1], 0.0):
         return Noise(kind, _rounded(probability))
+    beta = abs(levels[1] - levels[0]) / 2
+    if kind is NoiseKind.DROPOUT and _close(probability, 0.5) and beta <= 1:
+        return Noise(NoiseKind.UOUT_BERNOULLI, _rounded(beta))
     return f"a factor of {levels[0]:.4g} or {levels[1]:.4g}, neither of them 0"
 
 

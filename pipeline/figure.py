@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
@@ -35,6 +36,50 @@ def mismatch_figure(outcomes: Sequence[BatchNormOutcome]) -> str:
     """
     rows = [(o.before.mismatch, o.after.mismatch) for o in outcomes if o.before.mismatch and o.after.mismatch]
     positions = range(1, len(rows) + 1)
+
+    def draw(panels: Sequence[Axes]) -> None:
+        (axes,) = panels
+        axes.plot(positions, [before for before, _ in rows], "o-", color=_BEFORE, label="as trained", markersize=4)
+        axes.plot(positions, [after for _, after in rows], "s-", color=_AFTER, label="repaired", markersize=4)
+        mismatch_axis(axes, [value for row in rows for value in row], "BatchNorm, from the input on")
+        axes.legend(frameon=False)
+
+    return figure_svg(draw)
+
+
+def mismatch_axis(axes: Axes, values: Sequence[float], label: str) -> None:
+    """Makes an axis of stored against real variance of a plot: logarithmic, from 1 on.
+
+    Args:
+        axes: the plot.
+        values: what is drawn in it.
+        label: of the horizontal axis, which counts.
+    """
+    axes.axhline(1.0, color=_TEXT_COLOUR, linewidth=0.8, linestyle=":")
+    axes.set_yscale("log")
+    top = max(1.2, max(values, default=1.0) * 1.1)
+    axes.set_ylim(0.97, top)
+    axes.yaxis.set_major_locator(FixedLocator(_ticks(top)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel(label)
+    axes.set_ylabel("stored against real variance")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def figure_svg(draw: Callable[[Sequence[Axes]], None], widths: Sequence[int] = (1,)) -> str:
+    """Draws a figure of one or more plots side by side.
+
+    Args:
+        draw: is given the plots.
+        widths: of the plots, in relation to each other.
+
+    Returns:
+        An `<svg>` element whose text takes the colour of the page.
+    """
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "vsfix",
@@ -47,23 +92,7 @@ def mismatch_figure(outcomes: Sequence[BatchNormOutcome]) -> str:
     }
     with mpl.rc_context(settings):
         figure = Figure(figsize=(8, 3.6), layout="constrained")
-        axes = figure.add_subplot()
-        axes.plot(positions, [before for before, _ in rows], "o-", color=_BEFORE, label="as trained", markersize=4)
-        axes.plot(positions, [after for _, after in rows], "s-", color=_AFTER, label="repaired", markersize=4)
-        axes.axhline(1.0, color=_TEXT_COLOUR, linewidth=0.8, linestyle=":")
-        axes.set_yscale("log")
-        top = max((value for row in rows for value in row), default=1.0)
-        axes.set_ylim(0.97, max(1.2, top * 1.1))
-        axes.yaxis.set_major_locator(FixedLocator(_ticks(max(1.2, top * 1.1))))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("BatchNorm, from the input on")
-        axes.set_ylabel("stored against real variance")
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        axes.legend(frameon=False)
+        draw(figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0])
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()

@@ -33,7 +33,10 @@ def draw_noise(noise: Noise, x: torch.Tensor, generator: torch.Generator) -> tor
     draws = torch.empty(*x.shape[:own], *[1] * (x.dim() - own), dtype=x.dtype, device=x.device)
     if noise.kind is NoiseKind.UOUT:
         return x * draws.uniform_(1 - noise.value, 1 + noise.value, generator=generator)
-    if noise.kind is NoiseKind.GAUSSIAN_DROPOUT:
+    if noise.kind is NoiseKind.UOUT_BERNOULLI:
+        signs = draws.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+        return x * (1 + noise.value * signs)
+    if noise.kind in (NoiseKind.GAUSSIAN_DROPOUT, NoiseKind.UOUT_GAUSSIAN):
         return x * draws.normal_(1, noise.variance**0.5, generator=generator)
     kept = draws.bernoulli_(1 - noise.value, generator=generator)
     if noise.is_multiplicative:

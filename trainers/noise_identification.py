@@ -6,6 +6,7 @@ measured on an input of random numbers whose every axis is longer than 1:
     n = y_train / y_eval    over many runs; a layer whose n depends on the input is of no known kind
     sharing                 the axes along which n is constant tell an element's draw from a channel's and a sample's
     {0, 1 / p}              n takes these two values, 0 as often as 1 - p says: dropout, feature-dropout, drop-path
+    {1 - b, 1 + b}          n takes these two values, equally often: uout-bernoulli
     uniform, normal         n has mean 1 and the moments of U(1 - beta, 1 + beta) or of N(1, s2): uout, gaussian-dropout
 
 Draws must be independent of each other, which keeps dropped blocks and masks that one batch shares from being taken for
@@ -168,8 +169,13 @@ def _bernoulli(draws: torch.Tensor, scale: float, rank_and_own: tuple[int, int])
 
 
 def _continuous(layer: nn.Module, draws: torch.Tensor) -> Noise:
-    """Uout or Gaussian dropout, by the first four moments."""
+    """A form of Uout, or Gaussian dropout: by its two values, or by the first four moments."""
     error = _SIGMAS / math.sqrt(draws.numel())
+    beta = float((draws - 1).abs().max())
+    if beta <= 1 + _ROUNDING and bool(((draws - 1).abs() >= beta - _ROUNDING).all()):
+        if abs(float((draws > 1).double().mean()) - 0.5) > error / 2:
+            raise _UnknownNoiseError("its noise changes the mean")
+        return Noise(NoiseKind.UOUT_BERNOULLI, min(_declared(layer, beta, error), 1.0))
     deviation = float(draws.std(correction=0))
     z = (draws - 1) / deviation
     mean, skewness, kurtosis = (float((z**power).mean()) for power in (1, 3, 4))
@@ -179,7 +185,6 @@ def _continuous(layer: nn.Module, draws: torch.Tensor) -> Noise:
     if abs(skewness) <= 4 * error and abs(kurtosis - 3) <= 10 * error:
         estimate = deviation**2 / (1 + deviation**2)
         return Noise(NoiseKind.GAUSSIAN_DROPOUT, _declared(layer, estimate, error))
-    beta = float((draws - 1).abs().max())
     is_uniform = abs(skewness) <= 4 * error and abs(kurtosis - 1.8) <= 10 * error
     if is_uniform and abs(deviation * math.sqrt(3) / beta - 1) <= 4 * error and beta <= 1 + _ROUNDING:
         return Noise(NoiseKind.UOUT, min(_declared(layer, beta, error), 1.0))
@@ -197,7 +202,9 @@ def _declared(layer: nn.Module, estimate: float, error: float) -> float:
 def _require_same_noise(noise: Noise, factors: torch.Tensor) -> None:
     """Refuses factors, on a real input, that `noise` would not make; NaN marks what was 0."""
     seen = factors[~factors.isnan()]
-    if noise.kind is NoiseKind.UOUT:
+    if noise.kind is NoiseKind.UOUT_BERNOULLI:
+        fits = ((seen - 1).abs() - noise.value).abs() <= 10 * _ROUNDING
+    elif noise.kind is NoiseKind.UOUT:
         fits = (seen - 1).abs() <= noise.value + _ROUNDING
     elif noise.kind is NoiseKind.GAUSSIAN_DROPOUT:
         fits = (seen - 1).abs() <= 8 * math.sqrt(noise.variance)

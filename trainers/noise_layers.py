@@ -2,6 +2,8 @@
 
     dropout             X = a x / p, a ~ Bernoulli(p)        torch's own, named again here so that all stand together
     uout                X = x (1 + r), r ~ U(-beta, beta)    E[X] = x, Var[X] = x^2 beta^2 / 3
+        bernoulli       r = beta or -beta, equally often     Var[X] = x^2 beta^2
+        gaussian        r ~ N(0, beta^2)                     Var[X] = x^2 beta^2
     drop_path           X = a x / p, one a for each sample   E[X] = x, Var[X] = x^2 (1 - p) / p, as Dropout's
     gaussian_dropout    X = x n, n ~ N(1, (1 - p) / p)       the same
 
@@ -13,6 +15,8 @@ Dropout and Batch Normalization by Variance Shift", CVPR 2019, arXiv 1801.05134;
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import nn
@@ -20,6 +24,7 @@ from torch.nn import Dropout
 from torch.nn.functional import dropout
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise, NoiseKind
 
 __all__ = [
@@ -27,64 +32,92 @@ __all__ = [
     "Dropout",
     "GaussianDropout",
     "Uout",
+    "UoutForm",
     "drop_path",
     "dropout",
     "gaussian_dropout",
     "make_noise_layer",
     "uout",
+    "uout_kind",
 ]
 
+UoutForm = Literal["uniform", "bernoulli", "gaussian"]
+_UOUT_KINDS: Mapping[str, NoiseKind] = {
+    "uniform": NoiseKind.UOUT,
+    "bernoulli": NoiseKind.UOUT_BERNOULLI,
+    "gaussian": NoiseKind.UOUT_GAUSSIAN,
+}
 
-def uout(x: torch.Tensor, beta: float, training: bool) -> torch.Tensor:
-    """Multiplies each element by a factor of its own: X = x (1 + r), r ~ U(-beta, beta).
+
+def uout(x: torch.Tensor, beta: float, training: bool, form: UoutForm = "uniform") -> torch.Tensor:
+    """Multiplies each element by a factor of its own: X = x (1 + r), r of mean 0.
 
     The gradient is dX/dx = 1 + r, with the r that the forward drew.
 
     Args:
         x: floating point, any shape.
-        beta: the half width, in (0, 1].
+        beta: how wide r spreads, in (0, 1].
         training: without it, x comes back as it is.
+        form: what r is, see the head of this module.
 
     Returns:
         A tensor of the shape, dtype and device of x.
 
     Raises:
-        InputError: beta is outside its range.
+        InputError: beta is outside its range, or there is no such form.
     """
     # Part of torch's function protocol, so that the export can see the call and mark it.
     if has_torch_function_unary(x):
-        result: torch.Tensor = handle_torch_function(uout, (x,), x, beta, training)
+        result: torch.Tensor = handle_torch_function(uout, (x,), x, beta, training, form)
         return result
-    Noise(NoiseKind.UOUT, beta)
+    kind = Noise(uout_kind(form), beta).kind
     if not training:
         return x
     # One draw of 1 + r instead of a draw and an addition: one pass over memory less.
-    return x * torch.empty_like(x, requires_grad=False).uniform_(1 - beta, 1 + beta)
+    factor = torch.empty_like(x, requires_grad=False)
+    if kind is NoiseKind.UOUT:
+        return x * factor.uniform_(1 - beta, 1 + beta)
+    if kind is NoiseKind.UOUT_GAUSSIAN:
+        return x * factor.normal_(1, beta)
+    return x * factor.bernoulli_(0.5).mul_(2 * beta).add_(1 - beta)
+
+
+def uout_kind(form: str) -> NoiseKind:
+    """The kind of noise that a form of Uout is.
+
+    Raises:
+        InputError: there is no such form.
+    """
+    if form not in _UOUT_KINDS:
+        raise InputError(f"uout: the form must be one of {', '.join(_UOUT_KINDS)}, not {form!r}")
+    return _UOUT_KINDS[form]
 
 
 class Uout(nn.Module):
-    """X = x (1 + r), r ~ U(-beta, beta) elementwise in training; the identity in eval mode.
+    """X = x (1 + r), r of mean 0 for each element in training; the identity in eval mode.
 
     Shapes: any, kept.
 
     Attributes:
-        beta: the half width, in (0, 1].
+        beta: how wide r spreads, in (0, 1].
+        form: what r is: "uniform", "bernoulli" or "gaussian".
 
     Raises:
-        InputError: beta is outside its range.
+        InputError: beta is outside its range, or there is no such form.
     """
 
-    def __init__(self, beta: float = 0.1) -> None:
+    def __init__(self, beta: float = 0.1, form: UoutForm = "uniform") -> None:
         super().__init__()
-        self.beta = Noise(NoiseKind.UOUT, beta).value
+        self.beta = Noise(uout_kind(form), beta).value
+        self.form = form
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Noise on x, any shape."""
-        return uout(x, self.beta, self.training)
+        return uout(x, self.beta, self.training, self.form)
 
     def extra_repr(self) -> str:
         """What stands between the brackets when the layer is printed."""
-        return f"beta={self.beta:g}"
+        return f"beta={self.beta:g}, form={self.form}"
 
 
 def drop_path(x: torch.Tensor, ratio: float, training: bool) -> torch.Tensor:
@@ -193,6 +226,8 @@ _LAYERS: Mapping[NoiseKind, Callable[[float], nn.Module]] = {
     NoiseKind.GAUSSIAN_DROPOUT: GaussianDropout,
     NoiseKind.DROP_PATH: DropPath,
     NoiseKind.UOUT: Uout,
+    NoiseKind.UOUT_BERNOULLI: partial(Uout, form="bernoulli"),
+    NoiseKind.UOUT_GAUSSIAN: partial(Uout, form="gaussian"),
 }
 
 

@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise, NoiseKind
 
-from .noise_layers import drop_path, gaussian_dropout, uout
+from .noise_layers import drop_path, gaussian_dropout, uout, uout_kind
 
 NOISE_DOMAIN = "vsfix.noise"
 
@@ -44,12 +44,11 @@ _FEATURE_ALPHA_DROPOUTS: frozenset[Callable[..., Any]] = frozenset(
     {F.feature_alpha_dropout, torch.feature_alpha_dropout, torch.feature_alpha_dropout_}
 )
 _LAYERS: Mapping[Callable[..., Any], NoiseKind] = {
-    uout: NoiseKind.UOUT,
     drop_path: NoiseKind.DROP_PATH,
     gaussian_dropout: NoiseKind.GAUSSIAN_DROPOUT,
 }
 NOISE_FUNCTIONS: frozenset[Callable[..., Any]] = (
-    _DROPOUTS | _FEATURE_DROPOUTS.keys() | _ALPHA_DROPOUTS | _FEATURE_ALPHA_DROPOUTS | _LAYERS.keys()
+    _DROPOUTS | _FEATURE_DROPOUTS.keys() | _ALPHA_DROPOUTS | _FEATURE_ALPHA_DROPOUTS | _LAYERS.keys() | {uout}
 )
 """What makes noise when it is called, and can be seen when it is called with the noise off."""
 
@@ -106,7 +105,10 @@ class NoiseTracer(TorchFunctionMode):
             if training:
                 whose = f"module '{scope}'" if scope else "the module"
                 raise InputError(f"{whose}: {func.__name__} is on in eval mode too; pass training=self.training")
-            noise = self._noise_of(func, value, x.dim(), scope)
+            if func is uout:
+                noise: Noise | None = Noise(uout_kind(_argument(args, kwargs, 3, ("form",), "uniform")), value)
+            else:
+                noise = self._noise_of(func, value, x.dim(), scope)
         except InputError as error:
             self.error = error
             raise
@@ -114,7 +116,7 @@ class NoiseTracer(TorchFunctionMode):
 
     def _noise_of(self, func: Callable[..., Any], value: float, rank: int, scope: str) -> Noise | None:
         """The noise of one call; None for a ratio of 0 and for what can't be marked."""
-        if value == 0 and func is not uout:
+        if value == 0:
             return None
         if func in _LAYERS:
             return Noise(_LAYERS[func], value)

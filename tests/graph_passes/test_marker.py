@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vsfix.graph_passes.errors import ModelError
 from vsfix.graph_passes.marker import is_switched_off, marker_label, marker_ratio, read_marker, write_marker
-from vsfix.graph_passes.noise import Noise, NoiseKind
+from vsfix.graph_passes.noise import UOUT_FORMS, Noise, NoiseKind
 
 NOISES = st.builds(Noise, st.sampled_from(NoiseKind), st.floats(0.01, 0.99))
 
@@ -57,7 +57,7 @@ def test_dropout_of_ratio_zero_is_no_noise():
     assert read_marker(gs.Node("Dropout", "d", inputs=[gs.Variable("x"), ratio], outputs=[gs.Variable("y")])) is None
 
 
-@pytest.mark.parametrize("kind", [kind for kind in NoiseKind if kind is not NoiseKind.UOUT])
+@pytest.mark.parametrize("kind", [kind for kind in NoiseKind if kind not in UOUT_FORMS])
 def test_any_kind_of_ratio_zero_is_no_noise(kind):
     assert read_marker(marker(Noise(kind, 0))) is None
 

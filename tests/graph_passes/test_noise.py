@@ -15,6 +15,8 @@ KINDS = [
     "gaussian-dropout",
     "drop-path",
     "uout",
+    "uout-bernoulli",
+    "uout-gaussian",
 ]
 
 
@@ -28,6 +30,8 @@ KINDS = [
         ("drop-path:0.1", 1 / 9),
         ("drop-path:0", 0),
         ("uout:0.1", 0.01 / 3),
+        ("uout-bernoulli:0.1", 0.01),
+        ("uout-gaussian:0.1", 0.01),
     ],
 )
 def test_variance_is_that_of_the_paper(text, variance):
@@ -49,7 +53,7 @@ def test_text_form_reads_back(kind):
 @pytest.mark.parametrize(
     "text",
     ["dropout", "dropout:", "dropout:x", "drop:0.5", "dropout:1", "dropout:-0.1", "dropout:nan", "uout:0", "uout:2"]
-    + [f"{kind}:1" for kind in KINDS if kind != "uout"],
+    + [f"{kind}:1" for kind in KINDS if not kind.startswith("uout")],
 )
 def test_bad_text_is_refused(text):
     with pytest.raises(InputError):

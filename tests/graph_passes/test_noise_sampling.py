@@ -14,6 +14,8 @@ MULTIPLICATIVE = [
     "dropout:0.5",
     "dropout:0.2",
     "uout:0.3",
+    "uout-bernoulli:0.3",
+    "uout-gaussian:0.3",
     "feature-dropout:0.4",
     "gaussian-dropout:0.3",
     "drop-path:0.2",

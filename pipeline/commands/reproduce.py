@@ -1,0 +1,95 @@
+"""`vsfix reproduce`: the paper's claims as experiments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from vsfix.trainers.training_config import TrainingConfig
+
+
+@click.command(name="reproduce")
+@click.argument("tables", nargs=-1, required=True, metavar="TABLE...")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder of runs and tables.")
+@click.option(
+    "--scale",
+    type=click.Choice(["small", "full"]),
+    default="small",
+    show_default=True,
+    help="small, for a CPU; full, the paper's networks and recipes.",
+)
+@click.option("--data", default="fashion-mnist", show_default=True, metavar="D", help="As `vsfix train` takes it.")
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Runs of each row."
+)
+@click.option("--epochs", type=int, metavar="N", help="In the place of the scale's.")
+@click.option("--samples", type=int, metavar="N", help="Training images, in the place of the scale's.")
+@click.option("--precision", type=click.Choice(["auto", "32", "bf16"]), default="auto", show_default=True)
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="local",
+    metavar="[ADDRESS]",
+    help="Make the runs as Ray tasks: on the cluster at ADDRESS, or, without one, on this machine.",
+)
+@click.option("--cpus", type=click.IntRange(min=1), default=1, show_default=True, help="Cores of one Ray task.")
+@click.option("--gpus", type=click.FloatRange(min=0), default=0, show_default=True, help="GPUs of one Ray task.")
+@click.option("--dry-run", is_flag=True, help="List the runs that are missing, and make none.")
+def command(
+    tables: tuple[str, ...],
+    output: Path,
+    scale: str,
+    data: str,
+    seeds: int,
+    epochs: int | None,
+    samples: int | None,
+    precision: str,
+    ray: str | None,
+    cpus: int,
+    gpus: float,
+    dry_run: bool,
+) -> None:
+    """Make tables of the paper: figure1, sites, width, uout, last, remedies, or all.
+
+    Each row is several training runs that differ in their seed. A finished run is kept in OUTPUT and never made again,
+    whichever table asks for it; one that was broken off goes on. OUTPUT/TABLE.json and TABLE.md hold the results.
+    """
+    from vsfix.pipeline.console import print_table
+    from vsfix.pipeline.reproduction.experiments import EXPERIMENTS
+    from vsfix.pipeline.reproduction.local_trials import run_locally
+    from vsfix.pipeline.reproduction.ray_trials import RayCluster
+    from vsfix.pipeline.reproduction.reproducing import ReproductionConfig, make_grids, missing_trials, reproduce
+    from vsfix.pipeline.reproduction.summary import summary_table
+    from vsfix.pipeline.reproduction.trial import Trial
+    from vsfix.pipeline.reproduction.trial_store import TrialStore
+
+    asked = {"epochs": epochs, "samples": samples, "precision": precision}
+    changes = {name: value for name, value in asked.items() if value is not None}
+    names = list(EXPERIMENTS) if "all" in tables else list(dict.fromkeys(tables))
+    grids = make_grids(names, ReproductionConfig(scale, data, seeds, changes))
+    missing = missing_trials(grids, TrialStore(output))
+    click.echo(f"{len(missing)} runs to make", err=True)
+    if dry_run:
+        for trial in missing:
+            click.echo(_name(trial.training))
+        return
+    left = iter(range(len(missing) - 1, -1, -1))
+
+    def say(trial: Trial, failure: str) -> None:
+        end = f"FAIL {failure}" if failure else "done"
+        click.echo(f"{_name(trial.training)}: {end}; {next(left)} left", err=True)
+
+    cluster = RayCluster(None if ray == "local" else ray, cpus, gpus)
+    found = reproduce(grids, output, run_trials=run_locally if ray is None else cluster.run, on_end=say)
+    for summary in found.summaries:
+        print_table(summary_table(summary))
+    click.echo(f"tables: {', '.join(str(output / f'{name}.md') for name in names)}")
+    found.require_complete()
+
+
+def _name(training: TrainingConfig) -> str:
+    """A run in words."""
+    return f"{training.network.model}, {training.network.noise}, seed {training.seed}"

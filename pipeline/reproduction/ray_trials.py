@@ -1,0 +1,91 @@
+"""Runs trials as Ray tasks: on this machine, or on the cluster at an address.
+
+A worker that is lost costs its run alone. Its folder stays: where all machines share it, the same command goes on with
+the run where it was last saved.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vsfix.graph_passes.errors import CheckFailedError, InputError, MissingComponentError, VsfixError
+
+from .local_trials import Outcome
+from .trial import Trial, run_trial
+from .trial_store import TrialStore
+
+_QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
+_LOCAL = {"include_dashboard": False}
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """Where the tasks run, and what each takes.
+
+    Attributes:
+        address: of a running cluster, as `ray.init` takes it; None starts Ray on this machine.
+        cpus: processor cores of one run, and threads of torch in it.
+        gpus: GPUs of one run; a fraction lets several share one.
+    """
+
+    address: str | None = None
+    cpus: int = 1
+    gpus: float = 0.0
+
+    def run(self, trials: Sequence[Trial], store: TrialStore) -> Iterator[Outcome]:
+        """Yields how each trial ended, as they end.
+
+        Raises:
+            MissingComponentError: ray is not installed, or there is no cluster at the address.
+            InputError: a run that can't be started as it is; the others would end the same way.
+        """
+        ray = _import_ray()
+        _start(ray, self.address)
+        try:
+            # No retry: what killed a worker once, memory most of all, would kill the next one too.
+            task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0)(run_trial)
+            running = {
+                task.remote(trial, Path(store.run_folder(trial)).resolve(), self.cpus): trial for trial in trials
+            }
+            while running:
+                (ended,), _ = ray.wait(list(running), num_returns=1)
+                yield _outcome(ray, ended, running.pop(ended))
+        finally:
+            ray.shutdown()
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise MissingComponentError("--ray: ray is not installed; run: pip install 'vsfix[ray]'") from None
+    return ray
+
+
+def _start(ray: Any, address: str | None) -> None:
+    """Connects to a cluster, or starts one."""
+    try:
+        ray.init(address=address or "local", **_QUIET | ({} if address else _LOCAL))
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise MissingComponentError(
+            f"--ray {address or 'local'}: can't connect ({reason}); start a cluster with `ray start --head`, or leave"
+            " the address out"
+        ) from None
+
+
+def _outcome(ray: Any, ended: Any, trial: Trial) -> Outcome:
+    """What a task that ended came to."""
+    try:
+        return Outcome(trial, ray.get(ended))
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, CheckFailedError) or not isinstance(cause, VsfixError):
+            return Outcome(trial, None, " ".join(f"{type(cause).__name__}: {cause}".split()))
+        raise InputError(str(cause)) from None
+    except ray.exceptions.RayError as error:
+        return Outcome(trial, None, f"its worker was lost ({type(error).__name__})")
