@@ -14,7 +14,7 @@ Source: Li, Chen, Hu, Yang, CVPR 2019, arXiv 1801.05134.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vsfix.graph_passes.errors import InputError
@@ -54,7 +54,7 @@ class Experiment:
         headings: of the labels of its cells.
         cells: its rows.
         repaired: whether the repairs are measured.
-        samples: training images, where they are others than the scale's.
+        changes: fields of the training that are other than the scale's.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Experiment:
     headings: tuple[str, ...]
     cells: tuple[Cell, ...]
     repaired: bool = False
-    samples: int | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,16 @@ class Scale:
         widths: the wide ResNets of `width`.
         recipes: by family.
         changes: fields of the training that are other than the recipe's.
-        width_samples: training images of `width`, whose widest network is slow; None for as many as the others.
+        slow: families of which `sites` takes the first site alone.
+        width_changes: fields that are other than these in `width`, whose widest network is slow.
     """
 
     networks: Mapping[str, str]
     widths: tuple[str, ...]
     recipes: Mapping[str, str]
     changes: Mapping[str, Any]
-    width_samples: int | None = None
+    slow: tuple[str, ...] = ()
+    width_changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 _FAMILIES = ("preresnet", "densenet", "wrn", "resnext")
@@ -96,8 +98,9 @@ SCALES: Mapping[str, Scale] = {
         },
         widths=_WIDTHS,
         recipes=dict.fromkeys(_FAMILIES, "quick"),
-        changes={"epochs": 2, "batch_size": 64, "samples": 6000},
-        width_samples=1500,
+        changes={"epochs": 2, "batch_size": 64, "samples": 4000},
+        slow=("resnext",),
+        width_changes={"epochs": 1, "samples": 3000},
     ),
     "full": Scale(
         networks={
@@ -144,9 +147,8 @@ def training_of(
         InputError: data, network or a value that can't be used.
     """
     network = network_for(cell.model, data, noise=cell.noise, site="a", width=1)
-    samples = {} if experiment.samples is None else {"samples": experiment.samples}
     recipe = find_recipe(scale.recipes[cell.model.partition("-")[0]])
-    return recipe.config(data, network, {**scale.changes, **samples, **changes, "seed": seed})
+    return recipe.config(data, network, {**scale.changes, **experiment.changes, **changes, "seed": seed})
 
 
 def _figure1(scale: Scale) -> Experiment:
@@ -169,10 +171,11 @@ def _sites(scale: Scale) -> Experiment:
     for family, model in scale.networks.items():
         # All ratios in one architecture; in the others the largest, where they differ most.
         ratios: Sequence[float] = _RATIOS if family == "preresnet" else _RATIOS[-1:]
+        sites = ("a",) if family in scale.slow else ("a", "b")
         cells.append(Cell((model, "none", "0"), model, ("none",)))
         cells += [
             Cell((model, site, f"{ratio:g}"), model, (f"{site}=dropout:{ratio:g}",))
-            for site in "ab"
+            for site in sites
             for ratio in ratios
         ]
     return Experiment(
@@ -190,7 +193,7 @@ def _width(scale: Scale) -> Experiment:
         "The shift shrinks as the feature dimension grows",
         ("network", "noise"),
         tuple(Cell((model, label), model, noise) for model in scale.widths for label, noise in rows),
-        samples=scale.width_samples,
+        changes=scale.width_changes,
     )
 
 

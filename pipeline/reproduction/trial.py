@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,12 @@ class Trial:
 
     @property
     def key(self) -> str:
-        """The same for equal configurations, whichever experiment asks for them."""
-        return hashlib.sha256(json.dumps(self.training.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+        """The same for equal configurations, whichever experiment asks for them.
+
+        A field that has its default value plays no part, so that an option that is new makes no finished run unknown.
+        """
+        text = json.dumps(_not_default(self.training), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,18 @@ def run_trial(trial: Trial, folder: Path, threads: int | None = None) -> TrialRe
         )
     finally:
         torch.set_num_threads(before)
+
+
+def _not_default(value: Any) -> Any:
+    """A dataclass as the fields that are not as they are by default; anything else as it is, or as a text."""
+    if not is_dataclass(value):
+        return value if isinstance(value, str | int | float | tuple | None) else str(value)
+    kept = {}
+    for entry in fields(value):
+        default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
+        if getattr(value, entry.name) != default:
+            kept[entry.name] = _not_default(getattr(value, entry.name))
+    return kept
 
 
 def _behind_noise(module: nn.Module) -> tuple[str, ...]:
