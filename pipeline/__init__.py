@@ -1,7 +1,7 @@
 """What a user does: the command line, calibration data, backends, repair, verification, reports.
 
 command line    cli (the group), commands/ (one module for each), console, tables, output_file
-data            npz_file, calibration, proxy_images, random_inputs
+data            calibration, proxy_images, random_inputs
 runtimes        backends/ (one module for each runner), environment, doctor
 inspect         preparation, lost_noise, inspection
 optimize        repair_config, method_choice, estimation, repair, repair_report, casting, accuracy,

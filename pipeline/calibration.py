@@ -18,10 +18,9 @@ import onnx
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import read_metadata
-from vsfix.trainers.datasets import Split, load_dataset
+from vsfix.trainers.datasets import DEFAULT_SIZE, Split, load_dataset
+from vsfix.trainers.npz_file import read_npz
 from vsfix.trainers.preprocessing import METADATA_KEY, Preprocessing
-
-from .npz_file import read_npz
 
 _LABELS = "labels"
 _logger = logging.getLogger(__name__)
@@ -97,7 +96,7 @@ def load_samples(
     """Loads the data that `--data` names.
 
     Args:
-        spec: `digits`, `fashion-mnist[:DIR]`, or a path that ends in `.npz`.
+        spec: as `load_dataset` takes it; but a path that ends in `.npz` is a file of model inputs.
         split: `train` or `test`; an `.npz` file has no parts.
         preprocessing: what the model says about its input; needed for a named data set.
         input_names: the inputs of the model.
@@ -110,7 +109,8 @@ def load_samples(
     """
     if spec.endswith(".npz"):
         return _from_npz(Path(spec).expanduser(), input_names).subset(samples, seed=seed)
-    dataset = load_dataset(spec, cast("Split", split))
+    size = DEFAULT_SIZE if preprocessing is None else preprocessing.size
+    dataset = load_dataset(spec, cast("Split", split), size=size)
     if preprocessing is None:
         raise InputError(
             f"data '{spec}': the model does not say how its images are preprocessed; give an .npz file with its "
@@ -122,7 +122,7 @@ def load_samples(
             "give an .npz file"
         )
     if samples is None:
-        images, labels = dataset.images, dataset.labels
+        images, labels = dataset.images[:], dataset.labels
     else:
         # Chosen before they are preprocessed: the float images are four times larger.
         rows = choose_rows(len(dataset.images), samples, seed, dataset.name)

@@ -27,7 +27,7 @@ from vsfix.graph_passes.errors import MissingComponentError, VsfixError
 SUMMARIES = {
     "demo": "Run the whole chain on embedded real images, with a report.",
     "train": "Train a network of the paper with noise at a site of the paper.",
-    "export": "Write a trained network as ONNX, BatchNorms kept and noise marked.",
+    "export": "Write a trained network as ONNX, BatchNorms kept, noise marked.",
     "inspect": "List the BatchNorms, the noise that reaches each, and its shift.",
     "optimize": "Repair the statistics, remove the noise markers, fold, cast.",
     "build": "Build a TensorRT engine and prove what is in it.",

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from vsfix.trainers.datasets import load_dataset
+from vsfix.trainers.datasets import DEFAULT_SIZE, load_dataset
 from vsfix.trainers.network import NetworkConfig
 from vsfix.trainers.noise_sites import NoiseSites, Site
 
 
-def network_for(model: str, data: str, *, noise: Sequence[str], site: str, width: int) -> NetworkConfig:
+def network_for(
+    model: str, data: str, *, noise: Sequence[str], site: str, width: int, size: tuple[int, int] = DEFAULT_SIZE
+) -> NetworkConfig:
     """The configuration of a network for a data set.
 
     Args:
@@ -19,12 +21,13 @@ def network_for(model: str, data: str, *, noise: Sequence[str], site: str, width
         noise: `[SITE=]KIND:VALUE` for each site, as in `dropout:0.5` or `last=uout:0.1`; or `none` alone.
         site: where the noise stands that names no site.
         width: what the network's usual channels are multiplied by.
+        size: (height, width) in pixels that image files are brought to.
 
     Raises:
         InputError: an unknown network, data set, noise or site.
     """
     sites = NoiseSites.parse(noise, cast("Site", site))
-    dataset = load_dataset(data, "test")
+    dataset = load_dataset(data, "test", size=size)
     height, width_in_pixels, channels = dataset.images.shape[1:]
     return NetworkConfig(
         model=model,

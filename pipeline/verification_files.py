@@ -14,12 +14,12 @@ import numpy as np
 from vsfix.graph_passes.batches import Batch
 from vsfix.graph_passes.errors import InputError, VsfixError
 from vsfix.graph_passes.inference import Array, Runner
+from vsfix.trainers.npz_file import read_npz
 
 from .backends.opening import open_checkpoint, open_runner
 from .calibration import Samples, load_samples
 from .layer_search import LayerSearch, search_layers
 from .model_description import ModelDescription, describe_model, name_step
-from .npz_file import read_npz
 from .random_inputs import draw_inputs
 from .tappable import open_tappable
 from .tolerance import GivenTolerance

@@ -1,7 +1,8 @@
 """Networks, noise layers, data, the training loop, and the export to ONNX.
 
 networks        initialization, noise_layers, noise_sites, mlp, preresnet, wide_resnet, densenet, resnext, network
-data            idx_file, datasets, preprocessing, training_data, batch_order, augmentation
+data            images, idx_file, pickled_arrays, cifar, image_folder, npz_file, labelled_npz, hub_dataset, datasets
+batches         preprocessing, decoded_images, training_data, batch_order, augmentation
 training        learning_rate, training_config, recipes, fabric_session, random_streams, generator_states,
                 synchronized_batch_norm, evaluation, training_run, stop_request, training_loop
 runs            checkpoint, run_folder, shift_log, tensorboard_log, training_progress

@@ -1,7 +1,11 @@
 """The data sets that vsfix can train on, by the names that the command line takes.
 
-digits                  scikit-learn's 1,797 handwritten digits, 8x8; 1,297 to train, 500 to test
-fashion-mnist[:DIR]     idx files, gzipped or not; 60,000 to train, 10,000 to test, 28x28
+digits                          scikit-learn's 1,797 handwritten digits, 8x8; 1,297 to train, 500 to test
+fashion-mnist[:DIR]             idx files, gzipped or not; 60,000 to train, 10,000 to test, 28x28
+cifar10:DIR, cifar100:DIR       binary or python version; 50,000 to train, 10,000 to test, 32x32
+imagefolder:DIR                 image files, a folder for each class, as ImageNet
+FILE.npz                        images and labels under the names of Keras or of MedMNIST
+hf:NAME                         from the library `datasets`
 """
 
 from __future__ import annotations
@@ -15,7 +19,12 @@ import numpy.typing as npt
 
 from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError
 
+from .cifar import read_cifar
+from .hub_dataset import read_hub_dataset
 from .idx_file import find_idx_file, read_idx_file
+from .image_folder import read_image_folder
+from .images import Images
+from .labelled_npz import read_labelled_npz
 
 Split = Literal["train", "test"]
 
@@ -32,10 +41,12 @@ FASHION_MNIST_CLASSES = (
     "Bag",
     "Ankle boot",
 )
-_KNOWN = "digits, fashion-mnist, fashion-mnist:DIR"
+DEFAULT_SIZE = (224, 224)
+_KNOWN = "digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, imagefolder:DIR, hf:NAME, and files that end in .npz"
 _DIGITS_TEST = 500
 _DIGITS_SEED = 0
 _IMAGES_AT_ONCE = 4096
+_IMAGES_TO_DECODE = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +55,7 @@ class Dataset:
 
     Attributes:
         name: the data set and the part of it, for messages and reports.
-        images: uint8, shape (N, H, W, C), values 0 to 255.
+        images: uint8, shape (N, H, W, C), values 0 to 255; in memory, or decoded when rows are asked for.
         labels: int64, shape (N,), indices into `class_names`.
         class_names: the classes in the order of the network's outputs.
 
@@ -53,12 +64,12 @@ class Dataset:
     """
 
     name: str
-    images: npt.NDArray[np.uint8]
+    images: Images
     labels: npt.NDArray[np.int64]
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.size == 0:
+        if self.images.dtype != np.uint8 or len(self.images.shape) != 4 or 0 in self.images.shape:
             raise DataError(
                 f"{self.name}: images are {self.images.dtype} of shape {self.images.shape};"
                 " uint8 of shape (N, H, W, C), not empty, is needed"
@@ -75,12 +86,13 @@ class Dataset:
             )
 
 
-def load_dataset(spec: str, split: Split) -> Dataset:
+def load_dataset(spec: str, split: Split, *, size: tuple[int, int] = DEFAULT_SIZE) -> Dataset:
     """Loads one part of a data set.
 
     Args:
-        spec: `digits` or `fashion-mnist[:DIR]`.
+        spec: see the head of this module.
         split: which part, "train" or "test".
+        size: (height, width) in pixels that image files, which have no common size, are brought to.
 
     Raises:
         InputError: an unknown data set or part, or its files are missing.
@@ -96,11 +108,17 @@ def load_dataset(spec: str, split: Split) -> Dataset:
         if colon and not folder:
             raise InputError(f"data '{spec}': the folder behind the colon is missing")
         return _fashion_mnist(Path(folder).expanduser() if folder else FASHION_MNIST_FOLDER, split)
+    if name.endswith(".npz"):
+        return Dataset(f"{Path(spec).name} ({split})", *read_labelled_npz(Path(spec).expanduser(), split))
+    if name in ("cifar10", "cifar100", "imagefolder", "hf"):
+        if not folder:
+            raise InputError(f"data '{spec}': write {name}:{'NAME' if name == 'hf' else 'DIR'}")
+        return Dataset(f"{spec} ({split})", *_read_folder(name, folder, split, size))
     raise InputError(f"data '{spec}': unknown; known are {_KNOWN}")
 
 
 def standardization(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of x / 255 per channel, in float64.
+    """Mean and deviation of x / 255 per channel, in float64; of images that are to be decoded, over 2,000 of them.
 
     Returns:
         (mean, std), one number per channel each. The deviation is at least one grey level, 1/255, so that a channel of
@@ -108,17 +126,32 @@ def standardization(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, .
     """
     means, deviations = [], []
     levels = np.arange(256) / 255
-    for channel in range(dataset.images.shape[3]):
+    images = dataset.images
+    if not isinstance(images, np.ndarray):
+        images = images[np.linspace(0, len(images) - 1, min(len(images), _IMAGES_TO_DECODE)).astype(np.int64)]
+    for channel in range(images.shape[3]):
         # A histogram of bytes holds all that mean and variance need, without a float64 copy of the images.
         counts = np.zeros(256, dtype=np.int64)
-        for start in range(0, len(dataset.images), _IMAGES_AT_ONCE):
-            part = dataset.images[start : start + _IMAGES_AT_ONCE, ..., channel]
+        for start in range(0, len(images), _IMAGES_AT_ONCE):
+            part = images[start : start + _IMAGES_AT_ONCE, ..., channel]
             counts += np.bincount(part.ravel(), minlength=256)
         mean = float(np.average(levels, weights=counts))
         variance = float(np.average((levels - mean) ** 2, weights=counts))
         means.append(mean)
         deviations.append(max(variance**0.5, 1 / 255))
     return tuple(means), tuple(deviations)
+
+
+def _read_folder(
+    name: str, folder: str, split: Split, size: tuple[int, int]
+) -> tuple[Images, npt.NDArray[np.int64], tuple[str, ...]]:
+    """Images, labels and classes of what lies in a folder, or in the hub."""
+    if name == "hf":
+        return read_hub_dataset(folder, split, size)
+    path = Path(folder).expanduser()
+    if name == "imagefolder":
+        return read_image_folder(path, split, size)
+    return read_cifar(name, path, split)
 
 
 def _digits(split: Split) -> Dataset:

@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from vsfix.graph_passes.errors import InputError
 
 from .datasets import Dataset, load_dataset, standardization
+from .decoded_images import DecodedImages
+from .images import ChosenImages, Images
 from .network import NetworkConfig
 from .preprocessing import Preprocessing
 from .training_config import TrainingConfig
@@ -84,29 +87,36 @@ class TrainingData:
             )
 
 
-def load_training_data(config: TrainingConfig, device: torch.device) -> TrainingData:
+def load_training_data(config: TrainingConfig, device: torch.device, *, workers: int = 0) -> TrainingData:
     """Loads, chooses and preprocesses the images of a run; mean and deviation are those of the chosen images.
 
     Args:
         config: the run.
         device: where the network is trained.
+        workers: processes that decode image files; 0 decodes in this one.
 
     Raises:
         InputError: unknown data, fewer images than `config.samples`, or images that don't fit the network.
         DataError: a damaged file.
         MissingComponentError: the library that brings the data is not installed.
     """
-    training = _choose(load_dataset(config.data, "train"), config)
-    test = load_dataset(config.data, "test")
+    training = _choose(load_dataset(config.data, "train", size=config.network.image_size), config)
+    test = load_dataset(config.data, "test", size=config.network.image_size)
     for part in (training, test):
         _require_fit(part, config.network)
     mean, std = standardization(training)
     height, width, channels = training.images.shape[1:]
     preprocessing = Preprocessing(channels, (height, width), mean, std, training.class_names)
+
+    def source(images: Images) -> ImageSource:
+        if isinstance(images, np.ndarray):
+            return TensorImages(torch.from_numpy(preprocessing.apply(images)).to(device))
+        return DecodedImages(images, preprocessing, device, config.seed, workers)
+
     return TrainingData(
-        images=TensorImages(torch.from_numpy(preprocessing.apply(training.images)).to(device)),
+        images=source(training.images),
         labels=torch.from_numpy(training.labels).to(device),
-        test_images=TensorImages(torch.from_numpy(preprocessing.apply(test.images)).to(device)),
+        test_images=source(test.images),
         test_labels=torch.from_numpy(test.labels).to(device),
         preprocessing=preprocessing,
     )
@@ -121,7 +131,12 @@ def _choose(dataset: Dataset, config: TrainingConfig) -> Dataset:
             f"{dataset.name}: {len(dataset.labels)} images, but {config.samples} samples were asked for; ask for fewer"
         )
     rows = np.random.default_rng(config.seed).permutation(len(dataset.labels))[: config.samples]
-    return replace(dataset, images=dataset.images[rows], labels=dataset.labels[rows])
+    return replace(dataset, images=_rows_of(dataset.images, rows), labels=dataset.labels[rows])
+
+
+def _rows_of(images: Images, rows: npt.NDArray[np.int64]) -> Images:
+    """Some of the images; what is to be decoded is decoded later."""
+    return images[rows] if isinstance(images, np.ndarray) else ChosenImages(images, rows)
 
 
 def _require_fit(dataset: Dataset, network: NetworkConfig) -> None:

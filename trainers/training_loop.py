@@ -58,6 +58,7 @@ class TrainingOptions:
         log_shift: write the shift of each BatchNorm after every so many epochs, and after the last; 0 for never.
         tensorboard: write the metrics as TensorBoard events too.
         save_every: seconds after which a checkpoint is written in the middle of an epoch.
+        workers: processes that decode image files; 0 decodes in this one.
         on_epoch: called after each epoch, when its checkpoint is written.
 
     Raises:
@@ -69,11 +70,12 @@ class TrainingOptions:
     log_shift: int = 0
     tensorboard: bool = False
     save_every: float = SECONDS_BETWEEN_SAVES
+    workers: int = 0
     on_epoch: Callable[[EpochMetrics], None] | None = None
 
     def __post_init__(self) -> None:
-        if self.log_shift < 0 or not self.save_every >= 0:
-            raise InputError("training: log_shift and save_every must not be negative")
+        if self.log_shift < 0 or not self.save_every >= 0 or self.workers < 0:
+            raise InputError("training: log_shift, save_every and workers must not be negative")
 
 
 def train(config: TrainingConfig, output: Path, options: TrainingOptions | None = None) -> TrainingResult:
@@ -101,7 +103,7 @@ def train(config: TrainingConfig, output: Path, options: TrainingOptions | None 
         folder.write_views(checkpoint)
         return TrainingResult(folder.checkpoint, checkpoint.metrics, resumed_from)
     with fabric_session(config.precision) as fabric:
-        data = load_training_data(config, fabric.device)
+        data = load_training_data(config, fabric.device, workers=options.workers)
         data.require_batches(config.batch_size, fabric.world_size * config.accumulate)
         run = TrainingRun(config, data, fabric, checkpoint)
         with stop_on_sigterm() as stop, _metrics_log(options, folder, run) as log:

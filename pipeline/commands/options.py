@@ -10,7 +10,10 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-DATA_HELP = "digits, fashion-mnist[:DIR], or FILE.npz with one array per model input."
+DATA_HELP = (
+    "digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, imagefolder:DIR, hf:NAME, or FILE.npz with one array per "
+    "model input."
+)
 
 
 def data_option(*, required: bool) -> Callable[[F], F]:

@@ -17,7 +17,27 @@ from .options import seed_option
     help="preresnet-DEPTH (as preresnet-20), wrn-DEPTH-WIDEN (wrn-16-4), densenet-DEPTH-GROWTH (densenet-40-12), "
     "resnext-DEPTH-CARDINALITYxWIDTHd (resnext-29-8x64d) or mlp-LAYERS.",
 )
-@click.option("--data", required=True, metavar="D", help="digits, or fashion-mnist[:DIR].")
+@click.option(
+    "--data",
+    required=True,
+    metavar="D",
+    help="digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, imagefolder:DIR, hf:NAME, or FILE.npz with x_train, "
+    "y_train, x_test, y_test.",
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(min=8),
+    default=224,
+    show_default=True,
+    metavar="N",
+    help="Of imagefolder and hf: what images are brought to.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Processes that decode images.  [default: the cores]",
+)
 @click.option(
     "--noise",
     multiple=True,
@@ -86,6 +106,8 @@ from .options import seed_option
 def command(
     model: str,
     data: str,
+    image_size: int,
+    workers: int | None,
     noise: tuple[str, ...],
     site: str,
     recipe: str,
@@ -142,9 +164,16 @@ def command(
         "samples": samples,
         "precision": precision,
     }
-    network = network_for(model, data, noise=noise, site=site, width=width)
+    network = network_for(model, data, noise=noise, site=site, width=width, size=(image_size, image_size))
     config = chosen.config(data, network, {name: value for name, value in asked.items() if value is not None})
-    options = TrainingOptions(force, progress_wanted(), log_shift, tensorboard, 60 * save_every)
+    options = TrainingOptions(
+        force=force,
+        progress=progress_wanted(),
+        log_shift=log_shift,
+        tensorboard=tensorboard,
+        save_every=60 * save_every,
+        workers=os.cpu_count() or 1 if workers is None else workers,
+    )
     result = train(config, output, options)
     if os.environ.get("RANK", "0") != "0":
         return  # one process of many speaks

@@ -22,9 +22,9 @@ from vsfix.pipeline.cli import SUMMARIES, vsfix
 # Adding an option is a decision: it edits this table too.
 OPTIONS = {
     "demo": "--force --output",
-    "train": "--accumulate --augment --average --batch-size --compile --data --epochs --force --label-smoothing --log-shift "
-    "--lr --model --noise --output --precision --recipe --samples --save-every --schedule --seed --site --sync-batchnorm "
-    "--tensorboard --weight-decay --width",
+    "train": "--accumulate --augment --average --batch-size --compile --data --epochs --force --image-size "
+    "--label-smoothing --log-shift --lr --model --noise --output --precision --recipe --samples --save-every --schedule "
+    "--seed --site --sync-batchnorm --tensorboard --weight-decay --width --workers",
     "export": "--force --input-shape --opset --output --weights SOURCE",
     "inspect": "--batch-size --data --force --json --samples --seed MODEL",
     "optimize": "--batch-size --data --dry-run --eval-data --eval-split --fold --force --html --input-shape --json --layers "
@@ -36,6 +36,7 @@ OPTIONS = {
     "--preferred-batch-size --storage-uri --version MODEL|ENGINE...",
     "verify": "--against --backend --batch-size --data --force --json --layers --max-accuracy-loss --min-agreement "
     "--min-snr --reference-backend --samples --seed --split --statistics --via MODEL",
+    "reproduce": "--cpus --data --dry-run --epochs --gpus --output --precision --ray --samples --scale --seeds TABLE...",
     "doctor": "--force --install --json",
 }
 

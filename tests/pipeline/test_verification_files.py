@@ -12,11 +12,11 @@ import torch
 from vsfix.graph_passes.errors import InputError, MissingComponentError
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
 from vsfix.pipeline.casting import cast_model
-from vsfix.pipeline.npz_file import read_npz
 from vsfix.pipeline.random_inputs import draw_inputs
 from vsfix.pipeline.tolerance import TOLERANCES, GivenTolerance
 from vsfix.pipeline.verification_files import VerificationConfig, verify_files
 from vsfix.trainers.checkpoint import load_checkpoint, save_checkpoint
+from vsfix.trainers.npz_file import read_npz
 from vsfix.trainers.preprocessing import METADATA_KEY
 
 QUICK = VerificationConfig(data="digits", samples=60)

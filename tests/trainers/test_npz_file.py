@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vsfix.graph_passes.errors import DataError, InputError
-from vsfix.pipeline.npz_file import read_npz
+from vsfix.trainers.npz_file import read_npz
 
 
 class Bomb:

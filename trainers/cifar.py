@@ -1,0 +1,141 @@
+"""CIFAR-10 and CIFAR-100, in the binary and in the python version, as their author publishes them.
+
+    binary    one record for each image: label (CIFAR-100: coarse label, label), then 3,072 bytes, red, green, blue
+    python    pickles of {b"data": uint8 (N, 3072), b"labels" or b"fine_labels": list}; read without executing them
+
+Source: https://www.cs.toronto.edu/~kriz/cifar.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vsfix.graph_passes.errors import DataError, InputError
+
+from .pickled_arrays import read_pickle
+
+Images = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+_PIXELS = 3072
+_PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+
+
+@dataclass(frozen=True)
+class _Version:
+    """One form in which a set is published."""
+
+    folder: str
+    parts: Mapping[str, Sequence[str]]
+    names: str
+
+
+_BATCHES = range(1, 6)
+_BINARY: Mapping[str, _Version] = {
+    "cifar10": _Version(
+        "cifar-10-batches-bin",
+        {"train": [f"data_batch_{i}.bin" for i in _BATCHES], "test": ["test_batch.bin"]},
+        "batches.meta.txt",
+    ),
+    "cifar100": _Version("cifar-100-binary", {"train": ["train.bin"], "test": ["test.bin"]}, "fine_label_names.txt"),
+}
+_PYTHON: Mapping[str, _Version] = {
+    "cifar10": _Version(
+        "cifar-10-batches-py",
+        {"train": [f"data_batch_{i}" for i in _BATCHES], "test": ["test_batch"]},
+        "batches.meta",
+    ),
+    "cifar100": _Version("cifar-100-python", {"train": ["train"], "test": ["test"]}, "meta"),
+}
+
+
+def read_cifar(name: str, folder: Path, split: str) -> tuple[Images, Labels, tuple[str, ...]]:
+    """Reads one part of a set.
+
+    Args:
+        name: "cifar10" or "cifar100".
+        folder: where the files are, or the folder that the archive was unpacked into.
+        split: "train" or "test".
+
+    Returns:
+        (images of shape (N, 32, 32, 3), labels of shape (N,), the names of the classes).
+
+    Raises:
+        InputError: a file is missing.
+        DataError: a damaged file.
+    """
+    for version, read, names in (
+        (_BINARY[name], _read_binary, _read_names),
+        (_PYTHON[name], _read_python, _read_python_names),
+    ):
+        for place in (folder, folder / version.folder):
+            if (place / version.parts[split][0]).is_file():
+                missing = [file for file in (*version.parts[split], version.names) if not (place / file).is_file()]
+                if missing:
+                    raise InputError(f"{name}: {place} holds no {' and no '.join(missing)}; unpack the archive again")
+                parts = [read(place / file, name) for file in version.parts[split]]
+                images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+                return np.ascontiguousarray(images), labels, names(place / version.names, name)
+    archive = _BINARY[name].folder.replace("-batches-bin", "-binary")
+    raise InputError(f"{name}: no files in {folder}; download {archive}.tar.gz from {_PAGE} and unpack it there")
+
+
+def _read_binary(path: Path, name: str) -> tuple[Images, Labels]:
+    labels = 1 if name == "cifar10" else 2
+    try:
+        content = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror})") from None
+    if not content.size or content.size % (labels + _PIXELS):
+        raise DataError(f"{path}: {content.size} bytes are no whole number of records of {labels + _PIXELS}")
+    records = content.reshape(-1, labels + _PIXELS)
+    return _images(records[:, labels:]), records[:, labels - 1].astype(np.int64)
+
+
+def _read_python(path: Path, name: str) -> tuple[Images, Labels]:
+    content = _dict(path)
+    data, labels = content.get("data"), content.get("labels" if name == "cifar10" else "fine_labels")
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != _PIXELS:
+        raise DataError(f"{path}: holds no array 'data' of uint8 in the shape (N, {_PIXELS})")
+    if not isinstance(labels, list) or not all(type(label) is int for label in labels) or len(labels) != len(data):
+        raise DataError(f"{path}: holds no list of {len(data)} labels")
+    return _images(data), np.array(labels, dtype=np.int64)
+
+
+def _images(rows: Images) -> Images:
+    """(N, 3072), colour by colour, as (N, 32, 32, 3)."""
+    return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+
+
+def _read_names(path: Path, name: str) -> tuple[str, ...]:
+    return _checked(path, name, path.read_text(encoding="utf-8", errors="replace").split("\n"))
+
+
+def _read_python_names(path: Path, name: str) -> tuple[str, ...]:
+    names = _dict(path).get("label_names" if name == "cifar10" else "fine_label_names")
+    if not isinstance(names, list):
+        raise DataError(f"{path}: holds no names of the classes")
+    return _checked(path, name, [_text(entry) for entry in names])
+
+
+def _checked(path: Path, name: str, lines: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(names) != (10 if name == "cifar10" else 100):
+        raise DataError(f"{path}: holds {len(names)} names of classes")
+    return names
+
+
+def _dict(path: Path) -> dict[str, Any]:
+    content = read_pickle(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds no dict")
+    return {_text(key): value for key, value in content.items()}
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,113 @@
+"""Labelled images from the library `datasets` (Hugging Face): a name of its hub, or a folder of `save_to_disk`.
+
+The column of the images and that of the labels are found by their types, Image and ClassLabel. Images are decoded when
+they are asked for, as those of `image_folder`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError
+
+from .image_folder import middle_of, random_part_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_TEST_PARTS = ("test", "validation", "valid")
+
+
+@dataclass(frozen=True, eq=False)
+class HubImages:
+    """The images of one part; see `images.Images`.
+
+    Attributes:
+        rows: the part, as the library gives it.
+        column: the name of the column of images.
+        size: (height, width) that they are brought to, in pixels.
+    """
+
+    rows: Any
+    column: str
+    size: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, 3)."""
+        return (len(self.rows), *self.size, 3)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint8."""
+        return np.dtype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Any) -> npt.NDArray[np.uint8]:
+        chosen = np.arange(len(self))[rows]
+        images = np.empty((len(chosen), *self.size, 3), dtype=np.uint8)
+        for place, row in enumerate(chosen):
+            images[place] = middle_of(self._image(int(row)), self.size)
+        return images
+
+    def random_crop(self, row: int, generator: np.random.Generator) -> npt.NDArray[np.uint8]:
+        """One image, cut out at random, shape (H, W, 3)."""
+        return random_part_of(self._image(row), self.size, generator)
+
+    def _image(self, row: int) -> Image:
+        try:
+            image: Image = self.rows[row][self.column].convert("RGB")
+        except (OSError, ValueError, AttributeError) as error:
+            raise DataError(f"hf: image {row} can't be decoded ({error})") from None
+        return image
+
+
+def read_hub_dataset(
+    name: str, split: str, size: tuple[int, int]
+) -> tuple[HubImages, npt.NDArray[np.int64], tuple[str, ...]]:
+    """Loads one part.
+
+    Args:
+        name: of the hub, or a folder.
+        split: "train" or "test".
+        size: (height, width) in pixels.
+
+    Returns:
+        (images, their labels, the names of the classes).
+
+    Raises:
+        MissingComponentError: the library is not installed.
+        InputError: there is no such set, or no such part.
+        DataError: it has no column of images or of labels.
+    """
+    part = _part(name, split)
+    kinds = {type(feature).__name__: column for column, feature in part.features.items()}
+    if "Image" not in kinds or "ClassLabel" not in kinds:
+        raise DataError(f"hf:{name}: has no column of type Image or none of type ClassLabel, but {sorted(kinds)}")
+    labels = np.array(part[kinds["ClassLabel"]], dtype=np.int64)
+    names = tuple(str(label) for label in part.features[kinds["ClassLabel"]].names)
+    return HubImages(part, kinds["Image"], size), labels, names
+
+
+def _part(name: str, split: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise MissingComponentError("data 'hf': datasets is not installed; run: pip install 'vsfix[hf]'") from None
+    try:
+        local = Path(name).expanduser().is_dir() and (Path(name).expanduser() / "dataset_dict.json").exists()
+        found = datasets.load_from_disk(name) if local else datasets.load_dataset(name)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"hf:{name}: can't be loaded ({reason}); name a set of the hub or a saved folder") from None
+    for part in ("train",) if split == "train" else _TEST_PARTS:
+        if part in found:
+            return found[part]
+    raise InputError(f"hf:{name}: has the parts {', '.join(found)}, none to {split} on")
