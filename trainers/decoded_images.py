@@ -42,7 +42,7 @@ class DecodedImages:
         with warnings.catch_warnings():
             # More workers than cores are what was asked for.
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-            loader = DataLoader(
+            loader: DataLoader[torch.Tensor] = DataLoader(
                 _Batches(self.images, rows, epoch, self.seed),
                 batch_size=None,
                 num_workers=self.workers,
@@ -50,9 +50,10 @@ class DecodedImages:
                 # Its own generator: the loader would draw from the one that the noise draws from.
                 generator=torch.Generator(),
             )
+            batches = iter(loader)
         mean = torch.tensor(self.preprocessing.mean, device=self.device).view(1, -1, 1, 1)
         std = torch.tensor(self.preprocessing.std, device=self.device).view(1, -1, 1, 1)
-        for images in loader:
+        for images in batches:
             moved = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)  # (N, C, h, w)
             yield (moved.float() / 255 - mean) / std
 

@@ -1,31 +1,17 @@
-"""The networks by name: what they are made of as plain data, and how they are built from it.
-
-preresnet-<depth>[-basic|-bottleneck]       pre-activation ResNet, any depth of 6n+2 or 9n+2
-wrn-<depth>-<widen>                         wide ResNet, 6n+4, as in wrn-28-10
-densenet-<depth>-<growth>                   DenseNet-BC, 6n+4, as in densenet-100-12
-resnext-<depth>-<cardinality>x<width>d      ResNeXt, 9n+2, as in resnext-29-8x64d
-mlp-<layers>                                perceptron with that many hidden layers
-"""
+"""A network as plain data, and how it is built from it; `network_families` has the names."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
 from vsfix.graph_passes.errors import InputError
-from vsfix.graph_passes.noise import NoiseKind
 
-from .densenet import DenseNet, dense_layers_per_block
-from .mlp import Mlp
+from .network_families import network_builder
 from .noise_sites import NO_NOISE, NoiseSites
-from .preresnet import MIN_IMAGE_SIZE, BlockKind, PreResNet, choose_block
-from .resnext import ResNeXt, resnext_blocks_per_stage
-from .wide_resnet import WideResNet, wide_blocks_per_stage
 
 
 @dataclass(frozen=True)
@@ -33,7 +19,7 @@ class NetworkConfig:
     """One network, without its weights.
 
     Attributes:
-        model: the name, see the head of this module.
+        model: the name, see `network_families`.
         in_channels: channels of an image.
         image_size: (height, width) of an image in pixels.
         num_classes: outputs.
@@ -60,7 +46,7 @@ class NetworkConfig:
             raise InputError(f"network: image_size must be a height and a width of at least 1, not {size!r}")
         if not isinstance(self.noise, NoiseSites):
             raise InputError(f"network: noise must be a NoiseSites, not {self.noise!r}")
-        _builder(self)
+        network_builder(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain strings, numbers, lists and None; `from_dict` gives back an equal object."""
@@ -92,99 +78,9 @@ def build_network(config: NetworkConfig) -> nn.Module:
 
     Shapes: (N, in_channels, *image_size) -> (N, num_classes).
     """
-    return _builder(config)()
-
-
-def _builder(config: NetworkConfig) -> Callable[[], nn.Module]:
-    """What builds the network of a configuration; raises InputError where the name or what goes with it is wrong."""
-    family = config.model.partition("-")[0] if isinstance(config.model, str) else None
-    if family not in _FAMILIES:
-        raise InputError(f"model {config.model!r}: must be {_FORMS}, as in preresnet-20")
-    try:
-        return _FAMILIES[family](config)
-    except InputError as error:
-        raise InputError(f"model '{config.model}': {error}") from None
-
-
-def _preresnet(config: NetworkConfig) -> Callable[[], nn.Module]:
-    match = re.fullmatch(r"preresnet-(\d{1,4})(?:-(basic|bottleneck))?", config.model)
-    if match is None:
-        raise InputError("must be preresnet-<depth>, preresnet-<depth>-basic or preresnet-<depth>-bottleneck")
-    depth = int(match[1])
-    block = choose_block(depth, cast("BlockKind | None", match[2]))
-    _require_image_size(config)
-    return partial(PreResNet, depth, config.in_channels, config.num_classes, block=block, **_common(config))
-
-
-def _wide_resnet(config: NetworkConfig) -> Callable[[], nn.Module]:
-    match = re.fullmatch(r"wrn-(\d{1,4})-([1-9]\d{0,2})", config.model)
-    if match is None:
-        raise InputError("must be wrn-<depth>-<widen> with a widening of 1 to 999, as in wrn-28-10")
-    depth, widen = int(match[1]), int(match[2])
-    wide_blocks_per_stage(depth)
-    _require_image_size(config)
-    return partial(WideResNet, depth, widen, config.in_channels, config.num_classes, **_common(config))
-
-
-def _densenet(config: NetworkConfig) -> Callable[[], nn.Module]:
-    match = re.fullmatch(r"densenet-(\d{1,4})-([1-9]\d{0,2})", config.model)
-    if match is None:
-        raise InputError("must be densenet-<depth>-<growth> with a growth rate of 1 to 999, as in densenet-100-12")
-    depth, growth = int(match[1]), int(match[2])
-    dense_layers_per_block(depth)
-    _require_image_size(config)
-    return partial(DenseNet, depth, growth, config.in_channels, config.num_classes, **_common(config))
-
-
-def _resnext(config: NetworkConfig) -> Callable[[], nn.Module]:
-    match = re.fullmatch(r"resnext-(\d{1,4})-([1-9]\d{0,2})x([1-9]\d{0,2})d", config.model)
-    if match is None:
-        raise InputError(
-            "must be resnext-<depth>-<cardinality>x<width>d with a cardinality and a width of 1 to 999, as in"
-            " resnext-29-8x64d"
-        )
-    depth, cardinality, group_width = int(match[1]), int(match[2]), int(match[3])
-    resnext_blocks_per_stage(depth)
-    _require_image_size(config)
-    return partial(ResNeXt, depth, cardinality, group_width, config.in_channels, config.num_classes, **_common(config))
-
-
-def _mlp(config: NetworkConfig) -> Callable[[], nn.Module]:
-    match = re.fullmatch(r"mlp-([1-9]\d{0,2})", config.model)
-    if match is None:
-        raise InputError("must be mlp-<layers> with 1 to 999 layers")
-    for _, noise in config.noise.items():
-        if noise.kind is NoiseKind.FEATURE_DROPOUT:
-            raise InputError(f"{noise} drops whole channels, and a perceptron has none; take dropout instead")
-    height, width = config.image_size
-    return partial(Mlp, int(match[1]), config.in_channels * height * width, config.num_classes, **_common(config))
-
-
-def _common(config: NetworkConfig) -> dict[str, Any]:
-    """The arguments that each network takes under the same name."""
-    return {"width": config.width, "noise": config.noise}
-
-
-def _require_image_size(config: NetworkConfig) -> None:
-    """Refuses images that two halvings leave almost nothing of."""
-    if min(config.image_size) < MIN_IMAGE_SIZE:
-        height, width = config.image_size
-        raise InputError(f"images must have at least {MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE} pixels, not {height}x{width}")
+    return network_builder(config)()
 
 
 def _is_count(value: object) -> bool:
     """Whether a value is a whole number of at least 1; True is none."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-_FAMILIES: Mapping[str, Callable[[NetworkConfig], Callable[[], nn.Module]]] = {
-    "preresnet": _preresnet,
-    "wrn": _wide_resnet,
-    "densenet": _densenet,
-    "resnext": _resnext,
-    "mlp": _mlp,
-}
-_FORMS = (
-    "preresnet-<depth>, wrn-<depth>-<widen>, densenet-<depth>-<growth>, resnext-<depth>-<cardinality>x<width>d or"
-    " mlp-<layers>"
-)

@@ -1,23 +1,17 @@
-"""Residual networks with grouped convolutions (ResNeXt) for small images, in the original, post-activation order.
+"""Residual networks with grouped convolutions (ResNeXt) for small images.
 
-    block     relu(shortcut(x) + bn3(conv1x1(relu(bn2(conv3x3_grouped(relu(bn1(conv1x1(x)))))))))
     network   conv3x3 to 64 channels, BN, ReLU, three stages of n blocks, mean, classifier
 
-With a cardinality of c and a width of d, the grouped convolution of stage s = 0, 1, 2 has c groups of d 2^s channels,
-and the block ends in 256 * 2^s, whatever c and d are. The second and the third stage halve the image, in the grouped
-convolution. Where the shape changes, the shortcut is a 1x1 convolution and a BN. The depth is 9n+2.
+Blocks are the bottlenecks of `residual_block`. With a cardinality of c and a width of d, the grouped convolution of
+stage s = 0, 1, 2 has c groups of d 2^s channels, and the block ends in 256 * 2^s, whatever c and d are. The second and
+the third stage halve the image. The depth is 9n+2. The noise of site last stands behind the mean, in front of the
+classifier.
 
-The noise of site a stands directly in front of the last BN of each block; of site b, in front of the last convolution
-of each block, behind its BN and ReLU; of site last, behind the mean, in front of the classifier. The shortcuts have
-none.
-
-Sources: Xie, Girshick, Dollar, Tu, He, "Aggregated Residual Transformations for Deep Neural Networks", CVPR 2017, arXiv
-1611.05431; the sites are those of Li, Chen, Hu, Yang, CVPR 2019, arXiv 1801.05134.
+Source: Xie, Girshick, Dollar, Tu, He, "Aggregated Residual Transformations for Deep Neural Networks", CVPR 2017, arXiv
+1611.05431.
 """
 
 from __future__ import annotations
-
-from collections import OrderedDict
 
 import torch
 from torch import nn
@@ -28,6 +22,7 @@ from vsfix.graph_passes.errors import InputError
 from .initialization import initialize_he
 from .noise_layers import make_noise_layer
 from .noise_sites import NO_NOISE, NoiseSites
+from .residual_block import BlockShape, ResidualBlock
 
 _FIRST_CHANNELS = 64
 _EXPANSION = 4
@@ -45,52 +40,6 @@ def resnext_blocks_per_stage(depth: int) -> int:
     return count
 
 
-class ResNeXtBlock(nn.Module):
-    """One residual block.
-
-    Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
-
-    Args:
-        in_channels: channels of the input.
-        inside: channels of the grouped convolution, all groups together.
-        out_channels: channels of the output.
-        groups: the cardinality; divides `inside`.
-        stride: of the grouped convolution and of the shortcut.
-        noise: what stands at which site, see the head of this module.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        inside: int,
-        out_channels: int,
-        *,
-        groups: int,
-        stride: int,
-        noise: NoiseSites,
-    ) -> None:
-        super().__init__()
-        layers: OrderedDict[str, nn.Module] = OrderedDict(
-            conv1=nn.Conv2d(in_channels, inside, 1, bias=False),
-            bn1=nn.BatchNorm2d(inside),
-            relu1=nn.ReLU(inplace=True),
-            conv2=nn.Conv2d(inside, inside, 3, stride, padding=1, groups=groups, bias=False),
-            bn2=nn.BatchNorm2d(inside),
-            relu2=nn.ReLU(inplace=True),
-        )
-        layers.update(noise.layers("b"))
-        layers["conv3"] = nn.Conv2d(inside, out_channels, 1, bias=False)
-        layers.update(noise.layers("a"))
-        layers["bn3"] = nn.BatchNorm2d(out_channels)
-        self.body = nn.Sequential(layers)
-        keeps_shape = stride == 1 and in_channels == out_channels
-        self.shortcut = nn.Identity() if keeps_shape else _projection(in_channels, out_channels, stride)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Adds the body's output to the shortcut's and rectifies the sum; shapes as above."""
-        return F.relu(self.body(x) + self.shortcut(x), inplace=True)
-
-
 class ResNeXt(nn.Module):
     """The network.
 
@@ -103,7 +52,7 @@ class ResNeXt(nn.Module):
         in_channels: channels of the images.
         num_classes: outputs.
         width: what all channels are multiplied by; the number of groups stays.
-        noise: what stands at which site, see the head of this module.
+        noise: what stands at which site, see the heads of this module and of `residual_block`.
 
     Raises:
         InputError: the depth does not fit.
@@ -132,7 +81,8 @@ class ResNeXt(nn.Module):
             blocks: list[nn.Module] = []
             for position in range(count):
                 stride = 2 if index > 0 and position == 0 else 1
-                blocks.append(ResNeXtBlock(channels, inside, outside, groups=cardinality, stride=stride, noise=noise))
+                shape = BlockShape((inside, inside), outside, cardinality, stride)
+                blocks.append(ResidualBlock(channels, shape, noise))
                 channels = outside
             stages.append(nn.Sequential(*blocks))
         self.stage1, self.stage2, self.stage3 = stages
@@ -148,10 +98,3 @@ class ResNeXt(nn.Module):
         x = self.noise(x.mean((2, 3), keepdim=True))  # (N, C, 1, 1)
         logits: torch.Tensor = self.classifier(x.flatten(1))
         return logits
-
-
-def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """The shortcut where the shape changes."""
-    return nn.Sequential(
-        OrderedDict(conv=nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), bn=nn.BatchNorm2d(out_channels))
-    )
