@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 UoutForm = Literal["uniform", "bernoulli", "gaussian"]
+_KERNEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _UOUT_KINDS: Mapping[str, NoiseKind] = {
     "uniform": NoiseKind.UOUT,
     "bernoulli": NoiseKind.UOUT_BERNOULLI,
@@ -73,6 +75,10 @@ def uout(x: torch.Tensor, beta: float, training: bool, form: UoutForm = "uniform
     kind = Noise(uout_kind(form), beta).kind
     if not training:
         return x
+    if _kernel_serves(x):
+        from .uout_kernel import fused_uout
+
+        return fused_uout(x, beta, kind)
     # One draw of 1 + r instead of a draw and an addition: one pass over memory less.
     factor = torch.empty_like(x, requires_grad=False)
     if kind is NoiseKind.UOUT:
@@ -80,6 +86,16 @@ def uout(x: torch.Tensor, beta: float, training: bool, form: UoutForm = "uniform
     if kind is NoiseKind.UOUT_GAUSSIAN:
         return x * factor.normal_(1, beta)
     return x * factor.bernoulli_(0.5).mul_(2 * beta).add_(1 - beta)
+
+
+def _kernel_serves(x: torch.Tensor) -> bool:
+    """Whether the fused kernel can take x.
+
+    torch.compile fuses the plain form by itself. A CUDA graph that is being captured would replay the kernel's seed.
+    """
+    if not x.is_cuda or x.dtype not in _KERNEL_TYPES or torch.compiler.is_compiling():
+        return False
+    return find_spec("triton") is not None and not torch.cuda.is_current_stream_capturing()
 
 
 def uout_kind(form: str) -> NoiseKind:
