@@ -53,7 +53,7 @@ def _read_array(content: np.lib.npyio.NpzFile, name: str, path: Path) -> Array:
                 f"{path}: array '{name}' holds Python objects, which are never loaded; save plain numbers"
             ) from None
         raise DataError(f"{path}: array '{name}' is damaged") from None
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error):
         raise DataError(f"{path}: array '{name}' is damaged") from None
     # A member that does not end in .npy comes back as raw bytes.
     if not isinstance(array, np.ndarray):

@@ -22,6 +22,8 @@ import numpy as np
 from vsfix.graph_passes.errors import DataError, InputError
 
 _MAX_BYTES = 1 << 29
+_MAX_INSTRUCTIONS = 5_000_000
+_MAX_DEPTH = 8
 _RECONSTRUCT, _DTYPE, _ARRAY, _ENCODE = "reconstruct", "dtype", "ndarray", "encode"
 _NAMES: Mapping[str, str] = {
     "numpy.core.multiarray _reconstruct": _RECONSTRUCT,
@@ -83,9 +85,11 @@ class _Machine:
 
     def run(self, content: bytes) -> Any:
         """The value that the program leaves behind."""
-        for opcode, argument, _ in pickletools.genops(content):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
             if opcode.name == "STOP":
-                return _plain(self.stack.pop())
+                return _plain(self.stack.pop(), {})
+            if count > _MAX_INSTRUCTIONS:
+                raise DataError("the pickle has more instructions than any file of this kind")
             self._step(opcode.name, argument)
         raise DataError("the pickle does not end")
 
@@ -113,10 +117,10 @@ class _Machine:
 
     def to_mark(self) -> list[Any]:
         """Takes what lies above the last mark, and the mark."""
-        place = max(index for index, value in enumerate(self.stack) if value is _MARK)
-        taken = self.stack[place + 1 :]
-        del self.stack[place:]
-        return taken
+        taken = []
+        while (value := self.stack.pop()) is not _MARK:
+            taken.append(value)
+        return taken[::-1]
 
     def take(self, count: int) -> tuple[Any, ...]:
         """Takes the last so many values."""
@@ -189,17 +193,23 @@ def _text(value: str | bytes) -> str:
     return value.decode("ascii") if isinstance(value, bytes) else value
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
-    """The value with its arrays in it; names and half-made arrays are no values."""
+def _plain(value: Any, done: dict[int, Any], depth: int = 0) -> Any:
+    """The value with its arrays in it; names and half-made arrays are no values.
+
+    `done` holds what was converted already by its identity: a value that is mentioned often is converted once.
+    """
     if isinstance(value, _Array) and value.values is not None:
         return value.values
-    if isinstance(value, _Name | _Array) or value is _MARK or depth > 8:
+    if isinstance(value, _Name | _Array) or value is _MARK or depth > _MAX_DEPTH:
         raise DataError("the pickle holds something else than plain values and arrays")
-    if isinstance(value, dict):
-        return {key: _plain(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(item, depth + 1) for item in value)
-    return value
+    if not isinstance(value, dict | list | tuple):
+        return value
+    if id(value) not in done:
+        if isinstance(value, dict):
+            done[id(value)] = {key: _plain(item, done, depth + 1) for key, item in value.items()}
+        else:
+            done[id(value)] = type(value)(_plain(item, done, depth + 1) for item in value)
+    return done[id(value)]
 
 
 _PUSHED = frozenset(

@@ -7,7 +7,11 @@ the run where it was last saved.
 from __future__ import annotations
 
 import logging
+import os
+import secrets
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +49,8 @@ class RayCluster:
         """
         ray = _import_ray()
         _start(ray, self.address)
-        try:
+        # Ray prints what befalls its workers on stdout, which is for results.
+        with redirect_stdout(sys.stderr), _running(ray):
             # No retry: what killed a worker once, memory most of all, would kill the next one too.
             task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0)(run_trial)
             running = {
@@ -54,8 +59,15 @@ class RayCluster:
             while running:
                 (ended,), _ = ray.wait(list(running), num_returns=1)
                 yield _outcome(ray, ended, running.pop(ended))
-        finally:
-            ray.shutdown()
+
+
+@contextmanager
+def _running(ray: Any) -> Iterator[None]:
+    """Leaves the cluster at the end, and stops it where it was started here."""
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _import_ray() -> Any:
@@ -68,6 +80,9 @@ def _import_ray() -> Any:
 
 def _start(ray: Any, address: str | None) -> None:
     """Connects to a cluster, or starts one."""
+    if address is None:
+        # Ray would begin to write a secret for the cluster into the home folder; this one lives as long as the command.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         ray.init(address=address or "local", **_QUIET | ({} if address else _LOCAL))
     except (ConnectionError, ValueError, RuntimeError) as error:

@@ -68,3 +68,11 @@ def test_a_member_that_is_no_array_is_refused(tmp_path):
         archive.writestr("notes.txt", "hello")
     with pytest.raises(DataError, match="is no array"):
         read_npz(path)
+
+
+def test_a_header_that_claims_a_petabyte_is_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive, archive.open("x.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": (1 << 50,)})
+    with pytest.raises(DataError, match="array 'x' is damaged"):
+        read_npz(path)

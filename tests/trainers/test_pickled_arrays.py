@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import pickle
 import struct
+import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -152,6 +154,29 @@ def test_an_array_that_does_not_fill_its_shape_is_refused(tmp_path, shape):
     content = python2_array(np.zeros((2, 2), np.uint8)).replace(b"M\x02\x00M\x02\x00\x86", shape)
     with pytest.raises(DataError, match=r"shape|damaged"):
         read_pickle(write(tmp_path, content + b"."))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02"
+        + b"]q\x00"
+        + b"".join(b"](" + b"h" + bytes([i]) * 1 + (b"h" + bytes([i])) * 999 + b"eq" + bytes([i + 1]) for i in range(6))
+        + b".",
+        b"\x80\x02" + b"0" * 0 + b"K\x01" * 5_100_000 + b".",
+        b"\x80\x02(" + b"(K\x01t" * 300_000 + b"l.",
+    ],
+    ids=[
+        "a thousand of a thousand of a thousand ...",
+        "millions of numbers on the stack",
+        "many tuples on a deep stack",
+    ],
+)
+def test_a_small_file_takes_no_long_time_and_no_large_memory(tmp_path, content):
+    started = time.monotonic()
+    with suppress(DataError):
+        read_pickle(write(tmp_path, content))
+    assert time.monotonic() - started < 20
 
 
 def test_a_missing_file_is_named(tmp_path):
