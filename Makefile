@@ -9,6 +9,9 @@ REQUIREMENTS := pyproject.toml constraints.txt
 # TensorRT-RTX builds engines without a GPU, and has wheels for this kind of machine only; its tests are skipped elsewhere.
 RTX := $(if $(findstring Linux x86_64,$(shell uname -sm)),$(comma)rtx)
 
+# Triton has wheels for Linux alone.
+TRITON := $(if $(filter Linux,$(shell uname -s)),$(comma)triton)
+
 QUANTIZER := $(if $(RTX),quantizer)
 
 .PHONY: demo test check lint types imports tests quantizer clean
@@ -41,7 +44,7 @@ $(VENV)/.runtime: $(VENV)/bin/python $(REQUIREMENTS)
 	touch $@
 
 $(VENV)/.test: $(VENV)/bin/python $(REQUIREMENTS)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,train,test$(RTX)]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,train,hf,ray,tensorboard,test$(RTX)$(TRITON)]'
 	touch $@ $(VENV)/.runtime
 
 # ModelOpt, for the tests of int8 and fp8: an environment of its own in the user's cache, made once (1.4 GB).
