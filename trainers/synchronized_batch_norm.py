@@ -8,11 +8,10 @@ gradient, so that what is trained on GPUs can be tried without one.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
 
 _DIMENSIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -30,11 +29,11 @@ class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
         axes = [0, *range(2, x.dim())]
         variance, mean = torch.var_mean(x, axes, correction=0)  # (C,)
         count = x.new_tensor([x.numel() / x.shape[1]])
-        sums: torch.Tensor = all_reduce(torch.cat([count, count * mean]))  # type: ignore[no-untyped-call]
+        sums = _joint_sum(torch.cat([count, count * mean]))
         joint_mean = sums[1:] / sums[0]
         apart = variance + (mean - joint_mean) ** 2
-        joint_variance: torch.Tensor = all_reduce(count * apart) / sums[0]  # type: ignore[no-untyped-call]
-        self._move_statistics(joint_mean.detach(), joint_variance.detach(), float(sums[0]))
+        joint_variance = _joint_sum(count * apart) / sums[0]
+        self._move_statistics(joint_mean.detach(), joint_variance.detach(), float(sums[0].detach()))
         shape = (1, -1, *(1,) * (x.dim() - 2))
         scale = torch.rsqrt(joint_variance + self.eps) * self.weight
         normalised: torch.Tensor = x * scale.view(shape) + (self.bias - joint_mean * scale).view(shape)
@@ -52,6 +51,29 @@ class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
         share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(variance * (count / (count - 1)), share)
+
+
+class _JointSum(torch.autograd.Function):
+    """The sum over all processes. Each part enters the joint loss of all of them, so the gradients are summed up too."""
+
+    @staticmethod
+    def forward(ctx: Any, part: torch.Tensor) -> torch.Tensor:
+        return _summed(part)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return _summed(gradients[0])
+
+
+def _joint_sum(part: torch.Tensor) -> torch.Tensor:
+    joint: torch.Tensor = _JointSum.apply(part)  # type: ignore[no-untyped-call]
+    return joint
+
+
+def _summed(part: torch.Tensor) -> torch.Tensor:
+    joint = part.clone()
+    torch.distributed.all_reduce(joint)
+    return joint
 
 
 def synchronize_batch_norms(module: nn.Module, device: torch.device) -> nn.Module:

@@ -55,6 +55,7 @@ def finish(process: subprocess.Popen[str]) -> None:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert out == ""
+    assert "Warning" not in err
 
 
 def saved(folder):
