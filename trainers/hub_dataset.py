@@ -1,7 +1,7 @@
 """Labelled images from the library `datasets` (Hugging Face): a name of its hub, or a folder of `save_to_disk`.
 
 The column of the images and that of the labels are found by their types, Image and ClassLabel. Images are decoded when
-they are asked for, as those of `image_folder`.
+they are asked for, and cut as `image_cropping` says.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError
 
-from .image_folder import middle_of, random_part_of
+from .image_cropping import CroppedImages
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,8 +24,8 @@ _TEST_PARTS = ("test", "validation", "valid")
 
 
 @dataclass(frozen=True, eq=False)
-class HubImages:
-    """The images of one part; see `images.Images`.
+class HubImages(CroppedImages):
+    """The images of one part.
 
     Attributes:
         rows: the part, as the library gives it.
@@ -37,31 +37,11 @@ class HubImages:
     column: str
     size: tuple[int, int]
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, H, W, 3)."""
-        return (len(self.rows), *self.size, 3)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """uint8."""
-        return np.dtype(np.uint8)
-
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, rows: Any) -> npt.NDArray[np.uint8]:
-        chosen = np.arange(len(self))[rows]
-        images = np.empty((len(chosen), *self.size, 3), dtype=np.uint8)
-        for place, row in enumerate(chosen):
-            images[place] = middle_of(self._image(int(row)), self.size)
-        return images
-
-    def random_crop(self, row: int, generator: np.random.Generator) -> npt.NDArray[np.uint8]:
-        """One image, cut out at random, shape (H, W, 3)."""
-        return random_part_of(self._image(row), self.size, generator)
-
-    def _image(self, row: int) -> Image:
+    def open_image(self, row: int) -> Image:
+        """See `CroppedImages`."""
         try:
             image: Image = self.rows[row][self.column].convert("RGB")
         except (OSError, ValueError, AttributeError) as error:

@@ -2,39 +2,33 @@
 
     DIR/train/CLASS/*.jpg        DIR/val/CLASS/*.jpg   (or DIR/test/CLASS/*.jpg)
 
-Files are decoded when they are asked for. For evaluation the shorter side is brought to 256/224 of the wanted size and
-the middle is cut out; for training a piece of 8 to 100 % of the area with an aspect of 3/4 to 4/3 is cut out at random.
-
-Source: the crops are those of Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, arXiv 1409.4842, and of He,
-Zhang, Ren, Sun, arXiv 1512.03385, as every ImageNet recipe since has them.
+Files are decoded when they are asked for, and cut as `image_cropping` says.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError
 
+from .image_cropping import CroppedImages
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-EVALUATED_SHARE = 224 / 256
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-_AREA, _LOG_ASPECT = (0.08, 1.0), (math.log(3 / 4), math.log(4 / 3))
-_ATTEMPTS = 10
 
 
 @dataclass(frozen=True, eq=False)
-class FolderImages:
-    """The images of one part, decoded when they are asked for; see `images.Images`.
+class FolderImages(CroppedImages):
+    """The images of one part.
 
     Attributes:
         paths: the files.
@@ -44,29 +38,12 @@ class FolderImages:
     paths: Sequence[Path]
     size: tuple[int, int]
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, H, W, 3)."""
-        return (len(self.paths), *self.size, 3)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """uint8."""
-        return np.dtype(np.uint8)
-
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, rows: Any) -> npt.NDArray[np.uint8]:
-        chosen = np.arange(len(self))[rows]
-        images = np.empty((len(chosen), *self.size, 3), dtype=np.uint8)
-        for place, row in enumerate(chosen):
-            images[place] = middle_of(_open(self.paths[row]), self.size)
-        return images
-
-    def random_crop(self, row: int, generator: np.random.Generator) -> npt.NDArray[np.uint8]:
-        """One image, cut out at random, shape (H, W, 3)."""
-        return random_part_of(_open(self.paths[row]), self.size, generator)
+    def open_image(self, row: int) -> Image:
+        """See `CroppedImages`."""
+        return _open(self.paths[row])
 
 
 def read_image_folder(
@@ -102,37 +79,6 @@ def read_image_folder(
     if not paths:
         raise InputError(f"imagefolder: {part} holds no images ({', '.join(sorted(_SUFFIXES))})")
     return FolderImages(paths, size), np.array(labels, dtype=np.int64), names
-
-
-def middle_of(image: Image, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """The middle of an image, for evaluation, shape (*size, 3)."""
-    height, width = size
-    # The largest box of the wanted aspect in the image, and of that the middle.
-    scale = min(image.width / width, image.height / height) * EVALUATED_SHARE
-    return _resized(image, (width * scale, height * scale), (0.5, 0.5), size)
-
-
-def random_part_of(image: Image, size: tuple[int, int], generator: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """A random piece of an image, for training, shape (*size, 3); the middle where ten attempts find none that fits."""
-    for _ in range(_ATTEMPTS):
-        area = image.width * image.height * generator.uniform(*_AREA)
-        aspect = math.exp(generator.uniform(*_LOG_ASPECT))
-        width, height = math.sqrt(area * aspect), math.sqrt(area / aspect)
-        place = generator.random(), generator.random()
-        if width <= image.width and height <= image.height:
-            return _resized(image, (width, height), place, size)
-    return middle_of(image, size)
-
-
-def _resized(
-    image: Image, part: tuple[float, float], place: tuple[float, float], size: tuple[int, int]
-) -> npt.NDArray[np.uint8]:
-    """A piece of (width, height), at this share of the room that it leaves, brought to (height, width) = size."""
-    from PIL.Image import Resampling
-
-    left, top = ((side - wide) * share for side, wide, share in zip(image.size, part, place, strict=True))
-    box = (left, top, min(left + part[0], image.width), min(top + part[1], image.height))
-    return np.asarray(image.resize((size[1], size[0]), Resampling.BILINEAR, box=box), dtype=np.uint8)
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class _JointSum(torch.autograd.Function):
-    """The sum over all processes. Each part enters the joint loss of all of them, so the gradients are summed up too."""
+    """The sum over all processes; each part enters the loss of all of them, so the gradients are summed up too."""
 
     @staticmethod
     def forward(ctx: Any, part: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ import torch
 from vsfix.graph_passes.errors import InputError, StoppedError
 
 from .checkpoint import EpochMetrics
+from .epoch_losses import STEPS_BETWEEN_CHECKS
 from .fabric_session import fabric_session
 from .run_folder import RunFolder
 from .stop_request import StopRequest, stop_on_sigterm
@@ -23,7 +24,7 @@ from .tensorboard_log import MetricsLog, tensorboard_log
 from .training_config import TrainingConfig
 from .training_data import load_training_data
 from .training_progress import training_progress
-from .training_run import STEPS_BETWEEN_CHECKS, TrainingRun
+from .training_run import TrainingRun
 
 SECONDS_BETWEEN_SAVES = 600.0
 
@@ -148,7 +149,7 @@ class _Saver:
         if step == self.run.steps_per_epoch:
             return
         # Several processes must agree, which costs; one alone looks at each step.
-        if self.run.fabric.world_size > 1 and step % STEPS_BETWEEN_CHECKS:
+        if self.run.share.is_shared and step % STEPS_BETWEEN_CHECKS:
             return
         stopped = self._agreed(self.stop.made)
         if stopped or self._agreed(time.monotonic() - self.saved_at >= self.save_every):
@@ -168,7 +169,7 @@ class _Saver:
 
     def _agreed(self, wanted: bool) -> bool:
         """Whether any of the processes wants it."""
-        if self.run.fabric.world_size == 1:
+        if not self.run.share.is_shared:
             return wanted
         flag = torch.tensor(float(wanted), device=self.run.fabric.device)
         together = self.run.fabric.all_reduce(flag, reduce_op="sum")

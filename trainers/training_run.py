@@ -21,9 +21,11 @@ from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
 from .augmentation import augment, draw_augmentation
 from .batch_order import batch_rows
 from .checkpoint import Checkpoint, EpochMetrics, EpochPosition
+from .epoch_losses import EpochLosses
 from .evaluation import count_right
 from .generator_states import generator_states, set_generator_states
 from .network import build_network
+from .process_share import ProcessShare
 from .random_streams import Stream, stream_seed
 from .shift_log import BatchNormShift, measure_shift
 from .synchronized_batch_norm import synchronize_batch_norms
@@ -33,7 +35,6 @@ from .training_data import TrainingData
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-STEPS_BETWEEN_CHECKS = 50
 EVALUATION_BATCH = 500
 SHIFT_IMAGES = 2000
 
@@ -45,6 +46,7 @@ class TrainingRun:
         config: what is trained.
         data: on the device.
         fabric: launched.
+        share: this process among the others.
         steps_per_epoch: steps of the optimizer in one epoch.
         metrics: one entry for each finished epoch.
         shift: what was logged of the BatchNorms.
@@ -56,11 +58,11 @@ class TrainingRun:
         self.config = config
         self.data = data
         self.fabric = fabric
+        self.share = ProcessShare(fabric)
         self.steps_per_epoch = len(data.labels) // config.batch_size
         self.metrics: list[EpochMetrics] = []
         self.shift: list[BatchNormShift] = []
-        self._losses = torch.zeros(0, device=fabric.device)
-        self._step = 0
+        self._losses = EpochLosses(self.steps_per_epoch, fabric)
         self._seconds = 0.0
         self._position: EpochPosition | None = None
         torch.manual_seed(stream_seed(config.seed, Stream.WEIGHTS))
@@ -85,12 +87,12 @@ class TrainingRun:
     @property
     def steps_done(self) -> int:
         """Steps of the optimizer since the beginning of the run."""
-        return len(self.metrics) * self.steps_per_epoch + self._step
+        return len(self.metrics) * self.steps_per_epoch + self._losses.done
 
     @property
     def images_per_second(self) -> float:
         """Of this epoch so far, all devices together; 0 before its first step."""
-        return self._step * self.config.batch_size / self._seconds if self._seconds else 0.0
+        return self._losses.done * self.config.batch_size / self._seconds if self._seconds else 0.0
 
     def steps(self) -> Iterator[int]:
         """Trains what is left of the epoch; yields how many of its steps are done, after each.
@@ -102,17 +104,16 @@ class TrainingRun:
         self._begin(epoch)
         self.parallel.train()
         order = stream_seed(self.config.seed, Stream.ORDER, epoch)
-        rows = batch_rows(len(self.data.labels), self.config.batch_size, order, self._share(), self.config.accumulate)
-        rows = rows[self._step :]
+        rows = batch_rows(len(self.data.labels), self.config.batch_size, order, self.share.rows, self.config.accumulate)
+        rows = rows[self._losses.done :]
         batches = self.data.images.batches([part for batch in rows for part in batch], epoch)
         started = time.perf_counter() - self._seconds
         for batch in rows:
-            self._losses[self._step] = self._train_step(epoch, batch, batches)
-            self._step += 1
+            self._losses.add(self._train_step(epoch, batch, batches))
             self._seconds = time.perf_counter() - started
-            if self._step % STEPS_BETWEEN_CHECKS == 0 or self._step == self.steps_per_epoch:
+            if self._losses.is_check_due:
                 self._require_finite(epoch)
-            yield self._step
+            yield self._losses.done
 
     def finish_epoch(self, *, log_shift: bool) -> None:
         """Evaluates the epoch whose steps are done, and appends its metrics.
@@ -128,22 +129,22 @@ class TrainingRun:
         started = time.perf_counter()
         speed, rate = self.images_per_second, self.config.learning_rate * self._rate(self.steps_done - 1)
         # The processes hold slightly different BatchNorm statistics; the first one's are those that are saved.
-        self._share_buffers()
+        self.share.take_buffers_of_first(self._deployed())
         if log_shift:
             self.shift.extend(measure_shift(self._deployed(), self._shift_images(), epoch))
         accuracy = self._accuracy()
         seconds = self._seconds + time.perf_counter() - started
-        metrics = EpochMetrics(epoch, float(self._losses.mean()), accuracy, seconds, rate, speed)
+        metrics = EpochMetrics(epoch, self._losses.mean(), accuracy, seconds, rate, speed)
         self.metrics.append(self.fabric.broadcast(metrics))
-        self._step, self._seconds = 0, 0.0
+        self._losses, self._seconds = EpochLosses(self.steps_per_epoch, self.fabric), 0.0
 
     def checkpoint(self) -> Checkpoint:
         """Where the run stands. In the middle of an epoch all processes call this together."""
         position = None
-        if self._step:
+        if self._losses.done:
             self._require_finite(len(self.metrics) + 1)
-            losses = self._losses[: self._step].cpu()
-            position = EpochPosition(losses, self._seconds, tuple(self._gathered(generator_states(self.fabric.device))))
+            states = self.share.gather(generator_states(self.fabric.device))
+            position = EpochPosition(self._losses.so_far(), self._seconds, tuple(states))
         return Checkpoint(
             training=self.config,
             preprocessing=self.data.preprocessing,
@@ -160,7 +161,7 @@ class TrainingRun:
         """The fresh network in the form in which it is trained here."""
         if self.fabric.device.type == "cuda":
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.config.sync_batch_norm and self._shared:
+        if self.config.sync_batch_norm and self.share.is_shared:
             module = synchronize_batch_norms(module, self.fabric.device)
         if self.config.compiled:
             module.compile()
@@ -183,30 +184,40 @@ class TrainingRun:
         self._position = checkpoint.position
         if self._position is not None:
             self._require_processes(len(self._position.random))
-            self._step, self._seconds = len(self._position.losses), self._position.seconds
+            if len(self._position.losses) >= self.steps_per_epoch:
+                raise ModelError(
+                    "checkpoint: damaged, it stands behind the end of an epoch; pass --force to start again"
+                )
+            self._losses = EpochLosses(self.steps_per_epoch, self.fabric, self._position.losses)
+            self._seconds = self._position.seconds
 
     def _require_processes(self, before: int) -> None:
         """Half an epoch of so many processes can't be finished by another number of them."""
-        if before != self.fabric.world_size:
+        if before != self.share.processes:
             raise InputError(
                 f"training: the run was stopped in the middle of an epoch of {before} processes, and goes on with as"
-                f" many, not with {self.fabric.world_size}; or pass --force to start again"
+                f" many, not with {self.share.processes}; or pass --force to start again"
             )
 
     def _begin(self, epoch: int) -> None:
-        """Puts the random generators and the losses where they belong at this step of the epoch."""
-        torch.manual_seed(stream_seed(self.config.seed, Stream.NOISE, epoch, self.fabric.global_rank))
-        self._losses = torch.zeros(self.steps_per_epoch, device=self.fabric.device)
-        if self._position is not None:
-            self._losses[: self._step] = self._position.losses.to(self.fabric.device)
-            set_generator_states(self._position.random[self.fabric.global_rank], self.fabric.device)
-            self._position = None
+        """Puts the random generators where they belong at this step of the epoch."""
+        torch.manual_seed(stream_seed(self.config.seed, Stream.NOISE, epoch, self.share.rank))
+        if self._position is None:
+            return
+        try:
+            set_generator_states(self._position.random[self.share.rank], self.fabric.device)
+        except (RuntimeError, TypeError, KeyError):
+            raise ModelError(
+                "checkpoint: the states of its random generators are none, or of another device; go on where the run"
+                " was stopped, or pass --force to start again"
+            ) from None
+        self._position = None
 
     def _train_step(self, epoch: int, parts: tuple[torch.Tensor, ...], batches: Iterator[torch.Tensor]) -> torch.Tensor:
         """One step of the optimizer; returns the loss before it."""
-        seed = stream_seed(self.config.seed, Stream.AUGMENTATION, epoch, self._step)
+        seed = stream_seed(self.config.seed, Stream.AUGMENTATION, epoch, self._losses.done)
         draw = draw_augmentation(self.config.augmentation, self.config.batch_size, seed)
-        draw = draw.part(self._share())
+        draw = draw.part(self.share.rows)
         total = torch.zeros((), device=self.fabric.device)
         self.stepper.zero_grad()
         first = 0
@@ -214,7 +225,7 @@ class TrainingRun:
             drawn = draw.part(slice(first, first + len(rows)))
             images = augment(next(batches), self.config.augmentation, drawn)
             first += len(rows)
-            with self.fabric.no_backward_sync(self.parallel, enabled=self._shared and index + 1 < len(parts)):
+            with self.fabric.no_backward_sync(self.parallel, enabled=self.share.is_shared and index + 1 < len(parts)):
                 loss = self._loss(images, self.data.labels[rows.to(self.fabric.device)], drawn.share) / len(parts)
                 self.fabric.backward(loss)
             total += loss.detach()
@@ -243,24 +254,10 @@ class TrainingRun:
         """What is evaluated and exported."""
         return self.module if self.average is None else self.average.module
 
-    @property
-    def _shared(self) -> bool:
-        """Whether several processes train together."""
-        return self.fabric.world_size > 1
-
-    def _share(self) -> slice:
-        """What falls to this process, of images in their joint order."""
-        return slice(self.fabric.global_rank, None, self.fabric.world_size)
-
-    def _share_buffers(self) -> None:
-        if self._shared:
-            for buffer in self._deployed().buffers():
-                torch.distributed.broadcast(buffer, 0)
-
     def _accuracy(self) -> float:
         """Of the test images, of which each process takes its part."""
-        rows = torch.arange(len(self.data.test_labels))[self._share()]
-        batches = torch.split(rows, EVALUATION_BATCH)
+        rows = torch.arange(len(self.data.test_labels))[self.share.rows]
+        batches = torch.split(rows, EVALUATION_BATCH) if len(rows) else ()
         images = self.data.test_images.batches(batches, 0)
         labels = (self.data.test_labels[batch.to(self.fabric.device)] for batch in batches)
         counts = torch.tensor(
@@ -276,25 +273,12 @@ class TrainingRun:
         rows = torch.linspace(0, len(self.data.labels) - 1, count).long()
         return self.data.images.batches(torch.split(rows, EVALUATION_BATCH), 0)
 
-    def _gathered(self, states: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-        """The states of all processes, in their order."""
-        if not self._shared:
-            return [states]
-        together: list[dict[str, torch.Tensor]] = [{}] * self.fabric.world_size
-        torch.distributed.all_gather_object(together, states)
-        return together
-
     def _require_finite(self, epoch: int) -> None:
-        """Checks the losses so far, those of all processes together.
-
-        Done now and then and not at each step, because reading a number makes the program wait for the GPU.
-        """
-        together = self.fabric.all_reduce(self._losses, reduce_op="mean")
-        assert isinstance(together, torch.Tensor)
-        bad = torch.nonzero(~torch.isfinite(together))
-        if len(bad):
-            self._fail(f"the loss is {float(together[bad[0]]):g}", epoch, int(bad[0]) + 1)
-        self._losses = together
+        """Checks the losses so far, those of all processes together."""
+        bad = self._losses.find_bad()
+        if bad is not None:
+            step, loss = bad
+            self._fail(f"the loss is {loss:g}", epoch, step)
 
     def _require_finite_weights(self, epoch: int) -> None:
         """The last step of an epoch can spoil the weights without a loss that shows it."""

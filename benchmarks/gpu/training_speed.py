@@ -46,6 +46,7 @@ from vsfix.graph_passes.noise import Noise
 from vsfix.pipeline.environment import describe_environment
 from vsfix.trainers.augmentation import Augmentation
 from vsfix.trainers.datasets import load_dataset
+from vsfix.trainers.epoch_losses import EpochLosses
 from vsfix.trainers.fabric_session import fabric_session
 from vsfix.trainers.network import NetworkConfig, build_network
 from vsfix.trainers.noise_layers import Uout, make_noise_layer
@@ -172,7 +173,7 @@ def vsfix_loop(
     def steps() -> Iterator[int]:
         while True:
             yield from run.steps()
-            run._step, run._seconds = 0, 0.0  # the next epoch, without an evaluation
+            run._losses = EpochLosses(run.steps_per_epoch, fabric)  # the next epoch, without an evaluation
 
     made = steps()
     return Contender(lambda: next(made) and None, options.batch)

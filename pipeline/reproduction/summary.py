@@ -91,7 +91,8 @@ class Summary:
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Headings and texts, as a table shows them."""
-        columns = [name for name in COLUMNS if any(row.numbers.get(name) for row in self.rows)]
+        hidden = () if self.experiment.repaired else _REPAIR_COLUMNS  # measured for another table
+        columns = [name for name in COLUMNS if name not in hidden and any(row.numbers[name] for row in self.rows)]
         lines = [
             [
                 *row.cell.labels,
@@ -164,9 +165,10 @@ def _text(spread: Spread | None, digits: int) -> str:
     return "-" if spread is None else spread.text(digits)
 
 
+_REPAIR_COLUMNS = {f"{name}, {images} images, top-1 %": name for name, (_, images) in REPAIRS.items()}
 COLUMNS: Mapping[str, tuple[Callable[[TrialResult], float | None], int]] = {
     "top-1 %": (lambda result: 100 * result.accuracy, 2),
-    **{f"{name}, {images} images, top-1 %": (_repair(name), 2) for name, (_, images) in REPAIRS.items()},
+    **{column: (_repair(name), 2) for column, name in _REPAIR_COLUMNS.items()},
     "shift ratio behind the first noise": (_first_behind_noise, 4),
     "behind all noise": (_all_behind_noise, 4),
     "mismatch": (lambda result: statistics.geometric_mean(mismatch_of(result)), 3),

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vsfix.graph_passes.errors import StoppedError
+from vsfix.graph_passes.errors import ModelError, StoppedError
 from vsfix.graph_passes.noise import Noise
 from vsfix.trainers import training_run
 from vsfix.trainers.augmentation import Augmentation
@@ -151,6 +151,31 @@ def test_sigterm_saves_and_leaves_and_the_same_call_goes_on(whole, tmp_path, mon
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     train(CONFIG, tmp_path, TrainingOptions(log_shift=1))
     require_same(load_checkpoint(tmp_path / "checkpoint.pt"), whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"losses": torch.zeros(STEPS)}, "behind the end of an epoch"),
+        ({"losses": torch.zeros(2, 2)}, "damaged"),
+        ({"random": ({"cpu": torch.zeros(3, dtype=torch.uint8)},)}, "states of its random generators"),
+        ({"random": ({"cpu": torch.zeros(5056)},)}, "states of its random generators"),
+        ({"random": ({},)}, "states of its random generators"),
+        ({"random": ()}, "no state of a random generator"),
+        ({"seconds": "long"}, "damaged"),
+    ],
+)
+def test_a_damaged_position_is_a_model_error(tmp_path, monkeypatch, change, message):
+    with monkeypatch.context() as patch:
+        interrupt_in(patch, 3)
+        with pytest.raises(Interrupted):
+            train(CONFIG, tmp_path, SAVE_ALWAYS)
+    path = tmp_path / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    content["position"].update(change)
+    torch.save(content, path)
+    with pytest.raises(ModelError, match=message):
+        train(CONFIG, tmp_path, SAVE_ALWAYS)
 
 
 def test_outside_the_main_thread_no_signal_is_taken():

@@ -11,8 +11,6 @@ from vsfix.pipeline.reproduction.experiments import EXPERIMENTS, SCALES, make_ex
 def test_every_cell_is_a_run_that_can_be_made(name, scale):
     experiment = make_experiment(name, SCALES[scale])
     assert experiment.name == name
-    runs = [training_of(experiment, cell, SCALES[scale], "fashion-mnist-sized", 0, {}) for cell in ()]
-    assert runs == []
     assert len({cell.labels for cell in experiment.cells}) == len(experiment.cells)
     assert all(len(cell.labels) == len(experiment.headings) for cell in experiment.cells)
     for cell in experiment.cells:

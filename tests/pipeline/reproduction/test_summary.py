@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from vsfix.pipeline.reproduction.trial import TrialResult
 from vsfix.trainers.shift_log import BatchNormShift
 
 CELLS = (Cell(("net", "none"), "net", ("none",)), Cell(("net", "half"), "net", ("a=dropout:0.5",), "68.55 %"))
-EXPERIMENT = Experiment("table", "A claim", ("network", "noise"), CELLS)
+EXPERIMENT = Experiment("table", "A claim", ("network", "noise"), CELLS, repaired=True)
 
 
 def result(accuracy: float, ratios: dict[str, float], behind=(), repairs=None) -> TrialResult:
@@ -58,6 +59,12 @@ def test_a_table_shows_what_was_measured_and_the_paper_s_number():
     )
     assert lines[2] == "| net | none | 1 | 90.00 | - | - | - | - | 1.000 | 1.000 | not available |"
     assert lines[3] == "| net | half | 1 | 50.00 | 75.00 | 80.00 | 0.2500 | 0.2500 | 4.000 | 4.000 | 68.55 % |"
+
+
+def test_repairs_that_another_table_asked_for_are_not_shown():
+    runs = {CELLS[0]: [result(0.9, {"x": 1.0}, (), {"re-estimated": 0.9, "paired": 0.9})]}
+    table = markdown_table(summarize(replace(EXPERIMENT, repaired=False), runs))
+    assert table.splitlines()[0] == "| network | noise | runs | top-1 % | mismatch | worst mismatch | paper |"
 
 
 def test_a_cell_without_a_finished_run_shows_none():

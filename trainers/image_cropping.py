@@ -1,0 +1,97 @@
+"""Images that are cut out of larger ones and brought to one size when they are asked for.
+
+For evaluation the shorter side is brought to 256/224 of the wanted size and the middle is cut out; for training a piece
+of 8 to 100 % of the area with an aspect of 3/4 to 4/3 is cut out at random.
+
+Source: the crops are those of Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, arXiv 1409.4842, and of He,
+Zhang, Ren, Sun, arXiv 1512.03385, as every ImageNet recipe since has them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+EVALUATED_SHARE = 224 / 256
+_AREA, _LOG_ASPECT = (0.08, 1.0), (math.log(3 / 4), math.log(4 / 3))
+_ATTEMPTS = 10
+
+
+class CroppedImages(ABC):
+    """A set of images, indexed like an array; see `images.Images`.
+
+    Attributes:
+        size: (height, width) that they are brought to, in pixels.
+    """
+
+    size: tuple[int, int]
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def open_image(self, row: int) -> Image:
+        """One image as it is stored, in RGB.
+
+        Raises:
+            DataError: it can't be decoded.
+        """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, 3)."""
+        return (len(self), *self.size, 3)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint8."""
+        return np.dtype(np.uint8)
+
+    def __getitem__(self, rows: Any) -> npt.NDArray[np.uint8]:
+        chosen = np.arange(len(self))[rows]
+        images = np.empty((len(chosen), *self.size, 3), dtype=np.uint8)
+        for place, row in enumerate(chosen):
+            images[place] = middle_of(self.open_image(int(row)), self.size)
+        return images
+
+    def random_crop(self, row: int, generator: np.random.Generator) -> npt.NDArray[np.uint8]:
+        """One image, cut out at random, shape (H, W, 3)."""
+        return random_part_of(self.open_image(row), self.size, generator)
+
+
+def middle_of(image: Image, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """The middle of an image, for evaluation, shape (*size, 3)."""
+    height, width = size
+    # The largest box of the wanted aspect in the image, and of that the middle.
+    scale = min(image.width / width, image.height / height) * EVALUATED_SHARE
+    return _resized(image, (width * scale, height * scale), (0.5, 0.5), size)
+
+
+def random_part_of(image: Image, size: tuple[int, int], generator: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """A random piece of an image, for training, shape (*size, 3); the middle where ten attempts find none that fits."""
+    for _ in range(_ATTEMPTS):
+        area = image.width * image.height * generator.uniform(*_AREA)
+        aspect = math.exp(generator.uniform(*_LOG_ASPECT))
+        width, height = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        place = generator.random(), generator.random()
+        if width <= image.width and height <= image.height:
+            return _resized(image, (width, height), place, size)
+    return middle_of(image, size)
+
+
+def _resized(
+    image: Image, part: tuple[float, float], place: tuple[float, float], size: tuple[int, int]
+) -> npt.NDArray[np.uint8]:
+    """A piece of (width, height), at this share of the room that it leaves, brought to (height, width) = size."""
+    from PIL.Image import Resampling
+
+    left, top = ((side - wide) * share for side, wide, share in zip(image.size, part, place, strict=True))
+    box = (left, top, min(left + part[0], image.width), min(top + part[1], image.height))
+    return np.asarray(image.resize((size[1], size[0]), Resampling.BILINEAR, box=box), dtype=np.uint8)
