@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -22,6 +23,7 @@ from .local_trials import Outcome
 from .trial import Trial, run_trial
 from .trial_store import TrialStore
 
+_SECONDS_TO_ANSWER = 10.0
 _QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
 _LOCAL = {"include_dashboard": False}
 
@@ -80,17 +82,33 @@ def _import_ray() -> Any:
 
 def _start(ray: Any, address: str | None) -> None:
     """Connects to a cluster, or starts one."""
-    if address is None:
+    if address is not None:
+        _require_answer(address)
+    else:
         # Ray would begin to write a secret for the cluster into the home folder; this one lives as long as the command.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         ray.init(address=address or "local", **_QUIET | ({} if address else _LOCAL))
     except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise MissingComponentError(
-            f"--ray {address or 'local'}: can't connect ({reason}); start a cluster with `ray start --head`, or leave"
-            " the address out"
-        ) from None
+        raise _unreachable(address, str(error)) from None
+
+
+def _require_answer(address: str) -> None:
+    """Fails at once where nobody listens; Ray itself would try for minutes, and end the process."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return  # `auto`, which Ray looks up by itself
+    try:
+        socket.create_connection((host, int(port)), timeout=_SECONDS_TO_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, str(error)) from None
+
+
+def _unreachable(address: str | None, reason: str) -> MissingComponentError:
+    return MissingComponentError(
+        f"--ray {address or 'local'}: can't connect ({' '.join(reason.split())[:200]}); start a cluster with"
+        " `ray start --head`, or leave the address out"
+    )
 
 
 def _outcome(ray: Any, ended: Any, trial: Trial) -> Outcome:
