@@ -36,7 +36,10 @@ def resnext_blocks_per_stage(depth: int) -> int:
     """
     count, rest = divmod(depth - 2, 9)
     if rest or count < 1:
-        raise InputError(f"the depth must be 9n+2 with n of at least 1, as in 11, 20 or 29, not {depth}")
+        raise InputError(
+            "the depth must be 9n+2 with n of at least 1, as in 11, 20 or 29 (for large images: 50, 101 or 152),"
+            f" not {depth}"
+        )
     return count
 
 

@@ -15,7 +15,8 @@ from .options import seed_option
     required=True,
     metavar="M",
     help="preresnet-DEPTH (as preresnet-20), wrn-DEPTH-WIDEN (wrn-16-4), densenet-DEPTH-GROWTH (densenet-40-12), "
-    "resnext-DEPTH-CARDINALITYxWIDTHd (resnext-29-8x64d) or mlp-LAYERS.",
+    "resnext-DEPTH-CARDINALITYxWIDTHd (resnext-29-8x64d) or mlp-LAYERS; for images of 32x32 pixels on, resnet-18, -34, "
+    "-50, -101, -152 or -200, resnext-50-32x4d, resnext-101-64x4d, seresnet-50, seresnext-50-32x4d, senet-154.",
 )
 @click.option(
     "--data",
