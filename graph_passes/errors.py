@@ -8,7 +8,7 @@
     +-- CheckFailedError       1  a check ran and failed: the numbers, the accuracy, a refused repair
     +-- MissingComponentError  3  a library or a device that is not on this machine
     +-- BuildError             4  an engine could not be parsed or built, or must be built anew
-    +-- StoppedError           143  SIGTERM came; what was done is saved
+    +-- StoppedError           130, 143  Ctrl-C or SIGTERM came; what was done is saved
 
 Every message is one line: what, where, and what to do about it. Errors of the libraries below never reach the user.
 """
@@ -57,6 +57,11 @@ class BuildError(VsfixError):
 
 
 class StoppedError(VsfixError):
-    """SIGTERM came, and the work came to an orderly end; 143 is what a process ended by SIGTERM has by custom."""
+    """A signal came, and the work came to an orderly end.
 
-    exit_code = 143
+    Its exit code is what a process that the signal ended has by custom: 128 and the signal's number.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

@@ -39,6 +39,10 @@ def read_model(path: Path) -> onnx.ModelProto:
     """
     try:
         if not path.is_file():
+            if path.is_dir():
+                raise ModelError(
+                    f"{path}: is a folder; name an ONNX file, as `vsfix export` makes one of a training run"
+                )
             raise ModelError(f"{path}: no such file")
         model = onnx.load(path, format="protobuf", load_external_data=False)
     except (DecodeError, ValueError, OSError) as error:

@@ -17,6 +17,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
@@ -95,6 +96,11 @@ class RunFolder:
                 " pass --force to start again, or name another folder"
             )
         return checkpoint
+
+    def remove_if_empty(self) -> None:
+        """Takes the folder away again where a run could not begin; folders above it stay."""
+        with suppress(OSError):
+            self.path.rmdir()
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Writes the checkpoint, then its views."""

@@ -1,4 +1,4 @@
-"""SIGTERM as a request: what is running comes to an orderly end."""
+"""Signals as requests: what is running comes to an orderly end on Ctrl-C, SIGTERM and SIGHUP."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @dataclass
 class StopRequest:
     """Whether this process was asked to stop.
 
     Attributes:
-        made: set by the signal.
+        signal: the number of the signal that asked; 0 where none did.
     """
 
-    made: bool = False
+    signal: int = 0
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[StopRequest]:
-    """Yields the request that a SIGTERM makes; a second SIGTERM ends the process at once, as ever.
+def stop_on_signal() -> Iterator[StopRequest]:
+    """Yields the request that the first such signal makes; the next one does what it would have done.
 
     Outside the main thread Python can't take signals, and no request is ever made.
     """
@@ -30,14 +32,21 @@ def stop_on_sigterm() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def take(number: int, frame: object) -> None:
-        request.made = True
-        signal.signal(signal.SIGTERM, before)
+        request.signal = number
+        put_back()
 
-    signal.signal(signal.SIGTERM, take)
+    def put_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in _SIGNALS:
+        # Who starts a process in the background may have it ignore Ctrl-C.
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, take)
     try:
         yield request
     finally:
-        signal.signal(signal.SIGTERM, before)
+        put_back()

@@ -84,6 +84,10 @@ class TrainingConfig:
         for name in ("nesterov", "sync_batch_norm", "compiled"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"training: {name} must be true or false, not {getattr(self, name)!r}")
+        for name in ("crop", "cutout"):
+            pixels, (height, width) = getattr(self.augmentation, name), self.network.image_size
+            if pixels >= min(height, width):
+                raise InputError(f"training: {name}:{pixels} leaves nothing of an image of {height}x{width}")
         if self.precision not in PRECISIONS:
             raise InputError(f"training: precision {self.precision!r} must be one of {', '.join(PRECISIONS)}")
 

@@ -11,15 +11,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from vsfix.graph_passes.errors import InputError, StoppedError
+from vsfix.graph_passes.errors import InputError, StoppedError, VsfixError
 
 from .checkpoint import EpochMetrics
 from .epoch_losses import STEPS_BETWEEN_CHECKS
 from .fabric_session import fabric_session
 from .run_folder import RunFolder
-from .stop_request import StopRequest, stop_on_sigterm
+from .stop_request import StopRequest, stop_on_signal
 from .tensorboard_log import MetricsLog, tensorboard_log
 from .training_config import TrainingConfig
 from .training_data import load_training_data
@@ -37,11 +35,13 @@ class TrainingResult:
         checkpoint: the file with the trained network; `load_checkpoint` reads it.
         metrics: one entry per epoch.
         resumed_from: how many of the epochs an earlier call had finished.
+        resumed_step: how many steps of the next one it had made.
     """
 
     checkpoint: Path
     metrics: tuple[EpochMetrics, ...]
     resumed_from: int
+    resumed_step: int = 0
 
     @property
     def test_accuracy(self) -> float:
@@ -94,7 +94,7 @@ def train(config: TrainingConfig, output: Path, options: TrainingOptions | None 
         ModelError: the checkpoint in the folder is damaged.
         CheckFailedError: the loss or a weight is no longer finite; the last good checkpoint is kept.
         MissingComponentError: a library is not installed.
-        StoppedError: SIGTERM came; a checkpoint is written, from which the same call goes on.
+        StoppedError: Ctrl-C or SIGTERM came; a checkpoint is written, from which the same call goes on.
     """
     options = options or TrainingOptions()
     folder = RunFolder(output)
@@ -103,13 +103,18 @@ def train(config: TrainingConfig, output: Path, options: TrainingOptions | None 
     if checkpoint is not None and checkpoint.epoch >= config.epochs:
         folder.write_views(checkpoint)
         return TrainingResult(folder.checkpoint, checkpoint.metrics, resumed_from)
-    with fabric_session(config.precision) as fabric:
-        data = load_training_data(config, fabric.device, workers=options.workers)
-        data.require_batches(config.batch_size, fabric.world_size * config.accumulate)
-        run = TrainingRun(config, data, fabric, checkpoint)
-        with stop_on_sigterm() as stop, _metrics_log(options, folder, run) as log:
-            _finish(run, folder, options, stop, log)
-    return TrainingResult(folder.checkpoint, tuple(run.metrics), resumed_from)
+    try:
+        with fabric_session(config.precision) as fabric:
+            data = load_training_data(config, fabric.device, workers=options.workers)
+            data.require_batches(config.batch_size, fabric.world_size * config.accumulate)
+            run = TrainingRun(config, data, fabric, checkpoint)
+            with stop_on_signal() as stop, _metrics_log(options, folder, run) as log:
+                resumed_step = run.steps_done - resumed_from * run.steps_per_epoch
+                _finish(run, folder, options, stop, log)
+    except VsfixError:
+        folder.remove_if_empty()
+        raise
+    return TrainingResult(folder.checkpoint, tuple(run.metrics), resumed_from, resumed_step)
 
 
 def _finish(
@@ -151,13 +156,14 @@ class _Saver:
         # Several processes must agree, which costs; one alone looks at each step.
         if self.run.share.is_shared and step % STEPS_BETWEEN_CHECKS:
             return
-        stopped = self._agreed(self.stop.made)
-        if stopped or self._agreed(time.monotonic() - self.saved_at >= self.save_every):
+        stopped = self._agreed(self.stop.signal)
+        if stopped or self._agreed(int(time.monotonic() - self.saved_at >= self.save_every)):
             self.save()
         if stopped:
             raise StoppedError(
                 f"training: stopped in epoch {len(self.run.metrics) + 1}, step {step} of {self.run.steps_per_epoch};"
-                " saved, the same command goes on from there"
+                " saved, the same command goes on from there",
+                stopped,
             )
 
     def save(self) -> None:
@@ -167,14 +173,11 @@ class _Saver:
             self.folder.save(checkpoint)
         self.saved_at = time.monotonic()
 
-    def _agreed(self, wanted: bool) -> bool:
-        """Whether any of the processes wants it."""
+    def _agreed(self, wanted: int) -> int:
+        """The largest wish of all processes."""
         if not self.run.share.is_shared:
             return wanted
-        flag = torch.tensor(float(wanted), device=self.run.fabric.device)
-        together = self.run.fabric.all_reduce(flag, reduce_op="sum")
-        assert isinstance(together, torch.Tensor)
-        return bool(together > 0)
+        return max(self.run.share.gather(wanted))
 
 
 @contextmanager

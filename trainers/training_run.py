@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
 
@@ -24,6 +24,7 @@ from .checkpoint import Checkpoint, EpochMetrics, EpochPosition
 from .epoch_losses import EpochLosses
 from .evaluation import count_right
 from .generator_states import generator_states, set_generator_states
+from .moving_average import moving_average
 from .network import build_network
 from .process_share import ProcessShare
 from .random_streams import Stream, stream_seed
@@ -77,7 +78,7 @@ class TrainingRun:
         self.parallel, self.stepper = fabric.setup(self.module, self.optimizer)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.average = (
-            AveragedModel(self.module, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)  # type: ignore[no-untyped-call]
+            AveragedModel(self.module, multi_avg_fn=moving_average(config.average), use_buffers=True)
             if config.average
             else None
         )
@@ -174,7 +175,9 @@ class TrainingRun:
             self.scheduler.load_state_dict(checkpoint.scheduler)
             if self.average is not None and checkpoint.average is not None:
                 self.average.module.load_state_dict(checkpoint.average)
-                self.average.n_averaged += 1  # what there is, is an average already
+                done = len(checkpoint.metrics) * self.steps_per_epoch
+                done += 0 if checkpoint.position is None else len(checkpoint.position.losses)
+                self.average.n_averaged.fill_(done)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())
             raise ModelError(

@@ -55,14 +55,15 @@ def command(
     """Make tables of the paper: figure1, sites, width, uout, last, remedies, or all.
 
     Each row is several training runs that differ in their seed. A finished run is kept in OUTPUT and never made again,
-    whichever table asks for it; one that was broken off goes on. OUTPUT/TABLE.json and TABLE.md hold the results.
+    whichever table asks for it; one that was broken off goes on. OUTPUT/TABLE.json and TABLE.md hold the results; they
+    are written anew each time.
     """
     from vsfix.pipeline.console import print_table
     from vsfix.pipeline.reproduction.experiments import EXPERIMENTS
     from vsfix.pipeline.reproduction.local_trials import run_locally
     from vsfix.pipeline.reproduction.ray_trials import RayCluster
     from vsfix.pipeline.reproduction.reproducing import ReproductionConfig, make_grids, missing_trials, reproduce
-    from vsfix.pipeline.reproduction.summary import summary_table
+    from vsfix.pipeline.reproduction.summary import LEGEND, summary_table
     from vsfix.pipeline.reproduction.trial import Trial
     from vsfix.pipeline.reproduction.trial_store import TrialStore
 
@@ -86,6 +87,7 @@ def command(
     found = reproduce(grids, output, run_trials=run_locally if ray is None else cluster.run, on_end=say)
     for summary in found.summaries:
         print_table(summary_table(summary))
+    click.echo(LEGEND)
     click.echo(f"tables: {', '.join(str(output / f'{name}.md') for name in names)}")
     found.require_complete()
 

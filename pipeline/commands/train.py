@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .options import seed_option
+
+if TYPE_CHECKING:
+    from vsfix.trainers.checkpoint import EpochMetrics
 
 
 @click.command(name="train")
@@ -14,9 +18,9 @@ from .options import seed_option
     "--model",
     required=True,
     metavar="M",
-    help="preresnet-DEPTH (as preresnet-20), wrn-DEPTH-WIDEN (wrn-16-4), densenet-DEPTH-GROWTH (densenet-40-12), "
-    "resnext-DEPTH-CARDINALITYxWIDTHd (resnext-29-8x64d) or mlp-LAYERS; for images of 32x32 pixels on, resnet-18, -34, "
-    "-50, -101, -152 or -200, resnext-50-32x4d, resnext-101-64x4d, seresnet-50, seresnext-50-32x4d, senet-154.",
+    help="For small images preresnet-DEPTH (as preresnet-20), wrn-DEPTH-WIDEN (wrn-16-4), densenet-DEPTH-GROWTH "
+    "(densenet-40-12), resnext-DEPTH-CARDINALITYxWIDTHd (resnext-29-8x64d) or mlp-LAYERS; for large ones resnet-50, "
+    "resnext-50-32x4d, seresnet-50, seresnext-50-32x4d, senet-154.",
 )
 @click.option(
     "--data",
@@ -44,7 +48,8 @@ from .options import seed_option
     multiple=True,
     default=("none",),
     metavar="[SITE=]KIND:VALUE",
-    help="dropout:0.5, uout:0.1, ...; once for each site, as --noise a=dropout:0.5 --noise last=dropout:0.2.  "
+    help="dropout, feature-dropout, drop-path, gaussian-dropout, alpha-dropout, uout, uout-bernoulli or uout-gaussian, "
+    "as in dropout:0.5; once for each site, as --noise a=dropout:0.5 --noise last=uout:0.1.  "
     "[default: none]",
 )
 @click.option(
@@ -174,6 +179,7 @@ def command(
         tensorboard=tensorboard,
         save_every=60 * save_every,
         workers=os.cpu_count() or 1 if workers is None else workers,
+        on_epoch=None if progress_wanted() else _say_epoch,
     )
     result = train(config, output, options)
     if os.environ.get("RANK", "0") != "0":
@@ -185,6 +191,19 @@ def command(
         cells = (f"{row.train_loss:.4f}", f"{100 * row.test_accuracy:.2f} %", f"{row.seconds:.1f}")
         table.add_row(str(row.epoch), *cells, f"{row.images_per_second:,.0f}")
     print_table(table)
-    if result.resumed_from:
-        click.echo(f"went on behind epoch {result.resumed_from}; --force starts again")
+    if result.resumed_from == config.epochs:
+        click.echo("was finished already: nothing was trained and nothing logged; --force starts again")
+    elif result.resumed_from or result.resumed_step:
+        where = f"step {result.resumed_step} of epoch {result.resumed_from + 1}"
+        behind = where if result.resumed_step else f"epoch {result.resumed_from}"
+        click.echo(f"went on behind {behind}; --force starts again")
     click.echo(f"checkpoint: {result.checkpoint}")
+
+
+def _say_epoch(metrics: EpochMetrics) -> None:
+    """A line of the log for each epoch, where there is no bar."""
+    click.echo(
+        f"epoch {metrics.epoch}: loss {metrics.train_loss:.4f}, test top-1 {100 * metrics.test_accuracy:.2f} %, "
+        f"{metrics.images_per_second:,.0f} images/s",
+        err=True,
+    )

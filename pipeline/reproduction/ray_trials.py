@@ -17,13 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vsfix.graph_passes.errors import CheckFailedError, InputError, MissingComponentError, VsfixError
+from vsfix.graph_passes.errors import CheckFailedError, InputError, MissingComponentError, StoppedError, VsfixError
+from vsfix.trainers.stop_request import stop_on_signal
 
 from .local_trials import Outcome
 from .trial import Trial, run_trial
 from .trial_store import TrialStore
 
 _SECONDS_TO_ANSWER = 10.0
+_SECONDS_BETWEEN_LOOKS = 1.0
 _QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
 _LOCAL = {"include_dashboard": False}
 
@@ -52,15 +54,31 @@ class RayCluster:
         ray = _import_ray()
         _start(ray, self.address)
         # Ray prints what befalls its workers on stdout, which is for results.
-        with redirect_stdout(sys.stderr), _running(ray):
+        with redirect_stdout(sys.stderr), _running(ray), stop_on_signal() as stop:
+            self._require_resources(ray)
             # No retry: what killed a worker once, memory most of all, would kill the next one too.
             task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0)(run_trial)
             running = {
                 task.remote(trial, Path(store.run_folder(trial)).resolve(), self.cpus): trial for trial in trials
             }
             while running:
-                (ended,), _ = ray.wait(list(running), num_returns=1)
-                yield _outcome(ray, ended, running.pop(ended))
+                ended, _ = ray.wait(list(running), num_returns=1, timeout=_SECONDS_BETWEEN_LOOKS)
+                if stop.signal:
+                    raise StoppedError(
+                        f"stopped; {len(running)} runs are left, the same command makes them", stop.signal
+                    )
+                for reference in ended:
+                    yield _outcome(ray, reference, running.pop(reference))
+
+    def _require_resources(self, ray: Any) -> None:
+        """Ray would wait for ever for what its cluster does not have."""
+        there = ray.cluster_resources()
+        for name, wanted in (("CPU", self.cpus), ("GPU", self.gpus)):
+            if wanted > there.get(name, 0):
+                raise MissingComponentError(
+                    f"--ray: a run is to have {wanted:g} {name}s, and the cluster has {there.get(name, 0):g};"
+                    f" lower --{name.lower()}s"
+                )
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from vsfix.pipeline.environment import describe_environment
 from .experiments import SCALES, Cell, Experiment, make_experiment, training_of
 from .local_trials import RunTrials, run_locally
 from .shift_figure import shift_figure
-from .summary import Summary, markdown_table, summarize
+from .summary import Summary, markdown_page, summarize
 from .trial import Trial, TrialResult
 from .trial_store import TrialStore
 
@@ -167,10 +167,25 @@ def _write(grid: Grid, store: TrialStore) -> Summary:
         ],
     }
     _replace(store.folder / f"{grid.experiment.name}.json", json_text(content) + "\n")
-    _replace(store.folder / f"{grid.experiment.name}.md", markdown_table(summary))
+    _replace(store.folder / f"{grid.experiment.name}.md", markdown_page(summary, _facts(grid)))
     if grid.experiment.name == "figure1":
         _replace(store.folder / "figure1.svg", shift_figure(results))
     return summary
+
+
+def _facts(grid: Grid) -> dict[str, str]:
+    """What was run, in words."""
+    first = next(iter(grid.trials.values()))[0].training
+    environment = describe_environment()
+    return {
+        "data": first.data,
+        "images": "all" if first.samples is None else str(first.samples),
+        "epochs": str(first.epochs),
+        "seeds": str(len(next(iter(grid.trials.values())))),
+        "vsfix": environment["vsfix"],
+        "torch": environment["torch"],
+        "on": environment["machine"],
+    }
 
 
 def _replace(path: Path, text: str) -> None:

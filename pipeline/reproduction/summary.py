@@ -121,7 +121,7 @@ def summarize(experiment: Experiment, results: Mapping[Cell, Sequence[TrialResul
 def summary_table(summary: Summary) -> Table:
     """The table of a terminal."""
     headings, lines = summary.cells()
-    table = Table(title=f"{summary.experiment.name}: {summary.experiment.claim}", title_justify="left")
+    table = Table(title=f"{summary.experiment.name}. {_heading(summary)}", title_justify="left")
     labels = len(summary.experiment.headings)
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index < labels or heading == "paper" else "right")
@@ -134,6 +134,21 @@ def markdown_table(summary: Summary) -> str:
     """The table of a page."""
     headings, lines = summary.cells()
     return "\n".join("| " + " | ".join(line) + " |" for line in [headings, ["---"] * len(headings), *lines]) + "\n"
+
+
+def _heading(summary: Summary) -> str:
+    return f"The paper's claim: {summary.experiment.claim}."
+
+
+def markdown_page(summary: Summary, facts: Mapping[str, str]) -> str:
+    """The table with the claim, what was run, and what its numbers are.
+
+    Args:
+        summary: the table.
+        facts: what was run, label and value.
+    """
+    said = ", ".join(f"{label} {value}" for label, value in facts.items())
+    return f"{_heading(summary)}\n\n{markdown_table(summary)}\n{LEGEND}\n\n{said}\n"
 
 
 def mismatch_of(result: TrialResult, epoch: int | None = None) -> list[float]:
@@ -165,6 +180,11 @@ def _text(spread: Spread | None, digits: int) -> str:
     return "-" if spread is None else spread.text(digits)
 
 
+LEGEND = (
+    "Mean ± standard deviation over the runs. Shift ratio: real variance over the stored one, 1 is no shift; mismatch: "
+    "the larger over the smaller of the two, over all BatchNorms, and of the worst. The paper's numbers are of its own "
+    "data and networks."
+)
 _REPAIR_COLUMNS = {f"{name}, {images} images, top-1 %": name for name, (_, images) in REPAIRS.items()}
 COLUMNS: Mapping[str, tuple[Callable[[TrialResult], float | None], int]] = {
     "top-1 %": (lambda result: 100 * result.accuracy, 2),

@@ -20,7 +20,7 @@ from vsfix.trainers.augmentation import Augmentation
 from vsfix.trainers.checkpoint import load_checkpoint
 from vsfix.trainers.network import NetworkConfig
 from vsfix.trainers.noise_sites import NoiseSites
-from vsfix.trainers.stop_request import stop_on_sigterm
+from vsfix.trainers.stop_request import stop_on_signal
 from vsfix.trainers.training_config import TrainingConfig
 from vsfix.trainers.training_loop import TrainingOptions, train
 
@@ -135,20 +135,22 @@ def test_a_process_that_is_killed_again_and_again_ends_in_the_same_weights(whole
     require_same(load_checkpoint(checkpoint), whole)
 
 
-def test_sigterm_saves_and_leaves_and_the_same_call_goes_on(whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_saves_and_leaves_and_the_same_call_goes_on(whole, tmp_path, monkeypatch, number, code):
+    handler = signal.getsignal(number)
     train_step = training_run.TrainingRun._train_step
 
     def asked_to_stop(run, *arguments):
         if run.steps_done == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return train_step(run, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(training_run.TrainingRun, "_train_step", asked_to_stop)
         with pytest.raises(StoppedError, match=r"stopped in epoch 2, step 3 of 5; saved") as caught:
             train(CONFIG, tmp_path, TrainingOptions(log_shift=1))
-    assert caught.value.exit_code == 143
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert caught.value.exit_code == code
+    assert signal.getsignal(number) == handler
     train(CONFIG, tmp_path, TrainingOptions(log_shift=1))
     require_same(load_checkpoint(tmp_path / "checkpoint.pt"), whole)
 
@@ -182,13 +184,13 @@ def test_outside_the_main_thread_no_signal_is_taken():
     found = []
 
     def run() -> None:
-        with stop_on_sigterm() as request:
-            found.append((request.made, signal.getsignal(signal.SIGTERM)))
+        with stop_on_signal() as request:
+            found.append((request.signal, signal.getsignal(signal.SIGTERM)))
 
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert found == [(False, signal.SIG_DFL)]
+    assert found == [(0, signal.SIG_DFL)]
 
 
 def test_the_shift_is_logged_as_often_as_asked_and_at_the_end(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
+from vsfix.trainers.augmentation import Augmentation
 from vsfix.trainers.network import NetworkConfig
 from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.training_config import TrainingConfig
@@ -54,6 +55,12 @@ def test_json_gives_back_an_equal_configuration(change):
 def test_a_value_out_of_range_is_refused_by_name(field, value):
     with pytest.raises(InputError, match=field):
         replace(CONFIG, **{field: value})
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation(crop=8), Augmentation(cutout=9)])
+def test_an_augmentation_that_leaves_nothing_of_an_image_is_refused(augmentation):
+    with pytest.raises(InputError, match="leaves nothing of an image of 8x8"):
+        replace(CONFIG, augmentation=augmentation)
 
 
 @pytest.mark.parametrize("values", [None, [], {}, {"epochs": 3}, CONFIG.to_dict() | {"dropout": 0.5}])

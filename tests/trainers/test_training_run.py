@@ -15,7 +15,7 @@ from vsfix.trainers.datasets import load_dataset
 from vsfix.trainers.network import NetworkConfig, build_network
 from vsfix.trainers.random_streams import Stream, stream_seed
 from vsfix.trainers.training_config import TrainingConfig
-from vsfix.trainers.training_loop import train
+from vsfix.trainers.training_loop import TrainingOptions, train
 
 NETWORK = NetworkConfig("mlp-1", 1, (8, 8), 10)
 CONFIG = TrainingConfig("digits", NETWORK, epochs=1, batch_size=16, samples=64, learning_rate=0.05)
@@ -76,11 +76,12 @@ def test_another_smoothing_would_be_seen(tmp_path):
 
 
 def test_the_average_is_the_exponential_one_of_weights_and_statistics(tmp_path):
-    config = replace(CONFIG, average=0.8)
+    config = replace(CONFIG, average=0.25)
     _, _, states = by_hand(config)
     expected = {name: tensor.double() for name, tensor in states[0].items()}
-    for state in states[1:]:
-        expected = {name: 0.8 * expected[name] + 0.2 * tensor.double() for name, tensor in state.items()}
+    for step, state in enumerate(states[1:], 1):
+        decay = min(0.25, (1 + step) / (10 + step))  # 2/11, 3/12, then 0.25
+        expected = {name: decay * expected[name] + (1 - decay) * tensor.double() for name, tensor in state.items()}
     found = trained(config, tmp_path, "run")
     for name, tensor in expected.items():
         if not name.endswith("num_batches_tracked"):
@@ -88,6 +89,16 @@ def test_the_average_is_the_exponential_one_of_weights_and_statistics(tmp_path):
     built = found.build().state_dict()
     assert all(torch.equal(built[name], found.average[name]) for name in built)
     assert not torch.equal(found.average["classifier.weight"], found.model["classifier.weight"])
+
+
+def test_a_long_average_of_a_short_run_fits_its_statistics(tmp_path):
+    network = NetworkConfig("preresnet-8", 1, (8, 8), 10)
+    config = replace(CONFIG, network=network, epochs=6, samples=640, batch_size=32, learning_rate=0.1)
+    train(replace(config, average=0.999), tmp_path / "average", TrainingOptions(log_shift=6))
+    train(config, tmp_path / "last")
+    average, last = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("average", "last"))
+    assert average.metrics[-1].test_accuracy > last.metrics[-1].test_accuracy - 0.02
+    assert all(0.9 < row.shift_ratio < 1.1 for row in average.shift)
 
 
 def test_mixed_images_have_a_mixed_loss(tmp_path, monkeypatch):
