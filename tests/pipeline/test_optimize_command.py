@@ -173,7 +173,7 @@ def make_model(network: Path, kind: str) -> Path:
         ("garbage", "not an ONNX file"),
         ("truncated", "not an ONNX file"),
         ("empty", "not an ONNX file"),
-        ("folder", "no such file"),
+        ("folder", "is a folder"),
         ("folded", "folded into the layers in front; export it again with `vsfix export`"),
         ("never", "never had any"),
     ],
