@@ -6,11 +6,14 @@ the run where it was last saved.
 
 from __future__ import annotations
 
+import builtins
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -52,9 +55,8 @@ class RayCluster:
             InputError: a run that can't be started as it is; the others would end the same way.
         """
         ray = _import_ray()
-        _start(ray, self.address)
         # Ray prints what befalls its workers on stdout, which is for results.
-        with redirect_stdout(sys.stderr), _running(ray), stop_on_signal() as stop:
+        with redirect_stdout(sys.stderr), _running(ray, self.address), stop_on_signal() as stop:
             self._require_resources(ray)
             # No retry: what killed a worker once, memory most of all, would kill the next one too.
             task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0)(run_trial)
@@ -82,12 +84,17 @@ class RayCluster:
 
 
 @contextmanager
-def _running(ray: Any) -> Iterator[None]:
-    """Leaves the cluster at the end, and stops it where it was started here."""
+def _running(ray: Any, address: str | None) -> Iterator[None]:
+    """Connects to a cluster, or starts one; leaves it at the end, and all that Ray changes in the process as it was."""
+    before, handler = builtins.print, signal.getsignal(signal.SIGTERM)
     try:
+        _start(ray, address)
         yield
     finally:
         ray.shutdown()
+        builtins.print = before
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _import_ray() -> Any:

@@ -160,15 +160,18 @@ def test_what_can_not_be_compiled_whole_is_an_error_in_one_line(compiler):
 
 def test_without_a_compiler_the_package_that_holds_one_is_named(compiler, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing compiled earlier serves
-    config = importlib.import_module("torch._inductor.config")
-    monkeypatch.setattr(config.cpp, "cxx", ("/nonexistent/g++",))
-    with pytest.raises(MissingComponentError, match=r"No working C\+\+ compiler .*apt-get install g\+\+") as caught:
+    without = importlib.import_module("torch._inductor.config").patch({"cpp.cxx": ("/nonexistent/g++",)})
+    with (
+        without,
+        pytest.raises(MissingComponentError, match=r"No working C\+\+ compiler .*apt-get install g\+\+") as caught,
+    ):
         TorchRunner(network(), compiled=True).run({"input": X})
     assert "\n" not in str(caught.value)
 
 
-def test_a_closed_runner_does_not_count_against_the_limit_of_compiled_programs(compiler, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("torch._dynamo.config"), "recompile_limit", 1)
-    for scale in (1, 2, 3):
-        with torch.random.fork_rng(), TorchRunner(nn.Linear(4, scale), compiled=True) as runner:
-            assert runner.run({"input": X})["logits"].shape == (6, scale)
+def test_a_closed_runner_does_not_count_against_the_limit_of_compiled_programs(compiler):
+    # torch's own way: pytest's would leave the setting deleted.
+    with importlib.import_module("torch._dynamo.config").patch("recompile_limit", 1):
+        for scale in (1, 2, 3):
+            with torch.random.fork_rng(), TorchRunner(nn.Linear(4, scale), compiled=True) as runner:
+                assert runner.run({"input": X})["logits"].shape == (6, scale)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import builtins
 import os
 import signal
 import sys
@@ -93,11 +94,27 @@ def test_a_cluster_that_is_not_there_is_named_at_once(make_trial, monkeypatch, t
 
 @needs_ray
 @pytest.mark.filterwarnings("ignore")
+def test_what_the_cluster_does_not_have_is_named_at_once(make_trial, tmp_path, monkeypatch):
+    import ray
+
+    monkeypatch.setattr(ray, "init", lambda **options: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    with pytest.raises(MissingComponentError, match="a run is to have 1 GPUs, and the cluster has 0; lower --gpus"):
+        list(RayCluster(gpus=1).run([make_trial()], TrialStore(tmp_path)))
+    with pytest.raises(MissingComponentError, match="3 CPUs, and the cluster has 2"):
+        list(RayCluster(cpus=3).run([make_trial()], TrialStore(tmp_path)))
+
+
+@needs_ray
+@pytest.mark.filterwarnings("ignore")
 def test_bad_input_in_a_worker_ends_the_grid_and_runaway_numbers_do_not(make_trial, tmp_path):
     store = TrialStore(tmp_path / "store")
+    before = builtins.print, signal.getsignal(signal.SIGTERM)
     outcomes = RayCluster(cpus=os.cpu_count() or 1).run(
         [make_trial(learning_rate=1e30), make_trial(samples=2000)], store
     )
     assert "CheckFailedError" in next(outcomes).failure
     with pytest.raises(InputError, match="1297 images, but 2000 samples"):
         next(outcomes)
+    assert (builtins.print, signal.getsignal(signal.SIGTERM)) == before
