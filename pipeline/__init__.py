@@ -9,8 +9,9 @@ optimize        repair_config, method_choice, estimation, repair, repair_report,
 build           build_config, file_description, refit_form, precision_proof, building, build_progress, build_table
 refit           engine_sidecar, refitting
 package         served_model, text_format, triton_config, kserve, packaging
-verify          proportion, tensor_comparison, decisions, tolerance, model_description, error_budget, tappable,
-                layer_search, verification, verification_files, verification_table
+verify          shared_inputs, proportion, tensor_comparison, decisions, tolerance, model_description, error_budget,
+                tappable, layer_search, verification, verification_files, verification_table
+benchmark       benchmark/
 train, export   training_network, exporting
 report          figure, report, demo
 """

@@ -37,6 +37,9 @@ OPTIONS = {
     "--preferred-batch-size --storage-uri --version MODEL|ENGINE...",
     "verify": "--against --backend --batch-size --data --force --json --layers --max-accuracy-loss --min-agreement "
     "--min-snr --reference-backend --samples --seed --split --statistics --via MODEL",
+    "benchmark": "--backend --batch --batch-size --calibration --data --force --json --precision --predictions "
+    "--repair --samples --seconds --seed --split MODEL...",
+    "compare": "--fail-on --force --json A.json B.json",
     "reproduce": "--cpus --data --dry-run --epochs --gpus --output --precision --ray --samples --scale --seeds TABLE...",
     "doctor": "--force --install --json",
 }
