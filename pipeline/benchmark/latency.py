@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from vsfix.pipeline.backends.tensorrt_runner import TensorRtRunner
 ROUNDS = 20
 MEDIAN_RANKS = (5, 14)  # of 20 sorted ratios: P(6 <= Binomial(20, 1/2) <= 14) = 0.959
 MOST_RUNS = 100_000
+PHASE_RUNS = 100
 MAX_CV = 0.025
 
 Clock = Literal["cuda events", "host"]
@@ -55,6 +56,16 @@ class LatencyConfig:
 
 
 @dataclass(frozen=True)
+class Phases:
+    """The parts of a run of an engine from host to host: medians in milliseconds; see `PhaseTimes`."""
+
+    upload_ms: float
+    compute_ms: float
+    download_ms: float
+    enqueue_ms: float
+
+
+@dataclass(frozen=True)
 class Latency:
     """The time of one model at one batch size.
 
@@ -68,6 +79,7 @@ class Latency:
         ratio: to its baseline; 1 for a model that is its own.
         ratio_interval: of that ratio, 95.9 %.
         percentiles: from the smallest to the largest in steps of one percent, shape (101,), in milliseconds.
+        phases: of an engine, of `PHASE_RUNS` runs behind the others; else None.
         cuda_graph: whether an engine ran as a CUDA graph; None for what is no engine.
     """
 
@@ -83,6 +95,7 @@ class Latency:
     ratio: float
     ratio_interval: tuple[float, float]
     percentiles: tuple[float, ...] = field(repr=False)
+    phases: Phases | None = None
     cuda_graph: bool | None = None
 
 
@@ -117,10 +130,12 @@ def measure_latencies(
             blocks[index].append(time_runs(runners[index], inputs, plans[index]))
         advance()
     samples = len(next(iter(inputs.values())))
-    return tuple(
-        _summarize(blocks[index], blocks[0 if baselines is None else baselines[index]], samples, clock_of(runner))
-        for index, runner in enumerate(runners)
-    )
+    found = []
+    for index, runner in enumerate(runners):
+        baseline = blocks[0 if baselines is None else baselines[index]]
+        summary = _summarize(blocks[index], baseline, samples, clock_of(runner))
+        found.append(replace(summary, phases=_phases(runner, inputs)))
+    return tuple(found)
 
 
 def time_runs(runner: Runner, inputs: Mapping[str, Array], runs: int) -> Float64Array:
@@ -143,6 +158,14 @@ def time_runs(runner: Runner, inputs: Mapping[str, Array], runs: int) -> Float64
 def clock_of(runner: Runner) -> Clock:
     """What times a runner."""
     return "cuda events" if isinstance(runner, TensorRtRunner) else "host"
+
+
+def _phases(runner: Runner, inputs: Mapping[str, Array]) -> Phases | None:
+    """The parts of a run of an engine."""
+    if not isinstance(runner, TensorRtRunner):
+        return None
+    times = runner.time_phases(inputs, PHASE_RUNS)
+    return Phases(*(float(np.median(part)) for part in (times.upload, times.compute, times.download, times.enqueue)))
 
 
 def _runs_of_block(runner: Runner, inputs: Mapping[str, Array], config: LatencyConfig) -> int:

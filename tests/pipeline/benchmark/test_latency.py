@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from vsfix.graph_passes.errors import InputError
+from vsfix.pipeline.backends.cuda_runtime import open_cuda
+from vsfix.pipeline.backends.tensorrt_library import open_library
+from vsfix.pipeline.backends.tensorrt_runner import TensorRtRunner
 from vsfix.pipeline.benchmark import latency
 from vsfix.pipeline.benchmark.latency import ROUNDS, LatencyConfig, measure_latencies
 
@@ -96,3 +99,13 @@ def test_every_round_is_told(clock):
 def test_a_length_that_makes_no_sense_is_refused(config):
     with pytest.raises(InputError, match="latency: "):
         LatencyConfig(**config)
+
+
+def test_an_engine_is_timed_by_events_and_in_its_parts(machine):
+    machine.install()
+    inputs = {"x": np.ones((2, 3), dtype=np.float32)}
+    with TensorRtRunner(open_library("tensorrt").load(machine.plan()), open_cuda()) as runner:
+        (found,) = measure_latencies([runner], inputs, LatencyConfig(0.0, ROUNDS, 1.0, 0.0))
+    assert (found.clock, found.p50_ms, found.cv) == ("cuda events", 0.25, 0.0)
+    assert found.phases is not None
+    assert (found.phases.upload_ms, found.phases.compute_ms, found.phases.download_ms) == (0.0625, 0.25, 0.25)
