@@ -10,7 +10,8 @@ together when the operators around them are the same:
 
 Only BatchNorm, linear layers, activations and joins count as operators here: pooling, reshaping and casts change
 nothing about the place. One group is one hypothesis. A tensor from which no BatchNorm can be reached is no candidate:
-noise there leaves no trace in the statistics, and does them no harm.
+noise there leaves no trace in the statistics, and does them no harm; nor is one of whole numbers, which a Concat joins
+to the shape of a Reshape.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from .batch_norm import find_batch_norms, is_batch_norm
+from .noise_insertion import holds_whole_numbers
 from .noise_spread import SHAPE_READERS
 from .tensors import Tensor, constant_behind, consumed_tensors
 
@@ -140,7 +142,7 @@ def _candidates(graph: gs.Graph, depths: dict[int, int]) -> Iterator[Tensor]:
         else:
             continue
         for tensor in chosen:
-            if id(tensor) in leading and id(tensor) not in seen:
+            if id(tensor) in leading and id(tensor) not in seen and not holds_whole_numbers(tensor):
                 seen.add(id(tensor))
                 yield tensor
 

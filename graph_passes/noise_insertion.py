@@ -166,7 +166,7 @@ def _require_data(graph: gs.Graph, name: str, site: _Site) -> None:
     tensor = site.tensor
     if constant_behind(tensor) is not None:
         raise InputError(f"--noise '{name}': '{tensor.name}' is a constant; noise on a weight can't be repeated")
-    if _is_integer(tensor):
+    if holds_whole_numbers(tensor):
         raise InputError(f"--noise '{name}': '{tensor.name}' holds whole numbers; noise needs floating-point numbers")
     if not site.readers:
         raise InputError(f"--noise '{name}': no node reads '{tensor.name}', so noise there would change nothing")
@@ -174,7 +174,7 @@ def _require_data(graph: gs.Graph, name: str, site: _Site) -> None:
         raise InputError(f"--noise '{name}': a control-flow body reads '{tensor.name}'; name another tensor")
 
 
-def _is_integer(tensor: Tensor) -> bool:
+def holds_whole_numbers(tensor: Tensor) -> bool:
     """Whether a tensor holds whole numbers or truth values; its type follows the data that it is computed from."""
     while tensor.dtype is None:
         if not tensor.inputs:

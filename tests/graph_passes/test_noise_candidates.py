@@ -143,6 +143,25 @@ def test_a_plain_network_has_its_layers_as_blocks_and_nothing_in_front_of_the_cl
     assert found["b0", "b1"].description == "in front of the BatchNorm that follows MatMul -> Relu, in each of 2 blocks"
 
 
+RESHAPED = """(float[N, 4, 8, 8] x) => (float[N, 4] y) {
+    a = CONV(x)
+    an = BN(a)
+    r = Relu (an)
+    p = GlobalAveragePool (r)
+    batch = Shape <start: int = 0, end: int = 1> (x)
+    channels = Shape <start: int = 1, end: int = 2> (p)
+    target = Concat <axis: int = 0> (batch, channels)
+    flat = Reshape (p, target)
+    b = MatMul (flat, v)
+    y = BN(b)
+}"""
+
+
+def test_the_arithmetic_of_a_shape_is_no_place_for_noise(places_of):
+    tensors = {tensor for names in places_of(RESHAPED) for tensor in names}
+    assert tensors == {"x", "a", "flat", "b"}
+
+
 def test_dropping_channels_is_another_noise_for_images_only(places_of, pre_activation):
     assert all(place.spatial for place in find_candidate_places(pre_activation))
     assert not any(place.spatial for place in places_of(PLAIN).values())
