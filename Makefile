@@ -1,5 +1,6 @@
 # make demo: environment, install, the whole chain on real data, a report.
 # make test: environment with the test tools, every check, the test suite.
+# make docs: the user guide, in site/.
 
 PYTHON ?= python3
 comma := ,
@@ -14,7 +15,7 @@ TRITON := $(if $(filter Linux,$(shell uname -s)),$(comma)triton)
 
 QUANTIZER := $(if $(RTX),quantizer)
 
-.PHONY: demo test check lint types imports tests quantizer clean
+.PHONY: demo test check lint types imports tests docs quantizer clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/vsfix demo -o vsfix-demo --force
@@ -36,6 +37,9 @@ imports: $(VENV)/.test
 tests: $(VENV)/.test $(QUANTIZER)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --cov --cov-report=term:skip-covered
 
+docs: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -44,7 +48,7 @@ $(VENV)/.runtime: $(VENV)/bin/python $(REQUIREMENTS)
 	touch $@
 
 $(VENV)/.test: $(VENV)/bin/python $(REQUIREMENTS)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,train,hf,ray,tensorboard,test$(RTX)$(TRITON)]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,train,hf,ray,tensorboard,docs,test$(RTX)$(TRITON)]'
 	touch $@ $(VENV)/.runtime
 
 # ModelOpt, for the tests of int8 and fp8: an environment of its own in the user's cache, made once (1.4 GB).
@@ -52,4 +56,4 @@ quantizer: $(VENV)/.test
 	$(BIN)/python -c "from vsfix.pipeline.quantizer import install_quantizer; install_quantizer()"
 
 clean:
-	rm -rf $(VENV) vsfix-demo
+	rm -rf $(VENV) vsfix-demo site

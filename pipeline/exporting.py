@@ -30,7 +30,7 @@ def export_checkpoint(
     """Writes the network of a checkpoint, with its preprocessing in the metadata.
 
     Raises:
-        See `export_onnx`.
+        InputError, ModelError, CheckFailedError, MissingComponentError: as `export_onnx`.
     """
     network = checkpoint.network
     return export_onnx(
