@@ -2,7 +2,7 @@
 
 command line    cli (the group), commands/ (one module for each), console, tables, output_file
 data            calibration, proxy_images, random_inputs
-runtimes        backends/ (one module for each runner), environment, doctor
+runtimes        backends/ (one module for each runner), environment, gpu_state, doctor
 inspect         preparation, lost_noise, inspection
 optimize        repair_config, method_choice, estimation, repair, repair_report, casting, accuracy,
                 quantizer, quantization, optimization
