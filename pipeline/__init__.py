@@ -12,5 +12,5 @@ package         served_model, text_format, triton_config, kserve, packaging
 verify          proportion, tensor_comparison, decisions, tolerance, model_description, error_budget, tappable,
                 layer_search, verification, verification_files, verification_table
 train, export   training_network, exporting
-report          figure, report, demo
+report          report/ (its sections and its page), figure, demo
 """

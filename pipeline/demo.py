@@ -31,12 +31,13 @@ from .backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from .backends.torch_runner import TorchRunner, with_statistics
 from .calibration import Samples, load_samples
 from .decisions import compare_decisions
-from .environment import describe_environment
+from .environment import command_line, describe_environment
 from .exporting import export_checkpoint
 from .repair import repair_model
 from .repair_config import RepairConfig
 from .repair_report import Repair
-from .report import Report, StepRow, write_report
+from .report.page import write_report
+from .report.sections import Origin, Report, StepRow
 from .tensor_comparison import compare_tensors
 
 CONFIGURATION = TrainingConfig(
@@ -119,7 +120,17 @@ def run_demo(folder: Path, *, force: bool, progress: bool, say: Callable[[str], 
     title = f"vsfix demo: {CONFIGURATION.network.model} with {CONFIGURATION.network.noise} on handwritten digits"
     facts = describe_environment() | {"configuration": json.dumps(CONFIGURATION.to_dict())}
     page = folder / "report.html"
-    write_report(Report(title, verdict, status, repairs.paired.report, accuracies, steps, facts), page, force=True)
+    report = Report(
+        title=title,
+        status=status,
+        verdict=verdict,
+        warnings=repairs.paired.report.warnings,
+        repair=repairs.paired.report,
+        accuracies=accuracies,
+        steps=steps,
+        origin=Origin(command_line(), facts),
+    )
+    write_report(report, page, force=True)
     if status == "FAIL":
         raise CheckFailedError(f"a step departs from torch by more than {MIN_SNR_DB:.0f} dB allows; see {page}")
     return Demo(repairs.paired, accuracies, steps, verdict, status, page)

@@ -16,10 +16,15 @@ _PACKAGES = (
 )
 
 
+def command_line() -> str:
+    """The command that runs, as a shell takes it."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
 def describe_environment() -> dict[str, str]:
     """Labels and values, in the order in which a report shows them."""
     facts = {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "python": platform.python_version(),

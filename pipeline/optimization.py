@@ -18,13 +18,14 @@ from vsfix.graph_passes.shift import geometric_mean
 from .accuracy import AccuracyRow, accuracy_of
 from .backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from .calibration import Samples, calibration_batches, labelled_samples
-from .environment import describe_environment
+from .environment import command_line, describe_environment
 from .output_file import require_output
 from .preparation import prepare_model
 from .repair import needs_batch_norms, repair_model
 from .repair_config import RepairConfig
 from .repair_report import Repair, RepairReport
-from .report import Report, write_report
+from .report.page import write_report
+from .report.sections import Origin, Report
 
 MAX_MISMATCH = 10.0  # of a repaired BatchNorm; a repair that works leaves it near 1
 SAMPLES = 500  # what the inference of lost noise wants; the paired method stops when its intervals are narrow
@@ -195,12 +196,12 @@ def _write(result: Optimization, outputs: Outputs, source: Path) -> None:
     if outputs.html is not None:
         page = Report(
             title=f"Repair of {source.name}",
-            verdict=result.verdict,
             status=result.status,
+            verdict=result.verdict,
+            warnings=result.repair.report.warnings,
             repair=result.repair.report,
             accuracies=result.accuracies,
-            steps=(),
-            facts=describe_environment(),
+            origin=Origin(command_line(), describe_environment()),
         )
         write_report(page, outputs.html, force=outputs.force)
     if outputs.statistics is not None:

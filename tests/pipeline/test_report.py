@@ -8,7 +8,8 @@ from vsfix.graph_passes.errors import OutputExistsError
 from vsfix.pipeline.accuracy import AccuracyRow
 from vsfix.pipeline.repair import repair_model
 from vsfix.pipeline.repair_config import RepairConfig
-from vsfix.pipeline.report import Report, StepRow, render_report, write_report
+from vsfix.pipeline.report.page import render_report, write_report
+from vsfix.pipeline.report.sections import Origin, Report, StepRow
 
 
 class Page(HTMLParser):
@@ -42,7 +43,7 @@ def report(residual, images, open_model) -> Report:
         repair=repair.report,
         accuracies=(AccuracyRow("as trained", None, 0.407, 0.39, 0.42), AccuracyRow("repaired", 32, 0.805, 0.79, 0.82)),
         steps=(StepRow("export", "PASS", float("inf"), 0.0, 1.0),),
-        facts={"command": "vsfix optimize net.onnx"},
+        origin=Origin("vsfix optimize net.onnx", {"date": "today"}),
     )
 
 
