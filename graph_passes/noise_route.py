@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import onnx_graphsurgeon as gs
+
+from .batch_norm import BatchNorm
+from .noise_analysis import NoisePath
 from .noise_spread import PassedNode
 
 
@@ -28,3 +32,24 @@ class NoiseRoute:
     before: tuple[PassedNode, ...]
     through: tuple[PassedNode, ...]
     behind: tuple[PassedNode, ...]
+
+
+def noise_route(graph: gs.Graph, batch_norm: BatchNorm, path: NoisePath) -> NoiseRoute:
+    """Looks a path up in its graph.
+
+    Args:
+        graph: in which both stand; not changed.
+        batch_norm: what the noise reaches.
+        path: the way; one of the BatchNorm's in `analyse_noise(graph)`.
+    """
+    # A source in the body of a control-flow node is not among these nodes, and nothing is drawn in front of it.
+    markers = [node for node in graph.nodes if node.outputs and node.outputs[0].name == path.source.tensor]
+    return NoiseRoute(
+        source=path.source.name,
+        noise=str(path.source.noise),
+        distance=str(path.distance),
+        batch_norm=batch_norm.name,
+        before=tuple(PassedNode.of(node) for marker in markers for node in marker.inputs[0].inputs),
+        through=path.nodes,
+        behind=tuple(PassedNode.of(node) for node in batch_norm.output.outputs),
+    )

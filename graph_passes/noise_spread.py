@@ -55,7 +55,8 @@ class Distance(IntEnum):
         return self.name.lower()
 
 
-class PassedNode(NamedTuple):
+@dataclass(frozen=True)
+class PassedNode:
     """A node on the way of noise.
 
     Attributes:
@@ -65,6 +66,11 @@ class PassedNode(NamedTuple):
 
     operator: str
     name: str
+
+    @classmethod
+    def of(cls, node: gs.Node) -> PassedNode:
+        """What a node of a graph is called."""
+        return cls(str(node.op), marker_label(node))
 
 
 class Step(NamedTuple):
@@ -154,7 +160,9 @@ class NoiseSpread:
         distance = max((_own_distance(passed) for passed in operands.passed), default=Distance.LINEAR)
         products = any(passed.op in LINEAR_IN_ONE_OPERAND for passed in operands.passed)
         distance = Distance.DOWNSTREAM if products else max(distance, Distance.LINEAR)
-        return Step(_named(node), distance, False, tuple(map(id, operands.tensors)), tuple(map(id, node.outputs)))
+        return Step(
+            PassedNode.of(node), distance, False, tuple(map(id, operands.tensors)), tuple(map(id, node.outputs))
+        )
 
     def _add_source(self, node: gs.Node, body: str) -> None:
         """Lets the noise of a marker begin at its output."""
@@ -190,7 +198,7 @@ class NoiseSpread:
                 self._sweep(inner.nodes, label)
             self._enter(links.entering)
         for inputs, output in links.leaving:
-            self._take(Step(_named(node), Distance.DOWNSTREAM, False, inputs, (output,)))
+            self._take(Step(PassedNode.of(node), Distance.DOWNSTREAM, False, inputs, (output,)))
 
     def _enter(self, entering: Iterable[tuple[int, int]]) -> None:
         """Lets the noise of tensors arrive at the inputs of bodies too."""
@@ -237,17 +245,12 @@ class _Arrival:
             here = here.before
 
 
-def _named(node: gs.Node) -> PassedNode:
-    """A node as it is named on a way."""
-    return PassedNode(str(node.op), marker_label(node))
-
-
 def _step(node: gs.Node) -> Step:
     """What a node without bodies does to the noise."""
     inputs, outputs = tuple(map(id, node.inputs)), tuple(map(id, node.outputs))
     if node.domain not in (None, "", "ai.onnx"):
-        return Step(_named(node), Distance.DOWNSTREAM, False, inputs, outputs)
-    return Step(_named(node), _own_distance(node), node.op in LINEAR_IN_ONE_OPERAND, inputs, outputs)
+        return Step(PassedNode.of(node), Distance.DOWNSTREAM, False, inputs, outputs)
+    return Step(PassedNode.of(node), _own_distance(node), node.op in LINEAR_IN_ONE_OPERAND, inputs, outputs)
 
 
 def _own_distance(node: gs.Node) -> Distance:

@@ -18,7 +18,7 @@ from vsfix.graph_passes.shift import geometric_mean
 from .accuracy import AccuracyRow, accuracy_of
 from .backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from .calibration import Samples, calibration_batches, labelled_samples
-from .environment import command_line, describe_environment
+from .environment import describe_machine
 from .output_file import require_output
 from .preparation import prepare_model
 from .repair import needs_batch_norms, repair_model
@@ -119,10 +119,13 @@ def _accuracies(
     original: onnx.ModelProto, repair: Repair, labelled: Samples, batch_size: int
 ) -> tuple[AccuracyRow, ...]:
     """Top-1 of the original in its deployable form, and of the repaired model."""
+    report = repair.report
     with OnnxRuntimeRunner(original) as before, OnnxRuntimeRunner(repair.runnable) as after:
         return (
             accuracy_of("as trained", before, labelled, batch_size=batch_size),
-            accuracy_of("repaired", after, labelled, batch_size=batch_size, images=repair.report.samples),
+            accuracy_of(
+                "repaired", after, labelled, batch_size=batch_size, images=report.samples, method=report.method
+            ),
         )
 
 
@@ -201,7 +204,7 @@ def _write(result: Optimization, outputs: Outputs, source: Path) -> None:
             warnings=result.repair.report.warnings,
             repair=result.repair.report,
             accuracies=result.accuracies,
-            origin=Origin(command_line(), describe_environment()),
+            origin=Origin("", describe_machine()),
         )
         write_report(page, outputs.html, force=outputs.force)
     if outputs.statistics is not None:

@@ -75,13 +75,13 @@ class ErrorBudget:
         candidate: what it is called.
         reference: what it is compared with.
         steps: in their order, the noise floor last.
-        accuracy: top-1 of the reference, in [0, 1]; None without labels.
+        accuracy: top-1 of the reference with its interval; None without labels.
     """
 
     candidate: str
     reference: str
     steps: tuple[BudgetStep, ...]
-    accuracy: float | None = None
+    accuracy: Proportion | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Origin:
     """What made the page.
 
     Attributes:
-        command: the command line, as a shell takes it.
+        command: the command line, as a shell takes it; empty where none was given.
         facts: versions, machine, date and the like, label by label.
     """
 
