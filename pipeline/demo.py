@@ -31,7 +31,7 @@ from .backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from .backends.torch_runner import TorchRunner, with_statistics
 from .calibration import Samples, load_samples
 from .decisions import compare_decisions
-from .environment import command_line, describe_environment
+from .environment import describe_machine
 from .exporting import export_checkpoint
 from .repair import repair_model
 from .repair_config import RepairConfig
@@ -89,7 +89,9 @@ class _Repairs:
     exact_all: Repair
 
 
-def run_demo(folder: Path, *, force: bool, progress: bool, say: Callable[[str], None]) -> Demo:
+def run_demo(
+    folder: Path, *, force: bool, progress: bool, say: Callable[[str], None], command: str = "vsfix demo"
+) -> Demo:
     """Trains, exports, inspects, repairs, folds, verifies each step against torch, and writes the report.
 
     Args:
@@ -97,6 +99,7 @@ def run_demo(folder: Path, *, force: bool, progress: bool, say: Callable[[str], 
         force: what stands in the folder may be replaced.
         progress: show the training's progress bar.
         say: told what happens next.
+        command: what made it, for the report.
 
     Raises:
         OutputExistsError: the folder holds something and `force` is not given.
@@ -118,17 +121,16 @@ def run_demo(folder: Path, *, force: bool, progress: bool, say: Callable[[str], 
     status = "PASS" if all(step.status == "PASS" for step in steps) else "FAIL"
     verdict = _verdict(accuracies, len(train_set))
     title = f"vsfix demo: {CONFIGURATION.network.model} with {CONFIGURATION.network.noise} on handwritten digits"
-    facts = describe_environment() | {"configuration": json.dumps(CONFIGURATION.to_dict())}
+    facts = describe_machine() | {"configuration": json.dumps(CONFIGURATION.to_dict())}
     page = folder / "report.html"
     report = Report(
         title=title,
         status=status,
         verdict=verdict,
-        warnings=repairs.paired.report.warnings,
         repair=repairs.paired.report,
         accuracies=accuracies,
         steps=steps,
-        origin=Origin(command_line(), facts),
+        origin=Origin(command, facts),
     )
     write_report(report, page, force=True)
     if status == "FAIL":

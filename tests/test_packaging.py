@@ -41,8 +41,8 @@ def test_the_list_of_packages_is_the_map():
 
 
 def test_every_template_is_installed():
-    assert '"vsfix.pipeline.report" = ["*.j2"]' in (ROOT / "pyproject.toml").read_text()
-    assert {path.parent for path in (ROOT / "pipeline").rglob("*.j2")} == {ROOT / "pipeline" / "report"}
+    assert '"vsfix.pipeline.report" = ["templates/*"]' in (ROOT / "pyproject.toml").read_text()
+    assert {path.parent for path in (ROOT / "pipeline").rglob("*.j2")} == {ROOT / "pipeline" / "report" / "templates"}
 
 
 def test_relative_links_of_the_documents_exist():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vsfix.graph_passes.noise_route import NoiseRoute
+from vsfix.graph_passes.errors import DataError
 from vsfix.pipeline.accuracy import AccuracyRow
 from vsfix.pipeline.error_budget import BudgetStep
 from vsfix.pipeline.inspection import Inspection
@@ -91,12 +92,19 @@ class LatencySeries:
     Attributes:
         name: what ran.
         batch_size: samples per run.
-        milliseconds: the latency of each run.
+        milliseconds: the latency of each run; at least one.
+
+    Raises:
+        DataError: no runs, or a time that is no number.
     """
 
     name: str
     batch_size: int
     milliseconds: tuple[float, ...] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.milliseconds or not all(math.isfinite(time) for time in self.milliseconds):
+            raise DataError(f"latencies of '{self.name}': at least one run is needed, each with a finite time")
 
 
 @dataclass(frozen=True)
@@ -120,10 +128,9 @@ class Report:
         title: the heading.
         status: PASS, WARN or FAIL.
         verdict: one sentence with the numbers.
-        warnings: what a person should know before trusting the numbers.
+        warnings: what a person should know before trusting the numbers, besides what repair or inspection say.
         repair: the BatchNorms before and after, and what was done to them.
         inspection: the BatchNorms of a model that was looked at only; not together with `repair`.
-        route: where the noise of the worst BatchNorm comes from.
         accuracies: top-1 by method and number of images.
         benchmark: one row for each model, backend and precision.
         benchmark_reference: the row that the others are held against, in words.
@@ -139,7 +146,6 @@ class Report:
     warnings: tuple[str, ...] = ()
     repair: RepairReport | None = None
     inspection: Inspection | None = None
-    route: NoiseRoute | None = None
     accuracies: tuple[AccuracyRow, ...] = ()
     benchmark: tuple[BenchmarkRow, ...] = ()
     benchmark_reference: str = ""
