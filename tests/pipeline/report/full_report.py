@@ -29,6 +29,7 @@ def full_report(repair: RepairReport) -> Report:
         ),
         benchmark=(
             BenchmarkRow("net.onnx", "onnxruntime", "fp32", proportion(385, 500), p50_ms=1.5, p99_ms=1.9),
+            BenchmarkRow("exact.onnx", "onnxruntime", "fp32", snr_db=exact),
             BenchmarkRow(
                 "half.onnx", "onnxruntime", "fp16", proportion(464, 500), 15.8, 5, 84, 1e-9, 0.99, 0.998, 65.8
             ),
