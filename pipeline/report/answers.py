@@ -55,7 +55,8 @@ def _damage(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
     off = [row for row in known if (row.known_mismatch or 0) >= SHIFTED]
     if off:
         return (
-            f"Not by noise. {len(off)} BatchNorms that no noise reaches do not fit this data: is it that of training?"
+            f"Not by noise. The stored variance of {_number(len(off), 'BatchNorm')} that no noise reaches is off by a "
+            "tenth or more on this data: is it that of the training, preprocessed the same way?"
         )
     return f"No. Every stored variance is within a tenth of the real one ({how})."
 
@@ -132,7 +133,8 @@ def _repair_certainty(repair: RepairReport) -> str:
     if repair.judged_on:
         parts.append(f"The variances before and after were measured on {count(repair.judged_on)} samples.")
     if intervals:
-        parts.append(f"Of {len(intervals)} estimated shifts, {sure} have a 95 % interval that excludes 1, no shift.")
+        shifts = _number(len(intervals), "estimated shift")
+        parts.append(f"Of {shifts}, {sure} have a 95 % interval without 1, which is no shift.")
     return " ".join(parts)
 
 
@@ -142,8 +144,9 @@ def _cost(report: Report) -> str:
     if report.repair is not None:
         folded = sum(outcome.folded for outcome in report.repair.batch_norms)
         parts.append(
-            f"The repair changes stored numbers and adds no operator; {folded} of {len(report.repair.batch_norms)} "
-            f"BatchNorms are folded away, {len(report.repair.removed)} noise layers and identities removed."
+            f"The repair changes stored numbers and adds no operator. Folded away: {folded} of "
+            f"{_number(len(report.repair.batch_norms), 'BatchNorm')}; removed: "
+            f"{_number(len(report.repair.removed), 'noise layer or identity', 'noise layers and identities')}."
         )
     if 0 < len(report.latencies) <= _NAMED:
         timed = [f"{one.name} {milliseconds(p50_p99(one)[0])} ms (batch {one.batch_size})" for one in report.latencies]
@@ -153,3 +156,8 @@ def _cost(report: Report) -> str:
     elif parts:
         parts.append("Its speed was not timed for this page.")
     return " ".join(parts)
+
+
+def _number(count_of: int, one: str, more: str = "") -> str:
+    """A count with what is counted, in the singular where it is one."""
+    return f"{count_of} {one if count_of == 1 else more or one + 's'}"

@@ -37,16 +37,6 @@ class BatchNormLine:
     reason: str = ""
     fold: str = ""
 
-    @property
-    def shift_after(self) -> float | None:
-        """Measured after the repair."""
-        return None if self.after is None else self.after.measured_shift
-
-    @property
-    def mismatch_after(self) -> float | None:
-        """Measured after the repair."""
-        return None if self.after is None else self.after.mismatch
-
 
 def batch_norm_lines(report: Report) -> tuple[BatchNormLine, ...]:
     """The lines of what a report holds, in the order of the graph."""
@@ -58,7 +48,14 @@ def batch_norm_lines(report: Report) -> tuple[BatchNormLine, ...]:
 
 def batch_norm_table(lines: tuple[BatchNormLine, ...]) -> Table:
     """The table; columns that no line fills are left out."""
-    return make_table(_COLUMNS, lines)
+    looked_at_only = all(line.after is None for line in lines)
+    return make_table(_NAMES + (_INSPECTED if looked_at_only else _REPAIRED), lines)
+
+
+def batch_norm_legend(lines: tuple[BatchNormLine, ...]) -> str:
+    """What the columns of the table mean."""
+    shown = {heading.text for heading in batch_norm_table(lines).headings}
+    return " ".join(text for heading, text in _LEGEND.items() if heading in shown)
 
 
 def _repaired(number: int, outcome: BatchNormOutcome) -> BatchNormLine:
@@ -84,27 +81,49 @@ def _noise(line: BatchNormLine) -> str:
     return f"{row.source} ({row.noise}, {row.distance})" if row.source else f"{row.noise}, {row.distance}"
 
 
-def _predicted(line: BatchNormLine) -> float | None:
-    """The shift by the closed form; behind a repair there are better numbers."""
-    return None if line.after is not None else line.before.predicted_shift
-
-
 def _estimate(line: BatchNormLine) -> str:
     """The shift that the method found, and its interval."""
-    return ratio(line.shift) + (f" ({ratio_interval(line.interval)})" if line.interval is not None else "")
+    interval = "" if line.interval is None else f" ({ratio_interval(line.interval)})"
+    return "" if line.shift is None else ratio(line.shift) + interval
 
 
-_COLUMNS: tuple[Column[BatchNormLine], ...] = (
+_NAMES: tuple[Column[BatchNormLine], ...] = (
     Column("#", lambda line: line.number),
     Column("BatchNorm", lambda line: line.before.name),
     Column("noise source", _noise),
-    Column("shift predicted", _predicted, lambda line: ratio(_predicted(line))),
-    Column("shift before", lambda line: line.before.measured_shift, lambda line: ratio(line.before.measured_shift)),
-    Column("shift after", lambda line: line.shift_after, lambda line: ratio(line.shift_after)),
-    Column("shift estimated, 95 % interval", lambda line: line.shift, _estimate),
-    Column("mismatch before", lambda line: line.before.mismatch, lambda line: ratio(line.before.mismatch)),
-    Column("mismatch after", lambda line: line.mismatch_after, lambda line: ratio(line.mismatch_after)),
+)
+_INSPECTED: tuple[Column[BatchNormLine], ...] = (
+    Column("shift predicted", lambda line: line.before.predicted_shift, ratio),
+    Column("shift measured", lambda line: line.before.measured_shift, ratio),
+    Column("mismatch", lambda line: line.before.mismatch, ratio),
+)
+_REPAIRED: tuple[Column[BatchNormLine], ...] = (
+    Column("shift before", lambda line: line.before.measured_shift, ratio),
+    Column("shift after", lambda line: None if line.after is None else line.after.measured_shift, ratio),
+    Column("shift estimated, 95 % interval", lambda line: line.shift, text=_estimate),
+    Column("mismatch before", lambda line: line.before.mismatch, ratio),
+    Column("mismatch after", lambda line: None if line.after is None else line.after.mismatch, ratio),
     Column("status", lambda line: line.status),
     Column("reason", lambda line: line.reason),
     Column("fold", lambda line: line.fold),
 )
+_MISMATCH = (
+    "Mismatch: the larger of stored over real and real over stored variance, channel by channel, their geometric mean."
+)
+_LEGEND = {
+    "#": "A click on a heading sorts.",
+    "noise source": (
+        "Noise source: the nearest noise layer, and whether it stands directly in front, behind a linear layer, or "
+        "farther upstream."
+    ),
+    "shift predicted": "Shift predicted: from what the file stores, where the noise stands directly in front.",
+    "shift measured": "Shift: variance at inference over stored variance, geometric mean over the channels; 1 is none.",
+    "shift before": "Shift: variance at inference over stored variance, geometric mean over the channels; 1 is none.",
+    "shift estimated, 95 % interval": (
+        "Estimated: the ratio of the variances without and with the noise, behind corrected BatchNorms; where its "
+        "interval includes 1 and the channels scatter no more than chance, the statistics are kept."
+    ),
+    "mismatch": _MISMATCH,
+    "mismatch before": _MISMATCH,
+    "fold": "Fold: into which layer the BatchNorm was folded, or why it stays.",
+}

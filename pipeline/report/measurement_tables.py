@@ -45,58 +45,60 @@ def _top1(row: BenchmarkRow) -> str:
     return "" if share is None else f"{percent(share.value, 2)} ({share_interval(share.low, share.high, 2)})"
 
 
+def _fine_percent(share: float) -> str:
+    """A share to a hundredth of a per cent."""
+    return percent(share, 2)
+
+
 def _flips(row: BenchmarkRow) -> str:
     """The flips, as `12 / 9 (p = 0.66)`."""
     chance = "" if row.p_value is None else f" (p = {small(row.p_value)})"
-    return f"{count(row.good_to_bad)} / {count(row.bad_to_good)}{chance}"
+    return f"{row.good_to_bad} / {row.bad_to_good}{chance}"
 
 
 _ACCURACY: tuple[Column[AccuracyRow], ...] = (
     Column("model", lambda row: row.model),
-    Column("calibration images", lambda row: row.images, lambda row: count(row.images), always=True),
-    Column("top-1", lambda row: row.accuracy, lambda row: percent(row.accuracy)),
-    Column("95 % interval", lambda row: row.low, lambda row: share_interval(row.low, row.high)),
+    Column("method", lambda row: row.method),
+    Column("calibration images", lambda row: row.images, count, always=True),
+    Column("top-1", lambda row: row.accuracy, percent),
+    Column("95 % interval", lambda row: row.low, text=lambda row: share_interval(row.low, row.high)),
 )
 _BENCHMARK: tuple[Column[BenchmarkRow], ...] = (
     Column("model", lambda row: row.model, note=lambda row: row.note),
     Column("backend", lambda row: row.backend),
     Column("precision", lambda row: row.precision),
     Column("status", lambda row: row.status),
-    Column("top-1, 95 % interval", lambda row: None if row.top1 is None else row.top1.value, _top1),
-    Column("points to reference", lambda row: row.difference, lambda row: points(row.difference)),
-    Column("good to bad / bad to good", lambda row: row.good_to_bad, _flips),
-    Column("retention", lambda row: row.retention, lambda row: percent(row.retention, 2)),
-    Column("agreement", lambda row: row.agreement, lambda row: percent(row.agreement, 2)),
-    Column("SNR", lambda row: row.snr_db, lambda row: decibels(row.snr_db)),
+    Column("top-1, 95 % interval", lambda row: None if row.top1 is None else row.top1.value, text=_top1),
+    Column("points to reference", lambda row: row.difference, points),
+    Column("good to bad / bad to good", lambda row: row.good_to_bad, text=_flips),
+    Column("retention", lambda row: row.retention, _fine_percent),
+    Column("agreement", lambda row: row.agreement, _fine_percent),
+    Column("SNR", lambda row: row.snr_db, decibels),
     Column("batch", lambda row: row.batch_size),
-    Column("p50, ms", lambda row: row.p50_ms, lambda row: milliseconds(row.p50_ms)),
-    Column("p99, ms", lambda row: row.p99_ms, lambda row: milliseconds(row.p99_ms)),
-    Column("images/s", lambda row: row.images_per_second, lambda row: count(row.images_per_second)),
+    Column("p50, ms", lambda row: row.p50_ms, milliseconds),
+    Column("p99, ms", lambda row: row.p99_ms, milliseconds),
+    Column("images/s", lambda row: row.images_per_second, count),
 )
 _LATENCY: tuple[Column[LatencySeries], ...] = (
     Column("model", lambda series: series.name),
     Column("batch", lambda series: series.batch_size),
-    Column("runs", lambda series: len(series.milliseconds), lambda series: count(len(series.milliseconds))),
-    Column("p50, ms", lambda series: p50_p99(series)[0], lambda series: milliseconds(p50_p99(series)[0])),
-    Column("p99, ms", lambda series: p50_p99(series)[1], lambda series: milliseconds(p50_p99(series)[1])),
-    Column(
-        "mean, ms",
-        lambda series: statistics.fmean(series.milliseconds),
-        lambda series: milliseconds(statistics.fmean(series.milliseconds)),
-    ),
+    Column("runs", lambda series: len(series.milliseconds), count),
+    Column("p50, ms", lambda series: p50_p99(series)[0], milliseconds),
+    Column("p99, ms", lambda series: p50_p99(series)[1], milliseconds),
+    Column("mean, ms", lambda series: statistics.fmean(series.milliseconds), milliseconds),
 )
 _BUDGET: tuple[Column[BudgetStep], ...] = (
     Column("step", lambda step: step.step),
     Column("behind it", lambda step: step.target),
-    Column("SNR", lambda step: step.snr_db, lambda step: decibels(step.snr_db)),
-    Column("largest relative error", lambda step: step.max_rel, lambda step: small(step.max_rel)),
-    Column("agreement", lambda step: step.agreement, lambda step: percent(step.agreement, 2)),
-    Column("top-1", lambda step: step.accuracy, lambda step: percent(step.accuracy, 2)),
+    Column("SNR", lambda step: step.snr_db, decibels),
+    Column("largest relative error", lambda step: step.max_rel, small),
+    Column("agreement", lambda step: step.agreement, _fine_percent),
+    Column("top-1", lambda step: step.accuracy, _fine_percent),
 )
 _STEPS: tuple[Column[StepRow], ...] = (
     Column("step", lambda row: row.step),
     Column("status", lambda row: row.status),
-    Column("SNR", lambda row: row.snr_db, lambda row: decibels(row.snr_db)),
-    Column("largest error", lambda row: row.max_abs, lambda row: small(row.max_abs)),
-    Column("top-1 agreement", lambda row: row.agreement, lambda row: percent(row.agreement)),
+    Column("SNR", lambda row: row.snr_db, decibels),
+    Column("largest error", lambda row: row.max_abs, small),
+    Column("top-1 agreement", lambda row: row.agreement, percent),
 )

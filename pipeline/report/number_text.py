@@ -1,15 +1,13 @@
-"""Numbers as the page writes them; a number that is not there is a dash."""
+"""Numbers as the page writes them."""
 
 from __future__ import annotations
 
 import math
 
-ABSENT = "–"
 
-
-def percent(share: float | None, digits: int = 1) -> str:
+def percent(share: float, digits: int = 1) -> str:
     """A share in [0, 1] as per cent."""
-    return ABSENT if share is None else f"{100 * share:.{digits}f} %"
+    return f"{100 * share:.{digits}f} %"
 
 
 def share_interval(low: float, high: float, digits: int = 1) -> str:
@@ -17,44 +15,43 @@ def share_interval(low: float, high: float, digits: int = 1) -> str:
     return f"{100 * low:.{digits}f} – {100 * high:.{digits}f} %"
 
 
-def ratio(value: float | None) -> str:
+def ratio(value: float) -> str:
     """A ratio of variances."""
-    if value is None:
-        return ABSENT
     return f"{value:.3f}" if value < 1000 else f"{value:.3g}"
 
 
-def ratio_interval(interval: tuple[float, float] | None) -> str:
+def ratio_interval(interval: tuple[float, float]) -> str:
     """The interval of a ratio."""
-    return ABSENT if interval is None else f"{ratio(interval[0])} – {ratio(interval[1])}"
+    return f"{ratio(interval[0])} – {ratio(interval[1])}"
 
 
-def points(difference: float | None) -> str:
+def points(difference: float) -> str:
     """A difference of two percentages, with its sign."""
-    return ABSENT if difference is None else f"{difference:+.2f}".replace("-", "\N{MINUS SIGN}")
+    return f"{difference:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
-def decibels(snr_db: float | None) -> str:
+def decibels(snr_db: float) -> str:
     """Signal to noise; `exact` where there is no noise, words where a number is not finite."""
-    if snr_db is None:
-        return ABSENT
     if snr_db == math.inf:
         return "exact"
     return f"{snr_db:.1f} dB" if math.isfinite(snr_db) else "not finite"
 
 
-def small(value: float | None) -> str:
+def small(value: float) -> str:
     """A small number, as an error or a p-value, by its two leading digits."""
-    return ABSENT if value is None else f"{value:.2g}"
+    return f"{value:.2g}"
 
 
-def milliseconds(value: float | None) -> str:
+def milliseconds(value: float) -> str:
     """A latency, by its three leading digits."""
-    if value is None:
-        return ABSENT
     return f"{value:#.3g}" if value < 100 else f"{value:.0f}"
 
 
-def count(value: float | None) -> str:
+def count(value: float) -> str:
     """A whole number, thousands set apart."""
-    return ABSENT if value is None else f"{value:,.0f}".replace(",", "\N{THIN SPACE}")
+    return f"{value:,.0f}".replace(",", "\N{THIN SPACE}")
+
+
+def bound(sentence: str) -> str:
+    """A sentence in which a number and its unit stay on one line."""
+    return sentence.replace(" %", "\N{NO-BREAK SPACE}%").replace(" dB", "\N{NO-BREAK SPACE}dB")

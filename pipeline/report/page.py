@@ -34,7 +34,7 @@ def render_report(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    words = {name: getattr(number_text, name) for name in ("count", "decibels", "percent", "share_interval")}
+    words = {name: getattr(number_text, name) for name in ("bound", "count", "decibels", "percent", "share_interval")}
     environment.globals.update(words)
     return environment.get_template("page.html.j2").render(_views(report))
 
@@ -44,7 +44,7 @@ def _views(report: Report) -> Mapping[str, Any]:
     # Here, because matplotlib takes as long to load as a small repair.
     from . import accuracy_figure, latency_figure, measurement_tables
     from .answers import find_answers
-    from .batch_norm_table import batch_norm_lines, batch_norm_table
+    from .batch_norm_table import batch_norm_legend, batch_norm_lines, batch_norm_table
     from .figure import SERIES
     from .mismatch_figure import mismatch_figure
     from .route_boxes import route_boxes
@@ -72,6 +72,7 @@ def _views(report: Report) -> Mapping[str, Any]:
         "budgets": [_budget_view(budget, number) for number, budget in enumerate(report.budgets, 1)],
         "steps": measurement_tables.step_table(report.steps),
         "batch_norms": batch_norm_table(lines) if lines else None,
+        "batch_norm_legend": batch_norm_legend(lines),
     }
 
 

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from .number_text import ABSENT
-
 T = TypeVar("T")
+ABSENT = "–"
 FOLDED_FROM = 21  # rows from which on a table starts folded
 _SENTENCE = 28  # letters
 
@@ -21,13 +20,15 @@ class Column(Generic[T]):
     Attributes:
         heading: what stands above it.
         value: what it is sorted by: a number, or a text; None where the row has none.
-        text: what stands in the cell where there is a value; the value itself where not given.
+        write: how a number is written.
+        text: what stands in the cell instead, where it is more than the value.
         always: it stays where no row has a value.
         note: a smaller line below it; not given where there is none.
     """
 
     heading: str
     value: Callable[[T], float | str | None]
+    write: Callable[[float], str] | None = None
     text: Callable[[T], str] | None = None
     always: bool = False
     note: Callable[[T], str] | None = None
@@ -97,11 +98,13 @@ def _kind(column: Column[T], items: Sequence[T]) -> str:
 def _cell(column: Column[T], item: T) -> Cell:
     """One cell."""
     value = column.value(item)
-    if not _is_there(value):
+    if value is None or not _is_there(value):
         return Cell(ABSENT, absent=True)
-    text = column.text(item) if column.text else str(value)
     note = column.note(item) if column.note else ""
-    return Cell(text, None if isinstance(value, str) else _number(value), note=note)
+    if isinstance(value, str):
+        return Cell(column.text(item) if column.text else value, note=note)
+    written = column.write(value) if column.write else str(value)
+    return Cell(column.text(item) if column.text else written, _number(value), note=note)
 
 
 def _is_there(value: float | str | None) -> bool:
@@ -109,8 +112,6 @@ def _is_there(value: float | str | None) -> bool:
     return value is not None and value != "" and value == value
 
 
-def _number(value: float | None) -> str | None:
+def _number(value: float) -> str:
     """A number as JavaScript reads it."""
-    if value is None:
-        return None
     return repr(value) if math.isfinite(value) else "Infinity" if value > 0 else "-Infinity"

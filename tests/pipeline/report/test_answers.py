@@ -53,7 +53,7 @@ def test_what_no_section_tells_is_not_asked():
     [
         ((row("a", 3.1), row("b", 1.0)), "Yes. The noise of training leaves 1 of 2 BatchNorms"),
         ((row("a", 1.02),), "No. Every stored variance is within a tenth"),
-        ((row("a", 4.0, ""), row("b", 1.0)), "Not by noise. 1 BatchNorms that no noise reaches"),
+        ((row("a", 4.0, ""), row("b", 1.0)), "Not by noise. The stored variance of 1 BatchNorm that no noise"),
         ((row("a", None),), "Not measured"),
     ],
 )
@@ -83,8 +83,8 @@ def test_a_repair_says_what_is_left_and_how_many_intervals_exclude_no_shift():
     assert told[REPAIR] == (
         "Yes: 2 of 3 BatchNorms, by the method paired; the worst stored variance among them is now off by a factor of 1.20."
     )
-    assert "Of 2 estimated shifts, 1 have a 95 % interval that excludes 1" in told[CERTAINTY]
-    assert "3 of 3 BatchNorms are folded away, 1 noise layers" in told[COST]
+    assert "Of 2 estimated shifts, 1 have a 95 % interval without 1" in told[CERTAINTY]
+    assert "Folded away: 3 of 3 BatchNorms; removed: 1 noise layer or identity." in told[COST]
     assert "not timed" in told[COST]
 
 

@@ -198,7 +198,8 @@ def test_a_section_that_is_not_there_leaves_nothing_behind(report):
 def test_an_inspection_shows_what_it_found_and_no_repair(residual, images, open_model):
     found = inspect_model(residual, [{"x": images}], open_model)
     page = Page(render_report(replace(EMPTY, inspection=found)))
-    assert page.column("batch-norms", "shift before") == [f"{row.measured_shift:.3f}" for row in found.rows]
+    assert page.column("batch-norms", "shift measured") == [f"{row.measured_shift:.3f}" for row in found.rows]
+    assert page.column("batch-norms", "mismatch") == [f"{row.mismatch:.3f}" for row in found.rows]
     predicted = [row.predicted_shift for row in found.rows]
     assert page.column("batch-norms", "shift predicted") == ["–" if p is None else f"{p:.3f}" for p in predicted]
     assert "shift after" not in page.tables["batch-norms"][0]
