@@ -34,7 +34,7 @@ imports: $(VENV)/.test
 	$(BIN)/lint-imports
 
 tests: $(VENV)/.test $(QUANTIZER)
-	$(BIN)/pytest --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --cov --cov-report=term:skip-covered
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

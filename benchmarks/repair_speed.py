@@ -277,7 +277,9 @@ def run(line: Sequence[str]) -> str:
     Raises:
         SystemExit: it failed.
     """
-    done = subprocess.run(line, capture_output=True, text=True)
+    # A user's Python keeps its compiled modules; without them every start would compile all of vsfix anew.
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(line, capture_output=True, text=True, env=variables)
     if done.returncode:
         raise SystemExit(f"{' '.join(line)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout

@@ -19,11 +19,10 @@ class AccuracyRow:
 
     Attributes:
         model: what was measured, in words.
-        images: the size of the calibration set, None where none was used.
+        images: the size of the calibration set of its repair, 0 for one that took none; None as trained.
         accuracy: top-1, in [0, 1].
         low: lower end of its Wilson interval at 95 %.
         high: upper end.
-        method: the repair that made it, one line of a figure; empty where nothing was repaired.
     """
 
     model: str
@@ -31,11 +30,10 @@ class AccuracyRow:
     accuracy: float
     low: float
     high: float
-    method: str = ""
 
 
 def accuracy_of(
-    model: str, runner: Runner, samples: Samples, *, batch_size: int, images: int | None = None, method: str = ""
+    model: str, runner: Runner, samples: Samples, *, batch_size: int, images: int | None = None
 ) -> AccuracyRow:
     """Measures the top-1 accuracy of the first output, logits of shape (N, classes).
 
@@ -53,4 +51,4 @@ def accuracy_of(
             raise DataError(f"{samples.name}: its labels name other classes than the {logits.shape[1]} of the model")
         correct += int(np.sum(logits.argmax(axis=1) == samples.labels[start : start + batch_size]))
     low, high = wilson_interval(correct, len(samples))
-    return AccuracyRow(model, images, correct / len(samples), low, high, method)
+    return AccuracyRow(model, images, correct / len(samples), low, high)

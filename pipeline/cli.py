@@ -34,6 +34,8 @@ SUMMARIES = {
     "refit": "Give a built engine the weights of a repaired model.",
     "package": "Make a Triton model repository of a model or of engines.",
     "verify": "Compare two models or runtimes, number by number.",
+    "benchmark": "Compare models, backends and precisions on labelled data.",
+    "compare": "Say what became better or worse between two benchmarks.",
     "reproduce": "Make tables of the paper, as grids of training runs.",
     "doctor": "Say which backends work here, and what installs the others.",
 }

@@ -192,16 +192,15 @@ def _repair(model: onnx.ModelProto, train_set: Samples) -> _Repairs:
 def _accuracies(model: onnx.ModelProto, repairs: _Repairs, test_set: Samples, images: int) -> tuple[AccuracyRow, ...]:
     """As trained, by each method, and the best that re-estimation over `images` training images reaches."""
     rows = (
-        ("as trained", "", model, None),
-        ("repaired, paired", "paired", repairs.paired.model, CALIBRATION_IMAGES),
-        ("repaired, exact", "exact", repairs.exact_few.model, CALIBRATION_IMAGES),
-        ("repaired, exact: the best that re-estimation reaches", "exact", repairs.exact_all.model, images),
+        ("as trained", model, None),
+        ("repaired, paired", repairs.paired.model, CALIBRATION_IMAGES),
+        ("repaired, exact", repairs.exact_few.model, CALIBRATION_IMAGES),
+        ("repaired, exact", repairs.exact_all.model, images),
     )
     accuracies = []
-    for what, method, candidate, used in rows:
+    for what, candidate, used in rows:
         with OnnxRuntimeRunner(candidate) as runner:
-            row = accuracy_of(what, runner, test_set, batch_size=_BATCH_SIZE, images=used, method=method)
-        accuracies.append(row)
+            accuracies.append(accuracy_of(what, runner, test_set, batch_size=_BATCH_SIZE, images=used))
     return tuple(accuracies)
 
 

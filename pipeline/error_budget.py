@@ -12,8 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
+from vsfix.graph_passes.batches import Batch
 from vsfix.graph_passes.errors import DataError
-from vsfix.graph_passes.inference import Array
+from vsfix.graph_passes.inference import Array, Runner
 
 from .decisions import compare_decisions
 from .tensor_comparison import as_float64, comparable, compare_tensors, finite_rows
@@ -89,6 +92,20 @@ def pair_outputs(
     if set(expected) == set(found):
         return {name: (expected[name], found[name]) for name in found}
     return {name: (left, found[name]) for name, left in zip(found, expected.values(), strict=True)}
+
+
+def noise_floor(runner: Runner, once: StageOutputs, batch: Batch) -> BudgetStep:
+    """A batch once more, against what the runner gave before.
+
+    Args:
+        runner: what gave it.
+        once: its outputs over all samples; the first of them are those of the batch.
+        batch: the first samples.
+    """
+    repeated = {name: np.atleast_1d(array) for name, array in runner.run(batch).items()}
+    before = {name: once.outputs[name][: len(array)] for name, array in repeated.items()}
+    chain = [StageOutputs("", once.name, before), StageOutputs(NOISE_FLOOR, once.name, repeated)]
+    return error_budget(chain, None, decide=False)[0]
 
 
 def holds_logits(output: Array) -> bool:

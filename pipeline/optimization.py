@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from vsfix.graph_passes.atomic_file import atomic_path
-from vsfix.graph_passes.errors import CheckFailedError, InputError
+from vsfix.graph_passes.errors import CheckFailedError
 from vsfix.graph_passes.external_data import external_data_files
 from vsfix.graph_passes.model_file import export_model, read_model, write_model
 from vsfix.graph_passes.shift import geometric_mean
@@ -19,7 +19,7 @@ from .accuracy import AccuracyRow, accuracy_of
 from .backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from .calibration import Samples, calibration_batches, labelled_samples
 from .environment import describe_machine
-from .output_file import require_output
+from .output_file import require_outputs
 from .preparation import prepare_model
 from .repair import needs_batch_norms, repair_model
 from .repair_config import RepairConfig
@@ -87,10 +87,7 @@ def optimize(
             nothing else is written. The fold is wrong, or the precision that was asked for can't hold the weights or
             gives other outputs; nothing is written then.
     """
-    for path in outputs.paths():
-        require_output(path, force=outputs.force, inputs=input_files(model_path, data, eval_data))
-    if len(set(outputs.paths())) < len(outputs.paths()):
-        raise InputError("two outputs have the same name; give each its own")
+    require_outputs(outputs.paths(), force=outputs.force, inputs=input_files(model_path, data, eval_data))
     model = read_model(model_path)
     prepared = prepare_model(model, config.noise, needs_batch_norms=needs_batch_norms(model, config))
     deployable = export_model(prepared.graph, model)
@@ -122,13 +119,10 @@ def _accuracies(
     original: onnx.ModelProto, repair: Repair, labelled: Samples, batch_size: int
 ) -> tuple[AccuracyRow, ...]:
     """Top-1 of the original in its deployable form, and of the repaired model."""
-    report = repair.report
     with OnnxRuntimeRunner(original) as before, OnnxRuntimeRunner(repair.runnable) as after:
         return (
             accuracy_of("as trained", before, labelled, batch_size=batch_size),
-            accuracy_of(
-                "repaired", after, labelled, batch_size=batch_size, images=report.samples, method=report.method
-            ),
+            accuracy_of("repaired", after, labelled, batch_size=batch_size, images=repair.report.samples),
         )
 
 

@@ -17,7 +17,7 @@ from vsfix.graph_passes.inference import Array, Runner
 
 from .calibration import Samples
 from .decisions import Decisions, compare_decisions
-from .error_budget import NOISE_FLOOR, BudgetStep, StageOutputs, error_budget, holds_logits, pair_outputs
+from .error_budget import BudgetStep, StageOutputs, error_budget, holds_logits, noise_floor, pair_outputs
 from .layer_search import LayerSearch
 from .tensor_comparison import TensorComparison, compare_tensors
 from .tolerance import Tolerance
@@ -127,7 +127,7 @@ def verify(
         last = _run(candidate, samples, batch_size)
         result = _judge(candidate.runner.name, last.outputs, first.outputs, tolerance, labels, decide=not random)
         if len(chain) > 1:
-            again = _again(candidate.runner, last, samples, batch_size)
+            again = noise_floor(candidate.runner, last, next(samples.batches(batch_size)))
             result = replace(result, budget=(*error_budget([*chain, last], labels, decide=not random), again))
         if search is not None and result.status == "FAIL":
             rows = list(result.worst_samples)
@@ -161,15 +161,6 @@ def _run(stage: Stage, samples: Samples, batch_size: int) -> StageOutputs:
     return StageOutputs(stage.step, stage.name, pooled_outputs(stage.runner, samples, batch_size))
 
 
-def _again(runner: Runner, before: StageOutputs, samples: Samples, batch_size: int) -> BudgetStep:
-    """The first batch once more, against what it gave before."""
-    batch = next(samples.batches(batch_size))
-    repeated = {name: np.atleast_1d(array) for name, array in runner.run(batch).items()}
-    once = {name: before.outputs[name][: len(array)] for name, array in repeated.items()}
-    chain = [StageOutputs("", before.name, once), StageOutputs(NOISE_FLOOR, before.name, repeated)]
-    return error_budget(chain, None, decide=False)[0]
-
-
 def _judge(
     name: str,
     found: Mapping[str, Array],
@@ -184,7 +175,7 @@ def _judge(
     outputs = {name: compare_tensors(*pair) for name, pair in pairs.items()}
     first = next(iter(pairs.values()))
     decisions = compare_decisions(*first, labels) if decide and holds_logits(first[0]) else None
-    reasons = _reasons(outputs, decisions, tolerance)
+    reasons = missed_tolerances(outputs, decisions, tolerance)
     return CandidateResult(
         name, "FAIL" if reasons else "PASS", tuple(reasons), outputs, decisions, _worst_samples(pairs)
     )
@@ -201,10 +192,10 @@ def _worst_samples(pairs: Mapping[str, tuple[Array, Array]]) -> tuple[int, ...]:
     return tuple(int(row) for row in np.argsort(-errors, kind="stable")[:SEARCHED_SAMPLES])
 
 
-def _reasons(
+def missed_tolerances(
     outputs: Mapping[str, TensorComparison], decisions: Decisions | None, tolerance: Tolerance
 ) -> Sequence[str]:
-    """Why a candidate fails; empty where it passes."""
+    """Why a candidate fails, one sentence for each threshold; empty where it passes."""
     reasons = []
     for name, comparison in outputs.items():
         if not comparison.finite:

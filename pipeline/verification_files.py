@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -21,6 +20,7 @@ from .calibration import Samples, load_samples
 from .layer_search import LayerSearch, search_layers
 from .model_description import ModelDescription, describe_model, name_step
 from .random_inputs import draw_inputs
+from .shared_inputs import require_same_inputs, shared_batch_size, whole_batches
 from .tappable import open_tappable
 from .tolerance import GivenTolerance
 from .verification import Stage, Verification, verify
@@ -81,10 +81,10 @@ def verify_files(model: Path, against: Path, config: VerificationConfig) -> Veri
         files[0] = replace(files[0], repaired=True)
     reference, candidate = files[0], files[-1]
     for other in files[:-1]:
-        _require_same_inputs(candidate, other)
+        require_same_inputs(candidate, other)
     names = next((found.input_names for found in reversed(files) if found.input_names), candidate.names)
-    batch_size = _batch_size(config.batch_size, files)
-    samples = _whole_batches(_samples(candidate, reference, names, config), batch_size, files)
+    batch_size = shared_batch_size(config.batch_size, files)
+    samples = whole_batches(_samples(candidate, reference, names, config), batch_size, files)
     statistics = None if config.statistics is None else read_npz(config.statistics)
     backends = config.backends or (candidate.backend,)
     reference_backend = config.reference_backend or reference.backend
@@ -121,18 +121,6 @@ def _stages(files: Sequence[ModelDescription], input_name: str) -> Iterator[Stag
             yield Stage(name_step(before, found), f"{found.path.name}, {runner.name}", runner)
 
 
-def _require_same_inputs(model: ModelDescription, other: ModelDescription) -> None:
-    """All models are fed the same arrays."""
-    for one, two in ((model, other), (other, model)):
-        if not two.input_names and len(one.input_names) > 1:
-            raise InputError(f"{one.path}: has the inputs {', '.join(one.input_names)}, but {two.path} takes one image")
-    if model.input_names and other.input_names and set(model.input_names) != set(other.input_names):
-        raise InputError(
-            f"{model.path}: has the inputs {', '.join(model.input_names)}, but {other.path} has "
-            f"{', '.join(other.input_names)}; give two models that take the same inputs"
-        )
-
-
 def _samples(
     candidate: ModelDescription, reference: ModelDescription, names: tuple[str, ...], config: VerificationConfig
 ) -> Samples:
@@ -155,39 +143,6 @@ def _samples(
         samples=config.samples,
         seed=config.seed,
     )
-
-
-def _batch_size(wanted: int, files: Sequence[ModelDescription]) -> int:
-    """The samples of a run that every file takes, as near to what is wanted as can be.
-
-    Raises:
-        InputError: two files of which one takes none of the batch sizes of the other.
-    """
-    narrow = max(files, key=lambda found: found.smallest_batch)
-    wide = min(files, key=lambda found: found.largest_batch or sys.maxsize)
-    if wide.largest_batch is not None and wide.largest_batch < narrow.smallest_batch:
-        raise InputError(
-            f"{narrow.path} takes batches from {narrow.smallest_batch} on, {wide.path} up to {wide.largest_batch}: "
-            "they can't be fed the same"
-        )
-    return max(narrow.smallest_batch, min(wanted, wide.largest_batch or wanted))
-
-
-def _whole_batches(samples: Samples, size: int, files: Sequence[ModelDescription]) -> Samples:
-    """The samples without the last batch, where that is smaller than a file takes.
-
-    Too few samples for an engine are left to the engine, which says what it was built for.
-    """
-    smallest = max(found.smallest_batch for found in files)
-    rest = len(samples) % size
-    if rest == 0 or rest >= smallest:
-        return samples
-    if rest == len(samples):
-        if any(found.smallest_batch > rest and found.kind != "engine" for found in files):
-            raise InputError(f"{samples.name}: {rest} samples do not fill the batch of {smallest} that the model takes")
-        return samples
-    _logger.warning("the last %d samples fill no batch of %d and are left out", rest, smallest)
-    return samples.first(len(samples) - rest)
 
 
 def _open_reference(
@@ -213,7 +168,7 @@ def _search(
     A file that takes one batch size gets its samples as often as fill it.
     """
     samples = len(next(iter(inputs.values())))
-    size = _batch_size(samples, [description for description, _, _ in sides])
+    size = shared_batch_size(samples, [description for description, _, _ in sides])
     filled = {name: np.resize(array, (size, *array.shape[1:])) for name, array in inputs.items()}
     try:
         right, found = (open_tappable(*side, input_name=input_name) for side in sides)

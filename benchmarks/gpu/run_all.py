@@ -24,27 +24,27 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from vsfix.graph_passes.errors import MissingComponentError, VsfixError
 from vsfix.graph_passes.inference import Runner
 from vsfix.pipeline.backends.opening import open_runner
 from vsfix.pipeline.backends.shape_profile import ShapeOptions
-from vsfix.pipeline.backends.tensorrt_runner import TensorRtRunner, open_engine
+from vsfix.pipeline.backends.tensorrt_runner import open_engine
+from vsfix.pipeline.benchmark.latency import LatencyConfig, measure_latencies
 from vsfix.pipeline.build_config import BuildConfig
 from vsfix.pipeline.building import build_engine
 from vsfix.pipeline.calibration import Samples
 from vsfix.pipeline.decisions import compare_decisions
 from vsfix.pipeline.environment import describe_environment
+from vsfix.pipeline.gpu_state import describe_gpu
 from vsfix.pipeline.tensor_comparison import compare_tensors
 from vsfix.pipeline.tolerance import TOLERANCES
 from vsfix.pipeline.verification import pooled_outputs
@@ -54,10 +54,7 @@ ENGINES = ("tensorrt", "tensorrt-rtx")
 PRECISIONS = {"tensorrt": ("fp32", "tf32", "fp16"), "tensorrt-rtx": ("fp32", "tf32", "fp16"), "other": ("fp32", "fp16")}
 BATCHES = (1, 64)
 MAX_BATCH = 256
-BLOCKS, WARM_UP_S, BLOCK_S = 20, 0.2, 0.15  # at least 3 s of runs for each engine
-MEDIAN_RANKS = (5, 14)  # of 20 sorted ratios: between them lies the median with 95.9 % (binomial)
 MAX_LATENCY_RATIO = 1.0
-Times = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         done[step] = line
         with results.open("a") as file:
             file.write(json.dumps(line) + "\n")
-    (options.results / "environment.json").write_text(json.dumps(environment(), indent=2))
+    (options.results / "environment.json").write_text(json.dumps(describe_environment() | describe_gpu(), indent=2))
     print(table(done))
     misses = [miss for step, line in done.items() for miss in missed(step, line["found"])]
     print("\n".join(["", *not_run, *(f"MISS {miss}" for miss in misses)]))
@@ -196,48 +193,13 @@ def latency(step: Step, kit: Path, results: Path) -> dict[str, Any]:
         inputs = {"input": arrays["input"][: step.batch]}
     with ExitStack() as stack:
         runners = [stack.enter_context(open_deployed(step, form, kit, results, use_graph=True)) for form in FORMS]
-        runs = [warm_up(runner, inputs) for runner in runners]
-        times: list[list[Times]] = [[], []]
-        for block in range(BLOCKS):
-            order = (0, 1) if block % 2 == 0 else (1, 0)
-            for index in order:
-                times[index].append(time_runs(runners[index], inputs, runs[index]))
-    original, repaired = (np.concatenate(found) for found in times)
-    ratios = sorted(float(np.median(b) / np.median(a)) for a, b in zip(times[0], times[1], strict=True))
+        original, repaired = measure_latencies(runners, inputs, LatencyConfig())
     return {
-        "ratio": float(np.median(repaired) / np.median(original)),
-        "interval": [ratios[rank] for rank in MEDIAN_RANKS],
-        "original": summarize(original),
-        "repaired": summarize(repaired),
+        "ratio": repaired.ratio,
+        "interval": repaired.ratio_interval,
+        "original": asdict(original),
+        "repaired": asdict(repaired),
     }
-
-
-def warm_up(runner: Runner, inputs: dict[str, Any]) -> int:
-    """Runs until the clocks are up; gives the number of runs that fill a block."""
-    started, runs = time.perf_counter(), 0
-    while time.perf_counter() - started < WARM_UP_S or runs < 10:
-        runner.run(inputs)
-        runs += 1
-    return max(15, int(runs * BLOCK_S / (time.perf_counter() - started)))
-
-
-def time_runs(runner: Runner, inputs: dict[str, Any], runs: int) -> Times:
-    """Milliseconds of each run."""
-    if isinstance(runner, TensorRtRunner):
-        return runner.time_executions(inputs, runs)
-    times = np.empty(runs)
-    for index in range(runs):
-        started = time.perf_counter()
-        runner.run(inputs)
-        times[index] = 1000 * (time.perf_counter() - started)
-    return times
-
-
-def summarize(times: Times) -> dict[str, float]:
-    """What a latency is reported by."""
-    p50, p90, p99 = np.percentile(times, [50, 90, 99])
-    spread = float(times.std() / times.mean())
-    return {"p50_ms": float(p50), "p90_ms": float(p90), "p99_ms": float(p99), "cv": spread, "runs": len(times)}
 
 
 def open_deployed(step: Step, form: str, kit: Path, results: Path, *, use_graph: bool = False) -> Runner:
@@ -275,18 +237,6 @@ def engine_facts(step: Step, form: str, results: Path) -> dict[str, Any]:
         "bytes": document["plan"]["bytes"],
         "read_back": {key: document["read_back"][key] for key in ("status", "largest_error")},
     }
-
-
-def environment() -> dict[str, Any]:
-    """Versions, and what the driver says of the GPU."""
-    query = "name,driver_version,clocks.sm,clocks.max.sm,clocks_throttle_reasons.active,power.draw"
-    try:
-        found = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={query}", "--format=csv"], capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        return {**describe_environment(), "gpu": "no nvidia-smi here"}
-    return {**describe_environment(), "gpu": found.stdout.strip()}
 
 
 def missed(step: Step, found: dict[str, Any]) -> list[str]:

@@ -42,6 +42,11 @@ BACKENDS = tuple(_KINDS)
 _PROVIDERS = {"onnxruntime": CPU, "onnxruntime-cuda": CUDA, "onnxruntime-tensorrt": TENSORRT}
 
 
+def runs_kind(backend: str, kind: ModelKind) -> bool:
+    """Whether a backend, one of `BACKENDS`, runs this kind of file."""
+    return _KINDS[backend] == kind
+
+
 def open_runner(backend: str, model: Path, *, input_name: str = "input", trust: bool = False) -> Runner:
     """Opens a model file in a backend.
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -74,6 +77,23 @@ def open_built(
         parsed = library.parse(path, model)
     built = library.build(parsed, BuildOptions(profile, tensor_float=tensor_float))
     return TensorRtRunner(library.load(built.plan), cuda)
+
+
+@dataclass(frozen=True, eq=False)
+class PhaseTimes:
+    """The parts of single runs, in milliseconds, shape (runs,) each.
+
+    Attributes:
+        upload: inputs to the GPU, by CUDA events.
+        compute: the engine, by CUDA events.
+        download: outputs to the host, by CUDA events.
+        enqueue: the host's share of `compute`: putting it into the stream. Where it is the longer one, the GPU waits.
+    """
+
+    upload: Float64Array
+    compute: Float64Array
+    download: Float64Array
+    enqueue: Float64Array
 
 
 class TensorRtRunner:
@@ -159,6 +179,39 @@ class TensorRtRunner:
                 end.record(self._stream)
             self._stream.synchronize()
             return np.array([end.milliseconds_since(start) for start, end in marks])
+
+    def time_phases(self, inputs: Mapping[str, Array], runs: int) -> PhaseTimes:
+        """Times single runs from the host's memory to the host's memory, part by part.
+
+        Args:
+            inputs: one batch.
+            runs: how many times, each after the one before it has ended.
+
+        Raises:
+            DataError, ModelError: see `run`.
+        """
+        for _ in range(2):
+            self.run(inputs)
+        inward = [self._buffers[tensor.name] for tensor in self._tensors if tensor.is_input]
+        outward = [self._buffers[tensor.name] for tensor in self._tensors if not tensor.is_input]
+        times = np.empty((runs, 4))
+        with ExitStack() as events:
+            marks = [self._new_event(events) for _ in range(4)]
+            for row in times:
+                marks[0].record(self._stream)
+                for buffer in inward:
+                    buffer.upload(self._stream)
+                marks[1].record(self._stream)
+                started = time.perf_counter()
+                self._execute()
+                row[3] = 1000 * (time.perf_counter() - started)
+                marks[2].record(self._stream)
+                for buffer in outward:
+                    buffer.download(self._stream)
+                marks[3].record(self._stream)
+                self._stream.synchronize()
+                row[:3] = [after.milliseconds_since(before) for before, after in pairwise(marks)]
+        return PhaseTimes(*times.T)
 
     def _new_event(self, events: ExitStack) -> Event:
         """An event that goes with the stack."""

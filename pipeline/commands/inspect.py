@@ -44,13 +44,12 @@ def command(
     from vsfix.pipeline.inspection import inspect_model
     from vsfix.pipeline.inspection_page import write_inspection_page
     from vsfix.pipeline.optimization import input_files
-    from vsfix.pipeline.output_file import require_output
+    from vsfix.pipeline.output_file import require_outputs
     from vsfix.pipeline.tables import inspection_table
 
     inputs = input_files(model, data)
+    require_outputs([html], force=force, inputs=inputs)
     require_json_target(json_path, force=force, inputs=inputs, outputs=[html])
-    if html is not None:
-        require_output(html, force=force, inputs=inputs)
     loaded = read_model(model)
     batches = (
         calibration_batches(

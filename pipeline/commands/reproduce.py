@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     metavar="[ADDRESS]",
     help="Make the runs as Ray tasks: on the cluster at ADDRESS, or, without one, on this machine.",
 )
-@click.option("--cpus", type=click.IntRange(min=1), default=1, show_default=True, help="Cores of one Ray task.")
-@click.option("--gpus", type=click.FloatRange(min=0), default=0, show_default=True, help="GPUs of one Ray task.")
+@click.option("--cpus", type=click.IntRange(min=1), help="Cores of one Ray task.  [default: 1]")
+@click.option("--gpus", type=click.FloatRange(min=0), help="GPUs of one Ray task.  [default: 0]")
 @click.option("--dry-run", is_flag=True, help="List the runs that are missing, and make none.")
 def command(
     tables: tuple[str, ...],
@@ -48,8 +48,8 @@ def command(
     samples: int | None,
     precision: str,
     ray: str | None,
-    cpus: int,
-    gpus: float,
+    cpus: int | None,
+    gpus: float | None,
     dry_run: bool,
 ) -> None:
     """Make tables of the paper: figure1, sites, width, uout, last, remedies, or all.
@@ -67,6 +67,8 @@ def command(
     from vsfix.pipeline.reproduction.trial import Trial
     from vsfix.pipeline.reproduction.trial_store import TrialStore
 
+    if ray is None and (cpus, gpus) != (None, None):
+        raise click.UsageError("--cpus and --gpus are of Ray tasks: they go with --ray")
     asked = {"epochs": epochs, "samples": samples, "precision": precision}
     changes = {name: value for name, value in asked.items() if value is not None}
     names = list(EXPERIMENTS) if "all" in tables else list(dict.fromkeys(tables))
@@ -83,7 +85,7 @@ def command(
         end = f"FAIL {failure}" if failure else "done"
         click.echo(f"{_name(trial.training)}: {end}; {next(left)} left", err=True)
 
-    cluster = RayCluster(None if ray == "local" else ray, cpus, gpus)
+    cluster = RayCluster(None if ray == "local" else ray, cpus or 1, gpus or 0)
     found = reproduce(grids, output, run_trials=run_locally if ray is None else cluster.run, on_end=say)
     for summary in found.summaries:
         print_table(summary_table(summary))

@@ -16,10 +16,10 @@ _WIDEN = 1.6  # from the outer points to the ends of the axis, as a factor
 
 
 def accuracy_lines(rows: Sequence[AccuracyRow]) -> dict[str, list[AccuracyRow]]:
-    """The rows by what the figure draws: one line for each method, by its images; a level for each other row."""
+    """The rows of each model in the order of their images: one line of the figure, or a level where it took none."""
     lines: dict[str, list[AccuracyRow]] = {}
     for row in rows:
-        lines.setdefault(row.method or row.model, []).append(row)
+        lines.setdefault(row.model, []).append(row)
     return {name: sorted(line, key=lambda row: row.images or 0) for name, line in lines.items()}
 
 

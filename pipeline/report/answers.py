@@ -12,7 +12,7 @@ from vsfix.pipeline.repair_report import RepairReport
 from .batch_norm_table import batch_norm_lines
 from .latency_figure import p50_p99
 from .number_text import count, milliseconds, percent, share_interval
-from .sections import Report
+from .sections import LatencySeries, Report
 
 _NAMED = 4  # latencies that a sentence can hold
 
@@ -72,8 +72,8 @@ def _accuracy_of_damage(accuracies: tuple[AccuracyRow, ...]) -> str:
 
 def _trained_and_best(accuracies: tuple[AccuracyRow, ...]) -> tuple[AccuracyRow, AccuracyRow] | None:
     """The model as trained and the best repair; None where one of them was not measured."""
-    trained = [row for row in accuracies if not row.method]
-    repaired = [row for row in accuracies if row.method]
+    trained = [row for row in accuracies if row.images is None]
+    repaired = [row for row in accuracies if row.images is not None]
     return (trained[0], max(repaired, key=lambda row: row.accuracy)) if trained and repaired else None
 
 
@@ -149,13 +149,19 @@ def _cost(report: Report) -> str:
             f"{_number(len(report.repair.removed), 'noise layer or identity', 'noise layers and identities')}."
         )
     if 0 < len(report.latencies) <= _NAMED:
-        timed = [f"{one.name} {milliseconds(p50_p99(one)[0])} ms (batch {one.batch_size})" for one in report.latencies]
+        timed = [_timing(series) for series in report.latencies]
         parts.append(f"Median latency: {', '.join(timed)}.")
     elif report.latencies or any(row.p50_ms is not None for row in report.benchmark):
         parts.append("A table below holds the latency of each model.")
     elif parts:
         parts.append("Its speed was not timed for this page.")
     return " ".join(parts)
+
+
+def _timing(series: LatencySeries) -> str:
+    """The median of a series, and how it compares with its baseline."""
+    baseline = "" if series.ratio in (None, 1) else f", {series.ratio:.2f} times its baseline"
+    return f"{series.name} {milliseconds(p50_p99(series)[0])} ms (batch {series.batch_size}{baseline})"
 
 
 def _number(count_of: int, one: str, more: str = "") -> str:

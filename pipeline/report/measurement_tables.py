@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 
 from vsfix.pipeline.accuracy import AccuracyRow
 from vsfix.pipeline.error_budget import BudgetStep
 
 from .latency_figure import p50_p99
-from .number_text import count, decibels, milliseconds, percent, points, share_interval, small
+from .number_text import count, decibels, milliseconds, percent, points, ratio, ratio_interval, share_interval, small
 from .sections import BenchmarkRow, LatencySeries, StepRow
 from .table import Column, Table, make_table
 
@@ -25,7 +24,7 @@ def benchmark_table(rows: Sequence[BenchmarkRow]) -> Table:
 
 
 def latency_table(series: Sequence[LatencySeries]) -> Table:
-    """p50, p99 and mean of each series."""
+    """p50 and p99 of each series, and how it compares with its baseline."""
     return make_table(_LATENCY, series)
 
 
@@ -45,6 +44,12 @@ def _top1(row: BenchmarkRow) -> str:
     return "" if share is None else f"{percent(share.value, 2)} ({share_interval(share.low, share.high, 2)})"
 
 
+def _ratio(series: LatencySeries) -> str:
+    """The ratio to the baseline, and its interval."""
+    interval = "" if series.ratio_interval is None else f" ({ratio_interval(series.ratio_interval)})"
+    return "" if series.ratio is None else ratio(series.ratio) + interval
+
+
 def _fine_percent(share: float) -> str:
     """A share to a hundredth of a per cent."""
     return percent(share, 2)
@@ -58,7 +63,6 @@ def _flips(row: BenchmarkRow) -> str:
 
 _ACCURACY: tuple[Column[AccuracyRow], ...] = (
     Column("model", lambda row: row.model),
-    Column("method", lambda row: row.method),
     Column("calibration images", lambda row: row.images, count, always=True),
     Column("top-1", lambda row: row.accuracy, percent),
     Column("95 % interval", lambda row: row.low, text=lambda row: share_interval(row.low, row.high)),
@@ -82,10 +86,10 @@ _BENCHMARK: tuple[Column[BenchmarkRow], ...] = (
 _LATENCY: tuple[Column[LatencySeries], ...] = (
     Column("model", lambda series: series.name),
     Column("batch", lambda series: series.batch_size),
-    Column("runs", lambda series: len(series.milliseconds), count),
+    Column("runs", lambda series: series.runs or len(series.milliseconds), count),
     Column("p50, ms", lambda series: p50_p99(series)[0], milliseconds),
     Column("p99, ms", lambda series: p50_p99(series)[1], milliseconds),
-    Column("mean, ms", lambda series: statistics.fmean(series.milliseconds), milliseconds),
+    Column("p50 to baseline, 95 % interval", lambda series: series.ratio, text=_ratio),
 )
 _BUDGET: tuple[Column[BudgetStep], ...] = (
     Column("step", lambda step: step.step),

@@ -68,7 +68,6 @@ def _views(report: Report) -> Mapping[str, Any]:
         "benchmark_legend": _benchmark_legend(report),
         "latency": latency_figure.latency_figure(report.latencies) if report.latencies else "",
         "latency_table": measurement_tables.latency_table(report.latencies),
-        "drawn_runs": latency_figure.DRAWN,
         "budgets": [_budget_view(budget, number) for number, budget in enumerate(report.budgets, 1)],
         "steps": measurement_tables.step_table(report.steps),
         "batch_norms": batch_norm_table(lines) if lines else None,

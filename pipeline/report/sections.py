@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vsfix.graph_passes.errors import DataError
+from vsfix.graph_passes.estimate import Interval
 from vsfix.pipeline.accuracy import AccuracyRow
 from vsfix.pipeline.error_budget import BudgetStep
 from vsfix.pipeline.inspection import Inspection
@@ -92,7 +93,10 @@ class LatencySeries:
     Attributes:
         name: what ran.
         batch_size: samples per run.
-        milliseconds: the latency of each run; at least one.
+        milliseconds: the latency of each run, or their percentiles in even steps; at least one.
+        runs: how many were timed, where `milliseconds` are percentiles.
+        ratio: of the median to that of a baseline; None where there is none.
+        ratio_interval: of that ratio, 95 %.
 
     Raises:
         DataError: no runs, or a time that is no number.
@@ -101,6 +105,9 @@ class LatencySeries:
     name: str
     batch_size: int
     milliseconds: tuple[float, ...] = field(repr=False)
+    runs: int | None = None
+    ratio: float | None = None
+    ratio_interval: Interval | None = None
 
     def __post_init__(self) -> None:
         if not self.milliseconds or not all(math.isfinite(time) for time in self.milliseconds):

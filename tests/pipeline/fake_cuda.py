@@ -52,7 +52,8 @@ class FakeCuda:
         self.pinned: dict[int, Any] = {}
         self.streams: dict[int, Any] = {}
         self.graphs: dict[int, list[Callable[[], None]]] = {}
-        self.events: dict[int, int | None] = {}  # how many executions were done when it was passed
+        self.milliseconds = 0.0  # that copies have taken
+        self.events: dict[int, float | None] = {}  # when it was passed
         self.calls: Counter[str] = Counter()
         self._handles = count(0x1000, 0x1000)
 
@@ -113,6 +114,7 @@ class FakeCuda:
 
         def copy() -> None:
             assert size <= min(len(self.device[device]), len(self.pinned[host]))
+            self.milliseconds += 0.0625 if kind == self.cudaMemcpyKind.cudaMemcpyHostToDevice else 0.125
             if kind == self.cudaMemcpyKind.cudaMemcpyHostToDevice:
                 self.device[device][:size] = ctypes.string_at(host, size)
             else:
@@ -146,7 +148,7 @@ class FakeCuda:
 
     def cudaEventRecord(self, event: int, stream: int) -> tuple[Status]:
         def mark() -> None:
-            self.events[event] = self.calls["execute_async_v3 done"]
+            self.events[event] = self.milliseconds + 0.25 * self.calls["execute_async_v3 done"]
 
         self.enqueue(stream, mark)
         return (Status.cudaSuccess,)
@@ -155,7 +157,7 @@ class FakeCuda:
         begun, done = self.events[start], self.events[end]
         if begun is None or done is None:
             return Status.cudaErrorInvalidValue, None
-        return Status.cudaSuccess, 0.25 * (done - begun)
+        return Status.cudaSuccess, done - begun
 
     def cudaEventDestroy(self, event: int) -> tuple[Status]:
         del self.events[event]

@@ -37,6 +37,9 @@ OPTIONS = {
     "--preferred-batch-size --storage-uri --version MODEL|ENGINE...",
     "verify": "--against --backend --batch-size --data --force --json --layers --max-accuracy-loss --min-agreement "
     "--min-snr --reference-backend --samples --seed --split --statistics --via MODEL",
+    "benchmark": "--backend --batch --batch-size --calibration --data --force --json --precision --predictions "
+    "--repair --samples --seconds --seed --split MODEL...",
+    "compare": "--fail-on --force --json A.json B.json",
     "reproduce": "--cpus --data --dry-run --epochs --gpus --output --precision --ray --samples --scale --seeds TABLE...",
     "doctor": "--force --install --json",
 }
@@ -104,6 +107,7 @@ def test_no_command_shows_the_help_and_is_no_success(call):
         (["bogus"], "No such command 'bogus'"),
         (["--bogus"], "No such option"),
         (["verify"], "Missing argument 'MODEL'"),
+        (["reproduce", "uout", "-o", "x", "--gpus", "1"], "they go with --ray"),
         (["verify", "m.onnx"], "Missing option '--against'"),
         (["verify", "m", "--against", "n", "--samples", "0"], "--samples"),
         (["train", "--model", "mlp-1", "--data", "digits", "-o", "x", "--site", "z"], "--site"),

@@ -300,6 +300,19 @@ def test_executions_are_timed_one_by_one_and_without_the_copies(machine, use_gra
     assert machine.cuda.is_clean()
 
 
+@pytest.mark.parametrize("use_graph", [False, True])
+def test_the_parts_of_a_run_are_timed_apart(machine, use_graph):
+    machine.install()
+    with open_plan(machine, machine.plan(), use_graph=use_graph) as runner:
+        times = runner.time_phases(inputs_of(2), 3)
+        tensors = len(inputs_of(2)), len(runner.run(inputs_of(2)))
+        np.testing.assert_array_equal(times.upload, [0.0625 * tensors[0]] * 3)  # what the stand-in takes for a copy
+        np.testing.assert_array_equal(times.compute, [0.25] * 3)
+        np.testing.assert_array_equal(times.download, [0.125 * tensors[1]] * 3)
+        assert (times.enqueue > 0).all()
+    assert machine.cuda.is_clean()
+
+
 def test_a_graph_is_built_and_run_without_a_file(machine, monkeypatch):
     machine.install("10")
     model = model_of("(float[N, 3] x) => (float[N, 3] y) { h = Relu (x)  y = Relu (h) }")

@@ -9,8 +9,8 @@ from vsfix.pipeline.repair_report import RepairReport
 from vsfix.pipeline.report.sections import BenchmarkRow, ErrorBudget, LatencySeries, Origin, Report, StepRow
 
 
-def accuracy(model: str, images: int | None, right: int, method: str = "") -> AccuracyRow:
-    return AccuracyRow(model, images, right / 500, *wilson_interval(right, 500), method)
+def accuracy(model: str, images: int | None, right: int) -> AccuracyRow:
+    return AccuracyRow(model, images, right / 500, *wilson_interval(right, 500))
 
 
 def full_report(repair: RepairReport) -> Report:
@@ -23,9 +23,9 @@ def full_report(repair: RepairReport) -> Report:
         repair=repair,
         accuracies=(
             accuracy("as trained", None, 385),
-            accuracy("repaired, paired", 32, 465, "paired"),
-            accuracy("repaired, exact", 32, 459, "exact"),
-            accuracy("repaired, exact", 1297, 464, "exact"),
+            accuracy("repaired, paired", 32, 465),
+            accuracy("repaired, exact", 32, 459),
+            accuracy("repaired, exact", 1297, 464),
         ),
         benchmark=(
             BenchmarkRow("net.onnx", "onnxruntime", "fp32", proportion(385, 500), p50_ms=1.5, p99_ms=1.9),

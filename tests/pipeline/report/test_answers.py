@@ -96,7 +96,7 @@ def test_a_repair_that_changed_nothing_or_was_refused_is_no_repair():
 
 @pytest.mark.parametrize(("low", "words"), [(0.5, "do not overlap"), (0.3, "overlap")])
 def test_intervals_of_the_accuracies_are_compared(low, words):
-    rows = (AccuracyRow("as trained", None, 0.3, 0.2, 0.4), AccuracyRow("repaired", 32, 0.6, low, 0.7, "paired"))
+    rows = (AccuracyRow("as trained", None, 0.3, 0.2, 0.4), AccuracyRow("repaired", 32, 0.6, low, 0.7))
     told = answers(replace(EMPTY, accuracies=rows))[CERTAINTY]
     assert told.endswith(f"repaired, {words}.")
 

@@ -83,8 +83,8 @@ def test_each_measured_batch_norm_is_a_point_at_its_place(before, after):
 def test_accuracy_has_a_line_for_each_method_by_its_images_and_a_level_for_the_rest():
     rows = (
         AccuracyRow("as trained", None, 0.32, 0.31, 0.33),
-        AccuracyRow("repaired: the best", 1000, 0.76, 0.75, 0.77, "exact"),
-        AccuracyRow("repaired", 32, 0.70, 0.68, 0.72, "exact"),
+        AccuracyRow("exact", 1000, 0.76, 0.75, 0.77),
+        AccuracyRow("exact", 32, 0.70, 0.68, 0.72),
     )
     lines = accuracy_lines(rows)
     assert {name: [row.images for row in line] for name, line in lines.items()} == {

@@ -228,7 +228,7 @@ def test_names_are_escaped_wherever_they_stand(report):
             warnings=(HOSTILE,),
             repair=None,
             inspection=inspection,
-            accuracies=(AccuracyRow(HOSTILE, 32, 0.5, 0.4, 0.6, HOSTILE),),
+            accuracies=(AccuracyRow(HOSTILE, 32, 0.5, 0.4, 0.6),),
             benchmark=(BenchmarkRow(HOSTILE, HOSTILE, HOSTILE, status=HOSTILE, note=HOSTILE),),
             benchmark_reference=HOSTILE,
             budgets=tuple(replace(b, candidate=HOSTILE, reference=HOSTILE) for b in report.budgets),

@@ -1,0 +1,279 @@
+"""What `vsfix benchmark` does: every model on every backend in every precision on one labelled set, then their times.
+
+The first row is the reference. A row is compared with it, which says what a repair is worth, and with the first row of
+its own model, which says what a backend or a precision costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from vsfix.graph_passes.batches import Batch
+from vsfix.graph_passes.errors import DataError, InputError, VsfixError
+from vsfix.graph_passes.inference import Array
+from vsfix.graph_passes.model_file import read_model
+from vsfix.pipeline.calibration import Samples, calibration_batches, load_samples
+from vsfix.pipeline.environment import describe_environment
+from vsfix.pipeline.gpu_state import describe_gpu
+from vsfix.pipeline.model_description import ModelDescription, describe_model
+from vsfix.pipeline.repair_config import QUANTIZED
+from vsfix.pipeline.shared_inputs import require_same_inputs, shared_batch_size, whole_batches
+
+from .benchmark_progress import Advance, benchmark_progress
+from .deployment import Deployments
+from .latency import MAX_CV, ROUNDS, Latency, LatencyConfig
+from .measurement import Measured, measure_row
+from .repair_trials import DEFAULT_TRIALS, RepairTrial, choose_model, try_repairs
+from .result import Benchmark, RepairTrials
+from .row import failed_row, make_row
+from .row_latency import reason_against_timing, takes, time_rows
+from .variant import Variant, plan_variants
+from .verdict import judge
+
+CALIBRATION_SAMPLES = 500
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """What to measure.
+
+    Attributes:
+        data: a labelled set, as `--data` takes it.
+        split: part of a named data set.
+        samples: how many of it to take; None for all.
+        backends: none for the usual one of each model.
+        precisions: none for that of each file.
+        calibration: for int8, fp8 and the repairs; None for the training part of `data`, which an `.npz` file has not.
+        repairs: the ways to repair that are tried on the first model that is not repaired; may be empty.
+        batch_size: samples per run where outputs are compared.
+        latency: how long to time.
+        latency_batches: the batch sizes that are timed.
+        seed: of every choice.
+
+    Raises:
+        InputError: a batch size below one, or the same one twice.
+    """
+
+    data: str
+    split: str = "test"
+    samples: int | None = None
+    backends: Sequence[str] = ()
+    precisions: Sequence[str] = ()
+    calibration: str | None = None
+    repairs: Sequence[RepairTrial] = DEFAULT_TRIALS
+    batch_size: int = 256
+    latency: LatencyConfig = field(default_factory=LatencyConfig)
+    latency_batches: Sequence[int] = (1, 64)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.latency_batches, default=1) < 1 or len(set(self.latency_batches)) < len(self.latency_batches):
+            raise InputError("--batch: name each batch size once, from 1 on")
+
+    @property
+    def calibration_data(self) -> str | None:
+        """Where calibration images come from; None where nothing but the labelled set is there."""
+        return self.calibration or (None if self.data.endswith(".npz") else self.data)
+
+
+def benchmark(paths: Sequence[Path], config: BenchmarkConfig) -> Benchmark:
+    """Measures models side by side.
+
+    Args:
+        paths: checkpoints, ONNX files, engines; the first is the reference.
+        config: what to measure.
+
+    Raises:
+        InputError, DataError: models or data that can't be used, or can't be fed the same.
+        VsfixError: the reference does not run here; another row that doesn't is skipped, with the reason.
+    """
+    models = _describe(paths)
+    variants = plan_variants(models, config.backends, config.precisions)
+    source = choose_model(models) if config.repairs and config.calibration_data else None
+    _require_calibration(variants, config)
+    batch_size = shared_batch_size(config.batch_size, models)
+    samples = whole_batches(_load(models, config), batch_size, models)
+    sizes = config.latency_batches if config.latency.seconds else ()
+    steps = len(variants) + ROUNDS * len(sizes) + (len(config.repairs) if source else 0)
+    span = sorted({1, batch_size, *sizes})
+    with (
+        benchmark_progress(steps) as advance,
+        Deployments(next(iter(samples.inputs)), (1, span[len(span) // 2], span[-1]), _calibration(config)) as files,
+    ):
+        measured, errors = _measure(files, variants, samples, batch_size, advance)
+        repairs = None if source is None else _try_repairs(source, samples, batch_size, config, advance)
+        latencies, notes = _time(files, [found.variant for found in measured], samples, sizes, config, advance)
+    rows = tuple(
+        failed_row(variant, errors[variant])
+        if variant in errors
+        else make_row(variant, measured, _labels(samples), latencies[variant])
+        for variant in variants
+    )
+    status, verdict = judge(rows, repairs)
+    return Benchmark(
+        status=status,
+        verdict=verdict,
+        data=samples.name,
+        split=samples.split,
+        samples=len(samples),
+        reference=variants[0].label,
+        rows=rows,
+        repairs=repairs,
+        notes=(*_notes(models, config, repairs), *notes),
+        environment=describe_environment() | describe_gpu(),
+        predictions={found.variant.label: found.classes() for found in measured} | {"labels": _labels(samples)},
+    )
+
+
+def _describe(paths: Sequence[Path]) -> list[ModelDescription]:
+    """What the files say of themselves; they must differ by name, and take the same inputs."""
+    models = [describe_model(path) for path in paths]
+    for index, model in enumerate(models[1:], start=1):
+        require_same_inputs(model, models[0])
+        for other in models[:index]:
+            if other.path == model.path:
+                raise InputError(f"{model.path}: is named twice")
+    return models
+
+
+def _load(models: Sequence[ModelDescription], config: BenchmarkConfig) -> Samples:
+    """The labelled set, preprocessed as the first model that says how wants it."""
+    samples = load_samples(
+        config.data,
+        split=config.split,
+        preprocessing=next((model.preprocessing for model in models if model.preprocessing is not None), None),
+        input_names=next((model.input_names for model in models if model.input_names), models[0].names),
+        samples=config.samples,
+        seed=config.seed,
+    )
+    if samples.labels is None:
+        raise DataError(f"{samples.name}: has no array 'labels'; a benchmark needs one whole number per sample")
+    return samples
+
+
+def _labels(samples: Samples) -> Array:
+    """The labels, which `_load` has seen."""
+    assert samples.labels is not None
+    return samples.labels
+
+
+def _require_calibration(variants: Sequence[Variant], config: BenchmarkConfig) -> None:
+    """Quantisation must not see the images that judge it."""
+    narrow = next((found for found in variants if found.precision in QUANTIZED and _is_cast(found)), None)
+    if narrow is not None and config.calibration_data is None:
+        raise InputError(
+            f"--precision {narrow.precision}: needs images to find its ranges, other than those of {config.data}; "
+            "give --calibration D"
+        )
+
+
+def _is_cast(variant: Variant) -> bool:
+    """Whether the file is not in the precision of the row yet."""
+    return variant.precision != variant.model.precision
+
+
+def _calibration(config: BenchmarkConfig) -> Callable[[ModelDescription], Sequence[Batch]]:
+    """What gives the calibration set of a model."""
+
+    def calibrate(model: ModelDescription) -> Sequence[Batch]:
+        assert config.calibration_data is not None
+        return calibration_batches(
+            read_model(model.path),
+            config.calibration_data,
+            samples=CALIBRATION_SAMPLES,
+            at_most=True,
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )
+
+    return calibrate
+
+
+def _measure(
+    files: Deployments, variants: Sequence[Variant], samples: Samples, batch_size: int, advance: Advance
+) -> tuple[list[Measured], dict[Variant, VsfixError]]:
+    """What each row gives; the errors of those that can't run here. The first must run."""
+    measured: list[Measured] = []
+    errors: dict[Variant, VsfixError] = {}
+    for variant in variants:
+        advance(variant.label)
+        try:
+            found = measure_row(files, variant, samples, batch_size)
+            if measured and found.logits.shape != measured[0].logits.shape:
+                raise InputError(f"{variant.model.path}: has other classes than {measured[0].variant.model.path}")
+        except VsfixError as error:
+            if not measured:
+                raise
+            errors[variant] = error
+        else:
+            measured.append(found)
+    return measured, errors
+
+
+def _try_repairs(
+    source: ModelDescription, samples: Samples, batch_size: int, config: BenchmarkConfig, advance: Advance
+) -> RepairTrials:
+    """The repairs of this run."""
+    assert config.calibration_data is not None
+    return try_repairs(
+        source,
+        config.repairs,
+        config.calibration_data,
+        samples,
+        batch_size=batch_size,
+        seed=config.seed,
+        advance=lambda: advance(f"repairs of {source.path.name}"),
+    )
+
+
+def _time(
+    files: Deployments,
+    variants: Sequence[Variant],
+    samples: Samples,
+    sizes: Sequence[int],
+    config: BenchmarkConfig,
+    advance: Advance,
+) -> tuple[Mapping[Variant, Sequence[Latency]], Sequence[str]]:
+    """The latencies of the rows that can be timed, and what is to be said about them."""
+    latencies: dict[Variant, list[Latency]] = {variant: [] for variant in variants}
+    notes = []
+    for size in sizes:
+        timed = [variant for variant in variants if not reason_against_timing(variant) and takes(variant, size)]
+        if not timed or size > len(samples):
+            notes.append(f"batch {size} was not timed: " + ("no model takes it" if not timed else "too few samples"))
+            continue
+        try:
+            found = time_rows(
+                files, timed, next(samples.batches(size)), config.latency, partial(advance, f"batch {size}")
+            )
+        except VsfixError as error:  # the accuracies are there, and are worth having
+            notes.append(f"batch {size} was not timed: {error}")
+            continue
+        for variant, times in found.items():
+            latencies[variant] += times
+    noisy = [time.cv for times in latencies.values() for time in times if time.cv > MAX_CV]
+    if noisy:
+        notes.append(
+            f"the machine was not quiet: {len(noisy)} latencies vary by more than {MAX_CV:.1%}, up to "
+            f"{max(noisy):.0%}; read the ratios, whose rows ran in turn"
+        )
+    return latencies, notes
+
+
+def _notes(
+    models: Sequence[ModelDescription], config: BenchmarkConfig, repairs: RepairTrials | None
+) -> tuple[str, ...]:
+    """What a person should know before trusting the numbers."""
+    notes = []
+    if len({model.preprocessing for model in models if model.preprocessing is not None}) > 1:
+        notes.append("the models state different preprocessing; all were fed the images of the first that states one")
+    if config.repairs and config.calibration_data is None:
+        notes.append(f"no repair was tried: {config.data} has no training part; give --calibration D")
+    elif config.repairs and repairs is None:
+        notes.append("no repair was tried: no ONNX file still has the BatchNorms as it was trained with them")
+    if repairs is not None:
+        notes += [f"refused: {reason}" for reason in repairs.refused]
+    return tuple(notes)

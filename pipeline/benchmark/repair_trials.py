@@ -1,0 +1,116 @@
+"""Repairs of one model by several methods and numbers of images, judged on the labelled set of a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vsfix.graph_passes.errors import InputError, ModelError, VsfixError
+from vsfix.graph_passes.model_file import export_model, read_model
+from vsfix.pipeline.accuracy import accuracy_of
+from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
+from vsfix.pipeline.calibration import Samples, calibration_batches
+from vsfix.pipeline.model_description import ModelDescription
+from vsfix.pipeline.preparation import prepare_model
+from vsfix.pipeline.repair import repair_model
+from vsfix.pipeline.repair_config import NEED_DATA, RepairConfig
+
+from .result import RepairTrials
+
+AS_TRAINED = "as trained"
+_METHODS = ("auto", *NEED_DATA)
+
+
+@dataclass(frozen=True)
+class RepairTrial:
+    """One way to repair: a method, and how many calibration images it takes."""
+
+    method: str
+    images: int
+
+    def __str__(self) -> str:
+        return f"{self.method}:{self.images}"
+
+
+DEFAULT_TRIALS = (RepairTrial("auto", 32), RepairTrial("exact", 32), RepairTrial("exact", 1000))
+
+
+def parse_repair_trials(texts: Sequence[str]) -> tuple[RepairTrial, ...]:
+    """Reads `METHOD:IMAGES`, as `paired:32`, once or several times; `none` alone stands for no repair.
+
+    Raises:
+        InputError: another method, no number of images, or the same way twice.
+    """
+    if list(texts) == ["none"]:
+        return ()
+    trials = tuple(_parse(text) for text in texts)
+    if len(set(trials)) < len(trials):
+        raise InputError(f"--repair {', '.join(texts)}: name each way once")
+    return trials
+
+
+def _parse(text: str) -> RepairTrial:
+    """One way."""
+    method, _, images = text.partition(":")
+    if method not in _METHODS or not images.isdecimal() or int(images) < 1:
+        raise InputError(f"--repair {text}: write METHOD:IMAGES with a method of {', '.join(_METHODS)}, as paired:32")
+    return RepairTrial(method, int(images))
+
+
+def choose_model(models: Sequence[ModelDescription]) -> ModelDescription | None:
+    """The first ONNX file whose statistics were not repaired and whose BatchNorms are not folded; None without one."""
+    for model in models:
+        if model.kind == "onnx" and not model.repaired:
+            try:
+                prepare_model(read_model(model.path))
+            except ModelError:
+                continue
+            return model
+    return None
+
+
+def try_repairs(
+    model: ModelDescription,
+    trials: Sequence[RepairTrial],
+    calibration: str,
+    labelled: Samples,
+    *,
+    batch_size: int,
+    seed: int,
+    advance: Callable[[], None] = lambda: None,
+) -> RepairTrials:
+    """Repairs a model in each way.
+
+    Args:
+        model: an ONNX file.
+        trials: the ways.
+        calibration: as `--data` takes it; the training part of a named data set.
+        labelled: what the accuracies are measured on.
+        batch_size: samples per run.
+        seed: of the choice of images and of the noise.
+        advance: called after each.
+
+    Raises:
+        InputError, DataError: data that can't be used.
+    """
+    source = read_model(model.path)
+    deployable = export_model(prepare_model(source).graph, source)
+    with OnnxRuntimeRunner(deployable) as runner:
+        accuracies = [accuracy_of(AS_TRAINED, runner, labelled, batch_size=batch_size)]
+    reports, refused = [], []
+    for trial in trials:
+        batches = calibration_batches(deployable, calibration, samples=trial.images, batch_size=batch_size, seed=seed)
+        try:
+            repair = repair_model(source, batches, open_for_small_runs, RepairConfig(method=trial.method, seed=seed))
+            with OnnxRuntimeRunner(repair.runnable) as runner:
+                found = accuracy_of(
+                    repair.report.method, runner, labelled, batch_size=batch_size, images=repair.report.samples
+                )
+        except VsfixError as error:
+            refused.append(f"{trial}: {error}")
+        else:
+            reports.append(repair.report)
+            accuracies.append(found)
+        advance()
+    report = reports[0] if reports else None
+    return RepairTrials(str(model.path), report, tuple(accuracies), tuple(refused))

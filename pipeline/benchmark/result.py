@@ -1,0 +1,146 @@
+"""What a benchmark found, as plain data: the terminal's table, the JSON and the page are three views of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+from vsfix.graph_passes.inference import Array
+from vsfix.pipeline.accuracy import AccuracyRow
+from vsfix.pipeline.casting import PrecisionReport
+from vsfix.pipeline.decisions import Decisions
+from vsfix.pipeline.error_budget import BudgetStep
+from vsfix.pipeline.proportion import Proportion
+from vsfix.pipeline.repair_report import RepairReport
+from vsfix.pipeline.tensor_comparison import TensorComparison
+
+from .latency import Latency
+
+Status = Literal["PASS", "WARN", "FAIL", "SKIP"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row against another one, on the same samples.
+
+    Attributes:
+        baseline: the label of the other.
+        outputs: the comparison of each output, by the row's name for it.
+        decisions: of the first output.
+    """
+
+    baseline: str
+    outputs: Mapping[str, TensorComparison]
+    decisions: Decisions
+
+    @property
+    def snr_db(self) -> float:
+        """The smallest of the outputs', in dB."""
+        return min(comparison.snr_db for comparison in self.outputs.values())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model on one backend in one precision.
+
+    Attributes:
+        label: the row in words.
+        model: the file, as it was named.
+        backend: what ran it.
+        precision: that it computes in.
+        repaired: whether its statistics were repaired.
+        status: PASS; WARN where it departs from its own model by more than its precision explains; SKIP where a
+            component for it is missing here; FAIL where it could not be made or run for another reason.
+        reasons: why it is not PASS.
+        runner: what ran, with its provider or GPU; empty where nothing did.
+        size: of the file that ran, in bytes.
+        build_seconds: of TensorRT's builder; None where nothing was built.
+        cast: what the cast to its precision did; None where it ran as it is.
+        top1: right answers; None where it did not run.
+        top5: likewise, where there are more than five classes.
+        against_reference: the first row of the benchmark; None for itself and where nothing ran.
+        against_own: the first row of the same model; None for itself and where nothing ran.
+        budget: the steps from the reference to this row, and the noise floor.
+        latencies: one for each batch size; with and without a CUDA graph where the row is an engine.
+        latency_note: why there are none.
+    """
+
+    label: str
+    model: str
+    backend: str
+    precision: str
+    repaired: bool
+    status: Status
+    reasons: tuple[str, ...] = ()
+    runner: str = ""
+    size: int = 0
+    build_seconds: float | None = None
+    cast: PrecisionReport | None = field(default=None, repr=False)
+    top1: Proportion | None = None
+    top5: Proportion | None = None
+    against_reference: Comparison | None = None
+    against_own: Comparison | None = None
+    budget: tuple[BudgetStep, ...] = ()
+    latencies: tuple[Latency, ...] = ()
+    latency_note: str = ""
+
+
+@dataclass(frozen=True)
+class RepairTrials:
+    """The first model that is not repaired, repaired in this run in several ways.
+
+    Attributes:
+        model: the file, as it was named.
+        report: of the first way that was not refused; None without one.
+        accuracies: as trained, then one for each way; `model` is the method, `images` the size of its calibration set.
+        refused: the ways that gave no repair, each with the reason.
+    """
+
+    model: str
+    report: RepairReport | None
+    accuracies: tuple[AccuracyRow, ...]
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """All of it.
+
+    Attributes:
+        status: PASS, WARN or FAIL.
+        verdict: one sentence with the numbers.
+        data: the labelled set.
+        split: its part; None where it has none.
+        samples: how many.
+        reference: the label of the first row.
+        rows: in the order of the models, the backends, the precisions.
+        repairs: None where none were asked for or could be tried.
+        notes: what a person should know before trusting the numbers.
+        environment: versions, machine, command line, date.
+        predictions: the top-1 class of every sample by row label, shape (N,), -1 where an output is not finite; and
+            the labels under `labels`. Not part of the JSON.
+    """
+
+    status: Status
+    verdict: str
+    data: str
+    split: str | None
+    samples: int
+    reference: str
+    rows: tuple[Row, ...]
+    repairs: RepairTrials | None
+    notes: tuple[str, ...]
+    environment: Mapping[str, str]
+    predictions: Mapping[str, Array] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, without the predictions."""
+        return {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self) if entry.name != "predictions"}
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as dicts."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value

@@ -1,0 +1,83 @@
+"""The row of a benchmark, made of what its model gave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vsfix.graph_passes.errors import MissingComponentError, VsfixError
+from vsfix.graph_passes.inference import Array
+from vsfix.pipeline.decisions import compare_decisions
+from vsfix.pipeline.tolerance import GivenTolerance
+from vsfix.pipeline.verification import missed_tolerances
+
+from .latency import Latency
+from .measurement import Measured, budget_of, compare_rows
+from .result import Comparison, Row
+from .row_latency import reason_against_timing
+from .variant import Variant
+
+
+def make_row(variant: Variant, measured: Sequence[Measured], labels: Array, latencies: Sequence[Latency]) -> Row:
+    """A row that has run.
+
+    Args:
+        variant: one that was measured.
+        measured: all rows that have run; the first is the reference.
+        labels: the right class of each sample, shape (N,).
+        latencies: of this row.
+
+    Raises:
+        DataError: the reference is not finite, or the labels name no class.
+    """
+    found = next(other for other in measured if other.variant == variant)
+    own = next(other for other in measured if other.variant.model == variant.model)
+    against_own = None if found is own else compare_rows(found, own, labels)
+    reasons = _departures(found, own, against_own)
+    task = compare_decisions(measured[0].logits, found.logits, labels).task
+    assert task is not None
+    return Row(
+        label=variant.label,
+        model=str(variant.model.path),
+        backend=variant.backend,
+        precision=variant.precision,
+        repaired=variant.model.repaired,
+        status="WARN" if reasons else "PASS",
+        reasons=reasons,
+        runner=found.runner,
+        size=found.deployed.size,
+        build_seconds=found.deployed.build_seconds,
+        cast=found.deployed.cast,
+        top1=task.output,
+        top5=task.output_top5,
+        against_reference=None if found is measured[0] else compare_rows(found, measured[0], labels),
+        against_own=against_own,
+        budget=budget_of(found, measured, labels),
+        latencies=tuple(latencies),
+        latency_note=reason_against_timing(variant),
+    )
+
+
+def failed_row(variant: Variant, error: VsfixError) -> Row:
+    """A row that did not run: skipped where a component is missing here, else failed."""
+    return Row(
+        label=variant.label,
+        model=str(variant.model.path),
+        backend=variant.backend,
+        precision=variant.precision,
+        repaired=variant.model.repaired,
+        status="SKIP" if isinstance(error, MissingComponentError) else "FAIL",
+        reasons=(str(error),),
+        latency_note="it did not run",
+    )
+
+
+def _departures(row: Measured, own: Measured, against_own: Comparison | None) -> tuple[str, ...]:
+    """Where a row departs from the first row of its model by more than its precision explains."""
+    if not row.is_finite:
+        return ("its logits hold NaN or infinity",)
+    if row is own:
+        return ()
+    if against_own is None:
+        return (f"{own.variant.label} is not finite: nothing can be compared with it",)
+    tolerance = GivenTolerance().resolve(own.variant.precision, row.variant.precision)
+    return tuple(missed_tolerances(against_own.outputs, against_own.decisions, tolerance))

@@ -1,0 +1,133 @@
+"""`vsfix benchmark`: models, backends and precisions side by side on one labelled set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import batch_size_option, data_option, json_option, samples_option, seed_option
+
+
+@click.command(name="benchmark")
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL...")
+@data_option(required=True)
+@click.option("--split", type=click.Choice(["train", "test"]), default="test", show_default=True)
+@samples_option()
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    metavar="B",
+    help="torch, torch-compile, onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, tensorrt, tensorrt-rtx, "
+    "reference; may be given several times. A model runs on those that take its kind of file; for tensorrt and "
+    "tensorrt-rtx an engine is built of an ONNX file.  [default: the usual one of each file]",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    metavar="P",
+    help="fp32, tf32, fp16, bf16, int8, fp8, for ONNX files in float32, which are cast as `vsfix optimize` does it; "
+    "may be given several times.  [default: that of each file]",
+)
+@click.option(
+    "--calibration",
+    metavar="D",
+    help="Images for int8, fp8 and --repair, as --data takes them.  [default: the training part of --data]",
+)
+@click.option(
+    "--repair",
+    "repairs",
+    multiple=True,
+    metavar="METHOD:IMAGES",
+    help="Repair the first model that is not repaired and judge it; auto, paired, exact or stream; may be given "
+    "several times; none for none.  [default: auto:32, exact:32, exact:1000]",
+)
+@click.option(
+    "--batch",
+    "batches",
+    multiple=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Batch size whose latency is measured; may be given several times.  [default: 1, 64]",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, 3600),
+    default=3.0,
+    show_default=True,
+    help="Time each row and batch size for so long and 300 runs at least; 0 for no latencies.",
+)
+@batch_size_option
+@click.option("--predictions", type=click.Path(path_type=Path), metavar="FILE", help="Write the top-1 classes (.npz).")
+@seed_option
+@json_option
+def command(
+    models: tuple[Path, ...],
+    data: str,
+    split: str,
+    samples: int | None,
+    backends: tuple[str, ...],
+    precisions: tuple[str, ...],
+    calibration: str | None,
+    repairs: tuple[str, ...],
+    batches: tuple[int, ...],
+    seconds: float,
+    batch_size: int,
+    predictions: Path | None,
+    seed: int,
+    json_path: str | None,
+    force: bool,
+) -> None:
+    """Compare MODELs on labelled data: accuracy, agreement, latency; the first one is the reference.
+
+    Each may be a vsfix checkpoint, an ONNX file or an engine. Every model runs on each backend in each precision. What
+    can't run here is shown as SKIP with the reason, and the exit code is 3; it is 1 where a repair lost accuracy.
+    """
+    from vsfix.graph_passes.errors import CheckFailedError, MissingComponentError
+    from vsfix.pipeline.benchmark.benchmark_table import benchmark_table, legend
+    from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
+    from vsfix.pipeline.benchmark.latency import LatencyConfig
+    from vsfix.pipeline.benchmark.predictions import write_predictions
+    from vsfix.pipeline.benchmark.repair_trials import DEFAULT_TRIALS, parse_repair_trials
+    from vsfix.pipeline.console import print_table, require_json_target, write_json
+    from vsfix.pipeline.optimization import input_files
+    from vsfix.pipeline.output_file import require_outputs
+
+    inputs = [path for model in models for path in input_files(model, data, calibration)]
+    require_outputs([predictions], force=force, inputs=inputs)
+    require_json_target(json_path, force=force, inputs=inputs, outputs=[predictions])
+    config = BenchmarkConfig(
+        data=data,
+        split=split,
+        samples=samples,
+        backends=backends,
+        precisions=precisions,
+        calibration=calibration,
+        repairs=parse_repair_trials(repairs) if repairs else DEFAULT_TRIALS,
+        batch_size=batch_size,
+        latency=LatencyConfig(seconds=seconds, max_seconds=max(30.0, seconds)),
+        latency_batches=batches or (1, 64),
+        seed=seed,
+    )
+    found = benchmark(models, config)
+    if json_path != "-":
+        print_table(benchmark_table(found))
+        click.echo(legend(found))
+        for row in found.rows:
+            for reason in row.reasons:
+                click.echo(f"{row.status} {row.label}: {reason}")
+        for note in found.notes:
+            click.echo(f"WARN {note}")
+        click.echo(f"{found.status} {found.verdict}")
+    if predictions is not None:
+        write_predictions(found, predictions, force=force)
+    if json_path:
+        write_json(found.to_dict(), json_path, force=force)
+    if found.status == "FAIL":
+        raise CheckFailedError(found.verdict)
+    for status, error in (("FAIL", CheckFailedError), ("SKIP", MissingComponentError)):
+        stopped = [f"{row.label}: {row.reasons[0]}" for row in found.rows if row.status == status]
+        if stopped:
+            raise error("; ".join(stopped))

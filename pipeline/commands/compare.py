@@ -1,0 +1,51 @@
+"""`vsfix compare`: what became better or worse between two benchmarks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from .options import json_option
+
+
+@click.command(name="compare")
+@click.argument("before", type=click.Path(path_type=Path), metavar="A.json")
+@click.argument("after", type=click.Path(path_type=Path), metavar="B.json")
+@click.option(
+    "--fail-on",
+    "rules",
+    multiple=True,
+    metavar="METRIC=LIMIT",
+    help="Exit code 1 where a row loses more than this: top1, retention, agreement (points), snr (dB), p50, p99, size "
+    "(percent); may be given several times. A row or number that is gone fails too.",
+)
+@json_option
+def command(before: Path, after: Path, rules: tuple[str, ...], json_path: str | None, force: bool) -> None:
+    """Compare two files of `vsfix benchmark --json`, row by row.
+
+    Rows are the same where the name of the model file, the backend and the precision are. Times within 5 % (p99: 10 %)
+    and SNRs within 0.5 dB count as the same.
+    """
+    from vsfix.graph_passes.errors import CheckFailedError
+    from vsfix.pipeline.benchmark.comparing import compare_files
+    from vsfix.pipeline.benchmark.comparison_table import comparison_table, summary
+    from vsfix.pipeline.benchmark.metric import parse_fail_rule
+    from vsfix.pipeline.console import print_table, require_json_target, write_json
+
+    require_json_target(json_path, force=force, inputs=[before, after])
+    found = compare_files(before, after, [parse_fail_rule(text) for text in rules])
+    if json_path != "-":
+        if any(change.direction != "same" for change in found.changes):
+            print_table(comparison_table(found))
+        for word, names in (("gone", found.gone), ("new", found.added)):
+            for name in names:
+                click.echo(f"{word}: {name}")
+        for warning in found.warnings:
+            click.echo(f"WARN {warning}")
+        click.echo(f"{'FAIL' if found.failures else 'PASS'} {summary(found)}")
+    if json_path:
+        write_json(asdict(found), json_path, force=force)
+    if found.failures:
+        raise CheckFailedError("; ".join(found.failures))

@@ -1,0 +1,181 @@
+"""The whole benchmark on a small network; every number of a row is counted again from the raw predictions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import scipy.stats
+
+from vsfix.graph_passes.errors import DataError, InputError
+from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
+from vsfix.pipeline.benchmark.latency import LatencyConfig
+from vsfix.pipeline.benchmark.repair_trials import RepairTrial
+from vsfix.pipeline.optimization import Outputs, optimize
+from vsfix.pipeline.repair_config import RepairConfig
+
+NO_LATENCY = LatencyConfig(seconds=0.0)
+QUICK = BenchmarkConfig("digits", samples=300, repairs=(), latency=NO_LATENCY)
+
+
+@pytest.fixture(scope="module")
+def repaired_path(onnx_path, tmp_path_factory):
+    """The network of `onnx_path`, repaired and folded."""
+    path = tmp_path_factory.mktemp("repaired") / "repaired.onnx"
+    optimize(onnx_path, "digits", RepairConfig(), Outputs(path), samples=64, batch_size=64)
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(checkpoint_path, onnx_path, repaired_path):
+    """Three models, two backends, two precisions, repairs and latencies."""
+    config = replace(
+        QUICK,
+        backends=("torch", "onnxruntime", "reference"),
+        precisions=("fp32", "fp16"),
+        repairs=(RepairTrial("paired", 32), RepairTrial("exact", 64)),
+        latency=LatencyConfig(seconds=0.01, min_runs=20, warm_up_seconds=0.001),
+        latency_batches=(1, 8),
+    )
+    return benchmark([checkpoint_path, onnx_path, repaired_path], config)
+
+
+def test_every_row_ran_and_the_first_is_the_reference(found):
+    assert [row.status for row in found.rows] == ["PASS"] * 9
+    assert found.reference == found.rows[0].label
+    assert (found.rows[0].against_reference, found.rows[0].against_own) == (None, None)
+    assert (found.samples, found.split) == (300, "test")
+
+
+def counted(found, row, other):
+    """Right answers of both, flips and their p, agreement: from the classes alone, by another library."""
+    labels = found.predictions["labels"]
+    right, before = (found.predictions[label] == labels for label in (row, other))
+    worse, better = int((before & ~right).sum()), int((~before & right).sum())
+    p_value = scipy.stats.binomtest(worse, worse + better).pvalue if worse + better else 1.0
+    agreement = float(np.mean(found.predictions[row] == found.predictions[other]))
+    return int(right.sum()), int(before.sum()), worse, better, p_value, agreement
+
+
+def test_every_comparison_is_what_the_raw_predictions_say(found):
+    compared = 0
+    for row in found.rows:
+        for comparison in (row.against_reference, row.against_own):
+            if comparison is None:
+                continue
+            right, before, worse, better, p_value, agreement = counted(found, row.label, comparison.baseline)
+            task = comparison.decisions.task
+            assert (row.top1.count, task.output.count, task.reference.count) == (right, right, before)
+            assert (task.good_to_bad, task.bad_to_good) == (worse, better)
+            assert task.p_value == pytest.approx(p_value, rel=1e-9)
+            assert task.retention == pytest.approx(right / before)
+            assert comparison.decisions.agreement == pytest.approx(agreement)
+            interval = scipy.stats.binomtest(right, 300).proportion_ci(method="wilson")
+            assert (row.top1.low, row.top1.high) == pytest.approx((interval.low, interval.high), abs=1e-9)
+            compared += 1
+    assert compared == 8 + 6
+
+
+def test_a_label_that_is_moved_shows_in_the_count(found):
+    moved = replace(found, predictions={**found.predictions, "labels": np.roll(found.predictions["labels"], 1)})
+    row = found.rows[-1]
+    assert counted(moved, row.label, found.reference)[0] != row.top1.count
+
+
+def test_a_row_is_compared_with_the_first_of_its_own_model(found):
+    by_label = {row.label.split(", ", 1)[1]: row for row in found.rows if "repaired" in row.label}
+    first = by_label["onnxruntime, fp32"]
+    assert first.against_own is None
+    assert by_label["reference, fp16"].against_own.baseline == first.label
+    assert 50 < by_label["onnxruntime, fp16"].against_own.snr_db < 90
+    assert by_label["reference, fp32"].against_own.snr_db > 110
+
+
+def test_the_budget_leads_from_the_reference_to_the_row(found):
+    steps = {row.label: [step.step for step in row.budget] for row in found.rows}
+    last = found.rows[-1].label
+    assert last.endswith("reference, fp16")
+    assert steps[last] == ["export", "repair", "cast", "runtime", "noise floor"]
+    assert steps[found.reference] == ["noise floor"]
+    assert found.rows[-1].budget[-2].accuracy == pytest.approx(found.rows[-1].top1.value)
+
+
+def test_latencies_are_of_real_runtimes_at_each_batch_size(found):
+    for row in found.rows:
+        if row.backend == "reference":
+            assert (row.latencies, "no runtime" in row.latency_note or "not a runtime" in row.latency_note) == (
+                (),
+                True,
+            )
+        else:
+            assert [latency.batch_size for latency in row.latencies] == [1, 8]
+            assert all(latency.runs >= 20 for latency in row.latencies)
+
+
+def test_repairs_are_tried_on_the_model_that_is_not_repaired(found, onnx_path):
+    assert found.repairs.model == str(onnx_path)
+    assert [(row.model, row.images) for row in found.repairs.accuracies] == [
+        ("as trained", None),
+        ("paired", 32),
+        ("exact", 64),
+    ]
+    original = next(row for row in found.rows if row.model == str(onnx_path))
+    assert found.repairs.accuracies[0].accuracy == pytest.approx(original.top1.value)
+    assert found.repairs.report.method == "paired"
+
+
+def test_the_repairs_of_a_benchmark_are_those_of_optimize(onnx_path, tmp_path):
+    optimize(
+        onnx_path, "digits", RepairConfig(method="paired"), Outputs(tmp_path / "o.onnx"), samples=32, batch_size=256
+    )
+    both = benchmark([onnx_path, tmp_path / "o.onnx"], replace(QUICK, repairs=(RepairTrial("paired", 32),)))
+    assert both.repairs.accuracies[1].accuracy == pytest.approx(both.rows[1].top1.value)
+
+
+def test_what_is_missing_here_is_skipped_and_the_rest_is_there(onnx_path):
+    found = benchmark([onnx_path], replace(QUICK, backends=("onnxruntime", "onnxruntime-cuda")))
+    assert [row.status for row in found.rows] == ["PASS", "SKIP"]
+    assert found.rows[1].reasons
+    assert found.rows[1].top1 is None
+    assert found.status == "WARN"
+    assert "1 of 2 rows did not run" in found.verdict
+
+
+def test_a_model_whose_output_is_not_finite_is_shown_and_warned_of(onnx_path, tmp_path):
+    model = onnx.load(onnx_path)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == model.graph.node[-1].input[2])
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(10, np.inf, dtype=np.float32), bias.name))
+    onnx.save(model, tmp_path / "broken.onnx")
+    found = benchmark([onnx_path, tmp_path / "broken.onnx"], QUICK)
+    assert (found.rows[1].status, found.rows[1].reasons) == ("WARN", ("its logits hold NaN or infinity",))
+    assert found.rows[1].top1.count == 0
+    assert set(found.predictions[found.rows[1].label]) == {-1}
+    with pytest.raises(DataError, match="not finite"):
+        benchmark([tmp_path / "broken.onnx", onnx_path], QUICK)
+
+
+def test_quantisation_never_sees_the_images_that_judge_it(onnx_path, npz_path):
+    with pytest.raises(InputError, match=r"--precision int8: needs images .* other than those of .*inputs\.npz"):
+        benchmark([onnx_path], replace(QUICK, data=str(npz_path), samples=None, precisions=("fp32", "int8")))
+    found = benchmark([onnx_path], replace(QUICK, data=str(npz_path), samples=None, repairs=(RepairTrial("auto", 8),)))
+    assert found.repairs is None
+    assert "has no training part" in found.notes[0]
+
+
+def test_data_without_labels_is_refused(onnx_path, tmp_path):
+    np.savez(tmp_path / "bare.npz", input=np.zeros((3, 1, 8, 8), dtype=np.float32))
+    with pytest.raises(DataError, match="labels"):
+        benchmark([onnx_path], replace(QUICK, data=str(tmp_path / "bare.npz"), samples=None))
+
+
+def test_the_same_file_twice_is_refused(onnx_path):
+    with pytest.raises(InputError, match="is named twice"):
+        benchmark([onnx_path, onnx_path], QUICK)
+
+
+@pytest.mark.parametrize("sizes", [(0,), (2, 2)])
+def test_batch_sizes_that_make_no_sense_are_refused(sizes):
+    with pytest.raises(InputError, match="--batch"):
+        replace(QUICK, latency_batches=sizes)

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vsfix.graph_passes.errors import InputError
+from vsfix.pipeline.benchmark.benchmark_file import read_benchmark
+from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
+from vsfix.pipeline.benchmark.comparing import compare_files
+from vsfix.pipeline.benchmark.latency import LatencyConfig
+from vsfix.pipeline.benchmark.metric import FailRule, parse_fail_rule
+from vsfix.pipeline.console import json_text
+
+
+@pytest.fixture(scope="module")
+def document(onnx_path):
+    """A benchmark as JSON: one model in float32 and float16, one batch size."""
+    latency = LatencyConfig(seconds=0.0001, min_runs=20, warm_up_seconds=0.0)
+    config = BenchmarkConfig(
+        "digits", samples=100, precisions=("fp32", "fp16"), repairs=(), latency=latency, latency_batches=(1,)
+    )
+    return json.loads(json_text(benchmark([onnx_path], config).to_dict()))
+
+
+def write(path, document, change=lambda document: None):
+    """The document as a file, changed."""
+    copy = json.loads(json.dumps(document))
+    change(copy)
+    path.write_text(json.dumps(copy))
+    return path
+
+
+def changes_of(document, tmp_path, change, *rules):
+    """The comparison of the document with what `change` makes of it."""
+    before, after = write(tmp_path / "a.json", document), write(tmp_path / "b.json", document, change)
+    return compare_files(before, after, rules)
+
+
+def test_a_run_and_itself_are_the_same(document, tmp_path):
+    found = changes_of(document, tmp_path, lambda document: None)
+    assert {change.direction for change in found.changes} == {"same"}
+    # Of the first row top-1, p50, p99 and size; of the second retention, agreement and SNR too.
+    assert len(found.changes) == 4 + 7
+    assert (found.gone, found.added, found.warnings, found.failures) == ((), (), (), ())
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "metric", "direction"),
+    [
+        (("top1", "value"), 0.0, "top1", "worse"),
+        (("top1", "value"), 1.0, "top1", "better"),
+        (("against_own", "decisions", "agreement"), 0.2, "agreement", "worse"),
+        (("latencies", 0, "p50_ms"), 1e6, "p50 batch 1", "worse"),
+        (("latencies", 0, "p99_ms"), 1e-9, "p99 batch 1", "better"),
+        (("size",), 10**9, "size", "worse"),
+    ],
+)
+def test_each_number_is_better_or_worse_in_its_own_direction(document, tmp_path, path, value, metric, direction):
+    def change(document):
+        at = document["rows"][1]
+        for key in path[:-1]:
+            at = at[key]
+        at[path[-1]] = value
+
+    found = [change for change in changes_of(document, tmp_path, change).changes if change.direction != "same"]
+    assert [(change.row[2], change.metric, change.direction) for change in found] == [("fp16", metric, direction)]
+
+
+def lower_top1(document):
+    document["rows"][0]["top1"]["value"] -= 0.01
+
+
+@pytest.mark.parametrize(("limit", "fails"), [(0.5, True), (1.0, False), (2.0, False)])
+def test_a_rule_breaks_past_its_limit_and_not_at_it(document, tmp_path, limit, fails):
+    found = changes_of(document, tmp_path, lower_top1, FailRule("top1", limit))
+    assert bool(found.failures) == fails
+    assert not changes_of(document, tmp_path, lower_top1, FailRule("snr", 0.0)).failures
+
+
+def test_what_is_gone_breaks_the_rule_that_watches_it(document, tmp_path):
+    def drop_row(document):
+        del document["rows"][1]
+
+    def drop_times(document):
+        document["rows"][1]["latencies"] = []
+
+    found = changes_of(document, tmp_path, drop_row, FailRule("top1", 100.0))
+    assert found.gone == ("network.onnx, onnxruntime, fp16",)
+    assert "is gone" in found.failures[0]
+    found = changes_of(document, tmp_path, drop_times, FailRule("p50", 100.0))
+    assert len(found.gone) == 2
+    assert len(found.failures) == 1
+    assert not changes_of(document, tmp_path, drop_times, FailRule("top1", 100.0)).failures
+
+
+def test_other_data_another_machine_and_a_worse_status_are_told(document, tmp_path):
+    def change(document):
+        document["samples"], document["environment"]["machine"] = 50, "another"
+        document["rows"][1]["status"] = "FAIL"
+
+    warnings = changes_of(document, tmp_path, change).warnings
+    assert [warning.split(":")[0] for warning in warnings] == [
+        "other data",
+        "another machine",
+        "network.onnx, onnxruntime, fp16",
+    ]
+
+
+@pytest.mark.parametrize("text", ["top1", "top1=", "top1=-1", "top2=1", "p50=nan", "p50=inf"])
+def test_a_rule_that_can_t_be_read_is_refused(text):
+    with pytest.raises(InputError, match="write METRIC=LIMIT"):
+        parse_fail_rule(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not what"),
+        ('{"schema_version": 2}', "schema version 2"),
+        ('{"schema_version": 1, "rows": [{}]}', "is not what"),
+        ("[" * 100000, "is not JSON"),
+    ],
+)
+def test_a_file_that_is_no_benchmark_is_refused(tmp_path, text, words):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(InputError, match=words):
+        read_benchmark(tmp_path / "x.json")
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(InputError, match="can't be read"):
+        read_benchmark(tmp_path / "gone.json")

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from vsfix.graph_passes.errors import InputError
+from vsfix.pipeline.benchmark.repair_trials import RepairTrial, choose_model, parse_repair_trials, try_repairs
+from vsfix.pipeline.calibration import labelled_samples
+from vsfix.pipeline.model_description import describe_model
+from vsfix.pipeline.optimization import Outputs, optimize
+from vsfix.pipeline.repair_config import RepairConfig
+
+
+def test_ways_to_repair_are_read():
+    found = parse_repair_trials(["paired:32", "exact:1000"])
+    assert found == (RepairTrial("paired", 32), RepairTrial("exact", 1000))
+    assert str(found[0]) == "paired:32"
+    assert parse_repair_trials(["none"]) == ()
+
+
+@pytest.mark.parametrize("texts", [["paired"], ["paired:0"], ["analytic:3"], ["paired:x"], ["none", "exact:2"]])
+def test_a_way_that_can_t_be_read_is_refused(texts):
+    with pytest.raises(InputError, match="write METHOD:IMAGES"):
+        parse_repair_trials(texts)
+
+
+def test_the_same_way_twice_is_refused():
+    with pytest.raises(InputError, match="name each way once"):
+        parse_repair_trials(["exact:2", "exact:2"])
+
+
+def test_the_model_is_the_first_that_is_neither_repaired_nor_folded(checkpoint_path, onnx_path, tmp_path):
+    for method, name in (("paired", "repaired.onnx"), ("none", "folded.onnx")):
+        config = RepairConfig(method=method)
+        optimize(onnx_path, "digits", config, Outputs(tmp_path / name), samples=32, batch_size=32)
+    paths = (checkpoint_path, tmp_path / "repaired.onnx", tmp_path / "folded.onnx", onnx_path)
+    models = [describe_model(path) for path in paths]
+    assert choose_model(models) is models[3]
+    assert choose_model(models[:3]) is None
+
+
+def test_a_way_that_is_refused_is_told_and_the_others_are_there(onnx_path):
+    model = onnx.load(onnx_path)
+    labelled = labelled_samples(model, "digits", split="test", seed=0, samples=100)
+    trials = (RepairTrial("exact", 1), RepairTrial("exact", 40))
+    told = []
+    found = try_repairs(
+        describe_model(onnx_path), trials, "digits", labelled, batch_size=32, seed=0, advance=lambda: told.append(1)
+    )
+    assert [row.images for row in found.accuracies] == [None, 40]
+    assert found.refused[0].startswith("exact:1: ")
+    assert found.report is not None
+    assert found.report.samples == 40
+    assert len(told) == 2
