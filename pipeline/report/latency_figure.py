@@ -13,7 +13,7 @@ from .figure import AFTER, BEFORE, TEXT_COLOUR, page_figure, spaced
 from .sections import LatencySeries
 
 DRAWN = 150  # runs of one series; more are drawn by their quantiles
-_LETTERS = 44  # of a name above its row
+_LETTERS = 46  # of a name above its row
 _SPREAD = 5.0  # slowest over fastest from which on the axis is logarithmic
 _STEPS = tuple(factor * 10.0**power for power in range(-4, 6) for factor in (1, 2, 5))
 
@@ -63,11 +63,8 @@ def _draw_row(axes: Axes, row: int, series: LatencySeries) -> None:
 
 
 def _title(series: LatencySeries) -> str:
-    """The name, its middle left out where it is long, and the batch size."""
-    name = series.name
-    if len(name) > _LETTERS:
-        half = _LETTERS // 2 - 1
-        name = f"{name[:half]} … {name[-half:]}"
+    """The batch size and the end of the name, where names differ."""
+    name = series.name if len(series.name) <= _LETTERS else f"…{series.name[1 - _LETTERS :]}"
     return f"{name}, batch {series.batch_size}"
 
 

@@ -95,7 +95,8 @@ class LatencySeries:
         batch_size: samples per run.
         milliseconds: the latency of each run, or their percentiles in even steps; at least one.
         runs: how many were timed, where `milliseconds` are percentiles.
-        ratio: of the median to that of a baseline; None where there is none.
+        ratio: of the median to that of the first model on the same backend in the same precision; None where there is
+            none.
         ratio_interval: of that ratio, 95 %.
 
     Raises:
@@ -137,6 +138,7 @@ class Report:
         verdict: one sentence with the numbers.
         warnings: what a person should know before trusting the numbers, besides what repair or inspection say.
         repair: the BatchNorms before and after, and what was done to them.
+        is_trial: whether the repair was made for its numbers alone, and not written.
         inspection: the BatchNorms of a model that was looked at only; not together with `repair`.
         accuracies: top-1 by method and number of images.
         benchmark: one row for each model, backend and precision.
@@ -152,6 +154,7 @@ class Report:
     verdict: str
     warnings: tuple[str, ...] = ()
     repair: RepairReport | None = None
+    is_trial: bool = False
     inspection: Inspection | None = None
     accuracies: tuple[AccuracyRow, ...] = ()
     benchmark: tuple[BenchmarkRow, ...] = ()

@@ -37,7 +37,7 @@ OPTIONS = {
     "--preferred-batch-size --storage-uri --version MODEL|ENGINE...",
     "verify": "--against --backend --batch-size --data --force --json --layers --max-accuracy-loss --min-agreement "
     "--min-snr --reference-backend --samples --seed --split --statistics --via MODEL",
-    "benchmark": "--backend --batch --batch-size --calibration --data --force --json --precision --predictions "
+    "benchmark": "--backend --batch --batch-size --calibration --data --force --html --json --precision --predictions "
     "--repair --samples --seconds --seed --split MODEL...",
     "compare": "--fail-on --force --json A.json B.json",
     "reproduce": "--cpus --data --dry-run --epochs --gpus --output --precision --ray --samples --scale --seeds TABLE...",
