@@ -104,7 +104,7 @@ def _repair(report: Report) -> str:
         return "No: the repair failed a check; the first line says which."
     if report.is_trial:
         tried = f"{len(repaired)} of {len(outcomes)} BatchNorms, by the method {report.repair.method}"
-        return f"For the numbers of this page alone, and not written: {tried}."
+        return f"Tried for this page, without writing a file: {tried}."
     left = [outcome.after.mismatch for outcome in repaired if outcome.after.mismatch is not None]
     worst = f"; the worst stored variance among them is now off by a factor of {max(left):.2f}" if left else ""
     return f"Yes: {len(repaired)} of {len(outcomes)} BatchNorms, by the method {report.repair.method}{worst}."

@@ -63,7 +63,7 @@ def test_the_other_sections_are_filled_from_the_rows_and_the_trials(found):
     assert report.is_trial
     assert "command" not in report.origin.facts
     page = render_report(report)
-    assert "not written: 2 of 2 BatchNorms, by the method paired" in page
+    assert "without writing a file: 2 of 2 BatchNorms, by the method paired" in page
     assert "What was tried" in page
 
 
