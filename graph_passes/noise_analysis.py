@@ -26,7 +26,7 @@ import onnx_graphsurgeon as gs
 from .batch_norm import find_batch_norms
 from .marker import marker_label
 from .noise import Noise
-from .noise_spread import NOWHERE, SHAPE_READERS, Distance, Found, NoiseSpread
+from .noise_spread import NOWHERE, SHAPE_READERS, Distance, Found, NoiseSpread, PassedNode
 from .tensors import constant_behind
 
 __all__ = ["SHAPE_READERS", "Distance", "NoiseMap", "NoisePath", "NoisePaths", "NoiseSource", "analyse_noise"]
@@ -66,9 +66,14 @@ class NoisePath:
     _target: int = field(repr=False, compare=False)
 
     @property
-    def through(self) -> tuple[str, ...]:
-        """The operators between, as `Op` names, in order; found when asked for, at the cost of one sweep."""
+    def nodes(self) -> tuple[PassedNode, ...]:
+        """The nodes between, in order; found when asked for, at the cost of one sweep."""
         return self._spread.trace(self._number, self._target)
+
+    @property
+    def through(self) -> tuple[str, ...]:
+        """The operators of `nodes`."""
+        return tuple(node.operator for node in self.nodes)
 
 
 class NoisePaths(Sequence[NoisePath]):

@@ -55,18 +55,36 @@ class Distance(IntEnum):
         return self.name.lower()
 
 
+@dataclass(frozen=True)
+class PassedNode:
+    """A node on the way of noise.
+
+    Attributes:
+        operator: as `Conv`.
+        name: the node's name without a tag; that of its output where it has none.
+    """
+
+    operator: str
+    name: str
+
+    @classmethod
+    def of(cls, node: gs.Node) -> PassedNode:
+        """What a node of a graph is called."""
+        return cls(str(node.op), marker_label(node))
+
+
 class Step(NamedTuple):
     """What one node, or one edge of a body, does to the noise.
 
     Attributes:
-        operator: the node's operator; empty for an edge that is no node.
+        node: the node; None for an edge that is no node.
         distance: how far it moves the noise.
         bilinear: it moves noise that reaches more than one operand downstream.
         inputs: the ids of the tensors that are read.
         outputs: the ids of the tensors that are written.
     """
 
-    operator: str
+    node: PassedNode | None
     distance: Distance
     bilinear: bool
     inputs: tuple[int, ...]
@@ -142,7 +160,9 @@ class NoiseSpread:
         distance = max((_own_distance(passed) for passed in operands.passed), default=Distance.LINEAR)
         products = any(passed.op in LINEAR_IN_ONE_OPERAND for passed in operands.passed)
         distance = Distance.DOWNSTREAM if products else max(distance, Distance.LINEAR)
-        return Step(node.op, distance, False, tuple(map(id, operands.tensors)), tuple(map(id, node.outputs)))
+        return Step(
+            PassedNode.of(node), distance, False, tuple(map(id, operands.tensors)), tuple(map(id, node.outputs))
+        )
 
     def _add_source(self, node: gs.Node, body: str) -> None:
         """Lets the noise of a marker begin at its output."""
@@ -178,16 +198,16 @@ class NoiseSpread:
                 self._sweep(inner.nodes, label)
             self._enter(links.entering)
         for inputs, output in links.leaving:
-            self._take(Step(node.op, Distance.DOWNSTREAM, False, inputs, (output,)))
+            self._take(Step(PassedNode.of(node), Distance.DOWNSTREAM, False, inputs, (output,)))
 
     def _enter(self, entering: Iterable[tuple[int, int]]) -> None:
         """Lets the noise of tensors arrive at the inputs of bodies too."""
         for source, target in entering:
             if source in self.states:
-                self._take(Step("", Distance.DIRECT, False, (source, target), (target,)))
+                self._take(Step(None, Distance.DIRECT, False, (source, target), (target,)))
 
-    def trace(self, number: int, target: int) -> tuple[str, ...]:
-        """The operators on the nearest way from a source to the tensor with the id `target`, the shortest of these."""
+    def trace(self, number: int, target: int) -> tuple[PassedNode, ...]:
+        """The nodes on the nearest way from a source to the tensor with the id `target`, the shortest of these."""
         arrived: dict[int, _Arrival] = {id(self.sources[number].node.outputs[0]): _Arrival(Distance.DIRECT, 0)}
         for step in self.steps:
             noisy = [arrived[key] for key in step.inputs if key in arrived]
@@ -196,11 +216,11 @@ class NoiseSpread:
             best = min(noisy, key=_Arrival.order)
             far = step.bilinear and len(noisy) > 1
             distance = max(best.distance, Distance.DOWNSTREAM if far else step.distance)
-            here = _Arrival(distance, best.steps + bool(step.operator), step.operator, best)
+            here = _Arrival(distance, best.steps + (step.node is not None), step.node, best)
             for key in step.outputs:
                 if key not in arrived or here.order() < arrived[key].order():
                     arrived[key] = here
-        return tuple(reversed(list(arrived[target].operators())))
+        return tuple(reversed(list(arrived[target].nodes())))
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,19 +229,19 @@ class _Arrival:
 
     distance: Distance
     steps: int
-    operator: str = ""
+    node: PassedNode | None = None
     before: _Arrival | None = None
 
     def order(self) -> tuple[int, int]:
         """The nearer the smaller."""
         return self.distance, self.steps
 
-    def operators(self) -> Iterator[str]:
-        """The operators on the way, from here back to the source."""
+    def nodes(self) -> Iterator[PassedNode]:
+        """The nodes on the way, from here back to the source."""
         here: _Arrival | None = self
         while here is not None:
-            if here.operator:
-                yield here.operator
+            if here.node is not None:
+                yield here.node
             here = here.before
 
 
@@ -229,8 +249,8 @@ def _step(node: gs.Node) -> Step:
     """What a node without bodies does to the noise."""
     inputs, outputs = tuple(map(id, node.inputs)), tuple(map(id, node.outputs))
     if node.domain not in (None, "", "ai.onnx"):
-        return Step(node.op, Distance.DOWNSTREAM, False, inputs, outputs)
-    return Step(node.op, _own_distance(node), node.op in LINEAR_IN_ONE_OPERAND, inputs, outputs)
+        return Step(PassedNode.of(node), Distance.DOWNSTREAM, False, inputs, outputs)
+    return Step(PassedNode.of(node), _own_distance(node), node.op in LINEAR_IN_ONE_OPERAND, inputs, outputs)
 
 
 def _own_distance(node: gs.Node) -> Distance:

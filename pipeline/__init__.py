@@ -2,8 +2,8 @@
 
 command line    cli (the group), commands/ (one module for each), console, tables, output_file
 data            calibration, proxy_images, random_inputs
-runtimes        backends/ (one module for each runner), environment, doctor
-inspect         preparation, lost_noise, inspection
+runtimes        backends/ (one module for each runner), environment, gpu_state, doctor
+inspect         preparation, lost_noise, inspection, diagnosis, inspection_page
 optimize        repair_config, method_choice, estimation, repair, repair_report, casting, accuracy,
                 quantizer, quantization, optimization
 build           build_config, file_description, refit_form, precision_proof, building, build_progress, build_table
@@ -13,5 +13,5 @@ verify          shared_inputs, proportion, tensor_comparison, decisions, toleran
                 tappable, layer_search, verification, verification_files, verification_table
 benchmark       benchmark/
 train, export   training_network, exporting
-report          figure, report, demo
+report          report/ (sections, tables, figures, the page), demo
 """

@@ -19,7 +19,7 @@ class AccuracyRow:
 
     Attributes:
         model: what was measured, in words.
-        images: the size of the calibration set, None where none was used.
+        images: the size of the calibration set of its repair, 0 for one that took none; None as trained.
         accuracy: top-1, in [0, 1].
         low: lower end of its Wilson interval at 95 %.
         high: upper end.

@@ -16,10 +16,19 @@ _PACKAGES = (
 )
 
 
+def command_line() -> str:
+    """The command that runs, as a shell takes it."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
 def describe_environment() -> dict[str, str]:
-    """Labels and values, in the order in which a report shows them."""
+    """The command, the date, the machine and the versions: labels and values, in the order to show them in."""
+    return {"command": command_line()} | describe_machine()
+
+
+def describe_machine() -> dict[str, str]:
+    """The same without the command."""
     facts = {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "python": platform.python_version(),

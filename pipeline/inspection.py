@@ -16,6 +16,7 @@ from vsfix.graph_passes.inference import OpenModel
 from vsfix.graph_passes.measurement import MeasurementConfig, measure
 from vsfix.graph_passes.moments import Moments
 from vsfix.graph_passes.noise_analysis import Distance, NoiseMap, NoisePaths, analyse_noise
+from vsfix.graph_passes.noise_route import NoiseRoute, noise_route
 from vsfix.graph_passes.shift import (
     geometric_mean,
     joint_variance,
@@ -52,6 +53,7 @@ class BatchNormRow:
         measured_shift: the same ratio measured on data; None without data.
         mismatch: max(stored / real, real / stored), geometric mean over the channels; None without data.
         mean_offset: |real mean - stored mean| in stored deviations, mean over the channels; None without data.
+        source: the name of the nearest noise layer; empty where none reaches it.
     """
 
     name: str
@@ -63,6 +65,14 @@ class BatchNormRow:
     measured_shift: float | None
     mismatch: float | None
     mean_offset: float | None = None
+    source: str = ""
+
+    @property
+    def known_mismatch(self) -> float | None:
+        """The measured mismatch; without data what the predicted shift makes of it."""
+        if self.mismatch is not None or not self.predicted_shift:
+            return self.mismatch
+        return max(self.predicted_shift, 1 / self.predicted_shift)
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,7 @@ class Inspection:
         warnings: what a person should know before trusting the numbers.
         prepared: what would be changed to make the file deployable; the columns are those of the deployable graph.
         inferred: what the statistics say about noise that the file has lost; empty where nothing was inferred.
+        route: the way of the noise to the BatchNorm that it shifts most; None where no noise reaches one.
     """
 
     rows: tuple[BatchNormRow, ...]
@@ -84,6 +95,7 @@ class Inspection:
     warnings: tuple[str, ...]
     prepared: tuple[str, ...] = ()
     inferred: str = ""
+    route: NoiseRoute | None = None
 
 
 def inspect_model(model: onnx.ModelProto, batches: Sequence[Batch], open_model: OpenModel) -> Inspection:
@@ -126,8 +138,24 @@ def inspect_graph(graph: gs.Graph, batches: Sequence[Batch], open_model: OpenMod
     noise_map = analyse_noise(graph)
     real = measure(graph, batches, open_model, MeasurementConfig()) if batches and batch_norms else {}
     rows = tuple(_row(batch_norm, noise_map.reaching[batch_norm.name], real) for batch_norm in batch_norms)
-    samples = count_samples(batches)
-    return Inspection(rows, _sources(noise_map), samples, _warnings(rows, noise_map) + _hidden(noise_map))
+    return Inspection(
+        rows,
+        _sources(noise_map),
+        count_samples(batches),
+        _warnings(rows, noise_map) + _hidden(noise_map),
+        route=_worst_route(graph, batch_norms, noise_map, rows),
+    )
+
+
+def _worst_route(
+    graph: gs.Graph, batch_norms: Sequence[BatchNorm], noise_map: NoiseMap, rows: Sequence[BatchNormRow]
+) -> NoiseRoute | None:
+    """The way of the noise to the BatchNorm that is off most, as far as it is measured or predicted."""
+    reached = [pair for pair in zip(rows, batch_norms, strict=True) if pair[0].noise]
+    if not reached:
+        return None
+    _, worst = max(reached, key=lambda pair: pair[0].known_mismatch or 0.0)
+    return noise_route(graph, worst, noise_map.reaching[worst.name][0])
 
 
 def _row(batch_norm: BatchNorm, paths: NoisePaths, real: Mapping[str, Moments]) -> BatchNormRow:
@@ -155,6 +183,7 @@ def _row(batch_norm: BatchNorm, paths: NoisePaths, real: Mapping[str, Moments]) 
         measured_shift=measured,
         mismatch=mismatch,
         mean_offset=offset,
+        source=nearest.source.name if nearest else "",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from vsfix.graph_passes.shift import geometric_mean
 from .accuracy import AccuracyRow, accuracy_of
 from .backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from .calibration import Samples, calibration_batches, labelled_samples
-from .environment import describe_environment
+from .environment import describe_machine
 from .output_file import require_outputs
 from .preparation import prepare_model
 from .repair import needs_batch_norms, repair_model
 from .repair_config import RepairConfig
 from .repair_report import Repair, RepairReport
-from .report import Report, write_report
+from .report.page import write_report
+from .report.sections import Origin, Report
 
 MAX_MISMATCH = 10.0  # of a repaired BatchNorm; a repair that works leaves it near 1
 SAMPLES = 500  # what the inference of lost noise wants; the paired method stops when its intervals are narrow
@@ -32,13 +33,14 @@ SAMPLES = 500  # what the inference of lost noise wants; the paired method stops
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where the results go; None for what is not wanted."""
+    """Where the results go; None for what is not wanted. `command` is the command line, for the page."""
 
     model: Path | None
     statistics: Path | None = None
     html: Path | None = None
     force: bool = False
     dry_run: bool = False
+    command: str = ""
 
     def paths(self) -> tuple[Path, ...]:
         """The files that will be written."""
@@ -81,8 +83,9 @@ def optimize(
 
     Raises:
         InputError: unreadable input, or an output that may not be written; nothing is written then.
-        CheckFailedError: the repair loses accuracy, the fold is wrong, or the precision that was asked for can't hold
-            the weights or gives other outputs; nothing is written then.
+        CheckFailedError: the repair loses accuracy or is not plausible; the page says why, where one was asked for, and
+            nothing else is written. The fold is wrong, or the precision that was asked for can't hold the weights or
+            gives other outputs; nothing is written then.
     """
     require_outputs(outputs.paths(), force=outputs.force, inputs=input_files(model_path, data, eval_data))
     model = read_model(model_path)
@@ -99,14 +102,15 @@ def optimize(
     labelled = labelled_samples(deployable, eval_data, split=eval_split, seed=config.seed) if eval_data else None
     repair = repair_model(model, batches, open_for_small_runs, config)
     accuracies = () if labelled is None else _accuracies(deployable, repair, labelled, batch_size)
-    if accuracies and accuracies[1].accuracy < accuracies[0].accuracy:
-        raise CheckFailedError(
-            f"refused: on {eval_data} the repaired model has {100 * accuracies[1].accuracy:.2f} %, the original "
-            f"{100 * accuracies[0].accuracy:.2f} %; nothing is written; try more samples or another --method"
-        )
     status, verdict = judge(repair.report, accuracies)
-    require_plausible(repair.report)
     result = Optimization(repair, status, verdict, accuracies, outputs.paths())
+    try:
+        _require_no_loss(accuracies, eval_data)
+        require_plausible(repair.report)
+    except CheckFailedError as refusal:
+        sentence = str(refusal)
+        _write_page(replace(result, status="FAIL", verdict=sentence[:1].upper() + sentence[1:]), outputs, model_path)
+        raise
     _write(result, outputs, model_path)
     return result
 
@@ -122,6 +126,15 @@ def _accuracies(
         )
 
 
+def _require_no_loss(accuracies: tuple[AccuracyRow, ...], eval_data: str | None) -> None:
+    """Refuses a repair that is less often right on labelled data than the model as it was."""
+    if accuracies and accuracies[1].accuracy < accuracies[0].accuracy:
+        raise CheckFailedError(
+            f"refused: on {eval_data} the repaired model has {100 * accuracies[1].accuracy:.2f} %, the original "
+            f"{100 * accuracies[0].accuracy:.2f} %; no model is written; try more samples or another --method"
+        )
+
+
 def require_plausible(report: RepairReport) -> None:
     """Refuses a repair after which a BatchNorm still divides by a variance that is wildly wrong on the data.
 
@@ -133,7 +146,7 @@ def require_plausible(report: RepairReport) -> None:
         raise CheckFailedError(
             f"refused: after the repair BatchNorm '{worst.name}' still stores a variance that is off by a factor of "
             f"{worst.mismatch:.0f} on this data: is it the data of the training, preprocessed the same way? "
-            "nothing is written"
+            "no model is written"
         )
 
 
@@ -185,21 +198,26 @@ def _precision(report: RepairReport) -> str:
     )
 
 
+def _write_page(result: Optimization, outputs: Outputs, source: Path) -> None:
+    """Writes the report where one was asked for."""
+    if outputs.html is None or outputs.dry_run:
+        return
+    page = Report(
+        title=f"Repair of {source.name}",
+        status=result.status,
+        verdict=result.verdict,
+        repair=result.repair.report,
+        accuracies=result.accuracies,
+        origin=Origin(outputs.command, describe_machine()),
+    )
+    write_report(page, outputs.html, force=outputs.force)
+
+
 def _write(result: Optimization, outputs: Outputs, source: Path) -> None:
     """Writes what was asked for; the model comes last, so that it never stands there without its companions."""
     if outputs.dry_run:
         return
-    if outputs.html is not None:
-        page = Report(
-            title=f"Repair of {source.name}",
-            verdict=result.verdict,
-            status=result.status,
-            repair=result.repair.report,
-            accuracies=result.accuracies,
-            steps=(),
-            facts=describe_environment(),
-        )
-        write_report(page, outputs.html, force=outputs.force)
+    _write_page(result, outputs, source)
     if outputs.statistics is not None:
         arrays: dict[str, Any] = dict(result.repair.statistics)
         with atomic_path(outputs.statistics, force=outputs.force) as temporary, temporary.open("wb") as file:

@@ -103,6 +103,7 @@ def repair_model(
         compared_on=samples_in(inputs) if inputs else 0,
         fold_snr_db=fold_snr_db,
         precision=None if cast is None else cast.report,
+        route=before.route,
     )
     runnable = final if cast is None else cast.runnable
     return Repair(final if cast is None else cast.model, unfolded, runnable, report, statistics)

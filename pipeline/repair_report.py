@@ -9,6 +9,7 @@ import onnx
 
 from vsfix.graph_passes.estimate import Interval
 from vsfix.graph_passes.inference import Array
+from vsfix.graph_passes.noise_route import NoiseRoute
 
 from .casting import PrecisionReport
 from .inspection import BatchNormRow
@@ -59,6 +60,7 @@ class RepairReport:
             and folding; random ones where there was no data, 0 where none could be made.
         fold_snr_db: signal to noise of that comparison; None where they are equal to the bit, or were not compared.
         precision: what the cast to another precision did; None where none was asked for.
+        route: the way of the noise to the BatchNorm that it shifted most before the repair; None where there is none.
     """
 
     method: str
@@ -73,6 +75,7 @@ class RepairReport:
     compared_on: int
     fold_snr_db: float | None
     precision: PrecisionReport | None = None
+    route: NoiseRoute | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from .accuracy import AccuracyRow
 from .casting import PrecisionReport
 from .inspection import Inspection
 from .repair_report import RepairReport
-from .report import StepRow
+from .report.sections import StepRow
 
 
 def inspection_table(inspection: Inspection) -> Table:

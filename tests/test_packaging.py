@@ -41,8 +41,8 @@ def test_the_list_of_packages_is_the_map():
 
 
 def test_every_template_is_installed():
-    assert '"*.html.j2"' in (ROOT / "pyproject.toml").read_text()
-    assert list((ROOT / "pipeline").glob("*.html.j2"))
+    assert '"vsfix.pipeline.report" = ["templates/*"]' in (ROOT / "pyproject.toml").read_text()
+    assert {path.parent for path in (ROOT / "pipeline").rglob("*.j2")} == {ROOT / "pipeline" / "report" / "templates"}
 
 
 def test_relative_links_of_the_documents_exist():

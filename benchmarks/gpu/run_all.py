@@ -44,6 +44,7 @@ from vsfix.pipeline.building import build_engine
 from vsfix.pipeline.calibration import Samples
 from vsfix.pipeline.decisions import compare_decisions
 from vsfix.pipeline.environment import describe_environment
+from vsfix.pipeline.gpu_state import describe_gpu
 from vsfix.pipeline.tensor_comparison import compare_tensors
 from vsfix.pipeline.tolerance import TOLERANCES
 from vsfix.pipeline.verification import pooled_outputs
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         done[step] = line
         with results.open("a") as file:
             file.write(json.dumps(line) + "\n")
-    (options.results / "environment.json").write_text(json.dumps(environment(), indent=2))
+    (options.results / "environment.json").write_text(json.dumps(describe_environment() | describe_gpu(), indent=2))
     print(table(done))
     misses = [miss for step, line in done.items() for miss in missed(step, line["found"])]
     print("\n".join(["", *not_run, *(f"MISS {miss}" for miss in misses)]))
@@ -236,18 +237,6 @@ def engine_facts(step: Step, form: str, results: Path) -> dict[str, Any]:
         "bytes": document["plan"]["bytes"],
         "read_back": {key: document["read_back"][key] for key in ("status", "largest_error")},
     }
-
-
-def environment() -> dict[str, Any]:
-    """Versions, and what the driver says of the GPU."""
-    query = "name,driver_version,clocks.sm,clocks.max.sm,clocks_throttle_reasons.active,power.draw"
-    try:
-        found = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={query}", "--format=csv"], capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        return {**describe_environment(), "gpu": "no nvidia-smi here"}
-    return {**describe_environment(), "gpu": found.stdout.strip()}
 
 
 def missed(step: Step, found: dict[str, Any]) -> list[str]:

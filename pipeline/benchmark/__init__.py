@@ -6,7 +6,7 @@ measurement         what a row gives, and how that compares with another
 latency, row_latency    how long they take, in turn
 repair_trials       repairs by several methods and numbers of images
 result, row, verdict    what was found
-benchmark_table, predictions    the terminal's view, and the raw decisions
+benchmark_table, benchmark_page, predictions    the terminal's view, the page, and the raw decisions
 benchmarking        all of it
 
 benchmark_file      what it wrote, read back

@@ -56,7 +56,7 @@ def read_benchmark(path: Path) -> BenchmarkFile:
             raise InputError(f"{path}: two of its rows have the same model, backend and precision")
         return BenchmarkFile(
             path=path,
-            data=" ".join(str(document[part]) for part in ("data", "split") if document[part] is not None),
+            data=str(document["data"]),
             samples=int(document["samples"]),
             machine=str(document["environment"]["machine"]),
             rows={key: _values(row) for key, row in rows.items()},

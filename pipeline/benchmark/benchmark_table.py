@@ -20,8 +20,7 @@ _NUMBERS = (
 
 def benchmark_table(found: Benchmark) -> Table:
     """One line for each row; the latency is that of the smallest batch size, the throughput the best of all."""
-    part = "" if found.split is None else f", {found.split}"
-    table = Table(title=f"{found.samples} samples of {found.data}{part}", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=f"{found.samples} samples of {found.data}", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("model", overflow="fold")
     for heading in ("runs on", ""):
         table.add_column(heading, no_wrap=True)
@@ -68,7 +67,8 @@ def _task(row: Row, reference: Row) -> Sequence[str]:
         return (_share(row.top1), "-", "-", "-")
     task = row.against_reference.decisions.task
     points = 100 * (row.top1.value - reference.top1.value)
-    return (_share(row.top1), f"{points:+.2f}", f"{task.bad_to_good}/{task.good_to_bad}", f"{task.p_value:.1g}")
+    p_value = "< 1e-9" if task.p_value < 1e-9 else f"{task.p_value:.1g}"
+    return (_share(row.top1), f"{points:+.2f}", f"{task.bad_to_good}/{task.good_to_bad}", p_value)
 
 
 def _fidelity(row: Row) -> Sequence[str]:

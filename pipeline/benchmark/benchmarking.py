@@ -17,6 +17,7 @@ from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import read_model
 from vsfix.pipeline.calibration import Samples, calibration_batches, load_samples
 from vsfix.pipeline.environment import describe_environment
+from vsfix.pipeline.gpu_state import describe_gpu
 from vsfix.pipeline.model_description import ModelDescription, describe_model
 from vsfix.pipeline.repair_config import QUANTIZED
 from vsfix.pipeline.shared_inputs import require_same_inputs, shared_batch_size, whole_batches
@@ -122,7 +123,7 @@ def benchmark(paths: Sequence[Path], config: BenchmarkConfig) -> Benchmark:
         rows=rows,
         repairs=repairs,
         notes=(*_notes(models, config, repairs), *notes),
-        environment=describe_environment(),
+        environment=describe_environment() | describe_gpu(),
         predictions={found.variant.label: found.classes() for found in measured} | {"labels": _labels(samples)},
     )
 

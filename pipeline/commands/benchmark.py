@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import batch_size_option, data_option, json_option, samples_option, seed_option
+from .options import batch_size_option, data_option, html_option, json_option, samples_option, seed_option
 
 
 @click.command(name="benchmark")
@@ -61,6 +61,7 @@ from .options import batch_size_option, data_option, json_option, samples_option
 )
 @batch_size_option
 @click.option("--predictions", type=click.Path(path_type=Path), metavar="FILE", help="Write the top-1 classes (.npz).")
+@html_option
 @seed_option
 @json_option
 def command(
@@ -76,6 +77,7 @@ def command(
     seconds: float,
     batch_size: int,
     predictions: Path | None,
+    html: Path | None,
     seed: int,
     json_path: str | None,
     force: bool,
@@ -86,6 +88,7 @@ def command(
     can't run here is shown as SKIP with the reason, and the exit code is 3; it is 1 where a repair lost accuracy.
     """
     from vsfix.graph_passes.errors import CheckFailedError, MissingComponentError
+    from vsfix.pipeline.benchmark.benchmark_page import write_benchmark_page
     from vsfix.pipeline.benchmark.benchmark_table import benchmark_table, legend
     from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
     from vsfix.pipeline.benchmark.latency import LatencyConfig
@@ -96,8 +99,8 @@ def command(
     from vsfix.pipeline.output_file import require_outputs
 
     inputs = [path for model in models for path in input_files(model, data, calibration)]
-    require_outputs([predictions], force=force, inputs=inputs)
-    require_json_target(json_path, force=force, inputs=inputs, outputs=[predictions])
+    require_outputs([predictions, html], force=force, inputs=inputs)
+    require_json_target(json_path, force=force, inputs=inputs, outputs=[predictions, html])
     config = BenchmarkConfig(
         data=data,
         split=split,
@@ -123,6 +126,8 @@ def command(
         click.echo(f"{found.status} {found.verdict}")
     if predictions is not None:
         write_predictions(found, predictions, force=force)
+    if html is not None:
+        write_benchmark_page(found, html, force=force)
     if json_path:
         write_json(found.to_dict(), json_path, force=force)
     if found.status == "FAIL":

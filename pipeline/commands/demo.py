@@ -25,9 +25,16 @@ def command(output: Path, force: bool) -> None:
     """
     from vsfix.pipeline.console import print_table, progress_wanted
     from vsfix.pipeline.demo import run_demo
+    from vsfix.pipeline.environment import command_line
     from vsfix.pipeline.tables import accuracy_table, repair_table, step_table
 
-    demo = run_demo(output, force=force, progress=progress_wanted(), say=lambda line: click.echo(line, err=True))
+    demo = run_demo(
+        output,
+        force=force,
+        progress=progress_wanted(),
+        say=lambda line: click.echo(line, err=True),
+        command=command_line(),
+    )
     print_table(repair_table(demo.repair.report))
     print_table(accuracy_table(demo.accuracies))
     print_table(step_table(demo.steps))

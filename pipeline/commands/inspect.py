@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .options import batch_size_option, data_option, json_option, samples_option, seed_option
+from .options import batch_size_option, data_option, html_option, json_option, samples_option, seed_option
 
 SAMPLES = 500  # enough for a variance that is good to a percent or two, and for the inference of lost noise
 
@@ -18,9 +18,17 @@ SAMPLES = 500  # enough for a variance that is good to a percent or two, and for
 @samples_option(f"{SAMPLES} or as many as there are")
 @batch_size_option
 @seed_option
+@html_option
 @json_option
 def command(
-    model: Path, data: str | None, samples: int | None, batch_size: int, seed: int, json_path: str | None, force: bool
+    model: Path,
+    data: str | None,
+    samples: int | None,
+    batch_size: int,
+    seed: int,
+    html: Path | None,
+    json_path: str | None,
+    force: bool,
 ) -> None:
     """List the BatchNorms of MODEL, the noise that reaches each, and its shift.
 
@@ -32,11 +40,16 @@ def command(
     from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
     from vsfix.pipeline.calibration import calibration_batches
     from vsfix.pipeline.console import print_table, require_json_target, write_json
+    from vsfix.pipeline.environment import command_line
     from vsfix.pipeline.inspection import inspect_model
+    from vsfix.pipeline.inspection_page import write_inspection_page
     from vsfix.pipeline.optimization import input_files
+    from vsfix.pipeline.output_file import require_outputs
     from vsfix.pipeline.tables import inspection_table
 
-    require_json_target(json_path, force=force, inputs=input_files(model, data))
+    inputs = input_files(model, data)
+    require_outputs([html], force=force, inputs=inputs)
+    require_json_target(json_path, force=force, inputs=inputs, outputs=[html])
     loaded = read_model(model)
     batches = (
         calibration_batches(
@@ -55,5 +68,9 @@ def command(
             click.echo(f"inferred from the statistics: {inspection.inferred}")
         for warning in inspection.warnings:
             click.echo(f"WARN {warning}")
+    if html is not None:
+        write_inspection_page(inspection, model.name, html, command=command_line(), force=force)
+        if json_path != "-":
+            click.echo(f"wrote {html}")
     if json_path:
         write_json(asdict(inspection), json_path, force=force)

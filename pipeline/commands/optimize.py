@@ -10,6 +10,7 @@ import click
 from .options import (
     batch_size_option,
     data_option,
+    html_option,
     input_shape_option,
     json_option,
     parse_bytes,
@@ -64,7 +65,7 @@ from .options import (
     type=click.Path(path_type=Path),
     help="Also write the repaired statistics by state_dict name (.npz), for the PyTorch model.",
 )
-@click.option("--html", type=click.Path(path_type=Path), help="Also write the report as one HTML file.")
+@html_option
 @click.option("--dry-run", is_flag=True, help="Write neither the model nor its companions; --json is still written.")
 @seed_option
 @json_option
@@ -97,6 +98,7 @@ def command(
     hundred. Without --data, inputs are made from the model itself.
     """
     from vsfix.pipeline.console import print_table, require_json_target, write_json
+    from vsfix.pipeline.environment import command_line
     from vsfix.pipeline.optimization import Optimization, Outputs, input_files, optimize
     from vsfix.pipeline.repair_config import RepairConfig
     from vsfix.pipeline.tables import accuracy_table, precision_table, repair_table
@@ -119,7 +121,7 @@ def command(
             input_shape=input_shape,
             number_type=precision,
         ),
-        Outputs(model=output, statistics=statistics, html=html, force=force, dry_run=dry_run),
+        Outputs(output, statistics, html, force=force, dry_run=dry_run, command=command_line()),
         samples=samples,
         batch_size=batch_size,
         eval_data=eval_data,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -49,6 +50,11 @@ def json_option(function: F) -> F:
         metavar="FILE|-",
         help="Write the result as JSON; - prints it, and nothing else, on stdout.",
     )(function)
+
+
+html_option = click.option(
+    "--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write a report as one HTML file."
+)
 
 
 def input_shape_option(text: str) -> Callable[[F], F]:

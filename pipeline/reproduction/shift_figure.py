@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from vsfix.pipeline.figure import figure_svg, mismatch_axis
+from vsfix.pipeline.report.figure import figure_svg
+from vsfix.pipeline.report.mismatch_figure import mismatch_axis
 
 from .experiments import Cell
 from .summary import mismatch_of

@@ -27,7 +27,7 @@ OPTIONS = {
     "--label-smoothing --log-shift --lr --model --noise --output --precision --recipe --samples --save-every --schedule "
     "--seed --site --sync-batchnorm --tensorboard --weight-decay --width --workers",
     "export": "--force --input-shape --opset --output --weights SOURCE",
-    "inspect": "--batch-size --data --force --json --samples --seed MODEL",
+    "inspect": "--batch-size --data --force --html --json --samples --seed MODEL",
     "optimize": "--batch-size --data --dry-run --eval-data --eval-split --fold --force --html --input-shape --json --layers "
     "--max-memory --method --noise --output --precision --samples --seed --statistics MODEL",
     "build": "--force --json --max-shapes --min-shapes --opt-shapes --output --precision --refit --runtime --shapes "
@@ -37,7 +37,7 @@ OPTIONS = {
     "--preferred-batch-size --storage-uri --version MODEL|ENGINE...",
     "verify": "--against --backend --batch-size --data --force --json --layers --max-accuracy-loss --min-agreement "
     "--min-snr --reference-backend --samples --seed --split --statistics --via MODEL",
-    "benchmark": "--backend --batch --batch-size --calibration --data --force --json --precision --predictions "
+    "benchmark": "--backend --batch --batch-size --calibration --data --force --html --json --precision --predictions "
     "--repair --samples --seconds --seed --split MODEL...",
     "compare": "--fail-on --force --json A.json B.json",
     "reproduce": "--cpus --data --dry-run --epochs --gpus --output --precision --ray --samples --scale --seeds TABLE...",

@@ -18,7 +18,9 @@ def test_the_demo_shows_the_damage_and_the_repair(call, tmp_path):
     operators = [node.op_type for node in read_model(tmp_path / "demo" / "repaired.onnx").graph.node]
     assert "Dropout" not in operators
     assert load_checkpoint(tmp_path / "demo" / "training" / "checkpoint.pt").epoch == 15
-    assert "</html>" in demo.report.read_text()
+    page = demo.report.read_text()
+    assert "</html>" in page
+    assert "Median latency: as trained " in page
     assert said[0].startswith("train")
 
 

@@ -79,7 +79,7 @@ def test_a_dry_run_writes_nothing(call, network):
     assert sorted(network.parent.iterdir()) == before
 
 
-def test_a_repair_that_loses_accuracy_is_refused_and_not_written(call, network, tmp_path):
+def test_a_repair_that_loses_accuracy_is_refused_and_the_page_says_why(call, network, tmp_path):
     """Labels that are the answers of the unrepaired network: every flip is a loss."""
     from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
 
@@ -87,14 +87,18 @@ def test_a_repair_that_loses_accuracy_is_refused_and_not_written(call, network, 
     with OnnxRuntimeRunner(network) as runner:
         labels = runner.run({"input": x})["logits"].argmax(axis=1)
     np.savez(tmp_path / "labelled.npz", input=x, labels=labels)
-    before = sorted(tmp_path.iterdir())
+    before = set(tmp_path.iterdir())
+    outputs = ("-o", tmp_path / "out.onnx", "--statistics", tmp_path / "out.npz", "--html", tmp_path / "out.html")
     result = call(
-        *("optimize", network, "-o", tmp_path / "out.onnx", "--data", "digits", "--samples", 32),
-        *("--eval-data", tmp_path / "labelled.npz", "--html", tmp_path / "out.html"),
+        *("optimize", network, *outputs, "--data", "digits", "--samples", 32),
+        *("--eval-data", tmp_path / "labelled.npz"),
     )
     assert result.exit_code == 1
     assert "refused" in result.stderr
-    assert sorted(tmp_path.iterdir()) == before
+    assert set(tmp_path.iterdir()) - before == {tmp_path / "out.html"}
+    page = (tmp_path / "out.html").read_text()
+    assert "<strong>FAIL</strong> <span>Refused: on " in page
+    assert "100.0 %" in page
 
 
 def make_input(tmp_path: Path, kind: str) -> str:

@@ -1,0 +1,67 @@
+"""Top-1 by method and number of images, with Wilson intervals, over the line of the model as trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from vsfix.pipeline.accuracy import AccuracyRow
+
+from .figure import MARKERS, SERIES, page_figure, spaced
+
+_WIDEN = 1.6  # from the outer points to the ends of the axis, as a factor
+
+
+def accuracy_lines(rows: Sequence[AccuracyRow]) -> dict[str, list[AccuracyRow]]:
+    """The rows of each model in the order of their images: one line of the figure, or a level where it took none."""
+    lines: dict[str, list[AccuracyRow]] = {}
+    for row in rows:
+        lines.setdefault(row.model, []).append(row)
+    return {name: sorted(line, key=lambda row: row.images or 0) for name, line in lines.items()}
+
+
+def accuracy_figure(rows: Sequence[AccuracyRow]) -> Markup:
+    """Draws the figure; empty where no row has a number of images."""
+    images = sorted({row.images for row in rows if row.images})
+    if not images:
+        return Markup("")
+    low, high = images[0] / _WIDEN, images[-1] * _WIDEN
+
+    def draw(axes: Axes) -> None:
+        axes.set_xscale("log")
+        axes.set_xlim(low, high)
+        for number, line in enumerate(accuracy_lines(rows).values()):
+            _draw_line(axes, line, SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)])
+        axes.xaxis.set_major_locator(FixedLocator(spaced([float(count) for count in images], low, high)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("calibration images")
+        axes.set_ylabel("top-1, %")
+
+    return page_figure(draw, "accuracy", "Top-1 by method and number of images, as in the table below", (4.6, 3))
+
+
+def _draw_line(axes: Axes, line: Sequence[AccuracyRow], colour: str, marker: str) -> None:
+    """Points with their intervals and a line through them; a level with a band for what took no images."""
+    points = [row for row in line if row.images]
+    for row in line:
+        if not row.images:
+            axes.axhline(100 * row.accuracy, color=colour, linestyle="--", linewidth=1.2)
+            axes.axhspan(100 * row.low, 100 * row.high, color=colour, alpha=0.15, linewidth=0)
+    if points:
+        heights = [100 * row.accuracy for row in points]
+        below = [height - 100 * row.low for height, row in zip(heights, points, strict=True)]
+        above = [100 * row.high - height for height, row in zip(heights, points, strict=True)]
+        axes.errorbar(
+            [float(row.images or 0) for row in points],
+            heights,
+            yerr=[below, above],
+            color=colour,
+            marker=marker,
+            markersize=5,
+            capsize=4,
+            linewidth=1.2,
+        )

@@ -1,0 +1,172 @@
+"""What a reader asks of the page, answered in words from its sections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vsfix.pipeline.accuracy import AccuracyRow
+from vsfix.pipeline.diagnosis import SHIFTED, shifted_rows
+from vsfix.pipeline.inspection import BatchNormRow
+from vsfix.pipeline.repair_report import RepairReport
+
+from .batch_norm_table import batch_norm_lines
+from .latency_figure import p50_p99
+from .number_text import count, milliseconds, percent, share_interval
+from .sections import LatencySeries, Report
+
+_NAMED = 4  # latencies that a sentence can hold
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question and its answer."""
+
+    question: str
+    text: str
+
+
+def find_answers(report: Report) -> tuple[Answer, ...]:
+    """The questions that the sections of a report can answer."""
+    rows = tuple(line.before for line in batch_norm_lines(report))
+    answers = [
+        Answer("Was the model damaged?", _damage(report, rows)),
+        Answer("Where?", _place(report, rows)),
+        Answer("Was it repaired?", _repair(report)),
+        Answer("How sure is that?", _certainty(report)),
+        Answer("What does it cost at inference?", _cost(report)),
+    ]
+    return tuple(answer for answer in answers if answer.text)
+
+
+def _damage(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
+    """How many BatchNorms are off, by how much, and what that costs in accuracy."""
+    if not rows:
+        return ""
+    shifted, known = shifted_rows(rows), [row for row in rows if row.known_mismatch is not None]
+    how = "measured" if any(row.mismatch is not None for row in rows) else "predicted from what the file stores"
+    if shifted:
+        return (
+            f"Yes. The noise of training leaves {len(shifted)} of {len(rows)} BatchNorms with a stored variance that "
+            f"is off by a tenth or more ({how}), the worst by a factor of {shifted[0].known_mismatch:.2f}."
+            + _accuracy_of_damage(report.accuracies)
+        )
+    if not known:
+        return "Not measured: there was no data to run the model on."
+    off = [row for row in known if (row.known_mismatch or 0) >= SHIFTED]
+    if off:
+        return (
+            f"Not by noise. The stored variance of {_number(len(off), 'BatchNorm')} that no noise reaches is off by a "
+            "tenth or more on this data: is it that of the training, preprocessed the same way?"
+        )
+    return f"No. Every stored variance is within a tenth of the real one ({how})."
+
+
+def _accuracy_of_damage(accuracies: tuple[AccuracyRow, ...]) -> str:
+    """The accuracy as trained, against the best after a repair."""
+    pair = _trained_and_best(accuracies)
+    if pair is None:
+        return ""
+    trained, best = pair
+    return f" As trained, top-1 is {percent(trained.accuracy)}; with right statistics {percent(best.accuracy)}."
+
+
+def _trained_and_best(accuracies: tuple[AccuracyRow, ...]) -> tuple[AccuracyRow, AccuracyRow] | None:
+    """The model as trained and the best repair; None where one of them was not measured."""
+    trained = [row for row in accuracies if row.images is None]
+    repaired = [row for row in accuracies if row.images is not None]
+    return (trained[0], max(repaired, key=lambda row: row.accuracy)) if trained and repaired else None
+
+
+def _place(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
+    """The worst BatchNorm and its noise."""
+    shifted = shifted_rows(rows)
+    if not shifted:
+        return ""
+    worst, reached = shifted[0], sum(bool(row.noise) for row in rows)
+    where = {"direct": "directly behind", "linear": "behind a linear layer and"}.get(worst.distance, "downstream of")
+    return (
+        f"Most in '{worst.name}', {where} the noise layer '{worst.source}' ({worst.noise}). Noise reaches {reached} of "
+        f"{len(rows)} BatchNorms; the table of BatchNorms lists each."
+    )
+
+
+def _repair(report: Report) -> str:
+    """What was done about it."""
+    if report.inspection is not None and shifted_rows(report.inspection.rows):
+        return "Not yet: the model was only looked at. The command vsfix optimize repairs it."
+    if report.repair is None:
+        return ""
+    outcomes = report.repair.batch_norms
+    repaired = [outcome for outcome in outcomes if outcome.repaired]
+    if not repaired:
+        return "No: the evidence supports no change, and nothing was changed without."
+    if report.status == "FAIL":
+        return "No: the repair failed a check; the first line says which."
+    if report.is_trial:
+        tried = f"{len(repaired)} of {len(outcomes)} BatchNorms, by the method {report.repair.method}"
+        return f"Tried for this page, without writing a file: {tried}."
+    left = [outcome.after.mismatch for outcome in repaired if outcome.after.mismatch is not None]
+    worst = f"; the worst stored variance among them is now off by a factor of {max(left):.2f}" if left else ""
+    return f"Yes: {len(repaired)} of {len(outcomes)} BatchNorms, by the method {report.repair.method}{worst}."
+
+
+def _certainty(report: Report) -> str:
+    """What the numbers rest on."""
+    parts = []
+    if report.inspection is not None and report.inspection.samples:
+        parts.append(f"The variances were measured on {count(report.inspection.samples)} samples with the noise off.")
+    if report.repair is not None:
+        parts.append(_repair_certainty(report.repair))
+    pair = _trained_and_best(report.accuracies)
+    if pair is not None:
+        first, last = pair
+        apart = "do not overlap" if last.low > first.high or first.low > last.high else "overlap"
+        parts.append(
+            f"The 95 % intervals of top-1, {share_interval(first.low, first.high)} as trained and "
+            f"{share_interval(last.low, last.high)} repaired, {apart}."
+        )
+    return " ".join(part for part in parts if part)
+
+
+def _repair_certainty(repair: RepairReport) -> str:
+    """On how many samples a repair was estimated and judged, and how many of its intervals exclude no shift."""
+    intervals = [outcome.interval for outcome in repair.batch_norms if outcome.interval is not None]
+    sure = sum(not low <= 1 <= high for low, high in intervals)
+    parts = [f"The repair rests on {repair.data}."] if repair.method != "none" else []
+    if repair.judged_on:
+        parts.append(f"The variances before and after were measured on {count(repair.judged_on)} samples.")
+    if intervals:
+        shifts = _number(len(intervals), "estimated shift")
+        parts.append(f"Of {shifts}, {sure} have a 95 % interval without 1, which is no shift.")
+    return " ".join(parts)
+
+
+def _cost(report: Report) -> str:
+    """What the repair adds to a run, and what was timed."""
+    parts = []
+    if report.repair is not None:
+        folded = sum(outcome.folded for outcome in report.repair.batch_norms)
+        parts.append(
+            f"The repair changes stored numbers and adds no operator. Folded away: {folded} of "
+            f"{_number(len(report.repair.batch_norms), 'BatchNorm')}; removed: "
+            f"{_number(len(report.repair.removed), 'noise layer or identity', 'noise layers and identities')}."
+        )
+    if 0 < len(report.latencies) <= _NAMED:
+        timed = [_timing(series) for series in report.latencies]
+        parts.append(f"Median latency: {', '.join(timed)}.")
+    elif report.latencies or any(row.p50_ms is not None for row in report.benchmark):
+        parts.append("A table below holds the latency of each model.")
+    elif parts:
+        parts.append("Its speed was not timed for this page.")
+    return " ".join(parts)
+
+
+def _timing(series: LatencySeries) -> str:
+    """The median of a series, and how it compares with its baseline."""
+    baseline = "" if series.ratio in (None, 1) else f", {series.ratio:.2f} times its baseline"
+    return f"{series.name} {milliseconds(p50_p99(series)[0])} ms (batch {series.batch_size}{baseline})"
+
+
+def _number(count_of: int, one: str, more: str = "") -> str:
+    """A count with what is counted, in the singular where it is one."""
+    return f"{count_of} {one if count_of == 1 else more or one + 's'}"

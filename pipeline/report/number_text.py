@@ -1,0 +1,57 @@
+"""Numbers as the page writes them."""
+
+from __future__ import annotations
+
+import math
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share in [0, 1] as per cent."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def share_interval(low: float, high: float, digits: int = 1) -> str:
+    """Two shares as the ends of an interval in per cent."""
+    return f"{100 * low:.{digits}f} – {100 * high:.{digits}f} %"
+
+
+def ratio(value: float) -> str:
+    """A ratio of variances."""
+    return f"{value:.3f}" if value < 1000 else f"{value:.3g}"
+
+
+def ratio_interval(interval: tuple[float, float]) -> str:
+    """The interval of a ratio."""
+    return f"{ratio(interval[0])} – {ratio(interval[1])}"
+
+
+def points(difference: float) -> str:
+    """A difference of two percentages, with its sign."""
+    return f"{difference:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def decibels(snr_db: float) -> str:
+    """Signal to noise; `exact` where there is no noise, words where a number is not finite."""
+    if snr_db == math.inf:
+        return "exact"
+    return f"{snr_db:.1f} dB" if math.isfinite(snr_db) else "not finite"
+
+
+def small(value: float) -> str:
+    """A small number, as an error or a p-value, by its two leading digits."""
+    return f"{value:.2g}"
+
+
+def milliseconds(value: float) -> str:
+    """A latency, by its three leading digits."""
+    return f"{value:#.3g}" if value < 100 else f"{value:.0f}"
+
+
+def count(value: float) -> str:
+    """A whole number, thousands set apart."""
+    return f"{value:,.0f}".replace(",", "\N{THIN SPACE}")
+
+
+def bound(sentence: str) -> str:
+    """A sentence in which a number and its unit stay on one line."""
+    return sentence.replace(" %", "\N{NO-BREAK SPACE}%").replace(" dB", "\N{NO-BREAK SPACE}dB")

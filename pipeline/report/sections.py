@@ -1,0 +1,165 @@
+"""What a page may show, as plain data: every section is optional, and one that is not given leaves nothing behind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vsfix.graph_passes.errors import DataError
+from vsfix.graph_passes.estimate import Interval
+from vsfix.pipeline.accuracy import AccuracyRow
+from vsfix.pipeline.error_budget import BudgetStep
+from vsfix.pipeline.inspection import Inspection
+from vsfix.pipeline.proportion import Proportion
+from vsfix.pipeline.repair_report import RepairReport
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """One verified step: status PASS or FAIL, and the numbers behind it."""
+
+    step: str
+    status: str
+    snr_db: float
+    max_abs: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class BenchmarkRow:
+    """One model on one backend in one precision; None for what was not measured or means nothing.
+
+    Attributes:
+        model: the file, or what it is called.
+        backend: what ran it, as `--backend` takes it.
+        precision: what it computes in, as `fp16`.
+        top1: with its 95 % interval; None without labels.
+        difference: top-1 over that of the reference, in points (percent); None for the reference itself.
+        good_to_bad: samples that the reference gets right and this row wrong.
+        bad_to_good: the other way round.
+        p_value: of McNemar's exact test on these flips.
+        retention: top-1 over that of the same model in fp32, 1 where nothing is lost.
+        agreement: share of samples with the same top-1 decision as the same model in fp32, in [0, 1].
+        snr_db: of the first output against the same model in fp32, in dB; infinite where they are equal to the bit.
+        batch_size: samples per run of the timing.
+        p50_ms: median latency of one run, in milliseconds.
+        p99_ms: the latency that 99 of 100 runs stay below, in milliseconds.
+        images_per_second: throughput.
+        status: PASS, WARN, FAIL or SKIP; empty where nothing was judged.
+        note: one sentence on it, as why the row is skipped.
+    """
+
+    model: str
+    backend: str
+    precision: str
+    top1: Proportion | None = None
+    difference: float | None = None
+    good_to_bad: int | None = None
+    bad_to_good: int | None = None
+    p_value: float | None = None
+    retention: float | None = None
+    agreement: float | None = None
+    snr_db: float | None = None
+    batch_size: int | None = None
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    images_per_second: float | None = None
+    status: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ErrorBudget:
+    """The steps between a reference and one candidate.
+
+    Attributes:
+        candidate: what it is called.
+        reference: what it is compared with.
+        steps: in their order, the noise floor last.
+        accuracy: top-1 of the reference with its interval; None without labels.
+    """
+
+    candidate: str
+    reference: str
+    steps: tuple[BudgetStep, ...]
+    accuracy: Proportion | None = None
+
+
+@dataclass(frozen=True)
+class LatencySeries:
+    """The runs of one model.
+
+    Attributes:
+        name: what ran.
+        batch_size: samples per run.
+        milliseconds: the latency of each run, or their percentiles in even steps; at least one.
+        runs: how many were timed, where `milliseconds` are percentiles.
+        ratio: of the median to that of the first model on the same backend in the same precision; None where there is
+            none.
+        ratio_interval: of that ratio, 95 %.
+
+    Raises:
+        DataError: no runs, or a time that is no number.
+    """
+
+    name: str
+    batch_size: int
+    milliseconds: tuple[float, ...] = field(repr=False)
+    runs: int | None = None
+    ratio: float | None = None
+    ratio_interval: Interval | None = None
+
+    def __post_init__(self) -> None:
+        if not self.milliseconds or not all(math.isfinite(time) for time in self.milliseconds):
+            raise DataError(f"latencies of '{self.name}': at least one run is needed, each with a finite time")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What made the page.
+
+    Attributes:
+        command: the command line, as a shell takes it; empty where none was given.
+        facts: versions, machine, date and the like, label by label.
+    """
+
+    command: str
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page shows, in the order of the page; what is empty or None is left out.
+
+    Attributes:
+        title: the heading.
+        status: PASS, WARN or FAIL.
+        verdict: one sentence with the numbers.
+        warnings: what a person should know before trusting the numbers, besides what repair or inspection say.
+        repair: the BatchNorms before and after, and what was done to them.
+        is_trial: whether the repair was made for its numbers alone, and not written.
+        inspection: the BatchNorms of a model that was looked at only; not together with `repair`.
+        accuracies: top-1 by method and number of images.
+        benchmark: one row for each model, backend and precision.
+        benchmark_reference: the row that the others are held against, in words.
+        budgets: one for each candidate.
+        latencies: one for each model that was timed.
+        steps: verified steps.
+        origin: what made the page.
+    """
+
+    title: str
+    status: str
+    verdict: str
+    warnings: tuple[str, ...] = ()
+    repair: RepairReport | None = None
+    is_trial: bool = False
+    inspection: Inspection | None = None
+    accuracies: tuple[AccuracyRow, ...] = ()
+    benchmark: tuple[BenchmarkRow, ...] = ()
+    benchmark_reference: str = ""
+    budgets: tuple[ErrorBudget, ...] = ()
+    latencies: tuple[LatencySeries, ...] = ()
+    steps: tuple[StepRow, ...] = ()
+    origin: Origin | None = None

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from vsfix.pipeline.accuracy import AccuracyRow
+from vsfix.pipeline.inspection import BatchNormRow, Inspection
+from vsfix.pipeline.repair_report import BatchNormOutcome, RepairReport
+from vsfix.pipeline.report.answers import find_answers
+from vsfix.pipeline.report.sections import BenchmarkRow, LatencySeries, Report
+
+EMPTY = Report("Title", "PASS", "Verdict.")
+DAMAGE, PLACE, REPAIR, CERTAINTY, COST = (
+    "Was the model damaged?",
+    "Where?",
+    "Was it repaired?",
+    "How sure is that?",
+    "What does it cost at inference?",
+)
+
+
+def row(name: str, mismatch: float | None, noise: str = "dropout:0.5", distance: str = "direct") -> BatchNormRow:
+    source = "drop" if noise else ""
+    return BatchNormRow(name, 8, noise, distance, 1, None, mismatch and 1 / mismatch, mismatch, source=source)
+
+
+def looked_at(*rows: BatchNormRow) -> Report:
+    return replace(EMPTY, inspection=Inspection(rows, (), 500, ()))
+
+
+def repaired(*outcomes: BatchNormOutcome) -> Report:
+    report = RepairReport("paired", "why", "32 samples of the data", 32, 256, outcomes, (), ("drop",), (), 1, None)
+    return replace(EMPTY, repair=report)
+
+
+def outcome(before: float, after: float, interval: tuple[float, float] | None, done: bool = True) -> BatchNormOutcome:
+    old = row("bn", before)
+    action = "repaired" if done else "kept: the data shows no shift"
+    return BatchNormOutcome(old, replace(old, mismatch=after), "paired", 0.5, interval, done, action, True, "folded")
+
+
+def answers(report: Report) -> dict[str, str]:
+    return {answer.question: answer.text for answer in find_answers(report)}
+
+
+def test_what_no_section_tells_is_not_asked():
+    assert answers(EMPTY) == {}
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ((row("a", 3.1), row("b", 1.0)), "Yes. The noise of training leaves 1 of 2 BatchNorms"),
+        ((row("a", 1.02),), "No. Every stored variance is within a tenth"),
+        ((row("a", 4.0, ""), row("b", 1.0)), "Not by noise. The stored variance of 1 BatchNorm that no noise"),
+        ((row("a", None),), "Not measured"),
+    ],
+)
+def test_damage_is_told_from_health_and_from_foreign_data(rows, words):
+    assert answers(looked_at(*rows))[DAMAGE].startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("distance", "words"),
+    [
+        ("direct", "directly behind the noise layer 'drop'"),
+        ("linear", "behind a linear layer and the noise layer 'drop'"),
+        ("downstream", "downstream of the noise layer 'drop'"),
+    ],
+)
+def test_the_worst_batch_norm_is_named_with_its_noise(distance, words):
+    told = answers(looked_at(row("mild", 2.0), row("worst", 3.1, distance=distance)))
+    assert "'worst'" in told[PLACE]
+    assert words in told[PLACE]
+    assert told[REPAIR].startswith("Not yet")
+
+
+def test_a_repair_says_what_is_left_and_how_many_intervals_exclude_no_shift():
+    told = answers(
+        repaired(outcome(3.0, 1.2, (0.3, 0.4)), outcome(2.0, 1.05, (0.9, 1.1)), outcome(1.0, 1.0, None, False))
+    )
+    assert told[REPAIR] == (
+        "Yes: 2 of 3 BatchNorms, by the method paired; the worst stored variance among them is now off by a factor of 1.20."
+    )
+    assert "Of 2 estimated shifts, 1 have a 95 % interval without 1" in told[CERTAINTY]
+    assert "Folded away: 3 of 3 BatchNorms; removed: 1 noise layer or identity." in told[COST]
+    assert "not timed" in told[COST]
+
+
+def test_a_repair_that_changed_nothing_or_was_refused_is_no_repair():
+    kept = repaired(outcome(1.0, 1.0, (0.9, 1.1), False))
+    assert answers(kept)[REPAIR].startswith("No: the evidence supports no change")
+    assert answers(replace(repaired(outcome(3.0, 1.2, None)), status="FAIL"))[REPAIR].startswith("No: the repair")
+
+
+@pytest.mark.parametrize(("low", "words"), [(0.5, "do not overlap"), (0.3, "overlap")])
+def test_intervals_of_the_accuracies_are_compared(low, words):
+    rows = (AccuracyRow("as trained", None, 0.3, 0.2, 0.4), AccuracyRow("repaired", 32, 0.6, low, 0.7))
+    told = answers(replace(EMPTY, accuracies=rows))[CERTAINTY]
+    assert told.endswith(f"repaired, {words}.")
+
+
+def test_what_was_timed_is_told_or_where_it_stands():
+    series = LatencySeries("net.onnx", 1, (1.0, 2.0, 9.0))
+    assert answers(replace(EMPTY, latencies=(series,)))[COST] == "Median latency: net.onnx 2.00 ms (batch 1)."
+    assert "A table below" in answers(replace(EMPTY, latencies=(series,) * 9))[COST]
+    assert "A table below" in answers(replace(EMPTY, benchmark=(BenchmarkRow("m", "b", "fp32", p50_ms=1.0),)))[COST]

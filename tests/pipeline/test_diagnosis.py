@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+
+from vsfix.pipeline.diagnosis import judge_inspection, shifted_rows
+from vsfix.pipeline.inspection import BatchNormRow, Inspection
+
+
+def row(name: str, noise: str = "", predicted: float | None = None, mismatch: float | None = None) -> BatchNormRow:
+    distance = "direct" if noise else ""
+    return BatchNormRow(name, 8, noise, distance, int(bool(noise)), predicted, None, mismatch, source=noise and "drop")
+
+
+def inspection(*rows: BatchNormRow, samples: int = 0, warnings: tuple[str, ...] = ()) -> Inspection:
+    return Inspection(rows, (), samples, warnings)
+
+
+def test_damage_is_named_with_its_worst_batch_norm():
+    found = inspection(
+        row("a"),
+        row("b", "dropout:0.5", 0.5, 1.9),
+        row("c", "dropout:0.5", None, 3.14),
+        row("d", "uout:0.1", 1.0, 1.01),
+        samples=500,
+    )
+    status, verdict = judge_inspection(found)
+    assert status == "WARN"
+    assert "noise reaches 3 of 4 BatchNorms, and 2 store a variance" in verdict
+    assert "the worst, 'c', by a factor of 3.14 (measured on 500 samples)" in verdict
+
+
+def test_without_data_the_prediction_stands_for_the_measurement():
+    status, verdict = judge_inspection(inspection(row("a", "dropout:0.5", 0.25)))
+    assert status == "WARN"
+    assert "by a factor of 4.00 (predicted from what is stored)" in verdict
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ((row("a"), row("b")), "no noise that the file shows reaches any of its 2 BatchNorms"),
+        (
+            (row("a", "uout:0.1", 1.0, 1.04),),
+            "noise reaches 1 of 1 BatchNorms, and their stored variances are off by a factor of 1.04",
+        ),
+    ],
+)
+def test_where_nothing_is_shifted_there_is_nothing_to_repair(rows, words):
+    status, verdict = judge_inspection(inspection(*rows, samples=500))
+    assert status == "PASS"
+    assert verdict.startswith("Nothing to repair: ")
+    assert words in verdict
+    assert judge_inspection(inspection(*rows, samples=500, warnings=("read",)))[0] == "WARN"
+
+
+def test_noise_whose_shift_is_not_known_is_not_called_harmless():
+    status, verdict = judge_inspection(inspection(row("a", "dropout:0.5")))
+    assert status == "WARN"
+    assert "only data tells" in verdict
+
+
+def test_a_variance_that_is_off_without_noise_is_not_laid_to_noise():
+    rows = (
+        row("foreign", "", None, 5.0),
+        row("edge", "dropout:0.1", None, 1.1),
+        row("fine", "dropout:0.1", None, 1.09),
+    )
+    assert [found.name for found in shifted_rows(rows)] == ["edge"]
