@@ -24,7 +24,6 @@ from .preparation import prepare_model
 from .repair import needs_batch_norms, repair_model
 from .repair_config import RepairConfig
 from .repair_report import Repair, RepairReport
-from .report.page import write_report
 from .report.sections import Origin, Report
 
 MAX_MISMATCH = 10.0  # of a repaired BatchNorm; a repair that works leaves it near 1
@@ -202,6 +201,8 @@ def _write_page(result: Optimization, outputs: Outputs, source: Path) -> None:
     """Writes the report where one was asked for."""
     if outputs.html is None or outputs.dry_run:
         return
+    from .report.page import write_report  # here, because most repairs want no page, and jinja2 takes its time
+
     page = Report(
         title=f"Repair of {source.name}",
         status=result.status,

@@ -74,14 +74,17 @@ def test_the_walk_of_the_readme_runs_on_small_data(tmp_path, monkeypatch):
     """The commands of README in their order, with digits in the place of Fashion-MNIST and fewer images."""
     monkeypatch.chdir(tmp_path)
     commands = [line for line in readme_commands() if " fashion-mnist" in line or line.startswith("vsfix export run")]
-    walk = ["train", "export", "inspect", "optimize", "verify", "optimize", "verify", "optimize"]
+    walk = ["train", "export", "inspect", "optimize", "verify", "optimize", "verify", "benchmark", "optimize"]
     assert [line.split()[1] for line in commands] == walk
     assert "--precision int8" in commands[-1]  # which tests/pipeline/test_quantization.py runs
     for line in commands[:-1]:
         small = line.replace("fashion-mnist", "digits").replace("--samples 20000", "--samples 640")
         small = small.replace("preresnet-20", "preresnet-8").replace(" --eval-data digits", "")
+        if line.startswith("vsfix benchmark"):
+            small = small.replace(" --precision int8", " --seconds 0")
         program = str(Path(sys.executable).with_name("vsfix"))
         process = subprocess.run([program, *shlex.split(small)[1:]], capture_output=True, text=True, check=False)
         assert process.returncode == 0, f"{small}\n{process.stdout}{process.stderr}"
     assert (tmp_path / "repaired.onnx").is_file()
     assert (tmp_path / "report.html").is_file()
+    assert (tmp_path / "benchmark.html").is_file()

@@ -13,8 +13,8 @@ from .latency import Latency
 from .result import Benchmark, Row
 
 _NUMBERS = (
-    *("top-1 % (95 %)", "points", "flips", "p", "retention", "agreement", "SNR"),
-    *("p50", "p99", "images/s", "ratio"),
+    *("top-1 % (95 %)", "points", "flips", "p", "kept %", "agree %", "SNR dB"),
+    *("p50 ms", "p99 ms", "images/s", "ratio"),
 )
 
 
@@ -34,8 +34,9 @@ def benchmark_table(found: Benchmark) -> Table:
 def legend(found: Benchmark) -> str:
     """What the columns mean."""
     return (
-        f"points, flips (to right / to wrong) and p (McNemar): against {found.reference}; retention, agreement, SNR: "
-        "against the first row of the same model; ratio: of p50, to the first model on the same backend and precision"
+        f"points, flips (to right / to wrong) and p (McNemar): against {found.reference}; kept (of top-1), agree "
+        "(of decisions), SNR: against the first row of the same model; ratio: of p50, to the first model on the same "
+        "backend and precision"
     )
 
 
@@ -54,7 +55,7 @@ def _numbers(row: Row, reference: Row) -> Sequence[str]:
     latency, throughput = smallest_batch(row), best_throughput(row)
     times: Sequence[str] = ("-", "-", "-", "-")
     if latency is not None and throughput is not None:
-        p50, p99 = (f"{value:.2f} ms" for value in (latency.p50_ms, latency.p99_ms))
+        p50, p99 = (f"{value:.2f}" for value in (latency.p50_ms, latency.p99_ms))
         times = (p50, p99, f"{throughput:.0f}", f"{latency.ratio:.2f}")
     return (*_task(row, reference), *_fidelity(row), *times)
 
@@ -67,7 +68,7 @@ def _task(row: Row, reference: Row) -> Sequence[str]:
         return (_share(row.top1), "-", "-", "-")
     task = row.against_reference.decisions.task
     points = 100 * (row.top1.value - reference.top1.value)
-    p_value = "< 1e-9" if task.p_value < 1e-9 else f"{task.p_value:.1g}"
+    p_value = "<1e-9" if task.p_value < 1e-9 else f"{task.p_value:.1g}"
     return (_share(row.top1), f"{points:+.2f}", f"{task.bad_to_good}/{task.good_to_bad}", p_value)
 
 
@@ -76,8 +77,8 @@ def _fidelity(row: Row) -> Sequence[str]:
     if row.against_own is None or row.against_own.decisions.task is None:
         return ("-", "-", "-")
     decisions, retention = row.against_own.decisions, row.against_own.decisions.task.retention
-    snr = "exact" if row.against_own.snr_db == float("inf") else f"{row.against_own.snr_db:.1f} dB"
-    return ("-" if retention is None else f"{retention:.2%}", f"{decisions.agreement:.2%}", snr)
+    snr = "exact" if row.against_own.snr_db == float("inf") else f"{row.against_own.snr_db:.1f}"
+    return ("-" if retention is None else f"{100 * retention:.2f}", f"{100 * decisions.agreement:.2f}", snr)
 
 
 def _share(found: Proportion) -> str:
