@@ -303,7 +303,15 @@ def report(found: Facts) -> str:
     """The tables, in Markdown."""
     parts = [seconds_table(found["models"]), results_table(found["models"])] if found["models"] else []
     parts += [growth_table(found["growth"])] if found["growth"] else []
-    return "\n\n".join([*parts, *(f"SKIP {line}" for line in found["skipped"])])
+    lines = [*(f"SKIP {line}" for line in found["skipped"]), *problems(found["models"])]
+    return "\n\n".join([*parts, *lines])
+
+
+def problems(rows: Sequence[Facts]) -> list[str]:
+    """What stands behind each FAIL, where a tool gave up, and each BROKEN, where its result is no model that runs."""
+    tools = [(f"{tool}, {row['model']}", found) for row in rows for tool, found in row["tools"].items()]
+    failed = [f"FAIL {what}: {found['fails']}" for what, found in tools if "fails" in found]
+    return failed + [f"BROKEN {what}: {found['broken']}" for what, found in tools if "broken" in found]
 
 
 def seconds_table(rows: Sequence[Facts]) -> str:
@@ -328,7 +336,7 @@ def mean_ratio(rows: Sequence[Facts], one: str, other: str) -> float | None:
 def seconds_cell(row: Facts | None) -> str:
     if row is None:
         return "SKIP"
-    return f"FAIL: {row['fails']}" if "fails" in row else f"{row['seconds']:.3f}"
+    return "FAIL" if "fails" in row else f"{row['seconds']:.3f}"
 
 
 def results_table(rows: Sequence[Facts]) -> str:
@@ -346,7 +354,7 @@ def result_cell(row: Facts | None) -> str:
         return "SKIP"
     if "fails" in row:
         return "FAIL"
-    return f"{row['nodes']:,} ({row['difference']:.1e})" if "difference" in row else f"BROKEN: {row['broken']}"
+    return f"{row['nodes']:,} ({row['difference']:.1e})" if "difference" in row else "BROKEN"
 
 
 def growth_table(rows: Sequence[Facts]) -> str:

@@ -70,9 +70,10 @@ def test_a_tool_that_spoils_or_breaks_a_model_is_shown(passes, monkeypatch):
     monkeypatch.setattr(passes, "TOOLS", tools)
     row = passes.compare("synthetic-20", passes.chain(20, residual=True), list(tools), passes.parse(["--rounds", "1"]))
     assert row["tools"]["vsfix"]["difference"] > 1e-3
-    table = passes.results_table([row])
-    assert "BROKEN: " in table
-    assert "FAIL: not this one" in passes.seconds_table([row])
+    said = passes.report({"models": [row], "growth": [], "skipped": []})
+    assert "BROKEN cut, synthetic-20: " in said
+    assert "FAIL refuse, synthetic-20: not this one" in said
+    assert {"BROKEN", "FAIL"} <= {cell.strip() for cell in said.split("|")}
     row["tools"]["vsfix"] = row["tools"]["cut"]
     assert passes.missed({"models": [row], "growth": []}) == ["vsfix breaks synthetic-20"]
 
