@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 from .batch_norm import stored_values
 from .channel_map import ChannelMap
 from .fold_candidates import FoldCandidate
-from .graph_tree import GraphTree, insert_after, take_out
+from .graph_tree import GraphTree
 from .inference import Array
 from .rounding import RoundingError, round_channels
 
@@ -36,9 +36,9 @@ class AffineBatchNorm:
         product = gs.Variable(tree.unused_name(f"{name}.scaled"), dtype=y.dtype, shape=y.shape)
         mul = gs.Node("Mul", f"{name}.mul", inputs=[x, scale], outputs=[product])
         add = gs.Node("Add", f"{name}.add", inputs=[product, shift])
-        insert_after(graph, batch_norm.node, mul)
-        insert_after(graph, mul, add)
-        take_out(graph, batch_norm.node)
+        tree.insert_after(graph, batch_norm.node, mul)
+        tree.insert_after(graph, mul, add)
+        tree.take_out(graph, batch_norm.node)
         add.outputs.append(y)
 
 

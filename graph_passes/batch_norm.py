@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -62,7 +63,7 @@ class BatchNorm:
     @property
     def channels(self) -> int:
         """C."""
-        return int(np.prod(self.parameters[2].shape))
+        return prod(self.parameters[2].shape)
 
     @property
     def gamma(self) -> Float64Array:
@@ -250,7 +251,7 @@ def read_parameters(node: gs.Node) -> Parameters | str:
         computed = next(tensor.name for tensor in node.inputs[1:5] if constant_behind(tensor) is None)
         return f"its parameters must be constants, but '{computed}' is computed by the graph"
     parameters = (gamma, beta, mean, variance)
-    if len({int(np.prod(constant.shape)) for constant in parameters}) > 1:
+    if len({prod(constant.shape) for constant in parameters}) > 1:
         return "its parameters are not of the same length"
     return parameters
 

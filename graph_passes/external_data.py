@@ -7,6 +7,7 @@ What handles such a model here moves its tensors one by one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -153,7 +154,7 @@ def _size(tensor: onnx.TensorProto) -> int:
     if tensor.data_type == onnx.TensorProto.STRING:
         return sum(len(text) for text in tensor.string_data)
     itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return int(np.prod(tensor.dims, dtype=np.int64)) * itemsize
+    return int(prod(tensor.dims)) * itemsize
 
 
 def _raw(tensor: onnx.TensorProto) -> bytes:

@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from .batch_norm import stored_values
 from .channel_map import VIEWS, ChannelMap, Channels, spread
 from .fold_candidates import FoldCandidate
-from .graph_tree import GraphTree, is_standard, take_out
+from .graph_tree import GraphTree, is_standard
 from .inference import Array, Float64Array
 from .linear_layer import LINEAR_OPERATORS, LinearLayer, read_linear_layer
 from .rounding import RoundingError, round_channels, round_outputs
@@ -36,7 +36,7 @@ class BackwardFold:
         """Does it; returns what was done."""
         batch_norm = candidate.batch_norm
         tensor, output = batch_norm.input, batch_norm.output
-        take_out(candidate.graph, batch_norm.node)
+        tree.take_out(candidate.graph, batch_norm.node)
         label = self.write(tree, candidate.graph, batch_norm.name)
         tensor.inputs[0].outputs[0] = output
         return f"folded into {label}"
@@ -118,12 +118,11 @@ def _numbers(layer: LinearLayer, g: Float64Array, mean: Float64Array, beta: Floa
 def _layer_in_front(tree: GraphTree, graph: gs.Graph, tensor: Tensor) -> tuple[LinearLayer, list[gs.Node]] | str:
     """The layer and the nodes between it and the tensor, in order; or what is in the way."""
     views: list[gs.Node] = []
-    own = {id(node) for node in graph.nodes}
     while True:
         if not tensor.inputs:
             return _no_producer(tree, graph, tensor)
         node = tensor.inputs[0]
-        if id(node) not in own:
+        if not tree.stands_in(node, graph):
             return f"its input comes from {node.op} outside of the body that it stands in"
         operator = _operator_of(tree, node)
         if isinstance(operator, str):

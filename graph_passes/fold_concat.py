@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from .channel_map import ChannelMap
 from .fold_backward import BackwardFold, LayerInFront, find_layer_in_front, fold_into
 from .fold_candidates import FoldCandidate
-from .graph_tree import GraphTree, is_standard, take_out
+from .graph_tree import GraphTree, is_standard
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class ConcatFold:
     def apply(self, tree: GraphTree, candidate: FoldCandidate) -> str:
         """Does it; returns what was done."""
         batch_norm, output = candidate.batch_norm, candidate.batch_norm.output
-        take_out(candidate.graph, batch_norm.node)
+        tree.take_out(candidate.graph, batch_norm.node)
         labels = [
             part.write(tree, candidate.graph, f"{batch_norm.name}.{index}") for index, part in enumerate(self.parts)
         ]

@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 from .batch_norm import stored_values
 from .channel_map import VIEWS, ChannelMap
 from .fold_candidates import FoldCandidate
-from .graph_tree import GraphTree, is_standard, take_out
+from .graph_tree import GraphTree, is_standard
 from .inference import Array, Float64Array
 from .linear_layer import LINEAR_OPERATORS, LinearLayer, read_linear_layer
 from .rounding import RoundingError, round_channels, round_outputs
@@ -45,7 +45,7 @@ class ForwardFold:
         """Does it; returns what was done."""
         batch_norm = candidate.batch_norm
         data = batch_norm.input
-        take_out(candidate.graph, batch_norm.node)
+        tree.take_out(candidate.graph, batch_norm.node)
         labels = []
         for part in self.parts:
             part.behind.inputs[0] = data
@@ -134,9 +134,8 @@ def _layer_behind(
     """The layer and the nodes between the BatchNorm and it, in order; or what is in the way."""
     views: list[gs.Node] = []
     tensor, node = candidate.batch_norm.output, reader
-    own = {id(node) for node in candidate.graph.nodes}
     while True:
-        if id(node) not in own:
+        if not tree.stands_in(node, candidate.graph):
             return f"its output is read by {node.op} in another body"
         reads_once = node.inputs[0] is tensor and sum(other is tensor for other in node.inputs) == 1
         if not reads_once or not is_standard(node) or node.op not in {*LINEAR_OPERATORS, *VIEWS}:

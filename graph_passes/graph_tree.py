@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
+from .node_order import NodeOrder
 from .tensors import Tensor
 
 
@@ -25,13 +26,14 @@ class GraphTree:
     """A graph and all its bodies.
 
     Args:
-        root: the main graph. Nodes may be removed later; bodies must stay.
+        root: the main graph. Nodes come and go through this object alone; bodies must stay.
     """
 
     def __init__(self, root: gs.Graph) -> None:
         self.root = root
         self.branches = tuple(_branches(root, None))
         self._returned = {id(tensor) for branch in self.branches for tensor in branch.graph.outputs}
+        self._orders = {id(branch.graph): NodeOrder(branch.graph) for branch in self.branches}
         self._names: set[str] | None = None
 
     def nodes(self) -> Iterator[gs.Node]:
@@ -73,23 +75,24 @@ class GraphTree:
         """Whether `node` alone reads `constant`, directly and once, so that it may be written in place."""
         return len(constant.outputs) == 1 and constant.outputs[0] is node and not self.is_returned(constant)
 
+    def stands_in(self, node: gs.Node, graph: gs.Graph) -> bool:
+        """Whether a node is one of this very graph of the tree, not of one around it or of a body."""
+        return node in self._orders[id(graph)]
+
+    def insert_after(self, graph: gs.Graph, node: gs.Node, new: gs.Node) -> None:
+        """Puts a node behind another one of its graph."""
+        self._orders[id(graph)].insert_after(node, new)
+
+    def take_out(self, graph: gs.Graph, node: gs.Node) -> None:
+        """Removes a node from its graph and from its tensors."""
+        node.inputs.clear()
+        node.outputs.clear()
+        self._orders[id(graph)].remove(node)
+
 
 def is_standard(node: gs.Node) -> bool:
     """Whether a node is of the standard's own domain."""
     return node.domain in (None, "", "ai.onnx")
-
-
-def insert_after(graph: gs.Graph, node: gs.Node, new: gs.Node) -> None:
-    """Puts a node behind another."""
-    position = next(index for index, other in enumerate(graph.nodes) if other is node)
-    graph.nodes.insert(position + 1, new)
-
-
-def take_out(graph: gs.Graph, node: gs.Node) -> None:
-    """Removes a node from its graph and from its tensors."""
-    node.inputs.clear()
-    node.outputs.clear()
-    del graph.nodes[next(index for index, other in enumerate(graph.nodes) if other is node)]
 
 
 def _branches(graph: gs.Graph, owner: gs.Node | None) -> Iterator[Branch]:

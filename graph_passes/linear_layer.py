@@ -17,7 +17,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from .batch_norm import stored_values
-from .graph_tree import GraphTree, insert_after, is_standard
+from .graph_tree import GraphTree, is_standard
 from .inference import Array, Float64Array
 from .tensors import constant_behind
 
@@ -140,9 +140,9 @@ class LinearLayer:
         if biases and not self.biases and np.any(biases[0]):
             _append_add(tree, graph, self.node, gs.Constant(tree.unused_name(f"{name}.folded_bias"), biases[0]), name)
 
-    def _canonical(self) -> Float64Array:
-        """The weight in float64, shape (groups, C_out / groups, C_in / groups, positions)."""
-        return _canonical(self.node, stored_values(self.weight).astype(np.float64), self.groups)
+    def _canonical(self) -> Array:
+        """The weight as stored, shape (groups, C_out / groups, C_in / groups, positions); a view of it."""
+        return _canonical(self.node, stored_values(self.weight), self.groups)
 
     def _stored(self, w: Float64Array) -> Float64Array:
         """The opposite of `_canonical`."""
@@ -240,4 +240,4 @@ def _append_add(tree: GraphTree, graph: gs.Graph, node: gs.Node, constant: gs.Co
     result = node.outputs[0]
     between = gs.Variable(tree.unused_name(f"{name}.product"), dtype=result.dtype, shape=result.shape)
     node.outputs[0] = between
-    insert_after(graph, node, gs.Node("Add", f"{name}.add", inputs=[between, constant], outputs=[result]))
+    tree.insert_after(graph, node, gs.Node("Add", f"{name}.add", inputs=[between, constant], outputs=[result]))

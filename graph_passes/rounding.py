@@ -25,7 +25,7 @@ def round_outputs(rows: Float64Array, dtype: npt.DTypeLike) -> Array:
     """
     rounded = round_channels(rows, dtype, axis=0)
     smallest = _SMALLEST_NORMAL.get(np.dtype(dtype).name, 0.0)
-    peaks = np.abs(rows).max(axis=1, initial=0)
+    peaks = np.maximum(rows.max(axis=1, initial=0), -rows.min(axis=1, initial=0))  # no copy, as np.abs makes one
     lost = np.flatnonzero((peaks < smallest) & (peaks > DEAD * peaks.max(initial=0)))
     if lost.size:
         name, peak = np.dtype(dtype).name, peaks[lost[0]]
@@ -47,7 +47,7 @@ def round_channels(values: Float64Array, dtype: npt.DTypeLike, axis: int = -1, p
     """
     with np.errstate(all="ignore"):
         rounded = values.astype(dtype)
-        finite = np.isfinite(rounded.astype(np.float64))
+        finite = np.isfinite(rounded)
     if finite.all():
         return rounded
     rows = np.moveaxis(np.atleast_1d(finite), axis, 0)

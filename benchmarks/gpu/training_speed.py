@@ -169,14 +169,15 @@ def vsfix_loop(
     source = TensorImages(torch.from_numpy(preprocessing.apply(images)).to(fabric.device))
     classes = torch.from_numpy(labels).to(fabric.device)
     run = TrainingRun(config, TrainingData(source, classes, source, classes, preprocessing), fabric, None)
-
-    def steps() -> Iterator[int]:
-        while True:
-            yield from run.steps()
-            run._losses = EpochLosses(run.steps_per_epoch, fabric)  # the next epoch, without an evaluation
-
-    made = steps()
+    made = endless_steps(run)
     return Contender(lambda: next(made) and None, options.batch)
+
+
+def endless_steps(run: TrainingRun) -> Iterator[int]:
+    """The steps of one epoch after another, without the evaluations between them."""
+    while True:
+        yield from run.steps()
+        run._losses = EpochLosses(run.steps_per_epoch, run.fabric)
 
 
 def eager_loop(model: str, images: Any, labels: Any, device: torch.device, options: argparse.Namespace) -> Contender:

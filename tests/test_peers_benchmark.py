@@ -1,0 +1,169 @@
+"""The comparisons with peers at their smallest; what a peer does is looked at where it is installed."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+PEERS = ("onnxslim", "onnxsim", "onnxoptimizer", "onnxscript", "polygraphy")
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
+
+
+@pytest.fixture
+def passes(script):
+    return script("pass_peers")
+
+
+def test_the_passes_are_timed_and_their_results_compared(passes, tmp_path, capsys):
+    out = tmp_path / "found.json"
+    line = ["--networks", "synthetic-40", "--sizes", "20", "40", "--rounds", "1", "--out", str(out)]
+    code = passes.main(line)
+    said, found = capsys.readouterr().out, json.loads(out.read_text())
+    model = found["models"][0]
+    assert model["nodes"] == 40
+    for tool in ("vsfix", "vsfix, compared"):
+        assert model["tools"][tool]["nodes"] == 24  # of five in a block, Dropout and BatchNorm are gone
+        assert model["tools"][tool]["difference"] < 1e-6 * model["tools"][tool]["largest"]
+    assert [row["nodes"] for row in found["growth"]] == [20, 40]
+    assert code == ("MISS" in said)
+    for peer in PEERS[:3]:
+        assert (f"SKIP {peer}: not installed, pip install {peer}" in said) == (find_spec(peer) is None)
+
+
+@pytest.mark.parametrize("peer", PEERS[:4])
+def test_a_peer_keeps_the_output_of_a_small_chain(passes, peer):
+    if find_spec(peer) is None:
+        pytest.skip(f"{peer} is not installed")
+    row = passes.compare("synthetic-20", passes.chain(20, residual=True), [peer], passes.parse(["--rounds", "1"]))
+    assert row["tools"][peer]["difference"] < 1e-6 * row["tools"][peer]["largest"]
+
+
+def test_a_tool_that_spoils_or_breaks_a_model_is_shown(passes, monkeypatch):
+    def spoil(model: onnx.ModelProto) -> onnx.ModelProto:
+        kernel = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("conv.weight"))
+        kernel.raw_data = (np.frombuffer(kernel.raw_data, np.float32) + 0.01).tobytes()
+        return model
+
+    def cut(model: onnx.ModelProto) -> onnx.ModelProto:
+        del model.graph.node[0]
+        return model
+
+    def refuse(model: onnx.ModelProto) -> onnx.ModelProto:
+        raise ValueError("not this one")
+
+    tools = {"vsfix": ("vsfix", spoil), "cut": ("vsfix", cut), "refuse": ("vsfix", refuse)}
+    monkeypatch.setattr(passes, "TOOLS", tools)
+    row = passes.compare("synthetic-20", passes.chain(20, residual=True), list(tools), passes.parse(["--rounds", "1"]))
+    assert row["tools"]["vsfix"]["difference"] > 1e-3
+    said = passes.report({"models": [row], "growth": [], "skipped": []})
+    assert "BROKEN cut, synthetic-20: " in said
+    assert "FAIL refuse, synthetic-20: not this one" in said
+    assert {"BROKEN", "FAIL"} <= {cell.strip() for cell in said.split("|")}
+    row["tools"]["vsfix"] = row["tools"]["cut"]
+    assert passes.missed({"models": [row], "growth": []}) == ["vsfix breaks synthetic-20"]
+
+
+def test_the_power_law_of_the_growth_is_found_again_and_a_long_run_left_out(passes):
+    rows = [{"nodes": n, "seconds": {"vsfix": 2e-4 * n, "onnxslim": 1e-6 * n**2}} for n in (100, 300, 1000)]
+    assert passes.power_law(rows, "vsfix")[0] == pytest.approx(1)
+    assert passes.power_law(rows, "onnxslim") == pytest.approx((2, 1e-6))
+    options = passes.parse(["--rounds", "1", "--limit", "1e-5"])
+    assert passes.grow(40, ["vsfix"], rows, options)["runs"] == {}
+    assert passes.missed({"models": [], "growth": rows}) == []
+    slow = [row | {"seconds": {"vsfix": row["seconds"]["onnxslim"] * 2}} for row in rows]
+    assert len(passes.missed({"models": [], "growth": slow})) == 2  # over a second for 1,000 nodes, and not linear
+
+
+def test_the_verdicts_of_verify_stand_in_the_table(script, passes, monkeypatch, tmp_path, capsys):
+    peers = script("verify_peers")
+    monkeypatch.setattr(peers, "TOOLS", ("vsfix verify --no-layers",))
+    monkeypatch.setattr(peers, "IMAGE", (4, 4, 4))
+    monkeypatch.setattr(
+        peers, "export_random_network", lambda _, path: onnx.save(passes.chain(20, residual=True), path)
+    )
+    peers.main(["--samples", "8", "--repeat", "1", "--out", str(tmp_path / "found.json")])
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert [(row["case"], row["code"]) for row in rows] == [
+        ("the same", 0),
+        ("folded", 0),
+        ("wrong by 0.01", 1),
+        ("fp16", 0),
+    ]
+    assert "SKIP polygraphy" in capsys.readouterr().out or find_spec("polygraphy")
+
+
+def test_the_report_of_polygraphy_is_read(script):
+    peers = script("verify_peers")
+    text = "[I]   Minimum Required Tolerance: elemwise error | [abs=0.00046] OR [rel=0.14] (requirements may be lower)"
+    said = peers.of_polygraphy({"code": 1, "text": text})
+    assert said == "FAILED: needs a tolerance of 0.00046 absolute or 0.14 relative"
+    assert peers.of_polygraphy({"code": 2, "text": "no such file"}) == "FAILED: no such file"
+
+
+@pytest.fixture
+def small_model(passes, tmp_path):
+    path = tmp_path / "small.onnx"
+    onnx.save(passes.chain(4), path)
+    return path
+
+
+def test_the_start_of_each_command_is_timed(script, small_model, tmp_path, capsys):
+    code = script("start_time").main(
+        ["--repeat", "1", "--model", str(small_model), "--out", str(tmp_path / "found.json")]
+    )
+    said = capsys.readouterr().out
+    rows = {row["command"]: row for row in json.loads((tmp_path / "found.json").read_text())["rows"]}
+    assert {"python -c pass", "vsfix --help", "vsfix inspect MODEL.onnx"} <= rows.keys()
+    assert 0 < rows["python -c pass"]["peak"] < rows["vsfix --help"]["peak"] < rows["vsfix inspect MODEL.onnx"]["peak"]
+    assert code == ("MISS" in said)
+    assert ("SKIP polygraphy: not installed" in said) == (find_spec("polygraphy") is None)
+
+
+def test_the_peak_is_that_of_the_process_and_not_of_what_starts_it(script):
+    held = np.ones(10**8, np.uint8)  # 100 MB that this process has
+    found = script("start_time").launch(["python", "-c", "pass"])
+    assert found["peak"] < held.nbytes / 2
+    large = script("start_time").launch(["python", "-c", "x = b'1' * 10**8"])
+    assert large["peak"] > held.nbytes
+    with pytest.raises(SystemExit, match="exit code 3"):
+        script("start_time").launch(["python", "-c", "raise SystemExit(3)"])
+
+
+def test_both_training_loops_do_the_same_first_step(script, tmp_path, capsys):
+    steps = script("training_step")
+    line = "--models mlp-1 --batch 8 --blocks 3 --block 0.01 --images 64 --out".split()
+    code = steps.main([*line, str(tmp_path / "found.json")])
+    found = json.loads((tmp_path / "found.json").read_text())["models"]["mlp-1"]
+    assert found["first_step"] == 0
+    assert set(found["milliseconds"]) == {"vsfix", "torch eager"}
+    assert code == ("MISS" in capsys.readouterr().out)
+    one, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    other.load_state_dict(one.state_dict())
+    with torch.no_grad():
+        other.bias[0] += 0.25
+    assert steps.largest_difference(one, other) == pytest.approx(0.25)
+    slow = {"over_eager": [1.2, 1.1, 1.3], "first_step": 1e-9}
+    assert len(steps.missed({"models": {"mlp-1": slow}})) == 2
+
+
+def test_without_its_peers_a_script_says_how_to_get_them():
+    for name in ("pass_peers", "verify_peers", "start_time"):
+        text = (BENCHMARKS / f"{name}.py").read_text()
+        assert "\n    pip install " in text.split('"""')[1]
+    done = subprocess.run([sys.executable, BENCHMARKS / "start_time.py", "--help"], capture_output=True, text=True)
+    assert "pip install polygraphy onnxslim" in done.stdout
