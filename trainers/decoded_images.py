@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vsfix.graph_passes.errors import VsfixError
+
 from .images import Images, random_crop
 from .preprocessing import Preprocessing
 from .random_streams import Stream, stream_seed
@@ -42,7 +44,7 @@ class DecodedImages:
         with warnings.catch_warnings():
             # More workers than cores are what was asked for.
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-            loader: DataLoader[torch.Tensor] = DataLoader(
+            loader: DataLoader[torch.Tensor | VsfixError] = DataLoader(
                 _Batches(self.images, rows, epoch, self.seed),
                 batch_size=None,
                 num_workers=self.workers,
@@ -54,12 +56,17 @@ class DecodedImages:
         mean = torch.tensor(self.preprocessing.mean, device=self.device).view(1, -1, 1, 1)
         std = torch.tensor(self.preprocessing.std, device=self.device).view(1, -1, 1, 1)
         for images in batches:
+            if isinstance(images, VsfixError):
+                raise images
             moved = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)  # (N, C, h, w)
             yield (moved.float() / 255 - mean) / std
 
 
-class _Batches(Dataset[torch.Tensor]):
-    """The batches by their number: uint8, shape (N, h, w, C)."""
+class _Batches(Dataset["torch.Tensor | VsfixError"]):
+    """The batches by their number: uint8, shape (N, h, w, C); or the error that came in the place of one.
+
+    An error that a worker raised would arrive with the worker's traceback as its message.
+    """
 
     def __init__(self, images: Images, rows: Sequence[torch.Tensor], epoch: int, seed: int) -> None:
         self.images, self.rows, self.epoch, self.seed = images, rows, epoch, seed
@@ -67,11 +74,14 @@ class _Batches(Dataset[torch.Tensor]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, index: int) -> torch.Tensor | VsfixError:
         rows = self.rows[index].numpy()
-        if self.epoch == 0:
-            return torch.from_numpy(self.images[rows])
-        return torch.from_numpy(np.stack([self._cropped(int(row)) for row in rows]))
+        try:
+            if self.epoch == 0:
+                return torch.from_numpy(self.images[rows])
+            return torch.from_numpy(np.stack([self._cropped(int(row)) for row in rows]))
+        except VsfixError as error:
+            return error
 
     def _cropped(self, row: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         generator = np.random.default_rng(stream_seed(self.seed, Stream.DECODING, self.epoch, row))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError
 
-from .image_cropping import CroppedImages
+from .image_cropping import CroppedImages, to_rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,7 +43,7 @@ class HubImages(CroppedImages):
     def open_image(self, row: int) -> Image:
         """See `CroppedImages`."""
         try:
-            image: Image = self.rows[row][self.column].convert("RGB")
+            image = to_rgb(self.rows[row][self.column], f"hf: image {row}")
         except (OSError, ValueError, AttributeError) as error:
             raise DataError(f"hf: image {row} can't be decoded ({error})") from None
         return image

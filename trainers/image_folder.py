@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError
 
-from .image_cropping import CroppedImages
+from .image_cropping import CroppedImages, to_rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -99,7 +99,7 @@ def _open(path: Path) -> Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return image.convert("RGB")
+                return to_rgb(image, str(path))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         reason = " ".join(str(error).split())[:100]
         raise DataError(f"{path}: can't be decoded ({reason}); remove or replace the file") from None

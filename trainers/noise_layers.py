@@ -79,13 +79,17 @@ def uout(x: torch.Tensor, beta: float, training: bool, form: UoutForm = "uniform
         from .uout_kernel import fused_uout
 
         return fused_uout(x, beta, kind)
-    # One draw of 1 + r instead of a draw and an addition: one pass over memory less.
-    factor = torch.empty_like(x, requires_grad=False)
+    # One draw of 1 + r instead of a draw and an addition: one pass over memory less. In half precision a uniform draw
+    # has so few bits that its mean is off; it is drawn in float32, and the product is rounded once.
+    narrow = x.dtype in (torch.float16, torch.bfloat16)
+    factor = torch.empty_like(x, requires_grad=False, dtype=torch.float32 if narrow else x.dtype)
     if kind is NoiseKind.UOUT:
-        return x * factor.uniform_(1 - beta, 1 + beta)
-    if kind is NoiseKind.UOUT_GAUSSIAN:
-        return x * factor.normal_(1, beta)
-    return x * factor.bernoulli_(0.5).mul_(2 * beta).add_(1 - beta)
+        factor.uniform_(1 - beta, 1 + beta)
+    elif kind is NoiseKind.UOUT_GAUSSIAN:
+        factor.normal_(1, beta)
+    else:
+        factor.bernoulli_(0.5).mul_(2 * beta).add_(1 - beta)
+    return (x * factor).to(x.dtype)
 
 
 def _kernel_serves(x: torch.Tensor) -> bool:

@@ -8,9 +8,10 @@
     resnet      Xie et al. 2017, section 5, for ResNet and ResNeXt            ImageNet, 256 images in a step
     senet       Hu et al. 2018, arXiv 1709.01507, section 6.1                 ImageNet, 1,024 images in a step
 
-Crops pad with the mean colour, where wide ResNets' authors mirror the border. What was said in steps stands as shares
-of the run. The ImageNet crop (8 to 100 % of the area) is drawn where images are decoded, with the flip here. SENet's
-authors rotate and jitter too, and leave the weight decay unsaid: it is ResNet's.
+PreResNet's authors hold the rate at 0.01 for the first 400 steps; here it rises in a line. Crops pad with the mean
+colour, where wide ResNets' authors mirror the border. What was said in steps stands as shares of the run. The ImageNet
+crop (8 to 100 % of the area) is drawn where images are decoded, with the flip here. SENet's authors rotate and jitter
+too, and leave the weight decay unsaid: it is ResNet's.
 """
 
 from __future__ import annotations

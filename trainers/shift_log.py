@@ -62,7 +62,8 @@ def measure_shift(module: nn.Module, batches: Iterable[torch.Tensor], epoch: int
         for name, tap in taps.items()
     ]
     try:
-        with evaluating(module):
+        # A compiled forward knows nothing of hooks that came behind it.
+        with evaluating(module), torch.compiler.set_stance("force_eager"):
             for images in batches:
                 module(images)
     finally:

@@ -133,12 +133,11 @@ def _finish(
             logged = bool(options.log_shift) and (epoch % options.log_shift == 0 or epoch == epochs)
             run.finish_epoch(log_shift=logged)
             saver.save()
-            if not writes:
-                continue
-            if log is not None:
+            if writes and log is not None:
                 log(run.metrics[-1], [row for row in run.shift if row.epoch == epoch])
-            if options.on_epoch is not None:
+            if writes and options.on_epoch is not None:
                 options.on_epoch(run.metrics[-1])
+            saver.after_epoch()
 
 
 class _Saver:
@@ -165,6 +164,14 @@ class _Saver:
                 " saved, the same command goes on from there",
                 stopped,
             )
+
+    def after_epoch(self) -> None:
+        """Stops behind an epoch that is saved, where that was asked for since the last look."""
+        stopped = self._agreed(self.stop.signal)
+        if stopped:
+            done, epochs = len(self.run.metrics), self.run.config.epochs
+            left = "the run is finished" if done == epochs else "saved, the same command goes on from there"
+            raise StoppedError(f"training: stopped behind epoch {done} of {epochs}; {left}", stopped)
 
     def save(self) -> None:
         """Writes where the run stands; all processes call this together."""

@@ -66,6 +66,7 @@ class TrainingRun:
         self._losses = EpochLosses(self.steps_per_epoch, fabric)
         self._seconds = 0.0
         self._position: EpochPosition | None = None
+        self._kept = ""
         torch.manual_seed(stream_seed(config.seed, Stream.WEIGHTS))
         self.module = self._prepared(build_network(config.network))
         self.optimizer = torch.optim.SGD(
@@ -144,8 +145,10 @@ class TrainingRun:
         position = None
         if self._losses.done:
             self._require_finite(len(self.metrics) + 1)
+            self._require_finite_weights(len(self.metrics) + 1)
             states = self.share.gather(generator_states(self.fabric.device))
             position = EpochPosition(self._losses.so_far(), self._seconds, tuple(states))
+        self._kept = self._place()
         return Checkpoint(
             training=self.config,
             preprocessing=self.data.preprocessing,
@@ -193,6 +196,13 @@ class TrainingRun:
                 )
             self._losses = EpochLosses(self.steps_per_epoch, self.fabric, self._position.losses)
             self._seconds = self._position.seconds
+        self._kept = self._place()
+
+    def _place(self) -> str:
+        """Where the run stands, in words."""
+        if not self._losses.done:
+            return f"epoch {len(self.metrics)}"
+        return f"step {self._losses.done} of epoch {len(self.metrics) + 1}"
 
     def _require_processes(self, before: int) -> None:
         """Half an epoch of so many processes can't be finished by another number of them."""
@@ -284,13 +294,13 @@ class TrainingRun:
             self._fail(f"the loss is {loss:g}", epoch, step)
 
     def _require_finite_weights(self, epoch: int) -> None:
-        """The last step of an epoch can spoil the weights without a loss that shows it."""
+        """The last step can spoil the weights without a loss that shows it."""
         for name, tensor in self.module.state_dict().items():
             if not torch.isfinite(tensor).all():
-                self._fail(f"{name} is no longer finite", epoch, self.steps_per_epoch)
+                self._fail(f"{name} is no longer finite", epoch, self._losses.done)
 
     def _fail(self, what: str, epoch: int, step: int) -> None:
-        kept = f"epoch {epoch - 1} is kept" if epoch > 1 else "nothing was written"
+        kept = f"the checkpoint of {self._kept} is kept" if self._kept else "nothing was written"
         raise CheckFailedError(
             f"training: {what} in epoch {epoch}, step {step} of {self.steps_per_epoch};"
             f" {kept}, lower the learning rate ({self.config.learning_rate:g})"

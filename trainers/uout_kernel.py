@@ -74,7 +74,8 @@ def _scale(x: torch.Tensor, seed: int, beta: float, kind: NoiseKind) -> torch.Te
     count = x.numel()
     if count:
         grid = (triton.cdiv(count, _BLOCK * _DRAWS),)
-        _scale_kernel[grid](x, y, seed, count, beta, FORM=_FORMS[kind], BLOCK=_BLOCK)
+        with torch.cuda.device_of(x):  # Triton launches on the current device
+            _scale_kernel[grid](x, y, seed, count, beta, FORM=_FORMS[kind], BLOCK=_BLOCK)
     return y
 
 

@@ -69,7 +69,7 @@ def command(
 
     if ray is None and (cpus, gpus) != (None, None):
         raise click.UsageError("--cpus and --gpus are of Ray tasks: they go with --ray")
-    asked = {"epochs": epochs, "samples": samples, "precision": precision}
+    asked = {"epochs": epochs, "samples": samples, "precision": _precision(precision, ray, gpus)}
     changes = {name: value for name, value in asked.items() if value is not None}
     names = list(EXPERIMENTS) if "all" in tables else list(dict.fromkeys(tables))
     grids = make_grids(names, ReproductionConfig(scale, data, seeds, changes))
@@ -92,6 +92,14 @@ def command(
     click.echo(LEGEND)
     click.echo(f"tables: {', '.join(str(output / f'{name}.md') for name in names)}")
     found.require_complete()
+
+
+def _precision(precision: str, ray: str | None, gpus: float | None) -> str:
+    """What `auto` means for runs on a GPU, in so many words: their numbers must not be mixed with those of a CPU."""
+    import torch
+
+    on_gpu = bool(gpus) if ray is not None else torch.cuda.is_available()
+    return "bf16" if precision == "auto" and on_gpu else precision
 
 
 def _name(training: TrainingConfig) -> str:

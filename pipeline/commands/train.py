@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ from .options import seed_option
 
 if TYPE_CHECKING:
     from vsfix.trainers.checkpoint import EpochMetrics
+
+_IMAGE_SIZE = 224
+_DECODED = ("imagefolder:", "hf:")
 
 
 @click.command(name="train")
@@ -32,16 +36,14 @@ if TYPE_CHECKING:
 @click.option(
     "--image-size",
     type=click.IntRange(min=8),
-    default=224,
-    show_default=True,
     metavar="N",
-    help="Of imagefolder and hf: what images are brought to.",
+    help="Of imagefolder and hf: what images are brought to.  [default: 224]",
 )
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Processes that decode images.  [default: the cores]",
+    help="Of imagefolder and hf: processes that decode images, for each that trains.  [default: its share of cores]",
 )
 @click.option(
     "--noise",
@@ -112,7 +114,7 @@ if TYPE_CHECKING:
 def command(
     model: str,
     data: str,
-    image_size: int,
+    image_size: int | None,
     workers: int | None,
     noise: tuple[str, ...],
     site: str,
@@ -142,8 +144,6 @@ def command(
 
     On a GPU if there is one; under torchrun, on many.
     """
-    import os
-
     from rich.table import Table
 
     from vsfix.pipeline.console import print_table, progress_wanted
@@ -153,6 +153,10 @@ def command(
     from vsfix.trainers.recipes import find_recipe
     from vsfix.trainers.training_loop import TrainingOptions, train
 
+    if not data.startswith(_DECODED) and (image_size, workers) != (None, None):
+        raise click.UsageError(
+            f"--image-size and --workers are of imagefolder and hf; {data} has images of its own size"
+        )
     chosen = find_recipe(recipe)
     asked = {
         "epochs": epochs,
@@ -170,7 +174,8 @@ def command(
         "samples": samples,
         "precision": precision,
     }
-    network = network_for(model, data, noise=noise, site=site, width=width, size=(image_size, image_size))
+    side = image_size or _IMAGE_SIZE
+    network = network_for(model, data, noise=noise, site=site, width=width, size=(side, side))
     config = chosen.config(data, network, {name: value for name, value in asked.items() if value is not None})
     options = TrainingOptions(
         force=force,
@@ -178,7 +183,7 @@ def command(
         log_shift=log_shift,
         tensorboard=tensorboard,
         save_every=60 * save_every,
-        workers=os.cpu_count() or 1 if workers is None else workers,
+        workers=_share_of_cores() if workers is None else workers,
         on_epoch=None if progress_wanted() else _say_epoch,
     )
     result = train(config, output, options)
@@ -198,6 +203,11 @@ def command(
         behind = where if result.resumed_step else f"epoch {result.resumed_from}"
         click.echo(f"went on behind {behind}; --force starts again")
     click.echo(f"checkpoint: {result.checkpoint}")
+
+
+def _share_of_cores() -> int:
+    """The cores of this machine over the processes that torchrun started on it."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _say_epoch(metrics: EpochMetrics) -> None:

@@ -87,7 +87,16 @@ class TrialResult:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrialResult:
-        """Reads what `to_dict` wrote."""
+        """Reads what `to_dict` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        numbers = ("accuracy", "train_loss", "seconds", "images_per_second")
+        repairs = values["repairs"]
+        for number in [values[name] for name in numbers] + list((repairs or {}).values()):
+            if not isinstance(number, int | float):
+                raise TypeError(f"{number!r} is no number")
         shift = tuple(BatchNormShift(**row) for row in values["shift"])
         return cls(**{**values, "shift": shift, "behind_noise": tuple(values["behind_noise"])})
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from vsfix.graph_passes.atomic_file import atomic_path
 from vsfix.graph_passes.errors import DataError, InputError
 
-from .trial import Trial, TrialResult
+from .trial import REPAIRS, Trial, TrialResult
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,11 @@ class TrialStore:
             return None
         try:
             result = TrialResult.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise InputError(f"{path}: can't be read ({error.strerror})") from None
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{path}: damaged ({error}); delete it, and the run is measured again") from None
-        return None if trial.repaired and result.repairs is None else result
+        return None if trial.repaired and set(result.repairs or ()) != set(REPAIRS) else result
 
     def save(self, trial: Trial, result: TrialResult) -> None:
         """Keeps what a run came to.

@@ -108,6 +108,7 @@ def test_no_command_shows_the_help_and_is_no_success(call):
         (["--bogus"], "No such option"),
         (["verify"], "Missing argument 'MODEL'"),
         (["reproduce", "uout", "-o", "x", "--gpus", "1"], "they go with --ray"),
+        (["train", "--model", "mlp-1", "--data", "digits", "-o", "x", "--image-size", "64"], "images of its own size"),
         (["verify", "m.onnx"], "Missing option '--against'"),
         (["verify", "m", "--against", "n", "--samples", "0"], "--samples"),
         (["train", "--model", "mlp-1", "--data", "digits", "-o", "x", "--site", "z"], "--site"),

@@ -134,3 +134,23 @@ def test_a_folder_of_another_layout_is_refused(folder, tmp_path):
         load_dataset(f"imagefolder:{tmp_path}", "test")
     with pytest.raises(InputError, match="write imagefolder:DIR"):
         load_dataset("imagefolder", "test")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_one_line_whoever_decodes_it(folder, tmp_path, workers):
+    for part in ("train", "val"):
+        (tmp_path / part / "ant").mkdir(parents=True)
+        (tmp_path / part / "ant" / "x.jpg").write_bytes((folder / "val" / "ant" / "1.jpg").read_bytes()[:200])
+    images = load_dataset(f"imagefolder:{tmp_path}", "train", size=SIZE).images
+    preprocessing = Preprocessing(3, SIZE, (0.4, 0.5, 0.6), (0.2, 0.3, 0.1))
+    source = DecodedImages(images, preprocessing, torch.device("cpu"), 0, workers)
+    with pytest.raises(DataError, match=r"^\S+x\.jpg: can't be decoded \([^\n]*\); remove or replace the file$"):
+        list(source.batches([torch.tensor([0])], 1))
+
+
+def test_an_image_of_more_than_eight_bits_is_refused_and_not_cut_off(tmp_path):
+    ramp = Image.fromarray(np.linspace(0, 60000, 32 * 32).reshape(32, 32).astype(np.uint16))
+    (tmp_path / "train" / "ant").mkdir(parents=True)
+    ramp.save(tmp_path / "train" / "ant" / "x.png")
+    with pytest.raises(DataError, match=r"x\.png: more than eight bits a channel"):
+        load_dataset(f"imagefolder:{tmp_path}", "train", size=SIZE).images[:]

@@ -205,3 +205,13 @@ def test_the_gradient_of_uout_is_the_factor_that_the_forward_drew(form):
 def test_a_form_that_does_not_exist_is_refused():
     with pytest.raises(InputError, match="must be one of uniform, bernoulli, gaussian"):
         Uout(0.1, "cauchy")
+
+
+@pytest.mark.parametrize("form", ["uniform", "bernoulli", "gaussian"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_uout_is_unbiased_in_half_precision_too(dtype, form):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found = uout(torch.ones(4_000_000, dtype=dtype), 0.1, True, form)
+    assert found.dtype == dtype
+    assert float(found.double().mean()) == pytest.approx(1, abs=3e-4)

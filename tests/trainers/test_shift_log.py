@@ -70,3 +70,15 @@ def test_a_channel_without_variance_is_left_out(network):
         network.first.running_var.fill_(2.0)
     (row, _) = measure_shift(network, [images], 1)
     assert row.shift_ratio == pytest.approx(float(images[:, 0].double().var(correction=0)) / 2, rel=1e-6)
+
+
+def test_a_compiled_network_is_measured_again_and_again(network):
+    images = torch.randn(8, 2, 8, 8)
+    expected = measure_shift(network, [images], 1)
+    network.compile(backend="eager")
+    with torch.no_grad():
+        network.eval()(images)  # the compiled form of the evaluation is there before the hooks are
+    for epoch in (1, 2):
+        found = measure_shift(network, [images], epoch)
+        assert [row.batch_norm for row in found] == ["first", "second"]
+        assert [row.shift_ratio for row in found] == [row.shift_ratio for row in expected]

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
+from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError, StoppedError
 from vsfix.graph_passes.noise import Noise
 from vsfix.trainers import training_loop, training_run
 from vsfix.trainers.checkpoint import load_checkpoint
@@ -140,7 +142,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
 @pytest.mark.parametrize("step", [5, 7], ids=["in the loss", "in the last step, in the weights alone"])
 def test_when_numbers_run_away_the_last_good_checkpoint_is_kept(tmp_path, monkeypatch, step):
     monkeypatch.setattr(Schedule, "at", lambda schedule, now, steps: math.inf if now == step else 0.1)
-    with pytest.raises(CheckFailedError, match=r"in epoch 2, step \d of 4; epoch 1 is kept"):
+    with pytest.raises(CheckFailedError, match=r"in epoch 2, step \d of 4; the checkpoint of epoch 1 is kept"):
         train(CONFIG, tmp_path)
     checkpoint = load_checkpoint(tmp_path / "checkpoint.pt")
     assert checkpoint.epoch == 1
@@ -210,3 +212,27 @@ def test_what_can_not_be_trained_is_refused_before_anything_is_written(tmp_path,
     with pytest.raises(InputError, match=message):
         train(replace(CONFIG, **change), tmp_path)
     assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize(
+    ("epoch", "words"), [(1, "behind epoch 1 of 3; saved"), (3, "epoch 3 of 3; the run is finished")]
+)
+def test_a_signal_behind_the_last_step_of_an_epoch_is_not_lost(tmp_path, whole, epoch, words):
+    def ask(metrics) -> None:
+        if metrics.epoch == epoch:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(StoppedError, match=words) as stopped:
+        train(CONFIG, tmp_path, TrainingOptions(on_epoch=ask))
+    assert stopped.value.exit_code == 128 + signal.SIGTERM
+    assert train(CONFIG, tmp_path).resumed_from == epoch
+    assert same(weights(tmp_path), weights(whole))
+
+
+def test_a_run_that_diverges_says_what_it_saved_and_never_saves_broken_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(Schedule, "at", lambda schedule, now, steps: math.inf if now == 2 else 0.1)
+    options = TrainingOptions(save_every=0)
+    for _ in range(2):  # the second call goes on from what the first one saved
+        with pytest.raises(CheckFailedError, match=r"step 3 of 4; the checkpoint of step 2 of epoch 1 is kept"):
+            train(CONFIG, tmp_path, options)
+        assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path).values())

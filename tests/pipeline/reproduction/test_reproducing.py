@@ -11,9 +11,12 @@ from vsfix.pipeline.cli import vsfix
 from vsfix.pipeline.reproduction import reproducing
 from vsfix.pipeline.reproduction.local_trials import Outcome, run_locally
 from vsfix.pipeline.reproduction.reproducing import ReproductionConfig, make_grids, missing_trials, reproduce
+from vsfix.pipeline.reproduction.trial import TrialResult
 from vsfix.pipeline.reproduction.trial_store import TrialStore
 
 CONFIG = ReproductionConfig("small", "digits", 2, {"epochs": 1, "samples": 64, "batch_size": 32})
+
+RESULT = json.dumps(TrialResult(0.5, 1.0, 1.0, 1.0, (), (), None).to_dict())
 
 
 @pytest.fixture
@@ -85,11 +88,12 @@ def test_failures_are_said_and_the_others_summarized(grids, tmp_path):
         found.require_complete()
 
 
-def test_a_damaged_result_is_named(grids, tmp_path):
+@pytest.mark.parametrize("change", ['{"accuracy": 1', '{"accuracy": 1}', "[]", RESULT.replace("0.5", "null", 1)])
+def test_a_damaged_result_is_named(grids, tmp_path, change):
     (trial, *_) = missing_trials(grids, TrialStore(tmp_path))
     path = tmp_path / "trials" / trial.key / "result.json"
     path.parent.mkdir(parents=True)
-    path.write_text('{"accuracy": 1')
+    path.write_text(change)
     with pytest.raises(DataError, match=r"result\.json: damaged .* delete it"):
         missing_trials(grids, TrialStore(tmp_path))
 
