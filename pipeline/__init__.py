@@ -4,7 +4,7 @@ command line    cli (the group), commands/ (one module for each), console, table
 data            calibration, proxy_images, random_inputs
 runtimes        backends/ (one module for each runner), environment, gpu_state, doctor
 inspect         preparation, lost_noise, inspection, diagnosis, inspection_page
-optimize        repair_config, method_choice, estimation, repair, repair_report, casting, accuracy,
+optimize        repair_config, method_choice, estimation, rounding_floor, repair, repair_report, casting, accuracy,
                 quantizer, quantization, optimization
 build           build_config, file_description, refit_form, precision_proof, building, build_progress, build_table
 refit           engine_sidecar, refitting
