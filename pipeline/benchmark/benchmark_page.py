@@ -74,6 +74,7 @@ def _benchmark_row(row: Row) -> BenchmarkRow:
         p50_ms=latency.p50_ms if latency is not None else None,
         p99_ms=latency.p99_ms if latency is not None else None,
         images_per_second=best_throughput(row),
+        repaired=row.repaired,
         status=row.status,
         note="; ".join(row.reasons),
     )

@@ -36,7 +36,7 @@ def legend(found: Benchmark) -> str:
     return (
         f"points, flips (to right / to wrong) and p (McNemar): against {found.reference}; kept (of top-1), agree "
         "(of decisions), SNR: against the first row of the same model; ratio: of p50, to the first model on the same "
-        "backend and precision"
+        "backend and precision; p50 and p99 of the smallest batch, images/s of the best"
     )
 
 

@@ -104,10 +104,19 @@ def _repair(report: Report) -> str:
         return "No: the repair failed a check; the first line says which."
     if report.is_trial:
         tried = f"{len(repaired)} of {len(outcomes)} BatchNorms, by the method {report.repair.method}"
-        return f"Tried for this page, without writing a file: {tried}."
+        in_file = _repaired_file(report)
+        return f"{in_file}Tried {'anew ' if in_file else ''}for this page, without writing a file: {tried}."
     left = [outcome.after.mismatch for outcome in repaired if outcome.after.mismatch is not None]
     worst = f"; the worst stored variance among them is now off by a factor of {max(left):.2f}" if left else ""
     return f"Yes: {len(repaired)} of {len(outcomes)} BatchNorms, by the method {report.repair.method}{worst}."
+
+
+def _repaired_file(report: Report) -> str:
+    """The first repaired file of a benchmark, with its top-1."""
+    row = next((row for row in report.benchmark if row.repaired and row.top1 is not None), None)
+    if row is None or row.top1 is None:
+        return ""
+    return f"Yes, in {row.model}: top-1 {percent(row.top1.value, 2)} ({row.backend}, {row.precision}). "
 
 
 def _certainty(report: Report) -> str:
@@ -154,6 +163,12 @@ def _cost(report: Report) -> str:
     if 0 < len(report.latencies) <= _NAMED:
         timed = [_timing(series) for series in report.latencies]
         parts.append(f"Median latency: {', '.join(timed)}.")
+    elif any(series.ratio_interval not in (None, (1.0, 1.0)) for series in report.latencies):
+        ratios = [s.ratio for s in report.latencies if s.ratio is not None and s.ratio_interval != (1.0, 1.0)]
+        parts.append(
+            f"Median latency over that of the first model on the same backend in the same precision: {min(ratios):.2f} "
+            f"to {max(ratios):.2f} in {_number(len(ratios), 'measurement')}."
+        )
     elif report.latencies or any(row.p50_ms is not None for row in report.benchmark):
         parts.append("A table below holds the latency of each model.")
     elif parts:

@@ -8,7 +8,18 @@ from vsfix.pipeline.accuracy import AccuracyRow
 from vsfix.pipeline.error_budget import BudgetStep
 
 from .latency_figure import p50_p99
-from .number_text import count, decibels, milliseconds, percent, points, ratio, ratio_interval, share_interval, small
+from .number_text import (
+    count,
+    decibels,
+    milliseconds,
+    percent,
+    points,
+    probability,
+    ratio,
+    ratio_interval,
+    share_interval,
+    small,
+)
 from .sections import BenchmarkRow, LatencySeries, StepRow
 from .table import Column, Table, make_table
 
@@ -57,7 +68,7 @@ def _fine_percent(share: float) -> str:
 
 def _flips(row: BenchmarkRow) -> str:
     """The flips, as `12 / 9 (p = 0.66)`."""
-    chance = "" if row.p_value is None else f" (p = {small(row.p_value)})"
+    chance = "" if row.p_value is None else f" ({probability(row.p_value)})"
     return f"{row.good_to_bad} / {row.bad_to_good}{chance}"
 
 
@@ -81,7 +92,7 @@ _BENCHMARK: tuple[Column[BenchmarkRow], ...] = (
     Column("batch", lambda row: row.batch_size),
     Column("p50, ms", lambda row: row.p50_ms, milliseconds),
     Column("p99, ms", lambda row: row.p99_ms, milliseconds),
-    Column("images/s", lambda row: row.images_per_second, count),
+    Column("images/s at best", lambda row: row.images_per_second, count),
 )
 _LATENCY: tuple[Column[LatencySeries], ...] = (
     Column("model", lambda series: series.name),

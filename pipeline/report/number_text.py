@@ -38,8 +38,13 @@ def decibels(snr_db: float) -> str:
 
 
 def small(value: float) -> str:
-    """A small number, as an error or a p-value, by its two leading digits."""
+    """A small number, as an error, by its two leading digits."""
     return f"{value:.2g}"
+
+
+def probability(p_value: float) -> str:
+    """A p-value; one that is next to nothing as its bound."""
+    return "p < 1e-9" if p_value < 1e-9 else f"p = {p_value:.2g}"
 
 
 def milliseconds(value: float) -> str:

@@ -45,9 +45,10 @@ class BenchmarkRow:
         batch_size: samples per run of the timing.
         p50_ms: median latency of one run, in milliseconds.
         p99_ms: the latency that 99 of 100 runs stay below, in milliseconds.
-        images_per_second: throughput.
+        images_per_second: at the batch size where they are most.
         status: PASS, WARN, FAIL or SKIP; empty where nothing was judged.
         note: one sentence on it, as why the row is skipped.
+        repaired: whether the statistics of the file were repaired.
     """
 
     model: str
@@ -67,6 +68,7 @@ class BenchmarkRow:
     images_per_second: float | None = None
     status: str = ""
     note: str = ""
+    repaired: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import pytest
 
 from vsfix.pipeline.accuracy import AccuracyRow
 from vsfix.pipeline.inspection import BatchNormRow, Inspection
+from vsfix.pipeline.proportion import proportion
 from vsfix.pipeline.repair_report import BatchNormOutcome, RepairReport
 from vsfix.pipeline.report.answers import find_answers
 from vsfix.pipeline.report.sections import BenchmarkRow, LatencySeries, Report
@@ -106,3 +107,18 @@ def test_what_was_timed_is_told_or_where_it_stands():
     assert answers(replace(EMPTY, latencies=(series,)))[COST] == "Median latency: net.onnx 2.00 ms (batch 1)."
     assert "A table below" in answers(replace(EMPTY, latencies=(series,) * 9))[COST]
     assert "A table below" in answers(replace(EMPTY, benchmark=(BenchmarkRow("m", "b", "fp32", p50_ms=1.0),)))[COST]
+
+
+def test_of_many_latencies_the_ratios_to_their_baselines_are_told():
+    baseline = LatencySeries("net.onnx", 1, (2.0,), ratio=1.0, ratio_interval=(1.0, 1.0))
+    others = [LatencySeries("repaired.onnx", 1, (2.0,), ratio=x, ratio_interval=(x, x + 0.1)) for x in (0.97, 1.02)]
+    found = answers(replace(EMPTY, latencies=(*(baseline,) * 4, *others)))[COST]
+    assert "0.97 to 1.02 in 2 measurements" in found
+
+
+def test_a_repaired_file_in_a_benchmark_is_named_beside_the_repair_that_was_tried():
+    trial = replace(repaired(outcome(3.0, 1.0, (0.3, 0.4))), is_trial=True)
+    row = BenchmarkRow("repaired.onnx", "onnxruntime", "fp32", top1=proportion(75, 100), repaired=True)
+    assert answers(trial)[REPAIR].startswith("Tried for this page, without writing a file")
+    found = answers(replace(trial, benchmark=(replace(row, repaired=False), row)))[REPAIR]
+    assert found.startswith("Yes, in repaired.onnx: top-1 75.00 % (onnxruntime, fp32). Tried anew for this page")
