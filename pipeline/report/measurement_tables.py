@@ -52,7 +52,7 @@ def step_table(rows: Sequence[StepRow]) -> Table:
 def _top1(row: BenchmarkRow) -> str:
     """Top-1 and its interval."""
     share = row.top1
-    return "" if share is None else f"{percent(share.value, 2)} ({share_interval(share.low, share.high, 2)})"
+    return "" if share is None else f"{percent(share.value, 2)} ({share_interval(share.low, share.high)})"
 
 
 def _ratio(series: LatencySeries) -> str:
@@ -92,7 +92,7 @@ _BENCHMARK: tuple[Column[BenchmarkRow], ...] = (
     Column("batch", lambda row: row.batch_size),
     Column("p50, ms", lambda row: row.p50_ms, milliseconds),
     Column("p99, ms", lambda row: row.p99_ms, milliseconds),
-    Column("images/s at best", lambda row: row.images_per_second, count),
+    Column("best images/s", lambda row: row.images_per_second, count),
 )
 _LATENCY: tuple[Column[LatencySeries], ...] = (
     Column("model", lambda series: series.name),
