@@ -22,6 +22,7 @@ class BenchmarkFile:
         path: the file.
         data: the labelled set and its part, in words.
         samples: how many.
+        digest: of the samples and their labels.
         machine: what it ran on.
         rows: the values of each row by the name of its model file, backend and precision. A value is a number in the
             unit of its metric, or None where the row has none.
@@ -31,6 +32,7 @@ class BenchmarkFile:
     path: Path
     data: str
     samples: int
+    digest: str
     machine: str
     rows: Mapping[Key, Mapping[str, float | None]]
     statuses: Mapping[Key, str]
@@ -58,12 +60,15 @@ def read_benchmark(path: Path) -> BenchmarkFile:
             path=path,
             data=str(document["data"]),
             samples=int(document["samples"]),
+            digest=str(document["digest"]),
             machine=str(document["environment"]["machine"]),
             rows={key: _values(row) for key, row in rows.items()},
             statuses={key: str(row["status"]) for key, row in rows.items()},
         )
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InputError(f"{path}: is not what `vsfix benchmark --json` writes: {error!r} is wrong") from error
+    except KeyError as error:
+        raise InputError(f"{path}: is not what `vsfix benchmark --json` writes: it has no {error}") from error
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InputError(f"{path}: is not what `vsfix benchmark --json` writes: {error}") from error
 
 
 def _key(row: Mapping[str, Any]) -> Key:

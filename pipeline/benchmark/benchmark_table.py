@@ -34,7 +34,7 @@ def benchmark_table(found: Benchmark) -> Table:
 def legend(found: Benchmark) -> str:
     """What the columns mean."""
     return (
-        f"points, flips (to right / to wrong) and p (McNemar): against {found.reference}; kept (of top-1), agree "
+        f"points, flips (to wrong / to right) and p (McNemar): against {found.reference}; kept (of top-1), agree "
         "(of decisions), SNR: against the first row of the same model; ratio: of p50, to the first model on the same "
         "backend and precision; p50 and p99 of the smallest batch, images/s of the best"
     )
@@ -69,7 +69,7 @@ def _task(row: Row, reference: Row) -> Sequence[str]:
     task = row.against_reference.decisions.task
     points = 100 * (row.top1.value - reference.top1.value)
     p_value = "<1e-9" if task.p_value < 1e-9 else f"{task.p_value:.1g}"
-    return (_share(row.top1), f"{points:+.2f}", f"{task.bad_to_good}/{task.good_to_bad}", p_value)
+    return (_share(row.top1), f"{points:+.2f}", f"{task.good_to_bad}/{task.bad_to_good}", p_value)
 
 
 def _fidelity(row: Row) -> Sequence[str]:

@@ -6,10 +6,13 @@ its own model, which says what a backend or a precision costs.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from vsfix.graph_passes.batches import Batch
 from vsfix.graph_passes.errors import DataError, InputError, VsfixError
@@ -119,6 +122,7 @@ def benchmark(paths: Sequence[Path], config: BenchmarkConfig) -> Benchmark:
         data=samples.name,
         split=samples.split,
         samples=len(samples),
+        digest=_digest(samples),
         reference=variants[0].label,
         rows=rows,
         repairs=repairs,
@@ -158,6 +162,15 @@ def _labels(samples: Samples) -> Array:
     """The labels, which `_load` has seen."""
     assert samples.labels is not None
     return samples.labels
+
+
+def _digest(samples: Samples) -> str:
+    """SHA-256 of the samples and their labels."""
+    found = hashlib.sha256()
+    for name, array in [*sorted(samples.inputs.items()), ("labels", _labels(samples))]:
+        found.update(f"{name} {array.dtype} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
 
 
 def _require_calibration(variants: Sequence[Variant], config: BenchmarkConfig) -> None:
@@ -268,6 +281,11 @@ def _notes(
 ) -> tuple[str, ...]:
     """What a person should know before trusting the numbers."""
     notes = []
+    for model in models:
+        if config.precisions and model.precision not in config.precisions and model.kind == "onnx":
+            notes.append(f"{model.path}: is in {model.precision} and was run in nothing else")
+        elif config.precisions and model.kind != "onnx" and set(config.precisions) != {model.precision}:
+            notes.append(f"{model.path}: was run in {model.precision} alone; --precision casts ONNX files in fp32")
     if len({model.preprocessing for model in models if model.preprocessing is not None}) > 1:
         notes.append("the models state different preprocessing; all were fed the images of the first that states one")
     if config.repairs and config.calibration_data is None:

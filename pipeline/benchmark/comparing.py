@@ -107,6 +107,8 @@ def _warnings(before: BenchmarkFile, after: BenchmarkFile) -> tuple[str, ...]:
     warnings = []
     if (before.data, before.samples) != (after.data, after.samples):
         warnings.append(f"other data: {before.samples} samples of {before.data}, then {after.samples} of {after.data}")
+    elif before.digest != after.digest:
+        warnings.append(f"other samples of {before.data}: another choice, preprocessing or version; compare with care")
     if before.machine != after.machine:
         warnings.append(f"another machine: {before.machine}, then {after.machine}; times can't be compared")
     for key, status in after.statuses.items():

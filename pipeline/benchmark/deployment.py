@@ -21,7 +21,7 @@ from vsfix.pipeline.backends.cuda_runtime import open_cuda
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.pipeline.backends.opening import open_runner
 from vsfix.pipeline.backends.shape_profile import ShapeOptions
-from vsfix.pipeline.backends.tensorrt_library import RUNTIMES
+from vsfix.pipeline.backends.tensorrt_library import RUNTIMES, open_library
 from vsfix.pipeline.backends.tensorrt_runner import open_engine
 from vsfix.pipeline.build_config import BuildConfig
 from vsfix.pipeline.building import build_engine
@@ -109,6 +109,7 @@ class Deployments:
 
     def _build(self, variant: Variant) -> Deployed:
         """An engine; nothing is built where none could run."""
+        open_library(variant.backend)
         open_cuda()
         source = self._cast(variant)
         path = self._new_path("plan")

@@ -113,6 +113,7 @@ class Benchmark:
         data: the labelled set.
         split: its part; None where it has none.
         samples: how many.
+        digest: SHA-256 of the samples and their labels, by which two runs know that they saw the same.
         reference: the label of the first row.
         rows: in the order of the models, the backends, the precisions.
         repairs: None where none were asked for or could be tried.
@@ -127,6 +128,7 @@ class Benchmark:
     data: str
     split: str | None
     samples: int
+    digest: str
     reference: str
     rows: tuple[Row, ...]
     repairs: RepairTrials | None

@@ -40,6 +40,7 @@ def command(
     from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
     from vsfix.pipeline.calibration import calibration_batches
     from vsfix.pipeline.console import print_table, require_json_target, write_json
+    from vsfix.pipeline.diagnosis import judge_inspection
     from vsfix.pipeline.environment import command_line
     from vsfix.pipeline.inspection import inspect_model
     from vsfix.pipeline.inspection_page import write_inspection_page
@@ -68,6 +69,7 @@ def command(
             click.echo(f"inferred from the statistics: {inspection.inferred}")
         for warning in inspection.warnings:
             click.echo(f"WARN {warning}")
+        click.echo(" ".join(judge_inspection(inspection)))
     if html is not None:
         write_inspection_page(inspection, model.name, html, command=command_line(), force=force)
         if json_path != "-":

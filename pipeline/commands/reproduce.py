@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ import click
 
 if TYPE_CHECKING:
     from vsfix.trainers.training_config import TrainingConfig
+
+_SETTLED_STEPS = 50  # 0.9^50: what is left of the initial statistics is half a percent
 
 
 @click.command(name="reproduce")
@@ -75,6 +78,12 @@ def command(
     grids = make_grids(names, ReproductionConfig(scale, data, seeds, changes))
     missing = missing_trials(grids, TrialStore(output))
     click.echo(f"{len(missing)} runs to make", err=True)
+    if any(_steps(trial.training) < _SETTLED_STEPS for trial in missing):
+        click.echo(
+            f"WARN fewer than {_SETTLED_STEPS} steps in a run: the running statistics still hold what they began with, "
+            "and no shift means anything; give more --samples or --epochs",
+            err=True,
+        )
     if dry_run:
         for trial in missing:
             click.echo(_name(trial.training))
@@ -92,6 +101,13 @@ def command(
     click.echo(LEGEND)
     click.echo(f"tables: {', '.join(str(output / f'{name}.md') for name in names)}")
     found.require_complete()
+
+
+def _steps(training: TrainingConfig) -> float:
+    """Steps of a run; infinite where it takes a whole data set."""
+    if training.samples is None:
+        return math.inf
+    return training.epochs * (training.samples // training.batch_size)
 
 
 def _precision(precision: str, ray: str | None, gpus: float | None) -> str:

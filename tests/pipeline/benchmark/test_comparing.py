@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -105,6 +106,19 @@ def test_other_data_another_machine_and_a_worse_status_are_told(document, tmp_pa
         "another machine",
         "network.onnx, onnxruntime, fp16",
     ]
+
+
+def test_another_choice_of_as_many_samples_is_told(document, tmp_path, onnx_path):
+    config = BenchmarkConfig("digits", samples=100, seed=1, repairs=(), latency=LatencyConfig(seconds=0.0))
+    digests = {benchmark([onnx_path], replace(config, seed=seed)).digest for seed in (0, 0, 1)}
+    assert len(digests) == 2
+    assert document["digest"] in digests
+
+    def change(document):
+        document["digest"] = "another"
+
+    (warning,) = changes_of(document, tmp_path, change).warnings
+    assert warning.startswith("other samples of digits")
 
 
 @pytest.mark.parametrize("text", ["top1", "top1=", "top1=-1", "top2=1", "p50=nan", "p50=inf"])

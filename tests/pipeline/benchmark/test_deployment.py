@@ -57,12 +57,14 @@ def test_no_engine_is_built_where_none_can_run(deployments, onnx_path, monkeypat
     def no_gpu():
         raise MissingComponentError("no GPU")
 
+    monkeypatch.setattr("vsfix.pipeline.benchmark.deployment.open_library", lambda runtime: None)
     monkeypatch.setattr("vsfix.pipeline.benchmark.deployment.open_cuda", no_gpu)
     with pytest.raises(MissingComponentError, match="no GPU"):
         deployments.make(Variant(describe_model(onnx_path), "tensorrt", "fp32"))
 
 
 def test_an_engine_is_built_for_the_batch_sizes_that_it_will_meet(deployments, onnx_path, monkeypatch):
+    monkeypatch.setattr("vsfix.pipeline.benchmark.deployment.open_library", lambda runtime: None)
     monkeypatch.setattr("vsfix.pipeline.benchmark.deployment.open_cuda", lambda: None)
     built = []
 

@@ -57,7 +57,7 @@ def test_a_file_in_another_precision_stays_in_it(models):
         (("torch",), (), "none of the backends torch runs it; add --backend onnxruntime"),
         (("torch", "onnxruntime", "tensorrt-x"), (), "--backend tensorrt-x: unknown"),
         ((), ("fp31",), "--precision fp31: unknown"),
-        ((), ("tf32",), "--precision tf32: none of the models"),
+        ((), ("tf32",), "--precision tf32: casts ONNX files in fp32"),
     ],
 )
 def test_what_leads_to_no_row_is_refused(models, backends, precisions, words):

@@ -115,6 +115,9 @@ def test_the_command_prints_the_tables_and_says_what_is_missing(tmp_path):
         f"densenet-22-8, {noise}, seed 0" for noise in ("none", "a=dropout:0.5", "b=dropout:0.5")
     ]
     assert not tmp_path.joinpath("figure1.md").exists()
+    assert "WARN fewer than 50 steps" in dry.stderr
+    longer = CliRunner().invoke(vsfix, [*arguments, "--dry-run", "--epochs", "50"])
+    assert "WARN" not in longer.stderr
     done = CliRunner().invoke(vsfix, arguments)
     assert done.exit_code == 0, done.stderr
     assert "77.42 % (CIFAR-100)" in done.stdout
