@@ -112,6 +112,7 @@ def _start(ray: Any, address: str | None) -> None:
     else:
         # Ray would begin to write a secret for the cluster into the home folder; this one lives as long as the command.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers over the network
     try:
         ray.init(address=address or "local", **_QUIET | ({} if address else _LOCAL))
     except (ConnectionError, ValueError, RuntimeError) as error:

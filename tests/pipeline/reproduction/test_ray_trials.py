@@ -108,6 +108,23 @@ def test_what_the_cluster_does_not_have_is_named_at_once(make_trial, tmp_path, m
 
 @needs_ray
 @pytest.mark.filterwarnings("ignore")
+def test_a_ray_of_its_own_reports_to_nobody(make_trial, tmp_path, monkeypatch):
+    import ray
+    from ray._common.usage.usage_lib import usage_stats_enabled
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "")  # so that what the command sets is taken back
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED")
+    reported = []
+    monkeypatch.setattr(ray, "init", lambda **options: reported.append(usage_stats_enabled()))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
+    with pytest.raises(MissingComponentError, match="3 CPUs"):
+        list(RayCluster(cpus=3).run([make_trial()], TrialStore(tmp_path)))
+    assert reported == [False]
+
+
+@needs_ray
+@pytest.mark.filterwarnings("ignore")
 def test_bad_input_in_a_worker_ends_the_grid_and_runaway_numbers_do_not(make_trial, tmp_path):
     store = TrialStore(tmp_path / "store")
     before = builtins.print, signal.getsignal(signal.SIGTERM)
