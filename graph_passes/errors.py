@@ -4,6 +4,7 @@
     +-- InputError             2  a file, an option or a data set that can't be used as it is
     |   +-- ModelError         2  the model file: unreadable, invalid, or nothing in it that vsfix can work on
     |   +-- DataError          2  the data: empty, wrong shape, not finite
+    |   |   +-- OutOfMemoryError 2  more of it at once than the memory of the device holds
     |   +-- OutputExistsError  2  the output is there already, and nobody said that it may be replaced
     +-- CheckFailedError       1  a check ran and failed: the numbers, the accuracy, a refused repair
     +-- MissingComponentError  3  a library or a device that is not on this machine
@@ -32,6 +33,10 @@ class ModelError(InputError):
 
 class DataError(InputError):
     """Data that is empty, of the wrong shape, or not finite."""
+
+
+class OutOfMemoryError(DataError):
+    """More samples at once than the memory of the device holds; a smaller batch may fit."""
 
 
 class OutputExistsError(InputError):

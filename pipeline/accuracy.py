@@ -9,6 +9,7 @@ import numpy as np
 from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.inference import Runner
 
+from .batch_runs import run_batches
 from .calibration import Samples
 from .proportion import wilson_interval
 
@@ -43,12 +44,12 @@ def accuracy_of(
     if samples.labels is None:
         raise DataError(f"{samples.name}: has no labels; accuracy needs them")
     correct = 0
-    for start, batch in zip(range(0, len(samples), batch_size), samples.batches(batch_size), strict=True):
-        logits = next(iter(runner.run(batch).values()))
+    for rows, outputs in run_batches(runner, samples, batch_size):
+        logits = next(iter(outputs.values()))
         if logits.ndim != 2:
             raise DataError(f"the first output has the shape {logits.shape}; top-1 accuracy needs (N, classes)")
         if samples.labels.min() < 0 or samples.labels.max() >= logits.shape[1]:
             raise DataError(f"{samples.name}: its labels name other classes than the {logits.shape[1]} of the model")
-        correct += int(np.sum(logits.argmax(axis=1) == samples.labels[start : start + batch_size]))
+        correct += int(np.sum(logits.argmax(axis=1) == samples.labels[rows]))
     low, high = wilson_interval(correct, len(samples))
     return AccuracyRow(model, images, correct / len(samples), low, high)

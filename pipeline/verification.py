@@ -15,6 +15,7 @@ from vsfix.graph_passes.batches import Batch
 from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.inference import Array, Runner
 
+from .batch_runs import run_batches
 from .calibration import Samples
 from .decisions import Decisions, compare_decisions
 from .error_budget import BudgetStep, StageOutputs, error_budget, holds_logits, noise_floor, pair_outputs
@@ -143,7 +144,7 @@ def pooled_outputs(runner: Runner, samples: Samples, batch_size: int) -> dict[st
     Raises:
         DataError: see `Runner.run`; also an output without one row for each sample.
     """
-    parts = [runner.run(batch) for batch in samples.batches(batch_size)]
+    parts = [outputs for _, outputs in run_batches(runner, samples, batch_size)]
     pooled = {}
     for name in parts[0]:
         rows = [np.atleast_1d(part[name]) for part in parts]

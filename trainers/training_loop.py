@@ -11,9 +11,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from vsfix.graph_passes.errors import InputError, StoppedError, VsfixError
+from vsfix.graph_passes.errors import InputError, OutOfMemoryError, StoppedError, VsfixError
+from vsfix.graph_passes.model_file import first_line
 
 from .checkpoint import EpochMetrics
+from .device_memory import is_out_of_memory
 from .epoch_losses import STEPS_BETWEEN_CHECKS
 from .fabric_session import fabric_session
 from .run_folder import RunFolder
@@ -92,6 +94,7 @@ def train(config: TrainingConfig, output: Path, options: TrainingOptions | None 
     Raises:
         InputError: the data or the folder can't be used as they are.
         ModelError: the checkpoint in the folder is damaged.
+        OutOfMemoryError: the device does not hold a step; the last checkpoint is kept.
         CheckFailedError: the loss or a weight is no longer finite; the last good checkpoint is kept.
         MissingComponentError: a library is not installed.
         StoppedError: Ctrl-C or SIGTERM came; a checkpoint is written, from which the same call goes on.
@@ -114,6 +117,14 @@ def train(config: TrainingConfig, output: Path, options: TrainingOptions | None 
     except VsfixError:
         folder.remove_if_empty()
         raise
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        folder.remove_if_empty()
+        raise OutOfMemoryError(
+            f"training: no memory for a batch of {config.batch_size} ({first_line(error)}); lower --batch-size, or "
+            "take each in parts with --accumulate"
+        ) from error
     return TrainingResult(folder.checkpoint, tuple(run.metrics), resumed_from, resumed_step)
 
 

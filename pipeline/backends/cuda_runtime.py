@@ -10,7 +10,7 @@ import importlib
 import logging
 from typing import Any
 
-from vsfix.graph_passes.errors import DataError, MissingComponentError, ModelError
+from vsfix.graph_passes.errors import DataError, MissingComponentError, ModelError, OutOfMemoryError
 from vsfix.graph_passes.model_file import first_line
 
 INSTALL_LINE = "pip install cuda-python"
@@ -57,12 +57,14 @@ class Cuda:
             What it returns behind the status; None where there is nothing.
 
         Raises:
-            DataError: the memory of the GPU does not suffice.
+            OutOfMemoryError: the memory of the GPU does not suffice.
             ModelError: any other status but success.
         """
         status, *values = getattr(self.runtime, function)(*arguments)
         if status == self.runtime.cudaError_t.cudaErrorMemoryAllocation:
-            raise DataError(f"CUDA: {function}: the memory of the GPU does not suffice; give a smaller batch size")
+            raise OutOfMemoryError(
+                f"CUDA: {function}: the memory of the GPU does not suffice; give a smaller batch size"
+            )
         if int(status):
             raise ModelError(f"CUDA: {function} fails: {self._text(status)}")
         return values[0] if values else None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError, StoppedError
+from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError, OutOfMemoryError, StoppedError
 from vsfix.graph_passes.noise import Noise
 from vsfix.trainers import training_loop, training_run
 from vsfix.trainers.checkpoint import load_checkpoint
@@ -236,3 +236,33 @@ def test_a_run_that_diverges_says_what_it_saved_and_never_saves_broken_weights(t
         with pytest.raises(CheckFailedError, match=r"step 3 of 4; the checkpoint of step 2 of epoch 1 is kept"):
             train(CONFIG, tmp_path, options)
         assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path).values())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("cuDNN: out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    ],
+)
+def test_a_batch_that_the_device_does_not_hold_says_so_and_leaves_the_last_checkpoint(error, tmp_path, monkeypatch):
+    def fail(*_):
+        raise error
+
+    with pytest.raises(Interrupted):
+        train(CONFIG, tmp_path / "run", TrainingOptions(on_epoch=interrupt_after(1)))
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    monkeypatch.setattr(training_run.TrainingRun, "steps", fail)
+    with pytest.raises(OutOfMemoryError, match=r"no memory for a batch of 32 \(.*\); lower --batch-size, or take each"):
+        train(CONFIG, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+def test_another_error_of_torch_is_not_taken_for_too_little_memory(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(training_run.TrainingRun, "steps", fail)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        train(CONFIG, tmp_path / "run")
