@@ -46,7 +46,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.checker
-import onnxruntime
 from onnx import helper, numpy_helper
 from random_network import DROPOUT, export_random_network
 
@@ -59,6 +58,7 @@ from vsfix.pipeline.environment import describe_environment
 from vsfix.pipeline.preparation import prepare_model
 from vsfix.pipeline.repair import repair_model
 from vsfix.pipeline.repair_config import RepairConfig
+from vsfix.trainers.onnxruntime_library import import_onnxruntime
 
 MODELS = (
     *("preresnet-26", "wrn-28-2", "resnext-29-8x16d", "wrn-40-2", "densenet-40-12", "resnext-50-32x4d", "resnet-50"),
@@ -247,6 +247,7 @@ def random_input(model: Model) -> np.ndarray[Any, Any]:
 
 def outputs(model: Model, inputs: Mapping[str, Any]) -> np.ndarray[Any, Any]:
     """The first output, of ONNX Runtime without optimisations of its own."""
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3

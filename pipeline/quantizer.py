@@ -20,6 +20,7 @@ from typing import Literal
 
 from vsfix.graph_passes.atomic_file import atomic_path
 from vsfix.graph_passes.errors import CheckFailedError, InputError, MissingComponentError
+from vsfix.trainers.onnxruntime_library import TELEMETRY_OFF
 
 VERSION = "0.47.0"
 VARIABLE = "VSFIX_QUANTIZER"
@@ -93,7 +94,9 @@ def try_quantizer(python: Path) -> str:
         CheckFailedError: it does not load.
     """
     code = "import modelopt, modelopt.onnx.quantization; print(modelopt.__version__)"
-    result = subprocess.run([str(python), "-I", "-c", code], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [str(python), "-I", "-c", code], capture_output=True, text=True, check=False, env=_environment()
+    )
     if result.returncode:
         raise CheckFailedError(f"ModelOpt does not load in {python}: {_last_line(result)}; install it anew")
     return result.stdout.split()[-1]
@@ -148,7 +151,13 @@ def quantize_file(python: Path, call: QuantizerCall) -> None:
     # -I: neither PYTHONPATH nor the current folder may put another package in the place of one there.
     command = [str(python), "-I", "-m", "modelopt.onnx.quantization", *call.arguments()]
     result = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", check=False, cwd=call.output.parent
+        command,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        cwd=call.output.parent,
+        env=_environment(),
     )
     if result.returncode < 0:
         name = signal.Signals(-result.returncode).name
@@ -159,6 +168,11 @@ def quantize_file(python: Path, call: QuantizerCall) -> None:
         raise CheckFailedError(f"ModelOpt can't quantise the model: {_last_line(result)}; nothing is written")
     if not call.output.is_file():
         raise CheckFailedError(f"ModelOpt ended without a file: {_last_line(result)}; nothing is written")
+
+
+def _environment() -> dict[str, str]:
+    """The environment of its process, in which ONNX Runtime reports nothing to its makers."""
+    return {TELEMETRY_OFF: "1"} | os.environ
 
 
 def _install(command: list[str]) -> None:

@@ -17,6 +17,8 @@ from vsfix.graph_passes.errors import CheckFailedError, MissingComponentError
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import first_line
 
+from .onnxruntime_library import import_onnxruntime
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -46,7 +48,7 @@ def compare_with_torch(path: Path, references: Sequence[tuple[torch.Tensor, torc
         MissingComponentError: ONNX Runtime is not installed.
     """
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError as error:
         raise MissingComponentError(
             "the check of an export needs ONNX Runtime; install it with: pip install 'vsfix[cpu]'"

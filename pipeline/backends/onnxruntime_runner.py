@@ -19,6 +19,7 @@ from vsfix.graph_passes.errors import MissingComponentError, ModelError, OutOfMe
 from vsfix.graph_passes.external_data import detach_weights, fits_one_file
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import first_line
+from vsfix.trainers.onnxruntime_library import import_onnxruntime
 
 from .execution_provider import CPU, install_line, provider_options, require_work, without_tensor_float
 from .feeds import InputSpec, check_feeds
@@ -140,7 +141,7 @@ def available_processors() -> int:
 def _open_session(model: Path | onnx.ModelProto, provider: str, concurrency: int | None) -> tuple[Any, list[Any]]:
     """The session, with nothing printed and no provider in the place of another, and the memory that it reads from."""
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError:
         raise MissingComponentError(f"onnxruntime is not installed; run: {install_line(provider)}") from None
     available = onnxruntime.get_available_providers()
@@ -195,10 +196,9 @@ def _serialize(model: onnx.ModelProto, options: Any) -> tuple[bytes, list[Any]]:
     """
     weights: list[Any] = []
     if not fits_one_file(model):
-        from onnxruntime import OrtValue
-
+        ort_value = import_onnxruntime().OrtValue
         model, detached = detach_weights(model)
-        weights = [OrtValue.ortvalue_from_numpy(onnx.numpy_helper.to_array(tensor)) for tensor in detached.values()]
+        weights = [ort_value.ortvalue_from_numpy(onnx.numpy_helper.to_array(tensor)) for tensor in detached.values()]
         options.add_external_initializers(list(detached), weights)
     try:
         return model.SerializeToString(), weights
