@@ -2,8 +2,8 @@
 
 networks        initialization, noise_layers, uout_kernel, noise_sites, mlp, preresnet, wide_resnet, densenet,
                 residual_block, resnext, resnet, network_families, network
-data            images, idx_file, pickled_arrays, cifar, image_cropping, image_folder, npz_file,
-                labelled_npz, hub_dataset, datasets
+data            images, idx_file, pickled_arrays, cifar, image_decoding, image_cropping, image_folder,
+                npz_file, labelled_npz, hub_dataset, datasets
 batches         preprocessing, decoded_images, training_data, batch_order, augmentation
 training        learning_rate, training_config, recipes, fabric_session, random_streams, generator_states,
                 synchronized_batch_norm, process_share, moving_average, epoch_losses, evaluation, device_memory,

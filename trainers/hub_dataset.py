@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError
 
-from .image_cropping import CroppedImages, to_rgb
+from .image_cropping import CroppedImages
+from .image_decoding import decode_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,7 +29,7 @@ class HubImages(CroppedImages):
     """The images of one part.
 
     Attributes:
-        rows: the part, as the library gives it.
+        rows: the part, as the library gives it, its images as bytes or as the path of a file.
         column: the name of the column of images.
         size: (height, width) that they are brought to, in pixels.
     """
@@ -42,11 +43,9 @@ class HubImages(CroppedImages):
 
     def open_image(self, row: int) -> Image:
         """See `CroppedImages`."""
-        try:
-            image = to_rgb(self.rows[row][self.column], f"hf: image {row}")
-        except (OSError, ValueError, AttributeError) as error:
-            raise DataError(f"hf: image {row} can't be decoded ({error})") from None
-        return image
+        stored = self.rows[row][self.column] or {}
+        source = stored.get("bytes") or (Path(stored["path"]) if stored.get("path") else b"")
+        return decode_image(source, f"hf: image {row}")
 
 
 def read_hub_dataset(
@@ -73,7 +72,9 @@ def read_hub_dataset(
         raise DataError(f"hf:{name}: has no column of type Image or none of type ClassLabel, but {sorted(kinds)}")
     labels = np.array(part[kinds["ClassLabel"]], dtype=np.int64)
     names = tuple(str(label) for label in part.features[kinds["ClassLabel"]].names)
-    return HubImages(part, kinds["Image"], size), labels, names
+    undecoded = type(part.features[kinds["Image"]])(decode=False)  # the library would take any format
+    rows = part.cast_column(kinds["Image"], undecoded)
+    return HubImages(rows, kinds["Image"], size), labels, names
 
 
 def _part(name: str, split: str) -> Any:

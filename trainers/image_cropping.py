@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from vsfix.graph_passes.errors import DataError
-
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -97,14 +95,3 @@ def _resized(
     left, top = ((side - wide) * share for side, wide, share in zip(image.size, part, place, strict=True))
     box = (left, top, min(left + part[0], image.width), min(top + part[1], image.height))
     return np.asarray(image.resize((size[1], size[0]), Resampling.BILINEAR, box=box), dtype=np.uint8)
-
-
-def to_rgb(image: Image, name: str) -> Image:
-    """An image in three channels of eight bits.
-
-    Raises:
-        DataError: more than eight bits a channel, which pillow would cut off at white.
-    """
-    if image.mode.startswith(("I", "F")):
-        raise DataError(f"{name}: more than eight bits a channel (mode {image.mode}); bring it to eight bits first")
-    return image.convert("RGB")

@@ -7,7 +7,6 @@ Files are decoded when they are asked for, and cut as `image_cropping` says.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError
+from vsfix.graph_passes.errors import InputError
 
-from .image_cropping import CroppedImages, to_rgb
+from .image_cropping import CroppedImages
+from .image_decoding import decode_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,7 +43,7 @@ class FolderImages(CroppedImages):
 
     def open_image(self, row: int) -> Image:
         """See `CroppedImages`."""
-        return _open(self.paths[row])
+        return decode_image(self.paths[row], str(self.paths[row]))
 
 
 def read_image_folder(
@@ -88,18 +88,3 @@ def _classes(folder: Path) -> tuple[str, ...]:
     if not names:
         raise InputError(f"imagefolder: {folder} holds no folders, one for each class")
     return names
-
-
-def _open(path: Path) -> Image:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise MissingComponentError("imagefolder: pillow is not installed; run: pip install 'vsfix[train]'") from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return to_rgb(image, str(path))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise DataError(f"{path}: can't be decoded ({reason}); remove or replace the file") from None

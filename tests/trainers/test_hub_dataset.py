@@ -39,6 +39,19 @@ def test_columns_are_found_by_their_types_and_images_are_decoded(saved):
     assert load_dataset(f"hf:{saved}", "test").labels.tolist() == [0, 1]
 
 
+def test_no_image_is_handed_to_a_program(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    started = []
+    monkeypatch.setattr("subprocess.check_call", lambda *command, **_: started.append(command))
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"
+    features = datasets.Features({"x": datasets.Image(), "y": datasets.ClassLabel(names=["a"])})
+    rows = {"x": [{"bytes": postscript, "path": None}], "y": [0]}
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows, features)}).save_to_disk(str(tmp_path))
+    with pytest.raises(DataError, match="hf: image 0: can't be decoded"):
+        load_dataset(f"hf:{tmp_path}", "train").images[np.array([0])]
+    assert started == []
+
+
 def test_a_set_without_labels_is_refused(saved, tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.DatasetDict({"train": datasets.Dataset.from_dict({"x": [1]})}).save_to_disk(str(tmp_path))

@@ -118,6 +118,17 @@ def test_a_damaged_image_is_named(folder, tmp_path):
         load_dataset(f"imagefolder:{tmp_path}", "train", size=SIZE).images[:]
 
 
+def test_no_image_is_handed_to_a_program(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr("subprocess.check_call", lambda *command, **_: started.append(command))
+    path = tmp_path / "train" / "a" / "x.jpg"  # pillow runs Ghostscript on what is PostScript, whatever its name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
+    with pytest.raises(DataError, match=r"x\.jpg: can't be decoded"):
+        load_dataset(f"imagefolder:{tmp_path}", "train", size=SIZE).images[np.array([0])]
+    assert started == []
+
+
 def test_a_folder_of_another_layout_is_refused(folder, tmp_path):
     with pytest.raises(InputError, match=r"no folder .*images belong into DIR/train/CLASS"):
         load_dataset(f"imagefolder:{tmp_path}", "train")
