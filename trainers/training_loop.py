@@ -11,11 +11,10 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from vsfix.graph_passes.errors import InputError, OutOfMemoryError, StoppedError, VsfixError
-from vsfix.graph_passes.model_file import first_line
+from vsfix.graph_passes.errors import InputError, StoppedError, VsfixError
 
 from .checkpoint import EpochMetrics
-from .device_memory import is_out_of_memory
+from .device_fault import device_fault
 from .epoch_losses import STEPS_BETWEEN_CHECKS
 from .fabric_session import fabric_session
 from .run_folder import RunFolder
@@ -96,7 +95,7 @@ def train(config: TrainingConfig, output: Path, options: TrainingOptions | None 
         ModelError: the checkpoint in the folder is damaged.
         OutOfMemoryError: the device does not hold a step; the last checkpoint is kept.
         CheckFailedError: the loss or a weight is no longer finite; the last good checkpoint is kept.
-        MissingComponentError: a library is not installed.
+        MissingComponentError: a library is not installed, or the GPU is lost; the last checkpoint is kept.
         StoppedError: Ctrl-C or SIGTERM came; a checkpoint is written, from which the same call goes on.
     """
     options = options or TrainingOptions()
@@ -118,13 +117,12 @@ def train(config: TrainingConfig, output: Path, options: TrainingOptions | None 
         folder.remove_if_empty()
         raise
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        cure = "lower --batch-size, or take each batch in parts with --accumulate"
+        fault = device_fault(error, f"training, batch size {config.batch_size}", cure)
+        if fault is None:
             raise
         folder.remove_if_empty()
-        raise OutOfMemoryError(
-            f"training: no memory for a batch of {config.batch_size} ({first_line(error)}); lower --batch-size, or "
-            "take each in parts with --accumulate"
-        ) from error
+        raise fault from error
     return TrainingResult(folder.checkpoint, tuple(run.metrics), resumed_from, resumed_step)
 
 

@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from vsfix.graph_passes.errors import DataError, ModelError
+from vsfix.graph_passes.errors import VsfixError
 from vsfix.graph_passes.inference import Array
 
 from .cuda_runtime import Cuda
@@ -30,7 +30,7 @@ class TensorBuffer:
         self.device = int(cuda.call("cudaMalloc", size))
         try:
             self._pinned = int(cuda.call("cudaHostAlloc", size, cuda.runtime.cudaHostAllocDefault))
-        except (DataError, ModelError):
+        except VsfixError:
             cuda.release("cudaFree", self.device)
             raise
         memory = memoryview((ctypes.c_byte * size).from_address(self._pinned))

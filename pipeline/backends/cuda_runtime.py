@@ -10,8 +10,9 @@ import importlib
 import logging
 from typing import Any
 
-from vsfix.graph_passes.errors import DataError, MissingComponentError, ModelError, OutOfMemoryError
+from vsfix.graph_passes.errors import MissingComponentError, ModelError, VsfixError
 from vsfix.graph_passes.model_file import first_line
+from vsfix.trainers.device_fault import SMALLER_BATCH, device_fault
 
 INSTALL_LINE = "pip install cuda-python"
 _MODULES = ("cuda.bindings.runtime", "cuda.cudart")
@@ -58,22 +59,21 @@ class Cuda:
 
         Raises:
             OutOfMemoryError: the memory of the GPU does not suffice.
+            MissingComponentError: the GPU is lost.
             ModelError: any other status but success.
         """
         status, *values = getattr(self.runtime, function)(*arguments)
-        if status == self.runtime.cudaError_t.cudaErrorMemoryAllocation:
-            raise OutOfMemoryError(
-                f"CUDA: {function}: the memory of the GPU does not suffice; give a smaller batch size"
-            )
         if int(status):
-            raise ModelError(f"CUDA: {function} fails: {self._text(status)}")
+            said = self._text(status)
+            fault = device_fault(RuntimeError(f"CUDA error: {said}"), f"CUDA: {function}", SMALLER_BATCH)
+            raise fault or ModelError(f"CUDA: {function} fails: {said}")
         return values[0] if values else None
 
     def release(self, function: str, resource: Any) -> None:
         """Gives something back; what fails here has failed before, and is only logged."""
         try:
             self.call(function, resource)
-        except (DataError, ModelError) as error:
+        except VsfixError as error:
             _LOGGER.debug("%s", error)
 
     def _text(self, status: Any) -> str:
@@ -105,7 +105,7 @@ def visible_capability() -> str | None:
     """The compute capability of the GPU, as `sm89`; None where none can be asked."""
     try:
         return open_cuda().capability
-    except (DataError, MissingComponentError, ModelError):
+    except VsfixError:
         return None
 
 

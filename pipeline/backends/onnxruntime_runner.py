@@ -15,17 +15,17 @@ import onnx.numpy_helper
 from google.protobuf.message import EncodeError
 from typing_extensions import Self
 
-from vsfix.graph_passes.errors import MissingComponentError, ModelError, OutOfMemoryError
+from vsfix.graph_passes.errors import MissingComponentError, ModelError
 from vsfix.graph_passes.external_data import detach_weights, fits_one_file
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import first_line
+from vsfix.trainers.device_fault import SMALLER_BATCH, device_fault
 from vsfix.trainers.onnxruntime_library import import_onnxruntime
 
 from .execution_provider import CPU, install_line, provider_options, require_work, without_tensor_float
 from .feeds import InputSpec, check_feeds
 
 _SILENT = 4
-_NO_MEMORY = ("Failed to allocate memory", "out of memory", "bad_alloc")  # it has no status of its own for this
 _FLOAT8 = frozenset({onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2})
 _DTYPES: Mapping[str, npt.DTypeLike] = {
     "tensor(float)": np.float32,
@@ -92,6 +92,7 @@ class OnnxRuntimeRunner:
         Raises:
             DataError: the arrays don't fit the model's inputs.
             OutOfMemoryError: the memory of the device does not hold what the batch needs.
+            MissingComponentError: the GPU is lost.
             ModelError: the model fails on them all the same.
         """
         check_feeds(self._inputs, inputs)
@@ -99,11 +100,10 @@ class OnnxRuntimeRunner:
             with without_tensor_float(self._provider):  # the TensorRT provider builds an engine for new shapes
                 outputs = self._session.run(self._outputs, dict(inputs))
         except Exception as error:  # ONNX Runtime has one class of its own for each of its status codes
-            if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
-                count = max((len(array) for array in inputs.values() if array.ndim), default=1)
-                raise OutOfMemoryError(
-                    f"{self.name}: no memory for a batch of {count}; give a smaller batch size"
-                ) from error
+            count = max((len(array) for array in inputs.values() if array.ndim), default=1)
+            fault = device_fault(error, f"{self.name}, batch of {count}", SMALLER_BATCH)
+            if fault is not None:
+                raise fault from error
             raise ModelError(f"{self.name} fails on this input: {first_line(error)}") from error
         return {name: self._own(output, name) for name, output in zip(self._outputs, outputs, strict=True)}
 

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
-from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError, ModelError, OutOfMemoryError
+from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError, ModelError
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import first_line
-from vsfix.trainers.device_memory import is_out_of_memory
+from vsfix.trainers.device_fault import SMALLER_BATCH, device_fault
 
 from .feeds import InputSpec, check_feeds
 
@@ -80,7 +80,7 @@ class TorchRunner:
             DataError: the array has another name or dtype, or the module does not take its shape.
             OutOfMemoryError: the memory of the device does not hold what the batch needs.
             ModelError: the module returns something else than one tensor, or can't be compiled.
-            MissingComponentError: torch.compile lacks a compiler.
+            MissingComponentError: torch.compile lacks a compiler, or the GPU is lost.
         """
         check_feeds(self._inputs, inputs)
         array = inputs[self._inputs[0].name]
@@ -101,7 +101,7 @@ class TorchRunner:
         try:
             return self._module(self._batch(array))
         except Exception as error:  # a forward is foreign code: it may raise anything
-            self._require_memory(error, array)
+            self._require_device(error, array)
             raise DataError(
                 f"input '{self._inputs[0].name}': the torch module refuses float32 {array.shape}: {first_line(error)}"
             ) from error
@@ -114,18 +114,17 @@ class TorchRunner:
                 return compiled(self._batch(array))
         except Exception as error:  # the compiler is several, and each has errors of its own
             cause = getattr(error, "inner_exception", error)
-            self._require_memory(cause, array)
+            self._require_device(cause, array)
             what = f"torch.compile fails: {type(cause).__name__}: {first_line(cause)}"
             if type(cause).__name__ in _NO_COMPILER:
                 raise MissingComponentError(f"{what}; install {_NO_COMPILER[type(cause).__name__]}") from error
             raise ModelError(f"{what}; run it with --backend torch") from error
 
-    def _require_memory(self, error: BaseException, array: Array) -> None:
-        """Raises where an error says that the memory did not suffice."""
-        if is_out_of_memory(error):
-            raise OutOfMemoryError(
-                f"{self.name}: no memory for a batch of {len(array)}; give a smaller batch size"
-            ) from error
+    def _require_device(self, error: BaseException, array: Array) -> None:
+        """Raises where an error is the device's and not the module's."""
+        fault = device_fault(error, f"{self.name}, batch of {len(array)}", SMALLER_BATCH)
+        if fault is not None:
+            raise fault from error
 
     def _batch(self, array: Array) -> torch.Tensor:
         """A copy, because a module may work in place, and a read-only array can't be shared with torch."""

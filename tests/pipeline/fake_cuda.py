@@ -16,12 +16,14 @@ from types import SimpleNamespace
 from typing import Any
 
 RUBBISH = 0xCD
+TEXTS = {2: b"out of memory", 46: b"CUDA-capable device(s) is/are busy or unavailable"}  # as CUDA has them
 
 
 class Status(enum.IntEnum):
     cudaSuccess = 0
     cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
+    cudaErrorDevicesUnavailable = 46
     cudaErrorNoDevice = 100
     cudaErrorStreamCaptureUnsupported = 900
 
@@ -70,7 +72,7 @@ class FakeCuda:
         return self.streams[stream].recorded is not None
 
     def cudaGetErrorString(self, status: Status) -> tuple[Status, bytes]:
-        return Status.cudaSuccess, status.name.encode()
+        return Status.cudaSuccess, TEXTS.get(int(status), status.name.encode())
 
     def cudaGetDeviceCount(self) -> tuple[Status, int | None]:
         return (Status.cudaErrorNoDevice, None) if self.capability is None else (Status.cudaSuccess, 1)

@@ -51,6 +51,15 @@ def test_every_other_status_is_an_error_with_its_function_and_its_words():
         cuda.call("cudaMemcpyAsync", 1, 2, 3, 1, 4)
 
 
+def test_a_gpu_that_vanishes_in_mid_run_is_a_component_that_is_missing(monkeypatch):
+    cuda = Cuda(FakeCuda())
+    monkeypatch.setattr(FakeCuda, "cudaMemcpyAsync", lambda *_: (Status.cudaErrorDevicesUnavailable,))
+    with pytest.raises(
+        MissingComponentError, match=r"^CUDA: cudaMemcpyAsync: the GPU does not answer any more \(.*Xid"
+    ):
+        cuda.call("cudaMemcpyAsync", 1, 2, 3, 1, 4)
+
+
 def test_cuda_python_itself_has_every_function_and_name_that_the_stand_in_has():
     runtime = pytest.importorskip(
         "cuda.bindings.runtime", reason="cuda-python is not installed; run: pip install cuda-python"

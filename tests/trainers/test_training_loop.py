@@ -254,7 +254,7 @@ def test_a_batch_that_the_device_does_not_hold_says_so_and_leaves_the_last_check
         train(CONFIG, tmp_path / "run", TrainingOptions(on_epoch=interrupt_after(1)))
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
     monkeypatch.setattr(training_run.TrainingRun, "steps", fail)
-    with pytest.raises(OutOfMemoryError, match=r"no memory for a batch of 32 \(.*\); lower --batch-size, or take each"):
+    with pytest.raises(OutOfMemoryError, match=r"batch size 32: the memory does not suffice \(.*\); lower --b"):
         train(CONFIG, tmp_path / "run")
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
 
