@@ -6,13 +6,11 @@ What handles such a model here moves its tensors one by one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx.external_data_helper
 import onnx.helper
 import onnx.numpy_helper
 import onnx_graphsurgeon as gs
@@ -21,6 +19,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from .inference import Array
+from .stored_tensors import external_location, tensors_of
 
 # The limit of protobuf, less what the nodes of even a large graph take.
 MAX_SINGLE_FILE_WEIGHTS = 2**31 - 2**26
@@ -39,9 +38,8 @@ def external_data_files(path: Path) -> tuple[Path, ...]:
         model = onnx.load(path, format="protobuf", load_external_data=False)
     except (DecodeError, ValueError, OSError):
         return ()
-    external = (tensor for tensor in _tensors(model) if onnx.external_data_helper.uses_external_data(tensor))
-    locations = (onnx.external_data_helper.ExternalDataInfo(tensor).location for tensor in external)
-    return tuple(dict.fromkeys(path.parent / location for location in locations))
+    locations = dict.fromkeys(external_location(tensor) for tensor in tensors_of(model))
+    return tuple(path.parent / location for location in locations if location and "\0" not in location)
 
 
 def weight_bytes(model: onnx.ModelProto) -> int:
@@ -175,28 +173,3 @@ def _merge(source: onnx.ModelProto | onnx.GraphProto, target: onnx.ModelProto | 
             getattr(target, field.name).CopyFrom(value)
         else:
             setattr(target, field.name, value)
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor that a model holds."""
-    yield from _graph_tensors(model.graph)
-    for function in model.functions:
-        yield from _node_tensors(function.node)
-
-
-def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """The initializers of a graph, and the tensors in its nodes."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _node_tensors(graph.node)
-
-
-def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    """The tensors in the attributes of nodes, and in the graphs there."""
-    for attribute in (attribute for node in nodes for attribute in node.attribute):
-        if attribute.type == onnx.AttributeProto.TENSOR:
-            yield attribute.t
-        yield from attribute.tensors
-        for graph in (attribute.g, *attribute.graphs):
-            yield from _graph_tensors(graph)

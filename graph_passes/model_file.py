@@ -26,6 +26,7 @@ from .external_data import (
     fits_one_file,
     save_with_external_data,
 )
+from .stored_tensors import check_stored_tensors
 from .tensors import Tensor
 
 
@@ -35,7 +36,8 @@ def read_model(path: Path) -> onnx.ModelProto:
     Weights in files of their own (external data) are read too; the model in memory may be larger than 2 GiB.
 
     Raises:
-        ModelError: the file is missing, is no ONNX file, or does not pass the full checker.
+        ModelError: the file is missing, is no ONNX file, does not pass the full checker, or a tensor in it holds other
+            values than it claims, or takes them from outside of the file's folder.
     """
     try:
         if not path.is_file():
@@ -49,6 +51,10 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: is not an ONNX file, or is cut short ({first_line(error)})") from error
     if not model.graph.node and not model.graph.output:
         raise ModelError(f"{path}: is not an ONNX file, or holds an empty graph")
+    try:
+        check_stored_tensors(model, path.parent)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
     check_model(path)
     if model.functions:  # before the weights are there: the inliner serializes the model, which ends at 2 GiB
         model = onnx.inliner.inline_local_functions(model)

@@ -75,7 +75,9 @@ def raise_opset(model: onnx.ModelProto, opset: int, code: int, reason: str) -> o
         raise ModelError(
             f"{wanted}, and onnx can't convert this model ({first_line(error)}); export it at opset {opset}"
         ) from error
-    converted.ir_version = max(converted.ir_version, onnx.helper.find_min_ir_version_for(converted.opset_import))
+    # A domain of the user's own stays in the list when its functions are inlined.
+    lowest = onnx.helper.find_min_ir_version_for(converted.opset_import, ignore_unknown=True)
+    converted.ir_version = max(converted.ir_version, lowest)
     return converted
 
 

@@ -48,6 +48,7 @@ _EXTRAS = {
     "sklearn": "train",
     "torch": "train",
 }
+_LONGEST_LINE = 900
 _LOG_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 
@@ -132,8 +133,11 @@ def _one_line_errors() -> Iterator[None]:
 
 
 def _stop(message: str, exit_code: int) -> NoReturn:
-    """Ends the program with one line on stderr."""
-    click.echo(f"vsfix: {' '.join(message.split())}", err=True)
+    """Ends the program with one line on stderr, of a length that a person reads whatever a file has in its names."""
+    line = " ".join(message.split())
+    if len(line) > _LONGEST_LINE:
+        line = f"{line[: _LONGEST_LINE * 2 // 3]} ... {line[-_LONGEST_LINE // 3 :]}"
+    click.echo(f"vsfix: {line}", err=True)
     raise click.exceptions.Exit(exit_code)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 import onnx
 
 from vsfix.graph_passes.batches import Batch
 from vsfix.graph_passes.errors import InputError
+
+_MOST_NUMBERS = 2**28  # of one input, 1 GiB
 
 
 def stated_shape(model: onnx.ModelProto, name: str) -> tuple[int, ...] | None:
@@ -30,7 +33,7 @@ def draw_inputs(names: Sequence[str], shapes: Sequence[tuple[int, ...] | None], 
         seed: of the numbers.
 
     Raises:
-        InputError: a shape is unknown.
+        InputError: a shape is unknown, or takes more than 1 GiB.
     """
     rng = np.random.default_rng(seed)
     inputs = {}
@@ -39,5 +42,8 @@ def draw_inputs(names: Sequence[str], shapes: Sequence[tuple[int, ...] | None], 
             raise InputError(
                 f"input '{name}': can't be drawn at random (free sides, or no float32); give inputs with --data"
             )
+        if samples * prod(shape) > _MOST_NUMBERS:
+            sides = "x".join(map(str, shape))
+            raise InputError(f"input '{name}': {samples} times {sides} random numbers are too many; give --data")
         inputs[name] = rng.standard_normal((samples, *shape), dtype=np.float32)
     return inputs

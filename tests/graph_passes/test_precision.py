@@ -491,3 +491,12 @@ def test_a_planted_mistake_in_one_weight_fails_the_bound(name):
         tensor.CopyFrom(numpy_helper.from_array(values, "w"))
     truth = widen(model, feeds)[0]
     assert snr_db(truth, run(emulate(out, TensorProto.FLOAT16), feeds)[0]) < BOUND_DB["fp16"]
+
+
+def test_a_domain_of_the_users_own_stays_while_the_opset_is_raised():
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18, "own" : 1]>\nmain (float[N] x) => (float[N] y) { y = Relu (x) }'
+    )
+    raised = raise_opset(model, 21, onnx.TensorProto.BFLOAT16, "node 'n'")
+    assert {entry.domain: entry.version for entry in raised.opset_import} == {"": 21, "own": 1}
+    assert raised.ir_version >= 10

@@ -335,3 +335,11 @@ def test_training_export_and_verification_go_together(call, tmp_path):
 
 def test_the_group_is_the_entry_point_of_the_script():
     assert vsfix.name == "vsfix"
+
+
+def test_a_name_of_any_length_makes_a_line_that_can_be_read(call, tmp_path):
+    result = call("inspect", str(tmp_path / ("a" * 200) / ("b" * 5000)))
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert len(result.stderr) < 1000
+    assert result.stderr.startswith("vsfix: error: ")
