@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vsfix.graph_passes.errors import InputError, ModelError, VsfixError
-from vsfix.graph_passes.model_file import export_model, read_model
+from vsfix.graph_passes.model_file import export_model, read_metadata, read_model
 from vsfix.pipeline.accuracy import accuracy_of
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from vsfix.pipeline.calibration import Samples, calibration_batches
 from vsfix.pipeline.model_description import ModelDescription
-from vsfix.pipeline.preparation import prepare_model
+from vsfix.pipeline.preparation import REPAIR_KEY, prepare_model
 from vsfix.pipeline.repair import repair_model
 from vsfix.pipeline.repair_config import NEED_DATA, RepairConfig
 
@@ -58,14 +58,16 @@ def _parse(text: str) -> RepairTrial:
 
 
 def choose_model(models: Sequence[ModelDescription]) -> ModelDescription | None:
-    """The first ONNX file whose statistics were not repaired and whose BatchNorms are not folded; None without one."""
+    """The first ONNX file that has its BatchNorms and its noise as it was exported with them; None without one."""
     for model in models:
-        if model.kind == "onnx" and not model.repaired:
-            try:
-                prepare_model(read_model(model.path))
-            except ModelError:
-                continue
-            return model
+        # What `vsfix optimize` has written, a mere cast too, shows no noise any more.
+        if model.kind != "onnx" or REPAIR_KEY in read_metadata(source := read_model(model.path)):
+            continue
+        try:
+            prepare_model(source)
+        except ModelError:
+            continue
+        return model
     return None
 
 
