@@ -20,6 +20,7 @@ from .file_description import describe_onnx_file, file_digest, onnx_digest
 from .preparation import repaired_batch_norms
 from .random_inputs import stated_shape
 
+ANOTHER_MODEL = "another model"  # the step between two files of which neither was made of the other
 _CHECKPOINT_INPUT = "input"
 _COARSEST_FIRST = {"FP8": "fp8", "INT8": "int8", "BF16": "bf16", "HALF": "fp16"}
 _TELLING = COMPUTING | {"QUANTIZE", "SCALE", "ACTIVATION", "ELEMENTWISE"}  # a CONSTANT may hold anything
@@ -83,7 +84,7 @@ def name_step(before: ModelDescription, after: ModelDescription) -> str:
         return "export and repair" if after.repaired and not before.repaired else "export"
     if after.precision != before.precision:
         return "quantisation" if after.precision in ("int8", "fp8") else "cast"
-    return "repair" if after.repaired and not before.repaired else "another model"
+    return "repair" if after.repaired and not before.repaired else ANOTHER_MODEL
 
 
 def _describe_checkpoint(path: Path) -> ModelDescription:

@@ -20,7 +20,7 @@ from vsfix.pipeline.error_budget import (
     noise_floor,
     pair_outputs,
 )
-from vsfix.pipeline.model_description import name_step
+from vsfix.pipeline.model_description import ANOTHER_MODEL, name_step
 from vsfix.pipeline.repair_config import QUANTIZED
 from vsfix.pipeline.tensor_comparison import as_float64, compare_tensors, finite_rows
 from vsfix.pipeline.verification import pooled_outputs
@@ -115,6 +115,22 @@ def budget_of(row: Measured, rows: Sequence[Measured], labels: Array) -> tuple[B
     return (*error_budget(stages, labels, decide=True), row.floor)
 
 
+def before_repair(row: Measured, rows: Sequence[Measured]) -> Measured | None:
+    """The row that shows the model of a row as it was before its repair: the earliest one that it can have come from.
+
+    None where there is none in front of it, where its model is not repaired, and where it is not its model's first row.
+    """
+    if not row.variant.model.repaired or not _starts_model(row, rows):
+        return None
+    found = None
+    for before, after in reversed(list(pairwise(_chain(row, rows)))):
+        if _name_step(before.variant, after.variant) == ANOTHER_MODEL:
+            break
+        if not before.variant.model.repaired:
+            found = before
+    return found
+
+
 def _chain(row: Measured, rows: Sequence[Measured]) -> list[Measured]:
     """The rows between the reference and a row, both included.
 
@@ -136,7 +152,7 @@ def _in_front_of(row: Measured, rows: Sequence[Measured]) -> Measured:
         return same[0] if same and same[0] is not row else own[0]
     earlier = [found for found in rows[: rows.index(row)] if _starts_model(found, rows)]
     for found in reversed(earlier):
-        if name_step(found.variant.model, row.variant.model) != "another model":
+        if name_step(found.variant.model, row.variant.model) != ANOTHER_MODEL:
             return found
     return rows[0]
 

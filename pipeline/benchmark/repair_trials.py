@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vsfix.graph_passes.errors import InputError, ModelError, VsfixError
 from vsfix.graph_passes.model_file import export_model, read_metadata, read_model
-from vsfix.pipeline.accuracy import accuracy_of
+from vsfix.pipeline.accuracy import accuracy_row, right_answers
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from vsfix.pipeline.calibration import Samples, calibration_batches
 from vsfix.pipeline.model_description import ModelDescription
@@ -98,21 +98,20 @@ def try_repairs(
     source = read_model(model.path)
     deployable = export_model(prepare_model(source).graph, source)
     with OnnxRuntimeRunner(deployable) as runner:
-        accuracies = [accuracy_of(AS_TRAINED, runner, labelled, batch_size=batch_size)]
+        trained = right_answers(runner, labelled, batch_size=batch_size)
+    accuracies = [accuracy_row(AS_TRAINED, trained)]
     reports, refused = [], []
     for trial in trials:
         batches = calibration_batches(deployable, calibration, samples=trial.images, batch_size=batch_size, seed=seed)
         try:
             repair = repair_model(source, batches, open_for_small_runs, RepairConfig(method=trial.method, seed=seed))
             with OnnxRuntimeRunner(repair.runnable) as runner:
-                found = accuracy_of(
-                    repair.report.method, runner, labelled, batch_size=batch_size, images=repair.report.samples
-                )
+                right = right_answers(runner, labelled, batch_size=batch_size)
         except VsfixError as error:
             refused.append(f"{trial}: {error}")
         else:
             reports.append(repair.report)
-            accuracies.append(found)
+            accuracies.append(accuracy_row(repair.report.method, right, images=repair.report.samples, trained=trained))
         advance()
     report = reports[0] if reports else None
     return RepairTrials(str(model.path), report, tuple(accuracies), tuple(refused))

@@ -93,6 +93,28 @@ def test_a_row_is_compared_with_the_first_of_its_own_model(found):
     assert by_label["reference, fp32"].against_own.snr_db > 110
 
 
+def test_a_repair_is_held_against_the_row_before_it_and_a_cast_is_none(found, onnx_path, repaired_path):
+    against = [row.against_unrepaired and row.against_unrepaired.baseline for row in found.rows]
+    first = next(number for number, row in enumerate(found.rows) if row.repaired)
+    assert against == [found.reference if number == first else None for number in range(len(found.rows))]
+    alone = benchmark([repaired_path], replace(QUICK, precisions=("fp32", "fp16")))
+    assert [row.against_unrepaired for row in alone.rows] == [None, None]
+    assert "no row shows it as it was before" in alone.verdict
+    behind = benchmark([repaired_path, onnx_path], QUICK)
+    assert [row.against_unrepaired for row in behind.rows] == [None, None]
+
+
+def test_a_repair_is_not_held_against_another_network_that_is_the_reference(onnx_path, repaired_path, tmp_path):
+    model = onnx.load(onnx_path)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == model.graph.node[-1].input[2])
+    bias.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(bias), bias.name))
+    onnx.save(model, tmp_path / "other.onnx")
+    other = benchmark([tmp_path / "other.onnx", onnx_path, repaired_path], QUICK)
+    assert [step.step for step in other.rows[2].budget] == ["another model", "repair", "noise floor"]
+    assert other.rows[2].against_unrepaired.baseline == other.rows[1].label
+    assert f"points against {other.rows[1].label}" in other.verdict
+
+
 def test_the_budget_leads_from_the_reference_to_the_row(found):
     steps = {row.label: [step.step for step in row.budget] for row in found.rows}
     last = found.rows[-1].label
