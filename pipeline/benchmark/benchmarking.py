@@ -19,6 +19,7 @@ from vsfix.graph_passes.errors import DataError, InputError, VsfixError
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import read_model
 from vsfix.pipeline.calibration import Samples, calibration_batches, load_samples
+from vsfix.pipeline.decisions import compare_decisions
 from vsfix.pipeline.environment import describe_environment
 from vsfix.pipeline.gpu_state import describe_gpu
 from vsfix.pipeline.model_description import ModelDescription, describe_model
@@ -28,7 +29,7 @@ from vsfix.pipeline.shared_inputs import require_same_inputs, shared_batch_size,
 from .benchmark_progress import Advance, benchmark_progress
 from .deployment import Deployments
 from .latency import MAX_CV, ROUNDS, Latency, LatencyConfig
-from .measurement import Measured, measure_row
+from .measurement import Measured, measure_row, require_comparable
 from .repair_trials import DEFAULT_TRIALS, RepairTrial, choose_model, try_repairs
 from .result import Benchmark, RepairTrials
 from .row import failed_row, make_row
@@ -215,8 +216,10 @@ def _measure(
         advance(variant.label)
         try:
             found = measure_row(files, variant, samples, batch_size)
-            if measured and found.logits.shape != measured[0].logits.shape:
-                raise InputError(f"{variant.model.path}: has other classes than {measured[0].variant.model.path}")
+            if measured:
+                require_comparable(found, measured[0])
+            else:  # the labels fit the reference, or the run ends here and not when all is timed
+                compare_decisions(found.logits, found.logits, _labels(samples))
         except VsfixError as error:
             if not measured:
                 raise

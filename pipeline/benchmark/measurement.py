@@ -85,6 +85,23 @@ def measure_row(deployments: Deployments, variant: Variant, samples: Samples, ba
         return Measured(variant, deployed, runner.name, outputs, floor)
 
 
+def require_comparable(row: Measured, reference: Measured) -> None:
+    """Refuses a row that the reference can't be compared with.
+
+    Raises:
+        InputError: other classes, or another output of another shape.
+        DataError: another number of outputs.
+    """
+    if row.logits.shape != reference.logits.shape:
+        raise InputError(f"{row.variant.model.path}: has other classes than {reference.variant.model.path}")
+    for name, (expected, found) in pair_outputs(reference.outputs, row.outputs, row.variant.label).items():
+        if expected.shape != found.shape:
+            raise InputError(
+                f"{row.variant.model.path}: its output {name} has the shape {found.shape}, that of "
+                f"{reference.variant.model.path} {expected.shape}; give two models with the same outputs"
+            )
+
+
 def compare_rows(row: Measured, baseline: Measured, labels: Array) -> Comparison | None:
     """A row against another; None where the other is not finite, so that nothing can be compared with it.
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vsfix.pipeline.accuracy import AccuracyRow
+from vsfix.pipeline.proportion import SIGNIFICANT
 
 from .result import RepairTrials, Row, Status
-
-SIGNIFICANT = 0.05  # McNemar's p below this is more than chance
 
 
 def judge(rows: Sequence[Row], repairs: RepairTrials | None) -> tuple[Status, str]:

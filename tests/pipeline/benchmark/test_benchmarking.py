@@ -178,6 +178,24 @@ def test_a_model_whose_output_is_not_finite_is_shown_and_warned_of(onnx_path, tm
         benchmark([tmp_path / "broken.onnx", onnx_path], QUICK)
 
 
+def test_a_model_with_another_output_fails_alone_and_the_others_are_measured(onnx_path, repaired_path, tmp_path):
+    model = onnx.load(onnx_path)
+    more = onnx.shape_inference.infer_shapes(model).graph.value_info[0]
+    model.graph.output.append(more)
+    onnx.save(model, tmp_path / "two.onnx")
+    found = benchmark([onnx_path, tmp_path / "two.onnx", repaired_path], QUICK)
+    assert [row.status for row in found.rows] == ["PASS", "FAIL", "PASS"]
+    assert "give two models with the same outputs" in found.rows[1].reasons[0]
+
+
+def test_labels_that_name_no_class_end_the_run_before_anything_is_timed(onnx_path, tmp_path, monkeypatch):
+    monkeypatch.setattr("vsfix.pipeline.benchmark.benchmarking.time_rows", lambda *_: pytest.fail("timed"))
+    images = np.zeros((20, 1, 8, 8), dtype=np.float32)
+    np.savez(tmp_path / "x.npz", input=images, labels=np.full(20, 10))
+    with pytest.raises(DataError, match="the label of sample 0 is 10"):
+        benchmark([onnx_path], replace(QUICK, data=str(tmp_path / "x.npz"), samples=None, latency=LatencyConfig()))
+
+
 def test_quantisation_never_sees_the_images_that_judge_it(onnx_path, npz_path):
     with pytest.raises(InputError, match=r"--precision int8: needs images .* other than those of .*inputs\.npz"):
         benchmark([onnx_path], replace(QUICK, data=str(npz_path), samples=None, precisions=("fp32", "int8")))

@@ -6,7 +6,7 @@ import pytest
 
 from vsfix.pipeline.accuracy import AccuracyRow
 from vsfix.pipeline.inspection import BatchNormRow, Inspection
-from vsfix.pipeline.proportion import proportion
+from vsfix.pipeline.proportion import proportion, wilson_interval
 from vsfix.pipeline.repair_report import BatchNormOutcome, RepairReport
 from vsfix.pipeline.report.answers import find_answers
 from vsfix.pipeline.report.sections import BenchmarkRow, LatencySeries, Report
@@ -96,10 +96,12 @@ def test_a_repair_that_changed_nothing_or_was_refused_is_no_repair():
 
 
 @pytest.mark.parametrize(("low", "words"), [(0.5, "do not overlap"), (0.3, "overlap")])
-def test_intervals_of_the_accuracies_are_compared(low, words):
-    rows = (AccuracyRow("as trained", None, 0.3, 0.2, 0.4), AccuracyRow("repaired", 32, 0.6, low, 0.7))
-    told = answers(replace(EMPTY, accuracies=rows))[CERTAINTY]
+def test_intervals_of_the_accuracies_are_compared_and_their_pairs_are_told(low, words):
+    trained, fixed = AccuracyRow("as trained", None, 0.3, 0.2, 0.4), AccuracyRow("repaired", 32, 0.6, low, 0.7)
+    told = answers(replace(EMPTY, accuracies=(trained, fixed)))[CERTAINTY]
     assert told.endswith(f"repaired, {words}.")
+    told = answers(replace(EMPTY, accuracies=(trained, replace(fixed, p_value=0.01))))[CERTAINTY]
+    assert told.endswith(f"repaired, {words}; McNemar's test on the same samples: p = 0.01.")
 
 
 def test_what_was_timed_is_told_or_where_it_stands():
@@ -118,7 +120,64 @@ def test_of_many_latencies_the_ratios_to_their_baselines_are_told():
 
 def test_a_repaired_file_in_a_benchmark_is_named_beside_the_repair_that_was_tried():
     trial = replace(repaired(outcome(3.0, 1.0, (0.3, 0.4))), is_trial=True)
-    row = BenchmarkRow("repaired.onnx", "onnxruntime", "fp32", top1=proportion(75, 100), repaired=True)
+    row = repaired_row(75, 43.0, 1e-12)
     assert answers(trial)[REPAIR].startswith("Tried for this page, without writing a file")
     found = answers(replace(trial, benchmark=(replace(row, repaired=False), row)))[REPAIR]
-    assert found.startswith("Yes, in repaired.onnx: top-1 75.00 % (onnxruntime, fp32). Tried anew for this page")
+    assert found.startswith(
+        "Yes, in repaired.onnx: top-1 75.00 % (onnxruntime, fp32), +43.00 points by its repair, p < 1e-9. Tried anew for"
+    )
+
+
+def repaired_row(right: int, gain: float, p_value: float) -> BenchmarkRow:
+    """The row of a repaired file, right on so many of 100 samples."""
+    top1 = proportion(right, 100)
+    return BenchmarkRow("repaired.onnx", "onnxruntime", "fp32", top1, repaired=True, gain=gain, gain_p_value=p_value)
+
+
+@pytest.mark.parametrize(
+    ("gain", "p_value", "words"),
+    [
+        (43.0, 1e-6, "Yes, in repaired.onnx"),
+        (1.0, 0.7, "Its statistics are, in repaired.onnx"),
+        (-20.0, 1e-6, "No: accuracy was lost in repaired.onnx"),
+    ],
+)
+def test_a_file_is_called_repaired_where_it_gained_by_more_than_chance(gain, p_value, words):
+    report = replace(EMPTY, benchmark=(repaired_row(75, gain, p_value),))
+    assert answers(report)[REPAIR].startswith(words)
+    cast = replace(repaired_row(75, gain, p_value), gain=None, gain_p_value=None)
+    assert REPAIR not in answers(replace(EMPTY, benchmark=(cast,)))
+
+
+def accuracies(*rights: tuple[int | None, int]) -> tuple[AccuracyRow, ...]:
+    """By number of calibration images, right on so many of 100 samples."""
+    return tuple(AccuracyRow("exact", images, right / 100, *wilson_interval(right, 100)) for images, right in rights)
+
+
+@pytest.mark.parametrize(
+    ("reached", "words"),
+    [
+        (75, "That is all that the estimate on most images (exact, 1 000 images: 74.00 %) brings back"),
+        (53, "That is 50 % of the points that the estimate on most images"),
+    ],
+)
+def test_what_a_repair_recovers_is_held_against_the_estimate_on_most_images(reached, words):
+    found = accuracies((None, 32), (32, reached), (1000, 74))
+    assert words in answers(replace(repaired(outcome(3.0, 1.2, None)), accuracies=found))[REPAIR]
+    file = replace(EMPTY, benchmark=(repaired_row(reached, reached - 32.0, 1e-6),), accuracies=found)
+    assert words in answers(file)[REPAIR]
+
+
+def test_where_no_other_estimate_was_made_that_is_said():
+    report = replace(repaired(outcome(3.0, 1.2, None)), accuracies=accuracies((None, 32), (32, 75)))
+    assert answers(report)[REPAIR].endswith("this page does not tell: it holds no other estimate.")
+
+
+def test_accuracies_of_another_network_say_nothing_of_what_a_file_recovers():
+    report = replace(EMPTY, benchmark=(repaired_row(75, 43.0, 1e-6),), accuracies=accuracies((None, 60), (1000, 90)))
+    assert answers(report)[REPAIR].endswith("p = 1e-06.")
+
+
+def test_a_repair_that_reaches_no_more_is_not_said_to_have_the_right_statistics():
+    report = replace(repaired(outcome(3.0, 1.2, None)), accuracies=accuracies((None, 75), (32, 74)))
+    assert answers(report)[DAMAGE].endswith("Top-1 is 75.0 %, and no repair of this run reaches more.")
