@@ -37,6 +37,12 @@ def judge_inspection(inspection: Inspection) -> tuple[str, str]:
             "WARN",
             f"Noise reaches {reached} of {total} BatchNorms; how far it shifts them only data tells (--data).",
         )
+    if len(known) < reached:
+        return "WARN", (
+            f"Noise reaches {reached} of {total} BatchNorms: {len(known)} of them store a variance that is off by a "
+            f"factor of {max(known):.2f} at most ({basis}), and how far it shifts the others is not known"
+            + ("." if inspection.samples else "; only data tells (--data).")
+        )
     return status, (
         f"Nothing to repair: noise reaches {reached} of {total} BatchNorms, and their stored variances are off by a "
         f"factor of {max(known):.2f} at most ({basis})."

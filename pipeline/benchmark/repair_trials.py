@@ -90,7 +90,7 @@ def try_repairs(
         labelled: what the accuracies are measured on.
         batch_size: samples per run.
         seed: of the choice of images and of the noise.
-        advance: called after each.
+        advance: called before each.
 
     Raises:
         InputError, DataError: data that can't be used.
@@ -102,6 +102,7 @@ def try_repairs(
     accuracies = [accuracy_row(AS_TRAINED, trained)]
     reports, refused = [], []
     for trial in trials:
+        advance()
         batches = calibration_batches(deployable, calibration, samples=trial.images, batch_size=batch_size, seed=seed)
         try:
             repair = repair_model(source, batches, open_for_small_runs, RepairConfig(method=trial.method, seed=seed))
@@ -112,6 +113,5 @@ def try_repairs(
         else:
             reports.append(repair.report)
             accuracies.append(accuracy_row(repair.report.method, right, images=repair.report.samples, trained=trained))
-        advance()
     report = reports[0] if reports else None
     return RepairTrials(str(model.path), report, tuple(accuracies), tuple(refused))

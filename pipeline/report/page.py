@@ -22,7 +22,7 @@ def write_report(report: Report, path: Path, *, force: bool) -> None:
     """
     page = render_report(report)
     with atomic_path(path, force=force) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="replace")  # a path need not be UTF-8
 
 
 def render_report(report: Report) -> str:

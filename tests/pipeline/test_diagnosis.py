@@ -53,6 +53,13 @@ def test_where_nothing_is_shifted_there_is_nothing_to_repair(rows, words):
     assert judge_inspection(inspection(*rows, samples=500, warnings=("read",)))[0] == "WARN"
 
 
+def test_a_few_predictions_do_not_speak_for_what_only_data_tells():
+    status, verdict = judge_inspection(inspection(row("a", "uout:0.1", 0.99), row("b", "uout:0.1"), row("c")))
+    assert status == "WARN"
+    assert "1 of them store a variance that is off by a factor of 1.01 at most (predicted" in verdict
+    assert verdict.endswith("only data tells (--data).")
+
+
 def test_noise_whose_shift_is_not_known_is_not_called_harmless():
     status, verdict = judge_inspection(inspection(row("a", "dropout:0.5")))
     assert status == "WARN"

@@ -56,6 +56,7 @@ def test_what_no_section_tells_is_not_asked():
         ((row("a", 1.02),), "No. Every stored variance is within a tenth"),
         ((row("a", 4.0, ""), row("b", 1.0)), "Not by noise. The stored variance of 1 BatchNorm that no noise"),
         ((row("a", None),), "Not measured"),
+        ((row("a", 1.02), row("b", None)), "Not as far as is known: of 2 BatchNorms, 1 are within a tenth"),
     ],
 )
 def test_damage_is_told_from_health_and_from_foreign_data(rows, words):
