@@ -68,7 +68,7 @@ def check_model(path: Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise ModelError(f"{ascii(str(path))}: its name is not UTF-8, which onnx needs; rename it") from None
+        raise ModelError(f"{str(path)!a}: its name is not UTF-8, which onnx needs; rename it") from None
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vsfix.pipeline.diagnosis import SHIFTED, shifted_rows
+from vsfix.pipeline.diagnosis import SHIFTED, is_within_chance, shifted_rows
 from vsfix.pipeline.inspection import BatchNormRow
 from vsfix.pipeline.repair_report import RepairReport
 
@@ -44,6 +44,11 @@ def _damage(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
         return ""
     shifted, known = shifted_rows(rows), [row for row in rows if row.known_mismatch is not None]
     how = "measured" if any(row.mismatch is not None for row in rows) else "predicted from what the file stores"
+    if shifted and not _is_sure(report, shifted[0]):
+        return (
+            f"Not clear. The worst stored variance that noise reaches is off by a factor of "
+            f"{shifted[0].known_mismatch:.2f}, which a healthy BatchNorm may show on so few samples."
+        )
     if shifted:
         return (
             f"Yes. The noise of training leaves {len(shifted)} of {len(rows)} BatchNorms with a stored variance that "
@@ -60,6 +65,15 @@ def _damage(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
     if any(row.noise and row.known_mismatch is None for row in rows):
         return f"Not as far as is known: of {len(rows)} BatchNorms, {len(known)} are within a tenth ({how})."
     return f"No. Every stored variance is within a tenth of the real one ({how})."
+
+
+def _is_sure(report: Report, worst: BatchNormRow) -> bool:
+    """Whether the worst mismatch is damage and no chance: a repair has intervals that say so, else it must be large."""
+    if report.repair is not None:
+        samples, proven = report.repair.judged_on, any(outcome.repaired for outcome in report.repair.batch_norms)
+    else:
+        samples, proven = (report.inspection.samples if report.inspection is not None else 0), False
+    return proven or not is_within_chance(worst.known_mismatch or 0.0, samples)
 
 
 def _place(report: Report, rows: tuple[BatchNormRow, ...]) -> str:

@@ -63,6 +63,19 @@ def test_damage_is_told_from_health_and_from_foreign_data(rows, words):
     assert answers(looked_at(*rows))[DAMAGE].startswith(words)
 
 
+def test_what_few_samples_show_is_damage_only_where_a_repair_was_sure_of_it():
+    few = replace(looked_at(row("a", 1.2)), inspection=Inspection((row("a", 1.2),), (), 32, ()))
+    assert answers(few)[DAMAGE].startswith(
+        "Not clear. The worst stored variance that noise reaches is off by a factor of 1.20"
+    )
+    kept = repaired(outcome(1.2, 1.2, (0.9, 1.1), False)).repair
+    done = repaired(outcome(1.2, 1.0, (0.8, 0.9))).repair
+    words = [
+        answers(replace(EMPTY, repair=replace(found, judged_on=32)))[DAMAGE].split(".")[0] for found in (kept, done)
+    ]
+    assert words == ["Not clear", "Yes"]
+
+
 @pytest.mark.parametrize(
     ("distance", "words"),
     [
