@@ -289,6 +289,9 @@ def _notes(
             notes.append(f"{model.path}: is in {model.precision} and was run in nothing else")
         elif config.precisions and model.kind != "onnx" and set(config.precisions) != {model.precision}:
             notes.append(f"{model.path}: was run in {model.precision} alone; --precision casts ONNX files in fp32")
+    seen = config.calibration_data == config.data and (config.split == "train" or config.data.endswith(".npz"))
+    if seen and (repairs is not None or set(config.precisions) & set(QUANTIZED)):
+        notes.append("the images of repairs and quantisation are among those that judge them; give --calibration D")
     if len({model.preprocessing for model in models if model.preprocessing is not None}) > 1:
         notes.append("the models state different preprocessing; all were fed the images of the first that states one")
     if config.repairs and config.calibration_data is None:

@@ -11,7 +11,7 @@ from .result import RepairTrials, Row, Status
 
 
 def judge(rows: Sequence[Row], repairs: RepairTrials | None) -> tuple[Status, str]:
-    """The status word and the sentence.
+    """The status word and the sentence; FAIL too where a row could not be made or run, though nothing is missing here.
 
     A repaired model is judged by its first row, against the row of the model before its repair: FAIL where it lost
     accuracy by more than chance. Of several the first is told, or the first that failed. Where no row shows a repair,
@@ -26,6 +26,8 @@ def judge(rows: Sequence[Row], repairs: RepairTrials | None) -> tuple[Status, st
         verdict += f"; {departed} of {len(rows)} rows depart from their own model by more than their precision explains"
     if skipped:
         verdict += f"; {skipped} of {len(rows)} rows did not run"
+    if any(row.status == "FAIL" for row in rows):
+        return "FAIL", verdict + "."
     worse = status == "PASS" and (skipped or departed)
     return ("WARN" if worse else status), verdict + "."
 

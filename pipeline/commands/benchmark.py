@@ -126,13 +126,14 @@ def command(
         click.echo(f"{found.status} {found.verdict}")
     if predictions is not None:
         write_predictions(found, predictions, force=force)
-    if html is not None:
-        write_benchmark_page(found, html, force=force)
     if json_path:
         write_json(found.to_dict(), json_path, force=force)
+    if html is not None:
+        write_benchmark_page(found, html, force=force)
+    failed, skipped = (
+        [f"{row.label}: {row.reasons[0]}" for row in found.rows if row.status == status] for status in ("FAIL", "SKIP")
+    )
     if found.status == "FAIL":
-        raise CheckFailedError(found.verdict)
-    for status, error in (("FAIL", CheckFailedError), ("SKIP", MissingComponentError)):
-        stopped = [f"{row.label}: {row.reasons[0]}" for row in found.rows if row.status == status]
-        if stopped:
-            raise error("; ".join(stopped))
+        raise CheckFailedError("; ".join([found.verdict, *failed]))
+    if skipped:
+        raise MissingComponentError("; ".join(skipped))

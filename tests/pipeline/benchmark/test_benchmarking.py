@@ -204,6 +204,13 @@ def test_quantisation_never_sees_the_images_that_judge_it(onnx_path, npz_path):
     assert "has no training part" in found.notes[0]
 
 
+def test_images_that_both_repair_and_judge_are_told(onnx_path, npz_path):
+    config = replace(QUICK, repairs=(RepairTrial("exact", 16),), samples=50)
+    for same in (replace(config, split="train"), replace(config, data=str(npz_path), calibration=str(npz_path))):
+        assert any("are among those that judge them" in note for note in benchmark([onnx_path], same).notes)
+    assert benchmark([onnx_path], config).notes == ()
+
+
 def test_data_without_labels_is_refused(onnx_path, tmp_path):
     np.savez(tmp_path / "bare.npz", input=np.zeros((3, 1, 8, 8), dtype=np.float32))
     with pytest.raises(DataError, match="labels"):

@@ -104,3 +104,4 @@ def test_rows_that_depart_or_did_not_run_are_counted_and_no_pass():
     assert status == "WARN"
     assert "1 of 3 rows depart" in verdict
     assert "1 of 3 rows did not run" in verdict
+    assert judge([row, replace(row, status="FAIL", top1=None)], None)[0] == "FAIL"
