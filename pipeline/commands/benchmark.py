@@ -85,7 +85,8 @@ def command(
     """Compare MODELs on labelled data: accuracy, agreement, latency; the first one is the reference.
 
     Each may be a vsfix checkpoint, an ONNX file or an engine. Every model runs on each backend in each precision. What
-    can't run here is shown as SKIP with the reason, and the exit code is 3; it is 1 where a repair lost accuracy.
+    can't run here is shown as SKIP with the reason, and the exit code is 3; it is 1 where a row failed or a repair lost
+    accuracy. With `vsfix -v benchmark` the log names each stage.
     """
     from vsfix.graph_passes.errors import CheckFailedError, MissingComponentError
     from vsfix.pipeline.benchmark.benchmark_page import write_benchmark_page

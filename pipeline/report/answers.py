@@ -173,8 +173,16 @@ def _cost(report: Report) -> str:
 
 def _timing(series: LatencySeries) -> str:
     """The median of a series, and how it compares with its baseline."""
-    baseline = "" if series.ratio in (None, 1) else f", {series.ratio:.2f} times its baseline"
+    baseline = "" if series.ratio in (None, 1) else f", {series.ratio:.2f} times its baseline{_spread(series)}"
     return f"{series.name} {milliseconds(p50_p99(series)[0])} ms (batch {series.batch_size}{baseline})"
+
+
+def _spread(series: LatencySeries) -> str:
+    """The interval of a ratio: one that holds 1 is no difference."""
+    if series.ratio_interval is None:
+        return ""
+    low, high = series.ratio_interval
+    return f", 95 % interval {low:.2f} – {high:.2f}{', which holds 1' if low <= 1 <= high else ''}"
 
 
 def _sentence(text: str) -> str:

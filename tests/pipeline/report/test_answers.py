@@ -125,6 +125,14 @@ def test_what_was_timed_is_told_or_where_it_stands():
     assert "A table below" in answers(replace(EMPTY, benchmark=(BenchmarkRow("m", "b", "fp32", p50_ms=1.0),)))[COST]
 
 
+def test_a_ratio_is_told_with_its_interval():
+    series = LatencySeries("repaired.onnx", 1, (2.0,), ratio=0.98, ratio_interval=(0.97, 1.01))
+    told = answers(replace(EMPTY, latencies=(series,)))[COST]
+    assert "0.98 times its baseline, 95 % interval 0.97 – 1.01, which holds 1)" in told
+    told = answers(replace(EMPTY, latencies=(replace(series, ratio_interval=(0.97, 0.99)),)))[COST]
+    assert "95 % interval 0.97 – 0.99)" in told
+
+
 def test_of_many_latencies_the_ratios_to_their_baselines_are_told():
     baseline = LatencySeries("net.onnx", 1, (2.0,), ratio=1.0, ratio_interval=(1.0, 1.0))
     others = [LatencySeries("repaired.onnx", 1, (2.0,), ratio=x, ratio_interval=(x, x + 0.1)) for x in (0.97, 1.02)]
