@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from vsfix.graph_passes.shift import geometric_mean
 from vsfix.pipeline.diagnosis import SHIFTED, is_within_chance, shifted_rows
 from vsfix.pipeline.inspection import BatchNormRow
 from vsfix.pipeline.repair_report import RepairReport
@@ -109,7 +112,12 @@ def _repair(report: Report) -> str:
         return "No: the repair failed a check; the first line says which."
     left = [outcome.after.mismatch for outcome in repaired if outcome.after.mismatch is not None]
     worst = f"; the worst stored variance among them is now off by a factor of {max(left):.2f}" if left else ""
-    done = f"Yes: {len(repaired)} of {len(outcomes)} BatchNorms, by the method {report.repair.method}{worst}."
+    before = [outcome.before.mismatch for outcome in repaired if outcome.before.mismatch is not None]
+    worse = (
+        left and before and geometric_mean(np.array(left)) > geometric_mean(np.array(before))
+    )  # as the verdict has it
+    word = "Changed, and farther off than before on this data" if worse else "Yes"
+    done = f"{word}: {len(repaired)} of {len(outcomes)} BatchNorms, by the method {report.repair.method}{worst}."
     return done + _sentence(recovery_of_first(report.accuracies))
 
 

@@ -103,6 +103,13 @@ def test_a_repair_says_what_is_left_and_how_many_intervals_exclude_no_shift():
     assert "not timed" in told[COST]
 
 
+def test_statistics_that_are_farther_off_than_before_are_no_success():
+    assert answers(repaired(outcome(1.15, 3.05, (0.3, 0.4))))[REPAIR].startswith(
+        "Changed, and farther off than before on this data: 1"
+    )
+    assert answers(repaired(outcome(1.05, 1.02, (0.9, 0.99))))[REPAIR].startswith("Yes: 1 of 1")
+
+
 def test_a_repair_that_changed_nothing_or_was_refused_is_no_repair():
     kept = repaired(outcome(1.0, 1.0, (0.9, 1.1), False))
     assert answers(kept)[REPAIR].startswith("No: the evidence supports no change")
