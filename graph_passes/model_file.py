@@ -72,6 +72,10 @@ def check_model(path: Path) -> None:
         ModelError: with the first line of what the checker says.
     """
     try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ModelError(f"{str(path)!a}: its name is not UTF-8, which onnx needs; rename it") from None
+    try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path}: the ONNX checker refuses it: {first_line(error)}") from error

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from vsfix.graph_passes.errors import DataError
-from vsfix.graph_passes.inference import Runner
+from vsfix.graph_passes.inference import Array, Runner
 
 from .batch_runs import run_batches
 from .calibration import Samples
-from .proportion import wilson_interval
+from .proportion import mcnemar_p_value, wilson_interval
+from .tensor_comparison import as_float64, finite_rows
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class AccuracyRow:
         accuracy: top-1, in [0, 1].
         low: lower end of its Wilson interval at 95 %.
         high: upper end.
+        p_value: of McNemar's exact test against the model as trained, on the same samples; None for that model itself,
+            and where the two were not compared.
     """
 
     model: str
@@ -31,6 +34,7 @@ class AccuracyRow:
     accuracy: float
     low: float
     high: float
+    p_value: float | None = None
 
 
 def accuracy_of(
@@ -41,15 +45,43 @@ def accuracy_of(
     Raises:
         DataError: no labels, or an output that holds no logits.
     """
+    return accuracy_row(model, right_answers(runner, samples, batch_size=batch_size), images=images)
+
+
+def accuracy_row(model: str, right: Array, *, images: int | None = None, trained: Array | None = None) -> AccuracyRow:
+    """The accuracy of a model from its single answers.
+
+    Args:
+        model: what was measured, in words.
+        right: which samples it gets right, shape (N,).
+        images: the size of the calibration set of its repair; None as trained.
+        trained: which of the same samples the model as trained gets right; not given for that model itself.
+    """
+    count, total = int(right.sum()), len(right)
+    p_value = None if trained is None else mcnemar_p_value(int(np.sum(trained & ~right)), int(np.sum(right & ~trained)))
+    return AccuracyRow(model, images, count / total, *wilson_interval(count, total), p_value)
+
+
+def right_answers(runner: Runner, samples: Samples, *, batch_size: int) -> Array:
+    """Which samples a model gets right by its first output, logits of shape (N, classes).
+
+    A sample whose logits are not finite is none of them.
+
+    Returns:
+        Shape (N,), of bools.
+
+    Raises:
+        DataError: no labels, or an output that holds no logits.
+    """
     if samples.labels is None:
         raise DataError(f"{samples.name}: has no labels; accuracy needs them")
-    correct = 0
+    right = np.zeros(len(samples), dtype=np.bool_)
     for rows, outputs in run_batches(runner, samples, batch_size):
         logits = next(iter(outputs.values()))
         if logits.ndim != 2:
             raise DataError(f"the first output has the shape {logits.shape}; top-1 accuracy needs (N, classes)")
         if samples.labels.min() < 0 or samples.labels.max() >= logits.shape[1]:
             raise DataError(f"{samples.name}: its labels name other classes than the {logits.shape[1]} of the model")
-        correct += int(np.sum(logits.argmax(axis=1) == samples.labels[rows]))
-    low, high = wilson_interval(correct, len(samples))
-    return AccuracyRow(model, images, correct / len(samples), low, high)
+        decided = finite_rows(as_float64(logits, "the output"))
+        right[rows] = decided & (logits.argmax(axis=1) == samples.labels[rows])
+    return right

@@ -26,7 +26,7 @@ from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.training_config import TrainingConfig
 from vsfix.trainers.training_loop import TrainingOptions, train
 
-from .accuracy import AccuracyRow, accuracy_of
+from .accuracy import AccuracyRow, accuracy_row, right_answers
 from .backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from .backends.torch_runner import TorchRunner, with_statistics
 from .benchmark.benchmark_page import latency_series
@@ -190,11 +190,14 @@ def _accuracies(model: onnx.ModelProto, repairs: _Repairs, test_set: Samples, im
         ("repaired, exact", repairs.exact_few.model, CALIBRATION_IMAGES),
         ("repaired, exact", repairs.exact_all.model, images),
     )
-    accuracies = []
-    for what, candidate, used in rows:
+    right = []
+    for _, candidate, _ in rows:
         with OnnxRuntimeRunner(candidate) as runner:
-            accuracies.append(accuracy_of(what, runner, test_set, batch_size=_BATCH_SIZE, images=used))
-    return tuple(accuracies)
+            right.append(right_answers(runner, test_set, batch_size=_BATCH_SIZE))
+    return tuple(
+        accuracy_row(what, answers, images=used, trained=None if used is None else right[0])
+        for (what, _, used), answers in zip(rows, right, strict=True)
+    )
 
 
 def _steps(checkpoint: Checkpoint, model: onnx.ModelProto, repair: Repair, test_set: Samples) -> tuple[StepRow, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from .inspection import BatchNormRow, Inspection
 
 # A stored variance that is off by less moves no decision that could be measured; measured on 500 images, the variance
@@ -15,6 +17,15 @@ def shifted_rows(rows: tuple[BatchNormRow, ...]) -> tuple[BatchNormRow, ...]:
     return tuple(sorted(off, key=lambda row: -(row.known_mismatch or 0.0)))
 
 
+def is_within_chance(mismatch: float, samples: int) -> bool:
+    """Whether a BatchNorm that stores the right variance may show this mismatch on so few samples.
+
+    The logarithm of the variance of n independent normal samples scatters by sqrt(2/n); half as much again is granted
+    for heavier tails. With 500 samples that is `SHIFTED`; without any the mismatch is a prediction, and no chance.
+    """
+    return samples > 0 and mismatch < math.exp(1.5 * math.sqrt(2 / samples))
+
+
 def judge_inspection(inspection: Inspection) -> tuple[str, str]:
     """The status word and one sentence with the numbers: WARN where there is something to repair or to know."""
     total = len(inspection.rows)
@@ -22,10 +33,16 @@ def judge_inspection(inspection: Inspection) -> tuple[str, str]:
     shifted = shifted_rows(inspection.rows)
     basis = f"measured on {inspection.samples} samples" if inspection.samples else "predicted from what is stored"
     if shifted:
-        worst = shifted[0]
+        worst, mismatch = shifted[0], shifted[0].known_mismatch or 0.0
+        if is_within_chance(mismatch, inspection.samples):
+            return "WARN", (
+                f"Not clear: noise reaches {reached} of {total} BatchNorms, and the worst, '{worst.name}', stores a "
+                f"variance that is off by a factor of {mismatch:.2f}, which a healthy one may show on "
+                f"{inspection.samples} samples; give more (--samples 500)."
+            )
         return "WARN", (
             f"Damaged: noise reaches {reached} of {total} BatchNorms, and {len(shifted)} store a variance that is off "
-            f"by a tenth or more, the worst, '{worst.name}', by a factor of {worst.known_mismatch:.2f} ({basis}); "
+            f"by a tenth or more, the worst, '{worst.name}', by a factor of {mismatch:.2f} ({basis}); "
             "vsfix optimize repairs it."
         )
     status = "WARN" if inspection.warnings else "PASS"
@@ -36,6 +53,12 @@ def judge_inspection(inspection: Inspection) -> tuple[str, str]:
         return (
             "WARN",
             f"Noise reaches {reached} of {total} BatchNorms; how far it shifts them only data tells (--data).",
+        )
+    if len(known) < reached:
+        return "WARN", (
+            f"Noise reaches {reached} of {total} BatchNorms: {len(known)} of them store a variance that is off by a "
+            f"factor of {max(known):.2f} at most ({basis}), and how far it shifts the others is not known"
+            + ("." if inspection.samples else "; only data tells (--data).")
         )
     return status, (
         f"Nothing to repair: noise reaches {reached} of {total} BatchNorms, and their stored variances are off by a "

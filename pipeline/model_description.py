@@ -17,9 +17,10 @@ from .backends.parsed_network import NetworkTensor
 from .calibration import fixed_batch_size, model_input_names, read_preprocessing
 from .engine_sidecar import EngineSidecar, read_sidecar
 from .file_description import describe_onnx_file, file_digest, onnx_digest
-from .preparation import REPAIR_KEY
+from .preparation import repaired_batch_norms
 from .random_inputs import stated_shape
 
+ANOTHER_MODEL = "another model"  # the step between two files of which neither was made of the other
 _CHECKPOINT_INPUT = "input"
 _COARSEST_FIRST = {"FP8": "fp8", "INT8": "int8", "BF16": "bf16", "HALF": "fp16"}
 _TELLING = COMPUTING | {"QUANTIZE", "SCALE", "ACTIVATION", "ELEMENTWISE"}  # a CONSTANT may hold anything
@@ -83,7 +84,7 @@ def name_step(before: ModelDescription, after: ModelDescription) -> str:
         return "export and repair" if after.repaired and not before.repaired else "export"
     if after.precision != before.precision:
         return "quantisation" if after.precision in ("int8", "fp8") else "cast"
-    return "repair" if after.repaired and not before.repaired else "another model"
+    return "repair" if after.repaired and not before.repaired else ANOTHER_MODEL
 
 
 def _describe_checkpoint(path: Path) -> ModelDescription:
@@ -121,7 +122,7 @@ def _describe_onnx(path: Path) -> ModelDescription:
         input_shapes=tuple(stated_shape(model, name) for name in names),
         preprocessing=read_preprocessing(model),
         precision=precision,
-        repaired=REPAIR_KEY in read_metadata(model),
+        repaired=bool(repaired_batch_norms(read_metadata(model))),
         backend="reference" if precision == "bf16" else "onnxruntime",  # whose CPU kernels know no bfloat16
         smallest_batch=fixed_batch_size(model) or 1,
         largest_batch=fixed_batch_size(model),
@@ -141,7 +142,7 @@ def _describe_engine(path: Path) -> ModelDescription:
         input_shapes=tuple(_shape(tensor) for tensor in sidecar.inputs),
         preprocessing=None if preprocessing is None else Preprocessing.from_json(preprocessing),
         precision=_precision(sidecar),
-        repaired=REPAIR_KEY in sidecar.metadata,
+        repaired=bool(repaired_batch_norms(sidecar.metadata)),
         backend=sidecar.runtime,
         smallest_batch=max((found.minimum[0] for found in ranges), default=1),
         largest_batch=min((found.maximum[0] for found in ranges), default=None),

@@ -15,7 +15,7 @@ from vsfix.graph_passes.external_data import external_data_files
 from vsfix.graph_passes.model_file import export_model, read_model, write_model
 from vsfix.graph_passes.shift import geometric_mean
 
-from .accuracy import AccuracyRow, accuracy_of
+from .accuracy import AccuracyRow, accuracy_row, right_answers
 from .backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from .calibration import Samples, calibration_batches, labelled_samples
 from .environment import describe_machine
@@ -119,10 +119,11 @@ def _accuracies(
 ) -> tuple[AccuracyRow, ...]:
     """Top-1 of the original in its deployable form, and of the repaired model."""
     with OnnxRuntimeRunner(original) as before, OnnxRuntimeRunner(repair.runnable) as after:
-        return (
-            accuracy_of("as trained", before, labelled, batch_size=batch_size),
-            accuracy_of("repaired", after, labelled, batch_size=batch_size, images=repair.report.samples),
-        )
+        trained, repaired = (right_answers(runner, labelled, batch_size=batch_size) for runner in (before, after))
+    return (
+        accuracy_row("as trained", trained),
+        accuracy_row("repaired", repaired, images=repair.report.samples, trained=trained),
+    )
 
 
 def _require_no_loss(accuracies: tuple[AccuracyRow, ...], eval_data: str | None) -> None:

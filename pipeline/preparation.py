@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -21,7 +22,9 @@ from vsfix.graph_passes.random_expression import RANDOM_OPERATORS
 from vsfix.graph_passes.recompose_batch_norm import RecomposeBatchNorm
 from vsfix.graph_passes.tensors import consumed_tensors
 
-REPAIR_KEY = "vsfix.repair"  # the entry of metadata_props in which a repaired file says how it was repaired
+REPAIR_KEY = (
+    "vsfix.repair"  # the entry of metadata_props in which a file that vsfix wrote says what was repaired, and how
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +76,20 @@ def prepare_model(
         warnings=tuple(warnings),
         shows_its_noise=EXPORT_METADATA_KEY in read_metadata(model) or bool(noise),
     )
+
+
+def repaired_batch_norms(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """The BatchNorms that a file says were repaired; none of one that was only cast or folded.
+
+    Args:
+        metadata: its metadata_props. An entry that vsfix has not written names none.
+    """
+    try:
+        found = json.loads(metadata.get(REPAIR_KEY, "{}"))
+    except (ValueError, RecursionError):
+        return ()
+    names = found.get("repaired") if isinstance(found, dict) else None
+    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
 
 
 def _sites(noise: Sequence[str]) -> dict[str, Noise]:

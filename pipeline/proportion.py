@@ -9,6 +9,7 @@ from fractions import Fraction
 from vsfix.graph_passes.errors import DataError
 
 Z_95 = 1.959963984540054
+SIGNIFICANT = 0.05  # McNemar's p below this is more than chance
 
 
 @dataclass(frozen=True)

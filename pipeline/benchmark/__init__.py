@@ -13,5 +13,5 @@ benchmark_file      what it wrote, read back
 metric, comparing   two runs, and what became better or worse
 comparison_table    the terminal's view of that
 
-benchmark_progress  the bar
+benchmark_progress  the bar, or lines of the log
 """

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,9 @@ class BenchmarkFile:
         samples: how many.
         digest: of the samples and their labels.
         machine: what it ran on.
-        rows: the values of each row by the name of its model file, backend and precision. A value is a number in the
-            unit of its metric, or None where the row has none.
+        rows: the values of each row by the name of its model file, backend and precision; by the path as it was named
+            where two files of the run have one name. A value is a number in the unit of its metric, an SNR infinite
+            where the row is exact and minus infinity where it is not finite, or None where the row has none.
         statuses: of the rows.
     """
 
@@ -45,7 +48,7 @@ def read_benchmark(path: Path) -> BenchmarkFile:
         InputError: it is not there, is no JSON, or not what `vsfix benchmark --json` of this version writes.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
     except OSError as error:
         raise InputError(f"{path}: can't be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -53,27 +56,32 @@ def read_benchmark(path: Path) -> BenchmarkFile:
     try:
         if document["schema_version"] != SCHEMA_VERSION:
             raise InputError(f"{path}: has schema version {document['schema_version']}; {SCHEMA_VERSION} can be read")
-        rows = {_key(row): row for row in document["rows"]}
+        rows = dict(zip(_keys(document["rows"]), document["rows"], strict=True))
         if len(rows) < len(document["rows"]):
             raise InputError(f"{path}: two of its rows have the same model, backend and precision")
         return BenchmarkFile(
             path=path,
-            data=str(document["data"]),
-            samples=int(document["samples"]),
-            digest=str(document["digest"]),
-            machine=str(document["environment"]["machine"]),
+            data=_text(document["data"]),
+            samples=int(_number(document["samples"])),
+            digest=_text(document["digest"]),
+            machine=_text(document["environment"]["machine"]),
             rows={key: _values(row) for key, row in rows.items()},
-            statuses={key: str(row["status"]) for key, row in rows.items()},
+            statuses={key: _text(row["status"]) for key, row in rows.items()},
         )
     except KeyError as error:
         raise InputError(f"{path}: is not what `vsfix benchmark --json` writes: it has no {error}") from error
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise InputError(f"{path}: is not what `vsfix benchmark --json` writes: {error}") from error
 
 
-def _key(row: Mapping[str, Any]) -> Key:
-    """What a row is known by in another run; folders differ from machine to machine."""
-    return (Path(str(row["model"])).name, str(row["backend"]), str(row["precision"]))
+def _keys(rows: Sequence[Mapping[str, Any]]) -> list[Key]:
+    """What rows are known by in another run; folders differ from machine to machine, and count where names don't."""
+    shared = Counter(Path(model).name for model in {_text(row["model"]) for row in rows})
+    names = [Path(row["model"]).name for row in rows]
+    return [
+        (name if shared[name] == 1 else row["model"], _text(row["backend"]), _text(row["precision"]))
+        for name, row in zip(names, rows, strict=True)
+    ]
 
 
 def _values(row: Mapping[str, Any]) -> dict[str, float | None]:
@@ -81,19 +89,48 @@ def _values(row: Mapping[str, Any]) -> dict[str, float | None]:
     own = row["against_own"]
     values: dict[str, float | None] = {"top1": _percent(row["top1"] and row["top1"]["value"])}
     if own is not None:
-        snrs = [output["snr_db"] for output in own["outputs"].values()]
         values["retention"] = _percent(own["decisions"]["task"]["retention"])
         values["agreement"] = _percent(own["decisions"]["agreement"])
-        values["snr"] = min((float(snr) for snr in snrs if snr is not None), default=None)
+        values["snr"] = min(map(_snr_db, own["outputs"].values()))
     for latency in row["latencies"]:
         graph = {None: "", True: ", graph", False: ", no graph"}[latency["cuda_graph"]]
         batch = f"batch {latency['batch_size']}{graph}"
-        values[f"p50 {batch}"] = float(latency["p50_ms"])
-        values[f"p99 {batch}"] = float(latency["p99_ms"])
-    values["size"] = float(row["size"]) or None
+        values[f"p50 {batch}"] = _number(latency["p50_ms"])
+        values[f"p99 {batch}"] = _number(latency["p99_ms"])
+    values["size"] = _number(row["size"]) or None
     return values
+
+
+def _snr_db(output: Mapping[str, Any]) -> float:
+    """The SNR of an output; JSON has no infinity, and the largest error says which one a null stands for."""
+    if output["snr_db"] is not None:
+        return _number(output["snr_db"])
+    return math.inf if output["max_abs"] == 0 else -math.inf
 
 
 def _percent(value: Any) -> float | None:
     """A share in percent."""
-    return None if value is None else 100 * float(value)
+    return None if value is None else 100 * _number(value)
+
+
+def _number(value: Any) -> float:
+    """A number, and not a text of one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
+
+
+def _text(value: Any) -> str:
+    """A text that can be printed."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    value.encode()
+    return value
+
+
+def _finite(text: str) -> float:
+    """What the file writes as a number: NaN and infinities compare as better than anything."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number of JSON")
+    return number

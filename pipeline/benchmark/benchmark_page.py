@@ -34,7 +34,7 @@ def benchmark_report(found: Benchmark) -> Report:
         accuracies=found.repairs.accuracies if found.repairs is not None else (),
         benchmark=tuple(_benchmark_row(row) for row in found.rows),
         benchmark_reference=found.reference,
-        budgets=tuple(_budget(row, found) for row in found.rows[1:] if row.budget),
+        budgets=tuple(_budget(row, found) for row in sorted(found.rows[1:], key=_comes_later) if row.budget),
         latencies=tuple(latency_series(row.label, latency) for row in found.rows for latency in row.latencies),
         origin=Origin(found.environment.get("command", ""), facts),
     )
@@ -57,7 +57,7 @@ def _benchmark_row(row: Row) -> BenchmarkRow:
     """One row; its latency is that of the smallest batch size, its throughput the best of all."""
     task = row.against_reference.decisions.task if row.against_reference is not None else None
     own = row.against_own
-    latency = smallest_batch(row)
+    latency, (gain, gain_p_value) = smallest_batch(row), _gain(row)
     return BenchmarkRow(
         model=row.model,
         backend=row.backend,
@@ -77,9 +77,22 @@ def _benchmark_row(row: Row) -> BenchmarkRow:
         repaired=row.repaired,
         status=row.status,
         note="; ".join(row.reasons),
+        gain=gain,
+        gain_p_value=gain_p_value,
     )
+
+
+def _gain(row: Row) -> tuple[float | None, float | None]:
+    """What the repair of a row's model is worth in points, and McNemar's p of that."""
+    task = row.against_unrepaired.decisions.task if row.against_unrepaired is not None else None
+    return (None, None) if task is None else (100 * (task.output.value - task.reference.value), task.p_value)
+
+
+def _comes_later(row: Row) -> bool:
+    """The budgets of repaired rows are what a reader looks for first."""
+    return not row.repaired
 
 
 def _budget(row: Row, found: Benchmark) -> ErrorBudget:
     """The steps from the reference to a row."""
-    return ErrorBudget(row.label, found.reference, row.budget, found.rows[0].top1)
+    return ErrorBudget(row.label, found.reference, row.budget, found.rows[0].top1, row.repaired)

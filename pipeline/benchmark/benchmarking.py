@@ -19,6 +19,7 @@ from vsfix.graph_passes.errors import DataError, InputError, VsfixError
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import read_model
 from vsfix.pipeline.calibration import Samples, calibration_batches, load_samples
+from vsfix.pipeline.decisions import compare_decisions
 from vsfix.pipeline.environment import describe_environment
 from vsfix.pipeline.gpu_state import describe_gpu
 from vsfix.pipeline.model_description import ModelDescription, describe_model
@@ -28,7 +29,7 @@ from vsfix.pipeline.shared_inputs import require_same_inputs, shared_batch_size,
 from .benchmark_progress import Advance, benchmark_progress
 from .deployment import Deployments
 from .latency import MAX_CV, ROUNDS, Latency, LatencyConfig
-from .measurement import Measured, measure_row
+from .measurement import Measured, measure_row, require_comparable
 from .repair_trials import DEFAULT_TRIALS, RepairTrial, choose_model, try_repairs
 from .result import Benchmark, RepairTrials
 from .row import failed_row, make_row
@@ -215,8 +216,10 @@ def _measure(
         advance(variant.label)
         try:
             found = measure_row(files, variant, samples, batch_size)
-            if measured and found.logits.shape != measured[0].logits.shape:
-                raise InputError(f"{variant.model.path}: has other classes than {measured[0].variant.model.path}")
+            if measured:
+                require_comparable(found, measured[0])
+            else:  # the labels fit the reference, or the run ends here and not when all is timed
+                compare_decisions(found.logits, found.logits, _labels(samples))
         except VsfixError as error:
             if not measured:
                 raise
@@ -286,6 +289,9 @@ def _notes(
             notes.append(f"{model.path}: is in {model.precision} and was run in nothing else")
         elif config.precisions and model.kind != "onnx" and set(config.precisions) != {model.precision}:
             notes.append(f"{model.path}: was run in {model.precision} alone; --precision casts ONNX files in fp32")
+    seen = config.calibration_data == config.data and (config.split == "train" or config.data.endswith(".npz"))
+    if seen and (repairs is not None or set(config.precisions) & set(QUANTIZED)):
+        notes.append("the images of repairs and quantisation are among those that judge them; give --calibration D")
     if len({model.preprocessing for model in models if model.preprocessing is not None}) > 1:
         notes.append("the models state different preprocessing; all were fed the images of the first that states one")
     if config.repairs and config.calibration_data is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from .benchmark_file import BenchmarkFile, Key, read_benchmark
-from .metric import METRICS, FailRule, Metric
+from .metric import FailRule, metric_of
 
 Direction = Literal["better", "worse", "same"]
 _RANKS = {"PASS": 0, "WARN": 1, "SKIP": 2, "FAIL": 3}
@@ -62,7 +62,8 @@ def compare_files(before: Path, after: Path, rules: Sequence[FailRule]) -> RunCo
     Args:
         before: the first run.
         after: the second.
-        rules: what must not happen. A row or number that a rule watches and that is gone breaks it too.
+        rules: what must not happen. A row or number that a rule watches and that is gone breaks it too, and so does a
+            rule that nothing in the two runs can be held against.
 
     Raises:
         InputError: see `read_benchmark`.
@@ -72,34 +73,35 @@ def compare_files(before: Path, after: Path, rules: Sequence[FailRule]) -> RunCo
 
 def compare_runs(before: BenchmarkFile, after: BenchmarkFile, rules: Sequence[FailRule]) -> RunComparison:
     """Compares two runs; see `compare_files`."""
-    changes, gone, added = [], [], []
+    changes: list[Change] = []
+    gone: list[tuple[Key, str]] = []
+    added: list[tuple[Key, str]] = []
     for key in dict.fromkeys([*before.rows, *after.rows]):
         if key not in after.rows:
-            gone.append(_name(key))
+            gone.append((key, ""))
         elif key not in before.rows:
-            added.append(_name(key))
+            added.append((key, ""))
         else:
             old, new = ({k: v for k, v in run.rows[key].items() if v is not None} for run in (before, after))
             changes += [_change(key, label, old[label], new[label]) for label in old if label in new]
-            gone += [f"{_name(key)}: {label}" for label in old if label not in new]
-            added += [f"{_name(key)}: {label}" for label in new if label not in old]
+            gone += [(key, label) for label in old if label not in new]
+            added += [(key, label) for label in new if label not in old]
     return RunComparison(
-        tuple(changes), tuple(gone), tuple(added), _warnings(before, after), _failures(changes, gone, rules)
+        changes=tuple(changes),
+        gone=tuple(_name(*number) for number in gone),
+        added=tuple(_name(*number) for number in added),
+        warnings=_warnings(before, after),
+        failures=tuple(failure for rule in rules for failure in _failures(rule, changes, gone)),
     )
 
 
 def _change(key: Key, label: str, before: float, after: float) -> Change:
     """One number."""
-    metric = _metric(label)
+    metric = metric_of(label)
     change = metric.change(before, after)
     loss = metric.loss(change)
     direction: Direction = "same" if abs(loss) <= metric.noise else "worse" if loss > 0 else "better"
     return Change(key, label, before, after, change, metric.unit, direction)
-
-
-def _metric(label: str) -> Metric:
-    """What a number is one of."""
-    return METRICS[label.split()[0]]
 
 
 def _warnings(before: BenchmarkFile, after: BenchmarkFile) -> tuple[str, ...]:
@@ -118,25 +120,29 @@ def _warnings(before: BenchmarkFile, after: BenchmarkFile) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _failures(changes: Sequence[Change], gone: Sequence[str], rules: Sequence[FailRule]) -> tuple[str, ...]:
-    """The rules that are broken."""
-    failures = []
-    for rule in rules:
-        for change in changes:
-            metric = _metric(change.metric)
-            # The rounding of a difference of percents is no loss.
-            if metric.name == rule.metric and metric.loss(change.change) > rule.limit + 1e-9:
-                failures.append(
-                    f"{_name(change.row)}: {change.metric} {change.before:.4g} -> {change.after:.4g} "
-                    f"({change.change:+.3g} {change.unit}), allowed is a loss of {rule.limit:g}"
-                )
-        for name in gone:
-            label = name.rpartition(": ")[2] if ": " in name else rule.metric
-            if label.split()[0] == rule.metric:
-                failures.append(f"{name}: is gone, so that {rule} can't be held")
-    return tuple(failures)
+def _failures(rule: FailRule, changes: Sequence[Change], gone: Sequence[tuple[Key, str]]) -> list[str]:
+    """How a rule is broken: by a loss, by a number that is gone, or since there is none to hold it against."""
+    watched = [change for change in changes if metric_of(change.metric).name == rule.metric]
+    lost = [(key, label) for key, label in gone if not label or metric_of(label).name == rule.metric]
+    if not watched and not lost:
+        return [f"no row of both runs has {rule.metric}, so that {rule} can't be held"]
+    # The rounding of a difference of percents is no loss.
+    broken = [change for change in watched if metric_of(change.metric).loss(change.change) > rule.limit + 1e-9]
+    return [
+        *(_loss(change, rule) for change in broken),
+        *(f"{_name(*number)}: is gone, so that {rule} can't be held" for number in lost),
+    ]
 
 
-def _name(key: Key) -> str:
-    """A row in words."""
-    return ", ".join(key)
+def _loss(change: Change, rule: FailRule) -> str:
+    """A loss past its limit in words."""
+    before, after = (metric_of(change.metric).written(value) for value in (change.before, change.after))
+    return (
+        f"{_name(change.row, change.metric)} {before} -> {after} ({change.change:+.3g} {change.unit}), allowed is a "
+        f"loss of {rule.limit:g}"
+    )
+
+
+def _name(key: Key, label: str = "") -> str:
+    """A row in words, or one of its numbers."""
+    return ", ".join(key) + (f": {label}" if label else "")

@@ -6,6 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from .comparing import RunComparison
+from .metric import metric_of
 
 _ORDER = ("worse", "better")
 
@@ -22,7 +23,7 @@ def comparison_table(found: RunComparison) -> Table:
             if change.direction == direction:
                 model, backend, precision = change.row
                 moved = f"{change.change:+.2f} {change.unit}"
-                values = (f"{value:.4g}" for value in (change.before, change.after))
+                values = (metric_of(change.metric).written(value) for value in (change.before, change.after))
                 table.add_row(model, f"{backend} {precision}", change.metric, direction, *values, moved)
     return table
 

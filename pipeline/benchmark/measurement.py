@@ -20,7 +20,7 @@ from vsfix.pipeline.error_budget import (
     noise_floor,
     pair_outputs,
 )
-from vsfix.pipeline.model_description import name_step
+from vsfix.pipeline.model_description import ANOTHER_MODEL, name_step
 from vsfix.pipeline.repair_config import QUANTIZED
 from vsfix.pipeline.tensor_comparison import as_float64, compare_tensors, finite_rows
 from vsfix.pipeline.verification import pooled_outputs
@@ -85,6 +85,23 @@ def measure_row(deployments: Deployments, variant: Variant, samples: Samples, ba
         return Measured(variant, deployed, runner.name, outputs, floor)
 
 
+def require_comparable(row: Measured, reference: Measured) -> None:
+    """Refuses a row that the reference can't be compared with.
+
+    Raises:
+        InputError: other classes, or another output of another shape.
+        DataError: another number of outputs.
+    """
+    if row.logits.shape != reference.logits.shape:
+        raise InputError(f"{row.variant.model.path}: has other classes than {reference.variant.model.path}")
+    for name, (expected, found) in pair_outputs(reference.outputs, row.outputs, row.variant.label).items():
+        if expected.shape != found.shape:
+            raise InputError(
+                f"{row.variant.model.path}: its output {name} has the shape {found.shape}, that of "
+                f"{reference.variant.model.path} {expected.shape}; give two models with the same outputs"
+            )
+
+
 def compare_rows(row: Measured, baseline: Measured, labels: Array) -> Comparison | None:
     """A row against another; None where the other is not finite, so that nothing can be compared with it.
 
@@ -115,6 +132,22 @@ def budget_of(row: Measured, rows: Sequence[Measured], labels: Array) -> tuple[B
     return (*error_budget(stages, labels, decide=True), row.floor)
 
 
+def before_repair(row: Measured, rows: Sequence[Measured]) -> Measured | None:
+    """The row that shows the model of a row as it was before its repair: the earliest one that it can have come from.
+
+    None where there is none in front of it, where its model is not repaired, and where it is not its model's first row.
+    """
+    if not row.variant.model.repaired or not _starts_model(row, rows):
+        return None
+    found = None
+    for before, after in reversed(list(pairwise(_chain(row, rows)))):
+        if _name_step(before.variant, after.variant) == ANOTHER_MODEL:
+            break
+        if not before.variant.model.repaired:
+            found = before
+    return found
+
+
 def _chain(row: Measured, rows: Sequence[Measured]) -> list[Measured]:
     """The rows between the reference and a row, both included.
 
@@ -136,7 +169,7 @@ def _in_front_of(row: Measured, rows: Sequence[Measured]) -> Measured:
         return same[0] if same and same[0] is not row else own[0]
     earlier = [found for found in rows[: rows.index(row)] if _starts_model(found, rows)]
     for found in reversed(earlier):
-        if name_step(found.variant.model, row.variant.model) != "another model":
+        if name_step(found.variant.model, row.variant.model) != ANOTHER_MODEL:
             return found
     return rows[0]
 

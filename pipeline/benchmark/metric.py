@@ -26,9 +26,17 @@ class Metric:
 
     def change(self, before: float, after: float) -> float:
         """By how much a value changed, in the unit: relative for times and sizes, else the difference."""
+        if after == before:  # two exact rows: infinity less infinity is no number
+            return 0.0
         if self.unit != "%":
             return after - before
         return 100 * (after / before - 1) if before else math.inf
+
+    def written(self, value: float) -> str:
+        """A value as a person reads it."""
+        if math.isfinite(value):
+            return f"{value:.4g}"
+        return "exact" if value > 0 else "not finite"
 
     def loss(self, change: float) -> float:
         """By how much a change is for the worse; negative where it is for the better."""
@@ -47,6 +55,11 @@ METRICS = {
         Metric("size", "%", higher_is_better=False),
     )
 }
+
+
+def metric_of(label: str) -> Metric:
+    """What a number is one of, as `p50 batch 1`."""
+    return METRICS[label.split()[0]]
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vsfix.graph_passes.errors import InputError, ModelError, VsfixError
-from vsfix.graph_passes.model_file import export_model, read_model
-from vsfix.pipeline.accuracy import accuracy_of
+from vsfix.graph_passes.model_file import export_model, read_metadata, read_model
+from vsfix.pipeline.accuracy import accuracy_row, right_answers
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from vsfix.pipeline.calibration import Samples, calibration_batches
 from vsfix.pipeline.model_description import ModelDescription
-from vsfix.pipeline.preparation import prepare_model
+from vsfix.pipeline.preparation import REPAIR_KEY, prepare_model
 from vsfix.pipeline.repair import repair_model
 from vsfix.pipeline.repair_config import NEED_DATA, RepairConfig
 
@@ -58,14 +58,16 @@ def _parse(text: str) -> RepairTrial:
 
 
 def choose_model(models: Sequence[ModelDescription]) -> ModelDescription | None:
-    """The first ONNX file whose statistics were not repaired and whose BatchNorms are not folded; None without one."""
+    """The first ONNX file that has its BatchNorms and its noise as it was exported with them; None without one."""
     for model in models:
-        if model.kind == "onnx" and not model.repaired:
-            try:
-                prepare_model(read_model(model.path))
-            except ModelError:
-                continue
-            return model
+        # What `vsfix optimize` has written, a mere cast too, shows no noise any more.
+        if model.kind != "onnx" or REPAIR_KEY in read_metadata(source := read_model(model.path)):
+            continue
+        try:
+            prepare_model(source)
+        except ModelError:
+            continue
+        return model
     return None
 
 
@@ -88,7 +90,7 @@ def try_repairs(
         labelled: what the accuracies are measured on.
         batch_size: samples per run.
         seed: of the choice of images and of the noise.
-        advance: called after each.
+        advance: called before each.
 
     Raises:
         InputError, DataError: data that can't be used.
@@ -96,21 +98,20 @@ def try_repairs(
     source = read_model(model.path)
     deployable = export_model(prepare_model(source).graph, source)
     with OnnxRuntimeRunner(deployable) as runner:
-        accuracies = [accuracy_of(AS_TRAINED, runner, labelled, batch_size=batch_size)]
+        trained = right_answers(runner, labelled, batch_size=batch_size)
+    accuracies = [accuracy_row(AS_TRAINED, trained)]
     reports, refused = [], []
     for trial in trials:
+        advance()
         batches = calibration_batches(deployable, calibration, samples=trial.images, batch_size=batch_size, seed=seed)
         try:
             repair = repair_model(source, batches, open_for_small_runs, RepairConfig(method=trial.method, seed=seed))
             with OnnxRuntimeRunner(repair.runnable) as runner:
-                found = accuracy_of(
-                    repair.report.method, runner, labelled, batch_size=batch_size, images=repair.report.samples
-                )
+                right = right_answers(runner, labelled, batch_size=batch_size)
         except VsfixError as error:
             refused.append(f"{trial}: {error}")
         else:
             reports.append(repair.report)
-            accuracies.append(found)
-        advance()
+            accuracies.append(accuracy_row(repair.report.method, right, images=repair.report.samples, trained=trained))
     report = reports[0] if reports else None
     return RepairTrials(str(model.path), report, tuple(accuracies), tuple(refused))

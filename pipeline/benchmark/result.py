@@ -61,6 +61,8 @@ class Row:
         top5: likewise, where there are more than five classes.
         against_reference: the first row of the benchmark; None for itself and where nothing ran.
         against_own: the first row of the same model; None for itself and where nothing ran.
+        against_unrepaired: of the first row of a repaired model: the row in front of it that shows the model as it was
+            before; None where no row does, and for every other row.
         budget: the steps from the reference to this row, and the noise floor.
         latencies: one for each batch size; with and without a CUDA graph where the row is an engine.
         latency_note: why there are none.
@@ -81,6 +83,7 @@ class Row:
     top5: Proportion | None = None
     against_reference: Comparison | None = None
     against_own: Comparison | None = None
+    against_unrepaired: Comparison | None = None
     budget: tuple[BudgetStep, ...] = ()
     latencies: tuple[Latency, ...] = ()
     latency_note: str = ""

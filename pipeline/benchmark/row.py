@@ -11,7 +11,7 @@ from vsfix.pipeline.tolerance import GivenTolerance
 from vsfix.pipeline.verification import missed_tolerances
 
 from .latency import Latency
-from .measurement import Measured, budget_of, compare_rows
+from .measurement import Measured, before_repair, budget_of, compare_rows
 from .result import Comparison, Row
 from .row_latency import reason_against_timing
 from .variant import Variant
@@ -33,6 +33,7 @@ def make_row(variant: Variant, measured: Sequence[Measured], labels: Array, late
     own = next(other for other in measured if other.variant.model == variant.model)
     against_own = None if found is own else compare_rows(found, own, labels)
     reasons = _departures(found, own, against_own)
+    unrepaired = before_repair(found, measured)
     task = compare_decisions(measured[0].logits, found.logits, labels).task
     assert task is not None
     return Row(
@@ -51,6 +52,7 @@ def make_row(variant: Variant, measured: Sequence[Measured], labels: Array, late
         top5=task.output_top5,
         against_reference=None if found is measured[0] else compare_rows(found, measured[0], labels),
         against_own=against_own,
+        against_unrepaired=None if unrepaired is None else compare_rows(found, unrepaired, labels),
         budget=budget_of(found, measured, labels),
         latencies=tuple(latencies),
         latency_note=reason_against_timing(variant),

@@ -5,66 +5,78 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vsfix.pipeline.accuracy import AccuracyRow
+from vsfix.pipeline.proportion import SIGNIFICANT
 
 from .result import RepairTrials, Row, Status
 
-SIGNIFICANT = 0.05  # McNemar's p below this is more than chance
-
 
 def judge(rows: Sequence[Row], repairs: RepairTrials | None) -> tuple[Status, str]:
-    """The status word and the sentence.
+    """The status word and the sentence; FAIL too where a row could not be made or run, though nothing is missing here.
 
-    A repaired model is judged against the reference by its first row; where none was given, by what the repairs of
-    this run show. FAIL where the repair lost accuracy by more than chance.
+    A repaired model is judged by its first row, against the row of the model before its repair: FAIL where it lost
+    accuracy by more than chance. Of several the first is told, or the first that failed. Where no row shows a repair,
+    what the repairs of this run show is judged.
     """
     ran = [row for row in rows if row.top1 is not None]
-    repaired = next((row for row in ran if row.repaired and row.against_reference is not None), None)
-    status, verdict = _judge_repaired(ran[0], repaired) if repaired else _judge_repairs(ran[0], repairs)
+    repaired = [row for row in ran if row.against_unrepaired is not None]
+    found = [_judge_repaired(row, ran[0], f"{row.model}, " if len(repaired) > 1 else "") for row in repaired]
+    status, verdict = min(found, key=lambda one: one[0] != "FAIL") if found else _judge_repairs(ran[0], repairs)
     skipped, departed = (sum(row.status in words for row in rows) for words in (("SKIP", "FAIL"), ("WARN",)))
     if departed:
         verdict += f"; {departed} of {len(rows)} rows depart from their own model by more than their precision explains"
     if skipped:
         verdict += f"; {skipped} of {len(rows)} rows did not run"
+    if any(row.status == "FAIL" for row in rows):
+        return "FAIL", verdict + "."
     worse = status == "PASS" and (skipped or departed)
     return ("WARN" if worse else status), verdict + "."
 
 
-def _judge_repaired(reference: Row, repaired: Row) -> tuple[Status, str]:
-    """A repaired model among the rows."""
-    assert reference.top1 is not None
-    assert repaired.top1 is not None
-    assert repaired.against_reference is not None
-    task = repaired.against_reference.decisions.task
+def _judge_repaired(repaired: Row, reference: Row, name: str) -> tuple[Status, str]:
+    """A repaired model against what it was before; named where it is not the only one."""
+    assert repaired.against_unrepaired is not None
+    task = repaired.against_unrepaired.decisions.task
     assert task is not None
-    points = 100 * (repaired.top1.value - reference.top1.value)
+    points = 100 * (task.output.value - task.reference.value)
+    before = repaired.against_unrepaired.baseline
+    baseline, against = ("the reference", "") if before == reference.label else (before, f" against {before}")
     numbers = (
-        f"top-1 {100 * reference.top1.value:.2f} -> {100 * repaired.top1.value:.2f} % ({points:+.2f} points, "
-        f"{task.bad_to_good} samples better, {task.good_to_bad} worse, p {_probability(task.p_value)})"
+        f"{name}top-1 {100 * task.reference.value:.2f} -> {100 * task.output.value:.2f} % ({points:+.2f} "
+        f"points{against}, {task.bad_to_good} samples better, {task.good_to_bad} worse, p {_probability(task.p_value)})"
     )
     if task.p_value >= SIGNIFICANT:
-        return "PASS", f"Repaired, and no more than chance apart from the reference: {numbers}"
+        return "PASS", f"Repaired, and no more than chance apart from {baseline}: {numbers}"
     if points > 0:
         return "PASS", f"Repaired: {numbers}"
     return "FAIL", f"The repair lost accuracy: {numbers}"
 
 
 def _judge_repairs(reference: Row, repairs: RepairTrials | None) -> tuple[Status, str]:
-    """No repaired model among the rows."""
+    """No row shows what a repair was worth."""
     assert reference.top1 is not None
     found = f"top-1 {100 * reference.top1.value:.2f} %"
     if repairs is None:
+        if reference.repaired:
+            return "PASS", f"The reference is repaired, and no row shows it as it was before: {found}"
         return "PASS", f"No repair was looked for: {found}"
+    before = repairs.accuracies[0]
+    name = "" if repairs.model == reference.model else f"{repairs.model}, "
+    found = f"{name}top-1 {100 * before.accuracy:.2f} %"
     if repairs.report is None:
         return "WARN", f"No repair could be made: {found}; {repairs.refused[0]}"
     if not any(outcome.repaired for outcome in repairs.report.batch_norms):
         return "PASS", f"Nothing to repair: {found}; no BatchNorm holds statistics that its noise has shifted"
-    before, after = repairs.accuracies[0], repairs.accuracies[1]
-    numbers = f"top-1 {100 * before.accuracy:.2f} -> {100 * after.accuracy:.2f} % with {_way(after)}"
-    if after.low > before.high:
+    after = repairs.accuracies[1]
+    assert after.p_value is not None
+    numbers = (
+        f"{name}top-1 {100 * before.accuracy:.2f} -> {100 * after.accuracy:.2f} % with {_way(after)}, "
+        f"p {_probability(after.p_value)}"
+    )
+    if after.p_value >= SIGNIFICANT:
+        return "PASS", f"Shifted, with no more effect on the accuracy than chance: {numbers}"
+    if after.accuracy > before.accuracy:
         return "WARN", f"Damaged by variance shift, and can be repaired: {numbers}; run `vsfix optimize`"
-    if after.high < before.low:
-        return "FAIL", f"Shifted, and the repair loses accuracy: {numbers}"
-    return "PASS", f"Shifted, with no more effect on the accuracy than chance: {numbers}"
+    return "FAIL", f"Shifted, and the repair loses accuracy: {numbers}"
 
 
 def _way(row: AccuracyRow) -> str:

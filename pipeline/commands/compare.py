@@ -19,14 +19,14 @@ from .options import json_option
     multiple=True,
     metavar="METRIC=LIMIT",
     help="Exit code 1 where a row loses more than this: top1, retention, agreement (points), snr (dB), p50, p99, size "
-    "(percent); may be given several times. A row or number that is gone fails too.",
+    "(percent); may be given several times. A row or number that is gone fails too, and a rule that holds none.",
 )
 @json_option
 def command(before: Path, after: Path, rules: tuple[str, ...], json_path: str | None, force: bool) -> None:
     """Compare two files of `vsfix benchmark --json`, row by row.
 
-    Rows are the same where the name of the model file, the backend and the precision are. Times within 5 % (p99: 10 %)
-    and SNRs within 0.5 dB count as the same.
+    Rows are the same where the name of the model file (its path, where two files of a run have one name), the backend
+    and the precision are. Times within 5 % (p99: 10 %) and SNRs within 0.5 dB count as the same.
     """
     from vsfix.graph_passes.errors import CheckFailedError
     from vsfix.pipeline.benchmark.comparing import compare_files

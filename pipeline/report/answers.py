@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vsfix.pipeline.accuracy import AccuracyRow
-from vsfix.pipeline.diagnosis import SHIFTED, shifted_rows
+import numpy as np
+
+from vsfix.graph_passes.shift import geometric_mean
+from vsfix.pipeline.diagnosis import SHIFTED, is_within_chance, shifted_rows
 from vsfix.pipeline.inspection import BatchNormRow
 from vsfix.pipeline.repair_report import RepairReport
 
 from .batch_norm_table import batch_norm_lines
 from .latency_figure import p50_p99
-from .number_text import count, milliseconds, percent, share_interval
+from .number_text import count, milliseconds, probability, share_interval
+from .recovery import damage_in_accuracy, recovery_of_first, trained_and_best, worth_of_files
 from .sections import LatencySeries, Report
 
 _NAMED = 4  # latencies that a sentence can hold
@@ -44,12 +47,16 @@ def _damage(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
         return ""
     shifted, known = shifted_rows(rows), [row for row in rows if row.known_mismatch is not None]
     how = "measured" if any(row.mismatch is not None for row in rows) else "predicted from what the file stores"
+    if shifted and not _is_sure(report, shifted[0]):
+        return (
+            f"Not clear. The worst stored variance that noise reaches is off by a factor of "
+            f"{shifted[0].known_mismatch:.2f}, which a healthy BatchNorm may show on so few samples."
+        )
     if shifted:
         return (
             f"Yes. The noise of training leaves {len(shifted)} of {len(rows)} BatchNorms with a stored variance that "
             f"is off by a tenth or more ({how}), the worst by a factor of {shifted[0].known_mismatch:.2f}."
-            + _accuracy_of_damage(report.accuracies)
-        )
+        ) + _sentence(damage_in_accuracy(report.accuracies))
     if not known:
         return "Not measured: there was no data to run the model on."
     off = [row for row in known if (row.known_mismatch or 0) >= SHIFTED]
@@ -58,23 +65,18 @@ def _damage(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
             f"Not by noise. The stored variance of {_number(len(off), 'BatchNorm')} that no noise reaches is off by a "
             "tenth or more on this data: is it that of the training, preprocessed the same way?"
         )
+    if any(row.noise and row.known_mismatch is None for row in rows):
+        return f"Not as far as is known: of {len(rows)} BatchNorms, {len(known)} are within a tenth ({how})."
     return f"No. Every stored variance is within a tenth of the real one ({how})."
 
 
-def _accuracy_of_damage(accuracies: tuple[AccuracyRow, ...]) -> str:
-    """The accuracy as trained, against the best after a repair."""
-    pair = _trained_and_best(accuracies)
-    if pair is None:
-        return ""
-    trained, best = pair
-    return f" As trained, top-1 is {percent(trained.accuracy)}; with right statistics {percent(best.accuracy)}."
-
-
-def _trained_and_best(accuracies: tuple[AccuracyRow, ...]) -> tuple[AccuracyRow, AccuracyRow] | None:
-    """The model as trained and the best repair; None where one of them was not measured."""
-    trained = [row for row in accuracies if row.images is None]
-    repaired = [row for row in accuracies if row.images is not None]
-    return (trained[0], max(repaired, key=lambda row: row.accuracy)) if trained and repaired else None
+def _is_sure(report: Report, worst: BatchNormRow) -> bool:
+    """Whether the worst mismatch is damage and no chance: a repair has intervals that say so, else it must be large."""
+    if report.repair is not None:
+        samples, proven = report.repair.judged_on, any(outcome.repaired for outcome in report.repair.batch_norms)
+    else:
+        samples, proven = (report.inspection.samples if report.inspection is not None else 0), False
+    return proven or not is_within_chance(worst.known_mismatch or 0.0, samples)
 
 
 def _place(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
@@ -94,29 +96,29 @@ def _repair(report: Report) -> str:
     """What was done about it."""
     if report.inspection is not None and shifted_rows(report.inspection.rows):
         return "Not yet: the model was only looked at. The command vsfix optimize repairs it."
+    in_files = worth_of_files(report)
     if report.repair is None:
-        return ""
+        return in_files
     outcomes = report.repair.batch_norms
     repaired = [outcome for outcome in outcomes if outcome.repaired]
+    if report.is_trial and (repaired or in_files):
+        tried = f"{len(repaired)} of {len(outcomes)} BatchNorms, by the method {report.repair.method}"
+        again = f"{in_files} Tried anew" if in_files else "Tried"
+        more = "" if in_files else _sentence(recovery_of_first(report.accuracies))
+        return f"{again} for this page, without writing a file: {tried}.{more}"
     if not repaired:
         return "No: the evidence supports no change, and nothing was changed without."
     if report.status == "FAIL":
         return "No: the repair failed a check; the first line says which."
-    if report.is_trial:
-        tried = f"{len(repaired)} of {len(outcomes)} BatchNorms, by the method {report.repair.method}"
-        in_file = _repaired_file(report)
-        return f"{in_file}Tried {'anew ' if in_file else ''}for this page, without writing a file: {tried}."
     left = [outcome.after.mismatch for outcome in repaired if outcome.after.mismatch is not None]
     worst = f"; the worst stored variance among them is now off by a factor of {max(left):.2f}" if left else ""
-    return f"Yes: {len(repaired)} of {len(outcomes)} BatchNorms, by the method {report.repair.method}{worst}."
-
-
-def _repaired_file(report: Report) -> str:
-    """The first repaired file of a benchmark, with its top-1."""
-    row = next((row for row in report.benchmark if row.repaired and row.top1 is not None), None)
-    if row is None or row.top1 is None:
-        return ""
-    return f"Yes, in {row.model}: top-1 {percent(row.top1.value, 2)} ({row.backend}, {row.precision}). "
+    before = [outcome.before.mismatch for outcome in repaired if outcome.before.mismatch is not None]
+    worse = (
+        left and before and geometric_mean(np.array(left)) > geometric_mean(np.array(before))
+    )  # as the verdict has it
+    word = "Changed, and farther off than before on this data" if worse else "Yes"
+    done = f"{word}: {len(repaired)} of {len(outcomes)} BatchNorms, by the method {report.repair.method}{worst}."
+    return done + _sentence(recovery_of_first(report.accuracies))
 
 
 def _certainty(report: Report) -> str:
@@ -126,13 +128,14 @@ def _certainty(report: Report) -> str:
         parts.append(f"The variances were measured on {count(report.inspection.samples)} samples with the noise off.")
     if report.repair is not None:
         parts.append(_repair_certainty(report.repair))
-    pair = _trained_and_best(report.accuracies)
+    pair = trained_and_best(report.accuracies)
     if pair is not None:
         first, last = pair
         apart = "do not overlap" if last.low > first.high or first.low > last.high else "overlap"
+        paired = "" if last.p_value is None else f"; McNemar's test on the same samples: {probability(last.p_value)}"
         parts.append(
             f"The 95 % intervals of top-1, {share_interval(first.low, first.high)} as trained and "
-            f"{share_interval(last.low, last.high)} repaired, {apart}."
+            f"{share_interval(last.low, last.high)} repaired, {apart}{paired}."
         )
     return " ".join(part for part in parts if part)
 
@@ -178,8 +181,21 @@ def _cost(report: Report) -> str:
 
 def _timing(series: LatencySeries) -> str:
     """The median of a series, and how it compares with its baseline."""
-    baseline = "" if series.ratio in (None, 1) else f", {series.ratio:.2f} times its baseline"
+    baseline = "" if series.ratio in (None, 1) else f", {series.ratio:.2f} times its baseline{_spread(series)}"
     return f"{series.name} {milliseconds(p50_p99(series)[0])} ms (batch {series.batch_size}{baseline})"
+
+
+def _spread(series: LatencySeries) -> str:
+    """The interval of a ratio: one that holds 1 is no difference."""
+    if series.ratio_interval is None:
+        return ""
+    low, high = series.ratio_interval
+    return f", 95 % interval {low:.2f} – {high:.2f}{', which holds 1' if low <= 1 <= high else ''}"
+
+
+def _sentence(text: str) -> str:
+    """One more sentence behind another; nothing where there is none."""
+    return text and f" {text}"
 
 
 def _number(count_of: int, one: str, more: str = "") -> str:

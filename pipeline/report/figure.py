@@ -21,6 +21,7 @@ TEXT_COLOUR = "#010203"
 SERIES = ("#c02942", "#1f77a8", "#9a6a00", "#2a7f4f", "#7b4fa6", "#6b5b4b")
 BEFORE, AFTER = SERIES[:2]
 MARKERS = ("o", "s", "^", "D", "v", "P")
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _MIN_GAP = 0.07  # between two ticks, as a share of the axis
 
 
@@ -57,7 +58,8 @@ def figure_svg(
         draw(figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0])
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
+    # A name may hold what XML may not, as an escape sequence.
+    svg = _NO_XML.sub("\N{REPLACEMENT CHARACTER}", buffer.getvalue())
     return svg[svg.index("<svg") :].replace(TEXT_COLOUR, "currentColor")
 
 

@@ -22,7 +22,7 @@ def write_report(report: Report, path: Path, *, force: bool) -> None:
     """
     page = render_report(report)
     with atomic_path(path, force=force) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="replace")  # a path need not be UTF-8
 
 
 def render_report(report: Report) -> str:
@@ -99,10 +99,10 @@ def _benchmark_legend(report: Report) -> str:
     """What the columns of the benchmark table mean."""
     reference = f" ({report.benchmark_reference})" if report.benchmark_reference else ""
     return (
-        "Top-1 with its 95 % Wilson interval. Difference: top-1 over that of the reference"
-        f"{reference}, in points. Good to bad / bad to good: samples that only the reference, or only this row, gets "
+        "Top-1 with its 95 % Wilson interval. Points to reference: top-1 less that of the reference"
+        f"{reference}. Good to bad / bad to good: samples that only the reference, or only this row, gets "
         "right, with the p-value of McNemar's exact test; a small p says that the difference is more than chance. "
-        "Retention, agreement and SNR hold each row against the same model in fp32: its top-1 over that one's, the "
-        "share of equal decisions, signal over error. p50, p99: the median latency of one run, and what 99 of 100 runs "
-        "stay below."
+        "Retention, agreement and SNR hold each row against the first row of the same model: its top-1 over that, the "
+        "share of equal decisions, signal over error. p50, p99: the median latency of one run, and what 99 of 100 "
+        "runs stay below."
     )

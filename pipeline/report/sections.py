@@ -39,9 +39,9 @@ class BenchmarkRow:
         good_to_bad: samples that the reference gets right and this row wrong.
         bad_to_good: the other way round.
         p_value: of McNemar's exact test on these flips.
-        retention: top-1 over that of the same model in fp32, 1 where nothing is lost.
-        agreement: share of samples with the same top-1 decision as the same model in fp32, in [0, 1].
-        snr_db: of the first output against the same model in fp32, in dB; infinite where they are equal to the bit.
+        retention: top-1 over that of the first row of the same model, 1 where nothing is lost.
+        agreement: share of samples with the same top-1 decision as that row, in [0, 1].
+        snr_db: against that row, the smallest of the outputs', in dB; infinite where they are equal to the bit.
         batch_size: samples per run of the timing.
         p50_ms: median latency of one run, in milliseconds.
         p99_ms: the latency that 99 of 100 runs stay below, in milliseconds.
@@ -49,6 +49,8 @@ class BenchmarkRow:
         status: PASS, WARN, FAIL or SKIP; empty where nothing was judged.
         note: one sentence on it, as why the row is skipped.
         repaired: whether the statistics of the file were repaired.
+        gain: of the first row of such a file: top-1 less that before the repair, in points; None where no row has that.
+        gain_p_value: of McNemar's exact test on these two.
     """
 
     model: str
@@ -69,6 +71,8 @@ class BenchmarkRow:
     status: str = ""
     note: str = ""
     repaired: bool = False
+    gain: float | None = None
+    gain_p_value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,14 @@ class ErrorBudget:
         reference: what it is compared with.
         steps: in their order, the noise floor last.
         accuracy: top-1 of the reference with its interval; None without labels.
+        repaired: whether the candidate's statistics were repaired.
     """
 
     candidate: str
     reference: str
     steps: tuple[BudgetStep, ...]
     accuracy: Proportion | None = None
+    repaired: bool = False
 
 
 @dataclass(frozen=True)

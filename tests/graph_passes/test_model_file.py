@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx.helper
@@ -47,6 +50,13 @@ def test_an_invalid_graph_is_refused_by_the_checker(residual, tmp_path):
     onnx.save(residual, tmp_path / "bad.onnx")
     with pytest.raises(ModelError, match="checker"):
         read_model(tmp_path / "bad.onnx")
+
+
+def test_a_name_that_onnx_can_t_take_is_refused(residual, tmp_path):
+    path = Path(os.fsdecode(bytes(tmp_path) + b"/\xff.onnx"))
+    path.write_bytes(residual.SerializeToString())
+    with pytest.raises(ModelError, match=r"udcff\.onnx': its name is not UTF-8"):
+        read_model(path)
 
 
 def test_what_the_checker_refuses_is_not_written(residual, tmp_path):

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from vsfix.pipeline.diagnosis import judge_inspection, shifted_rows
+from vsfix.pipeline.diagnosis import is_within_chance, judge_inspection, shifted_rows
 from vsfix.pipeline.inspection import BatchNormRow, Inspection
 
 
@@ -51,6 +52,30 @@ def test_where_nothing_is_shifted_there_is_nothing_to_repair(rows, words):
     assert verdict.startswith("Nothing to repair: ")
     assert words in verdict
     assert judge_inspection(inspection(*rows, samples=500, warnings=("read",)))[0] == "WARN"
+
+
+@pytest.mark.parametrize(("samples", "words"), [(1, "Not clear"), (32, "Not clear"), (500, "Damaged")])
+def test_what_so_few_samples_show_of_a_healthy_batch_norm_too_is_not_called_damage(samples, words):
+    found = inspection(row("a", "dropout:0.5", None, 1.2), samples=samples)
+    status, verdict = judge_inspection(found)
+    assert (status, verdict.startswith(words)) == ("WARN", True)
+
+
+@pytest.mark.parametrize("samples", [8, 32, 100, 500])
+def test_a_healthy_batch_norm_is_within_chance_and_a_halved_variance_is_not(samples):
+    rng = np.random.default_rng(samples)
+    real = rng.standard_t(8, size=(200, samples, 64)).var(axis=1) / (8 / 6)  # 200 layers of 64 channels, heavy tails
+    mismatches = np.exp(np.abs(np.log(real)).mean(axis=1))
+    assert all(is_within_chance(float(mismatch), samples) for mismatch in mismatches)
+    assert is_within_chance(2.0, samples) == (samples == 8)
+    assert not is_within_chance(1.01, 0)
+
+
+def test_a_few_predictions_do_not_speak_for_what_only_data_tells():
+    status, verdict = judge_inspection(inspection(row("a", "uout:0.1", 0.99), row("b", "uout:0.1"), row("c")))
+    assert status == "WARN"
+    assert "1 of them store a variance that is off by a factor of 1.01 at most (predicted" in verdict
+    assert verdict.endswith("only data tells (--data).")
 
 
 def test_noise_whose_shift_is_not_known_is_not_called_harmless():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import onnx
 import onnx.parser
 import pytest
@@ -10,6 +11,9 @@ from vsfix.graph_passes.errors import InputError
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
 from vsfix.pipeline.casting import cast_model
 from vsfix.pipeline.model_description import describe_model, name_step
+from vsfix.pipeline.preparation import repaired_batch_norms
+from vsfix.pipeline.repair import repair_model
+from vsfix.pipeline.repair_config import RepairConfig
 
 QUANTIZED = """<ir_version: 9, opset_import: ["" : 19]>
 main (float[N, 3] x) => (float[N, 3] y) {
@@ -63,6 +67,26 @@ def test_the_same_file_twice_is_a_step_of_the_runtime(described):
     assert name_step(described, described) == "runtime"
     assert name_step(described, replace(described, digest="other", repaired=True)) == "repair"
     assert name_step(described, replace(described, digest="other")) == "another model"
+
+
+def test_a_cast_of_a_damaged_file_is_not_called_repaired_and_a_cast_of_a_repaired_one_is(onnx_path, tmp_path):
+    def repaired(source, *steps):
+        for method, precision in steps:
+            batches = [{"input": np.random.default_rng(0).normal(size=(32, 1, 8, 8)).astype(np.float32)}]
+            config = RepairConfig(method=method, number_type=precision)
+            source = repair_model(source, batches, OnnxRuntimeRunner, config).model
+        onnx.save(source, tmp_path / "out.onnx")
+        return describe_model(tmp_path / "out.onnx").repaired
+
+    model = onnx.load(onnx_path)
+    assert not repaired(model, ("none", "fp16"))
+    assert repaired(model, ("exact", None))
+    assert repaired(model, ("exact", None), ("none", "fp16"))
+
+
+@pytest.mark.parametrize("text", ["", "yes", "[]", "{}", '{"repaired": "all"}', '{"repaired": []}', "[" * 100000])
+def test_an_entry_that_names_no_repaired_batch_norm_is_no_repair(text):
+    assert repaired_batch_norms({"vsfix.repair": text}) == repaired_batch_norms({}) == ()
 
 
 def test_a_model_without_input_is_refused(parse, tmp_path):

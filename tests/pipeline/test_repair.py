@@ -157,6 +157,17 @@ def test_a_fold_that_goes_wrong_is_caught_before_anything_is_returned(
         repair_model(residual, data, open_model, RepairConfig(method=method))
 
 
+def test_a_fold_that_goes_wrong_is_not_excused_where_a_rounding_leaves_no_number(
+    residual, images, open_model, monkeypatch
+):
+    from vsfix.graph_passes.linear_layer import LinearLayer
+
+    monkeypatch.setattr(LinearLayer, "bias_values", lambda layer, bias: np.full(6, 0.1))
+    monkeypatch.setattr("vsfix.pipeline.repair.rounding_floor", lambda *_: -np.inf)
+    with pytest.raises(CheckFailedError, match="folded graph departs"):
+        repair_model(residual, batches(images), open_model, RepairConfig(method="exact"))
+
+
 def test_a_handful_of_samples_is_repaired_with_a_warning(residual, images, open_model):
     few, enough = (repair_model(residual, [{"x": images[:n]}], open_model, RepairConfig()).report for n in (4, 16))
     assert any("rests on 4 samples" in warning for warning in few.warnings)

@@ -10,8 +10,12 @@ from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
 from vsfix.pipeline.benchmark.latency import LatencyConfig
 from vsfix.pipeline.benchmark.repair_trials import parse_repair_trials
 from vsfix.pipeline.benchmark.result import Benchmark
+from vsfix.pipeline.optimization import Outputs, optimize
+from vsfix.pipeline.repair_config import RepairConfig
 from vsfix.pipeline.report.page import render_report
 from vsfix.pipeline.report.sections import BenchmarkRow
+
+NO_LATENCY = LatencyConfig(seconds=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +69,20 @@ def test_the_other_sections_are_filled_from_the_rows_and_the_trials(found):
     page = render_report(report)
     assert "without writing a file: 2 of 2 BatchNorms, by the method paired" in page
     assert "What was tried" in page
+
+
+def test_what_a_repair_is_worth_and_the_budgets_of_repaired_rows_come_first(found, onnx_path, tmp_path):
+    optimize(onnx_path, "digits", RepairConfig(), Outputs(tmp_path / "repaired.onnx"), samples=32, batch_size=32)
+    config = BenchmarkConfig("digits", samples=100, precisions=("fp32", "fp16"), repairs=(), latency=NO_LATENCY)
+    repaired = benchmark([onnx_path, tmp_path / "repaired.onnx"], config)
+    report = benchmark_report(repaired)
+    task = repaired.rows[2].against_unrepaired.decisions.task
+    assert report.benchmark[2].gain == 100 * (task.output.value - task.reference.value)
+    assert [row.gain_p_value for row in report.benchmark] == [None, None, task.p_value, None]
+    assert [budget.repaired for budget in report.budgets] == [True, True, False]
+    page = render_report(replace(report, budgets=report.budgets[::-1]))
+    assert page.count("<details open>") == 3
+    assert page.count("repaired: against") == 2
 
 
 def test_a_row_that_did_not_run_says_why_and_leaves_the_rest_empty(found):

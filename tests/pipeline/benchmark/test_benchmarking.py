@@ -93,6 +93,28 @@ def test_a_row_is_compared_with_the_first_of_its_own_model(found):
     assert by_label["reference, fp32"].against_own.snr_db > 110
 
 
+def test_a_repair_is_held_against_the_row_before_it_and_a_cast_is_none(found, onnx_path, repaired_path):
+    against = [row.against_unrepaired and row.against_unrepaired.baseline for row in found.rows]
+    first = next(number for number, row in enumerate(found.rows) if row.repaired)
+    assert against == [found.reference if number == first else None for number in range(len(found.rows))]
+    alone = benchmark([repaired_path], replace(QUICK, precisions=("fp32", "fp16")))
+    assert [row.against_unrepaired for row in alone.rows] == [None, None]
+    assert "no row shows it as it was before" in alone.verdict
+    behind = benchmark([repaired_path, onnx_path], QUICK)
+    assert [row.against_unrepaired for row in behind.rows] == [None, None]
+
+
+def test_a_repair_is_not_held_against_another_network_that_is_the_reference(onnx_path, repaired_path, tmp_path):
+    model = onnx.load(onnx_path)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == model.graph.node[-1].input[2])
+    bias.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(bias), bias.name))
+    onnx.save(model, tmp_path / "other.onnx")
+    other = benchmark([tmp_path / "other.onnx", onnx_path, repaired_path], QUICK)
+    assert [step.step for step in other.rows[2].budget] == ["another model", "repair", "noise floor"]
+    assert other.rows[2].against_unrepaired.baseline == other.rows[1].label
+    assert f"points against {other.rows[1].label}" in other.verdict
+
+
 def test_the_budget_leads_from_the_reference_to_the_row(found):
     steps = {row.label: [step.step for step in row.budget] for row in found.rows}
     last = found.rows[-1].label
@@ -156,12 +178,37 @@ def test_a_model_whose_output_is_not_finite_is_shown_and_warned_of(onnx_path, tm
         benchmark([tmp_path / "broken.onnx", onnx_path], QUICK)
 
 
+def test_a_model_with_another_output_fails_alone_and_the_others_are_measured(onnx_path, repaired_path, tmp_path):
+    model = onnx.load(onnx_path)
+    more = onnx.shape_inference.infer_shapes(model).graph.value_info[0]
+    model.graph.output.append(more)
+    onnx.save(model, tmp_path / "two.onnx")
+    found = benchmark([onnx_path, tmp_path / "two.onnx", repaired_path], QUICK)
+    assert [row.status for row in found.rows] == ["PASS", "FAIL", "PASS"]
+    assert "give two models with the same outputs" in found.rows[1].reasons[0]
+
+
+def test_labels_that_name_no_class_end_the_run_before_anything_is_timed(onnx_path, tmp_path, monkeypatch):
+    monkeypatch.setattr("vsfix.pipeline.benchmark.benchmarking.time_rows", lambda *_: pytest.fail("timed"))
+    images = np.zeros((20, 1, 8, 8), dtype=np.float32)
+    np.savez(tmp_path / "x.npz", input=images, labels=np.full(20, 10))
+    with pytest.raises(DataError, match="the label of sample 0 is 10"):
+        benchmark([onnx_path], replace(QUICK, data=str(tmp_path / "x.npz"), samples=None, latency=LatencyConfig()))
+
+
 def test_quantisation_never_sees_the_images_that_judge_it(onnx_path, npz_path):
     with pytest.raises(InputError, match=r"--precision int8: needs images .* other than those of .*inputs\.npz"):
         benchmark([onnx_path], replace(QUICK, data=str(npz_path), samples=None, precisions=("fp32", "int8")))
     found = benchmark([onnx_path], replace(QUICK, data=str(npz_path), samples=None, repairs=(RepairTrial("auto", 8),)))
     assert found.repairs is None
     assert "has no training part" in found.notes[0]
+
+
+def test_images_that_both_repair_and_judge_are_told(onnx_path, npz_path):
+    config = replace(QUICK, repairs=(RepairTrial("exact", 16),), samples=50)
+    for same in (replace(config, split="train"), replace(config, data=str(npz_path), calibration=str(npz_path))):
+        assert any("are among those that judge them" in note for note in benchmark([onnx_path], same).notes)
+    assert benchmark([onnx_path], config).notes == ()
 
 
 def test_data_without_labels_is_refused(onnx_path, tmp_path):

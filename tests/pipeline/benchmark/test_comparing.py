@@ -146,3 +146,83 @@ def test_a_file_that_is_no_benchmark_is_refused(tmp_path, text, words):
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(InputError, match="can't be read"):
         read_benchmark(tmp_path / "gone.json")
+
+
+def snr_of_second(snr_db, max_abs):
+    """A change of a document: what the JSON holds of the SNR of its second row."""
+
+    def change(document):
+        for output in document["rows"][1]["against_own"]["outputs"].values():
+            output.update(snr_db=snr_db, max_abs=max_abs)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "direction", "fails"),
+    [
+        ((None, 0.0), (20.0, 0.1), "worse", True),  # exact, then not
+        ((60.0, 0.1), (None, 0.0), "better", False),
+        ((60.0, 0.1), (None, None), "worse", True),  # then not finite
+        ((None, 0.0), (None, 0.0), "same", False),
+    ],
+)
+def test_an_exact_row_is_the_best_there_is_and_one_that_is_not_finite_the_worst(
+    document, tmp_path, before, after, direction, fails
+):
+    first = write(tmp_path / "a.json", document, snr_of_second(*before))
+    second = write(tmp_path / "b.json", document, snr_of_second(*after))
+    found = compare_files(first, second, [FailRule("snr", 3.0)])
+    assert [change.direction for change in found.changes if change.metric == "snr"] == [direction]
+    assert (bool(found.failures), found.gone, found.added) == (fails, (), ())
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999", '"nan"', "true", "1" + 400 * "0"])
+def test_what_is_no_finite_number_is_refused_and_not_called_better(document, tmp_path, text):
+    document = json.loads(json.dumps(document))
+    document["rows"][0]["top1"]["value"] = document["rows"][1]["size"] = "HERE"
+    (tmp_path / "x.json").write_text(json.dumps(document).replace('"HERE"', text))
+    with pytest.raises(InputError, match="is not"):
+        read_benchmark(tmp_path / "x.json")
+
+
+def test_a_name_that_can_t_be_printed_is_refused(document, tmp_path):
+    path = write(tmp_path / "x.json", document, lambda document: document["rows"][0].update(model="\ud800.onnx"))
+    with pytest.raises(InputError, match="is not what"):
+        read_benchmark(path)
+
+
+def test_a_rule_that_nothing_can_be_held_against_is_broken(document, tmp_path):
+    def drop_times(document):
+        for row in document["rows"]:
+            row["latencies"] = []
+
+    path = write(tmp_path / "a.json", document, drop_times)
+    assert compare_files(path, path, [FailRule("p50", 10.0)]).failures == (
+        "no row of both runs has p50, so that p50=10 can't be held",
+    )
+    assert compare_files(path, write(tmp_path / "b.json", document), [FailRule("p50", 10.0)]).failures
+    assert not compare_files(path, path, [FailRule("top1", 0.0)]).failures
+
+
+def test_a_gone_row_breaks_a_rule_whatever_its_file_is_called(document, tmp_path):
+    def rename(document):
+        for row in document["rows"]:
+            row["model"] = "a: size.onnx"
+
+    def drop(document):
+        rename(document)
+        del document["rows"][1]
+
+    before, after = write(tmp_path / "a.json", document, rename), write(tmp_path / "b.json", document, drop)
+    assert len(compare_files(before, after, [FailRule("top1", 1.0)]).failures) == 1
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart_by_their_paths(document, tmp_path):
+    def two_folders(document):
+        document["rows"][0].update(model="old/net.onnx", precision="fp32")
+        document["rows"][1].update(model="new/net.onnx", precision="fp32")
+
+    path = write(tmp_path / "a.json", document, two_folders)
+    assert [model for model, _, _ in read_benchmark(path).rows] == ["old/net.onnx", "new/net.onnx"]
+    assert len(compare_files(path, path, []).changes) == 4 + 7

@@ -29,14 +29,14 @@ def test_the_same_way_twice_is_refused():
         parse_repair_trials(["exact:2", "exact:2"])
 
 
-def test_the_model_is_the_first_that_is_neither_repaired_nor_folded(checkpoint_path, onnx_path, tmp_path):
-    for method, name in (("paired", "repaired.onnx"), ("none", "folded.onnx")):
-        config = RepairConfig(method=method)
+def test_the_model_is_the_first_that_optimize_has_not_written(checkpoint_path, onnx_path, tmp_path):
+    for method, fold, name in (("paired", True, "1.onnx"), ("none", True, "2.onnx"), ("none", False, "3.onnx")):
+        config = RepairConfig(method=method, fold=fold)
         optimize(onnx_path, "digits", config, Outputs(tmp_path / name), samples=32, batch_size=32)
-    paths = (checkpoint_path, tmp_path / "repaired.onnx", tmp_path / "folded.onnx", onnx_path)
+    paths = (checkpoint_path, *(tmp_path / f"{number}.onnx" for number in (1, 2, 3)), onnx_path)
     models = [describe_model(path) for path in paths]
-    assert choose_model(models) is models[3]
-    assert choose_model(models[:3]) is None
+    assert choose_model(models) is models[4]
+    assert choose_model(models[:4]) is None
 
 
 def test_a_way_that_is_refused_is_told_and_the_others_are_there(onnx_path):

@@ -6,7 +6,7 @@ import pytest
 
 from vsfix.pipeline.accuracy import AccuracyRow
 from vsfix.pipeline.inspection import BatchNormRow, Inspection
-from vsfix.pipeline.proportion import proportion
+from vsfix.pipeline.proportion import proportion, wilson_interval
 from vsfix.pipeline.repair_report import BatchNormOutcome, RepairReport
 from vsfix.pipeline.report.answers import find_answers
 from vsfix.pipeline.report.sections import BenchmarkRow, LatencySeries, Report
@@ -56,10 +56,24 @@ def test_what_no_section_tells_is_not_asked():
         ((row("a", 1.02),), "No. Every stored variance is within a tenth"),
         ((row("a", 4.0, ""), row("b", 1.0)), "Not by noise. The stored variance of 1 BatchNorm that no noise"),
         ((row("a", None),), "Not measured"),
+        ((row("a", 1.02), row("b", None)), "Not as far as is known: of 2 BatchNorms, 1 are within a tenth"),
     ],
 )
 def test_damage_is_told_from_health_and_from_foreign_data(rows, words):
     assert answers(looked_at(*rows))[DAMAGE].startswith(words)
+
+
+def test_what_few_samples_show_is_damage_only_where_a_repair_was_sure_of_it():
+    few = replace(looked_at(row("a", 1.2)), inspection=Inspection((row("a", 1.2),), (), 32, ()))
+    assert answers(few)[DAMAGE].startswith(
+        "Not clear. The worst stored variance that noise reaches is off by a factor of 1.20"
+    )
+    kept = repaired(outcome(1.2, 1.2, (0.9, 1.1), False)).repair
+    done = repaired(outcome(1.2, 1.0, (0.8, 0.9))).repair
+    words = [
+        answers(replace(EMPTY, repair=replace(found, judged_on=32)))[DAMAGE].split(".")[0] for found in (kept, done)
+    ]
+    assert words == ["Not clear", "Yes"]
 
 
 @pytest.mark.parametrize(
@@ -89,6 +103,13 @@ def test_a_repair_says_what_is_left_and_how_many_intervals_exclude_no_shift():
     assert "not timed" in told[COST]
 
 
+def test_statistics_that_are_farther_off_than_before_are_no_success():
+    assert answers(repaired(outcome(1.15, 3.05, (0.3, 0.4))))[REPAIR].startswith(
+        "Changed, and farther off than before on this data: 1"
+    )
+    assert answers(repaired(outcome(1.05, 1.02, (0.9, 0.99))))[REPAIR].startswith("Yes: 1 of 1")
+
+
 def test_a_repair_that_changed_nothing_or_was_refused_is_no_repair():
     kept = repaired(outcome(1.0, 1.0, (0.9, 1.1), False))
     assert answers(kept)[REPAIR].startswith("No: the evidence supports no change")
@@ -96,10 +117,12 @@ def test_a_repair_that_changed_nothing_or_was_refused_is_no_repair():
 
 
 @pytest.mark.parametrize(("low", "words"), [(0.5, "do not overlap"), (0.3, "overlap")])
-def test_intervals_of_the_accuracies_are_compared(low, words):
-    rows = (AccuracyRow("as trained", None, 0.3, 0.2, 0.4), AccuracyRow("repaired", 32, 0.6, low, 0.7))
-    told = answers(replace(EMPTY, accuracies=rows))[CERTAINTY]
+def test_intervals_of_the_accuracies_are_compared_and_their_pairs_are_told(low, words):
+    trained, fixed = AccuracyRow("as trained", None, 0.3, 0.2, 0.4), AccuracyRow("repaired", 32, 0.6, low, 0.7)
+    told = answers(replace(EMPTY, accuracies=(trained, fixed)))[CERTAINTY]
     assert told.endswith(f"repaired, {words}.")
+    told = answers(replace(EMPTY, accuracies=(trained, replace(fixed, p_value=0.01))))[CERTAINTY]
+    assert told.endswith(f"repaired, {words}; McNemar's test on the same samples: p = 0.01.")
 
 
 def test_what_was_timed_is_told_or_where_it_stands():
@@ -107,6 +130,14 @@ def test_what_was_timed_is_told_or_where_it_stands():
     assert answers(replace(EMPTY, latencies=(series,)))[COST] == "Median latency: net.onnx 2.00 ms (batch 1)."
     assert "A table below" in answers(replace(EMPTY, latencies=(series,) * 9))[COST]
     assert "A table below" in answers(replace(EMPTY, benchmark=(BenchmarkRow("m", "b", "fp32", p50_ms=1.0),)))[COST]
+
+
+def test_a_ratio_is_told_with_its_interval():
+    series = LatencySeries("repaired.onnx", 1, (2.0,), ratio=0.98, ratio_interval=(0.97, 1.01))
+    told = answers(replace(EMPTY, latencies=(series,)))[COST]
+    assert "0.98 times its baseline, 95 % interval 0.97 – 1.01, which holds 1)" in told
+    told = answers(replace(EMPTY, latencies=(replace(series, ratio_interval=(0.97, 0.99)),)))[COST]
+    assert "95 % interval 0.97 – 0.99)" in told
 
 
 def test_of_many_latencies_the_ratios_to_their_baselines_are_told():
@@ -118,7 +149,64 @@ def test_of_many_latencies_the_ratios_to_their_baselines_are_told():
 
 def test_a_repaired_file_in_a_benchmark_is_named_beside_the_repair_that_was_tried():
     trial = replace(repaired(outcome(3.0, 1.0, (0.3, 0.4))), is_trial=True)
-    row = BenchmarkRow("repaired.onnx", "onnxruntime", "fp32", top1=proportion(75, 100), repaired=True)
+    row = repaired_row(75, 43.0, 1e-12)
     assert answers(trial)[REPAIR].startswith("Tried for this page, without writing a file")
     found = answers(replace(trial, benchmark=(replace(row, repaired=False), row)))[REPAIR]
-    assert found.startswith("Yes, in repaired.onnx: top-1 75.00 % (onnxruntime, fp32). Tried anew for this page")
+    assert found.startswith(
+        "Yes, in repaired.onnx: top-1 75.00 % (onnxruntime, fp32), +43.00 points by its repair, p < 1e-9. Tried anew for"
+    )
+
+
+def repaired_row(right: int, gain: float, p_value: float) -> BenchmarkRow:
+    """The row of a repaired file, right on so many of 100 samples."""
+    top1 = proportion(right, 100)
+    return BenchmarkRow("repaired.onnx", "onnxruntime", "fp32", top1, repaired=True, gain=gain, gain_p_value=p_value)
+
+
+@pytest.mark.parametrize(
+    ("gain", "p_value", "words"),
+    [
+        (43.0, 1e-6, "Yes, in repaired.onnx"),
+        (1.0, 0.7, "Its statistics are, in repaired.onnx"),
+        (-20.0, 1e-6, "No: accuracy was lost in repaired.onnx"),
+    ],
+)
+def test_a_file_is_called_repaired_where_it_gained_by_more_than_chance(gain, p_value, words):
+    report = replace(EMPTY, benchmark=(repaired_row(75, gain, p_value),))
+    assert answers(report)[REPAIR].startswith(words)
+    cast = replace(repaired_row(75, gain, p_value), gain=None, gain_p_value=None)
+    assert REPAIR not in answers(replace(EMPTY, benchmark=(cast,)))
+
+
+def accuracies(*rights: tuple[int | None, int]) -> tuple[AccuracyRow, ...]:
+    """By number of calibration images, right on so many of 100 samples."""
+    return tuple(AccuracyRow("exact", images, right / 100, *wilson_interval(right, 100)) for images, right in rights)
+
+
+@pytest.mark.parametrize(
+    ("reached", "words"),
+    [
+        (75, "That is all that the estimate on most images (exact, 1 000 images: 74.00 %) brings back"),
+        (53, "That is 50 % of the points that the estimate on most images"),
+    ],
+)
+def test_what_a_repair_recovers_is_held_against_the_estimate_on_most_images(reached, words):
+    found = accuracies((None, 32), (32, reached), (1000, 74))
+    assert words in answers(replace(repaired(outcome(3.0, 1.2, None)), accuracies=found))[REPAIR]
+    file = replace(EMPTY, benchmark=(repaired_row(reached, reached - 32.0, 1e-6),), accuracies=found)
+    assert words in answers(file)[REPAIR]
+
+
+def test_where_no_other_estimate_was_made_that_is_said():
+    report = replace(repaired(outcome(3.0, 1.2, None)), accuracies=accuracies((None, 32), (32, 75)))
+    assert answers(report)[REPAIR].endswith("this page does not tell: it holds no other estimate.")
+
+
+def test_accuracies_of_another_network_say_nothing_of_what_a_file_recovers():
+    report = replace(EMPTY, benchmark=(repaired_row(75, 43.0, 1e-6),), accuracies=accuracies((None, 60), (1000, 90)))
+    assert answers(report)[REPAIR].endswith("p = 1e-06.")
+
+
+def test_a_repair_that_reaches_no_more_is_not_said_to_have_the_right_statistics():
+    report = replace(repaired(outcome(3.0, 1.2, None)), accuracies=accuracies((None, 75), (32, 74)))
+    assert answers(report)[DAMAGE].endswith("Top-1 is 75.0 %, and no repair of this run reaches more.")

