@@ -12,13 +12,16 @@ import numpy as np
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.graph_passes.inference import Array
 
+_LARGE = 1 << 30  # bytes that are read whatever they are packed to
+_MOST_GROWTH = 100
+
 
 def read_npz(path: Path) -> dict[str, Array]:
     """All arrays of a file, by their names.
 
     Raises:
         InputError: no such file, or it can't be opened.
-        DataError: no `.npz` file, a damaged one, or one with Python objects in it.
+        DataError: no `.npz` file, a damaged one, one with Python objects in it, or one that unpacks to far too much.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -40,7 +43,18 @@ def _read_arrays(file: BinaryIO, path: Path) -> dict[str, Array]:
     if not isinstance(content, np.lib.npyio.NpzFile):
         raise DataError(f"{path}: is a single array; write it with numpy.savez under the name of the model's input")
     with content:
+        _refuse_bomb(content.zip, path)
         return {name: _read_array(content, name, path) for name in content.files}
+
+
+def _refuse_bomb(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuses a file that takes far more memory than it takes on the disk; data of images shrinks to a tenth at most."""
+    unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > _LARGE and unpacked > _MOST_GROWTH * path.stat().st_size:
+        raise DataError(
+            f"{path}: unpacks to {unpacked >> 20} MiB, over {_MOST_GROWTH} times its size; write it with numpy.savez, "
+            "not compressed, if that is meant"
+        )
 
 
 def _read_array(content: np.lib.npyio.NpzFile, name: str, path: Path) -> Array:
@@ -58,4 +72,4 @@ def _read_array(content: np.lib.npyio.NpzFile, name: str, path: Path) -> Array:
     # A member that does not end in .npy comes back as raw bytes.
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path}: '{name}' is no array; write the file with numpy.savez")
-    return array
+    return array.astype(array.dtype.newbyteorder("="), copy=False)  # of the machine: no runtime takes the other order

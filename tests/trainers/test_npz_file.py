@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vsfix.graph_passes.errors import DataError, InputError
+from vsfix.trainers import npz_file
 from vsfix.trainers.npz_file import read_npz
 
 
@@ -76,3 +77,23 @@ def test_a_header_that_claims_a_petabyte_is_refused(tmp_path):
         np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": (1 << 50,)})
     with pytest.raises(DataError, match="array 'x' is damaged"):
         read_npz(path)
+
+
+def test_numbers_of_the_other_byte_order_are_brought_to_the_machines(tmp_path):
+    values = np.array([[1.5, -2.0], [300.0, 0.25]])
+    np.savez(tmp_path / "a.npz", x=values.astype(">f4"), y=values.astype("<f4"), z=np.array([1, 258], dtype=">i2"))
+    arrays = read_npz(tmp_path / "a.npz")
+    assert all(array.dtype.isnative for array in arrays.values())
+    assert arrays["x"].tolist() == arrays["y"].tolist() == values.tolist()
+    assert arrays["z"].tolist() == [1, 258]
+
+
+def test_a_small_file_that_unpacks_to_very_much_is_refused_before_it_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(npz_file, "_LARGE", 1 << 20)
+    np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros(1 << 20))
+    np.savez_compressed(tmp_path / "large.npz", x=np.random.default_rng(0).integers(0, 256, 1 << 21, dtype=np.uint8))
+    np.savez(tmp_path / "plain.npz", x=np.zeros(1 << 20))
+    with pytest.raises(DataError, match=r"bomb\.npz: unpacks to 8 MiB, over 100 times its size"):
+        read_npz(tmp_path / "bomb.npz")
+    assert read_npz(tmp_path / "large.npz")["x"].size == 1 << 21
+    assert read_npz(tmp_path / "plain.npz")["x"].size == 1 << 20
