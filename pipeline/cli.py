@@ -120,6 +120,9 @@ def _one_line_errors() -> Iterator[None]:
         context = error.ctx if isinstance(error, click.UsageError) else None
         command = "vsfix" if context is None else context.command_path
         _stop(f"error: {error.format_message()} (see `{command} --help`)", 2)
+    except MemoryError as error:
+        logging.getLogger("vsfix").debug("where memory ended", exc_info=True)
+        _stop(f"error: not enough memory here ({error}); give fewer --samples or a smaller batch size", 2)
     except KeyboardInterrupt:
         _stop("interrupted", INTERRUPTED_EXIT_CODE)
     except (click.exceptions.Exit, click.Abort, BrokenPipeError):

@@ -82,6 +82,7 @@ def _become(command: Sequence[str], folder: Path, log: Path) -> NoReturn:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(file, stream)
+    sys.stdout = sys.stderr = os.fdopen(file, "w", closefd=False)  # a test may have put others there
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + (MEBIBYTES << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -95,8 +96,7 @@ def _become(command: Sequence[str], folder: Path, log: Path) -> NoReturn:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 98
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 
@@ -106,7 +106,7 @@ def _judge(exit_code: int, said: str, grown: float, *, hung: bool) -> str | None
         return "hang"
     if exit_code < 0:
         return "crash"
-    if "MemoryError" in said or grown > MEBIBYTES:
+    if "vsfix: error: not enough memory" in said or grown > MEBIBYTES:
         return "memory"
     if exit_code not in CLEAN or "Traceback (most recent call last)" in said:
         return "traceback"

@@ -343,3 +343,10 @@ def test_a_name_of_any_length_makes_a_line_that_can_be_read(call, tmp_path):
     assert len(result.stderr.strip().splitlines()) == 1
     assert len(result.stderr) < 1000
     assert result.stderr.startswith("vsfix: error: ")
+
+
+def test_memory_that_ends_is_one_line(call, monkeypatch):
+    monkeypatch.setattr("vsfix.pipeline.doctor.check_backends", raiser(MemoryError("8.00 TiB for an array")))
+    result = call("doctor")
+    assert result.exit_code == 2
+    assert re.fullmatch(r"vsfix: error: not enough memory here \(8\.00 TiB for an array\); give .*\n", result.stderr)
