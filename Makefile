@@ -1,6 +1,7 @@
 # make demo: environment, install, the whole chain on real data, a report.
 # make test: environment with the test tools, every check, the test suite.
 # make docs: the user guide, in site/.
+# make audit: the pinned versions against the known vulnerabilities (asks PyPI). make sbom: what `vsfix[cpu]` brings along.
 
 PYTHON ?= python3
 comma := ,
@@ -15,7 +16,7 @@ TRITON := $(if $(filter Linux,$(shell uname -s)),$(comma)triton)
 
 QUANTIZER := $(if $(RTX),quantizer)
 
-.PHONY: demo test check lint types imports tests docs quantizer clean
+.PHONY: demo test check lint types imports tests docs audit sbom quantizer clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/vsfix demo -o vsfix-demo --force
@@ -40,6 +41,21 @@ tests: $(VENV)/.test $(QUANTIZER)
 docs: $(VENV)/.test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+audit: $(VENV)-supply/.complete
+	$(VENV)-supply/bin/pip-audit --no-deps --disable-pip -r constraints.txt
+
+sbom: $(VENV)-supply/.complete
+	$(VENV)-supply/bin/python -m venv --clear --without-pip $(VENV)-sbom
+	$(VENV)-supply/bin/pip --python $(VENV)-sbom/bin/python install --quiet -c constraints.txt '.[cpu]'
+	$(VENV)-supply/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o docs/sbom.cdx.json $(VENV)-sbom/bin/python
+	rm -rf $(VENV)-sbom build
+
+# In an environment of their own: they want other versions than those that they look at.
+$(VENV)-supply/.complete:
+	$(PYTHON) -m venv $(VENV)-supply
+	$(VENV)-supply/bin/pip install --quiet --upgrade pip pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	touch $@
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -56,4 +72,4 @@ quantizer: $(VENV)/.test
 	$(BIN)/python -c "from vsfix.pipeline.quantizer import install_quantizer; install_quantizer()"
 
 clean:
-	rm -rf $(VENV) vsfix-demo site
+	rm -rf $(VENV) $(VENV)-supply $(VENV)-sbom vsfix-demo site

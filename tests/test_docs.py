@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -117,3 +118,29 @@ def test_every_command_of_the_guide_has_options_that_exist(line):
     assert result.exit_code == 0, words[0]
     for option in (word for word in words[1:] if re.match(r"--?[a-z]", word)):
         assert re.search(rf"(^|\s|,){re.escape(option)}\b", result.output), f"{words[0]} has no {option}"
+
+
+def named_tests(page: str) -> list[str]:
+    """The test files that a page names; a bare name stands in the folder of the one before it."""
+    folder, files = "", []
+    for name in re.findall(r"`((?:tests/[\w/]*)?test_\w+\.py)`", page):
+        folder = name.rpartition("/")[0] or folder
+        files.append(name if "/" in name else f"{folder}/{name}")
+    return files
+
+
+def test_the_tests_that_stand_behind_a_promise_are_there():
+    named = {page.name: named_tests(page.read_text()) for page in PAGES}
+    assert len(named["security.md"]) >= 10
+    assert [(page, file) for page, files in named.items() for file in files if not (ROOT / file).is_file()] == []
+
+
+def test_the_bill_of_materials_names_the_pinned_versions():
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    pinned = {name.lower().replace("_", "-"): version for name, version in pinned.items()}
+    bill = json.loads((ROOT / "docs" / "sbom.cdx.json").read_text())
+    parts = {part["name"].lower().replace("_", "-"): part["version"] for part in bill["components"]}
+    assert {"numpy", "onnx", "onnxruntime", "protobuf"} <= set(parts)
+    assert [name for name, version in parts.items() if pinned.get(name) != version] == []
+    page = (ROOT / "docs" / "security.md").read_text()
+    assert [part["name"] for part in bill["components"] if f"| {part['name']} | {part['version']} |" not in page] == []

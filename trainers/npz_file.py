@@ -43,12 +43,13 @@ def _read_arrays(file: BinaryIO, path: Path) -> dict[str, Array]:
     if not isinstance(content, np.lib.npyio.NpzFile):
         raise DataError(f"{path}: is a single array; write it with numpy.savez under the name of the model's input")
     with content:
+        assert content.zip is not None  # while it is open
         _refuse_bomb(content.zip, path)
         return {name: _read_array(content, name, path) for name in content.files}
 
 
 def _refuse_bomb(archive: zipfile.ZipFile, path: Path) -> None:
-    """Refuses a file that takes far more memory than it takes on the disk; data of images shrinks to a tenth at most."""
+    """Refuses a file that takes far more memory than room on the disk; images shrink to a tenth at most."""
     unpacked = sum(member.file_size for member in archive.infolist())
     if unpacked > _LARGE and unpacked > _MOST_GROWTH * path.stat().st_size:
         raise DataError(
