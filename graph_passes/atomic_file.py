@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from .errors import InputError, OutputExistsError
+from .temporary_files import temporary_file, temporary_folder
+
+_NEW, _REPLACED = "new", "replaced"
 
 
 def require_writable(path: Path, *, force: bool) -> None:
@@ -41,18 +45,11 @@ def atomic_path(path: Path, *, force: bool) -> Iterator[Path]:
     """
     require_writable(path, force=force)
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part" + path.suffix, dir=path.parent)
-    except OSError as error:
-        raise InputError(f"{path}: can't write here ({error.strerror})") from error
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        _publish(temporary, path)
+        with temporary_file(path) as temporary:
+            yield temporary
+            _publish(temporary, path)
     except OSError as error:
         raise InputError(f"{path}: can't write ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -74,8 +71,8 @@ def atomic_paths(paths: Sequence[Path], *, force: bool) -> Iterator[tuple[Path, 
         require_writable(path, force=force)
     last = paths[-1]
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{last.name}.", suffix=".part", dir=last.parent) as name:
-            temporary = tuple(Path(name, path.name) for path in paths)
+        with temporary_folder(last, last.parent, partial(_clear_exchange, last)) as folder:
+            temporary = tuple(folder / path.name for path in paths)
             yield temporary
             _exchange(temporary, paths)
     except OSError as error:
@@ -102,8 +99,8 @@ def atomic_folder(path: Path, *, force: bool, scratch: Path) -> Iterator[Path]:
     if path.exists() and not force:
         raise OutputExistsError(f"{path}: exists already; pass --force to replace it with everything in it")
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=scratch) as name:
-            new = Path(name, "new")
+        with temporary_folder(path, scratch, partial(_clear_replacement, path)) as temporary:
+            new = temporary / _NEW
             new.mkdir()
             yield new
             for folder, _, files in os.walk(new):
@@ -120,7 +117,7 @@ def _replace_folder(new: Path, path: Path) -> None:
     made = not path.parent.exists()
     if made:
         path.parent.mkdir()
-    old = new.with_name("replaced")
+    old = new.with_name(_REPLACED)
     try:
         if path.exists():
             path.rename(old)
@@ -134,11 +131,32 @@ def _replace_folder(new: Path, path: Path) -> None:
     _sync_folder(path.parent)
 
 
+def _clear_replacement(path: Path, left: Path) -> None:
+    """Removes what a stopped process left; where the old folder was moved away, the new one takes its place first."""
+    new = left / _NEW
+    if (left / _REPLACED).exists() and new.exists() and not path.exists():
+        new.rename(path)
+    shutil.rmtree(left)
+
+
+def _clear_exchange(last: Path, left: Path) -> None:
+    """Removes what a stopped process left; where the old files were moved away, the new ones take their place first.
+
+    The new ones are on the disk, whole, from before the first old one is moved.
+    """
+    if (left / _REPLACED).is_dir() and (left / last.name).exists() and not last.exists():
+        for file in sorted(
+            (file for file in left.iterdir() if file.is_file()), key=lambda file: file.name == last.name
+        ):
+            file.replace(last.parent / file.name)
+    shutil.rmtree(left)
+
+
 def _exchange(temporary: Sequence[Path], paths: Sequence[Path]) -> None:
     """Puts the new files in the place of the old ones; after an error the old ones are back."""
     for new in temporary:
         _finish(new)
-    aside = temporary[-1].parent / "replaced"
+    aside = temporary[-1].parent / _REPLACED
     aside.mkdir()
     moved: list[Path] = []
     placed: list[Path] = []
@@ -167,10 +185,7 @@ def _publish(temporary: Path, path: Path) -> None:
 
 
 def _finish(temporary: Path) -> None:
-    """Gives a file the mode of an ordinary new one and flushes it to the disk."""
-    umask = os.umask(0)
-    os.umask(umask)
-    temporary.chmod(0o666 & ~umask)
+    """Flushes a file to the disk."""
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
 

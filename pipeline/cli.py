@@ -6,7 +6,7 @@
     3   a component is missing here
     4   an engine could not be parsed or built
     70  a bug in vsfix: with a traceback
-    130 interrupted
+    130 interrupted; 143 stopped by SIGTERM
 
 A command's module is imported when the command is called, so that `vsfix --help` loads no numpy, onnx or torch.
 """
@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+import signal
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +50,7 @@ _EXTRAS = {
     "sklearn": "train",
     "torch": "train",
 }
+_ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _LONGEST_LINE = 900
 _LOG_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
@@ -79,7 +82,7 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs a command; whatever goes wrong becomes one line and an exit code."""
-        with _log_on_stderr(ctx.params["verbose"]), _one_line_errors():
+        with _log_on_stderr(ctx.params["verbose"]), _one_line_errors(), _orderly_end():
             return super().invoke(ctx)
 
 
@@ -125,6 +128,8 @@ def _one_line_errors() -> Iterator[None]:
         _stop(f"error: not enough memory here ({error}); give fewer --samples or a smaller batch size", 2)
     except KeyboardInterrupt:
         _stop("interrupted", INTERRUPTED_EXIT_CODE)
+    except _Terminated as end:
+        _stop(f"stopped by {signal.Signals(end.number).name}", 128 + end.number)
     except (click.exceptions.Exit, click.Abort, BrokenPipeError):
         raise  # click knows what to do with them
     except Exception as error:
@@ -133,6 +138,34 @@ def _one_line_errors() -> Iterator[None]:
             _stop(f"error: {missing}", MissingComponentError.exit_code)
         click.echo(traceback.format_exc(), err=True, nl=False)
         _stop(f"internal error: {type(error).__name__}: {error}", BUG_EXIT_CODE)
+
+
+class _Terminated(BaseException):
+    """A signal asked the process to end; like Ctrl-C it passes through every `except Exception`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def _orderly_end() -> Iterator[None]:
+    """Has the signals that end a process unwind it first, so that no temporary file is left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where Python can't take signals
+        return
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise _Terminated(number)
+
+    taken = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _stop(message: str, exit_code: int) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The fuzzer of benchmarks/fuzzing: a short run of it, and that it sees what is planted."""
+"""The fuzzer of benchmarks/reliability: a short run of it, and that it sees what is planted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "benchmarks" / "fuzzing"
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "reliability"
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it forks, and reads /proc")
 
 
@@ -37,7 +37,7 @@ def fuzzing():
 @pytest.mark.parametrize("part", range(2))
 def test_hundreds_of_damaged_files_end_in_success_or_in_one_clear_line(part, tmp_path):
     numbers = ["--inputs", "250", "--first", str(250 * part), "--seed", "7", "--processes", "1"]
-    command = [sys.executable, str(FOLDER / "run.py"), *numbers, "-o", str(tmp_path / "result.json")]
+    command = [sys.executable, str(FOLDER / "fuzzing.py"), *numbers, "-o", str(tmp_path / "result.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads((tmp_path / "result.json").read_text())["counts"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+
+from vsfix.pipeline import packaging
 
 from .model_config import parse_config
 from .refit_network import build_refittable, network_weights, write_network
@@ -187,7 +188,7 @@ def test_a_repository_beside_which_nothing_can_be_written_is_filled_from_within(
     (tmp_path / "repo").mkdir()
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
     seen = []
-    monkeypatch.setattr("tempfile.TemporaryDirectory", watched(tempfile.TemporaryDirectory, seen))
+    monkeypatch.setattr(packaging, "atomic_folder", watched(packaging.atomic_folder, seen))
     assert call("package", network, "-o", tmp_path / "repo").exit_code == 0
     assert seen == [tmp_path / "repo"]
     assert [path.name for path in (tmp_path / "repo").iterdir()] == ["network"]
@@ -196,9 +197,9 @@ def test_a_repository_beside_which_nothing_can_be_written_is_filled_from_within(
 def watched(made, seen):
     """A temporary folder that notes where it was made."""
 
-    def make(**arguments):
-        seen.append(arguments["dir"])
-        return made(**arguments)
+    def make(path, *, scratch, **arguments):
+        seen.append(scratch)
+        return made(path, scratch=scratch, **arguments)
 
     return make
 

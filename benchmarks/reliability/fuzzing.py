@@ -1,7 +1,7 @@
 """Feeds vsfix with damaged and hostile files: each ends in success or in one clear line.
 
-    python benchmarks/fuzzing/run.py --inputs 20000 --seed 0 -o fuzzing.json
-    python benchmarks/fuzzing/run.py --seed 0 --only 1234 --keep folder       # one input again, its files kept
+    python benchmarks/reliability/fuzzing.py --inputs 20000 --seed 0 -o fuzzing.json
+    python benchmarks/reliability/fuzzing.py --seed 0 --only 1234 --keep folder       # one input again, its files kept
 
 Every input is made from a valid file by random changes that its number and the seed decide: single fields of protobuf
 messages, attacks on the graph, members of zip files, bytes. A command reads it in a process of its own, which may take
@@ -191,7 +191,7 @@ def describe(case: Case, seed: int) -> str:
             f"  vsfix {' '.join(case.command)}",
             f"  exit {case.outcome.exit_code}, {case.outcome.seconds:.1f} s, {case.outcome.mebibytes:.0f} MiB",
             *(f"  | {line[:300]}" for line in last),
-            f"  again: python benchmarks/fuzzing/run.py --seed {seed} --only {case.number} --keep FOLDER",
+            f"  again: python benchmarks/reliability/fuzzing.py --seed {seed} --only {case.number} --keep FOLDER",
         ]
     )
 

@@ -1,0 +1,124 @@
+"""Temporary files and folders beside an output: held by the process that fills them, cleared away once it is gone.
+
+A process that is killed leaves its temporary file behind. The next one that writes the same output removes it, and must
+not take away what another, living process fills at that moment: each holds a lock on its own, which the operating
+system releases when the process ends, however it ends. Where there are no such locks (Windows, some network file
+systems), nothing is cleared away.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    _fcntl: Any = None
+else:
+    _fcntl = fcntl
+
+
+@contextmanager
+def temporary_file(path: Path) -> Iterator[Path]:
+    """Yields a new, empty file in the folder of `path`, and removes it at the end where it still stands there.
+
+    Raises:
+        OSError: the folder can't be written.
+    """
+    _clear_abandoned(path, path.parent, shutil.rmtree)
+    with _held(lambda: _new_file(path)) as temporary:
+        try:
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder(path: Path, place: Path, clear: Callable[[Path], None]) -> Iterator[Path]:
+    """Yields a new, empty folder in `place` for what becomes `path`, and removes it at the end with what is in it.
+
+    Args:
+        path: the output.
+        place: where the folder is made.
+        clear: removes such a folder, which a process that is gone has left.
+
+    Raises:
+        OSError: the place can't be written.
+    """
+    _clear_abandoned(path, place, clear)
+    with _held(lambda: _new_folder(path, place)) as temporary:
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary_name(path: Path) -> str:
+    """A name that nobody has; `_clear_abandoned` knows it again."""
+    return f".{path.name}.{secrets.token_hex(4)}.part"
+
+
+def _new_file(path: Path) -> tuple[Path, int]:
+    """A new file and its descriptor; the suffix stays, because some writers go by it."""
+    temporary = path.parent / (_temporary_name(path) + path.suffix)
+    return temporary, os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+
+
+def _new_folder(path: Path, place: Path) -> tuple[Path, int]:
+    """A new folder and its descriptor, -1 where folders have none."""
+    temporary = place / _temporary_name(path)
+    temporary.mkdir()
+    return temporary, -1 if _fcntl is None else os.open(temporary, os.O_RDONLY)
+
+
+@contextmanager
+def _held(make: Callable[[], tuple[Path, int]]) -> Iterator[Path]:
+    """Makes a file or folder and holds its lock."""
+    temporary, lock = make()
+    while _is_taken(lock) is False or not temporary.exists():
+        os.close(lock)  # another process took it for an abandoned one before it was held
+        temporary, lock = make()
+    if _fcntl is None and lock >= 0:
+        os.close(lock)  # an open file can't be renamed there
+    try:
+        yield temporary
+    finally:
+        if _fcntl is not None:
+            os.close(lock)
+
+
+def _clear_abandoned(path: Path, place: Path, clear: Callable[[Path], None]) -> None:
+    """Removes what processes that are gone have left of the same output."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.part({re.escape(path.suffix)})?")
+    with suppress(OSError):  # a folder that can't be listed or changed is the next step's matter
+        for left in [entry for entry in place.iterdir() if pattern.fullmatch(entry.name)]:
+            lock = os.open(left, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+            try:
+                if not _is_taken(lock):
+                    continue
+                if left.is_dir():
+                    clear(left)
+                else:
+                    left.unlink(missing_ok=True)
+            finally:
+                os.close(lock)
+
+
+def _is_taken(lock: int) -> bool | None:
+    """Takes the lock of an open file or folder; False where another process holds it, None where there are no locks."""
+    if _fcntl is None:
+        return None
+    try:
+        _fcntl.flock(lock, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
