@@ -57,12 +57,20 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: {error}") from None
     check_model(path)
     if model.functions:  # before the weights are there: the inliner serializes the model, which ends at 2 GiB
-        model = onnx.inliner.inline_local_functions(model)
+        model = _inline_functions(model, path)
     try:
         onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
     except (ValueError, OSError, RuntimeError, onnx.checker.ValidationError) as error:
         raise ModelError(f"{path}: its weights in other files can't be read ({first_line(error)})") from error
     return model
+
+
+def _inline_functions(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """The model without local functions; their bodies stand where they were called."""
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"{path}: its local functions can't be inlined ({first_line(error)})") from error
 
 
 def check_model(path: Path) -> None:

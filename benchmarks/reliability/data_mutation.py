@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 from message_mutation import mutate_bytes
+from seeds import SAMPLES
 
 
 class Payload:
@@ -80,7 +81,7 @@ def _mutate_array(part: bytes, rng: np.random.Generator) -> bytes:
     claims = (b"<f8", b"|O ", b"<U9", b">i2", b"|V8", b"<M8")
     if rng.random() < 0.5:
         return part.replace(b"<f4", claims[rng.integers(len(claims))], 1)
-    return part.replace(b"(16,", (b"(99,", b"(-1,", b"(0, ", b"(9999999999999,")[rng.integers(4)], 1)
+    return part.replace(f"({SAMPLES},".encode(), (b"(99,", b"(-1,", b"(0, ", b"(9999999999999,")[rng.integers(4)], 1)
 
 
 def _bomb(rng: np.random.Generator) -> bytes:

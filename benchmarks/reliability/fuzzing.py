@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from data_mutation import mutate_file, mutate_npz, mutate_zip
+from forked import load_libraries
 from model_mutation import mutate_model
 from seeds import npz_bytes, seed_checkpoint, seed_idx, seed_models, seed_npz
 from trial import Outcome, run_trial
@@ -113,7 +114,7 @@ def _optimize(model: str, data: list[str], rng: np.random.Generator) -> list[str
     """`vsfix optimize` with options drawn at random."""
     method = str(rng.choice(METHODS))
     options = ["--method", method, "-o", "out/repaired.onnx"]
-    options += [] if method in ("analytic", "none") else [*data, "--samples", "8"]
+    options += [] if method in ("analytic", "none") else [*data, "--samples", "32"]
     options += ["--no-fold"] if rng.random() < 0.3 else []
     options += ["--precision", str(rng.choice(["fp16", "bf16"]))] if rng.random() < 0.2 else []
     options += ["--json", "out/report.json"] if rng.random() < 0.2 else []
@@ -168,18 +169,6 @@ def run_cases(numbers: Sequence[int], corpus: Corpus, seed: int, processes: int)
     case = partial(run_case, corpus=corpus, seed=seed)
     with multiprocessing.get_context("spawn").Pool(processes, initializer=load_libraries) as pool:
         yield from pool.imap_unordered(case, numbers, chunksize=1 + len(numbers) // (20 * processes))
-
-
-def load_libraries() -> None:
-    """Imports what commands need, so that a forked process need not."""
-    import torch
-
-    from vsfix.pipeline.commands import export, inspect, optimize, train, verify
-    from vsfix.trainers.onnxruntime_library import import_onnxruntime
-
-    torch.set_num_threads(1)
-    import_onnxruntime()
-    assert all(module.command for module in (export, inspect, optimize, train, verify))
 
 
 def describe(case: Case, seed: int) -> str:

@@ -13,9 +13,10 @@ import numpy as np
 import onnx
 import onnx.parser
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 SHAPE = (3, 6, 6)
-SAMPLES = 16
+SAMPLES = 32
 _HEAD = '<ir_version: 8, opset_import: ["" : 18]>\n'
 _PLAIN = """main (float[N, 3, 6, 6] x) => (float[N, 5] y) {
     c = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, w)
@@ -28,11 +29,12 @@ _PLAIN = """main (float[N, 3, 6, 6] x) => (float[N, 5] y) {
 }"""
 _BRANCHES = """main (float[N, 3, 6, 6] x) => (float[N, 5] y) {
     c = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, w)
-    s = ReduceSum <keepdims = 0> (c)
+    q = Mul (c, c)
+    s = ReduceSum <keepdims = 0> (q)
     z = Greater (s, zero)
     d = If (z) <
         then_branch = yes () => (float[N, 4, 6, 6] p) { p = BatchNormalization (c, scale, bias, mean, var) },
-        else_branch = no () => (float[N, 4, 6, 6] q) { q = Relu (c) }
+        else_branch = no () => (float[N, 4, 6, 6] o) { o = Relu (c) }
     >
     e = Dropout (d, ratio, training)
     h = Concat <axis = 1> (e, c)
@@ -75,33 +77,50 @@ drop (a, b, c) => (d) { d = Dropout (a, b, c) }"""
 
 
 def seed_models() -> dict[str, onnx.ModelProto]:
-    """The models, by name; every one passes the full checker."""
+    """The models, by name; every one passes the full checker and can be repaired with `seed_npz`."""
     models = {}
+    weights = _weights()
     texts = {"plain": _HEAD + _PLAIN, "branches": _HEAD + _BRANCHES, "primitives": _HEAD + _PRIMITIVES}
     for name, text in {**texts, "function": _FUNCTION}.items():
         model = onnx.parser.parse_model(text)
         read = set(text.replace("(", " ").replace(")", " ").replace(",", " ").split())
-        weights = {key: value for key, value in _weights().items() if key in read}
-        model.graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in weights.items())
+        kept = {key: np.asarray(value) for key, value in weights.items() if key in read}
+        model.graph.initializer.extend(
+            numpy_helper.from_array(value.astype(np.float32) if value.dtype == np.float64 else value, key)
+            for key, value in kept.items()
+        )
         onnx.checker.check_model(model, full_check=True)
         models[name] = model
     return models
 
 
-def _weights() -> Mapping[str, np.ndarray]:
+def _weights() -> dict[str, np.ndarray]:
+    """Weights at random, and the statistics that training with Dropout 0.5 behind the convolution would have stored."""
     rng = np.random.default_rng(0)
-    weights: dict[str, np.ndarray] = {
+    weights = {
         "w": rng.normal(size=(4, 3, 3, 3)), "v": rng.normal(size=(5, 4)), "u": rng.normal(size=5),
         "zero": np.array(0.0), "ratio": np.array(0.5), "training": np.array(False),
-        "starts": np.array([0]), "ends": np.array([4]),
-        "axes": np.array([1]), "std4": rng.uniform(0.5, 2, (4, 1, 1)),
+        "starts": np.array([0]), "ends": np.array([4]), "axes": np.array([1]),
+        "scale": rng.uniform(0.5, 2, 4), "bias": rng.normal(size=4),
     }  # fmt: skip
-    for size in ("", "8"):
-        shape = (int(size or 4),)
-        weights |= {name + size: rng.normal(size=shape) for name in ("scale", "bias", "mean")}
-        weights["var" + size] = rng.uniform(0.5, 2, shape)
-    weights |= {name + "4": rng.normal(size=(4, 1, 1)) for name in ("scale", "bias", "mean")}
-    return {name: value.astype(np.float32) if value.dtype == np.float64 else value for name, value in weights.items()}
+    convolution = onnx.parser.parse_model(
+        _HEAD + "main (float[N, 3, 6, 6] x, float[4, 3, 3, 3] w) => (float[N, 4, 6, 6] c) {"
+        " c = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, w) }"
+    )
+    images = seed_npz()["x"]
+    feeds = {"x": images, "w": weights["w"].astype(np.float32)}
+    (clean,) = ReferenceEvaluator(convolution).run(None, feeds)
+    mean, variance, square = clean.mean((0, 2, 3)), clean.var((0, 2, 3)), (clean**2).mean((0, 2, 3))
+    weights |= {"mean": mean, "var": variance + square}  # 0.5 / (1 - 0.5) = 1 times the mean square on top
+    column = (4, 1, 1)
+    weights |= {"mean4": mean.reshape(column), "std4": np.sqrt(variance + square).reshape(column)}
+    weights |= {"scale4": weights["scale"].reshape(column), "bias4": weights["bias"].reshape(column)}
+    inner = (clean - mean.reshape(column)) / np.sqrt(weights["var"]).reshape(column)  # of the branch that is taken
+    inner = inner * weights["scale4"] + weights["bias4"]
+    first = (inner.mean((0, 2, 3)), inner.var((0, 2, 3)) + (inner**2).mean((0, 2, 3)))
+    weights |= {"mean8": np.concatenate([first[0], mean]), "var8": np.concatenate([first[1], variance])}
+    weights |= {"scale8": rng.uniform(0.5, 2, 8), "bias8": rng.normal(size=8)}
+    return weights
 
 
 def seed_npz() -> dict[str, np.ndarray]:

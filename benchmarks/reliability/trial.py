@@ -7,12 +7,12 @@ import os
 import resource
 import select
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+
+from forked import fork_command
 
 SECONDS = 20.0
 MEBIBYTES = 1024  # beyond what the process has when it begins
@@ -58,10 +58,7 @@ def run_trial(command: Sequence[str], folder: Path) -> Outcome:
     log = folder.parent / f"{folder.name}.log"
     began = time.monotonic()
     resident = _resident()
-    process = os.fork()
-    if process == 0:
-        os.close(read)
-        _become(command, folder, log)
+    process = fork_command(command, folder, log, _limit)
     os.close(write)
     ready, _, _ = select.select([read], [], [], SECONDS)  # ends when the process does, and with it its end of the pipe
     os.close(read)
@@ -76,28 +73,12 @@ def run_trial(command: Sequence[str], folder: Path) -> Outcome:
     return Outcome(verdict or CLEAN[exit_code], exit_code, seconds, grown, said[-2000:])
 
 
-def _become(command: Sequence[str], folder: Path, log: Path) -> NoReturn:
-    """The forked process: limits, a place for what it prints, and the command."""
-    os.chdir(folder)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for stream in (1, 2):
-        os.dup2(file, stream)
-    sys.stdout = sys.stderr = os.fdopen(file, "w", closefd=False)  # a test may have put others there
+def _limit() -> None:
+    """Takes from this process all memory past its limit, and the right to leave a core file."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + (MEBIBYTES << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.environ["TMPDIR"] = str(folder / "scratch")
-    code = 99
-    try:
-        from vsfix.pipeline.cli import vsfix
-
-        vsfix(list(command), prog_name="vsfix")
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 98
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
 
 
 def _judge(exit_code: int, said: str, grown: float, *, hung: bool) -> str | None:

@@ -167,3 +167,16 @@ def test_local_functions_are_inlined_with_external_weights(tmp_path):
     read = read_model(tmp_path / "f.onnx")
     assert [node.op_type for node in read.graph.node] == ["Add"]
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(read.graph.initializer[0]), np.arange(300))
+
+
+def test_a_function_that_is_called_with_too_many_inputs_is_one_clear_error(tmp_path):
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18, "own" : 1]>\n'
+        "main (float[N] x) => (float[N] y) { y = own.f (x, x) }\n"
+        '<domain: "own", opset_import: ["" : 18]>\nf (a) => (b) { b = Relu (a) }'
+    )
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(
+        ModelError, match=r"m\.onnx: (its local functions can't be inlined|the ONNX checker refuses it)"
+    ):
+        read_model(tmp_path / "m.onnx")
