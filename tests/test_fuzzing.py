@@ -14,24 +14,15 @@ import numpy as np
 import onnx
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "benchmarks" / "reliability"
+from .reliability_scripts import FOLDER, reliability_scripts
+
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it forks, and reads /proc")
 
 
 @pytest.fixture(scope="module")
-def fuzzing():
-    """The scripts, importable by the names by which they import each other."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        import model_mutation
-        import seeds
-        import trial
-
-        yield {"model_mutation": model_mutation, "seeds": seeds, "trial": trial}
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in ("message_mutation", "model_mutation", "seeds", "trial"):
-            sys.modules.pop(name, None)
+def scripts():
+    with reliability_scripts() as modules:
+        yield modules
 
 
 @pytest.mark.parametrize("part", range(2))
@@ -45,10 +36,10 @@ def test_hundreds_of_damaged_files_end_in_success_or_in_one_clear_line(part, tmp
     assert {"refused", "done"} <= {row["outcome"] for row in counts}
 
 
-def test_an_input_is_decided_by_its_number_alone(fuzzing):
+def test_an_input_is_decided_by_its_number_alone(scripts):
     made = [
-        fuzzing["model_mutation"].mutate_model(
-            onnx.ModelProto.FromString(fuzzing["seeds"].seed_models()["plain"].SerializeToString()),
+        scripts.model_mutation.mutate_model(
+            onnx.ModelProto.FromString(scripts.seeds.seed_models()["plain"].SerializeToString()),
             np.random.default_rng([3, 17]),
         )
         for _ in range(2)
@@ -82,13 +73,13 @@ PLANTED = {
 
 @pytest.mark.parametrize("verdict", PLANTED)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of a fork beside threads
-def test_what_is_planted_into_a_reader_is_seen(verdict, fuzzing, tmp_path, monkeypatch):
+def test_what_is_planted_into_a_reader_is_seen(verdict, scripts, tmp_path, monkeypatch):
     folder = tmp_path / "case"
     (folder / "out").mkdir(parents=True)
-    (folder / "seed.onnx").write_bytes(fuzzing["seeds"].seed_models()["plain"].SerializeToString())
+    (folder / "seed.onnx").write_bytes(scripts.seeds.seed_models()["plain"].SerializeToString())
     if PLANTED[verdict] is not None:
         monkeypatch.setattr("vsfix.graph_passes.model_file.read_model", PLANTED[verdict])
-    monkeypatch.setattr(fuzzing["trial"], "SECONDS", 2.0 if verdict == "hang" else 60.0)
-    outcome = fuzzing["trial"].run_trial(["inspect", "seed.onnx"], folder)
+    monkeypatch.setattr(scripts.trial, "SECONDS", 2.0 if verdict == "hang" else 60.0)
+    outcome = scripts.trial.run_trial(["inspect", "seed.onnx"], folder)
     assert outcome.verdict == verdict, outcome.said
     assert outcome.is_clean == (verdict == "done")

@@ -88,15 +88,13 @@ def _is_written(arguments: tuple[object, ...]) -> bool:
 
 def kill(command: list[str], folder: Path, seconds: float, rng: np.random.Generator, calls: int) -> int:
     """Runs a command and kills it; returns its exit code, -9 where the kill came in time."""
-    log = folder.parent / f"{folder.name}.log"
     if rng.random() < 0.5:
-        process = fork_command(command, folder, log, Killed(folder / "out", int(rng.integers(1, calls + 1))))
-    else:
-        process = fork_command(command, folder, log)
-        time.sleep(seconds * rng.uniform(0, 1.1))
-        os.kill(process, signal.SIGKILL)
+        return run_command(command, folder, Killed(folder / "out", int(rng.integers(1, calls + 1))))[0]
+    with open(os.devnull, "wb") as output:
+        process = fork_command(command, folder, output.fileno())
+    time.sleep(seconds * rng.uniform(0, 1.1))
+    os.kill(process, signal.SIGKILL)
     _, status = os.waitpid(process, 0)
-    log.unlink()
     return os.waitstatus_to_exitcode(status)
 
 
@@ -127,13 +125,21 @@ def temporary_names(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*") if ".part" in path.name]
 
 
-def kill_optimize(folder: Path, kills: int, rng: np.random.Generator, fault: Callable[[Path], None] | None) -> Tally:
+def kill_optimize(
+    folder: Path,
+    kills: int,
+    rng: np.random.Generator,
+    *,
+    calls: int = 0,
+    fault: Callable[[Path], None] | None = None,
+) -> Tally:
     """Kills `optimize --force` over older outputs.
 
     Args:
         folder: a new one.
         kills: how many.
         rng: decides when.
+        calls: how many of a run change the outputs, where that is known; 0 counts them, by some runs more.
         fault: planted before the outputs are looked at, to see that it is seen.
     """
     command, tally = OPTIMIZE.split(), Tally()
@@ -145,7 +151,7 @@ def kill_optimize(folder: Path, kills: int, rng: np.random.Generator, fault: Cal
     seconds = time.monotonic() - began
     assert code == 0, said
     new = digest(folder / "out" / "repaired.onnx")
-    calls = count_calls(command, folder)
+    calls = calls or count_calls(command, folder)
     old_model = seed_models()["function"].SerializeToString()
     for number in range(kills):
         (folder / "out" / "repaired.onnx").write_bytes(old_model)
@@ -171,8 +177,11 @@ def kill_optimize(folder: Path, kills: int, rng: np.random.Generator, fault: Cal
     return tally
 
 
-def kill_train(folder: Path, kills: int, rng: np.random.Generator) -> Tally:
-    """Kills `train`, and has the same command go on to the end, whose weights are those of an undisturbed run."""
+def kill_train(folder: Path, kills: int, rng: np.random.Generator, *, calls: int = 0) -> Tally:
+    """Kills `train`, and has the same command go on to the end, whose weights are those of an undisturbed run.
+
+    The arguments are those of `kill_optimize`.
+    """
     command, tally = TRAIN.split(), Tally()
     (folder / "out").mkdir(parents=True)
     began = time.monotonic()
@@ -181,7 +190,7 @@ def kill_train(folder: Path, kills: int, rng: np.random.Generator) -> Tally:
     assert code == 0, said
     checkpoint = folder / "out" / "run" / "checkpoint.pt"
     expected = load_checkpoint(checkpoint).model
-    calls = count_calls(command, folder)
+    calls = calls or count_calls(command, folder)
     for number in range(kills):
         shutil.rmtree(folder / "out")
         (folder / "out").mkdir()
@@ -210,7 +219,7 @@ def main() -> None:
     rng = np.random.default_rng(arguments.seed)
     with tempfile.TemporaryDirectory() as name:
         tallies = {
-            "optimize": kill_optimize(Path(name, "optimize"), arguments.kills, rng, None),
+            "optimize": kill_optimize(Path(name, "optimize"), arguments.kills, rng),
             "train": kill_train(Path(name, "train"), arguments.kills, rng),
         }
     for command, tally in tallies.items():

@@ -28,7 +28,7 @@ class Outcome:
         verdict: one of `CLEAN`, or what went wrong: traceback, crash, hang, memory, stray, message, leftover, output.
         exit_code: of the process; negative for the signal that ended it.
         seconds: wall time.
-        mebibytes: its peak beyond what it began with.
+        mebibytes: of memory that it held at most, the libraries that it began with included.
         said: the end of what it printed.
     """
 
@@ -58,7 +58,8 @@ def run_trial(command: Sequence[str], folder: Path) -> Outcome:
     log = folder.parent / f"{folder.name}.log"
     began = time.monotonic()
     resident = _resident()
-    process = fork_command(command, folder, log, _limit)
+    with log.open("wb") as output:
+        process = fork_command(command, folder, output.fileno(), _limit)
     os.close(write)
     ready, _, _ = select.select([read], [], [], SECONDS)  # ends when the process does, and with it its end of the pipe
     os.close(read)
@@ -68,9 +69,9 @@ def run_trial(command: Sequence[str], folder: Path) -> Outcome:
     seconds, exit_code = time.monotonic() - began, os.waitstatus_to_exitcode(status)
     said = log.read_text(errors="replace")
     log.unlink()
-    grown = max(0.0, usage.ru_maxrss / _KILOBYTES - resident)
-    verdict = _judge(exit_code, said, grown, hung=not ready) or _judge_files(folder, before, exit_code)
-    return Outcome(verdict or CLEAN[exit_code], exit_code, seconds, grown, said[-2000:])
+    peak = usage.ru_maxrss / _KILOBYTES
+    verdict = _judge(exit_code, said, peak - resident, hung=not ready) or _judge_files(folder, before, exit_code)
+    return Outcome(verdict or CLEAN[exit_code], exit_code, seconds, peak, said[-2000:])
 
 
 def _limit() -> None:
