@@ -8,6 +8,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,7 +63,10 @@ def fabric_session(precision: str) -> Iterator[Fabric]:
     finally:
         if _has_process_group() and not group_was_there:
             # What trained in parallel holds on to the group. Left to the end of the interpreter, the group's threads
-            # are torn down under its feet, and now and then the process aborts.
+            # are torn down under its feet, and now and then the process aborts. Where an error passes through here,
+            # its traceback holds the frames that hold the network.
+            if (error := sys.exc_info()[1]) is not None:
+                traceback.clear_frames(error.__traceback__)
             gc.collect()
             torch.distributed.destroy_process_group()
 

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vsfix.graph_passes.errors import InputError, StoppedError, VsfixError
 
-from .checkpoint import EpochMetrics
+from .checkpoint import Checkpoint, EpochMetrics
 from .device_fault import device_fault
 from .epoch_losses import STEPS_BETWEEN_CHECKS
 from .fabric_session import fabric_session
@@ -24,6 +25,9 @@ from .training_config import TrainingConfig
 from .training_data import load_training_data
 from .training_progress import training_progress
 from .training_run import TrainingRun
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 SECONDS_BETWEEN_SAVES = 600.0
 
@@ -101,18 +105,12 @@ def train(config: TrainingConfig, output: Path, options: TrainingOptions | None 
     options = options or TrainingOptions()
     folder = RunFolder(output)
     checkpoint = folder.open_for(config, force=options.force)
-    resumed_from = 0 if checkpoint is None else checkpoint.epoch
     if checkpoint is not None and checkpoint.epoch >= config.epochs:
         folder.write_views(checkpoint)
-        return TrainingResult(folder.checkpoint, checkpoint.metrics, resumed_from)
+        return TrainingResult(folder.checkpoint, checkpoint.metrics, resumed_from=checkpoint.epoch)
     try:
         with fabric_session(config.precision) as fabric:
-            data = load_training_data(config, fabric.device, workers=options.workers)
-            data.require_batches(config.batch_size, fabric.world_size * config.accumulate)
-            run = TrainingRun(config, data, fabric, checkpoint)
-            with stop_on_signal() as stop, _metrics_log(options, folder, run) as log:
-                resumed_step = run.steps_done - resumed_from * run.steps_per_epoch
-                _finish(run, folder, options, stop, log)
+            return _train_with(fabric, config, folder, options, checkpoint)
     except VsfixError:
         folder.remove_if_empty()
         raise
@@ -123,6 +121,19 @@ def train(config: TrainingConfig, output: Path, options: TrainingOptions | None 
             raise
         folder.remove_if_empty()
         raise fault from error
+
+
+def _train_with(
+    fabric: Fabric, config: TrainingConfig, folder: RunFolder, options: TrainingOptions, checkpoint: Checkpoint | None
+) -> TrainingResult:
+    """Trains in a session; the network is gone when this returns, which `fabric_session` relies on."""
+    data = load_training_data(config, fabric.device, workers=options.workers)
+    data.require_batches(config.batch_size, fabric.world_size * config.accumulate)
+    run = TrainingRun(config, data, fabric, checkpoint)
+    resumed_from = 0 if checkpoint is None else checkpoint.epoch
+    resumed_step = run.steps_done - resumed_from * run.steps_per_epoch
+    with stop_on_signal() as stop, _metrics_log(options, folder, run) as log:
+        _finish(run, folder, options, stop, log)
     return TrainingResult(folder.checkpoint, tuple(run.metrics), resumed_from, resumed_step)
 
 

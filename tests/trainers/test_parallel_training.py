@@ -34,9 +34,13 @@ folder, config, options = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads
 try:
     result = train(TrainingConfig.from_dict(config), folder / "run", TrainingOptions(**options))
     (folder / ("rank" + os.environ["RANK"])).write_text(str(result.metrics))
+    status = 0
 except VsfixError as error:
     print(error, file=sys.stderr)
-    sys.exit(error.exit_code)
+    status = error.exit_code
+threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+(folder / ("threads" + os.environ["RANK"])).write_text("".join(threads))
+sys.exit(status)
 """
 
 
@@ -56,6 +60,11 @@ def finish(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 0, err
     assert out == ""
     assert "Warning" not in err
+
+
+def gloo_threads(folder) -> list[str]:
+    """Threads of the process group that outlived the training; they can abort a process that ends."""
+    return [name for rank in "01" for name in (folder / f"threads{rank}").read_text().split() if "gloo" in name]
 
 
 def saved(folder):
@@ -80,6 +89,7 @@ def test_two_processes_compute_what_one_computes_with_the_joint_batch(tmp_path, 
         augmentation=Augmentation(crop=1, flip=True, cutout=2),
     )
     finish(start(tmp_path, config))
+    assert gloo_threads(tmp_path) == []
     train(config, tmp_path / "alone")
     together, alone = saved(tmp_path), load_checkpoint(tmp_path / "alone" / "checkpoint.pt")
     assert [(tmp_path / name).read_text() for name in ("rank0", "rank1")] == [str(together.metrics)] * 2
@@ -104,6 +114,7 @@ def test_two_processes_that_are_asked_to_stop_save_and_go_on_as_if_nothing_had_b
     wait_for(checkpoint)
     os.killpg(process.pid, signal.SIGTERM)
     process.communicate(timeout=120)
+    assert gloo_threads(stopped) == []
     position = load_checkpoint(checkpoint).position
     assert position is not None
     assert len(position.random) == 2
