@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from .errors import DataError
 from .inference import Array
 
 Batch = Mapping[str, Array]
+LEAST_SAMPLES = 8  # that must differ for any statement
 
 
 def samples_in(batch: Batch) -> int:
@@ -50,6 +52,26 @@ def cut_batches(batches: Sequence[Batch], size: int) -> Iterator[Batch]:
     for batch in batches:
         for start in range(0, samples_in(batch), size):
             yield _rows(batch, start, start + size)
+
+
+def require_different_samples(batches: Sequence[Batch], wanted: int = LEAST_SAMPLES) -> None:
+    """Refuses a set of which too few samples differ: a variance over copies is that of the few that were copied.
+
+    Raises:
+        DataError: fewer than `wanted` samples differ, though there are more.
+    """
+    seen: set[bytes] = set()
+    for batch in batches:
+        for row in range(samples_in(batch)):
+            seen.add(b"".join(np.asarray(array[row]).tobytes() for array in batch.values() if np.ndim(array)))
+            if len(seen) == wanted:
+                return
+    total = count_samples(batches)
+    if len(seen) < total:
+        raise DataError(
+            f"only {len(seen)} of the {total} samples differ: nothing can be learnt from copies; give at least "
+            f"{wanted} different samples"
+        )
 
 
 def _rows(batch: Batch, start: int, stop: int) -> dict[str, Array]:

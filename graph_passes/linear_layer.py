@@ -163,6 +163,8 @@ def read_linear_layer(tree: GraphTree, node: gs.Node) -> LinearLayer | str:
         return f"the weight of {node.op} is computed by the graph"
     if node.op in ("Gemm", "MatMul") and len(weight.shape) != 2:
         return f"the weight of {node.op} has {len(weight.shape)} axes, not 2"
+    if node.op.startswith("Conv") and len(weight.shape) < 3:
+        return f"the weight of {node.op} has {len(weight.shape)} axes, not 3 or more"
     if node.op in ("Gemm", "MatMul") and tree.root.opset < _FIRST_BROADCASTING_OPSET:
         return f"{node.op} of opset {tree.root.opset} broadcasts otherwise; convert the model to opset 7 or newer"
     own = _own_bias(node)

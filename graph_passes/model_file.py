@@ -56,6 +56,8 @@ def read_model(path: Path) -> onnx.ModelProto:
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     check_model(path)
+    if (reference := _attribute_reference(model.graph)) is not None:
+        raise ModelError(f"{path}: {reference}")
     if model.functions:  # before the weights are there: the inliner serializes the model, which ends at 2 GiB
         model = _inline_functions(model, path)
     try:
@@ -63,6 +65,18 @@ def read_model(path: Path) -> onnx.ModelProto:
     except (ValueError, OSError, RuntimeError, onnx.checker.ValidationError) as error:
         raise ModelError(f"{path}: its weights in other files can't be read ({first_line(error)})") from error
     return model
+
+
+def _attribute_reference(graph: onnx.GraphProto) -> str | None:
+    """An attribute that refers to one of a function, with none around it; the checker sees that in bodies only."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.ref_attr_name:
+                return (
+                    f"{node.op_type} '{node.name or ', '.join(node.output)}': its attribute '{attribute.name}' refers "
+                    "to one of a function, but the node stands in none"
+                )
+    return None
 
 
 def _inline_functions(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:

@@ -7,7 +7,7 @@ its four parameters. Constants that nothing is multiplied by (masks, bounds, pad
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -91,17 +91,56 @@ def require_finite_values(graph: gs.Graph) -> tuple[ValueFinding, ...]:
         CheckFailedError: a NaN, an infinite value or an overflow; the message names the first tensor and channel.
     """
     findings = scan_values(graph)
-    harmful = [finding for finding in findings if finding.defect in HARMFUL]
-    if harmful:
-        first, others = harmful[0], len(harmful) - 1
-        more = f" ({others} more like it)" if others else ""
-        advice = (
-            "cast the float32 file anew, with this layer in a wider type"
-            if first.defect == "overflow"
-            else "the file itself holds it: train again, or take an earlier checkpoint"
-        )
-        raise CheckFailedError(f"the weights can't be deployed: {first}{more}; {advice}")
+    harm = describe_harm(findings)
+    if harm is not None:
+        raise CheckFailedError(f"the weights can't be deployed: {harm}")
     return findings
+
+
+def describe_harm(findings: Sequence[ValueFinding]) -> str | None:
+    """The first finding that forbids to deploy the graph, how many more there are, and what helps; None without one."""
+    harmful = [finding for finding in findings if finding.defect in HARMFUL]
+    if not harmful:
+        return None
+    first, others = harmful[0], len(harmful) - 1
+    more = f" ({others} more like it)" if others else ""
+    advice = (
+        "cast the float32 file anew, with this layer in a wider type"
+        if first.defect == "overflow"
+        else "the file itself holds it: train again, or take an earlier checkpoint"
+    )
+    return f"{first}{more}; {advice}"
+
+
+def doubtful_constants(graph: gs.Graph) -> tuple[str, ...]:
+    """What stands in constants that nothing is multiplied by and is no mask: NaN, or infinity beside other numbers.
+
+    Returns:
+        One line for each tensor, of the graph and of the bodies in it; vsfix passes them on as they are.
+    """
+    tree = GraphTree(graph)
+    weights = {id(constant) for constant, _ in _weights(tree)}
+    lines: dict[int, str] = {}
+    for node in tree.nodes():
+        for tensor in node.inputs:
+            constant = constant_behind(tensor)
+            if constant is None or id(constant) in weights or id(constant) in lines:
+                continue
+            values = stored_values(constant)
+            if values.dtype in _FLOAT_TYPES.values() and (strange := _strange(values)):
+                lines[id(constant)] = f"'{constant.name}', read by {node.op} '{node.name or node.outputs[0].name}'" + (
+                    f": {strange} values are not finite; they stay as they are"
+                )
+    return tuple(lines.values())
+
+
+def _strange(values: Array) -> int:
+    """How many values are NaN, or infinite beside several finite numbers, as no mask, bound or padding has them."""
+    bad = ~np.isfinite(values)
+    if not bad.any():
+        return 0
+    is_mask = not np.isnan(values).any() and len(set(values[~bad].tolist())) <= 1
+    return 0 if is_mask else int(bad.sum())
 
 
 def _scan(name: str, values: Array, stored: npt.DTypeLike, axis: int) -> Iterator[ValueFinding]:

@@ -154,6 +154,7 @@ def calibration_batches(
         samples=None if at_most else samples,
         seed=seed,
     )
+    _require_fitting(model, loaded)
     if at_most and samples is not None:
         loaded = loaded.subset(min(samples, len(loaded)), seed=seed)
     fixed = fixed_batch_size(model)
@@ -184,6 +185,7 @@ def labelled_samples(
         samples=samples,
         seed=seed,
     )
+    _require_fitting(model, loaded)
     if loaded.labels is None:
         raise DataError(f"{loaded.name}: has no array 'labels'; accuracy needs one whole number per sample")
     return loaded
@@ -238,6 +240,27 @@ def _from_npz(path: Path, input_names: Sequence[str]) -> Samples:
             raise DataError(f"{path}: has no array '{name}', which the model needs; it holds {found}")
     labels = arrays.get(_LABELS) if _LABELS not in input_names else None
     return Samples(str(path), {name: arrays[name] for name in input_names}, labels)
+
+
+def _require_fitting(model: onnx.ModelProto, loaded: Samples) -> None:
+    """Refuses data of another type or shape than the model states for its inputs."""
+    for value in model.graph.input:
+        array, tensor = loaded.inputs.get(value.name), value.type.tensor_type
+        if array is None:
+            continue
+        what = f"{loaded.name}: array '{value.name}'"
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type) if tensor.elem_type else array.dtype
+        if array.dtype != dtype:
+            raise DataError(f"{what} is {array.dtype}, the model takes {dtype}; convert it with numpy's astype")
+        if not tensor.HasField("shape"):
+            continue
+        stated = [side.dim_value for side in tensor.shape.dim]  # 0 where any length fits
+        sides = zip(array.shape[1:], stated[1:], strict=False)
+        if len(stated) != array.ndim or any(wanted not in (0, side) for side, wanted in sides):
+            wanted = "x".join(str(side or "?") for side in stated[1:])
+            raise DataError(
+                f"{what} has samples of {'x'.join(map(str, array.shape[1:])) or 'no axes'}, the model takes {wanted}"
+            )
 
 
 def _check_array(what: str, array: Array) -> None:

@@ -27,7 +27,12 @@ def is_within_chance(mismatch: float, samples: int) -> bool:
 
 
 def judge_inspection(inspection: Inspection) -> tuple[str, str]:
-    """The status word and one sentence with the numbers: WARN where there is something to repair or to know."""
+    """The status word and one sentence with the numbers: WARN where there is something to repair or to know.
+
+    FAIL where the weights are such that no repair makes them deployable.
+    """
+    if inspection.defect:
+        return "FAIL", f"The weights can't be deployed, repaired or not: {inspection.defect}."
     total = len(inspection.rows)
     reached = sum(bool(row.noise) for row in inspection.rows)
     shifted = shifted_rows(inspection.rows)

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.batch_norm import BatchNorm, find_batch_norms
-from vsfix.graph_passes.batches import Batch, count_samples
+from vsfix.graph_passes.batches import Batch, count_samples, require_different_samples
 from vsfix.graph_passes.inference import OpenModel
 from vsfix.graph_passes.measurement import MeasurementConfig, measure
 from vsfix.graph_passes.moments import Moments
@@ -24,6 +24,7 @@ from vsfix.graph_passes.shift import (
     shift_ratio,
     variance_mismatch,
 )
+from vsfix.graph_passes.value_scan import describe_harm, doubtful_constants, scan_values
 
 from .lost_noise import is_lost, recover_noise
 from .preparation import prepare_model
@@ -36,6 +37,8 @@ NOT_SHOWN = (
 # trained on, or is not preprocessed as in training.
 FOREIGN_DATA_MISMATCH = 2.0
 FOREIGN_DATA_OFFSET = 1.0
+# The same of the first BatchNorm with noise in front: few samples and other noise move its shift by less.
+FOREIGN_DATA_UNEXPLAINED = 4.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,19 @@ class BatchNormRow:
     source: str = ""
 
     @property
+    def unexplained(self) -> float | None:
+        """The factor, 1 or more, by which the measured shift is off from what is known of the noise; None without data.
+
+        Without noise the shift should be 1, and with noise directly in front the predicted one; of other noise it is
+        only known that the variance at inference is lower without it.
+        """
+        if not self.noise or not self.measured_shift:
+            return self.mismatch
+        if not self.predicted_shift:
+            return max(self.measured_shift, 1.0)
+        return max(self.measured_shift / self.predicted_shift, self.predicted_shift / self.measured_shift)
+
+    @property
     def known_mismatch(self) -> float | None:
         """The measured mismatch; without data what the predicted shift makes of it."""
         if self.mismatch is not None or not self.predicted_shift:
@@ -86,6 +102,7 @@ class Inspection:
         warnings: what a person should know before trusting the numbers.
         prepared: what would be changed to make the file deployable; the columns are those of the deployable graph.
         inferred: what the statistics say about noise that the file has lost; empty where nothing was inferred.
+        defect: why the weights can't be deployed, repaired or not; empty where they can.
         route: the way of the noise to the BatchNorm that it shifts most; None where no noise reaches one.
     """
 
@@ -95,6 +112,7 @@ class Inspection:
     warnings: tuple[str, ...]
     prepared: tuple[str, ...] = ()
     inferred: str = ""
+    defect: str = ""
     route: NoiseRoute | None = None
 
 
@@ -108,8 +126,9 @@ def inspect_model(model: onnx.ModelProto, batches: Sequence[Batch], open_model: 
 
     Raises:
         ModelError: no BatchNorm, or one that can't be read.
-        DataError: data that is not finite.
+        DataError: data that is not finite, or copies of a few samples.
     """
+    require_different_samples(batches)
     prepared = prepare_model(model)
     inferred, warnings, changes = "", prepared.warnings, prepared.changes
     if is_lost(prepared):
@@ -119,7 +138,13 @@ def inspect_model(model: onnx.ModelProto, batches: Sequence[Batch], open_model: 
         else:
             warnings = (*warnings, NOT_SHOWN)
     found = inspect_graph(prepared.graph, batches, open_model)
-    return replace(found, warnings=warnings + found.warnings, prepared=changes, inferred=inferred)
+    return replace(
+        found,
+        warnings=(*warnings, *found.warnings, *doubtful_constants(prepared.graph)),
+        prepared=changes,
+        inferred=inferred,
+        defect=describe_harm(scan_values(prepared.graph)) or "",
+    )
 
 
 def inspect_graph(graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel) -> Inspection:
@@ -207,6 +232,12 @@ def _warnings(rows: Sequence[BatchNormRow], noise_map: NoiseMap) -> tuple[str, .
             f"{foreign[0].mismatch:.1f} on this data: is it the data of the training, preprocessed the same way?"
         )
     first = rows[0] if rows else None
+    if first is not None and first.noise and (first.unexplained or 1.0) > FOREIGN_DATA_UNEXPLAINED:
+        warnings.append(
+            f"the variance that BatchNorm '{first.name}' sees on this data is off by a factor of "
+            f"{first.unexplained:.1f} from what its noise, {first.noise}, explains: is it the data of the training, "
+            "preprocessed the same way?"
+        )
     # Unbiased noise leaves the mean of the first BatchNorm as it is, so that it tells of the data in any case.
     if first is not None and first.mean_offset is not None and first.mean_offset > FOREIGN_DATA_OFFSET:
         warnings.append(

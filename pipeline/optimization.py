@@ -27,6 +27,7 @@ from .repair_report import Repair, RepairReport
 from .report.sections import Origin, Report
 
 MAX_MISMATCH = 10.0  # of a repaired BatchNorm; a repair that works leaves it near 1
+MAX_UNEXPLAINED = 1000.0  # of a variance; pixels that were not divided by 255, or twice, are off by 65,000
 SAMPLES = 500  # what the inference of lost noise wants; the paired method stops when its intervals are narrow
 
 
@@ -136,11 +137,23 @@ def _require_no_loss(accuracies: tuple[AccuracyRow, ...], eval_data: str | None)
 
 
 def require_plausible(report: RepairReport) -> None:
-    """Refuses a repair after which a BatchNorm still divides by a variance that is wildly wrong on the data.
+    """Refuses a repair on data that can't be the training's: by what the first BatchNorms see, or by what is left.
+
+    The worst BatchNorm behind a repair that works stores what the data shows; methods that write what they measured
+    bring that about on any data, so what they measured is looked at too.
 
     Raises:
-        CheckFailedError: names the worst one.
+        CheckFailedError: names the BatchNorm.
     """
+    rows = [outcome.before for outcome in report.batch_norms] if any(o.repaired for o in report.batch_norms) else []
+    clean = next((row for row in rows if not row.noise), None)
+    for row in (*rows[:1], *([clean] if clean else [])):
+        if row.unexplained is not None and row.unexplained > MAX_UNEXPLAINED:
+            raise CheckFailedError(
+                f"refused: the variance that BatchNorm '{row.name}' sees on this data is off by a factor of "
+                f"{row.unexplained:.0f} from what its noise explains: is it the data of the training, preprocessed the "
+                "same way? no model is written"
+            )
     worst = max((o.after for o in report.batch_norms if o.repaired), key=lambda row: row.mismatch or 0, default=None)
     if worst is not None and worst.mismatch is not None and worst.mismatch > MAX_MISMATCH:
         raise CheckFailedError(

@@ -12,7 +12,13 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm import find_batch_norms
-from vsfix.graph_passes.batches import Batch, first_samples, prescribed_batch_size, samples_in
+from vsfix.graph_passes.batches import (
+    Batch,
+    first_samples,
+    prescribed_batch_size,
+    require_different_samples,
+    samples_in,
+)
 from vsfix.graph_passes.errors import CheckFailedError, InputError, VsfixError
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
 from vsfix.graph_passes.graph_pass import PassPipeline, PassResult
@@ -22,7 +28,7 @@ from vsfix.graph_passes.noise_analysis import analyse_noise
 from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
 from vsfix.graph_passes.repair_statistics import RepairStatistics
 from vsfix.graph_passes.typed_batch_norm import check_half_batch_norms, require_statistics
-from vsfix.graph_passes.value_scan import require_finite_values
+from vsfix.graph_passes.value_scan import doubtful_constants, require_finite_values
 
 from .calibration import fixed_batch_size, model_input_names
 from .casting import CastModel, cast_model
@@ -72,6 +78,7 @@ def repair_model(
     """
     if config.number_type in QUANTIZED:
         require_calibration(config.number_type, batches)
+    require_different_samples(batches)
     prepared = prepare_model(model, config.noise, needs_batch_norms=needs_batch_norms(model, config))
     graph = prepared.graph
     require_statistics(graph)
@@ -101,7 +108,12 @@ def repair_model(
         batch_norms=_outcomes(before, after, estimation, repair, clean.results[2] if config.fold else None),
         prepared=prepared.changes + choice.changes,
         removed=tuple(change.subject for result in clean.results[:2] for change in result.changed),
-        warnings=(*_warnings(prepared, choice, estimation, before, config), *unchecked, *amplified),
+        warnings=(
+            *_warnings(prepared, choice, estimation, before, config),
+            *doubtful_constants(graph),
+            *unchecked,
+            *amplified,
+        ),
         compared_on=samples_in(inputs) if inputs else 0,
         fold_snr_db=fold_snr_db,
         precision=None if cast is None else cast.report,

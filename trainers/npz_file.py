@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -62,7 +63,7 @@ def _read_array(content: np.lib.npyio.NpzFile, name: str, path: Path) -> Array:
     """One array; numpy reads it only now, and finds only now what is wrong with it."""
     try:
         array = content[name]
-    except ValueError as error:
+    except (ValueError, tokenize.TokenError) as error:  # numpy reads a header with Python's own tokenizer
         if "allow_pickle" in str(error):
             raise DataError(
                 f"{path}: array '{name}' holds Python objects, which are never loaded; save plain numbers"

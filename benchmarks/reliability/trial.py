@@ -70,7 +70,7 @@ def run_trial(command: Sequence[str], folder: Path) -> Outcome:
     said = log.read_text(errors="replace")
     log.unlink()
     peak = usage.ru_maxrss / _KILOBYTES
-    verdict = _judge(exit_code, said, peak - resident, hung=not ready) or _judge_files(folder, before, exit_code)
+    verdict = _judge(exit_code, said, peak - resident, hung=not ready) or _judge_files(folder, before, exit_code, said)
     return Outcome(verdict or CLEAN[exit_code], exit_code, seconds, peak, said[-2000:])
 
 
@@ -98,7 +98,7 @@ def _judge(exit_code: int, said: str, grown: float, *, hung: bool) -> str | None
     return None
 
 
-def _judge_files(folder: Path, before: dict[str, str], exit_code: int) -> str | None:
+def _judge_files(folder: Path, before: dict[str, str], exit_code: int, said: str) -> str | None:
     """What went wrong with the files; None where nothing did."""
     after = _digests(folder)
     new = [name for name in after if name not in before]
@@ -107,13 +107,13 @@ def _judge_files(folder: Path, before: dict[str, str], exit_code: int) -> str | 
     if any(".part" in name for name in new):
         return "leftover"
     models = [name for name in new if name.endswith(".onnx")]
-    if exit_code == 0 and not all(_is_valid(folder / name) for name in models):
+    if exit_code == 0 and not all(_is_valid(folder / name, said) for name in models):
         return "output"
     return "leftover" if exit_code and models else None
 
 
-def _is_valid(path: Path) -> bool:
-    """Whether a written model passes the checker and holds no number that is none."""
+def _is_valid(path: Path, said: str) -> bool:
+    """Whether a written model passes the checker and holds no number that is none, but masks and what was told."""
     import numpy as np
     import onnx
     from onnx import numpy_helper
@@ -122,8 +122,13 @@ def _is_valid(path: Path) -> bool:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
         return False
-    weights = (numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer)
-    return all(np.isfinite(array).all() for array in weights if array.dtype.kind == "f")
+    for tensor in onnx.load(path).graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            is_mask = not np.isnan(array).any() and np.unique(array[np.isfinite(array)]).size < 2
+            if not is_mask and f"WARN '{tensor.name}', read by" not in said:
+                return False
+    return True
 
 
 def _digests(folder: Path) -> dict[str, str]:

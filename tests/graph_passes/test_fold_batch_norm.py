@@ -151,6 +151,7 @@ REFUSALS = {
     "comes from Relu": "c = Conv (x, w)\n h = Relu (c)\n y = BatchNormalization (h, g, b, m, v)\n z = Abs (y)",
     "is an output of the graph": "z = Conv (x, w)\n y = BatchNormalization (z, g, b, m, v)",
     "weight of Conv is computed": "q = Abs (w)\n h = Conv (x, q)\n y = BatchNormalization (h, g, b, m, v)\n z = Abs (y)",
+    "weight of Conv has 1 axes": "h = Conv (x, g)\n y = BatchNormalization (h, g, b, m, v)\n z = Abs (y)",
     "bias of Conv is computed": "q = Abs (b)\n h = Conv (x, w, q)\n y = BatchNormalization (h, g, b, m, v)\n z = Abs (y)",
     "is an input of the graph": "y = BatchNormalization (x, g, b, m, v)\n z = Conv (y, w)",
 }

@@ -180,3 +180,11 @@ def test_a_function_that_is_called_with_too_many_inputs_is_one_clear_error(tmp_p
         ModelError, match=r"m\.onnx: (its local functions can't be inlined|the ONNX checker refuses it)"
     ):
         read_model(tmp_path / "m.onnx")
+
+
+def test_an_attribute_that_refers_to_a_function_outside_of_one_is_refused(parse, tmp_path):
+    model = parse("(float[N, 3] x) => (float[N, 3] y) { y = Cast <to: int = 1> (x) }", {})
+    model.graph.node[0].attribute[0].ref_attr_name = "kind"
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="Cast 'y': its attribute 'to' refers to one of a function"):
+        read_model(tmp_path / "net.onnx")

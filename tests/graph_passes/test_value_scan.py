@@ -9,7 +9,7 @@ import pytest
 from vsfix.graph_passes.errors import CheckFailedError
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
 from vsfix.graph_passes.model_file import export_model, import_graph
-from vsfix.graph_passes.value_scan import ValueFinding, require_finite_values, scan_values
+from vsfix.graph_passes.value_scan import ValueFinding, doubtful_constants, require_finite_values, scan_values
 
 GEMM = """<ir_version: 8, opset_import: ["" : 18]>
 main (KIND[N, 3] x) => (KIND[N, 3] y) { y = Gemm (x, w) }"""
@@ -89,3 +89,21 @@ def test_the_scan_looks_into_bodies(parse):
                     else_branch = e () => (float[N, 3] q) { q = Neg (x) }> }"""
     graph = import_graph(parse(body, {"w": np.full((3, 3), np.inf, dtype=np.float32)}))
     assert [finding.channel for finding in scan_values(graph)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([-np.inf, 0, 0], 0),
+        ([np.inf, -np.inf, 1], 0),
+        ([1, 2, 3], 0),
+        ([1, -np.inf, 3], 1),
+        ([np.nan, 0, np.nan], 2),
+    ],
+)
+def test_a_constant_that_is_no_mask_is_told_and_left_alone(parse, values, told):
+    body = "(float[N, 3] x) => (float[N, 3] y) { y = Add (x, m) }"
+    lines = doubtful_constants(import_graph(parse(body, {"m": np.float32(values)})))
+    assert [f"{told} values are not finite" in line and "'m', read by Add 'y'" in line for line in lines] == [True][
+        :told
+    ]

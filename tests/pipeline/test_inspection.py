@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from vsfix.graph_passes.batch_norm import find_batch_norms
+from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.measurement import measure
 from vsfix.graph_passes.model_file import import_graph
+from vsfix.pipeline.diagnosis import judge_inspection
 from vsfix.pipeline.inspection import inspect_graph, inspect_model
 
 
@@ -79,8 +81,42 @@ def test_data_with_another_mean_is_told_even_where_noise_reaches_every_batch_nor
     real = measure(graph, [{"x": images}], open_model)["bn1"]
     first.with_statistics(real.mean, 2 * real.variance)
     assert inspect_graph(graph, [{"x": images}], open_model).warnings == ()
-    (warning,) = inspect_graph(graph, [{"x": images + 20}], open_model).warnings
+    *_, warning = inspect_graph(graph, [{"x": images + 20}], open_model).warnings
     assert "deviations from the stored" in warning
+
+
+@pytest.mark.parametrize("scale", [255, 1 / 255])
+def test_data_of_another_scale_is_told_by_what_the_noise_in_front_explains(residual, images, open_model, scale):
+    graph = import_graph(residual)
+    first = find_batch_norms(graph)[0]
+    real = measure(graph, [{"x": images}], open_model)["bn1"]
+    # As training with Dropout 0.5 stores it: the second moment twice, less the square of the mean.
+    first.with_statistics(real.mean, 2 * real.variance + real.mean**2)
+    seen = inspect_graph(graph, [{"x": images}], open_model)
+    assert seen.warnings == ()
+    assert seen.rows[0].unexplained == pytest.approx(1, abs=0.1)
+    foreign = inspect_graph(graph, [{"x": scale * images}], open_model)
+    assert foreign.rows[0].unexplained == pytest.approx(255**2, rel=0.2)
+    assert "from what its noise, dropout:0.5, explains" in foreign.warnings[0]
+
+
+def test_copies_of_a_few_samples_are_refused(residual, images, open_model):
+    copies = [{"x": np.repeat(images[:4], 8, axis=0)}, {"x": images[:3]}]
+    with pytest.raises(DataError, match="only 4 of the 35 samples differ"):
+        inspect_model(residual, copies, open_model)
+    inspect_model(residual, [{"x": images[:3]}], open_model)  # few, but no copies
+
+
+def test_weights_that_no_repair_makes_deployable_are_named(parse, open_model):
+    weights = {name: np.ones(3, np.float32) for name in "gbmv"}
+    weights["v"][1] = -0.5
+    model = parse("(float[N, 3] x) => (float[N, 3] y) { y = BatchNormalization (x, g, b, m, v) }", weights)
+    found = inspect_model(model, [], open_model)
+    assert judge_inspection(found)[0] == "FAIL"
+    assert "channel 1: 1 values are NaN" in found.defect
+    weights["v"][1] = 0.5
+    model = parse("(float[N, 3] x) => (float[N, 3] y) { y = BatchNormalization (x, g, b, m, v) }", weights)
+    assert inspect_model(model, [], open_model).defect == ""
 
 
 def test_foreign_data_is_told_apart_from_a_shift(parse, open_model):

@@ -121,7 +121,7 @@ def make_input(tmp_path: Path, kind: str) -> str:
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("wrong-shape", "3, 8, 8"),
+        ("wrong-shape", "samples of 3x8x8, the model takes 1x8x8"),
         ("nan", "sample 5"),
         ("empty", "no sample"),
         ("other-name", "'input'"),

@@ -142,7 +142,7 @@ def test_a_second_repair_finds_nothing_to_repair(residual, images, open_model):
 def test_a_model_without_batch_norm_is_refused_with_the_export_that_keeps_them(parse, open_model):
     model = parse("(float[N, 3] x) => (float[N, 2] y) { y = MatMul (x, w) }", {"w": np.ones((3, 2), np.float32)})
     with pytest.raises(ModelError, match=r"folded.*vsfix export"):
-        repair_model(model, [{"x": np.ones((20, 3), np.float32)}], open_model, RepairConfig())
+        repair_model(model, [{"x": np.eye(20, 3, dtype=np.float32)[:4]}], open_model, RepairConfig())
 
 
 @pytest.mark.parametrize("method", ["exact", "analytic"])
@@ -171,7 +171,7 @@ def test_a_fold_that_goes_wrong_is_not_excused_where_a_rounding_leaves_no_number
 def test_a_handful_of_samples_is_repaired_with_a_warning(residual, images, open_model):
     few, enough = (repair_model(residual, [{"x": images[:n]}], open_model, RepairConfig()).report for n in (4, 16))
     assert any("rests on 4 samples" in warning for warning in few.warnings)
-    assert enough.warnings == ()
+    assert not any("rests on" in warning for warning in enough.warnings)
 
 
 def test_a_half_precision_model_is_repaired_and_folded(parse, open_model):
@@ -248,7 +248,7 @@ def test_a_graph_that_draws_at_random_in_another_way_is_refused(parse, open_mode
     }"""
     model = parse(body, {name: np.ones(3, np.float32) for name in "gbmv"})
     with pytest.raises(ModelError, match="draws at random"):
-        repair_model(model, [{"x": np.ones((20, 3), np.float32)}], open_model, RepairConfig())
+        repair_model(model, [{"x": np.eye(4, 3, dtype=np.float32)}], open_model, RepairConfig())
 
 
 def test_a_model_that_does_not_run_on_random_numbers_is_repaired_and_not_compared(parse):

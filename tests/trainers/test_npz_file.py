@@ -71,6 +71,15 @@ def test_a_member_that_is_no_array_is_refused(tmp_path):
         read_npz(path)
 
 
+@pytest.mark.parametrize("header", ["{'descr': '<f4', 'shape': (1,", "{'descr': '<f4L', ((((\n", "\\"])
+def test_a_header_that_python_can_t_read_is_damage(tmp_path, header):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive, archive.open("x.npy", "w") as member:
+        member.write(np.lib.format.magic(1, 0) + len(header).to_bytes(2, "little") + header.encode())
+    with pytest.raises(DataError, match="array 'x' is damaged"):
+        read_npz(path)
+
+
 def test_a_header_that_claims_a_petabyte_is_refused(tmp_path):
     path = tmp_path / "a.npz"
     with zipfile.ZipFile(path, "w") as archive, archive.open("x.npy", "w") as member:
