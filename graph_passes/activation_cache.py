@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +17,7 @@ from typing_extensions import Self
 
 from .errors import InputError
 from .inference import Array
+from .temporary_files import temporary_folder
 
 DEFAULT_MAX_MEMORY = 2 << 30  # bytes
 
@@ -32,7 +36,8 @@ class ActivationCache:
         self._held = 0
         self._arrays: dict[tuple[int, str], Array | Path] = {}
         self._numbers = itertools.count()
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
+        self._files = ExitStack()
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -42,8 +47,7 @@ class ActivationCache:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._arrays.clear()
-        if self._folder is not None:
-            self._folder.cleanup()
+        self._files.close()
 
     def put(self, batch: int, arrays: Mapping[str, Array]) -> None:
         """Keeps the arrays of one batch."""
@@ -76,16 +80,19 @@ class ActivationCache:
 
     def _spill(self, array: Array) -> Path:
         """Writes one array to the temporary folder."""
-        with self._lock:
-            if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix="vsfix-")
-            path = Path(self._folder.name) / f"{next(self._numbers)}.npy"
+        place = Path(tempfile.gettempdir())
         try:
+            with self._lock:
+                if self._folder is None:  # what a killed process of the same user has left goes by the name
+                    name = f"vsfix-{os.getuid() if hasattr(os, 'getuid') else 'activations'}"
+                    held = temporary_folder(place / name, place, shutil.rmtree, mode=0o700)
+                    self._folder = self._files.enter_context(held)
+                path = self._folder / f"{next(self._numbers)}.npy"
             np.save(path, array, allow_pickle=False)
         except OSError as error:
             raise InputError(
-                f"{self._folder.name}: can't hold the cached activations ({error.strerror or error}); give more memory "
-                "with --max-memory, fewer samples, or another disk with TMPDIR"
+                f"{place}: can't hold the cached activations ({error.strerror or error}); give more memory with "
+                "--max-memory, fewer samples, or another disk with TMPDIR"
             ) from error
         with self._lock:
             self.spilled += array.nbytes

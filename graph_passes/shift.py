@@ -33,8 +33,8 @@ def predicted_shift_ratio(stored: BatchNorm, noise_variance: float) -> Float64Ar
     Returns:
         v / var, shape (C,); NaN where the stored statistics contradict the noise (v would be negative).
     """
-    v = (stored.variance + stored.mean**2) / (1 + noise_variance) - stored.mean**2
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
+        v = (stored.variance + stored.mean**2) / (1 + noise_variance) - stored.mean**2
         return np.where((v > 0) & (stored.variance > 0), v / stored.variance, np.nan)
 
 

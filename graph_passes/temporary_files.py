@@ -41,19 +41,20 @@ def temporary_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def temporary_folder(path: Path, place: Path, clear: Callable[[Path], None]) -> Iterator[Path]:
+def temporary_folder(path: Path, place: Path, clear: Callable[[Path], None], *, mode: int = 0o777) -> Iterator[Path]:
     """Yields a new, empty folder in `place` for what becomes `path`, and removes it at the end with what is in it.
 
     Args:
         path: the output.
         place: where the folder is made.
         clear: removes such a folder, which a process that is gone has left.
+        mode: its permissions, less those that the umask takes.
 
     Raises:
         OSError: the place can't be written.
     """
     _clear_abandoned(path, place, clear)
-    with _held(lambda: _new_folder(path, place)) as temporary:
+    with _held(lambda: _new_folder(path, place, mode)) as temporary:
         try:
             yield temporary
         finally:
@@ -71,10 +72,10 @@ def _new_file(path: Path) -> tuple[Path, int]:
     return temporary, os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
 
 
-def _new_folder(path: Path, place: Path) -> tuple[Path, int]:
+def _new_folder(path: Path, place: Path, mode: int) -> tuple[Path, int]:
     """A new folder and its descriptor, -1 where folders have none."""
     temporary = place / _temporary_name(path)
-    temporary.mkdir()
+    temporary.mkdir(mode)
     return temporary, -1 if _fcntl is None else os.open(temporary, os.O_RDONLY)
 
 

@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from vsfix.graph_passes.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.batch_norm import BatchNorm, find_batch_norms
 from vsfix.graph_passes.batches import Batch, count_samples, require_different_samples
-from vsfix.graph_passes.inference import OpenModel
+from vsfix.graph_passes.inference import Float64Array, OpenModel
 from vsfix.graph_passes.measurement import MeasurementConfig, measure
 from vsfix.graph_passes.moments import Moments
 from vsfix.graph_passes.noise_analysis import Distance, NoiseMap, NoisePaths, analyse_noise
@@ -57,6 +57,9 @@ class BatchNormRow:
         mismatch: max(stored / real, real / stored), geometric mean over the channels; None without data.
         mean_offset: |real mean - stored mean| in stored deviations, mean over the channels; None without data.
         source: the name of the nearest noise layer; empty where none reaches it.
+        unexplained: the factor, 1 or more, by which the measured shift is off from what the noise makes of it, median
+            over the channels; None without data. Without noise that is 1, and with noise directly in front the
+            predicted one; of other noise it is only known that the variance is lower without it.
     """
 
     name: str
@@ -69,19 +72,7 @@ class BatchNormRow:
     mismatch: float | None
     mean_offset: float | None = None
     source: str = ""
-
-    @property
-    def unexplained(self) -> float | None:
-        """The factor, 1 or more, by which the measured shift is off from what is known of the noise; None without data.
-
-        Without noise the shift should be 1, and with noise directly in front the predicted one; of other noise it is
-        only known that the variance at inference is lower without it.
-        """
-        if not self.noise or not self.measured_shift:
-            return self.mismatch
-        if not self.predicted_shift:
-            return max(self.measured_shift, 1.0)
-        return max(self.measured_shift / self.predicted_shift, self.predicted_shift / self.measured_shift)
+    unexplained: float | None = None
 
     @property
     def known_mismatch(self) -> float | None:
@@ -187,17 +178,23 @@ def _row(batch_norm: BatchNorm, paths: NoisePaths, real: Mapping[str, Moments]) 
     """The row of one BatchNorm."""
     nearest = paths[0] if paths else None
     predicted: float | None = None
+    expected: Float64Array | None = None if paths else np.ones(batch_norm.channels)
     # The closed form knows the noise directly in front, one layer of it or several; what comes from farther away is
     # already in the stored statistics of the tensor in front.
     direct = [path.source.noise for path in paths.at(Distance.DIRECT)]
     if direct and all(noise.is_multiplicative for noise in direct):
-        predicted = _number(geometric_mean(predicted_shift_ratio(batch_norm, joint_variance(direct))))
-    measured = mismatch = offset = None
+        expected = predicted_shift_ratio(batch_norm, joint_variance(direct))
+        predicted = _number(geometric_mean(expected))
+    measured = mismatch = offset = unexplained = None
     if batch_norm.name in real:
         ratio = shift_ratio(batch_norm, real[batch_norm.name])
         measured, mismatch = _number(geometric_mean(ratio)), _number(variance_mismatch(ratio))
-        deviation = np.sqrt(batch_norm.variance + batch_norm.epsilon)
-        offset = _number(float(np.mean(np.abs(real[batch_norm.name].mean - batch_norm.mean) / deviation)))
+        unexplained = _median(
+            np.maximum(ratio, 1.0) if expected is None else np.maximum(ratio / expected, expected / ratio)
+        )
+        with np.errstate(all="ignore"):  # statistics that are not finite are named elsewhere
+            deviation = np.sqrt(batch_norm.variance + batch_norm.epsilon)
+            offset = _number(float(np.mean(np.abs(real[batch_norm.name].mean - batch_norm.mean) / deviation)))
     return BatchNormRow(
         name=batch_norm.name,
         channels=batch_norm.channels,
@@ -209,7 +206,14 @@ def _row(batch_norm: BatchNorm, paths: NoisePaths, real: Mapping[str, Moments]) 
         mismatch=mismatch,
         mean_offset=offset,
         source=nearest.source.name if nearest else "",
+        unexplained=unexplained,
     )
+
+
+def _median(values: Float64Array) -> float | None:
+    """The median of what is finite; None where nothing is."""
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if finite.size else None
 
 
 def _number(value: float) -> float | None:
@@ -230,6 +234,11 @@ def _warnings(rows: Sequence[BatchNormRow], noise_map: NoiseMap) -> tuple[str, .
         warnings.append(
             f"BatchNorm '{foreign[0].name}' sees no noise, yet its stored variance is off by a factor of "
             f"{foreign[0].mismatch:.1f} on this data: is it the data of the training, preprocessed the same way?"
+        )
+    mute = [row.name for row in rows if row.mean_offset is not None and row.measured_shift is None]
+    if mute:
+        warnings.append(
+            f"no channel of {len(mute)} BatchNorms varies on this data, '{mute[0]}' the first: it tells nothing"
         )
     first = rows[0] if rows else None
     if first is not None and first.noise and (first.unexplained or 1.0) > FOREIGN_DATA_UNEXPLAINED:

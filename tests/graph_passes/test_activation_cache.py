@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,8 +36,33 @@ def test_the_files_go_with_the_cache(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with ActivationCache(max_memory=0) as cache:
         cache.put(0, {"a": np.zeros(100)})
-        assert len(list(Path(tmp_path).glob("vsfix-*/*.npy"))) == 1
+        (file,) = tmp_path.glob(".vsfix-*/*.npy")
+        assert file.parent.stat().st_mode & 0o77 == 0  # activations are the user's own
     assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from vsfix.graph_passes.activation_cache import ActivationCache
+with ActivationCache(max_memory=0) as cache:
+    cache.put(0, {"a": np.zeros(100)})
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no locks that a killed process gives up")
+def test_what_a_killed_process_leaves_goes_with_the_next_run(monkeypatch, tmp_path):
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    killed = subprocess.run([sys.executable, "-c", KILLED], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (left,) = tmp_path.glob(".vsfix-*")
+    with ActivationCache(max_memory=0) as other, ActivationCache(max_memory=0) as cache:
+        other.put(0, {"a": np.zeros(100)})
+        cache.put(0, {"a": np.ones(100)})
+        assert not left.exists()
+        assert other.get(0, "a").sum() == 0  # what is in use stays
 
 
 class Slow:
