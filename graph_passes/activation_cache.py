@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -17,21 +17,25 @@ from typing_extensions import Self
 
 from .errors import InputError
 from .inference import Array
+from .resident_memory import resident_bytes
 from .temporary_files import temporary_folder
 
 DEFAULT_MAX_MEMORY = 2 << 30  # bytes
+RESERVE = 8  # this part of the limit is left to the run that is under way
 
 
 class ActivationCache:
     """Holds arrays by (batch, tensor name), for several threads at once. A context manager: its files go when it ends.
 
     Attributes:
-        max_memory: bytes that may stay in memory; what comes after goes to a temporary folder.
+        max_memory: bytes that the process may hold with them, whatever else is in it; what comes after goes to a
+            temporary folder.
         spilled: bytes that were written to the disk so far.
     """
 
-    def __init__(self, max_memory: int) -> None:
+    def __init__(self, max_memory: int, resident: Callable[[], int] = resident_bytes) -> None:
         self.max_memory = max_memory
+        self._resident = resident
         self.spilled = 0
         self._held = 0
         self._arrays: dict[tuple[int, str], Array | Path] = {}
@@ -74,7 +78,8 @@ class ActivationCache:
     def _holds(self, array: Array) -> bool:
         """Whether there is memory for one more array, which then is taken."""
         with self._lock:
-            fits = self._held + array.nbytes <= self.max_memory
+            held = max(self._held, self._resident() + self.max_memory // RESERVE)
+            fits = held + array.nbytes <= self.max_memory
             self._held += array.nbytes if fits else 0
         return fits
 

@@ -64,7 +64,7 @@ class MeasurementConfig:
         corrected: names of the BatchNorms that normalise with the statistics measured here; the others keep theirs.
         noise_seed: None runs the network as deployed; a number switches the noise of every marker on.
         repeats: how often the set is run, under other draws each time; more than 1 only with the noise on.
-        max_memory: bytes of cached activations to hold in memory.
+        max_memory: bytes that the process may hold; activations beyond go to the disk.
         correction: what a corrected BatchNorm writes.
     """
 

@@ -50,7 +50,7 @@ class MismatchProbe:
         batches: at least two samples.
         open_model: opens a part of the graph in a runtime.
         noise_seed: of the draws.
-        max_memory: bytes of cached activations to hold in memory.
+        max_memory: bytes that the process may hold; activations beyond go to the disk.
 
     Attributes:
         batch_norms: their names, in the order of the graph.

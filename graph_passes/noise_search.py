@@ -45,7 +45,7 @@ class InferenceConfig:
         finalists: how many hypotheses are fitted on all images, at most.
         max_places: how many places are tried, those that occur most often first.
         noise_seed: of the draws, the same for every hypothesis.
-        max_memory: bytes of cached activations to hold in memory.
+        max_memory: bytes that the process may hold; activations beyond go to the disk.
 
     Raises:
         InputError: a ladder that does not ascend within (0, 1), or a number below 1.

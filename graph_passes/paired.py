@@ -45,7 +45,7 @@ class PairedConfig:
         seed: of the noise.
         repeats: runs with the noise on for each run with the noise off.
         precision: half the relative width of a shift's interval that is narrow enough; 0 takes every sample.
-        max_memory: bytes of cached activations to hold in memory.
+        max_memory: bytes that the process may hold; activations beyond go to the disk.
         foreign: the inputs are unlike the training data: in both runs every BatchNorm normalises with the statistics
             of the run itself, for behind the stored ones such inputs would leave the range of the network.
     """

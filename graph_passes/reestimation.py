@@ -35,7 +35,7 @@ def exact(
         batches: the calibration set, in batches of any sizes.
         open_model: the runtime.
         layers: names of the BatchNorms to estimate; the others keep and use what they store.
-        max_memory: bytes of cached activations to hold in memory.
+        max_memory: bytes that the process may hold; activations beyond go to the disk.
 
     Raises:
         DataError: an empty set, too few samples, or values that are not finite.

@@ -49,7 +49,7 @@ def recover_noise(
         prepared: a model that marks no noise.
         batches: some hundred images like the training data.
         open_model: the runtime.
-        max_memory: bytes of cached activations to hold in memory.
+        max_memory: bytes that the process may hold; activations beyond go to the disk.
 
     Raises:
         DataError: data that no statistic can be compared with.

@@ -59,7 +59,12 @@ from .options import (
 @click.option("--eval-data", metavar="D", help="Labelled data; a repair that loses accuracy on it is not written.")
 @click.option("--eval-split", type=click.Choice(["train", "test"]), default="test", show_default=True)
 @input_shape_option("One input without the batch, for distill where the file does not say it.")
-@click.option("--max-memory", default="2G", show_default=True, help="Cached activations to hold, as 512M or 2G.")
+@click.option(
+    "--max-memory",
+    default="2G",
+    show_default=True,
+    help="What to hold in memory, as 512M or 2G; more activations go to the disk.",
+)
 @click.option(
     "--statistics",
     type=click.Path(path_type=Path),
