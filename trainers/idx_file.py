@@ -74,7 +74,10 @@ def _read_shape(stream: _Stream, path: Path, rank: int) -> tuple[int, ...]:
     sizes = stream.read(4 * rank)
     if len(sizes) < 4 * rank:
         raise DataError(f"{path}: ends inside its header; fetch the file again")
-    return struct.unpack(f">{rank}I", sizes)
+    shape = struct.unpack(f">{rank}I", sizes)
+    if 0 in shape:
+        raise DataError(f"{path}: the header names no values ({'x'.join(map(str, shape))})")
+    return shape
 
 
 def _read_values(stream: _Stream, path: Path, expected: int) -> bytearray:

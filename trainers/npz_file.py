@@ -39,7 +39,7 @@ def _read_arrays(file: BinaryIO, path: Path) -> dict[str, Array]:
     """All arrays of an open file."""
     try:
         content = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile):
         raise DataError(f"{path}: is not an .npz file; write one with numpy.savez") from None
     if not isinstance(content, np.lib.npyio.NpzFile):
         raise DataError(f"{path}: is a single array; write it with numpy.savez under the name of the model's input")
@@ -66,12 +66,14 @@ def _read_array(content: np.lib.npyio.NpzFile, name: str, path: Path) -> Array:
     except (ValueError, tokenize.TokenError) as error:  # numpy reads a header with Python's own tokenizer
         if "allow_pickle" in str(error):
             raise DataError(
-                f"{path}: array '{name}' holds Python objects, which are never loaded; save plain numbers"
+                f"{path}: array {name!r} holds Python objects, which are never loaded; save plain numbers"
             ) from None
-        raise DataError(f"{path}: array '{name}' is damaged") from None
+        raise DataError(f"{path}: array {name!r} is damaged") from None
     except (OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error):
-        raise DataError(f"{path}: array '{name}' is damaged") from None
+        raise DataError(f"{path}: array {name!r} is damaged") from None
+    except RuntimeError as error:  # encrypted, packed in a way that Python does not know, or nested too deep
+        raise DataError(f"{path}: array {name!r} can't be unpacked ({error})") from None
     # A member that does not end in .npy comes back as raw bytes.
     if not isinstance(array, np.ndarray):
-        raise DataError(f"{path}: '{name}' is no array; write the file with numpy.savez")
+        raise DataError(f"{path}: {name!r} is no array; write the file with numpy.savez")
     return array.astype(array.dtype.newbyteorder("="), copy=False)  # of the machine: no runtime takes the other order

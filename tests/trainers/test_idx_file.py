@@ -81,3 +81,9 @@ def test_a_header_that_promises_too_much_takes_no_memory(tmp_path, suffix):
     finally:
         tracemalloc.stop()
     assert peak < 8 << 20
+
+
+def test_a_header_that_names_no_values_is_refused(tmp_path):
+    (tmp_path / "a").write_bytes(b"\0\0\x08\x03" + bytes(4) + b"\xff" * 8)
+    with pytest.raises(DataError, match="no values"):
+        read_idx_file(tmp_path / "a", rank=3)

@@ -80,6 +80,28 @@ def test_a_header_that_python_can_t_read_is_damage(tmp_path, header):
         read_npz(path)
 
 
+def test_an_archive_of_a_version_to_come_is_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, x=np.zeros(10))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + 6] = 109
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="is not an .npz file"):
+        read_npz(path)
+
+
+@pytest.mark.parametrize(("offset", "value"), [(8, 1), (10, 99)])  # of the entry: its flags, how it is packed
+def test_an_encrypted_member_and_one_of_unknown_packing_are_refused(tmp_path, offset, value):
+    path = tmp_path / "a.npz"
+    np.savez(path, x=np.zeros(10))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + offset] = value
+    content[content.index(b"PK\3\4") + offset - 2] = value
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="array 'x' can't be unpacked"):
+        read_npz(path)
+
+
 def test_a_header_that_claims_a_petabyte_is_refused(tmp_path):
     path = tmp_path / "a.npz"
     with zipfile.ZipFile(path, "w") as archive, archive.open("x.npy", "w") as member:
