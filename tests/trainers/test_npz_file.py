@@ -86,7 +86,7 @@ def test_an_archive_of_a_version_to_come_is_refused(tmp_path):
     content = bytearray(path.read_bytes())
     content[content.index(b"PK\1\2") + 6] = 109
     path.write_bytes(content)
-    with pytest.raises(DataError, match="is not an .npz file"):
+    with pytest.raises(DataError, match=r"is not an \.npz file"):
         read_npz(path)
 
 
