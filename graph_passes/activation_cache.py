@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -18,7 +16,7 @@ from typing_extensions import Self
 from .errors import InputError
 from .inference import Array
 from .resident_memory import resident_bytes
-from .temporary_files import temporary_folder
+from .temporary_files import scratch_folder
 
 DEFAULT_MAX_MEMORY = 2 << 30  # bytes
 RESERVE = 8  # this part of the limit is left to the run that is under way
@@ -85,19 +83,16 @@ class ActivationCache:
 
     def _spill(self, array: Array) -> Path:
         """Writes one array to the temporary folder."""
-        place = Path(tempfile.gettempdir())
         try:
             with self._lock:
-                if self._folder is None:  # what a killed process of the same user has left goes by the name
-                    name = f"vsfix-{os.getuid() if hasattr(os, 'getuid') else 'activations'}"
-                    held = temporary_folder(place / name, place, shutil.rmtree, mode=0o700)
-                    self._folder = self._files.enter_context(held)
+                if self._folder is None:
+                    self._folder = self._files.enter_context(scratch_folder())
                 path = self._folder / f"{next(self._numbers)}.npy"
             np.save(path, array, allow_pickle=False)
         except OSError as error:
             raise InputError(
-                f"{place}: can't hold the cached activations ({error.strerror or error}); give more memory with "
-                "--max-memory, fewer samples, or another disk with TMPDIR"
+                f"{tempfile.gettempdir()}: can't hold the cached activations ({error.strerror or error}); give more "
+                "memory with --max-memory, fewer samples, or another disk with TMPDIR"
             ) from error
         with self._lock:
             self.spilled += array.nbytes

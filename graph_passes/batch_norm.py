@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from .errors import ModelError
+from .file_values import FileValues
 from .graph_pass import Kept
 from .inference import Array, Float64Array
 from .tensors import Tensor, constant_behind, is_graph_output
@@ -219,7 +220,12 @@ def is_batch_norm(node: gs.Node) -> bool:
 
 
 def stored_values(constant: gs.Constant) -> Array:
-    """The values as stored. onnx-graphsurgeon knows the type of a bfloat16 tensor only once it is loaded, and warns."""
+    """The values as stored. onnx-graphsurgeon knows the type of a bfloat16 tensor only once it is loaded, and warns.
+
+    Values that stay in a file are mapped anew each time: the constant would hold on to them.
+    """
+    if isinstance(constant._values, FileValues):
+        return constant._values.load()
     with G_LOGGER.suppress(G_LOGGER.ERROR):
         return np.asarray(constant.values)
 

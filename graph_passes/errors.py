@@ -18,9 +18,12 @@ from __future__ import annotations
 
 
 class VsfixError(Exception):
-    """Root of all errors that vsfix raises on purpose."""
+    """Root of all errors that vsfix raises on purpose; its text is one line, whatever a file has in its names."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())
 
 
 class InputError(VsfixError):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.external_data_helper
 import onnx.helper
 import onnx.numpy_helper
 import onnx_graphsurgeon as gs
@@ -18,6 +19,7 @@ from google.protobuf.message import DecodeError
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from .file_values import FileValues, can_stay_in_file, file_of, is_large, put_into_file, refer_to_file, values_of
 from .inference import Array
 from .stored_tensors import external_location, tensors_of
 
@@ -48,8 +50,27 @@ def weight_bytes(model: onnx.ModelProto) -> int:
 
 
 def fits_one_file(model: onnx.ModelProto) -> bool:
-    """Whether a protobuf message can hold the model."""
+    """Whether a protobuf message can hold the model, and holds all of it."""
+    if any(file_of(tensor) is not None for tensor in model.graph.initializer):
+        return False
     return weight_bytes(model) <= MAX_SINGLE_FILE_WEIGHTS
+
+
+def load_weights(model: onnx.ModelProto, folder: Path) -> None:
+    """Reads the weights that the model takes from other files; past 2 GiB the large ones stay where they are.
+
+    Raises:
+        ValueError, OSError, RuntimeError, onnx.checker.ValidationError: they can't be read.
+    """
+    stay = []
+    if weight_bytes(model) > MAX_SINGLE_FILE_WEIGHTS:
+        stay = [tensor for tensor in model.graph.initializer if can_stay_in_file(tensor)]
+    for tensor in stay:
+        tensor.data_location = onnx.TensorProto.DEFAULT  # out of the sight of onnx
+    onnx.external_data_helper.load_external_data_for_model(model, str(folder))
+    for tensor in stay:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        refer_to_file(tensor, (folder / entries["location"]).absolute(), int(entries.get("offset", "0")))
 
 
 def detach_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto]]:
@@ -109,8 +130,13 @@ def export_any_size(graph: gs.Graph) -> onnx.ModelProto:
     read = {id(tensor): tensor for node in graph.nodes for tensor in node.inputs}
     large = [tensor for tensor in read.values() if isinstance(tensor, gs.Constant) and _bytes(tensor) >= INLINE_BELOW]
     with G_LOGGER.suppress(G_LOGGER.ERROR):
-        if sum(map(_bytes, large)) <= MAX_SINGLE_FILE_WEIGHTS:
+        total = sum(map(_bytes, large))
+        if total <= MAX_SINGLE_FILE_WEIGHTS and not any(isinstance(c._values, FileValues) for c in large):
             return gs.export_onnx(graph, do_type_check=False)
+        if total > MAX_SINGLE_FILE_WEIGHTS:
+            for constant in large:
+                if isinstance(constant._values, np.ndarray) and is_large(constant._values.nbytes):
+                    constant.values = FileValues(put_into_file(constant._values))
         held = {constant.name: constant._values for constant in large}  # .values would load what is still a message
         try:
             for constant in large:
@@ -135,8 +161,14 @@ def _bytes(constant: gs.Constant) -> int:
     return _size(values.tensor)
 
 
-def _fill(tensor: onnx.TensorProto, values: LazyValues | Array) -> None:
+def _fill(tensor: onnx.TensorProto, values: FileValues | LazyValues | Array) -> None:
     """Puts the values that were taken out of the graph into a tensor of the model."""
+    if isinstance(values, FileValues):
+        name = tensor.name
+        tensor.CopyFrom(values.tensor)  # the reference alone
+        tensor.name = name
+        return
+    raw: bytes | memoryview
     if isinstance(values, np.ndarray):
         shape, code, raw = values.shape, onnx.helper.np_dtype_to_tensor_dtype(values.dtype), values.tobytes()
     else:
@@ -144,7 +176,7 @@ def _fill(tensor: onnx.TensorProto, values: LazyValues | Array) -> None:
     del tensor.dims[:]
     tensor.dims.extend(shape)
     tensor.data_type = code
-    tensor.raw_data = raw
+    tensor.raw_data = bytes(raw)
 
 
 def _size(tensor: onnx.TensorProto) -> int:
@@ -155,8 +187,10 @@ def _size(tensor: onnx.TensorProto) -> int:
     return int(prod(tensor.dims)) * itemsize
 
 
-def _raw(tensor: onnx.TensorProto) -> bytes:
+def _raw(tensor: onnx.TensorProto) -> bytes | memoryview:
     """The values of a tensor as the standard lays them out in a file."""
+    if file_of(tensor) is not None:
+        return values_of(tensor).reshape(-1).view(np.uint8).data
     if tensor.HasField("raw_data"):
         return tensor.raw_data
     return onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data

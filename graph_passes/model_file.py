@@ -11,10 +11,10 @@ from pathlib import Path
 
 import onnx
 import onnx.checker
-import onnx.external_data_helper
 import onnx.inliner
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, EncodeError
+from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from .atomic_file import atomic_path, atomic_paths
@@ -24,8 +24,10 @@ from .external_data import (
     external_data_files,
     external_data_path,
     fits_one_file,
+    load_weights,
     save_with_external_data,
 )
+from .file_values import FileValues, file_of
 from .stored_tensors import check_stored_tensors
 from .tensors import Tensor
 
@@ -33,7 +35,7 @@ from .tensors import Tensor
 def read_model(path: Path) -> onnx.ModelProto:
     """Reads an ONNX file with its weights and checks it in full; local functions are inlined.
 
-    Weights in files of their own (external data) are read too; the model in memory may be larger than 2 GiB.
+    Weights in files of their own (external data) are read too; of a model past 2 GiB they stay there (`file_values`).
 
     Raises:
         ModelError: the file is missing, is no ONNX file, does not pass the full checker, or a tensor in it holds other
@@ -61,7 +63,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     if model.functions:  # before the weights are there: the inliner serializes the model, which ends at 2 GiB
         model = _inline_functions(model, path)
     try:
-        onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
+        load_weights(model, path.parent)
     except (ValueError, OSError, RuntimeError, onnx.checker.ValidationError) as error:
         raise ModelError(f"{path}: its weights in other files can't be read ({first_line(error)})") from error
     return model
@@ -170,7 +172,13 @@ def _save(model: onnx.ModelProto, temporary: Path) -> None:
 def import_graph(model: onnx.ModelProto) -> gs.Graph:
     """The graph of `model`, to edit. The model itself must be kept for `export_model`."""
     with G_LOGGER.suppress(G_LOGGER.ERROR):
-        return gs.import_onnx(model)
+        graph = gs.import_onnx(model)
+        if not fits_one_file(model):
+            for constant in graph.tensors().values():
+                lazy = constant._values if isinstance(constant, gs.Constant) else None
+                if isinstance(lazy, LazyValues) and file_of(lazy.tensor) is not None:
+                    constant.values = FileValues(lazy.tensor)
+        return graph
 
 
 def export_model(

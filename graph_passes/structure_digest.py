@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 
+from .file_values import values_of
 from .inference import Array
 
 
@@ -41,9 +42,7 @@ def values_digest(values: Array) -> str:
 
 def initializer_values(model: onnx.ModelProto, names: Collection[str]) -> Mapping[str, Array]:
     """The values of the initializers that are named, in the order of the model."""
-    return {
-        tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name in names
-    }
+    return {tensor.name: values_of(tensor) for tensor in model.graph.initializer if tensor.name in names}
 
 
 def _parts(model: onnx.ModelProto, free: Collection[str]) -> Iterator[bytes]:
@@ -70,4 +69,4 @@ def _bytes(tensor: onnx.TensorProto) -> bytes:
     """The values, however the file holds them."""
     if tensor.data_type == onnx.TensorProto.STRING:
         return b"\0".join(tensor.string_data)
-    return onnx.numpy_helper.to_array(tensor).tobytes()
+    return values_of(tensor).tobytes()

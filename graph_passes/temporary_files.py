@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -59,6 +60,19 @@ def temporary_folder(path: Path, place: Path, clear: Callable[[Path], None], *, 
             yield temporary
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yields a new folder of the user's own in TMPDIR, for what does not fit into memory; see `temporary_folder`.
+
+    Raises:
+        OSError: there is no place for it.
+    """
+    place = Path(tempfile.gettempdir())
+    name = f"vsfix-{os.getuid() if hasattr(os, 'getuid') else 'scratch'}"
+    with temporary_folder(place / name, place, shutil.rmtree, mode=0o700) as folder:
+        yield folder
 
 
 def _temporary_name(path: Path) -> str:

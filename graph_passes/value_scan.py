@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from .inference import Array, Float64Array
 from .tensors import constant_behind
 
 Defect = Literal["NaN", "infinite", "overflow", "underflow", "subnormal"]
+SCANNED_AT_ONCE = 1 << 20  # values, in float64 beside several masks
 HARMFUL = frozenset({"NaN", "infinite", "overflow"})
 _FLOAT_TYPES = {
     "float16": np.dtype(np.float16),
@@ -146,14 +147,20 @@ def _strange(values: Array) -> int:
 def _scan(name: str, values: Array, stored: npt.DTypeLike, axis: int) -> Iterator[ValueFinding]:
     """The findings of one tensor."""
     dtype = np.dtype(stored)
-    rows = np.atleast_1d(values).astype(np.float64)
-    rows = np.moveaxis(rows, axis if axis < rows.ndim else 0, 0)
-    rows = rows.reshape(rows.shape[0], -1)  # (channels, everything else)
-    for defect, mask in _defects(rows, dtype):
-        for channel in np.flatnonzero(mask.any(axis=1)):
-            magnitudes = np.abs(rows[channel][mask[channel]])
-            extreme = magnitudes.max() if defect in HARMFUL else magnitudes.min()
-            yield ValueFinding(name, int(channel), defect, dtype.name, int(magnitudes.size), float(extreme))
+    rows = np.atleast_1d(values)
+    rows = np.moveaxis(rows, axis if axis < rows.ndim else 0, 0)  # (channels, everything else)
+    found = []
+    step = max(1, SCANNED_AT_ONCE * len(rows) // max(1, rows.size))
+    for first in range(0, len(rows), step):
+        part = rows[first : first + step]
+        part = part.astype(np.float64).reshape(len(part), -1)
+        for defect, mask in _defects(part, dtype):
+            for channel in np.flatnonzero(mask.any(axis=1)):
+                magnitudes = np.abs(part[channel][mask[channel]])
+                extreme = magnitudes.max() if defect in HARMFUL else magnitudes.min()
+                count = int(magnitudes.size)
+                found.append(ValueFinding(name, first + int(channel), defect, dtype.name, count, float(extreme)))
+    yield from sorted(found, key=lambda finding: get_args(Defect).index(finding.defect))
 
 
 def _defects(values: Float64Array, dtype: np.dtype[Any]) -> Iterator[tuple[Defect, npt.NDArray[np.bool_]]]:

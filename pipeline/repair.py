@@ -261,8 +261,10 @@ def _check_equal(
     Returns:
         The smallest SNR in dB, None where bit-equal; and a warning where the network amplifies every rounding.
     """
-    with open_model(repaired) as reference, open_model(final) as candidate:
-        expected, found = reference.run(inputs), candidate.run(inputs)
+    with open_model(repaired) as runner:  # one after the other: a large model fits once
+        expected = runner.run(inputs)
+    with open_model(final) as runner:
+        found = runner.run(inputs)
     worst = min(compare_tensors(*comparable(expected[name], found[name])).snr_db for name in expected)
     half_types = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     half = any(tensor.data_type in half_types for tensor in repaired.graph.initializer)

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from vsfix.graph_passes.batches import Batch
+from vsfix.graph_passes.file_values import values_of
 from vsfix.graph_passes.inference import Array, OpenModel
 
 from .tensor_comparison import comparable, compare_tensors
@@ -42,7 +43,7 @@ def rounding_floor(
     rng = np.random.default_rng(seed)
     for tensor in neighbour.graph.initializer:
         if tensor.data_type in _TYPES:
-            moved = _moved(onnx.numpy_helper.to_array(tensor), rng)
+            moved = _moved(values_of(tensor), rng)
             tensor.CopyFrom(onnx.numpy_helper.from_array(moved, tensor.name))
     with open_model(neighbour) as runner:
         found = runner.run(inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from typing_extensions import Self
 
 from vsfix.graph_passes.errors import MissingComponentError, ModelError
 from vsfix.graph_passes.external_data import detach_weights, fits_one_file
+from vsfix.graph_passes.file_values import file_of, offset_of, refer_to_file, values_of
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import first_line
 from vsfix.trainers.device_fault import SMALLER_BATCH, device_fault
@@ -163,6 +165,9 @@ def _open_session(model: Path | onnx.ModelProto, provider: str, concurrency: int
     if concurrency is not None:
         options.intra_op_num_threads = max(1, available_processors() // concurrency)
         options.enable_cpu_mem_arena = False  # each output has memory of its own then, and is kept without a copy
+        if isinstance(model, onnx.ModelProto) and not fits_one_file(model):
+            # A second layout of each weight, for the speed of many runs, would take as much memory as the file again.
+            options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         source, weights = (str(model), []) if isinstance(model, Path) else _serialize(model, options)
         session = onnxruntime.InferenceSession(
@@ -192,13 +197,21 @@ def _holds_float8(model: Path | onnx.ModelProto) -> bool:
 def _serialize(model: onnx.ModelProto, options: Any) -> tuple[bytes, list[Any]]:
     """The model as bytes; past 2 GiB, where bytes end, without its large weights, which go into `options`.
 
-    ONNX Runtime reads those weights where they lie: they must live as long as the session.
+    ONNX Runtime maps the weights that stand in a file, of one folder. The others it copies: they must live as long as
+    the session.
     """
     weights: list[Any] = []
     if not fits_one_file(model):
         ort_value = import_onnxruntime().OrtValue
         model, detached = detach_weights(model)
-        weights = [ort_value.ortvalue_from_numpy(onnx.numpy_helper.to_array(tensor)) for tensor in detached.values()]
+        folders = Counter(file.parent for tensor in detached.values() if (file := file_of(tensor)) is not None)
+        for folder, _ in folders.most_common(1):
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+            for entry in model.graph.initializer:
+                file = file_of(detached[entry.name]) if entry.name in detached else None
+                if file is not None and file.parent == folder:
+                    refer_to_file(entry, Path(file.name), offset_of(detached.pop(entry.name)))
+        weights = [ort_value.ortvalue_from_numpy(values_of(tensor)) for tensor in detached.values()]
         options.add_external_initializers(list(detached), weights)
     try:
         return model.SerializeToString(), weights

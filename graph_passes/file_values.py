@@ -1,0 +1,131 @@
+"""Values that stay in a file: the weights of models past 2 GiB, which memory would otherwise hold several times over.
+
+A tensor of such a model in memory refers to its file by an absolute path. Whoever needs the numbers maps the file for
+as long as the array is held; what was read goes with the array. New values of that size go to a folder for temporary
+files, once.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import threading
+from contextlib import ExitStack
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.helper
+import onnx.numpy_helper
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from .errors import InputError, ModelError
+from .inference import Array
+from .temporary_files import scratch_folder
+
+LARGE = 1 << 20  # bytes; smaller values are held in memory
+
+
+class FileValues(LazyValues):
+    """The values of a constant of onnx-graphsurgeon that stand in a file; `load` maps them and copies nothing."""
+
+    def __init__(self, tensor: onnx.TensorProto) -> None:
+        super().__init__(tensor)  # type: ignore[no-untyped-call]
+
+    def load(self) -> Array:
+        """The values, read-only, as long as the array is held."""
+        return values_of(self.tensor)
+
+
+def values_of(tensor: onnx.TensorProto) -> Array:
+    """The values of a tensor, wherever they are; those in a file are mapped, read-only.
+
+    Raises:
+        ModelError: the file is not what it was when the model was read.
+    """
+    file = file_of(tensor)
+    if file is None:
+        return onnx.numpy_helper.to_array(tensor)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    try:
+        return np.memmap(file, dtype=dtype, mode="r", offset=offset_of(tensor), shape=tuple(tensor.dims))
+    except (OSError, ValueError) as error:  # it was there, and as long as it has to be, when the model was read
+        raise ModelError(f"{file}: the weights of '{tensor.name}' are gone ({error})") from error
+
+
+def file_of(tensor: onnx.TensorProto) -> Path | None:
+    """The file that the values of a tensor in memory stay in; None where memory holds them."""
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return None
+    files = (Path(entry.value) for entry in tensor.external_data if entry.key == "location")
+    return next((file for file in files if file.is_absolute()), None)
+
+
+def offset_of(tensor: onnx.TensorProto) -> int:
+    """Where in the file its values begin."""
+    return next((int(entry.value) for entry in tensor.external_data if entry.key == "offset"), 0)
+
+
+def is_large(size: int) -> bool:
+    """Whether values of so many bytes are better left in a file, where there are many of them."""
+    return size >= LARGE
+
+
+def can_stay_in_file(tensor: onnx.TensorProto) -> bool:
+    """Whether an external tensor is large, and laid out as numpy would."""
+    if tensor.data_location != onnx.TensorProto.EXTERNAL or tensor.data_type == onnx.TensorProto.STRING:
+        return False
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    size = int(prod(tensor.dims)) * dtype.itemsize
+    stated = [entry.value for entry in tensor.external_data if entry.key == "length"]
+    return is_large(size) and (not stated or int(stated[0]) == size)  # 4-bit types take less than numpy's bytes
+
+
+def refer_to_file(tensor: onnx.TensorProto, path: Path, offset: int) -> None:
+    """Makes a tensor refer to its values in a file, by the path as it is given."""
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    del tensor.external_data[:]
+    for key, value in (("location", str(path)), ("offset", str(offset))):
+        tensor.external_data.add(key=key, value=value)
+
+
+def put_into_file(values: Array) -> onnx.TensorProto:
+    """A tensor whose values were written to a temporary file, which goes at the end of the process.
+
+    Raises:
+        InputError: the disk does not take them.
+    """
+    tensor = onnx.TensorProto(data_type=onnx.helper.np_dtype_to_tensor_dtype(values.dtype), dims=values.shape)
+    path = _scratch.new_path()
+    try:
+        with path.open("wb") as file:
+            np.ascontiguousarray(values).view(np.uint8).tofile(file)
+    except OSError as error:
+        raise InputError(
+            f"{path.parent}: can't hold the weights ({error.strerror or error}); give another disk with TMPDIR"
+        ) from error
+    refer_to_file(tensor, path, 0)
+    return tensor
+
+
+class _Scratch:
+    """The folder of this process, made when it is first needed."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._open = ExitStack()
+
+    def new_path(self) -> Path:
+        """A path that is not taken."""
+        with self._lock:
+            if self._folder is None:
+                self._folder = self._open.enter_context(scratch_folder())
+                atexit.register(self._open.close)
+            return self._folder / f"{next(self._numbers)}.bin"
+
+
+_scratch = _Scratch()
