@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "reliability"
-_NAMES = ("message_mutation", "model_mutation", "seeds", "forked", "trial", "killing", "faults", "cross_check")
+_NAMES = ("message_mutation", "model_mutation", "seeds", "forked", "trial", "killing", "faults", "cross_check", "load")
 
 
 @contextmanager
