@@ -31,6 +31,8 @@ from .file_values import FileValues, file_of
 from .stored_tensors import check_stored_tensors
 from .tensors import Tensor
 
+_LONGEST_REASON = 300  # characters of what the checker says
+
 
 def read_model(path: Path) -> onnx.ModelProto:
     """Reads an ONNX file with its weights and checks it in full; local functions are inlined.
@@ -93,7 +95,7 @@ def check_model(path: Path) -> None:
     """Runs the full checker, shape inference included, on a file.
 
     Raises:
-        ModelError: with the first line of what the checker says.
+        ModelError: with what the checker says, in one line.
     """
     try:
         str(path).encode()
@@ -102,7 +104,8 @@ def check_model(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{path}: the ONNX checker refuses it: {first_line(error)}") from error
+        said = " ".join(str(error).split())  # the name of the node stands in a line of its own
+        raise ModelError(f"{path}: the ONNX checker refuses it: {said[:_LONGEST_REASON]}") from error
 
 
 def write_model(model: onnx.ModelProto, path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:

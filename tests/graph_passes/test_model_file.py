@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.helper
+import onnx.parser
 import pytest
 
 from vsfix.graph_passes import external_data
@@ -187,4 +188,44 @@ def test_an_attribute_that_refers_to_a_function_outside_of_one_is_refused(parse,
     model.graph.node[0].attribute[0].ref_attr_name = "kind"
     (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ModelError, match="Cast 'y': its attribute 'to' refers to one of a function"):
+        read_model(tmp_path / "net.onnx")
+
+
+def node(text: str, name: str) -> onnx.NodeProto:
+    made = onnx.parser.parse_node(text)
+    made.name = name
+    return made
+
+
+GRAPHS = {
+    "cycle": ((node("a = Add(x, y)", "first"), node("y = Relu(a)", "second")), "input 'y' of node: name: first"),
+    "dangling": ((node("y = Add(x, nowhere)", "first"),), "input 'nowhere' of node: name: first"),
+    "written twice": (
+        (node("y = Relu(x)", "first"), node("y = Abs(x)", "second")),
+        "'y' has been used as output names",
+    ),
+    "unknown operator": ((node("y = Bogus(x)", "first"),), "Bogus"),
+    "wrong type": ((node("y = Not(x)", "first"),), "node name: first"),
+}
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_a_graph_that_can_t_be_run_is_refused_by_node_or_tensor(kind, tmp_path, parse):
+    nodes, said = GRAPHS[kind]
+    model = parse("(float[N, 3] x) => (float[N, 3] y) { y = Relu (x) }", {})
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=said) as caught:
+        read_model(tmp_path / "net.onnx")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_function_that_calls_itself_is_refused_by_name(tmp_path):
+    text = """<ir_version: 8, opset_import: ["" : 18, "own" : 1]>
+main (float[N, 3] x) => (float[N, 3] y) { y = own.f (x) }
+<domain: "own", opset_import: ["" : 18, "own" : 1]>
+f (a) => (b) { b = own.f (a) }"""
+    (tmp_path / "net.onnx").write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    with pytest.raises(ModelError, match="own::f -> own::f"):
         read_model(tmp_path / "net.onnx")
