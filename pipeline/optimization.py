@@ -106,7 +106,7 @@ def optimize(
     result = Optimization(repair, status, verdict, accuracies, outputs.paths())
     try:
         _require_no_loss(accuracies, eval_data)
-        require_plausible(repair.report)
+        require_plausible(repair.report, shown=bool(accuracies))
     except CheckFailedError as refusal:
         sentence = str(refusal)
         _write_page(replace(result, status="FAIL", verdict=sentence[:1].upper() + sentence[1:]), outputs, model_path)
@@ -136,23 +136,28 @@ def _require_no_loss(accuracies: tuple[AccuracyRow, ...], eval_data: str | None)
         )
 
 
-def require_plausible(report: RepairReport) -> None:
+def require_plausible(report: RepairReport, *, shown: bool = False) -> None:
     """Refuses a repair on data that can't be the training's: by what the first BatchNorms see, or by what is left.
 
     The worst BatchNorm behind a repair that works stores what the data shows; methods that write what they measured
-    bring that about on any data, so what they measured is looked at too.
+    bring that about on any data, so what they measured is looked at too, but for BatchNorms whose statistics were to be
+    replaced without any noise in front.
+
+    Args:
+        report: of the repair.
+        shown: labelled data has shown that the repair loses no accuracy; that tells more than what BatchNorms see.
 
     Raises:
         CheckFailedError: names the BatchNorm.
     """
-    rows = [outcome.before for outcome in report.batch_norms] if any(o.repaired for o in report.batch_norms) else []
-    clean = next((row for row in rows if not row.noise), None)
-    for row in (*rows[:1], *([clean] if clean else [])):
-        if row.unexplained is not None and row.unexplained > MAX_UNEXPLAINED:
+    outcomes = report.batch_norms if any(o.repaired for o in report.batch_norms) else ()
+    kept = [o for o in outcomes if not o.before.noise and not o.repaired]
+    for row in [o.before for o in (*outcomes[:1], *kept[:1]) if o.before.noise or not o.repaired]:
+        if row.unexplained is not None and row.unexplained > MAX_UNEXPLAINED and not shown:
             raise CheckFailedError(
                 f"refused: the variance that BatchNorm '{row.name}' sees on this data is off by a factor of "
                 f"{row.unexplained:.0f} from what its noise explains: is it the data of the training, preprocessed the "
-                "same way? no model is written"
+                "same way? no model is written; where it is, labelled data can show it (--eval-data)"
             )
     worst = max((o.after for o in report.batch_norms if o.repaired), key=lambda row: row.mismatch or 0, default=None)
     if worst is not None and worst.mismatch is not None and worst.mismatch > MAX_MISMATCH:

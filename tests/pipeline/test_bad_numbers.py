@@ -180,3 +180,40 @@ def test_a_stored_variance_far_below_the_real_one_is_measured_anew_or_refused(
     result = call("optimize", tmp_path / "net.onnx", "--data", tmp_path / "data.npz", "--method", method, "-o", output)
     assert (result.exit_code, output.exists()) == (exit_code, not exit_code), result.output
     assert "BatchNorm 'b' still stores a variance that is off" in result.stderr or not exit_code
+
+
+def test_statistics_that_were_never_trained_are_replaced_where_that_is_asked_for(parse, open_model, call, tmp_path):
+    body = BODY.replace("d = Dropout (c, ratio, training)", "d = Identity (c)").replace("EPSILON", "1e-5")
+    ones = {name: np.ones(4, np.float32) for name in ("gamma", "var")}
+    zeros = {name: np.zeros(4, np.float32) for name in ("beta", "mean")}
+    weights = {name: value for name, value in WEIGHTS.items() if name in "wv"}
+    onnx.save(parse(body, weights | ones | zeros), tmp_path / "net.onnx")
+    np.savez(tmp_path / "data.npz", x=SAMPLES * 255)
+    result = call(
+        *("optimize", tmp_path / "net.onnx", "--data", tmp_path / "data.npz", "--method", "exact"),
+        *("--layers", "all", "-o", tmp_path / "out.onnx"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "Repaired 1 of 1" in result.output
+
+
+def test_labelled_data_outweighs_a_variance_that_nothing_explains(parse, open_model, call, tmp_path, monkeypatch):
+    onnx.save(trained(open_model, parse), tmp_path / "net.onnx")
+    scaled = SAMPLES * 255
+    np.savez(tmp_path / "data.npz", x=scaled)
+    with monkeypatch.context() as lifted:
+        lifted.setattr("vsfix.pipeline.optimization.MAX_UNEXPLAINED", np.inf)
+        unchecked = call(
+            *("optimize", tmp_path / "net.onnx", "--data", tmp_path / "data.npz", "--method", "exact"),
+            *("-o", tmp_path / "unchecked.onnx"),
+        )
+    assert unchecked.exit_code == 0
+    labels = open_model(onnx.load(tmp_path / "unchecked.onnx")).run({"x": scaled})["y"].argmax(axis=1)
+    np.savez(tmp_path / "data.npz", x=scaled, labels=labels)
+    command = ("optimize", tmp_path / "net.onnx", "--data", tmp_path / "data.npz", "--method", "exact")
+    refused = call(*command, "-o", tmp_path / "out.onnx")
+    assert refused.exit_code == 1
+    assert "--eval-data" in refused.stderr
+    judged = call(*command, "--eval-data", tmp_path / "data.npz", "-o", tmp_path / "out.onnx")
+    assert judged.exit_code == 0, judged.output
+    assert "-> 100.0 %" in judged.output
