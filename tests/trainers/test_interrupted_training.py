@@ -136,8 +136,18 @@ def test_a_process_that_is_killed_again_and_again_ends_in_the_same_weights(whole
     require_same(load_checkpoint(checkpoint), whole)
 
 
+@pytest.fixture
+def heard():
+    """Lets the signals through that a process under nohup, or in the background of a script, ignores."""
+    numbers = (signal.SIGINT, signal.SIGHUP)
+    before = [signal.signal(n, signal.default_int_handler if n == signal.SIGINT else signal.SIG_DFL) for n in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_a_signal_saves_and_leaves_and_the_same_call_goes_on(whole, tmp_path, monkeypatch, number, code):
+def test_a_signal_saves_and_leaves_and_the_same_call_goes_on(whole, tmp_path, monkeypatch, heard, number, code):
     handler = signal.getsignal(number)
     train_step = training_run.TrainingRun._train_step
 
