@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vsfix.graph_passes.errors import InputError
@@ -74,6 +74,28 @@ def describe_model(path: Path) -> ModelDescription:
     if kind == "engine":
         return _describe_engine(path)
     return _describe_checkpoint(checkpoint_file(path)) if kind == "checkpoint" else _describe_onnx(path)
+
+
+def describe_trusted_engine(path: Path, built_from: ModelDescription) -> ModelDescription:
+    """An engine without a sidecar: it says nothing of itself, so its inputs and precision are those of another file.
+
+    Args:
+        path: of the engine.
+        built_from: the file that it is said to be an engine of.
+
+    Raises:
+        ModelError: it can't be read.
+    """
+    return replace(
+        built_from,
+        path=path,
+        kind="engine",
+        digest=file_digest(path),
+        backend="tensorrt",
+        smallest_batch=1,
+        largest_batch=None,
+        sidecar=None,
+    )
 
 
 def name_step(before: ModelDescription, after: ModelDescription) -> str:

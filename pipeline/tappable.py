@@ -46,6 +46,8 @@ def open_tappable(
         return TappableModel(f"{description.path} (exported anew)", model, partial(open_model, "onnxruntime"))
     if description.sidecar is not None:
         return _open_engine(description, description.sidecar)
+    if description.kind == "engine":
+        raise InputError(f"{description.path}: has no sidecar, and so the graph that it was built from is not known")
     return TappableModel(str(description.path), read_model(description.path), partial(open_model, backend))
 
 

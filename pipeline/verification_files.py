@@ -15,10 +15,12 @@ from vsfix.graph_passes.errors import InputError, VsfixError
 from vsfix.graph_passes.inference import Array, Runner
 from vsfix.trainers.npz_file import read_npz
 
+from .backends.engine_file import sidecar_path
+from .backends.model_kind import model_kind
 from .backends.opening import open_checkpoint, open_runner
 from .calibration import Samples, load_samples
 from .layer_search import LayerSearch, search_layers
-from .model_description import ModelDescription, describe_model, name_step
+from .model_description import ModelDescription, describe_model, describe_trusted_engine, name_step
 from .random_inputs import draw_inputs
 from .shared_inputs import require_same_inputs, shared_batch_size, whole_batches
 from .tappable import open_tappable
@@ -45,6 +47,7 @@ class VerificationConfig:
         seed: of the choice of samples, or of the random ones.
         tolerance: what each backend must reach, where that is not left to the precision of the files.
         search_layers: whether to look for the layers where a candidate that fails departs.
+        trust: an engine without a sidecar is loaded too, and taken for one of the file in front of it.
     """
 
     backends: Sequence[str] = ()
@@ -58,6 +61,7 @@ class VerificationConfig:
     seed: int = 0
     tolerance: GivenTolerance = field(default_factory=GivenTolerance)
     search_layers: bool = True
+    trust: bool = False
 
 
 def verify_files(model: Path, against: Path, config: VerificationConfig) -> Verification:
@@ -72,7 +76,9 @@ def verify_files(model: Path, against: Path, config: VerificationConfig) -> Veri
         InputError: files, data or statistics that can't be used; two models with different inputs.
         MissingComponentError: a backend is not here.
     """
-    files = [describe_model(path) for path in (against, *config.via, model)]
+    files = [describe_model(path) for path in (against, *config.via)]
+    is_foreign = config.trust and model_kind(model) == "engine" and not sidecar_path(model).exists()
+    files.append(describe_trusted_engine(model, files[-1]) if is_foreign else describe_model(model))
     if config.statistics is not None:
         if files[0].kind != "checkpoint":
             raise InputError(
@@ -97,7 +103,7 @@ def verify_files(model: Path, against: Path, config: VerificationConfig) -> Veri
     with _open_reference(reference, names[0], reference_backend, statistics) as runner:
         return verify(
             runner,
-            _candidates(candidate, backends, names[0], name_step(files[-2], candidate)),
+            _candidates(candidate, backends, names[0], name_step(files[-2], candidate), trust=config.trust),
             samples,
             tolerance=tolerance,
             batch_size=batch_size,
@@ -107,10 +113,12 @@ def verify_files(model: Path, against: Path, config: VerificationConfig) -> Veri
         )
 
 
-def _candidates(candidate: ModelDescription, backends: Sequence[str], input_name: str, step: str) -> Iterator[Stage]:
+def _candidates(
+    candidate: ModelDescription, backends: Sequence[str], input_name: str, step: str, *, trust: bool
+) -> Iterator[Stage]:
     """The model on each backend, open while it is looked at."""
     for backend in backends:
-        with open_runner(backend, candidate.path, input_name=input_name) as runner:
+        with open_runner(backend, candidate.path, input_name=input_name, trust=trust) as runner:
             yield Stage(step, f"{candidate.path.name}, {runner.name}", runner)
 
 

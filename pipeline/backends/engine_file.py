@@ -105,7 +105,7 @@ def read_engine(path: Path, *, trust: bool = False) -> EngineFile:
     if not trust:
         raise ModelError(
             f"{path}: {sidecar.name} is not beside it, and a plan is code that runs here; {_ANEW}, or, where you trust "
-            "it, open it in Python with trust=True"
+            "it, `vsfix verify --trust`, or trust=True in Python"
         )
     return EngineFile(path, plan)
 

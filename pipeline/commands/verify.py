@@ -68,6 +68,12 @@ from .options import batch_size_option, data_option, json_option, samples_option
 @click.option(
     "--layers/--no-layers", default=True, show_default=True, help="On failure, look for the layer that departs."
 )
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="Load MODEL where it is an engine without the report of `vsfix build` beside it. An engine is code that runs "
+    "here; its inputs and precision are taken to be those of the file that it is compared with.",
+)
 @seed_option
 @json_option
 def command(
@@ -85,6 +91,7 @@ def command(
     min_agreement: float | None,
     max_accuracy_loss: float | None,
     layers: bool,
+    trust: bool,
     seed: int,
     json_path: str | None,
     force: bool,
@@ -119,6 +126,7 @@ def command(
         seed=seed,
         tolerance=GivenTolerance(min_snr, min_agreement, max_accuracy_loss),
         search_layers=layers,
+        trust=trust,
     )
     verification = verify_files(model, against, config)
     if json_path != "-":

@@ -36,7 +36,7 @@ OPTIONS = {
     "package": "--compute-capability --device --force --json --kserve --max-batch-size --max-queue-delay --name --output "
     "--preferred-batch-size --storage-uri --version MODEL|ENGINE...",
     "verify": "--against --backend --batch-size --data --force --json --layers --max-accuracy-loss --min-agreement "
-    "--min-snr --reference-backend --samples --seed --split --statistics --via MODEL",
+    "--min-snr --reference-backend --samples --seed --split --statistics --trust --via MODEL",
     "benchmark": "--backend --batch --batch-size --calibration --data --force --html --json --precision --predictions "
     "--repair --samples --seconds --seed --split MODEL...",
     "compare": "--fail-on --force --json A.json B.json",

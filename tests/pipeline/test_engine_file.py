@@ -19,6 +19,7 @@ from vsfix.pipeline.build_config import BuildConfig
 from vsfix.pipeline.building import build_engine
 
 from .fake_cuda import FakeCuda
+from .fake_machine import linear_model
 
 X = {"x": np.ones((2, 3), np.float32)}
 
@@ -198,3 +199,35 @@ def test_tensorrt_rtx_itself_says_in_one_line_that_there_is_no_gpu(tmp_path):
     assert isinstance(error, MissingComponentError)
     with pytest.raises(MissingComponentError, match="no GPU and driver for it here"):
         open_library("tensorrt-rtx").load((tmp_path / "e.plan").read_bytes())
+
+
+def test_verify_loads_a_foreign_engine_where_it_is_trusted(machine, call, tmp_path):
+    machine.install()
+    model = linear_model()
+    onnx.save(model, tmp_path / "net.onnx")
+    path = machine.write(machine.plan(model))
+    sidecar_path(path).unlink()
+    command = ("verify", path, "--against", tmp_path / "net.onnx", "--samples", "4", "--batch-size", "2")
+    refused = call(*command)
+    assert refused.exit_code == 2
+    assert "an engine alone does not say what it is" in refused.stderr
+    trusted = call(*command, "--trust")
+    assert trusted.exit_code == 0, trusted.output
+    assert "PASS" in trusted.output
+    other = linear_model()
+    weight = other.graph.initializer[0]
+    weight.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(weight), weight.name))
+    path.write_bytes(machine.plan(other))
+    failed = call(*command, "--trust")
+    assert failed.exit_code == 1
+    assert "has no sidecar, and so the graph that it was built from is not known" in failed.output
+
+
+def test_trust_does_not_outweigh_a_sidecar_of_another_plan(machine, call, tmp_path):
+    machine.install()
+    onnx.save(linear_model(), tmp_path / "net.onnx")
+    path = machine.write(machine.plan())
+    path.write_bytes(path.read_bytes() + b"more")
+    result = call("verify", path, "--against", tmp_path / "net.onnx", "--trust")
+    assert result.exit_code in (2, 4)
+    assert result.stderr.startswith("vsfix: error: ")
