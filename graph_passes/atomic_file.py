@@ -71,7 +71,9 @@ def atomic_paths(paths: Sequence[Path], *, force: bool) -> Iterator[tuple[Path, 
         require_writable(path, force=force)
     last = paths[-1]
     try:
-        with temporary_folder(last, last.parent, partial(_clear_exchange, last)) as folder:
+        with temporary_folder(last, last.parent, partial(_clear_exchange, paths)) as folder:
+            for path in paths:  # an exchange that a killed process had begun may have been finished by now
+                require_writable(path, force=force)
             temporary = tuple(folder / path.name for path in paths)
             yield temporary
             _exchange(temporary, paths)
@@ -100,6 +102,8 @@ def atomic_folder(path: Path, *, force: bool, scratch: Path) -> Iterator[Path]:
         raise OutputExistsError(f"{path}: exists already; pass --force to replace it with everything in it")
     try:
         with temporary_folder(path, scratch, partial(_clear_replacement, path)) as temporary:
+            if path.exists() and not force:
+                raise OutputExistsError(f"{path}: exists already; pass --force to replace it with everything in it")
             new = temporary / _NEW
             new.mkdir()
             yield new
@@ -139,16 +143,18 @@ def _clear_replacement(path: Path, left: Path) -> None:
     shutil.rmtree(left)
 
 
-def _clear_exchange(last: Path, left: Path) -> None:
+def _clear_exchange(paths: Sequence[Path], left: Path) -> None:
     """Removes what a stopped process left; where the old files were moved away, the new ones take their place first.
 
-    The new ones are on the disk, whole, from before the first old one is moved.
+    The new ones are on the disk, whole, from before the first old one is moved. Nothing but the outputs themselves is
+    put anywhere, and no link: the folder may have come out of somebody's archive.
     """
+    last = paths[-1]
     if (left / _REPLACED).is_dir() and (left / last.name).exists() and not last.exists():
-        for file in sorted(
-            (file for file in left.iterdir() if file.is_file()), key=lambda file: file.name == last.name
-        ):
-            file.replace(last.parent / file.name)
+        for path in paths:
+            new = left / path.name
+            if new.is_file() and not new.is_symlink():
+                new.replace(path)
     shutil.rmtree(left)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import itertools
+import tempfile
 import threading
 from contextlib import ExitStack
 from math import prod
@@ -22,6 +23,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from .errors import InputError, ModelError
 from .inference import Array
+from .stored_tensors import stored_bytes
 from .temporary_files import scratch_folder
 
 LARGE = 1 << 20  # bytes; smaller values are held in memory
@@ -78,8 +80,7 @@ def can_stay_in_file(tensor: onnx.TensorProto) -> bool:
         return False
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     size = int(prod(tensor.dims)) * dtype.itemsize
-    stated = [entry.value for entry in tensor.external_data if entry.key == "length"]
-    return is_large(size) and (not stated or int(stated[0]) == size)  # 4-bit types take less than numpy's bytes
+    return is_large(size) and size == stored_bytes(tensor)  # 4-bit types take less than numpy's bytes
 
 
 def refer_to_file(tensor: onnx.TensorProto, path: Path, offset: int) -> None:
@@ -98,13 +99,14 @@ def put_into_file(values: Array) -> onnx.TensorProto:
         InputError: the disk does not take them.
     """
     tensor = onnx.TensorProto(data_type=onnx.helper.np_dtype_to_tensor_dtype(values.dtype), dims=values.shape)
-    path = _scratch.new_path()
     try:
+        path = _scratch.new_path()
         with path.open("wb") as file:
             np.ascontiguousarray(values).view(np.uint8).tofile(file)
     except OSError as error:
         raise InputError(
-            f"{path.parent}: can't hold the weights ({error.strerror or error}); give another disk with TMPDIR"
+            f"{tempfile.gettempdir()}: can't hold the weights ({error.strerror or error}); give another disk with "
+            "TMPDIR"
         ) from error
     refer_to_file(tensor, path, 0)
     return tensor

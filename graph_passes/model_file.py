@@ -83,8 +83,23 @@ def _attribute_reference(graph: onnx.GraphProto) -> str | None:
     return None
 
 
+def _give_defaults(nodes: Iterable[onnx.NodeProto], known: Mapping[tuple[str, str, str], onnx.FunctionProto]) -> None:
+    """Gives each call of a local function the attributes that it leaves to the function; the inliner forgets them."""
+    for node in nodes:
+        function = known.get((node.domain, node.op_type, node.overload))
+        given = {attribute.name for attribute in node.attribute}
+        if function is not None:
+            node.attribute.extend(default for default in function.attribute_proto if default.name not in given)
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                _give_defaults(body.node, known)
+
+
 def _inline_functions(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     """The model without local functions; their bodies stand where they were called."""
+    known = {(function.domain, function.name, function.overload): function for function in model.functions}
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        _give_defaults(nodes, known)
     try:
         return onnx.inliner.inline_local_functions(model)
     except (RuntimeError, ValueError) as error:

@@ -32,6 +32,7 @@ def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     yield from _graph_tensors(model.graph)
     for function in model.functions:
         yield from _node_tensors(function.node)
+        yield from _attribute_tensors(function.attribute_proto)
 
 
 def external_location(tensor: onnx.TensorProto) -> str | None:
@@ -66,7 +67,7 @@ def check_stored_tensors(model: onnx.ModelProto, folder: Path) -> None:
 def _check_values(tensor: onnx.TensorProto, said: str) -> None:
     """Refuses a tensor that holds another number of values than its shape wants."""
     if tensor.HasField("raw_data"):
-        wanted, found = _bytes(tensor), len(tensor.raw_data)
+        wanted, found = stored_bytes(tensor), len(tensor.raw_data)
         if tensor.data_type == _T.STRING:
             raise ModelError(f"{said}: holds text as raw bytes, which ONNX does not allow")
         if wanted != found:
@@ -92,8 +93,10 @@ def _check_file(tensor: onnx.TensorProto, folder: Path, said: str) -> None:
         raise ModelError(f"{said}: text can't stand in a file of its own")
     if offset < 0 or length < 0 or offset + length > file.stat().st_size:
         raise ModelError(f"{said}: its values would stand outside of '{file.name}' ({file.stat().st_size} bytes)")
-    if length != _bytes(tensor):
-        raise ModelError(f"{said}: '{file.name}' holds {length} bytes for it where its shape wants {_bytes(tensor)}")
+    if length != stored_bytes(tensor):
+        raise ModelError(
+            f"{said}: '{file.name}' holds {length} bytes for it where its shape wants {stored_bytes(tensor)}"
+        )
 
 
 def _inside(folder: Path, location: str, said: str) -> Path:
@@ -103,9 +106,13 @@ def _inside(folder: Path, location: str, said: str) -> Path:
     if not location or "\0" in location or is_absolute or ".." in parts:
         raise ModelError(f"{said}: its values are said to be in '{location}', which is not below the model's folder")
     file = folder / location
-    if not file.resolve().is_relative_to(folder.resolve()):
-        raise ModelError(f"{said}: '{location}' is a link out of the model's folder")
-    if not file.is_file():
+    try:
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise ModelError(f"{said}: '{location}' is a link out of the model's folder")
+        is_there = file.is_file()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a link to itself, a folder that is closed
+        raise ModelError(f"{said}: '{location[:100]}' can't be looked at ({error})") from None
+    if not is_there:
         raise ModelError(f"{said}: its values are said to be in '{location}', and there is no such file")
     return file
 
@@ -114,7 +121,7 @@ def _external_entries(tensor: onnx.TensorProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in tensor.external_data}
 
 
-def _bytes(tensor: onnx.TensorProto) -> int:
+def stored_bytes(tensor: onnx.TensorProto) -> int:
     """The bytes that the values of a tensor take by its type and shape."""
     count = int(prod(tensor.dims))
     if tensor.data_type in _PER_BYTE:
@@ -138,8 +145,14 @@ def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    """The tensors in the attributes of nodes, and in the graphs there."""
-    for attribute in (attribute for node in nodes for attribute in node.attribute):
+    """The tensors in the attributes of nodes, those of bodies included."""
+    for node in nodes:
+        yield from _attribute_tensors(node.attribute)
+
+
+def _attribute_tensors(attributes: Iterable[onnx.AttributeProto]) -> Iterator[onnx.TensorProto]:
+    """The tensors in attributes, those of bodies included."""
+    for attribute in attributes:
         if attribute.HasField("t"):
             yield attribute.t
         yield from attribute.tensors

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -112,18 +113,31 @@ def _held(make: Callable[[], tuple[Path, int]]) -> Iterator[Path]:
 def _clear_abandoned(path: Path, place: Path, clear: Callable[[Path], None]) -> None:
     """Removes what processes that are gone have left of the same output."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.part({re.escape(path.suffix)})?")
-    with suppress(OSError):  # a folder that can't be listed or changed is the next step's matter
-        for left in [entry for entry in place.iterdir() if pattern.fullmatch(entry.name)]:
-            lock = os.open(left, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-            try:
-                if not _is_taken(lock):
-                    continue
-                if left.is_dir():
-                    clear(left)
-                else:
-                    left.unlink(missing_ok=True)
-            finally:
-                os.close(lock)
+    found: list[Path] = []
+    with suppress(OSError):  # a folder that can't be listed is the next step's matter
+        found += [entry for entry in place.iterdir() if pattern.fullmatch(entry.name)]
+    for left in found:
+        with suppress(OSError):  # what is not ours to remove stays
+            _clear_one(left, clear)
+
+
+def _clear_one(left: Path, clear: Callable[[Path], None]) -> None:
+    """Removes one temporary file or folder, unless a process holds it, or it is something else under such a name."""
+    if _fcntl is None:
+        return
+    # Not blocking: a pipe under that name would wait for its other end.
+    lock = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        status = os.fstat(lock)
+        is_folder = stat.S_ISDIR(status.st_mode)
+        if not (is_folder or stat.S_ISREG(status.st_mode)) or status.st_uid != os.getuid() or not _is_taken(lock):
+            return
+        if is_folder:
+            clear(left)
+        else:
+            left.unlink(missing_ok=True)
+    finally:
+        os.close(lock)
 
 
 def _is_taken(lock: int) -> bool | None:

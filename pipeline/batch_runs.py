@@ -48,5 +48,6 @@ def run_batches(runner: Runner, samples: Samples, batch_size: int) -> Iterator[t
             if refused is not None:  # the model is made for one batch size
                 raise refused from None
             raise
+        refused = None
         yield rows, outputs
         start = rows.stop

@@ -102,9 +102,13 @@ def _read_python(path: Path, name: str) -> tuple[Images, Labels]:
     data, labels = content.get("data"), content.get("labels" if name == "cifar10" else "fine_labels")
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != _PIXELS:
         raise DataError(f"{path}: holds no array 'data' of uint8 in the shape (N, {_PIXELS})")
-    if not isinstance(labels, list) or not all(type(label) is int for label in labels) or len(labels) != len(data):
+    if not isinstance(labels, list) or len(labels) != len(data) or not all(map(_is_label, labels)):
         raise DataError(f"{path}: holds no list of {len(data)} labels")
     return _images(data), np.array(labels, dtype=np.int64)
+
+
+def _is_label(label: object) -> bool:
+    return type(label) is int and 0 <= label < 100
 
 
 def _images(rows: Images) -> Images:

@@ -21,6 +21,8 @@ from vsfix.graph_passes.errors import DataError, InputError
 
 _UNSIGNED_BYTE = 0x08
 _CHUNK = 1 << 20
+_LARGE = 1 << 28  # bytes that are read whatever they are packed to
+_MOST_GROWTH = 100
 
 
 class _Stream(Protocol):
@@ -54,12 +56,19 @@ def read_idx_file(path: Path, *, rank: int) -> npt.NDArray[np.uint8]:
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
             shape = _read_shape(stream, path, rank)
+            _refuse_bomb(path, math.prod(shape))
             values = _read_values(stream, path, math.prod(shape))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: the gzip stream is damaged ({error}); fetch the file again") from None
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror or error})") from None
     return np.frombuffer(values, dtype=np.uint8).reshape(shape)
+
+
+def _refuse_bomb(path: Path, expected: int) -> None:
+    """Refuses a file that takes far more memory than room on the disk; images shrink to a tenth at most."""
+    if expected > _LARGE and expected > _MOST_GROWTH * path.stat().st_size:
+        raise DataError(f"{path}: would unpack to {expected >> 20} MiB, over {_MOST_GROWTH} times its size")
 
 
 def _read_shape(stream: _Stream, path: Path, rank: int) -> tuple[int, ...]:

@@ -41,6 +41,8 @@ def decode_image(source: Path | bytes, name: str) -> Image:
                         f"{name}: more than eight bits a channel (mode {image.mode}); bring it to eight bits first"
                     )
                 return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file surfaces as whatever a decoder of pillow stumbles into
         reason = " ".join(str(error).split())[:100]
         raise DataError(f"{name}: can't be decoded ({reason}); remove or replace the file") from None

@@ -20,6 +20,7 @@ from vsfix.graph_passes.errors import DataError
 
 from .npz_file import read_npz
 
+_MOST_CLASSES = 100_000
 _FORMS = {
     "train": (("x_train", "y_train"), ("train_images", "train_labels")),
     "test": (("x_test", "y_test"), ("test_images", "test_labels")),
@@ -66,5 +67,11 @@ def _class_names(arrays: Mapping[str, Any], path: Path) -> tuple[str, ...]:
         if names.ndim != 1 or names.dtype.kind != "U":
             raise DataError(f"{path}: class_names is {names.dtype} of shape {names.shape}; a list of texts is needed")
         return tuple(str(name) for name in names)
-    largest = max(int(_pair(arrays, split, path)[1].max(initial=0)) for split in _FORMS)
+    parts = [_pair(arrays, split, path)[1] for split in _FORMS]
+    for labels in parts:
+        if labels.dtype.kind not in "iu":
+            raise DataError(f"{path}: labels are {labels.dtype}; whole numbers are needed")
+    largest = max(int(labels.max(initial=0)) for labels in parts)
+    if largest >= _MOST_CLASSES:
+        raise DataError(f"{path}: holds a label of {largest}; {_MOST_CLASSES:,} classes are the most")
     return tuple(str(label) for label in range(largest + 1))

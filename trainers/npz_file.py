@@ -15,6 +15,8 @@ from vsfix.graph_passes.inference import Array
 
 _LARGE = 1 << 30  # bytes that are read whatever they are packed to
 _MOST_GROWTH = 100
+# What numpy lets through when a header is no header of an array.
+_OF_A_HEADER = (OverflowError, SyntaxError, IndexError, TypeError, KeyError, AttributeError)
 
 
 def read_npz(path: Path) -> dict[str, Array]:
@@ -69,7 +71,7 @@ def _read_array(content: np.lib.npyio.NpzFile, name: str, path: Path) -> Array:
                 f"{path}: array {name!r} holds Python objects, which are never loaded; save plain numbers"
             ) from None
         raise DataError(f"{path}: array {name!r} is damaged") from None
-    except (OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error):
+    except (OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, *_OF_A_HEADER):
         raise DataError(f"{path}: array {name!r} is damaged") from None
     except RuntimeError as error:  # encrypted, packed in a way that Python does not know, or nested too deep
         raise DataError(f"{path}: array {name!r} can't be unpacked ({error})") from None

@@ -140,7 +140,7 @@ class _Machine:
         """Puts keys and values into the dict on top."""
         if not isinstance(self.stack[-1], dict):
             raise DataError("the pickle is damaged")
-        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+        self.stack[-1].update(_entries(items))
 
     def stack_global(self) -> None:
         """A name of two strings."""
@@ -189,6 +189,13 @@ def _array(version: int, shape: tuple[int, ...], kind: _Array, fortran: bool, co
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 
+def _entries(items: list[Any]) -> dict[Any, Any]:
+    """Keys and values in turn; keys are texts: to look up a deep tuple or a vast number can end the process."""
+    if not all(isinstance(key, str | bytes) for key in items[::2]):
+        raise DataError("the pickle holds a dict whose keys are no texts")
+    return dict(zip(items[::2], items[1::2], strict=True))
+
+
 def _text(value: str | bytes) -> str:
     return value.decode("ascii") if isinstance(value, bytes) else value
 
@@ -233,7 +240,7 @@ _BUILDERS: Mapping[str, Callable[[_Machine], None]] = {
     "LIST": lambda m: m.stack.append(m.to_mark()),
     "APPEND": lambda m: m.extend(list(m.take(1))),
     "APPENDS": lambda m: m.extend(m.to_mark()),
-    "DICT": lambda m: m.stack.append(dict(zip(*[iter(m.to_mark())] * 2, strict=True))),
+    "DICT": lambda m: m.stack.append(_entries(m.to_mark())),
     "SETITEM": lambda m: m.update(list(m.take(2))),
     "SETITEMS": lambda m: m.update(m.to_mark()),
     "STACK_GLOBAL": _Machine.stack_global,

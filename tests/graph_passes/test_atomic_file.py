@@ -174,3 +174,39 @@ def test_a_file_is_no_place_for_a_folder(tmp_path):
     (tmp_path / "repo" / "m").write_text("mine")
     with pytest.raises(InputError, match="is a file; name a folder"):
         write_folder(tmp_path, "new")
+
+
+def left_behind(folder: Path) -> Path:
+    """What a process leaves that is killed between the old pair and the new one, with more in it than the pair."""
+    left = folder / ".m.onnx.0123abcd.part"
+    (left / "replaced").mkdir(parents=True)
+    for name in ("m.onnx", "m.onnx.data", "notes.txt"):
+        (left / name).write_text("new")
+    (left / "link").symlink_to("/etc/passwd")
+    return left
+
+
+def test_only_the_outputs_come_out_of_what_was_left_behind_and_no_link(tmp_path):
+    left = left_behind(tmp_path)
+    (left / "m.onnx.data").unlink()
+    (left / "m.onnx.data").symlink_to("/etc/passwd")
+    (tmp_path / "notes.txt").write_text("precious")
+    with atomic_paths([tmp_path / "m.onnx.data", tmp_path / "m.onnx"], force=True) as (data, model):
+        data.write_text("newest")
+        model.write_text("newest")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "notes.txt": "precious",
+        "m.onnx.data": "newest",
+        "m.onnx": "newest",
+    }
+
+
+def test_an_exchange_that_is_finished_first_is_not_replaced_without_force(tmp_path):
+    left_behind(tmp_path)
+    with (
+        pytest.raises(OutputExistsError),
+        atomic_paths([tmp_path / "m.onnx.data", tmp_path / "m.onnx"], force=False),
+    ):
+        pytest.fail("the finished exchange would be replaced")
+    assert (tmp_path / "m.onnx").read_text() == (tmp_path / "m.onnx.data").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]

@@ -229,3 +229,22 @@ f (a) => (b) { b = own.f (a) }"""
     (tmp_path / "net.onnx").write_bytes(onnx.parser.parse_model(text).SerializeToString())
     with pytest.raises(ModelError, match="own::f -> own::f"):
         read_model(tmp_path / "net.onnx")
+
+
+def test_what_a_call_leaves_to_its_function_is_the_functions_default(tmp_path, open_model):
+    text = """<ir_version: 8, opset_import: ["" : 18, "own" : 1]>
+main (float[N, 3] x, bool c) => (float[N, 3] y) {
+    a = own.outer (x)
+    y = If (c) <then_branch = g () => (float[N, 3] t) { t = own.leaky (a) },
+                else_branch = h () => (float[N, 3] e) { e = own.leaky <slope: float = 0.25> (a) }>
+}
+<domain: "own", opset_import: ["" : 18]>
+leaky <slope: float = 0.5> (a) => (b) { b = LeakyRelu <alpha: float = @slope> (a) }
+<domain: "own", opset_import: ["" : 18, "own" : 1]>
+outer (a) => (b) { b = own.leaky (a) }"""
+    model = onnx.parser.parse_model(text)
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+    x = np.float32([[-1, 2, -3]])
+    read = open_model(read_model(tmp_path / "net.onnx"))
+    np.testing.assert_array_equal(read.run({"x": x, "c": np.array(True)})["y"], [[-0.25, 2, -0.75]])
+    np.testing.assert_array_equal(read.run({"x": x, "c": np.array(False)})["y"], [[-0.125, 2, -0.375]])

@@ -134,3 +134,17 @@ def test_tensors_in_attributes_bodies_and_functions_are_held_to_it_too(tmp_path)
         with pytest.raises(ModelError, match=f"tensor '{depth}' .*holds 0 values where its shape wants 7"):
             check_stored_tensors(model, tmp_path)
     assert names == [{"w", "attribute"}, {"w", "body"}, {"w", "function"}]
+
+
+@pytest.mark.parametrize("kind", ["long", "loop"])
+def test_a_location_that_can_t_be_looked_at_is_refused(kind, tmp_path):
+    location = "a" * 300 if kind == "long" else "loop"
+    if kind == "loop":
+        (tmp_path / "loop").symlink_to("loop")
+    tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[2])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    model = onnx.ModelProto()
+    model.graph.initializer.append(tensor)
+    with pytest.raises(ModelError, match=r"can't be looked at|no such file|a link out"):
+        check_stored_tensors(model, tmp_path)

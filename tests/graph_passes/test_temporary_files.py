@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from vsfix.graph_passes.atomic_file import atomic_folder, atomic_path, atomic_paths
+from vsfix.graph_passes.temporary_files import temporary_file
 
 needs_locks = pytest.mark.skipif(sys.platform == "win32", reason="the locks are those of POSIX")
 
@@ -166,3 +167,11 @@ def test_eight_processes_write_one_output_and_it_is_one_of_theirs(tmp_path):
             assert len(set(text)) == 1
     assert [writer.returncode for writer in writers] == [0] * 8
     assert os.listdir(tmp_path) == ["net.onnx"]
+
+
+def test_a_pipe_under_such_a_name_holds_nobody_up_and_the_rest_goes(tmp_path):
+    os.mkfifo(tmp_path / ".a.onnx.00000000.part.onnx")
+    (tmp_path / ".a.onnx.11111111.part.onnx").write_text("left")
+    with temporary_file(tmp_path / "a.onnx"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [".a.onnx.00000000.part.onnx"]

@@ -75,7 +75,7 @@ def test_a_header_that_promises_too_much_takes_no_memory(tmp_path, suffix):
     path.write_bytes(gzip.compress(content) if suffix else content)
     tracemalloc.start()
     try:
-        with pytest.raises(DataError, match="holds only 100"):
+        with pytest.raises(DataError, match="would unpack to"):
             read_idx_file(path, rank=3)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -87,3 +87,11 @@ def test_a_header_that_names_no_values_is_refused(tmp_path):
     (tmp_path / "a").write_bytes(b"\0\0\x08\x03" + bytes(4) + b"\xff" * 8)
     with pytest.raises(DataError, match="no values"):
         read_idx_file(tmp_path / "a", rank=3)
+
+
+def test_a_gzipped_file_of_zeros_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr("vsfix.trainers.idx_file._LARGE", 1000)
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(b"\0\0\x08\x01" + (100_000).to_bytes(4, "big") + bytes(100_000)))
+    with pytest.raises(DataError, match="over 100 times its size"):
+        read_idx_file(path, rank=1)

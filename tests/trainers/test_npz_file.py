@@ -71,7 +71,17 @@ def test_a_member_that_is_no_array_is_refused(tmp_path):
         read_npz(path)
 
 
-@pytest.mark.parametrize("header", ["{'descr': '<f4', 'shape': (1,", "{'descr': '<f4L', ((((\n", "\\"])
+STRANGE = [
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (2**70,)}",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (1180591620717411303424,)}",
+    "{'descr': ',', 'fortran_order': False, 'shape': (1,)}",
+    "{'descr': ('f4',), 'fortran_order': False, 'shape': (1,)}",
+    "{1: 2, 'a': 3}",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 2)}",
+]
+
+
+@pytest.mark.parametrize("header", ["{'descr': '<f4', 'shape': (1,", "{'descr': '<f4L', ((((\n", "\\", *STRANGE])
 def test_a_header_that_python_can_t_read_is_damage(tmp_path, header):
     path = tmp_path / "a.npz"
     with zipfile.ZipFile(path, "w") as archive, archive.open("x.npy", "w") as member:

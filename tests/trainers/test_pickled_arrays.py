@@ -182,3 +182,11 @@ def test_a_small_file_takes_no_long_time_and_no_large_memory(tmp_path, content):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_pickle(tmp_path / "none")
+
+
+@pytest.mark.parametrize("key", [b")" + b"\x85" * 1_000_000, b"K\x01"], ids=["deep", "number"])
+@pytest.mark.parametrize("form", [b"\x80\x02}" + b"%bNs.", b"\x80\x02}(" + b"%bNu.", b"\x80\x02(" + b"%bNd."])
+def test_a_dict_has_texts_for_keys(key, form, tmp_path):
+    (tmp_path / "a").write_bytes(form % key)
+    with pytest.raises(DataError, match="keys are no texts"):
+        read_pickle(tmp_path / "a")
