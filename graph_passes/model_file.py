@@ -60,6 +60,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     check_model(path)
+    _free_negative_sides(model.graph)
     if (reference := _attribute_reference(model.graph)) is not None:
         raise ModelError(f"{path}: {reference}")
     if model.functions:  # before the weights are there: the inliner serializes the model, which ends at 2 GiB
@@ -69,6 +70,14 @@ def read_model(path: Path) -> onnx.ModelProto:
     except (ValueError, OSError, RuntimeError, onnx.checker.ValidationError) as error:
         raise ModelError(f"{path}: its weights in other files can't be read ({first_line(error)})") from error
     return model
+
+
+def _free_negative_sides(graph: onnx.GraphProto) -> None:
+    """Writes a side of -1, by which some exporters say that any length fits, as ONNX says it: by no value."""
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        for side in info.type.tensor_type.shape.dim:
+            if side.dim_value < 0:
+                side.ClearField("dim_value")
 
 
 def _attribute_reference(graph: onnx.GraphProto) -> str | None:

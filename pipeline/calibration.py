@@ -214,8 +214,8 @@ def fixed_batch_size(model: onnx.ModelProto) -> int | None:
         tensor.type.tensor_type.shape.dim[0].dim_value
         for tensor in model.graph.input
         if tensor.name in names and tensor.type.tensor_type.shape.dim
-    }
-    return min((size for size in sizes if size > 0), default=None)  # some exporters write -1 for a free one
+    } - {0}
+    return min(sizes) if sizes else None
 
 
 def choose_rows(total: int, samples: int, seed: int, name: str) -> Array:
@@ -254,10 +254,10 @@ def _require_fitting(model: onnx.ModelProto, loaded: Samples) -> None:
             raise DataError(f"{what} is {array.dtype}, the model takes {dtype}; convert it with numpy's astype")
         if not tensor.HasField("shape"):
             continue
-        stated = [side.dim_value for side in tensor.shape.dim]  # 0 or less where any length fits
+        stated = [side.dim_value for side in tensor.shape.dim]  # 0 where any length fits
         sides = zip(array.shape[1:], stated[1:], strict=False)
-        if len(stated) != array.ndim or any(wanted > 0 and wanted != side for side, wanted in sides):
-            wanted = "x".join(str(side) if side > 0 else "?" for side in stated[1:])
+        if len(stated) != array.ndim or any(wanted not in (0, side) for side, wanted in sides):
+            wanted = "x".join(str(side or "?") for side in stated[1:])
             raise DataError(
                 f"{what} has samples of {'x'.join(map(str, array.shape[1:])) or 'no axes'}, the model takes {wanted}"
             )

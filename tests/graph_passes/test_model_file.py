@@ -248,3 +248,11 @@ outer (a) => (b) { b = own.leaky (a) }"""
     read = open_model(read_model(tmp_path / "net.onnx"))
     np.testing.assert_array_equal(read.run({"x": x, "c": np.array(True)})["y"], [[-0.25, 2, -0.75]])
     np.testing.assert_array_equal(read.run({"x": x, "c": np.array(False)})["y"], [[-0.125, 2, -0.375]])
+
+
+def test_a_side_of_minus_one_is_a_free_one(parse, tmp_path):
+    model = parse("(float[2, 3] x) => (float[N, 3] y) { y = Relu (x) }", {})
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    onnx.save(model, tmp_path / "m.onnx")
+    sides = read_model(tmp_path / "m.onnx").graph.input[0].type.tensor_type.shape.dim
+    assert [side.HasField("dim_value") for side in sides] == [False, True]

@@ -11,7 +11,6 @@ from vsfix.graph_passes.model_file import read_model
 from vsfix.pipeline.calibration import (
     Samples,
     calibration_batches,
-    fixed_batch_size,
     labelled_samples,
     load_samples,
     model_input_names,
@@ -155,10 +154,3 @@ def test_a_named_data_set_for_a_model_of_two_inputs_is_refused():
 def test_unknown_data_is_refused():
     with pytest.raises(InputError, match="unknown"):
         load("mnist")
-
-
-def test_a_batch_size_of_minus_one_is_a_free_one(parse):
-    model = parse("(float[2, 3] x) => (float[2, 3] y) { y = Relu (x) }", {})
-    assert fixed_batch_size(model) == 2
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
-    assert fixed_batch_size(model) is None
