@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import faulthandler
+import importlib
 import os
+import pkgutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 
 def load_libraries() -> None:
-    """Imports what commands need, so that a forked process need not."""
+    """Imports all of vsfix and what commands need, so that a forked process need not."""
     import lightning_fabric
     import sklearn.datasets
     import torch
 
-    from vsfix.pipeline.commands import benchmark, compare, export, inspect, optimize, package, train, verify
+    import vsfix.graph_passes
+    import vsfix.pipeline
+    import vsfix.trainers
     from vsfix.trainers.onnxruntime_library import import_onnxruntime
 
     torch.set_num_threads(1)
     import_onnxruntime()
-    commands = (benchmark, compare, export, inspect, optimize, package, train, verify)
-    assert all(module.command for module in commands)
+    for package in (vsfix.graph_passes, vsfix.trainers, vsfix.pipeline):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            with suppress(ImportError):  # what an extra brings that is not installed
+                importlib.import_module(module.name)
     assert lightning_fabric.Fabric
     assert sklearn.datasets.load_digits
 
@@ -59,6 +67,7 @@ def _become(command: Sequence[str], folder: Path, output: int, prepare: Callable
     for stream in (1, 2):
         os.dup2(output, stream)
     sys.stdout = sys.stderr = os.fdopen(output, "w", closefd=False)  # a test may have put others there
+    faulthandler.disable()  # pytest's writes to the terminal of the tests
     os.chdir(folder)
     (folder / "scratch").mkdir(exist_ok=True)
     os.environ["TMPDIR"] = str(folder / "scratch")
