@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.model_file import first_line
 from vsfix.trainers.checkpoint import Checkpoint
 from vsfix.trainers.onnx_export import ExportResult, export_onnx
 from vsfix.trainers.preprocessing import METADATA_KEY
+from vsfix.trainers.torch_file import read_torch_file
 
 DEFAULT_OPSET = 18
 _EXAMPLES = 4
@@ -102,14 +102,9 @@ def _load_weights(module: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise InputError(f"--weights {path}: no such file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about other kinds of file before it refuses them
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file surfaces as whatever error the unpickler stumbles into
-        raise InputError(
-            f"--weights {path}: can't be read: damaged, or it holds code, which is never run "
-            f"({type(error).__name__}); save module.state_dict()"
-        ) from error
+        state = read_torch_file(path)
+    except ModelError as error:
+        raise InputError(f"--weights {error}; save module.state_dict()") from None
     if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise InputError(f"--weights {path}: holds no state_dict; save module.state_dict()")
     expected = set(module.state_dict())

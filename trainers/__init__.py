@@ -8,7 +8,7 @@ batches         preprocessing, decoded_images, training_data, batch_order, augme
 training        learning_rate, training_config, recipes, fabric_session, random_streams, generator_states,
                 synchronized_batch_norm, process_share, moving_average, epoch_losses, evaluation, device_fault,
                 training_run, stop_request, training_loop
-runs            checkpoint, run_folder, shift_log, tensorboard_log, training_progress
+runs            torch_file, checkpoint, run_folder, shift_log, tensorboard_log, training_progress
 noise of torch  noise_draws, noise_tracing, module_twin, noise_reach, noise_identification, training_noise
 export          exportable, onnx_cleaning, onnxruntime_library, onnx_agreement, onnx_export
 torch of ONNX   onnx_call, onnx_elementwise, onnx_reductions, onnx_windows, onnx_shapes, onnx_resizing, onnx_operators,

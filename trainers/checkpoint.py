@@ -1,14 +1,13 @@
 """The file in which a training run stands: enough to go on, to export, to evaluate.
 
-One `torch.save` file of tensors, dicts, lists, strings and numbers. It is read with `weights_only=True`, so that no
-code in it is ever executed. Between two epochs no state of a random generator belongs to it, because everything random
-in an epoch follows from the seed and the epoch's number; in the middle of one it does (`EpochPosition`).
+One `torch.save` file of tensors, dicts, lists, strings and numbers (`torch_file`); no code in it is ever executed.
+Between two epochs no state of a random generator belongs to it, because everything random in an epoch follows from the
+seed and the epoch's number; in the middle of one it does (`EpochPosition`).
 """
 
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from vsfix.graph_passes.errors import InputError, ModelError
 from .network import NetworkConfig, build_network
 from .preprocessing import Preprocessing
 from .shift_log import BatchNormShift
+from .torch_file import read_torch_file
 from .training_config import TrainingConfig
 
 FORMAT = "vsfix-checkpoint"
@@ -152,7 +152,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         ModelError: the file is missing or damaged, is no vsfix checkpoint, or has another version.
     """
-    content = _read(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; give the checkpoint.pt that `vsfix train` wrote")
+    content = read_torch_file(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ModelError(f"{path}: no vsfix checkpoint; `vsfix train` writes one, other weights go with --weights")
     if content.get("version") != VERSION:
@@ -174,23 +176,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     except (InputError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: the checkpoint is damaged ({error}); train again") from None
-
-
-def _read(path: Path) -> Any:
-    """The content of a torch file, whatever it is."""
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file; give the checkpoint.pt that `vsfix train` wrote")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about other kinds of file before it refuses them
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # A damaged file surfaces as whatever error the unpickler stumbles into, so no narrower class will do.
-        reason = str(error).strip().split("\n")[0][:120]
-        raise ModelError(
-            f"{path}: can't be read as a checkpoint: damaged, or it holds code, which is never run"
-            f" ({type(error).__name__}: {reason})"
-        ) from None
 
 
 def _tensors(state: object) -> dict[str, torch.Tensor]:
