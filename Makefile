@@ -1,6 +1,6 @@
 # make demo: environment, install, the whole chain on real data, a report.
 # make test: environment with the test tools, every check, the test suite.
-# make docs: the user guide, in site/.
+# make coverage: the suite again, with the lines that it ran. make docs: the user guide, in site/.
 # make audit: the pinned versions against the known vulnerabilities (asks PyPI). make sbom: what `vsfix[cpu]` brings along.
 
 PYTHON ?= python3
@@ -16,7 +16,10 @@ TRITON := $(if $(filter Linux,$(shell uname -s)),$(comma)triton)
 
 QUANTIZER := $(if $(RTX),quantizer)
 
-.PHONY: demo test check lint types imports tests docs audit sbom quantizer clean
+# Many tests start commands: their byte code is kept, whatever the user's setting.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
+
+.PHONY: demo test check lint types imports tests coverage docs audit sbom quantizer clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/vsfix demo -o vsfix-demo --force
@@ -36,7 +39,10 @@ imports: $(VENV)/.test
 	$(BIN)/lint-imports
 
 tests: $(VENV)/.test $(QUANTIZER)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --cov --cov-report=term:skip-covered
+	$(PYTEST)
+
+coverage: $(VENV)/.test $(QUANTIZER)
+	$(PYTEST) --cov --cov-report=term:skip-covered
 
 docs: $(VENV)/.test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
