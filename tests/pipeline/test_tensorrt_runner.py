@@ -47,7 +47,8 @@ def test_every_version_computes_what_onnx_runtime_does(machine, version, use_gra
             outputs = runner.run(inputs_of(size, seed))
             assert list(outputs) == ["y", "s"]
             for name, output in expected.run(inputs_of(size, seed)).items():
-                np.testing.assert_allclose(outputs[name], output, rtol=0, atol=1e-6)
+                # The sums pass 8, where one digit of float32 is 9.5e-7, and processors add in other orders.
+                np.testing.assert_allclose(outputs[name], output, rtol=3e-7, atol=1e-6)
 
 
 @pytest.mark.parametrize(
