@@ -10,8 +10,6 @@ is one number. `RecomposeBatchNorm` therefore goes before any other folding.
 from __future__ import annotations
 
 import numpy as np
-import onnx
-import onnx.reference
 import onnx_graphsurgeon as gs
 
 from .batch_norm import is_batch_norm, stored_values
@@ -105,9 +103,11 @@ def _collect(tensor: Tensor, nodes: list[gs.Node], seen: set[int], max_elements:
 
 def _run(graph: gs.Graph, nodes: list[gs.Node], output: Tensor) -> Array | str:
     """One output of some nodes that need no input."""
+    from onnx.reference import ReferenceEvaluator  # here, because few files need it, and it takes its time
+
     try:
         model = export_subgraph(graph, nodes, [], [output])
-        (values,) = onnx.reference.ReferenceEvaluator(model).run(None, {})
+        (values,) = ReferenceEvaluator(model).run(None, {})
     except Exception as error:  # the evaluator has no error of its own
         return f"can't be computed ({first_line(error)})"
     return np.asarray(values)
