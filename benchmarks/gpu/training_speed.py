@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/training_speed.py results                       # WRN-28-10 and PreResNet-110, batch 128
     python benchmarks/gpu/training_speed.py results --only uout           # or: throughput
-    python benchmarks/gpu/training_speed.py results --device cpu --models preresnet-8 --batch 16 --block 0.2 --blocks 4
+    python benchmarks/gpu/training_speed.py results --device cpu --only uout --models preresnet-20 --batch 64
 
 Run from the root of the repository, with PYTHONPATH=.typing where vsfix is not installed. Fashion-MNIST where it is,
 else random images of its shape: the speed does not depend on them. Writes results/training_speed.json and prints the
@@ -19,7 +19,8 @@ Throughput: the loops of one network are advanced in turn, in blocks, each with 
     torch eager   the loop of PyTorch's tutorials: DataLoader with crop and flip in workers, autocast, no channels_last
     timm          timm's prefetching loader and its SGD around the same network, channels_last; where timm is installed
 
-Uout: forward and backward of the layer alone on a (128, 160, 32, 32) tensor, and of a whole training step of a network.
+Uout: forward and backward of the layer alone on a (128, 160, 32, 32) tensor, (128, 16, 28, 28) on a CPU, and of a whole
+training step of a network.
 """
 
 from __future__ import annotations
@@ -293,7 +294,7 @@ def median_with_interval(ratios: np.ndarray[Any, Any]) -> list[float]:
 
 def uout(device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
     """Times and memory of the noise layers, alone and in a training step."""
-    shape = (options.batch, 160, 32, 32) if device.type == "cuda" else (4, 16, 8, 8)
+    shape = (options.batch, *((160, 32, 32) if device.type == "cuda" else (16, 28, 28)))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     x = torch.randn(shape, device=device, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
     found = {"layer alone": compare({n: layer_step(make(), x) for n, make in LAYERS.items()}, device, options)}
