@@ -14,6 +14,8 @@ import onnx
 import pytest
 import torch
 
+from .conftest import batch_norm_weights
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PEERS = ("onnxslim", "onnxsim", "onnxoptimizer", "onnxscript", "polygraphy")
 
@@ -167,3 +169,25 @@ def test_without_its_peers_a_script_says_how_to_get_them():
         assert "\n    pip install " in text.split('"""')[1]
     done = subprocess.run([sys.executable, BENCHMARKS / "start_time.py", "--help"], capture_output=True, text=True)
     assert "pip install polygraphy onnxslim" in done.stdout
+
+
+def test_the_profile_of_exact_adds_up_to_the_clock(script, parse, tmp_path, capsys, monkeypatch):
+    module = script("exact_profile")
+    rng = np.random.default_rng(0)
+    body = """(float[N, 8, 16, 16] x) => (float[N, 8, 16, 16] y) {
+        c = Conv <pads: ints = [1, 1, 1, 1]> (x, w)
+        n = BatchNormalization (c, "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+        y = Relu (n)
+    }"""
+    weights = {"w": rng.normal(size=(8, 8, 3, 3)).astype(np.float32)} | batch_norm_weights("bn", 8, rng)
+    onnx.save(parse(body, weights), tmp_path / "net.onnx")
+    np.savez(tmp_path / "images.npz", x=rng.normal(size=(64, 8, 16, 16)).astype(np.float32))
+    profiles = []
+    printed = module.table
+    monkeypatch.setattr(module, "table", lambda found, images: profiles.append(found) or printed(found, images))
+    assert module.main([str(tmp_path / "net.onnx"), "--data", str(tmp_path / "images.npz"), "--images", "64"]) == 0
+    for seconds in profiles[0].values():
+        assert sum(seconds[row] for row in module.ROWS[:-1]) == pytest.approx(seconds["by the clock"])
+        assert seconds["convolutions"] > 0
+    assert profiles[0]["forward"]["moments"] == 0 < profiles[0]["exact"]["moments"]
+    assert "| by the clock |" in capsys.readouterr().out
