@@ -57,8 +57,8 @@ def atomic_paths(paths: Sequence[Path], *, force: bool) -> Iterator[tuple[Path, 
     """Several files of one folder that appear together; yields a temporary path, of the same file name, for each.
 
     The last path is the one that refers to the others: the old one goes first, the new one comes last. Whenever the
-    machine stops, the last path names either files that belong together or nothing; on any error all the old files
-    stand where they stood.
+    machine stops, the last path names either files that belong together or nothing. On any error all the old files
+    stand where they stood; a signal in the midst of the exchange, or a disk that fails on the way back, finishes it.
 
     Args:
         paths: the outputs, all in one folder.
@@ -136,7 +136,7 @@ def _replace_folder(new: Path, path: Path) -> None:
 
 
 def _clear_replacement(path: Path, left: Path) -> None:
-    """Removes what a stopped process left; where the old folder was moved away, the new one takes its place first."""
+    """Removes what a run leaves; where the old folder was moved away, the new one takes its place first."""
     new = left / _NEW
     if (left / _REPLACED).exists() and new.exists() and not path.exists():
         new.rename(path)
@@ -144,7 +144,7 @@ def _clear_replacement(path: Path, left: Path) -> None:
 
 
 def _clear_exchange(paths: Sequence[Path], left: Path) -> None:
-    """Removes what a stopped process left; where the old files were moved away, the new ones take their place first.
+    """Removes what a run leaves; where the old files were moved away, the new ones take their place first.
 
     The new ones are on the disk, whole, from before the first old one is moved. Nothing but the outputs themselves is
     put anywhere, and no link: the folder may have come out of somebody's archive.
@@ -164,23 +164,27 @@ def _exchange(temporary: Sequence[Path], paths: Sequence[Path]) -> None:
         _finish(new)
     aside = temporary[-1].parent / _REPLACED
     aside.mkdir()
-    moved: list[Path] = []
-    placed: list[Path] = []
     try:
         for path in reversed(paths):
             if path.exists():
                 path.replace(aside / path.name)
-                moved.append(path)
         for new, path in zip(temporary, paths, strict=True):
             new.replace(path)
-            placed.append(path)
     except OSError:
-        for path in placed:
-            path.unlink()
-        for path in reversed(moved):
-            (aside / path.name).replace(path)
+        _take_back(temporary, paths, aside)
         raise
     _sync_folder(paths[-1].parent)
+
+
+def _take_back(temporary: Sequence[Path], paths: Sequence[Path], aside: Path) -> None:
+    """Undoes the part of an exchange that was done; where that fails too, everything is there to finish it instead."""
+    for new, path in zip(temporary, paths, strict=True):
+        if not new.exists():
+            path.replace(new)
+    for path in paths:
+        old = aside / path.name
+        if old.exists():
+            old.replace(path)
 
 
 def _publish(temporary: Path, path: Path) -> None:

@@ -44,12 +44,13 @@ def temporary_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(path: Path, place: Path, clear: Callable[[Path], None], *, mode: int = 0o777) -> Iterator[Path]:
-    """Yields a new, empty folder in `place` for what becomes `path`, and removes it at the end with what is in it.
+    """Yields a new, empty folder in `place` for what becomes `path`, and clears it away at the end, however that comes.
 
     Args:
         path: the output.
         place: where the folder is made.
-        clear: removes such a folder, which a process that is gone has left.
+        clear: removes such a folder: this one at the end, and those that processes that are gone have left. What it
+            can't remove stays for the next run.
         mode: its permissions, less those that the umask takes.
 
     Raises:
@@ -60,7 +61,8 @@ def temporary_folder(path: Path, place: Path, clear: Callable[[Path], None], *, 
         try:
             yield temporary
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            with suppress(OSError):
+                clear(temporary)
 
 
 @contextmanager

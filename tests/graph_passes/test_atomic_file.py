@@ -92,6 +92,28 @@ def test_a_failure_at_any_step_of_the_exchange_leaves_the_old_files(tmp_path, mo
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.parametrize("step", range(2, 4))
+@pytest.mark.parametrize("lasting", [1, 2, 3])
+def test_a_disk_that_fails_on_the_way_back_too_loses_no_file(tmp_path, monkeypatch, step, lasting):
+    write_pair(tmp_path, "old")
+    replace, calls = Path.replace, []
+
+    def fail(self, target):
+        calls.append(target)
+        if step < len(calls) <= step + lasting:
+            raise OSError(5, "Input/output error")
+        return replace(self, target)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Path, "replace", fail)
+        with pytest.raises(InputError, match="Input/output error"):
+            write_pair(tmp_path, "new")
+    with pytest.raises(RuntimeError), atomic_paths([tmp_path / "m.data", tmp_path / "m"], force=True):
+        raise RuntimeError  # a later run clears away what is left, and changes nothing
+    assert set(contents(tmp_path)) == {"m", "m.data"}
+    assert len({text.split()[0] for text in contents(tmp_path).values()}) == 1
+
+
 @pytest.mark.parametrize("step", range(5))
 def test_the_name_never_stands_for_a_mixed_pair(tmp_path, monkeypatch, step):
     write_pair(tmp_path, "old")
