@@ -19,7 +19,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import click
@@ -132,6 +132,10 @@ def _one_line_errors() -> Iterator[None]:
         _stop(f"stopped by {signal.Signals(end.number).name}", 128 + end.number)
     except (click.exceptions.Exit, click.Abort, BrokenPipeError):
         raise  # click knows what to do with them
+    except OSError as error:
+        logging.getLogger("vsfix").debug("where the system refused", exc_info=True)
+        place = "" if error.filename is None else f"{error.filename}: "
+        _stop(f"error: {place}{error.strerror or error}", 2)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
             missing = f"{error.name} is not installed; run: pip install 'vsfix[{_EXTRAS[error.name]}]'"
@@ -173,7 +177,8 @@ def _stop(message: str, exit_code: int) -> NoReturn:
     line = " ".join(message.split())
     if len(line) > _LONGEST_LINE:
         line = f"{line[: _LONGEST_LINE * 2 // 3]} ... {line[-_LONGEST_LINE // 3 :]}"
-    click.echo(f"vsfix: {line}", err=True)
+    with suppress(OSError):  # the exit code tells it where stderr can't
+        click.echo(f"vsfix: {line}", err=True)
     raise click.exceptions.Exit(exit_code)
 
 

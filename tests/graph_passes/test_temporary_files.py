@@ -196,6 +196,22 @@ def test_eight_processes_write_one_output_and_it_is_one_of_theirs(tmp_path):
     assert os.listdir(tmp_path) == ["net.onnx"]
 
 
+@needs_locks
+@pytest.mark.parametrize("name", ["n" * 250 + ".onnx", "ü" * 127, "x." + "s" * 253])
+def test_a_name_as_long_as_names_can_be_is_written_and_its_left_ones_are_known_again(name, tmp_path):
+    with temporary_file(tmp_path / name) as temporary:
+        left = temporary.name
+        assert temporary.suffix == (".onnx" if name.endswith(".onnx") else ".part")
+    (tmp_path / left).write_text("left")
+    with atomic_path(tmp_path / (name[1:] + "n"), force=False) as temporary:  # as long, and another
+        temporary.write_text("other")
+    assert (tmp_path / left).exists()
+    with atomic_path(tmp_path / name, force=False) as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / name).read_text() == "whole"
+    assert temporary_names(tmp_path) == []
+
+
 def test_a_pipe_under_such_a_name_holds_nobody_up_and_the_rest_goes(tmp_path):
     os.mkfifo(tmp_path / ".a.onnx.00000000.part.onnx")
     (tmp_path / ".a.onnx.11111111.part.onnx").write_text("left")

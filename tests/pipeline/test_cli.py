@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -343,6 +345,52 @@ def test_a_name_of_any_length_makes_a_line_that_can_be_read(call, tmp_path):
     assert len(result.stderr.strip().splitlines()) == 1
     assert len(result.stderr) < 1000
     assert result.stderr.startswith("vsfix: error: ")
+
+
+LONG = "n" * 300  # bytes; file systems hold 255
+UNREADABLE_NAMES = {
+    "output": ("optimize", "{net}", "--data", "{data}", "-o", LONG),
+    "data": ("inspect", "{net}", "--data", LONG + ".npz"),
+    "folder of images": ("inspect", "{net}", "--data", "imagefolder:" + LONG),
+    "source": ("export", LONG, "-o", "{folder}/x.onnx"),
+    "reference": ("verify", "{net}", "--against", LONG),
+    "repository": ("package", "{net}", "-o", LONG),
+    "folder": ("demo", "-o", LONG),
+    "engine": ("refit", LONG + ".plan", "{net}", "-o", "{folder}/x.plan"),
+    "nobody's home": ("inspect", "{net}", "--data", "~nobody-of-this-name/d.npz"),
+    "folder of no one": ("inspect", "{net}", "--data", "imagefolder:~nobody-of-this-name"),
+    "no data": ("inspect", "{net}", "--data", ""),
+    "no labelled data": ("optimize", "{net}", "--eval-data", "", "--dry-run"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE_NAMES)
+def test_a_name_that_no_file_can_have_is_one_line(call, tmp_path, onnx_path, npz_path, case):
+    known = {"net": onnx_path, "data": npz_path, "folder": tmp_path}
+    line = one_line(call(*(word.format(**known) for word in UNREADABLE_NAMES[case])), 2)
+    assert len(line) < 1000
+
+
+def test_what_the_system_refuses_is_one_line_and_its_place_is_told_where_asked_for(call, monkeypatch):
+    error = PermissionError(errno.EACCES, "Permission denied", "/root/net.onnx")
+    monkeypatch.setattr("vsfix.pipeline.doctor.check_backends", raiser(error))
+    assert one_line(call("doctor"), 2) == "vsfix: error: /root/net.onnx: Permission denied"
+    assert "Traceback" in call("-vv", "doctor").stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has such a device")
+@pytest.mark.parametrize(("where", "code"), [("> /dev/full", 2), ("2> /dev/full", 0), (">&-", 0), ("2>&-", 0)])
+def test_a_stdout_that_is_full_or_closed_is_no_bug(onnx_path, where, code):
+    command = f"{shlex.join(run_script('inspect', onnx_path))} {where}"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert result.returncode == code, result.stderr
+    assert result.stderr == ("vsfix: error: No space left on device\n" if code else "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has such a device")
+def test_an_error_that_can_not_be_told_keeps_its_exit_code(tmp_path):
+    command = f"{shlex.join(run_script('inspect', tmp_path / 'gone.onnx'))} 2> /dev/full"
+    assert subprocess.run(["sh", "-c", command], check=False).returncode == 2
 
 
 def test_memory_that_ends_is_one_line(call, monkeypatch):
