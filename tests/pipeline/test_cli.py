@@ -349,6 +349,7 @@ def test_a_name_of_any_length_makes_a_line_that_can_be_read(call, tmp_path):
 
 LONG = "n" * 300  # bytes; file systems hold 255
 UNREADABLE_NAMES = {
+    "model": ("inspect", LONG),
     "output": ("optimize", "{net}", "--data", "{data}", "-o", LONG),
     "data": ("inspect", "{net}", "--data", LONG + ".npz"),
     "folder of images": ("inspect", "{net}", "--data", "imagefolder:" + LONG),
