@@ -137,8 +137,9 @@ def _one_line_errors() -> Iterator[None]:
         place = "" if error.filename is None else f"{error.filename}: "
         _stop(f"error: {place}{error.strerror or error}", 2)
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
-            missing = f"{error.name} is not installed; run: pip install 'vsfix[{_EXTRAS[error.name]}]'"
+        if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("vsfix"):
+            wanted = f"'vsfix[{_EXTRAS[error.name]}]'" if error.name in _EXTRAS else "vsfix"
+            missing = f"{error.name} is not installed; run: pip install {wanted}"
             _stop(f"error: {missing}", MissingComponentError.exit_code)
         click.echo(traceback.format_exc(), err=True, nl=False)
         _stop(f"internal error: {type(error).__name__}: {error}", BUG_EXIT_CODE)

@@ -217,6 +217,19 @@ def test_a_missing_library_is_named_with_the_line_that_installs_it(call, monkeyp
     assert one_line(call("doctor"), 3).endswith("torch is not installed; run: pip install 'vsfix[train]'")
 
 
+@pytest.mark.parametrize("name", ["matplotlib", "PIL.Image"])
+def test_a_requirement_that_is_missing_is_named_with_the_line_that_brings_it_back(call, monkeypatch, name):
+    error = ModuleNotFoundError(f"No module named '{name}'", name=name)
+    monkeypatch.setattr("vsfix.pipeline.doctor.check_backends", raiser(error))
+    assert one_line(call("doctor"), 3) == f"vsfix: error: {name} is not installed; run: pip install vsfix"
+
+
+def test_a_module_of_our_own_that_is_missing_is_a_bug(call, monkeypatch):
+    error = ModuleNotFoundError("No module named 'vsfix.pipeline.gone'", name="vsfix.pipeline.gone")
+    monkeypatch.setattr("vsfix.pipeline.doctor.check_backends", raiser(error))
+    assert call("doctor").exit_code == 70
+
+
 def test_a_bug_shows_its_traceback(call, monkeypatch):
     monkeypatch.setattr("vsfix.pipeline.doctor.check_backends", raiser(ZeroDivisionError("oh\nno")))
     result = call("doctor")
@@ -361,6 +374,7 @@ UNREADABLE_NAMES = {
     "nobody's home": ("inspect", "{net}", "--data", "~nobody-of-this-name/d.npz"),
     "folder of no one": ("inspect", "{net}", "--data", "imagefolder:~nobody-of-this-name"),
     "no data": ("inspect", "{net}", "--data", ""),
+    "seed": ("optimize", "{net}", "--method", "distill", "--dry-run", "--seed", str(1 << 64)),
     "no labelled data": ("optimize", "{net}", "--eval-data", "", "--dry-run"),
 }
 
