@@ -160,7 +160,10 @@ def _orderly_end() -> Iterator[None]:
         yield  # where Python can't take signals
         return
 
+    heard: list[int] = []
+
     def end(number: int, frame: object) -> NoReturn:
+        heard.append(number)
         raise _Terminated(number)
 
     taken = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
@@ -168,6 +171,10 @@ def _orderly_end() -> Iterator[None]:
         signal.signal(number, end)
     try:
         yield
+    except Exception:
+        if heard:  # what a library has made of it
+            raise _Terminated(heard[0]) from None
+        raise
     finally:
         for number in taken:
             signal.signal(number, signal.SIG_DFL)

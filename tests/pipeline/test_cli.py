@@ -250,6 +250,19 @@ def test_an_interrupt_is_one_line(call, monkeypatch):
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "vsfix: interrupted\n")
 
 
+def test_a_signal_that_a_library_makes_into_an_error_of_its_own_is_still_told_as_one(call, monkeypatch):
+    def load_library():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        except BaseException as error:  # as the loader of a module in C++ does
+            raise MissingComponentError("onnxruntime is not installed") from error
+
+    monkeypatch.setattr("vsfix.pipeline.doctor.check_backends", load_library)
+    result = call("doctor")
+    assert (result.exit_code, result.stderr) == (143, "vsfix: stopped by SIGTERM\n")
+
+
 def run_script(*arguments: object) -> list[str]:
     return [sys.executable, "-c", "from vsfix.pipeline.cli import main; main()", *map(str, arguments)]
 
