@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,21 +25,34 @@ def require_writable(path: Path, *, force: bool) -> None:
 
     Raises:
         OutputExistsError: the file exists and `force` is not given.
-        InputError: the path is a folder, or its folder is missing.
+        InputError: the path is a folder, a device or a pipe, or its folder is missing or
+            read-only.
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file")
-    if path.exists() and not force:
+    if _is_device(path):
+        raise InputError(f"{path}: is a device or a pipe; name a file")
+    if os.path.lexists(path) and not force:
         raise OutputExistsError(f"{path}: exists already; pass --force to replace it")
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path}: nothing can be written into the folder {path.parent}; name another")
+
+
+def _is_device(path: Path) -> bool:
+    """Whether something stands there that a file must not take the place of, as /dev/null or /dev/stdout."""
+    if path.is_symlink() and path.readlink().is_relative_to("/proc"):
+        return True
+    return path.exists() and not path.is_file()
 
 
 @contextmanager
 def atomic_path(path: Path, *, force: bool) -> Iterator[Path]:
     """Yields a temporary path in the folder of `path`; on success it is synced and renamed to `path`.
 
-    On any error the temporary file is removed and what stood at `path` before stands there still.
+    On any error the temporary file is removed and what stood at `path` before stands there still. A link is replaced
+    by the file; what it leads to stays.
 
     Raises:
         OutputExistsError, InputError: see `require_writable`; also when the file system refuses the write.
@@ -47,7 +61,7 @@ def atomic_path(path: Path, *, force: bool) -> Iterator[Path]:
     try:
         with temporary_file(path) as temporary:
             yield temporary
-            _publish(temporary, path)
+            _publish(temporary, path, force=force)
     except OSError as error:
         raise InputError(f"{path}: can't write ({error.strerror or error})") from error
 
@@ -57,8 +71,8 @@ def atomic_paths(paths: Sequence[Path], *, force: bool) -> Iterator[tuple[Path, 
     """Several files of one folder that appear together; yields a temporary path, of the same file name, for each.
 
     The last path is the one that refers to the others: the old one goes first, the new one comes last. Whenever the
-    machine stops, the last path names either files that belong together or nothing; on any error all the old files
-    stand where they stood.
+    machine stops, the last path names either files that belong together or nothing. On any error all the old files
+    stand where they stood; a signal in the midst of the exchange, or a disk that fails on the way back, finishes it.
 
     Args:
         paths: the outputs, all in one folder.
@@ -76,6 +90,8 @@ def atomic_paths(paths: Sequence[Path], *, force: bool) -> Iterator[tuple[Path, 
                 require_writable(path, force=force)
             temporary = tuple(folder / path.name for path in paths)
             yield temporary
+            for path in paths:
+                require_writable(path, force=force)
             _exchange(temporary, paths)
     except OSError as error:
         raise InputError(f"{last}: can't write ({error.strerror or error})") from error
@@ -136,7 +152,7 @@ def _replace_folder(new: Path, path: Path) -> None:
 
 
 def _clear_replacement(path: Path, left: Path) -> None:
-    """Removes what a stopped process left; where the old folder was moved away, the new one takes its place first."""
+    """Removes what a run leaves; where the old folder was moved away, the new one takes its place first."""
     new = left / _NEW
     if (left / _REPLACED).exists() and new.exists() and not path.exists():
         new.rename(path)
@@ -144,7 +160,7 @@ def _clear_replacement(path: Path, left: Path) -> None:
 
 
 def _clear_exchange(paths: Sequence[Path], left: Path) -> None:
-    """Removes what a stopped process left; where the old files were moved away, the new ones take their place first.
+    """Removes what a run leaves; where the old files were moved away, the new ones take their place first.
 
     The new ones are on the disk, whole, from before the first old one is moved. Nothing but the outputs themselves is
     put anywhere, and no link: the folder may have come out of somebody's archive.
@@ -164,30 +180,46 @@ def _exchange(temporary: Sequence[Path], paths: Sequence[Path]) -> None:
         _finish(new)
     aside = temporary[-1].parent / _REPLACED
     aside.mkdir()
-    moved: list[Path] = []
-    placed: list[Path] = []
     try:
         for path in reversed(paths):
             if path.exists():
                 path.replace(aside / path.name)
-                moved.append(path)
         for new, path in zip(temporary, paths, strict=True):
             new.replace(path)
-            placed.append(path)
     except OSError:
-        for path in placed:
-            path.unlink()
-        for path in reversed(moved):
-            (aside / path.name).replace(path)
+        _take_back(temporary, paths, aside)
         raise
     _sync_folder(paths[-1].parent)
 
 
-def _publish(temporary: Path, path: Path) -> None:
-    """Finishes `temporary` and renames it to `path`."""
+def _take_back(temporary: Sequence[Path], paths: Sequence[Path], aside: Path) -> None:
+    """Undoes the part of an exchange that was done; where that fails too, everything is there to finish it instead."""
+    for new, path in zip(temporary, paths, strict=True):
+        if not new.exists():
+            path.replace(new)
+    for path in paths:
+        old = aside / path.name
+        if old.exists():
+            old.replace(path)
+
+
+def _publish(temporary: Path, path: Path, *, force: bool) -> None:
+    """Finishes `temporary` and renames it to `path`; without `force` only where nothing stands by now."""
     _finish(temporary)
-    temporary.replace(path)
+    if force:
+        temporary.replace(path)
+    else:
+        _place_first(temporary, path)
     _sync_folder(path.parent)
+
+
+def _place_first(temporary: Path, path: Path) -> None:
+    """Gives a file the name `path`, unless another process had it first."""
+    try:
+        path.hardlink_to(temporary)
+    except OSError:  # the name is taken, or there are no hard links here
+        require_writable(path, force=False)
+        temporary.replace(path)
 
 
 def _finish(temporary: Path) -> None:
@@ -197,9 +229,15 @@ def _finish(temporary: Path) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Flushes the names in a folder to the disk."""
-    folder = os.open(path, os.O_RDONLY)
+    """Flushes the names in a folder to the disk, where the folder may be read and its file system does such a thing."""
+    try:
+        folder = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        return
     try:
         os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(folder)

@@ -51,7 +51,9 @@ def read_model(path: Path) -> onnx.ModelProto:
                 )
             raise ModelError(f"{path}: no such file")
         model = onnx.load(path, format="protobuf", load_external_data=False)
-    except (DecodeError, ValueError, OSError) as error:
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read ({error.strerror or error})") from error
+    except (DecodeError, ValueError) as error:
         raise ModelError(f"{path}: is not an ONNX file, or is cut short ({first_line(error)})") from error
     if not model.graph.node and not model.graph.output:
         raise ModelError(f"{path}: is not an ONNX file, or holds an empty graph")

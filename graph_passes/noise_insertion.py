@@ -62,7 +62,10 @@ class InsertNoise:
                 floating-point numbers or that nothing reads, or an opset below 7. The graph is as it was then.
         """
         if graph.opset < _FIRST_OPSET:
-            raise InputError(f"--noise: the model has opset {graph.opset}; convert it to {_FIRST_OPSET} or newer")
+            raise InputError(
+                f"the model has opset {graph.opset}, in which no noise can be written down; convert it to "
+                f"{_FIRST_OPSET} or newer with onnx.version_converter"
+            )
         found = [
             (name, site, noise)
             for name, noise in self.sites.items()

@@ -8,6 +8,7 @@ systems), nothing is cleared away.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
@@ -25,6 +26,9 @@ except ImportError:  # Windows
     _fcntl: Any = None
 else:
     _fcntl = fcntl
+
+_LONGEST_SUFFIX = 24  # bytes
+_LONGEST_NAME = 255 - len("..01234567.part") - _LONGEST_SUFFIX
 
 
 @contextmanager
@@ -44,12 +48,13 @@ def temporary_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(path: Path, place: Path, clear: Callable[[Path], None], *, mode: int = 0o777) -> Iterator[Path]:
-    """Yields a new, empty folder in `place` for what becomes `path`, and removes it at the end with what is in it.
+    """Yields a new, empty folder in `place` for what becomes `path`, and clears it away at the end, however that comes.
 
     Args:
         path: the output.
         place: where the folder is made.
-        clear: removes such a folder, which a process that is gone has left.
+        clear: removes such a folder: this one at the end, and those that processes that are gone have left. What it
+            can't remove stays for the next run.
         mode: its permissions, less those that the umask takes.
 
     Raises:
@@ -60,7 +65,8 @@ def temporary_folder(path: Path, place: Path, clear: Callable[[Path], None], *, 
         try:
             yield temporary
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            with suppress(OSError):
+                clear(temporary)
 
 
 @contextmanager
@@ -78,12 +84,23 @@ def scratch_folder() -> Iterator[Path]:
 
 def _temporary_name(path: Path) -> str:
     """A name that nobody has; `_clear_abandoned` knows it again."""
-    return f".{path.name}.{secrets.token_hex(4)}.part"
+    return f".{_short_name(path)}.{secrets.token_hex(4)}.part"
+
+
+def _short_name(path: Path) -> str:
+    """The name of an output, or a digest of it where what is put around it would make it too long for a file system."""
+    name = os.fsencode(path.name)
+    return path.name if len(name) <= _LONGEST_NAME else hashlib.sha256(name).hexdigest()
+
+
+def _short_suffix(path: Path) -> str:
+    """The suffix of an output, because some writers go by it; none where it is too long to be one."""
+    return path.suffix if len(os.fsencode(path.suffix)) <= _LONGEST_SUFFIX else ""
 
 
 def _new_file(path: Path) -> tuple[Path, int]:
-    """A new file and its descriptor; the suffix stays, because some writers go by it."""
-    temporary = path.parent / (_temporary_name(path) + path.suffix)
+    """A new file and its descriptor."""
+    temporary = path.parent / (_temporary_name(path) + _short_suffix(path))
     return temporary, os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
 
 
@@ -112,7 +129,7 @@ def _held(make: Callable[[], tuple[Path, int]]) -> Iterator[Path]:
 
 def _clear_abandoned(path: Path, place: Path, clear: Callable[[Path], None]) -> None:
     """Removes what processes that are gone have left of the same output."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.part({re.escape(path.suffix)})?")
+    pattern = re.compile(rf"\.{re.escape(_short_name(path))}\.[0-9a-f]{{8}}\.part({re.escape(_short_suffix(path))})?")
     found: list[Path] = []
     with suppress(OSError):  # a folder that can't be listed is the next step's matter
         found += [entry for entry in place.iterdir() if pattern.fullmatch(entry.name)]

@@ -57,17 +57,33 @@ def type_batch_norms(graph: gs.Graph, code: int, loss: RoundingLoss) -> list[Cha
 
 
 def require_statistics(graph: gs.Graph) -> None:
-    """Refuses a graph whose BatchNorms hold their gain and shift in the place of statistics.
+    """Refuses a graph whose BatchNorms hold their gain and shift in the place of statistics, or numbers that are none.
+
+    A fold would hide them: 1 / sqrt(inf) is 0, and epsilon may outweigh a variance below 0.
 
     Raises:
         ModelError: names the first one.
     """
+    for inner in graphs_of(graph):
+        for batch_norm in find_batch_norms(inner):
+            _require_numbers(batch_norm, "mean", batch_norm.mean, -np.inf)
+            _require_numbers(batch_norm, "variance", batch_norm.variance, 0)
     for batch_norm in find_batch_norms(graph):
         if _is_plain(batch_norm):
             raise ModelError(
                 f"BatchNorm '{batch_norm.name}' holds no statistics any more: the file was cast to another precision; "
                 "take the float32 file that it was made from"
             )
+
+
+def _require_numbers(batch_norm: BatchNorm, what: str, values: Float64Array, least: float) -> None:
+    """Refuses a statistic that is not finite, or below what it can be."""
+    bad = np.flatnonzero(~np.isfinite(values) | (values < least))
+    if bad.size:
+        raise ModelError(
+            f"BatchNorm '{batch_norm.name}', channel {bad[0]}: a running {what} of {values[bad[0]]:g} is none; train "
+            "again, or take an earlier checkpoint"
+        )
 
 
 def check_half_batch_norms(graph: gs.Graph) -> None:

@@ -24,9 +24,9 @@ from .graph_tree import GraphTree
 from .inference import Array, Float64Array
 from .tensors import constant_behind
 
-Defect = Literal["NaN", "infinite", "overflow", "underflow", "subnormal"]
+Defect = Literal["NaN", "infinite", "negative", "overflow", "underflow", "subnormal"]
 SCANNED_AT_ONCE = 1 << 20  # values, in float64 beside several masks
-HARMFUL = frozenset({"NaN", "infinite", "overflow"})
+HARMFUL = frozenset({"NaN", "infinite", "negative", "overflow"})
 _FLOAT_TYPES = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)),
@@ -44,7 +44,8 @@ class ValueFinding:
     Attributes:
         tensor: the name of the tensor, or of the BatchNorm whose scale or shift it is.
         channel: along the output channels of a weight, else along the first axis.
-        defect: NaN or infinite as stored; overflow and underflow (to 0) of what a BatchNorm becomes; subnormal.
+        defect: NaN or infinite as stored; negative of a variance; overflow and underflow (to 0) of what a BatchNorm
+            becomes; subnormal.
         dtype: the type that the values are stored in.
         count: how many values of the channel.
         largest: the largest magnitude among them as stored; the smallest for underflow and subnormal.
@@ -60,7 +61,7 @@ class ValueFinding:
     def __str__(self) -> str:
         """One line for a message."""
         where = f"'{self.tensor}', channel {self.channel}"
-        if self.defect in ("NaN", "infinite"):
+        if self.defect in ("NaN", "infinite", "negative"):
             return f"{where}: {self.count} values are {self.defect}"
         verb = {"overflow": "overflow", "underflow": "become 0 in", "subnormal": "become subnormal in"}[self.defect]
         return f"{where}: {self.count} values {verb} {self.dtype} ({self.largest:.4g})"
@@ -79,6 +80,9 @@ def scan_values(graph: gs.Graph) -> tuple[ValueFinding, ...]:
         stored = _narrowest([stored_values(constant).dtype for constant in batch_norm.parameters])
         for kind, row in (("gamma / sqrt(var + epsilon)", batch_norm.scale), ("shift", batch_norm.shift)):
             found += _scan(f"{batch_norm.name}: {kind}", row, stored, 0)
+        for channel in np.flatnonzero(batch_norm.variance < 0):
+            size = float(-batch_norm.variance[channel])
+            found.append(ValueFinding(f"{batch_norm.name}: var", int(channel), "negative", stored.name, 1, size))
     return tuple(found)
 
 

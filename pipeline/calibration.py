@@ -21,6 +21,7 @@ from vsfix.graph_passes.model_file import read_metadata
 from vsfix.trainers.datasets import DEFAULT_SIZE, Split, load_dataset
 from vsfix.trainers.npz_file import read_npz
 from vsfix.trainers.preprocessing import METADATA_KEY, Preprocessing
+from vsfix.trainers.user_path import user_path
 
 _LABELS = "labels"
 _logger = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def load_samples(
         DataError: data that is empty, has other arrays than the model needs, or is not finite.
     """
     if spec.endswith(".npz"):
-        return _from_npz(Path(spec).expanduser(), input_names).subset(samples, seed=seed)
+        return _from_npz(user_path(spec), input_names).subset(samples, seed=seed)
     size = DEFAULT_SIZE if preprocessing is None else preprocessing.size
     dataset = load_dataset(spec, cast("Split", split), size=size)
     if preprocessing is None:

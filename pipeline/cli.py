@@ -19,7 +19,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import click
@@ -132,9 +132,14 @@ def _one_line_errors() -> Iterator[None]:
         _stop(f"stopped by {signal.Signals(end.number).name}", 128 + end.number)
     except (click.exceptions.Exit, click.Abort, BrokenPipeError):
         raise  # click knows what to do with them
+    except OSError as error:
+        logging.getLogger("vsfix").debug("where the system refused", exc_info=True)
+        place = "" if error.filename is None else f"{error.filename}: "
+        _stop(f"error: {place}{error.strerror or error}", 2)
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
-            missing = f"{error.name} is not installed; run: pip install 'vsfix[{_EXTRAS[error.name]}]'"
+        if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("vsfix"):
+            wanted = f"'vsfix[{_EXTRAS[error.name]}]'" if error.name in _EXTRAS else "vsfix"
+            missing = f"{error.name} is not installed; run: pip install {wanted}"
             _stop(f"error: {missing}", MissingComponentError.exit_code)
         click.echo(traceback.format_exc(), err=True, nl=False)
         _stop(f"internal error: {type(error).__name__}: {error}", BUG_EXIT_CODE)
@@ -155,7 +160,10 @@ def _orderly_end() -> Iterator[None]:
         yield  # where Python can't take signals
         return
 
+    heard: list[int] = []
+
     def end(number: int, frame: object) -> NoReturn:
+        heard.append(number)
         raise _Terminated(number)
 
     taken = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
@@ -163,6 +171,10 @@ def _orderly_end() -> Iterator[None]:
         signal.signal(number, end)
     try:
         yield
+    except Exception:
+        if heard:  # what a library has made of it
+            raise _Terminated(heard[0]) from None
+        raise
     finally:
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
@@ -173,7 +185,8 @@ def _stop(message: str, exit_code: int) -> NoReturn:
     line = " ".join(message.split())
     if len(line) > _LONGEST_LINE:
         line = f"{line[: _LONGEST_LINE * 2 // 3]} ... {line[-_LONGEST_LINE // 3 :]}"
-    click.echo(f"vsfix: {line}", err=True)
+    with suppress(OSError):  # the exit code tells it where stderr can't
+        click.echo(f"vsfix: {line}", err=True)
     raise click.exceptions.Exit(exit_code)
 
 

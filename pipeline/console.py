@@ -26,6 +26,8 @@ _PIPE_WIDTH = 160
 
 def print_table(table: Table) -> None:
     """Prints a table on stdout, as wide as the terminal; a pipe has no width, and gets room enough."""
+    if sys.stdout is None:  # closed
+        return
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
     # No markup and no emoji: names and install lines hold square brackets and colons.
     Console(file=sys.stdout, width=width, markup=False, emoji=False).print(table)
@@ -33,7 +35,7 @@ def print_table(table: Table) -> None:
 
 def progress_wanted() -> bool:
     """Whether a progress bar has a terminal to be shown on."""
-    return sys.stderr.isatty()
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def require_json_target(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from vsfix.graph_passes.jackknife import MIN_GROUPS
+
 from .inspection import BatchNormRow, Inspection
 
 # A stored variance that is off by less moves no decision that could be measured; measured on 500 images, the variance
@@ -20,10 +22,16 @@ def shifted_rows(rows: tuple[BatchNormRow, ...]) -> tuple[BatchNormRow, ...]:
 def is_within_chance(mismatch: float, samples: int) -> bool:
     """Whether a BatchNorm that stores the right variance may show this mismatch on so few samples.
 
-    The logarithm of the variance of n independent normal samples scatters by sqrt(2/n); half as much again is granted
-    for heavier tails. With 500 samples that is `SHIFTED`; without any the mismatch is a prediction, and no chance.
+    The logarithm of the variance of n independent normal samples scatters by sqrt(trigamma(x)), x = (n - 1) / 2, which
+    is sqrt(2 / n) where n is large and far more where it is small; half as much again is granted for heavier tails.
+    With 500 samples that is `SHIFTED`. So few that no repair rests on them may show anything; without any the mismatch
+    is a prediction, and no chance.
     """
-    return samples > 0 and mismatch < math.exp(1.5 * math.sqrt(2 / samples))
+    if samples < MIN_GROUPS:
+        return samples > 0
+    x = (samples - 1) / 2
+    trigamma = 1 / x + 1 / (2 * x**2) + 1 / (6 * x**3)  # the beginning of its series
+    return mismatch < math.exp(1.5 * math.sqrt(trigamma))
 
 
 def judge_inspection(inspection: Inspection) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from vsfix.graph_passes.errors import CheckFailedError
 from vsfix.graph_passes.external_data import external_data_files
 from vsfix.graph_passes.model_file import export_model, read_model, write_model
 from vsfix.graph_passes.shift import geometric_mean
+from vsfix.trainers.user_path import user_path
 
 from .accuracy import AccuracyRow, accuracy_row, right_answers
 from .backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
@@ -99,7 +100,9 @@ def optimize(
             deployable, data, samples=samples or cap, batch_size=batch_size, seed=config.seed, at_most=samples is None
         )
     )
-    labelled = labelled_samples(deployable, eval_data, split=eval_split, seed=config.seed) if eval_data else None
+    labelled = (
+        None if eval_data is None else labelled_samples(deployable, eval_data, split=eval_split, seed=config.seed)
+    )
     repair = repair_model(model, batches, open_for_small_runs, config)
     accuracies = () if labelled is None else _accuracies(deployable, repair, labelled, batch_size)
     status, verdict = judge(repair.report, accuracies)
@@ -173,7 +176,7 @@ def input_files(model: Path, *data: str | None) -> list[Path]:
     return [
         model,
         *external_data_files(model),
-        *(Path(name).expanduser() for name in data if name is not None and name.endswith(".npz")),
+        *(user_path(name) for name in data if name is not None and name.endswith(".npz")),
     ]
 
 

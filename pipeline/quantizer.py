@@ -21,6 +21,7 @@ from typing import Literal
 from vsfix.graph_passes.atomic_file import atomic_path
 from vsfix.graph_passes.errors import CheckFailedError, InputError, MissingComponentError
 from vsfix.trainers.onnxruntime_library import TELEMETRY_OFF
+from vsfix.trainers.user_path import user_path
 
 VERSION = "0.47.0"
 VARIABLE = "VSFIX_QUANTIZER"
@@ -54,7 +55,7 @@ def find_quantizer() -> Path:
     named = os.environ.get(VARIABLE)
     if named:
         # ModelOpt runs in another folder. Not resolved: the Python of an environment is a link out of it.
-        python = Path(named).expanduser().absolute()
+        python = user_path(named).absolute()
         if not python.is_file() or not os.access(python, os.X_OK):
             wrong = "can't be run" if python.exists() else "no such file"
             raise InputError(f"{VARIABLE}={named}: {wrong}; name the Python of an environment with ModelOpt")

@@ -25,6 +25,7 @@ from .idx_file import find_idx_file, read_idx_file
 from .image_folder import read_image_folder
 from .images import Images
 from .labelled_npz import read_labelled_npz
+from .user_path import user_path
 
 Split = Literal["train", "test"]
 
@@ -107,9 +108,9 @@ def load_dataset(spec: str, split: Split, *, size: tuple[int, int] = DEFAULT_SIZ
     if name == "fashion-mnist":
         if colon and not folder:
             raise InputError(f"data '{spec}': the folder behind the colon is missing")
-        return _fashion_mnist(Path(folder).expanduser() if folder else FASHION_MNIST_FOLDER, split)
+        return _fashion_mnist(user_path(folder) if folder else FASHION_MNIST_FOLDER, split)
     if name.endswith(".npz"):
-        return Dataset(f"{Path(spec).name} ({split})", *read_labelled_npz(Path(spec).expanduser(), split))
+        return Dataset(f"{Path(spec).name} ({split})", *read_labelled_npz(user_path(spec), split))
     if name in ("cifar10", "cifar100", "imagefolder", "hf"):
         if not folder:
             raise InputError(f"data '{spec}': write {name}:{'NAME' if name == 'hf' else 'DIR'}")
@@ -148,7 +149,7 @@ def _read_folder(
     """Images, labels and classes of what lies in a folder, or in the hub."""
     if name == "hf":
         return read_hub_dataset(folder, split, size)
-    path = Path(folder).expanduser()
+    path = user_path(folder)
     if name == "imagefolder":
         return read_image_folder(path, split, size)
     return read_cifar(name, path, split)

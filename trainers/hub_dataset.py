@@ -17,6 +17,7 @@ from vsfix.graph_passes.errors import DataError, InputError, MissingComponentErr
 
 from .image_cropping import CroppedImages
 from .image_decoding import decode_image
+from .user_path import user_path
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,7 +84,7 @@ def _part(name: str, split: str) -> Any:
     except ImportError:
         raise MissingComponentError("data 'hf': datasets is not installed; run: pip install 'vsfix[hf]'") from None
     try:
-        local = Path(name).expanduser().is_dir() and (Path(name).expanduser() / "dataset_dict.json").exists()
+        local = (user_path(name) / "dataset_dict.json").exists()
         found = datasets.load_from_disk(name) if local else datasets.load_dataset(name)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -80,7 +80,9 @@ class BenchmarkConfig:
     @property
     def calibration_data(self) -> str | None:
         """Where calibration images come from; None where nothing but the labelled set is there."""
-        return self.calibration or (None if self.data.endswith(".npz") else self.data)
+        if self.calibration is not None:
+            return self.calibration
+        return None if self.data.endswith(".npz") else self.data
 
 
 def benchmark(paths: Sequence[Path], config: BenchmarkConfig) -> Benchmark:
@@ -96,7 +98,7 @@ def benchmark(paths: Sequence[Path], config: BenchmarkConfig) -> Benchmark:
     """
     models = _describe(paths)
     variants = plan_variants(models, config.backends, config.precisions)
-    source = choose_model(models) if config.repairs and config.calibration_data else None
+    source = choose_model(models) if config.repairs and config.calibration_data is not None else None
     _require_calibration(variants, config)
     batch_size = shared_batch_size(config.batch_size, models)
     samples = whole_batches(_load(models, config), batch_size, models)

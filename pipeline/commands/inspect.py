@@ -56,7 +56,7 @@ def command(
         calibration_batches(
             loaded, data, samples=samples or SAMPLES, at_most=samples is None, batch_size=batch_size, seed=seed
         )
-        if data
+        if data is not None
         else []
     )
     inspection = inspect_model(loaded, batches, open_for_small_runs)

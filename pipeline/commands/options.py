@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+_LARGEST_SEED = 2**63 - 1  # what torch takes
 F = TypeVar("F", bound=Callable[..., Any])
 
 DATA_HELP = (
@@ -37,7 +38,11 @@ batch_size_option = click.option(
 )
 
 seed_option = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything that is drawn at random."
+    "--seed",
+    type=click.IntRange(0, _LARGEST_SEED),
+    default=0,
+    show_default=True,
+    help="Of everything that is drawn at random.",
 )
 
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import errno
+import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from vsfix.graph_passes.atomic_file import atomic_folder, atomic_path, atomic_paths
+from vsfix.graph_passes.atomic_file import atomic_folder, atomic_path, atomic_paths, require_writable
 from vsfix.graph_passes.errors import InputError, OutputExistsError
 
 
@@ -46,6 +49,91 @@ def test_an_existing_file_needs_force(tmp_path):
 def test_a_folder_or_a_missing_folder_is_one_clear_error(tmp_path, name):
     with pytest.raises(InputError), atomic_path(tmp_path / name, force=True):
         pytest.fail("must not be entered")
+
+
+def test_a_folder_that_is_read_only_is_told_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: not (path == tmp_path and mode == os.W_OK))
+    with pytest.raises(InputError, match="nothing can be written into the folder"):
+        require_writable(tmp_path / "out.bin", force=True)
+
+
+def test_a_device_or_a_pipe_is_never_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "way").symlink_to("pipe")
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
+    for name in ("pipe", "way", "stdout"):
+        with pytest.raises(InputError, match="name a file"), atomic_path(tmp_path / name, force=True):
+            pytest.fail("must not be entered")
+        assert not (tmp_path / name).is_file() or name == "stdout"
+    assert (tmp_path / "stdout").is_symlink()
+
+
+def test_a_link_is_replaced_with_force_only_and_what_it_leads_to_stays(tmp_path):
+    (tmp_path / "old").write_text("old")
+    for name, target in (("link", "old"), ("nowhere", "gone")):
+        link = tmp_path / name
+        link.symlink_to(target)
+        with pytest.raises(OutputExistsError, match="--force"), atomic_path(link, force=False):
+            pytest.fail("must not be entered")
+        with atomic_path(link, force=True) as temporary:
+            temporary.write_text("new")
+        assert not link.is_symlink()
+        assert link.read_text() == "new"
+    assert (tmp_path / "old").read_text() == "old"
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_what_another_process_writes_meanwhile_is_not_replaced_without_force(tmp_path, monkeypatch, hard_links):
+    if not hard_links:  # as on exFAT
+        monkeypatch.setattr(os, "link", raiser(OSError(1, "Operation not permitted")))
+
+    def write(outputs):
+        with outputs as temporary:
+            (tmp_path / "m").write_text("theirs")
+            for path in [temporary] if isinstance(temporary, Path) else temporary:
+                path.write_text("ours")
+
+    with pytest.raises(OutputExistsError, match="--force"):
+        write(atomic_path(tmp_path / "m", force=False))
+    assert contents(tmp_path) == {"m": "theirs"}
+    (tmp_path / "m").unlink()
+    with pytest.raises(OutputExistsError, match="--force"):
+        write(atomic_paths([tmp_path / "m.data", tmp_path / "m"], force=False))
+    assert contents(tmp_path) == {"m": "theirs"}
+
+
+def test_a_file_is_new_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", raiser(OSError(1, "Operation not permitted")))
+    with atomic_path(tmp_path / "m", force=False) as temporary:
+        temporary.write_text("ours")
+    assert contents(tmp_path) == {"m": "ours"}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(("call", "code"), [("open", errno.EACCES), ("fsync", errno.EINVAL), ("fsync", errno.ENOSPC)])
+def test_a_folder_that_can_not_be_synced_fails_nothing_but_a_disk_that_fails_does(tmp_path, monkeypatch, call, code):
+    work = getattr(os, call)
+
+    def refuse(file, *arguments, **options):
+        if os.path.isdir(file) and (call == "fsync" or file == tmp_path):
+            raise OSError(code, os.strerror(code))
+        return work(file, *arguments, **options)
+
+    monkeypatch.setattr(os, call, refuse)
+    with (
+        nullcontext() if code != errno.ENOSPC else pytest.raises(InputError, match="No space"),
+        atomic_path(tmp_path / "m", force=True) as temporary,
+    ):
+        temporary.write_text("ours")
+    assert contents(tmp_path) == {"m": "ours"}
+
+
+def raiser(error):
+    def function(*_, **__):
+        raise error
+
+    return function
 
 
 def test_a_failed_write_is_an_input_error_with_the_reason(tmp_path):
@@ -90,6 +178,28 @@ def test_a_failure_at_any_step_of_the_exchange_leaves_the_old_files(tmp_path, mo
         write_pair(tmp_path, "new")
     assert contents(tmp_path) == {"m": "old m", "m.data": "old m.data"}
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("step", range(2, 4))
+@pytest.mark.parametrize("lasting", [1, 2, 3])
+def test_a_disk_that_fails_on_the_way_back_too_loses_no_file(tmp_path, monkeypatch, step, lasting):
+    write_pair(tmp_path, "old")
+    replace, calls = Path.replace, []
+
+    def fail(self, target):
+        calls.append(target)
+        if step < len(calls) <= step + lasting:
+            raise OSError(5, "Input/output error")
+        return replace(self, target)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Path, "replace", fail)
+        with pytest.raises(InputError, match="Input/output error"):
+            write_pair(tmp_path, "new")
+    with pytest.raises(RuntimeError), atomic_paths([tmp_path / "m.data", tmp_path / "m"], force=True):
+        raise RuntimeError  # a later run clears away what is left, and changes nothing
+    assert set(contents(tmp_path)) == {"m", "m.data"}
+    assert len({text.split()[0] for text in contents(tmp_path).values()}) == 1
 
 
 @pytest.mark.parametrize("step", range(5))

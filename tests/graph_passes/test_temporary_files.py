@@ -17,20 +17,23 @@ import os, signal, sys
 from pathlib import Path
 from vsfix.graph_passes import atomic_file
 
-path, step, kind = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+path, step, kind, how = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 calls = 0
 
-def killed_at_a_step(work):
+def stopped_at_a_step(work):
     def call(*arguments, **options):
         global calls
         calls += 1
-        if calls == step:
+        if calls == step and how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        return work(*arguments, **options)
+        result = work(*arguments, **options)
+        if calls == step and how == "interrupted":
+            raise KeyboardInterrupt
+        return result
     return call
 
 for name in ("fsync", "replace", "rename", "open", "mkdir", "unlink"):
-    setattr(os, name, killed_at_a_step(getattr(os, name)))
+    setattr(os, name, stopped_at_a_step(getattr(os, name)))
 if kind == "file":
     with atomic_file.atomic_path(path, force=True) as temporary:
         temporary.write_text("new")
@@ -114,6 +117,13 @@ def prepare(kind, folder):
     return path, ("old", "new")
 
 
+def write(kind, path, step, how):
+    """Writes an output in a process of its own that is stopped at one of its calls."""
+    return subprocess.run(
+        [sys.executable, "-c", WRITE, str(path), str(step), kind, how], check=False, stderr=subprocess.DEVNULL
+    ).returncode
+
+
 @needs_locks
 @pytest.mark.parametrize("kind", ["file", "pair", "folder"])
 def test_killed_at_any_call_an_output_is_the_old_or_the_new_one_after_the_next_run(kind, tmp_path):
@@ -123,10 +133,10 @@ def test_killed_at_any_call_an_output_is_the_old_or_the_new_one_after_the_next_r
         folder = tmp_path / str(step)
         folder.mkdir()
         path, whole = prepare(kind, folder)
-        done = subprocess.run([sys.executable, "-c", WRITE, str(path), str(step), kind], check=False)
-        if done.returncode == 0:
+        returned = write(kind, path, step, "killed")
+        if returned == 0:
             break
-        assert done.returncode == -signal.SIGKILL
+        assert returned == -signal.SIGKILL
         seen = read(path)
         absent += seen is None
         assert seen in (*whole, None)
@@ -138,6 +148,23 @@ def test_killed_at_any_call_an_output_is_the_old_or_the_new_one_after_the_next_r
         assert temporary_names(folder) == []
     assert step > 5
     assert absent <= 4  # two renames of a pair, one of a folder, and what stands between
+
+
+@needs_locks
+@pytest.mark.parametrize("kind", ["file", "pair", "folder"])
+def test_interrupted_behind_any_call_an_output_is_the_old_or_the_new_one_at_once(kind, tmp_path):
+    step = 0
+    while True:
+        step += 1
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        path, whole = prepare(kind, folder)
+        if write(kind, path, step, "interrupted") == 0:
+            break
+        assert read(path) in whole
+        if kind == "pair":
+            assert read(path.with_name("out.data")) == read(path)
+    assert step > 5
 
 
 def interrupt_next_run(kind, path):
@@ -167,6 +194,22 @@ def test_eight_processes_write_one_output_and_it_is_one_of_theirs(tmp_path):
             assert len(set(text)) == 1
     assert [writer.returncode for writer in writers] == [0] * 8
     assert os.listdir(tmp_path) == ["net.onnx"]
+
+
+@needs_locks
+@pytest.mark.parametrize("name", ["n" * 250 + ".onnx", "ü" * 127, "x." + "s" * 253])
+def test_a_name_as_long_as_names_can_be_is_written_and_its_left_ones_are_known_again(name, tmp_path):
+    with temporary_file(tmp_path / name) as temporary:
+        left = temporary.name
+        assert temporary.suffix == (".onnx" if name.endswith(".onnx") else ".part")
+    (tmp_path / left).write_text("left")
+    with atomic_path(tmp_path / (name[1:] + "n"), force=False) as temporary:  # as long, and another
+        temporary.write_text("other")
+    assert (tmp_path / left).exists()
+    with atomic_path(tmp_path / name, force=False) as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / name).read_text() == "whole"
+    assert temporary_names(tmp_path) == []
 
 
 def test_a_pipe_under_such_a_name_holds_nobody_up_and_the_rest_goes(tmp_path):

@@ -134,6 +134,19 @@ def test_statistics_that_divide_by_nothing_are_refused(kind, parse, open_model, 
     assert "FAIL The weights can't be deployed" in looked.output
 
 
+@pytest.mark.parametrize("value", [np.inf, np.nan, -1e-9])
+@pytest.mark.parametrize("options", [("--fold",), ("--no-fold",), ("--no-fold", "--precision", "fp16")])
+def test_a_variance_that_is_none_is_refused_where_nothing_is_repaired_too(
+    value, options, parse, open_model, call, tmp_path
+):
+    onnx.save(trained(open_model, parse, var=value), tmp_path / "net.onnx")  # 1 / sqrt(inf) would be a finite 0
+    output = tmp_path / "out.onnx"
+    result = call("optimize", tmp_path / "net.onnx", "--method", "none", *options, "-o", output)
+    assert (result.exit_code, output.exists()) == (2, False), result.output
+    assert f"BatchNorm 'b', channel 0: a running variance of {value:g}" in result.stderr
+    assert "FAIL The weights can't be deployed" in call("inspect", tmp_path / "net.onnx").output
+
+
 WORKING = {
     "no variance": ({"var": 0.0}, "1e-5"),
     "gamma 0": ({"gamma": 0.0}, "1e-5"),

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -215,6 +217,19 @@ def test_a_missing_library_is_named_with_the_line_that_installs_it(call, monkeyp
     assert one_line(call("doctor"), 3).endswith("torch is not installed; run: pip install 'vsfix[train]'")
 
 
+@pytest.mark.parametrize("name", ["matplotlib", "PIL.Image"])
+def test_a_requirement_that_is_missing_is_named_with_the_line_that_brings_it_back(call, monkeypatch, name):
+    error = ModuleNotFoundError(f"No module named '{name}'", name=name)
+    monkeypatch.setattr("vsfix.pipeline.doctor.check_backends", raiser(error))
+    assert one_line(call("doctor"), 3) == f"vsfix: error: {name} is not installed; run: pip install vsfix"
+
+
+def test_a_module_of_our_own_that_is_missing_is_a_bug(call, monkeypatch):
+    error = ModuleNotFoundError("No module named 'vsfix.pipeline.gone'", name="vsfix.pipeline.gone")
+    monkeypatch.setattr("vsfix.pipeline.doctor.check_backends", raiser(error))
+    assert call("doctor").exit_code == 70
+
+
 def test_a_bug_shows_its_traceback(call, monkeypatch):
     monkeypatch.setattr("vsfix.pipeline.doctor.check_backends", raiser(ZeroDivisionError("oh\nno")))
     result = call("doctor")
@@ -233,6 +248,19 @@ def test_an_interrupt_is_one_line(call, monkeypatch):
     monkeypatch.setattr("vsfix.pipeline.doctor.check_backends", raiser(KeyboardInterrupt()))
     result = call("doctor")
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "vsfix: interrupted\n")
+
+
+def test_a_signal_that_a_library_makes_into_an_error_of_its_own_is_still_told_as_one(call, monkeypatch):
+    def load_library():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        except BaseException as error:  # as the loader of a module in C++ does
+            raise MissingComponentError("onnxruntime is not installed") from error
+
+    monkeypatch.setattr("vsfix.pipeline.doctor.check_backends", load_library)
+    result = call("doctor")
+    assert (result.exit_code, result.stderr) == (143, "vsfix: stopped by SIGTERM\n")
 
 
 def run_script(*arguments: object) -> list[str]:
@@ -343,6 +371,54 @@ def test_a_name_of_any_length_makes_a_line_that_can_be_read(call, tmp_path):
     assert len(result.stderr.strip().splitlines()) == 1
     assert len(result.stderr) < 1000
     assert result.stderr.startswith("vsfix: error: ")
+
+
+LONG = "n" * 300  # bytes; file systems hold 255
+UNREADABLE_NAMES = {
+    "model": ("inspect", LONG),
+    "output": ("optimize", "{net}", "--data", "{data}", "-o", LONG),
+    "data": ("inspect", "{net}", "--data", LONG + ".npz"),
+    "folder of images": ("inspect", "{net}", "--data", "imagefolder:" + LONG),
+    "source": ("export", LONG, "-o", "{folder}/x.onnx"),
+    "reference": ("verify", "{net}", "--against", LONG),
+    "repository": ("package", "{net}", "-o", LONG),
+    "folder": ("demo", "-o", LONG),
+    "engine": ("refit", LONG + ".plan", "{net}", "-o", "{folder}/x.plan"),
+    "nobody's home": ("inspect", "{net}", "--data", "~nobody-of-this-name/d.npz"),
+    "folder of no one": ("inspect", "{net}", "--data", "imagefolder:~nobody-of-this-name"),
+    "no data": ("inspect", "{net}", "--data", ""),
+    "seed": ("optimize", "{net}", "--method", "distill", "--dry-run", "--seed", str(1 << 64)),
+    "no labelled data": ("optimize", "{net}", "--eval-data", "", "--dry-run"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE_NAMES)
+def test_a_name_that_no_file_can_have_is_one_line(call, tmp_path, onnx_path, npz_path, case):
+    known = {"net": onnx_path, "data": npz_path, "folder": tmp_path}
+    line = one_line(call(*(word.format(**known) for word in UNREADABLE_NAMES[case])), 2)
+    assert len(line) < 1000
+
+
+def test_what_the_system_refuses_is_one_line_and_its_place_is_told_where_asked_for(call, monkeypatch):
+    error = PermissionError(errno.EACCES, "Permission denied", "/root/net.onnx")
+    monkeypatch.setattr("vsfix.pipeline.doctor.check_backends", raiser(error))
+    assert one_line(call("doctor"), 2) == "vsfix: error: /root/net.onnx: Permission denied"
+    assert "Traceback" in call("-vv", "doctor").stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has such a device")
+@pytest.mark.parametrize(("where", "code"), [("> /dev/full", 2), ("2> /dev/full", 0), (">&-", 0), ("2>&-", 0)])
+def test_a_stdout_that_is_full_or_closed_is_no_bug(onnx_path, where, code):
+    command = f"{shlex.join(run_script('inspect', onnx_path))} {where}"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert result.returncode == code, result.stderr
+    assert result.stderr == ("vsfix: error: No space left on device\n" if code else "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has such a device")
+def test_an_error_that_can_not_be_told_keeps_its_exit_code(tmp_path):
+    command = f"{shlex.join(run_script('inspect', tmp_path / 'gone.onnx'))} 2> /dev/full"
+    assert subprocess.run(["sh", "-c", command], check=False).returncode == 2
 
 
 def test_memory_that_ends_is_one_line(call, monkeypatch):
