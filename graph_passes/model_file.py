@@ -20,6 +20,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from .atomic_file import atomic_path, atomic_paths
 from .errors import InputError, ModelError
 from .external_data import (
+    MAX_MODEL_BYTES,
     export_any_size,
     external_data_files,
     external_data_path,
@@ -28,6 +29,7 @@ from .external_data import (
     save_with_external_data,
 )
 from .file_values import FileValues, file_of
+from .named_file import why_unreadable
 from .stored_tensors import check_stored_tensors
 from .tensors import Tensor
 
@@ -44,12 +46,10 @@ def read_model(path: Path) -> onnx.ModelProto:
             values than it claims, or takes them from outside of the file's folder.
     """
     try:
-        if not path.is_file():
-            if path.is_dir():
-                raise ModelError(
-                    f"{path}: is a folder; name an ONNX file, as `vsfix export` makes one of a training run"
-                )
-            raise ModelError(f"{path}: no such file")
+        if path.is_dir():
+            raise ModelError(f"{path}: is a folder; name an ONNX file, as `vsfix export` makes one of a training run")
+        if (reason := why_unreadable(path, MAX_MODEL_BYTES)) is not None:
+            raise ModelError(f"{path}: {reason}")
         model = onnx.load(path, format="protobuf", load_external_data=False)
     except (DecodeError, ValueError, OSError) as error:
         raise ModelError(f"{path}: is not an ONNX file, or is cut short ({first_line(error)})") from error
