@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -24,14 +25,22 @@ def require_writable(path: Path, *, force: bool) -> None:
 
     Raises:
         OutputExistsError: the file exists and `force` is not given.
-        InputError: the path is a folder, or its folder is missing.
+        InputError: the path is a folder, a pipe or a device, or its folder is missing.
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file")
+    if _is_no_place_for_a_file(path):
+        raise InputError(f"{path}: is a pipe, a socket or a device, which a file can't take the place of; name a file")
     if path.exists() and not force:
         raise OutputExistsError(f"{path}: exists already; pass --force to replace it")
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
+
+
+def _is_no_place_for_a_file(path: Path) -> bool:
+    """Whether a pipe or a device stands there, or a link to what is open, as /dev/stdout, which may well be a file."""
+    place = path.parent.resolve()
+    return (path.exists() and not path.is_file()) or place in (Path("/dev"), Path("/dev/fd").resolve())
 
 
 @contextmanager
@@ -160,7 +169,8 @@ def _clear_exchange(paths: Sequence[Path], left: Path) -> None:
 
 def _exchange(temporary: Sequence[Path], paths: Sequence[Path]) -> None:
     """Puts the new files in the place of the old ones; after an error the old ones are back."""
-    for new in temporary:
+    for new, path in zip(temporary, paths, strict=True):
+        _keep_permissions(new, path)
         _finish(new)
     aside = temporary[-1].parent / _REPLACED
     aside.mkdir()
@@ -185,9 +195,16 @@ def _exchange(temporary: Sequence[Path], paths: Sequence[Path]) -> None:
 
 def _publish(temporary: Path, path: Path) -> None:
     """Finishes `temporary` and renames it to `path`."""
+    _keep_permissions(temporary, path)
     _finish(temporary)
     temporary.replace(path)
     _sync_folder(path.parent)
+
+
+def _keep_permissions(temporary: Path, path: Path) -> None:
+    """Gives a file those of the file that it takes the place of: what was closed to others stays closed."""
+    if path.is_file() and not path.is_symlink():
+        temporary.chmod(stat.S_IMODE(path.stat().st_mode))
 
 
 def _finish(temporary: Path) -> None:
