@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -25,13 +26,12 @@ def require_writable(path: Path, *, force: bool) -> None:
 
     Raises:
         OutputExistsError: the file exists and `force` is not given.
-        InputError: the path is a folder, a device or a pipe, or its folder is missing or
-            read-only.
+        InputError: the path is a folder, a pipe or a device, or its folder is missing or read-only.
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file")
-    if _is_device(path):
-        raise InputError(f"{path}: is a device or a pipe; name a file")
+    if _is_no_place_for_a_file(path):
+        raise InputError(f"{path}: is a pipe, a socket or a device, which a file can't take the place of; name a file")
     if os.path.lexists(path) and not force:
         raise OutputExistsError(f"{path}: exists already; pass --force to replace it")
     if not path.parent.is_dir():
@@ -40,9 +40,11 @@ def require_writable(path: Path, *, force: bool) -> None:
         raise InputError(f"{path}: nothing can be written into the folder {path.parent}; name another")
 
 
-def _is_device(path: Path) -> bool:
-    """Whether something stands there that a file must not take the place of, as /dev/null or /dev/stdout."""
+def _is_no_place_for_a_file(path: Path) -> bool:
+    """Whether a pipe or a device stands there, or a link to what is open, as /dev/stdout, which may well be a file."""
     if path.is_symlink() and path.readlink().is_relative_to("/proc"):
+        return True
+    if path.parent.resolve() in (Path("/dev"), Path("/dev/fd").resolve()):
         return True
     return path.exists() and not path.is_file()
 
@@ -176,7 +178,8 @@ def _clear_exchange(paths: Sequence[Path], left: Path) -> None:
 
 def _exchange(temporary: Sequence[Path], paths: Sequence[Path]) -> None:
     """Puts the new files in the place of the old ones; after an error the old ones are back."""
-    for new in temporary:
+    for new, path in zip(temporary, paths, strict=True):
+        _keep_permissions(new, path)
         _finish(new)
     aside = temporary[-1].parent / _REPLACED
     aside.mkdir()
@@ -205,6 +208,7 @@ def _take_back(temporary: Sequence[Path], paths: Sequence[Path], aside: Path) ->
 
 def _publish(temporary: Path, path: Path, *, force: bool) -> None:
     """Finishes `temporary` and renames it to `path`; without `force` only where nothing stands by now."""
+    _keep_permissions(temporary, path)
     _finish(temporary)
     if force:
         temporary.replace(path)
@@ -220,6 +224,12 @@ def _place_first(temporary: Path, path: Path) -> None:
     except OSError:  # the name is taken, or there are no hard links here
         require_writable(path, force=False)
         temporary.replace(path)
+
+
+def _keep_permissions(temporary: Path, path: Path) -> None:
+    """Gives a file those of the file that it takes the place of: what was closed to others stays closed."""
+    if path.is_file() and not path.is_symlink():
+        temporary.chmod(stat.S_IMODE(path.stat().st_mode))
 
 
 def _finish(temporary: Path) -> None:

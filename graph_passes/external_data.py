@@ -21,8 +21,10 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from .file_values import FileValues, can_stay_in_file, file_of, is_large, put_into_file, refer_to_file, values_of
 from .inference import Array
+from .named_file import why_unreadable
 from .stored_tensors import external_location, tensors_of
 
+MAX_MODEL_BYTES = 2**31  # a protobuf message ends here
 # The limit of protobuf, less what the nodes of even a large graph take.
 MAX_SINGLE_FILE_WEIGHTS = 2**31 - 2**26
 INLINE_BELOW = 1024  # bytes; shapes, axes and ratios stay in the graph, where every tool looks for them
@@ -36,6 +38,8 @@ def external_data_path(path: Path) -> Path:
 
 def external_data_files(path: Path) -> tuple[Path, ...]:
     """The files that the model at `path` takes weights from; empty where it is no model or holds all of them."""
+    if why_unreadable(path, MAX_MODEL_BYTES) is not None:
+        return ()
     try:
         model = onnx.load(path, format="protobuf", load_external_data=False)
     except (DecodeError, ValueError, OSError):

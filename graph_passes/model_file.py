@@ -11,7 +11,6 @@ from pathlib import Path
 
 import onnx
 import onnx.checker
-import onnx.inliner
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, EncodeError
 from onnx_graphsurgeon.ir.tensor import LazyValues
@@ -20,6 +19,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from .atomic_file import atomic_path, atomic_paths
 from .errors import InputError, ModelError
 from .external_data import (
+    MAX_MODEL_BYTES,
     export_any_size,
     external_data_files,
     external_data_path,
@@ -28,6 +28,9 @@ from .external_data import (
     save_with_external_data,
 )
 from .file_values import FileValues, file_of
+from .local_functions import inline_functions, require_inlinable
+from .message_text import unreadable_text
+from .named_file import why_unreadable
 from .stored_tensors import check_stored_tensors
 from .tensors import Tensor
 
@@ -44,12 +47,10 @@ def read_model(path: Path) -> onnx.ModelProto:
             values than it claims, or takes them from outside of the file's folder.
     """
     try:
-        if not path.is_file():
-            if path.is_dir():
-                raise ModelError(
-                    f"{path}: is a folder; name an ONNX file, as `vsfix export` makes one of a training run"
-                )
-            raise ModelError(f"{path}: no such file")
+        if path.is_dir():
+            raise ModelError(f"{path}: is a folder; name an ONNX file, as `vsfix export` makes one of a training run")
+        if (reason := why_unreadable(path, MAX_MODEL_BYTES)) is not None:
+            raise ModelError(f"{path}: {reason}")
         model = onnx.load(path, format="protobuf", load_external_data=False)
     except OSError as error:
         raise ModelError(f"{path}: can't be read ({error.strerror or error})") from error
@@ -57,8 +58,11 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: is not an ONNX file, or is cut short ({first_line(error)})") from error
     if not model.graph.node and not model.graph.output:
         raise ModelError(f"{path}: is not an ONNX file, or holds an empty graph")
+    if (text := unreadable_text(model)) is not None:
+        raise ModelError(f"{path}: holds a text that is not UTF-8, as ONNX wants it: {text}")
     try:
         check_stored_tensors(model, path.parent)
+        require_inlinable(model)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     check_model(path)
@@ -94,25 +98,10 @@ def _attribute_reference(graph: onnx.GraphProto) -> str | None:
     return None
 
 
-def _give_defaults(nodes: Iterable[onnx.NodeProto], known: Mapping[tuple[str, str, str], onnx.FunctionProto]) -> None:
-    """Gives each call of a local function the attributes that it leaves to the function; the inliner forgets them."""
-    for node in nodes:
-        function = known.get((node.domain, node.op_type, node.overload))
-        given = {attribute.name for attribute in node.attribute}
-        if function is not None:
-            node.attribute.extend(default for default in function.attribute_proto if default.name not in given)
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                _give_defaults(body.node, known)
-
-
 def _inline_functions(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    """The model without local functions; their bodies stand where they were called."""
-    known = {(function.domain, function.name, function.overload): function for function in model.functions}
-    for nodes in (model.graph.node, *(function.node for function in model.functions)):
-        _give_defaults(nodes, known)
+    """The model without local functions."""
     try:
-        return onnx.inliner.inline_local_functions(model)
+        return inline_functions(model)
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"{path}: its local functions can't be inlined ({first_line(error)})") from error
 

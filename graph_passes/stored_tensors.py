@@ -8,6 +8,7 @@ Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, TensorProto, and
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -24,6 +25,8 @@ _PER_BYTE: dict[int, int] = {
     for name in names
     if hasattr(_T, name)
 }
+_LARGE = 1 << 30  # bytes that may come from files however small these are
+_MOST_SHARING = 4  # tied weights stand in the file once
 _PARTS: dict[int, int] = {_T.COMPLEX64: 2, _T.COMPLEX128: 2}  # entries of a typed field that make one element
 
 
@@ -52,6 +55,8 @@ def check_stored_tensors(model: onnx.ModelProto, folder: Path) -> None:
     Raises:
         ModelError: with the name of the tensor.
     """
+    claimed = 0
+    sizes: dict[tuple[int, int], int] = {}
     for tensor in tensors_of(model):
         said = f"tensor '{tensor.name}' of type {_type_name(tensor)} and shape {list(tensor.dims)}"
         if any(side < 0 for side in tensor.dims):
@@ -59,9 +64,16 @@ def check_stored_tensors(model: onnx.ModelProto, folder: Path) -> None:
         if tensor.data_type == _T.UNDEFINED or tensor.data_type not in _T.DataType.values():
             raise ModelError(f"{said}: its element type is none that ONNX has")
         if tensor.data_location == _T.EXTERNAL:
-            _check_file(tensor, folder, said)
+            status = _check_file(tensor, folder, said)
+            sizes[status.st_dev, status.st_ino] = status.st_size
+            claimed += stored_bytes(tensor)
         else:
             _check_values(tensor, said)
+    if claimed > _LARGE and claimed > _MOST_SHARING * sum(sizes.values()):
+        raise ModelError(
+            f"its tensors take {claimed >> 20} MiB from files of {sum(sizes.values()) >> 20} MiB: over {_MOST_SHARING} "
+            "times the same values"
+        )
 
 
 def _check_values(tensor: onnx.TensorProto, said: str) -> None:
@@ -80,23 +92,25 @@ def _check_values(tensor: onnx.TensorProto, said: str) -> None:
         raise ModelError(f"{said}: holds {found} values where its shape wants {wanted}")
 
 
-def _check_file(tensor: onnx.TensorProto, folder: Path, said: str) -> None:
-    """Refuses values in a file that is not there, lies elsewhere, or is too short."""
+def _check_file(tensor: onnx.TensorProto, folder: Path, said: str) -> os.stat_result:
+    """Refuses values in a file that is not there, lies elsewhere, or is too short; returns the status of the file."""
     entries = _external_entries(tensor)
     file = _inside(folder, entries.get("location", ""), said)
+    status = file.stat()
     try:
         offset = int(entries.get("offset", "0"))
-        length = int(entries["length"]) if "length" in entries else file.stat().st_size - offset
+        length = int(entries["length"]) if "length" in entries else status.st_size - offset
     except ValueError:
         raise ModelError(f"{said}: the place of its values in '{file.name}' is no number") from None
     if tensor.data_type == _T.STRING:
         raise ModelError(f"{said}: text can't stand in a file of its own")
-    if offset < 0 or length < 0 or offset + length > file.stat().st_size:
-        raise ModelError(f"{said}: its values would stand outside of '{file.name}' ({file.stat().st_size} bytes)")
+    if offset < 0 or length < 0 or offset + length > status.st_size:
+        raise ModelError(f"{said}: its values would stand outside of '{file.name}' ({status.st_size} bytes)")
     if length != stored_bytes(tensor):
         raise ModelError(
             f"{said}: '{file.name}' holds {length} bytes for it where its shape wants {stored_bytes(tensor)}"
         )
+    return status
 
 
 def _inside(folder: Path, location: str, said: str) -> Path:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from .backends.tensorrt_log import BuildProgress
 from .console import progress_wanted
+from .terminal_text import printable
 
 
 class ProgressBars:
@@ -26,7 +27,7 @@ class ProgressBars:
     def start(self, phase: str, parent: str | None, steps: int) -> None:
         """Shows a phase, under the one that it is part of."""
         indent = "  " if parent else ""
-        self._tasks[phase] = self._bars.add_task(indent + phase, total=steps)
+        self._tasks[phase] = self._bars.add_task(indent + printable(phase), total=steps)
 
     def step(self, phase: str, done: int) -> None:
         """Moves the bar of a phase."""
@@ -45,7 +46,7 @@ def build_progress() -> Iterator[BuildProgress | None]:
     if not progress_wanted():
         yield None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True, markup=False, emoji=False)
     with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bars:
         yield ProgressBars(bars)

@@ -14,8 +14,10 @@ A command's module is imported when the command is called, so that `vsfix --help
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ from typing import Any, NoReturn
 import click
 
 from vsfix.graph_passes.errors import MissingComponentError, VsfixError
+from vsfix.pipeline.terminal_text import print_line, printable
 
 SUMMARIES = {
     "demo": "Run the whole chain on embedded real images, with a report.",
@@ -107,6 +110,8 @@ def vsfix(ctx: click.Context, verbose: int) -> None:
 
 def main() -> NoReturn:
     """What the installed script `vsfix` calls; ends the process."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: not every terminal has every letter
     vsfix(prog_name="vsfix")
     raise AssertionError("click ends the process itself")
 
@@ -141,7 +146,8 @@ def _one_line_errors() -> Iterator[None]:
             wanted = f"'vsfix[{_EXTRAS[error.name]}]'" if error.name in _EXTRAS else "vsfix"
             missing = f"{error.name} is not installed; run: pip install {wanted}"
             _stop(f"error: {missing}", MissingComponentError.exit_code)
-        click.echo(traceback.format_exc(), err=True, nl=False)
+        for line in traceback.format_exc().splitlines():
+            print_line(line, err=True)
         _stop(f"internal error: {type(error).__name__}: {error}", BUG_EXIT_CODE)
 
 
@@ -186,8 +192,16 @@ def _stop(message: str, exit_code: int) -> NoReturn:
     if len(line) > _LONGEST_LINE:
         line = f"{line[: _LONGEST_LINE * 2 // 3]} ... {line[-_LONGEST_LINE // 3 :]}"
     with suppress(OSError):  # the exit code tells it where stderr can't
-        click.echo(f"vsfix: {line}", err=True)
+        print_line(f"vsfix: {line}", err=True)
     raise click.exceptions.Exit(exit_code)
+
+
+class _LineFormatter(logging.Formatter):
+    """Entries of the log in one line each."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The entry without its traceback."""
+        return printable(super().formatMessage(record))
 
 
 @contextmanager
@@ -195,7 +209,7 @@ def _log_on_stderr(verbose: int) -> Iterator[None]:
     """Sends the log of vsfix to stderr while a command runs."""
     logger = logging.getLogger("vsfix")
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("vsfix: %(levelname)s: %(message)s"))
+    handler.setFormatter(_LineFormatter("vsfix: %(levelname)s: %(message)s"))
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(_LOG_LEVELS[min(verbose, len(_LOG_LEVELS) - 1)])

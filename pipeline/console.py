@@ -14,14 +14,24 @@ import click
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vsfix.graph_passes.atomic_file import atomic_path
 from vsfix.graph_passes.errors import InputError
 
 from .output_file import require_output
+from .terminal_text import printable
 
 SCHEMA_VERSION = 1
 _PIPE_WIDTH = 160
+
+
+class _PlainConsole(Console):
+    """A console that takes the text of a cell for text and nothing else."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """See `Console.render_str`."""
+        return super().render_str(printable(text), **options)
 
 
 def print_table(table: Table) -> None:
@@ -30,7 +40,7 @@ def print_table(table: Table) -> None:
         return
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
     # No markup and no emoji: names and install lines hold square brackets and colons.
-    Console(file=sys.stdout, width=width, markup=False, emoji=False).print(table)
+    _PlainConsole(file=sys.stdout, width=width, markup=False, emoji=False).print(table)
 
 
 def progress_wanted() -> bool:

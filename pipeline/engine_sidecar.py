@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.named_file import why_unreadable
 
 from .backends.engine_file import read_document, reading_document, require_digest
 from .backends.engine_layers import Shares
@@ -64,8 +65,8 @@ def read_sidecar(engine: Path) -> EngineSidecar:
         InputError: there is no engine or no sidecar, or an older vsfix wrote it.
         BuildError: the plan is not the one that the sidecar describes.
     """
-    if not engine.is_file():
-        raise InputError(f"{engine}: no such file")
+    if (reason := why_unreadable(engine)) is not None:
+        raise InputError(f"{engine}: {reason}")
     document = read_document(engine)
     with reading_document(engine):
         found = _sidecar(engine, document)

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from vsfix.graph_passes.errors import BuildError, InputError, ModelError
+from vsfix.graph_passes.named_file import why_unreadable
 
 from .tensorrt_library import CURRENT
 
+_LARGEST_SIDECAR = 1 << 28  # bytes; it has a line or so for each layer
 _ANEW = "build it anew with `vsfix build`"
 
 
@@ -89,10 +91,10 @@ def read_engine(path: Path, *, trust: bool = False) -> EngineFile:
         ModelError: the plan or its sidecar is not there, can't be read, or is something else.
         BuildError: the plan is not the one that the sidecar was written for.
     """
+    if (reason := why_unreadable(path)) is not None:
+        raise ModelError(f"{path}: {reason}")
     try:
         plan = path.read_bytes()
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such file") from None
     except OSError as error:
         raise ModelError(f"{path}: can't be read ({error.strerror})") from error
     if not plan:
@@ -117,12 +119,14 @@ def read_document(engine: Path) -> dict[str, Any]:
         ModelError: there is none, or it is no JSON object.
     """
     path = sidecar_path(engine)
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise ModelError(
             f"{path}: no such file, and an engine alone does not say what it is; keep both together, or {_ANEW}"
-        ) from None
+        )
+    if (reason := why_unreadable(path, _LARGEST_SIDECAR)) is not None:
+        raise ModelError(f"{path}: can't be read as a sidecar ({reason}); {_ANEW}")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: can't be read as a sidecar ({error}); {_ANEW}") from error
     if not isinstance(document, dict):

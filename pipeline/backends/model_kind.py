@@ -10,6 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from vsfix.graph_passes.named_file import why_unreadable
+
 from .engine_file import is_plan, sidecar_path
 
 ModelKind = Literal["checkpoint", "onnx", "engine"]
@@ -40,6 +42,8 @@ def model_kind(path: Path) -> ModelKind:
 
 def _kind_of_content(path: Path) -> ModelKind:
     """By the first bytes."""
+    if why_unreadable(path) is not None:
+        return "onnx"
     try:
         with path.open("rb") as file:
             head = file.read(len(_ZIP))

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.named_file import why_unreadable
 from vsfix.pipeline.console import SCHEMA_VERSION
 
+_LARGEST = 1 << 26  # bytes; a row takes some thousand
 Key = tuple[str, str, str]
 
 
@@ -47,6 +49,8 @@ def read_benchmark(path: Path) -> BenchmarkFile:
     Raises:
         InputError: it is not there, is no JSON, or not what `vsfix benchmark --json` of this version writes.
     """
+    if (reason := why_unreadable(path, _LARGEST)) is not None:
+        raise InputError(f"{path}: can't be read: {reason}")
     try:
         document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
     except OSError as error:

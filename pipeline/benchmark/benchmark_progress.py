@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vsfix.pipeline.terminal_text import printable
+
 Advance = Callable[[str], None]
 
 _logger = logging.getLogger(__name__)
@@ -22,14 +24,14 @@ def benchmark_progress(total: int) -> Iterator[Advance]:
         total: steps.
     """
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     if not console.is_terminal:
         yield _log_of(total)
         return
     with Progress(*columns, console=console, redirect_stdout=False) as bar:
         task = bar.add_task("", total=total)
         steps = iter(range(total))
-        yield lambda text: bar.update(task, completed=next(steps, total), description=text)
+        yield lambda text: bar.update(task, completed=next(steps, total), description=printable(text))
 
 
 def _log_of(total: int) -> Advance:

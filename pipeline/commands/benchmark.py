@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from vsfix.pipeline.terminal_text import print_line
+
 from .options import batch_size_option, data_option, html_option, json_option, samples_option, seed_option
 
 
@@ -118,13 +120,13 @@ def command(
     found = benchmark(models, config)
     if json_path != "-":
         print_table(benchmark_table(found))
-        click.echo(legend(found))
+        print_line(legend(found))
         for row in found.rows:
             for reason in row.reasons:
-                click.echo(f"{row.status} {row.label}: {reason}")
+                print_line(f"{row.status} {row.label}: {reason}")
         for note in found.notes:
-            click.echo(f"WARN {note}")
-        click.echo(f"{found.status} {found.verdict}")
+            print_line(f"WARN {note}")
+        print_line(f"{found.status} {found.verdict}")
     if predictions is not None:
         write_predictions(found, predictions, force=force)
     if json_path:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from vsfix.pipeline.terminal_text import print_line
+
 from .options import json_option, parse_bytes
 
 
@@ -101,6 +103,6 @@ def command(
     if json_path != "-":
         print_table(layers_table(report))
         for line in build_lines(report, output):
-            click.echo(line)
+            print_line(line)
     if json_path:
         write_json(report.to_dict(), json_path, force=force)

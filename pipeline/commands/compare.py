@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from vsfix.pipeline.terminal_text import print_line
+
 from .options import json_option
 
 
@@ -41,10 +43,10 @@ def command(before: Path, after: Path, rules: tuple[str, ...], json_path: str | 
             print_table(comparison_table(found))
         for word, names in (("gone", found.gone), ("new", found.added)):
             for name in names:
-                click.echo(f"{word}: {name}")
+                print_line(f"{word}: {name}")
         for warning in found.warnings:
-            click.echo(f"WARN {warning}")
-        click.echo(f"{'FAIL' if found.failures else 'PASS'} {summary(found)}")
+            print_line(f"WARN {warning}")
+        print_line(f"{'FAIL' if found.failures else 'PASS'} {summary(found)}")
     if json_path:
         write_json(asdict(found), json_path, force=force)
     if found.failures:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from vsfix.pipeline.terminal_text import print_line
+
 
 @click.command(name="demo")
 @click.option(
@@ -32,11 +34,11 @@ def command(output: Path, force: bool) -> None:
         output,
         force=force,
         progress=progress_wanted(),
-        say=lambda line: click.echo(line, err=True),
+        say=lambda line: print_line(line, err=True),
         command=command_line(),
     )
     print_table(repair_table(demo.repair.report))
     print_table(accuracy_table(demo.accuracies))
     print_table(step_table(demo.steps))
-    click.echo(f"{demo.status} {demo.verdict}")
-    click.echo(f"report: {demo.report}")
+    print_line(f"{demo.status} {demo.verdict}")
+    print_line(f"report: {demo.report}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from vsfix.pipeline.terminal_text import print_line
+
 from .options import json_option
 
 
@@ -33,7 +35,7 @@ def command(install: str | None, json_path: str | None, force: bool) -> None:
 
     require_json_target(json_path, force=force)
     if install == "quantizer":
-        click.echo(f"installing ModelOpt in {quantizer_folder()}", err=True)
+        print_line(f"installing ModelOpt in {quantizer_folder()}", err=True)
         install_quantizer()
     checks = check_backends()
     if json_path != "-":

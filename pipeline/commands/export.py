@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from vsfix.pipeline.terminal_text import print_line
+
 from .options import input_shape_option
 
 
@@ -54,12 +56,12 @@ def command(
         result = export_factory(source, output, input_shape=input_shape, weights=weights, opset=opset, force=force)
     else:
         result = export_checkpoint(load_checkpoint(checkpoint_file(Path(source))), output, opset=opset, force=force)
-    click.echo(f"BatchNorms kept: {len(result.batch_norms)}")
-    click.echo(f"noise layers marked: {len(result.markers)}")
+    print_line(f"BatchNorms kept: {len(result.batch_norms)}")
+    print_line(f"noise layers marked: {len(result.markers)}")
     for name, noise in result.markers:
-        click.echo(f"  {name} {noise}")
+        print_line(f"  {name} {noise}")
     for description in result.unmarked:
-        click.echo(f"WARN not marked: {description}")
+        print_line(f"WARN not marked: {description}")
     snr = "exact" if result.snr_db == float("inf") else f"{result.snr_db:.1f} dB"
-    click.echo(f"against torch: SNR {snr}, largest error {result.max_abs_error:.2g}")
-    click.echo(f"wrote {output} (opset {result.opset})")
+    print_line(f"against torch: SNR {snr}, largest error {result.max_abs_error:.2g}")
+    print_line(f"wrote {output} (opset {result.opset})")

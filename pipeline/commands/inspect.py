@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from vsfix.pipeline.terminal_text import print_line
+
 from .options import batch_size_option, data_option, html_option, json_option, samples_option, seed_option
 
 SAMPLES = 500  # enough for a variance that is good to a percent or two, and for the inference of lost noise
@@ -62,17 +64,17 @@ def command(
     inspection = inspect_model(loaded, batches, open_for_small_runs)
     if json_path != "-":
         for change in inspection.prepared:
-            click.echo(f"prepared: {change}")
+            print_line(f"prepared: {change}")
         print_table(inspection_table(inspection))
-        click.echo(f"noise layers: {', '.join(inspection.noise_sources) or 'none'}")
+        print_line(f"noise layers: {', '.join(inspection.noise_sources) or 'none'}")
         if inspection.inferred:
-            click.echo(f"inferred from the statistics: {inspection.inferred}")
+            print_line(f"inferred from the statistics: {inspection.inferred}")
         for warning in inspection.warnings:
-            click.echo(f"WARN {warning}")
-        click.echo(" ".join(judge_inspection(inspection)))
+            print_line(f"WARN {warning}")
+        print_line(" ".join(judge_inspection(inspection)))
     if html is not None:
         write_inspection_page(inspection, model.name, html, command=command_line(), force=force)
         if json_path != "-":
-            click.echo(f"wrote {html}")
+            print_line(f"wrote {html}")
     if json_path:
         write_json(asdict(inspection), json_path, force=force)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from vsfix.pipeline.terminal_text import print_line
+
 from .options import (
     batch_size_option,
     data_option,
@@ -134,18 +136,18 @@ def command(
     )
     if json_path != "-":
         for change in result.repair.report.prepared:
-            click.echo(f"prepared: {change}")
+            print_line(f"prepared: {change}")
         if result.repair.report.batch_norms:
             print_table(repair_table(result.repair.report))
         if result.repair.report.precision is not None:
             print_table(precision_table(result.repair.report.precision))
         for warning in result.repair.report.warnings:
-            click.echo(f"WARN {warning}")
+            print_line(f"WARN {warning}")
         if result.accuracies:
             print_table(accuracy_table(result.accuracies))
-        click.echo(f"{result.status} {result.verdict}")
+        print_line(f"{result.status} {result.verdict}")
         for written in result.written:
-            click.echo(f"wrote {written}")
+            print_line(f"wrote {written}")
     if json_path:
         outcome = {"status": result.status, "verdict": result.verdict}
         accuracies = {"accuracies": [asdict(row) for row in result.accuracies]}

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from vsfix.pipeline.terminal_text import print_line
+
 from .options import json_option
 
 
@@ -86,12 +88,12 @@ def command(
     result = package(sources, output, config, service=kserve, force=force)
     if json_path != "-":
         largest = result.config.batching.largest
-        click.echo(f"backend: {result.config.backend}, {f'batches up to {largest}' if largest else 'no batching'}")
+        print_line(f"backend: {result.config.backend}, {f'batches up to {largest}' if largest else 'no batching'}")
         for note in result.notes:
-            click.echo(f"SKIP {note}")
+            print_line(f"SKIP {note}")
         for file in result.files:
-            click.echo(f"wrote {result.folder / file}")
+            print_line(f"wrote {result.folder / file}")
         if result.service is not None:
-            click.echo(f"wrote {result.service}")
+            print_line(f"wrote {result.service}")
     if json_path:
         write_json(result.to_dict(), json_path, force=force)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from vsfix.pipeline.terminal_text import print_line
+
 from .options import json_option
 
 
@@ -34,7 +36,8 @@ def command(engine: Path, model: Path, output: Path, json_path: str | None, forc
     )
     report = refit(engine, model, output, force=force)
     if json_path != "-":
-        click.echo(f"weights: {len(report.changed)} new, {len(report.also_set)} set again, {report.kept} as they were")
-        click.echo(f"wrote {output}\nwrote {sidecar_path(output)}")
+        print_line(f"weights: {len(report.changed)} new, {len(report.also_set)} set again, {report.kept} as they were")
+        print_line(f"wrote {output}")
+        print_line(f"wrote {sidecar_path(output)}")
     if json_path:
         write_json(report.document, json_path, force=force)

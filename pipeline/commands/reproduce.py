@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vsfix.pipeline.terminal_text import print_line
+
 if TYPE_CHECKING:
     from vsfix.trainers.training_config import TrainingConfig
 
@@ -77,29 +79,29 @@ def command(
     names = list(EXPERIMENTS) if "all" in tables else list(dict.fromkeys(tables))
     grids = make_grids(names, ReproductionConfig(scale, data, seeds, changes))
     missing = missing_trials(grids, TrialStore(output))
-    click.echo(f"{len(missing)} runs to make", err=True)
+    print_line(f"{len(missing)} runs to make", err=True)
     if any(_steps(trial.training) < _SETTLED_STEPS for trial in missing):
-        click.echo(
+        print_line(
             f"WARN fewer than {_SETTLED_STEPS} steps in a run: the running statistics still hold what they began with, "
             "and no shift means anything; give more --samples or --epochs",
             err=True,
         )
     if dry_run:
         for trial in missing:
-            click.echo(_name(trial.training))
+            print_line(_name(trial.training))
         return
     left = iter(range(len(missing) - 1, -1, -1))
 
     def say(trial: Trial, failure: str) -> None:
         end = f"FAIL {failure}" if failure else "done"
-        click.echo(f"{_name(trial.training)}: {end}; {next(left)} left", err=True)
+        print_line(f"{_name(trial.training)}: {end}; {next(left)} left", err=True)
 
     cluster = RayCluster(None if ray == "local" else ray, cpus or 1, gpus or 0)
     found = reproduce(grids, output, run_trials=run_locally if ray is None else cluster.run, on_end=say)
     for summary in found.summaries:
         print_table(summary_table(summary))
-    click.echo(LEGEND)
-    click.echo(f"tables: {', '.join(str(output / f'{name}.md') for name in names)}")
+    print_line(LEGEND)
+    print_line(f"tables: {', '.join(str(output / f'{name}.md') for name in names)}")
     found.require_complete()
 
 

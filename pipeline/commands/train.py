@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vsfix.pipeline.terminal_text import print_line
+
 from .options import seed_option
 
 if TYPE_CHECKING:
@@ -197,12 +199,12 @@ def command(
         table.add_row(str(row.epoch), *cells, f"{row.images_per_second:,.0f}")
     print_table(table)
     if result.resumed_from == config.epochs:
-        click.echo("was finished already: nothing was trained and nothing logged; --force starts again")
+        print_line("was finished already: nothing was trained and nothing logged; --force starts again")
     elif result.resumed_from or result.resumed_step:
         where = f"step {result.resumed_step} of epoch {result.resumed_from + 1}"
         behind = where if result.resumed_step else f"epoch {result.resumed_from}"
-        click.echo(f"went on behind {behind}; --force starts again")
-    click.echo(f"checkpoint: {result.checkpoint}")
+        print_line(f"went on behind {behind}; --force starts again")
+    print_line(f"checkpoint: {result.checkpoint}")
 
 
 def _share_of_cores() -> int:
@@ -212,7 +214,7 @@ def _share_of_cores() -> int:
 
 def _say_epoch(metrics: EpochMetrics) -> None:
     """A line of the log for each epoch, where there is no bar."""
-    click.echo(
+    print_line(
         f"epoch {metrics.epoch}: loss {metrics.train_loss:.4f}, test top-1 {100 * metrics.test_accuracy:.2f} %, "
         f"{metrics.images_per_second:,.0f} images/s",
         err=True,

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from vsfix.pipeline.terminal_text import print_line
+
 from .options import batch_size_option, data_option, json_option, samples_option, seed_option
 
 
@@ -132,17 +134,17 @@ def command(
     if json_path != "-":
         print_table(verification_table(verification))
         for line in accuracy_lines(verification):
-            click.echo(line)
+            print_line(line)
         for result in verification.results:
             if result.budget:
                 print_table(budget_table(result))
             if result.layers is not None:
-                click.echo(f"{result.candidate}: {result.layers}")
+                print_line(f"{result.candidate}: {result.layers}")
         if verification.random:
-            click.echo("SKIP decisions: the inputs are random numbers; give --data to compare decisions and accuracy")
+            print_line("SKIP decisions: the inputs are random numbers; give --data to compare decisions and accuracy")
         elif any(result.decisions is None for result in verification.results):
-            click.echo("SKIP decisions: the first output holds no logits, which are float and (N, classes)")
-        click.echo(f"{verification.status} {model} against {against}")
+            print_line("SKIP decisions: the first output holds no logits, which are float and (N, classes)")
+        print_line(f"{verification.status} {model} against {against}")
     if json_path:
         write_json(asdict(verification) | {"status": verification.status}, json_path, force=force)
     failed = [f"{result.candidate}: {reason}" for result in verification.results for reason in result.reasons]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -320,3 +321,30 @@ def test_an_exchange_that_is_finished_first_is_not_replaced_without_force(tmp_pa
         pytest.fail("the finished exchange would be replaced")
     assert (tmp_path / "m.onnx").read_text() == (tmp_path / "m.onnx.data").read_text() == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
+
+
+@pytest.mark.parametrize("name", ["pipe", "link", "/dev/null", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_nothing_takes_the_place_of_a_pipe_or_a_device(tmp_path, name):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    before = {path: path.lstat() for path in tmp_path.iterdir()}
+    for force in (False, True):
+        with pytest.raises(InputError, match=f"{name}: is a pipe"), atomic_path(tmp_path / name, force=force):
+            pytest.fail("must not be entered")
+    assert {path: path.lstat() for path in tmp_path.iterdir()} == before
+
+
+def test_a_file_that_is_replaced_stays_closed_to_others(tmp_path):
+    def mode(name):
+        return stat.S_IMODE((tmp_path / name).stat().st_mode)
+
+    (tmp_path / "secret").touch(mode=0o600)
+    with atomic_path(tmp_path / "secret", force=True) as temporary:
+        temporary.write_bytes(b"new")
+    assert mode("secret") == 0o600
+    with atomic_path(tmp_path / "fresh", force=True) as temporary:
+        temporary.write_bytes(b"new")
+    (tmp_path / "m").touch(mode=0o640)
+    write_pair(tmp_path, "new")
+    assert mode("m") == 0o640
+    assert mode("m.data") == mode("fresh")

@@ -256,3 +256,13 @@ def test_a_side_of_minus_one_is_a_free_one(parse, tmp_path):
     onnx.save(model, tmp_path / "m.onnx")
     sides = read_model(tmp_path / "m.onnx").graph.input[0].type.tensor_type.shape.dim
     assert [side.HasField("dim_value") for side in sides] == [False, True]
+
+
+def test_a_pipe_is_not_waited_for_and_what_no_protobuf_can_hold_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.onnx")
+    (tmp_path / "sparse.onnx").touch()
+    os.truncate(tmp_path / "sparse.onnx", 1 << 40)
+    for name, said in (("pipe.onnx", "is a pipe"), ("sparse.onnx", "no file of this kind is larger than 2048 MiB")):
+        with pytest.raises(ModelError, match=f"{name}: .*{said}"):
+            read_model(tmp_path / name)
+        assert external_data.external_data_files(tmp_path / name) == ()

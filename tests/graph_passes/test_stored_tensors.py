@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import onnx
 import onnx.parser
@@ -148,3 +150,26 @@ def test_a_location_that_can_t_be_looked_at_is_refused(kind, tmp_path):
     model.graph.initializer.append(tensor)
     with pytest.raises(ModelError, match=r"can't be looked at|no such file|a link out"):
         check_stored_tensors(model, tmp_path)
+
+
+def weights_from(folder, count: int, size: int) -> onnx.ModelProto:
+    """A model with `count` weights of `size` bytes, all from the same place of one file."""
+    (folder / "data").touch()
+    os.truncate(folder / "data", size)
+    tensors = [
+        TensorProto(name=f"w{i}", data_type=TensorProto.UINT8, dims=[size], data_location=TensorProto.EXTERNAL)
+        for i in range(count)
+    ]
+    for tensor in tensors:
+        tensor.external_data.add(key="location", value="data")
+    return model_with(*tensors)
+
+
+def test_many_tensors_of_the_same_bytes_do_not_make_much_of_a_small_file(tmp_path):
+    with pytest.raises(ModelError, match="take 2560 MiB from files of 64 MiB: over 4 times the same values"):
+        check_stored_tensors(weights_from(tmp_path, 40, 64 << 20), tmp_path)
+
+
+def test_tied_weights_may_stand_in_their_file_once(tmp_path):
+    check_stored_tensors(weights_from(tmp_path, 4, 1 << 30), tmp_path)
+    check_stored_tensors(weights_from(tmp_path, 1000, 1 << 20), tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 
@@ -231,3 +232,8 @@ def test_trust_does_not_outweigh_a_sidecar_of_another_plan(machine, call, tmp_pa
     result = call("verify", path, "--against", tmp_path / "net.onnx", "--trust")
     assert result.exit_code in (2, 4)
     assert result.stderr.startswith("vsfix: error: ")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "e.plan")
+    assert "is a pipe" in str(refusal(tmp_path / "e.plan"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -84,4 +85,20 @@ def test_a_plan_that_was_cut_short_is_refused(built):
     engine, _ = built
     engine.write_bytes(engine.read_bytes()[:-1])
     with pytest.raises(BuildError, match="is not the plan"):
+        read_sidecar(engine)
+
+
+def test_a_pipe_is_not_waited_for_and_what_no_sidecar_can_be_is_not_read(built):
+    engine, _ = built
+    path = engine.with_name("e.plan.json")
+    os.truncate(path, 1 << 40)
+    with pytest.raises(InputError, match=r"e\.plan\.json: can't be read as a sidecar .* larger than 256 MiB"):
+        read_sidecar(engine)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match=r"e\.plan\.json: can't be read as a sidecar .* pipe"):
+        read_sidecar(engine)
+    engine.unlink()
+    os.mkfifo(engine)
+    with pytest.raises(InputError, match=r"e\.plan: is a pipe"):
         read_sidecar(engine)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from vsfix.pipeline.backends.model_kind import model_kind
@@ -43,3 +45,8 @@ def test_a_folder_stands_for_its_checkpoint_and_a_name_alone_for_onnx(tmp_path):
 def test_a_checkpoint_of_torch_and_a_plan_of_tensorrt_rtx_are_told_by_their_content(checkpoint_path, tmp_path):
     (tmp_path / "model").write_bytes(checkpoint_path.read_bytes())
     assert model_kind(tmp_path / "model") == "checkpoint"
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "model")
+    assert model_kind(tmp_path / "model") == "onnx"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,9 @@ def test_timings_that_can_not_be_kept_are_no_error(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         write_timing_cache(tmp_path / "file" / "t.timing", b"1")
     assert "is not kept" in caplog.text
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "t.timing")
+    with pytest.raises(InputError, match="is a pipe"):
+        read_timing_cache(tmp_path / "t.timing")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -226,3 +227,12 @@ def test_files_of_one_name_in_two_folders_are_told_apart_by_their_paths(document
     path = write(tmp_path / "a.json", document, two_folders)
     assert [model for model, _, _ in read_benchmark(path).rows] == ["old/net.onnx", "new/net.onnx"]
     assert len(compare_files(path, path, []).changes) == 4 + 7
+
+
+def test_a_pipe_is_not_waited_for_and_what_no_benchmark_can_be_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "sparse.json").touch()
+    os.truncate(tmp_path / "sparse.json", 1 << 40)
+    for name, said in (("pipe.json", "is a pipe"), ("sparse.json", "larger than 64 MiB")):
+        with pytest.raises(InputError, match=f"{name}: can't be read: .*{said}"):
+            read_benchmark(tmp_path / name)

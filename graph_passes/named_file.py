@@ -1,0 +1,31 @@
+"""What a path must be before it is opened: a file, of a size that such a file can have.
+
+A pipe waits for its other end, and a device never ends.
+"""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+
+def why_unreadable(path: Path, most: int | None = None) -> str | None:
+    """Why a path can't be read as a file; None where nothing stands in the way.
+
+    Args:
+        path: as it was named.
+        most: the bytes that such a file has at most; None for any number.
+    """
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return "no such file"
+    except OSError as error:
+        return f"can't be read ({error.strerror})"
+    if stat.S_ISDIR(status.st_mode):
+        return "is a folder; name a file"
+    if not stat.S_ISREG(status.st_mode):
+        return "is a pipe, a socket or a device, and none of them is read; name a file"
+    if most is not None and status.st_size > most:
+        return f"is of {status.st_size >> 20} MiB, and no file of this kind is larger than {most >> 20} MiB"
+    return None
