@@ -193,7 +193,7 @@ def judge(report: RepairReport, accuracies: tuple[AccuracyRow, ...] = ()) -> tup
         for side in ("before", "after")
     )
     verdict = f"Repaired {len(repaired)} of {len(report.batch_norms)} BatchNorms ({report.method}, {report.data})"
-    if report.judged_on:
+    if report.judged_on and np.isfinite(before):
         verdict += f"; stored against real variance: {before:.2f} -> {after:.2f}"
     verdict += tail
     if accuracies:
