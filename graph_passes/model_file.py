@@ -6,7 +6,8 @@ version are lost on its way back. `export_model` therefore takes the model that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -124,10 +125,18 @@ def check_model(path: Path) -> None:
 
 
 def write_model(model: onnx.ModelProto, path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:
-    """Writes `model` and checks the file in full before it appears under its name.
+    """Writes `model` and checks the file in full before it appears under its name; see `written_model`."""
+    with written_model(model, path, force=force, inputs=inputs):
+        pass
 
-    A model that a protobuf message can't hold (2 GiB) gets its weights in `<name>.onnx.data` beside it; both files
-    appear together.
+
+@contextmanager
+def written_model(model: onnx.ModelProto, path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> Iterator[None]:
+    """Writes `model` and checks the file in full; it appears under its name at the end of the context.
+
+    What goes with the model is written in the context: it appears only where the model can be written, and the model
+    only where all of it could be. A model that a protobuf message can't hold (2 GiB) gets its weights in
+    `<name>.onnx.data` beside it; both files appear together.
 
     Args:
         model: not changed.
@@ -144,6 +153,7 @@ def write_model(model: onnx.ModelProto, path: Path, *, force: bool, inputs: Iter
         _protect_inputs([path], inputs)
         with atomic_path(path, force=force) as temporary:
             _save(model, temporary)
+            yield
         return
     data = external_data_path(path)
     _protect_inputs([data, path], inputs)
@@ -151,6 +161,7 @@ def write_model(model: onnx.ModelProto, path: Path, *, force: bool, inputs: Iter
         raise InputError(f"{data}: the weights would go here, but the file belongs to something else; move it away")
     with atomic_paths([data, path], force=force) as (_, temporary):
         _save(model, temporary)
+        yield
 
 
 def _protect_inputs(outputs: Iterable[Path], inputs: Sequence[Path]) -> None:

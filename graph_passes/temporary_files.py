@@ -18,14 +18,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    _fcntl: Any = None
-else:
-    _fcntl = fcntl
+from .file_lock import HAS_LOCKS, take_lock
 
 _LONGEST_SUFFIX = 24  # bytes
 _LONGEST_NAME = 255 - len("..01234567.part") - _LONGEST_SUFFIX
@@ -108,22 +102,22 @@ def _new_folder(path: Path, place: Path, mode: int) -> tuple[Path, int]:
     """A new folder and its descriptor, -1 where folders have none."""
     temporary = place / _temporary_name(path)
     temporary.mkdir(mode)
-    return temporary, -1 if _fcntl is None else os.open(temporary, os.O_RDONLY)
+    return temporary, os.open(temporary, os.O_RDONLY) if HAS_LOCKS else -1
 
 
 @contextmanager
 def _held(make: Callable[[], tuple[Path, int]]) -> Iterator[Path]:
     """Makes a file or folder and holds its lock."""
     temporary, lock = make()
-    while _is_taken(lock) is False or not temporary.exists():
+    while take_lock(lock) is False or not temporary.exists():
         os.close(lock)  # another process took it for an abandoned one before it was held
         temporary, lock = make()
-    if _fcntl is None and lock >= 0:
+    if not HAS_LOCKS and lock >= 0:
         os.close(lock)  # an open file can't be renamed there
     try:
         yield temporary
     finally:
-        if _fcntl is not None:
+        if HAS_LOCKS:
             os.close(lock)
 
 
@@ -140,14 +134,14 @@ def _clear_abandoned(path: Path, place: Path, clear: Callable[[Path], None]) -> 
 
 def _clear_one(left: Path, clear: Callable[[Path], None]) -> None:
     """Removes one temporary file or folder, unless a process holds it, or it is something else under such a name."""
-    if _fcntl is None:
+    if not HAS_LOCKS:
         return
     # Not blocking: a pipe under that name would wait for its other end.
     lock = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         status = os.fstat(lock)
         is_folder = stat.S_ISDIR(status.st_mode)
-        if not (is_folder or stat.S_ISREG(status.st_mode)) or status.st_uid != os.getuid() or not _is_taken(lock):
+        if not (is_folder or stat.S_ISREG(status.st_mode)) or status.st_uid != os.getuid() or not take_lock(lock):
             return
         if is_folder:
             clear(left)
@@ -155,16 +149,3 @@ def _clear_one(left: Path, clear: Callable[[Path], None]) -> None:
             left.unlink(missing_ok=True)
     finally:
         os.close(lock)
-
-
-def _is_taken(lock: int) -> bool | None:
-    """Takes the lock of an open file or folder; False where another process holds it, None where there are no locks."""
-    if _fcntl is None:
-        return None
-    try:
-        _fcntl.flock(lock, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import onnx
 from vsfix.graph_passes.atomic_file import atomic_path
 from vsfix.graph_passes.errors import CheckFailedError
 from vsfix.graph_passes.external_data import external_data_files
-from vsfix.graph_passes.model_file import export_model, read_model, write_model
+from vsfix.graph_passes.model_file import export_model, read_model, written_model
 from vsfix.graph_passes.shift import geometric_mean
 from vsfix.trainers.user_path import user_path
 
@@ -193,7 +194,7 @@ def judge(report: RepairReport, accuracies: tuple[AccuracyRow, ...] = ()) -> tup
         for side in ("before", "after")
     )
     verdict = f"Repaired {len(repaired)} of {len(report.batch_norms)} BatchNorms ({report.method}, {report.data})"
-    if report.judged_on:
+    if report.judged_on and np.isfinite(before):
         verdict += f"; stored against real variance: {before:.2f} -> {after:.2f}"
     verdict += tail
     if accuracies:
@@ -237,13 +238,17 @@ def _write_page(result: Optimization, outputs: Outputs, source: Path) -> None:
 
 
 def _write(result: Optimization, outputs: Outputs, source: Path) -> None:
-    """Writes what was asked for; the model comes last, so that it never stands there without its companions."""
+    """Writes what was asked for; the model appears last, so that it never stands there without its companions."""
     if outputs.dry_run:
         return
-    _write_page(result, outputs, source)
-    if outputs.statistics is not None:
-        arrays: dict[str, Any] = dict(result.repair.statistics)
-        with atomic_path(outputs.statistics, force=outputs.force) as temporary, temporary.open("wb") as file:
-            np.savez(file, **arrays)
-    if outputs.model is not None:
-        write_model(result.repair.model, outputs.model, force=outputs.force, inputs=[source])
+    model = result.repair.model
+    with (
+        nullcontext()
+        if outputs.model is None
+        else written_model(model, outputs.model, force=outputs.force, inputs=[source])
+    ):
+        _write_page(result, outputs, source)
+        if outputs.statistics is not None:
+            arrays: dict[str, Any] = dict(result.repair.statistics)
+            with atomic_path(outputs.statistics, force=outputs.force) as temporary, temporary.open("wb") as file:
+                np.savez(file, **arrays)

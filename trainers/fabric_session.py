@@ -71,6 +71,11 @@ def fabric_session(precision: str) -> Iterator[Fabric]:
             torch.distributed.destroy_process_group()
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that writes: the only one, or the first under torchrun."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"
+
+
 def _processes() -> tuple[int, int]:
     """Machines, and processes on each of them; (1, 1) without torchrun."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:

@@ -16,14 +16,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
-from contextlib import suppress
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
 from vsfix.graph_passes.atomic_file import atomic_path
 from vsfix.graph_passes.errors import InputError, OutputExistsError
+from vsfix.graph_passes.file_lock import HAS_LOCKS, take_lock
 
 from .checkpoint import Checkpoint, EpochMetrics, load_checkpoint, save_checkpoint
 from .shift_log import BatchNormShift
@@ -62,6 +64,23 @@ class RunFolder:
         """The shift of each BatchNorm over the epochs as CSV; there is none where it was not logged."""
         return self.path / "shift.csv"
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other runs out of the folder, which is made where it is missing, for as long as the context lasts.
+
+        Raises:
+            InputError: the folder can't be made, or another process trains into it.
+        """
+        self._make()
+        descriptor = os.open(self.path, os.O_RDONLY) if HAS_LOCKS else None
+        try:
+            if descriptor is not None and take_lock(descriptor) is False:
+                raise InputError(f"{self.path}: another process trains into it; wait for it, or name another folder")
+            yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
     def open_for(self, config: TrainingConfig, *, force: bool) -> Checkpoint | None:
         """Makes the folder ready and finds where a run of `config` goes on.
 
@@ -77,10 +96,7 @@ class RunFolder:
             OutputExistsError: the folder holds files of these names that belong to no run.
             ModelError: the checkpoint in the folder is damaged.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.path}: can't make the folder ({error.strerror})") from None
+        self._make()
         if force:
             return None
         if not self.checkpoint.exists():
@@ -96,6 +112,13 @@ class RunFolder:
                 " pass --force to start again, or name another folder"
             )
         return checkpoint
+
+    def _make(self) -> None:
+        """Makes the folder where it is missing."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.path}: can't make the folder ({error.strerror})") from None
 
     def remove_if_empty(self) -> None:
         """Takes the folder away again where a run could not begin; folders above it stay."""

@@ -17,7 +17,7 @@ from vsfix.graph_passes.errors import InputError, StoppedError, VsfixError
 from .checkpoint import Checkpoint, EpochMetrics
 from .device_fault import device_fault
 from .epoch_losses import STEPS_BETWEEN_CHECKS
-from .fabric_session import fabric_session
+from .fabric_session import fabric_session, is_first_process
 from .run_folder import RunFolder
 from .stop_request import StopRequest, stop_on_signal
 from .tensorboard_log import MetricsLog, tensorboard_log
@@ -95,15 +95,20 @@ def train(config: TrainingConfig, output: Path, options: TrainingOptions | None 
         options: what is done beside.
 
     Raises:
-        InputError: the data or the folder can't be used as they are.
+        InputError: the data or the folder can't be used as they are, or another process trains into the folder.
         ModelError: the checkpoint in the folder is damaged.
         OutOfMemoryError: the device does not hold a step; the last checkpoint is kept.
         CheckFailedError: the loss or a weight is no longer finite; the last good checkpoint is kept.
         MissingComponentError: a library is not installed, or the GPU is lost; the last checkpoint is kept.
         StoppedError: Ctrl-C or SIGTERM came; a checkpoint is written, from which the same call goes on.
     """
-    options = options or TrainingOptions()
     folder = RunFolder(output)
+    with folder.held() if is_first_process() else nullcontext():
+        return _train_into(folder, config, options or TrainingOptions())
+
+
+def _train_into(folder: RunFolder, config: TrainingConfig, options: TrainingOptions) -> TrainingResult:
+    """Trains into a folder that is held."""
     checkpoint = folder.open_for(config, force=options.force)
     if checkpoint is not None and checkpoint.epoch >= config.epochs:
         folder.write_views(checkpoint)

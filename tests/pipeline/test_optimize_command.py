@@ -54,6 +54,25 @@ def test_optimize_writes_what_was_asked_for_and_leaves_the_input(call, network, 
     assert "PASS Repaired 2 of 2 BatchNorms (paired, 32 samples of the data)" in result.stdout
 
 
+def test_where_the_model_can_not_be_written_its_companions_stay_the_old_ones(call, network, tmp_path, monkeypatch):
+    outputs = {name: tmp_path / f"out.{name}" for name in ("onnx", "npz", "html")}
+    command = (
+        *("optimize", network, "-o", outputs["onnx"], "--data", "digits", "--force"),
+        *("--statistics", outputs["npz"], "--html", outputs["html"], "--samples"),
+    )
+    assert call(*command, 32).exit_code == 0
+    before = {path: path.read_bytes() for path in outputs.values()}
+
+    def run_full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vsfix.graph_passes.model_file.save_unchecked", run_full)
+    result = call(*command, 64)
+    assert (result.exit_code, "No space left" in result.stderr) == (2, True)
+    assert {path: path.read_bytes() for path in outputs.values()} == before
+    assert sorted(tmp_path.iterdir()) == sorted([network, *before])
+
+
 def test_the_method_none_folds_and_changes_no_number(call, network, checkpoint_path, tmp_path):
     result = call("optimize", network, "-o", tmp_path / "out.onnx", "--method", "none")
     assert result.exit_code == 0, result.stderr

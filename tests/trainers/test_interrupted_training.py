@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vsfix.graph_passes.errors import ModelError, StoppedError
+from vsfix.graph_passes.errors import InputError, ModelError, StoppedError
 from vsfix.graph_passes.noise import Noise
 from vsfix.trainers import training_run
 from vsfix.trainers.augmentation import Augmentation
@@ -212,3 +212,15 @@ def test_the_shift_is_logged_as_often_as_asked_and_at_the_end(tmp_path):
     names = [f"stage{stage}.0.{name}" for stage in (1, 2, 3) for name in norms] + ["bn"]
     assert [(row["epoch"], row["batch_norm"]) for row in rows] == [(e, n) for e in "23" for n in names]
     assert list(rows[0]) == ["epoch", "batch_norm", "shift_ratio", "mismatch"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the locks are those of POSIX")
+def test_a_folder_that_another_run_trains_into_is_refused_and_left_alone(tmp_path):
+    def intrude(_):
+        for force in (False, True):
+            with pytest.raises(InputError, match="another process trains into it"):
+                train(replace(CONFIG, seed=1), tmp_path, TrainingOptions(force=force))
+
+    train(CONFIG, tmp_path, TrainingOptions(on_epoch=intrude))
+    assert load_checkpoint(tmp_path / "checkpoint.pt").training.seed == CONFIG.seed
+    assert train(CONFIG, tmp_path).resumed_from == CONFIG.epochs  # it is free again
