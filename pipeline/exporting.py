@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from vsfix.graph_passes.model_file import first_line
 from vsfix.trainers.checkpoint import Checkpoint
 from vsfix.trainers.onnx_export import ExportResult, export_onnx
 from vsfix.trainers.preprocessing import METADATA_KEY
-from vsfix.trainers.torch_file import read_torch_file
+from vsfix.trainers.torch_file import is_state_dict, read_torch_file
 
 DEFAULT_OPSET = 18
 _EXAMPLES = 4
@@ -105,7 +105,7 @@ def _load_weights(module: nn.Module, path: Path) -> None:
         state = read_torch_file(path)
     except ModelError as error:
         raise InputError(f"--weights {error}; save module.state_dict()") from None
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+    if not is_state_dict(state):
         raise InputError(f"--weights {path}: holds no state_dict; save module.state_dict()")
     expected = set(module.state_dict())
     for what, keys in (("lacks", expected - set(state)), ("has too much:", set(state) - expected)):

@@ -79,8 +79,8 @@ def install_quantizer() -> Path:
     if (folder / _STAMP).is_file():
         return python
     shutil.rmtree(folder, ignore_errors=True)
-    _install([sys.executable, "-m", "venv", str(folder)])
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    _install([sys.executable, "-I", "-m", "venv", str(folder)])
+    pip = [str(python), "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     _install([*pip, *_BESIDE])
     _install([*pip, "--no-deps", _MODELOPT])
     with atomic_path(folder / _STAMP, force=True) as stamp:

@@ -11,7 +11,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from vsfix.graph_passes.errors import InputError, ModelError
 from .network import NetworkConfig, build_network
 from .preprocessing import Preprocessing
 from .shift_log import BatchNormShift
-from .torch_file import read_torch_file
+from .torch_file import is_state_dict, read_torch_file
 from .training_config import TrainingConfig
 
 FORMAT = "vsfix-checkpoint"
@@ -108,13 +108,31 @@ class Checkpoint:
         Raises:
             ModelError: the weights don't belong to this network.
         """
+        state = self.model if self.average is None else self.average
+        self._require_size(state)
         module = build_network(self.network)
         try:
-            module.load_state_dict(self.model if self.average is None else self.average, strict=True)
+            module.load_state_dict(state, strict=True)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise ModelError(f"checkpoint: the weights don't fit its network: {reason}") from None
         return module.eval()
+
+    def _require_size(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Refuses weights of another network before memory is taken for that one; its name and width are only said."""
+        try:
+            with torch.device("meta"):
+                wanted = build_network(self.network).state_dict()
+        except (RuntimeError, TypeError, OverflowError):  # sides whose product is no number of torch
+            raise ModelError("checkpoint: the weights don't fit its network: it is larger than any memory") from None
+        for name, tensor in wanted.items():
+            found = state.get(name)
+            if found is None or found.shape != tensor.shape or not torch.can_cast(found.dtype, tensor.dtype):
+                held = "nothing" if found is None else f"{found.dtype} of shape {list(found.shape)}"
+                raise ModelError(
+                    f"checkpoint: the weights don't fit its network: '{name}' is {tensor.dtype} of shape "
+                    f"{list(tensor.shape)} there, and the file holds {held} for it; train again"
+                )
 
 
 _Row = TypeVar("_Row", EpochMetrics, BatchNormShift)
@@ -179,9 +197,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _tensors(state: object) -> dict[str, torch.Tensor]:
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+    if not is_state_dict(state):
         raise ValueError("no state_dict where one belongs")
-    return dict(state)
+    return dict(cast("Mapping[str, torch.Tensor]", state))
 
 
 def _state(content: dict[str, Any], field: str) -> dict[str, Any]:

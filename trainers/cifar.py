@@ -17,12 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from vsfix.graph_passes.errors import DataError, InputError
+from vsfix.graph_passes.named_file import why_unreadable
 
 from .pickled_arrays import read_pickle
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 _PIXELS = 3072
+_LARGEST = 1 << 29  # bytes; the largest file published has a third of it
 _PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
 
@@ -87,6 +89,8 @@ def read_cifar(name: str, folder: Path, split: str) -> tuple[Images, Labels, tup
 
 def _read_binary(path: Path, name: str) -> tuple[Images, Labels]:
     labels = 1 if name == "cifar10" else 2
+    if (reason := why_unreadable(path, _LARGEST)) is not None:
+        raise DataError(f"{path}: {reason}")
     try:
         content = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
@@ -117,6 +121,8 @@ def _images(rows: Images) -> Images:
 
 
 def _read_names(path: Path, name: str) -> tuple[str, ...]:
+    if (reason := why_unreadable(path, _LARGEST)) is not None:
+        raise DataError(f"{path}: {reason}")
     return _checked(path, name, path.read_text(encoding="utf-8", errors="replace").split("\n"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -12,6 +13,7 @@ from vsfix.graph_passes.errors import InputError
 
 from .network_families import network_builder
 from .noise_sites import NO_NOISE, NoiseSites
+from .preprocessing import MOST_PIXELS
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class NetworkConfig:
         size = self.image_size
         if not isinstance(size, tuple) or len(size) != 2 or not all(map(_is_count, size)):
             raise InputError(f"network: image_size must be a height and a width of at least 1, not {size!r}")
+        if math.prod(size) > MOST_PIXELS:
+            raise InputError(f"network: image_size is {size}; {MOST_PIXELS:,} pixels are the most")
         if not isinstance(self.noise, NoiseSites):
             raise InputError(f"network: noise must be a NoiseSites, not {self.noise!r}")
         network_builder(self)

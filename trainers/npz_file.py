@@ -48,6 +48,8 @@ def _read_arrays(file: BinaryIO, path: Path) -> dict[str, Array]:
     with content:
         assert content.zip is not None  # while it is open
         _refuse_bomb(content.zip, path)
+        if len(set(content.files)) < len(content.files):
+            raise DataError(f"{path}: two of its arrays have the same name; write it anew with numpy.savez")
         return {name: _read_array(content, name, path) for name in content.files}
 
 

@@ -82,9 +82,11 @@ class _Machine:
 
     stack: list[Any] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
+    left_to_encode: int = 0
 
     def run(self, content: bytes) -> Any:
         """The value that the program leaves behind."""
+        self.left_to_encode = len(content)
         for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
             if opcode.name == "STOP":
                 return _plain(self.stack.pop(), {})
@@ -151,13 +153,20 @@ class _Machine:
         """What a call of one of the known names means."""
         called, arguments = self.take(2)
         if called == _Name(_ENCODE) and arguments[1] in ("latin1", "latin-1"):
-            self.stack.append(arguments[0].encode("latin-1"))
+            self.stack.append(self.encoded(arguments[0]))
         elif called == _Name(_DTYPE):
             self.stack.append(_Array(code=_text(arguments[0])))
         elif called == _Name(_RECONSTRUCT) and arguments[0] == _Name(_ARRAY):
             self.stack.append(_Array())
         else:
             raise DataError("the pickle calls something; nothing in it is ever executed")
+
+    def encoded(self, text: str) -> bytes:
+        """The bytes that a text stands for; all of them together are no more than the file has, each named once."""
+        self.left_to_encode -= len(text)
+        if self.left_to_encode < 0:
+            raise DataError("the pickle unpacks to more than its size")
+        return text.encode("latin-1")
 
     def build(self) -> None:
         """Gives an array or a dtype its state."""

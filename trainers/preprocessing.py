@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from vsfix.graph_passes.errors import DataError, InputError
 
+MOST_PIXELS = 1 << 22  # of one image, 2048 x 2048
 METADATA_KEY = "vsfix.preprocessing"
 _VERSION = 1
 _IMAGES_AT_ONCE = 4096
@@ -47,6 +48,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.channels < 1 or len(self.size) != 2 or min(self.size) < 1:
             raise InputError(f"preprocessing: {self.channels} channels of size {self.size} are no image")
+        if math.prod(self.size) > MOST_PIXELS:
+            raise InputError(f"preprocessing: images of size {self.size}; {MOST_PIXELS:,} pixels are the most")
         if not len(self.mean) == len(self.std) == self.channels:
             raise InputError(
                 f"preprocessing: {len(self.mean)} means and {len(self.std)} deviations for {self.channels} channels;"
@@ -85,7 +88,8 @@ class Preprocessing:
         levels = np.arange(256, dtype=np.float64) / 255
         outputs = np.empty((len(images), channels, height, width), dtype=np.float32)
         for channel in range(channels):
-            table = ((levels - self.mean[channel]) / self.std[channel]).astype(np.float32)
+            with np.errstate(over="ignore"):  # whoever takes the images refuses infinite ones
+                table = ((levels - self.mean[channel]) / self.std[channel]).astype(np.float32)
             for start in range(0, len(images), _IMAGES_AT_ONCE):
                 part = slice(start, start + _IMAGES_AT_ONCE)
                 outputs[part, channel] = table[images[part, :, :, channel]]
@@ -169,6 +173,6 @@ def _real(value: Any, field: str) -> float:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise _malformed("class_names", "names")
+    if not isinstance(value, str) or any("\ud800" <= character <= "\udfff" for character in value):
+        raise _malformed("class_names", "names, in Unicode")
     return value

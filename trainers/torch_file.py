@@ -47,6 +47,13 @@ def read_torch_file(path: Path) -> Any:
     return content
 
 
+def is_state_dict(content: object) -> bool:
+    """Whether what a file holds is tensors by name."""
+    return isinstance(content, Mapping) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in content.items()
+    )
+
+
 def _look_through(path: Path) -> None:
     """Refuses what takes the memory, the time or the stack of the process while it is being read."""
     with path.open("rb") as file:

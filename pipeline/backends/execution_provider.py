@@ -18,6 +18,7 @@ from typing import Any
 import onnx
 
 from vsfix.graph_passes.errors import ModelError
+from vsfix.graph_passes.local_functions import nodes_with_bodies
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -41,16 +42,35 @@ def provider_options(provider: str, model: Path | onnx.ModelProto) -> list[tuple
     Args:
         provider: `CPU`, `CUDA` or `TENSORRT`, which has CUDA behind it.
         model: what will run, for its types.
+
+    Raises:
+        ModelError: it holds an engine.
     """
     if provider == CPU:
         return [(CPU, {})]
     if provider == CUDA:
         return [(CUDA, dict(_CUDA_OPTIONS))]
-    graph = (onnx.load(model, load_external_data=False) if isinstance(model, Path) else model).graph
+    model = onnx.load(model, load_external_data=False) if isinstance(model, Path) else model
+    _refuse_engines(model)
+    graph = model.graph
     types = {tensor.data_type for tensor in graph.initializer}
     types |= {value.type.tensor_type.elem_type for value in graph.input}
     allowed = {option: "1" for kind, option in _PERMISSIONS.items() if kind in types}
     return [(TENSORRT, _TENSORRT_OPTIONS | allowed), (CUDA, dict(_CUDA_OPTIONS))]
+
+
+def _refuse_engines(model: onnx.ModelProto) -> None:
+    """Refuses a model with an engine in it, which the TensorRT provider would load: an engine is code.
+
+    Source: https://onnxruntime.ai/docs/execution-providers/EP-Context-Design.html
+    """
+    bodies = (model.graph.node, *(function.node for function in model.functions))
+    for node in nodes_with_bodies(node for body in bodies for node in body):
+        if node.op_type == "EPContext":
+            raise ModelError(
+                f"EPContext '{node.name or ', '.join(node.output)}' holds an engine, or names the file of one, and an "
+                "engine in a model is never loaded; give the model that it was made of"
+            )
 
 
 @contextmanager

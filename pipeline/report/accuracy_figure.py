@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from vsfix.pipeline.accuracy import AccuracyRow
 
+from .drawing_library import Axes, FixedLocator, FuncFormatter, NullLocator
 from .figure import MARKERS, SERIES, page_figure, spaced
 
 _WIDEN = 1.6  # from the outer points to the ends of the axis, as a factor

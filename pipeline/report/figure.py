@@ -10,10 +10,9 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import matplotlib as mpl
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+
+from .drawing_library import Axes, Figure, only_settings
 
 # Stands for the colour of the page's text until the SVG is part of the page.
 TEXT_COLOUR = "#010203"
@@ -51,7 +50,7 @@ def figure_svg(
         "xtick.color": TEXT_COLOUR,
         "ytick.color": TEXT_COLOUR,
     }
-    with mpl.rc_context(settings), warnings.catch_warnings():
+    with only_settings(settings), warnings.catch_warnings():
         # The browser has letters that matplotlib's font lacks; here they only lack a width.
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         figure = Figure(figsize=size, layout="constrained")

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import helper
 
 from vsfix.graph_passes import external_data
 from vsfix.graph_passes.errors import DataError, MissingComponentError, ModelError
@@ -281,3 +282,18 @@ def test_onnx_runtime_itself_says_who_took_which_node(residual):
 def test_without_the_tensorrt_provider_the_line_that_installs_it_is_given(residual):
     with pytest.raises(MissingComponentError, match=r"pip install 'vsfix\[gpu,tensorrt\]'"):
         OnnxRuntimeRunner(residual, provider="TensorrtExecutionProvider")
+
+
+@pytest.mark.parametrize("in_a_file", [False, True])
+@pytest.mark.parametrize("in_a_body", [False, True])
+def test_an_engine_in_a_model_is_not_loaded(residual, gpu_build, tmp_path, in_a_file, in_a_body):
+    engine = helper.make_node("EPContext", ["x"], ["e"], "part", domain="com.microsoft", ep_cache_context=b"ftrt")
+    if in_a_body:
+        body = helper.make_graph([engine], "body", [], [onnx.ValueInfoProto(name="e")])
+        engine = helper.make_node("If", ["c"], ["e"], then_branch=body, else_branch=body)
+    residual.graph.node.insert(0, engine)
+    onnx.save(residual, tmp_path / "m.onnx")
+    seen = gpu_build([("TensorrtExecutionProvider", 9)])
+    with pytest.raises(ModelError, match="EPContext 'part' holds an engine"):
+        OnnxRuntimeRunner(tmp_path / "m.onnx" if in_a_file else residual, provider="TensorrtExecutionProvider")
+    assert not seen

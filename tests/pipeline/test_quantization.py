@@ -252,3 +252,16 @@ def test_the_command_line_quantises_and_writes_a_file_that_says_so(call, onnx_pa
     model = onnx.load(target)
     assert {"vsfix.repair", "vsfix.preprocessing"} <= {entry.key for entry in model.metadata_props}
     assert find_quantized_layers(import_graph(model)).quantized
+
+
+def test_what_lies_in_the_current_folder_is_not_run_by_the_installation(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    commands: list[list[str]] = []
+
+    def record(command):
+        commands.append(command)
+        quantizer_folder().mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr("vsfix.pipeline.quantizer._install", record)
+    install_quantizer()
+    assert [command[1:4] for command in commands] == [["-I", "-m", "venv"], ["-I", "-m", "pip"], ["-I", "-m", "pip"]]

@@ -177,3 +177,35 @@ def test_weights_of_another_network_are_refused(path, mistake):
     with pytest.raises(ModelError, match="don't fit") as error:
         load_checkpoint(path).build()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width": 10**9},
+        {"width": 10**30},
+        {"num_classes": 10**9},
+        {"in_channels": 10**8},
+        {"model": "wrn-9994-999"},
+        {"model": "mlp-999"},
+    ],
+)
+def test_a_network_far_larger_than_its_weights_is_refused_before_it_is_built(path, change):
+    rewrite(path, lambda content: content["training"]["network"].update(change))
+    with pytest.raises(ModelError, match=r"don't fit its network: .*(the file holds|than any memory)"):
+        load_checkpoint(path).build()
+
+
+def test_weights_that_would_lose_their_imaginary_part_are_refused(path):
+    rewrite(path, lambda content: content["model"].update(conv=content["model"].pop("conv.weight")))
+    with pytest.raises(ModelError, match=r"'conv.weight' is torch.float32 of shape .*, and the file holds nothing"):
+        load_checkpoint(path).build()
+    rewrite(path, lambda content: content["model"].update({"conv.weight": content["model"].pop("conv").cfloat()}))
+    with pytest.raises(ModelError, match=r"the file holds torch.complex64 of shape"):
+        load_checkpoint(path).build()
+
+
+def test_weights_with_numbers_for_names_are_refused(path):
+    rewrite(path, lambda content: content["model"].update({3: content["model"].pop("conv.weight")}))
+    with pytest.raises(ModelError, match="no state_dict where one belongs"):
+        load_checkpoint(path)

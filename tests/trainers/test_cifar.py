@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 
 import numpy as np
@@ -117,3 +118,11 @@ def test_a_python_file_that_holds_something_else_is_refused(tmp_path, content, m
     (tmp_path / "test_batch").write_bytes(pickle.dumps(content, 2))
     with pytest.raises(DataError, match=message):
         load_dataset(f"cifar10:{tmp_path}", "test")
+
+
+@pytest.mark.parametrize("name", ["data_batch_1.bin", "batches.meta.txt"])
+def test_a_file_far_larger_than_any_published_one_is_refused_before_it_is_read(tmp_path, name):
+    write_binary(tmp_path, "cifar10")
+    os.truncate(tmp_path / name, 1 << 40)
+    with pytest.raises(DataError, match=f"{name}: is of 1048576 MiB, and no file of this kind is larger"):
+        load_dataset(f"cifar10:{tmp_path}", "train")

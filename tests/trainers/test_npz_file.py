@@ -138,3 +138,16 @@ def test_a_small_file_that_unpacks_to_very_much_is_refused_before_it_does(tmp_pa
         read_npz(tmp_path / "bomb.npz")
     assert read_npz(tmp_path / "large.npz")["x"].size == 1 << 21
     assert read_npz(tmp_path / "plain.npz")["x"].size == 1 << 20
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("second", ["x.npy", "x"])
+def test_two_arrays_of_one_name_are_refused(tmp_path, second):
+    path = tmp_path / "file.npz"
+    np.savez(path, x=np.zeros(3))
+    with zipfile.ZipFile(path) as archive:
+        content = archive.read("x.npy")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(second, content)
+    with pytest.raises(DataError, match="two of its arrays have the same name"):
+        read_npz(path)

@@ -190,3 +190,12 @@ def test_a_dict_has_texts_for_keys(key, form, tmp_path):
     (tmp_path / "a").write_bytes(form % key)
     with pytest.raises(DataError, match="keys are no texts"):
         read_pickle(tmp_path / "a")
+
+
+def test_a_text_that_is_named_again_and_again_does_not_make_much_of_a_small_file(tmp_path):
+    text = b"X" + struct.pack("<I", 1 << 20) + bytes(1 << 20) + b"q\x01"
+    encode = b"c_codecs\nencode\nh\x01X\x06\0\0\0latin1\x86R"
+    once = b"\x80\x02(" + text + encode + b"t."
+    assert read_pickle(write(tmp_path, once)) == ("\0" * (1 << 20), bytes(1 << 20))
+    with pytest.raises(DataError, match="unpacks to more than its size"):
+        read_pickle(write(tmp_path, once.replace(encode, encode * 1000)))

@@ -124,3 +124,16 @@ def test_the_metadata_key_is_what_exported_files_hold():
 def test_preprocessing_and_datasets_need_no_torch():
     code = "import sys, vsfix.trainers.preprocessing, vsfix.trainers.datasets; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_images_of_a_size_that_no_memory_holds_and_names_that_are_no_unicode_are_refused():
+    text = Preprocessing(1, (8, 8), (0.0,), (1.0,), ("a",)).to_json()
+    with pytest.raises(InputError, match="4,194,304 pixels are the most"):
+        Preprocessing.from_json(text.replace("[8, 8]", "[200000, 200000]"))
+    with pytest.raises(InputError, match="'class_names' must be names, in Unicode"):
+        Preprocessing.from_json(text.replace('"a"', r'"\ud800"'))
+
+
+def test_a_deviation_of_almost_nothing_makes_infinite_images_and_no_warning():
+    images = np.full((1, 8, 8, 1), 255, dtype=np.uint8)
+    assert np.isinf(Preprocessing(1, (8, 8), (0.0,), (1e-320,)).apply(images)).all()
