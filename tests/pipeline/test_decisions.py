@@ -80,6 +80,23 @@ def test_the_divergence_is_that_of_scipy():
     assert compare_decisions(reference, reference + 5).divergence == pytest.approx(0, abs=1e-15)
 
 
+@pytest.mark.parametrize("digits", [np.float64, np.float16])
+def test_outputs_that_are_probabilities_already_are_no_logits(digits):
+    reference, output = softmax(np.random.default_rng(5).normal(0, 1.5, (2, 40, 6)), axis=2).astype(digits)
+    scipy = np.mean([entropy(p, q) for p, q in zip(reference.astype(float), output.astype(float), strict=True)])
+    assert compare_decisions(reference, output).divergence == pytest.approx(
+        scipy, rel=1e-2 if digits is np.float16 else 1e-9
+    )
+    # Their softmax is another distribution, and much nearer: what a planted mistake would give.
+    wrong = np.mean([entropy(softmax(p), softmax(q)) for p, q in zip(reference, output, strict=True)])
+    assert wrong < 0.5 * scipy
+
+
+def test_a_probability_that_has_become_zero_leaves_the_divergence_finite():
+    found = compare_decisions(np.array([[1 - 1e-9, 1e-9], [0.5, 0.5]]), np.array([[1.0, 0.0], [0.5, 0.5]]))
+    assert 0 <= found.divergence < 1e-7
+
+
 def test_large_logits_leave_the_divergence_finite():
     assert compare_decisions(np.array([[1e4, 0.0]]), np.array([[0.0, 1e4]])).divergence == pytest.approx(1e4)
 
