@@ -11,6 +11,7 @@ import scipy.stats
 
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
+from vsfix.pipeline.benchmark.gpu_watch import GpuWatch
 from vsfix.pipeline.benchmark.latency import LatencyConfig
 from vsfix.pipeline.benchmark.repair_trials import RepairTrial
 from vsfix.pipeline.optimization import Outputs, optimize
@@ -189,7 +190,7 @@ def test_a_model_with_another_output_fails_alone_and_the_others_are_measured(onn
 
 
 def test_labels_that_name_no_class_end_the_run_before_anything_is_timed(onnx_path, tmp_path, monkeypatch):
-    monkeypatch.setattr("vsfix.pipeline.benchmark.benchmarking.time_rows", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr("vsfix.pipeline.benchmark.row_latency.time_rows", lambda *_: pytest.fail("timed"))
     images = np.zeros((20, 1, 8, 8), dtype=np.float32)
     np.savez(tmp_path / "x.npz", input=images, labels=np.full(20, 10))
     with pytest.raises(DataError, match="the label of sample 0 is 10"):
@@ -226,3 +227,13 @@ def test_the_same_file_twice_is_refused(onnx_path):
 def test_batch_sizes_that_make_no_sense_are_refused(sizes):
     with pytest.raises(InputError, match="--batch"):
         replace(QUICK, latency_batches=sizes)
+
+
+def test_the_environment_names_the_processor_and_the_gpu_while_it_was_timed(onnx_path, monkeypatch):
+    state = {"GPU": "one", "SM clock": "900 MHz", "throttle reasons": "software power cap"}
+    monkeypatch.setattr("vsfix.pipeline.benchmark.row_latency.GpuWatch", lambda: GpuWatch(lambda: state))
+    latency = LatencyConfig(seconds=0.0001, min_runs=20, warm_up_seconds=0)
+    timed = benchmark([onnx_path], replace(QUICK, latency=latency, latency_batches=(4,)))
+    assert timed.environment["while timing batch 4"] == "SM clock 900 MHz, throttle reasons software power cap"
+    assert timed.environment["peak memory"].endswith(" MiB")
+    assert "the GPU was slowed down while batch 4 was timed: software power cap" in timed.notes
