@@ -12,6 +12,7 @@ from vsfix.graph_passes.inference import Array, Float64Array
 from .proportion import Proportion, mcnemar_p_value, proportion
 from .tensor_comparison import as_float64, finite_rows
 
+RETENTION_BARS = (0.999, 0.99)  # as those of MLPerf Inference
 _SUM_ERROR = 1e-2  # of probabilities in float16, of which a thousand are added up
 _LEAST = 1e-12  # probability: a narrow type makes smaller ones zero
 
@@ -39,6 +40,13 @@ class Task:
     good_to_bad: int
     bad_to_good: int
     p_value: float
+
+    @property
+    def retention_bar(self) -> float | None:
+        """The highest of `RETENTION_BARS` that the retention reaches, 0 below all; None where there is no retention."""
+        if self.retention is None:
+            return None
+        return next((bar for bar in RETENTION_BARS if self.retention >= bar), 0.0)
 
 
 @dataclass(frozen=True)

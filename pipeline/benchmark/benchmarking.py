@@ -109,12 +109,12 @@ def benchmark(paths: Sequence[Path], config: BenchmarkConfig) -> Benchmark:
         measured, errors = _measure(files, variants, samples, batch_size, advance)
         repairs = None if source is None else _try_repairs(source, samples, batch_size, config, advance)
         times = time_batches(files, [found.variant for found in measured], samples, sizes, config.latency, advance)
-    rows = tuple(
-        failed_row(variant, errors[variant])
-        if variant in errors
-        else make_row(variant, measured, _labels(samples), times.latencies[variant])
-        for variant in variants
-    )
+        rows = tuple(
+            failed_row(variant, errors[variant])
+            if variant in errors
+            else make_row(variant, measured, samples, times.latencies[variant])
+            for variant in variants
+        )
     status, verdict = judge(rows, repairs)
     return Benchmark(
         status=status,

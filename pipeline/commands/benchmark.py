@@ -122,6 +122,8 @@ def command(
         for row in found.rows:
             for reason in row.reasons:
                 click.echo(f"{row.status} {row.label}: {reason}")
+            if row.layers is not None:
+                click.echo(f"{row.status} {row.label}: {row.layers}")
         for note in found.notes:
             click.echo(f"WARN {note}")
         click.echo(f"{found.status} {found.verdict}")

@@ -124,3 +124,16 @@ def test_among_equal_logits_the_first_class_decides():
     found = compare_decisions(logits, logits, np.array([0, 5])).task
     assert found is not None
     assert (found.reference.count, found.reference_top5) == (1, proportion(1, 2))
+
+
+@pytest.mark.parametrize(("kept", "bar"), [(1000, 0.999), (999, 0.999), (998, 0.99), (990, 0.99), (989, 0.0)])
+def test_the_bar_of_a_retention_is_the_highest_that_it_reaches(kept, bar):
+    reference = np.tile([0.0, 1.0], (1000, 1))
+    output = reference.copy()
+    output[kept:] = output[kept:, ::-1]
+    task = compare_decisions(reference, output, np.ones(1000, dtype=np.int64)).task
+    assert task is not None
+    assert task.retention_bar == bar
+    never = compare_decisions(reference, output, np.zeros(1000, dtype=np.int64)).task
+    assert never is not None
+    assert never.retention_bar is None

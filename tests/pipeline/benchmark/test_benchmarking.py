@@ -237,3 +237,10 @@ def test_the_environment_names_the_processor_and_the_gpu_while_it_was_timed(onnx
     assert timed.environment["while timing batch 4"] == "SM clock 900 MHz, throttle reasons software power cap"
     assert timed.environment["peak memory"].endswith(" MiB")
     assert "the GPU was slowed down while batch 4 was timed: software power cap" in timed.notes
+
+
+def test_each_row_tells_which_bar_its_retention_reaches(found):
+    for row in found.rows:
+        task = None if row.against_own is None else row.against_own.decisions.task
+        assert row.retention_bar == (None if task is None else task.retention_bar)
+    assert {row.retention_bar for row in found.rows} >= {None, 0.999}
