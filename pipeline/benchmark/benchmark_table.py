@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from vsfix.pipeline.decisions import Task
 from vsfix.pipeline.proportion import Proportion
 
 from .latency import Latency
@@ -34,9 +35,10 @@ def benchmark_table(found: Benchmark) -> Table:
 def legend(found: Benchmark) -> str:
     """What the columns mean."""
     return (
-        f"points, flips (to wrong / to right) and p (McNemar): against {found.reference}; kept (of top-1), agree "
-        "(of decisions), SNR: against the first row of the same model; ratio: of p50, to the first model on the same "
-        "backend and precision; p50 and p99 of the smallest batch, images/s of the best"
+        f"points, flips (to wrong / to right) and p (McNemar): against {found.reference}; kept (of top-1, in brackets "
+        "the bar of 99.9 and 99 % that it reaches), agree (of decisions), SNR: against the first row of the same "
+        "model; ratio: of p50, to the first model on the same backend and precision; p50 and p99 of the smallest "
+        "batch, images/s of the best"
     )
 
 
@@ -76,9 +78,17 @@ def _fidelity(row: Row) -> Sequence[str]:
     """Against the first row of the same model."""
     if row.against_own is None or row.against_own.decisions.task is None:
         return ("-", "-", "-")
-    decisions, retention = row.against_own.decisions, row.against_own.decisions.task.retention
+    decisions = row.against_own.decisions
     snr = "exact" if row.against_own.snr_db == float("inf") else f"{row.against_own.snr_db:.1f}"
-    return ("-" if retention is None else f"{100 * retention:.2f}", f"{100 * decisions.agreement:.2f}", snr)
+    return (_kept(row.against_own.decisions.task), f"{100 * decisions.agreement:.2f}", snr)
+
+
+def _kept(task: Task) -> str:
+    """The retention in percent, and the bar that it reaches."""
+    if task.retention is None or task.retention_bar is None:
+        return "-"
+    bar = f"{100 * task.retention_bar:g}" if task.retention_bar else "-"
+    return f"{100 * task.retention:.2f} ({bar})"
 
 
 def _share(found: Proportion) -> str:
