@@ -72,7 +72,9 @@ def _bar(row: BenchmarkRow) -> str:
     if row.retention is None:
         return ""
     reached = next((bar for bar in RETENTION_BARS if row.retention >= bar), None)
-    return f"below {100 * RETENTION_BARS[-1]:g} %" if reached is None else f"reaches {100 * reached:g} %"
+    return (
+        f"< {100 * RETENTION_BARS[-1]:g} %" if reached is None else f"\N{GREATER-THAN OR EQUAL TO} {100 * reached:g} %"
+    )
 
 
 def _flips(row: BenchmarkRow) -> str:

@@ -45,7 +45,7 @@ def _views(report: Report) -> Mapping[str, Any]:
     from . import accuracy_figure, detail_tables, latency_figure, measurement_tables
     from .answers import find_answers
     from .batch_norm_table import batch_norm_legend, batch_norm_lines, batch_norm_table
-    from .figure import SERIES
+    from .figure import SERIES, SHAPES
     from .mismatch_figure import mismatch_figure
     from .route_boxes import route_boxes
 
@@ -64,6 +64,7 @@ def _views(report: Report) -> Mapping[str, Any]:
         "accuracy_lines": accuracy_figure.accuracy_lines(report.accuracies),
         "accuracy_table": measurement_tables.accuracy_table(report.accuracies),
         "colours": len(SERIES),
+        "shapes": SHAPES,
         "benchmark_table": measurement_tables.benchmark_table(report.benchmark),
         "benchmark_legend": _benchmark_legend(report),
         "tensor_table": detail_tables.tensor_table(report.tensors),
