@@ -293,3 +293,13 @@ def test_the_key_of_the_accuracies_has_the_shapes_of_their_points(report):
     shapes = re.findall(r'<li class="(\w+)" style="--colour: var\(--series-\d\)">(as trained|repaired, \w+)<', page)
     assert shapes == [("dashed", "as trained"), ("square", "repaired, paired"), ("triangle", "repaired, exact")]
     assert all(f".key .{shape}::before" in page for shape in ("triangle", "down", "plus", "diamond", "round"))
+
+
+def test_every_table_can_be_scrolled_by_keys_and_has_a_name_and_all_stands_in_main(report):
+    page = render_report(report)
+    regions = re.findall(r'<div class="scroll" role="region" tabindex="0" aria-label="Table: ([^"]+)">', page)
+    assert len(regions) == len(set(regions)) == page.count("<table ")
+    main = page[page.index("<main>") : page.index("</main>")]
+    assert main.count("<table ") == page.count("<table ")
+    assert re.findall(r"<h(\d)", page)[0] == "1"
+    assert set(re.findall(r"<h(\d)", page)[1:]) == {"2"}
