@@ -26,9 +26,13 @@ _PIPE_WIDTH = 160
 
 def print_table(table: Table) -> None:
     """Prints a table on stdout, as wide as the terminal; a pipe has no width, and gets room enough."""
-    width = None if sys.stdout.isatty() else _PIPE_WIDTH
     # No markup and no emoji: names and install lines hold square brackets and colons.
-    Console(file=sys.stdout, width=width, markup=False, emoji=False).print(table)
+    Console(file=sys.stdout, width=table_width(), markup=False, emoji=False).print(table)
+
+
+def table_width() -> int:
+    """How many letters a line of stdout has room for."""
+    return Console(file=sys.stdout).width if sys.stdout.isatty() else _PIPE_WIDTH
 
 
 def progress_wanted() -> bool:

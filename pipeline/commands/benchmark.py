@@ -90,12 +90,12 @@ def command(
     """
     from vsfix.graph_passes.errors import CheckFailedError, MissingComponentError
     from vsfix.pipeline.benchmark.benchmark_page import write_benchmark_page
-    from vsfix.pipeline.benchmark.benchmark_table import benchmark_table, legend
+    from vsfix.pipeline.benchmark.benchmark_table import benchmark_lines, benchmark_table, fits, legend
     from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
     from vsfix.pipeline.benchmark.latency import LatencyConfig
     from vsfix.pipeline.benchmark.predictions import write_predictions
     from vsfix.pipeline.benchmark.repair_trials import DEFAULT_TRIALS, parse_repair_trials
-    from vsfix.pipeline.console import print_table, require_json_target, write_json
+    from vsfix.pipeline.console import print_table, require_json_target, table_width, write_json
     from vsfix.pipeline.optimization import input_files
     from vsfix.pipeline.output_file import require_outputs
 
@@ -117,7 +117,11 @@ def command(
     )
     found = benchmark(models, config)
     if json_path != "-":
-        print_table(benchmark_table(found))
+        table = benchmark_table(found)
+        if fits(table, table_width()):
+            print_table(table)
+        else:
+            click.echo("\n".join(benchmark_lines(found)))
         click.echo(legend(found))
         for row in found.rows:
             for reason in row.reasons:
