@@ -37,7 +37,11 @@ def benchmark_report(found: Benchmark) -> Report:
         tensors=tuple(line for row in found.rows for line in tensor_rows(row)),
         files=tuple(file_row(row) for row in found.rows if row.runner),
         benchmark_reference=found.reference,
-        budgets=tuple(_budget(row, found) for row in sorted(found.rows[1:], key=_comes_later) if row.budget),
+        budgets=tuple(
+            _budget(row, found)
+            for row in sorted(found.rows, key=_comes_later)
+            if row.budget and row.label != found.reference
+        ),
         latencies=tuple(latency_series(row.label, latency) for row in found.rows for latency in row.latencies),
         origin=Origin(found.environment.get("command", ""), facts),
     )
@@ -99,4 +103,4 @@ def _comes_later(row: Row) -> bool:
 
 def _budget(row: Row, found: Benchmark) -> ErrorBudget:
     """The steps from the reference to a row."""
-    return ErrorBudget(row.label, found.reference, row.budget, found.rows[0].top1, row.repaired)
+    return ErrorBudget(row.label, found.reference, row.budget, found.reference_row.top1, row.repaired)

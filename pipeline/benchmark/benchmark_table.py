@@ -31,7 +31,7 @@ def benchmark_table(found: Benchmark) -> Table:
     table.add_column("model", overflow="fold")
     for heading in ("runs on", ""):
         table.add_column(heading, no_wrap=True)
-    cells = [_numbers(row, found.rows[0]) for row in found.rows]
+    cells = [_numbers(row, found.reference_row) for row in found.rows]
     kept = [index for index in range(len(_NUMBERS)) if any(row[index] != _NOTHING for row in cells)]
     for index in kept:
         table.add_column(_NUMBERS[index], justify="right", no_wrap=True)
@@ -52,7 +52,7 @@ def benchmark_lines(found: Benchmark) -> Iterator[str]:
     yield _title(found)
     for row in found.rows:
         yield f"{row.model}, {row.backend}, {row.precision}: {row.status}"
-        numbers = dict(zip(_NUMBERS, _numbers(row, found.rows[0]), strict=True))
+        numbers = dict(zip(_NUMBERS, _numbers(row, found.reference_row), strict=True))
         for part in (_NUMBERS[:4], _NUMBERS[4:7], _NUMBERS[7:]):
             told = [f"{heading} {numbers[heading]}" for heading in part if numbers[heading] != _NOTHING]
             if told:

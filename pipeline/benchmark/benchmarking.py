@@ -1,7 +1,7 @@
 """What `vsfix benchmark` does: every model on every backend in every precision on one labelled set, then their times.
 
-The first row is the reference. A row is compared with it, which says what a repair is worth, and with the first row of
-its own model, which says what a backend or a precision costs.
+The first row that runs is the reference. A row is compared with it, which says what a repair is worth, and with the
+first row of its own model, which says what a backend or a precision costs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from vsfix.graph_passes.batches import Batch
-from vsfix.graph_passes.errors import DataError, InputError, VsfixError
+from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError, VsfixError
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import read_model
 from vsfix.pipeline.calibration import Samples, calibration_batches, load_samples
@@ -91,7 +91,7 @@ def benchmark(paths: Sequence[Path], config: BenchmarkConfig) -> Benchmark:
 
     Raises:
         InputError, DataError: models or data that can't be used, or can't be fed the same.
-        VsfixError: the reference does not run here; another row that doesn't is skipped, with the reason.
+        VsfixError: no row of the first model runs here; another row that doesn't is skipped, with the reason.
     """
     models = _describe(paths)
     variants = plan_variants(models, config.backends, config.precisions)
@@ -123,10 +123,10 @@ def benchmark(paths: Sequence[Path], config: BenchmarkConfig) -> Benchmark:
         split=samples.split,
         samples=len(samples),
         digest=_digest(samples),
-        reference=variants[0].label,
+        reference=measured[0].variant.label,
         rows=rows,
         repairs=repairs,
-        notes=(*_notes(models, config, repairs), *times.notes),
+        notes=(*_replaced(variants[0], measured[0].variant), *_notes(models, config, repairs), *times.notes),
         environment=describe_environment() | describe_gpu() | times.conditions | _memory(),
         predictions={found.variant.label: found.classes() for found in measured} | {"labels": _labels(samples)},
     )
@@ -213,7 +213,10 @@ def _calibration(config: BenchmarkConfig) -> Callable[[ModelDescription], Sequen
 def _measure(
     files: Deployments, variants: Sequence[Variant], samples: Samples, batch_size: int, advance: Advance
 ) -> tuple[list[Measured], dict[Variant, VsfixError]]:
-    """What each row gives; the errors of those that can't run here. The first must run."""
+    """What each row gives; the errors of those that can't run here.
+
+    The reference is the first row of the first model for which no component is missing.
+    """
     measured: list[Measured] = []
     errors: dict[Variant, VsfixError] = {}
     for variant in variants:
@@ -222,15 +225,33 @@ def _measure(
             found = measure_row(files, variant, samples, batch_size)
             if measured:
                 require_comparable(found, measured[0])
-            else:  # the labels fit the reference, or the run ends here and not when all is timed
-                compare_decisions(found.logits, found.logits, _labels(samples))
+            else:
+                _require_reference(found, samples)
         except VsfixError as error:
-            if not measured:
+            if not measured and (not isinstance(error, MissingComponentError) or _is_last_of_first(variant, variants)):
                 raise
             errors[variant] = error
         else:
             measured.append(found)
     return measured, errors
+
+
+def _require_reference(found: Measured, samples: Samples) -> None:
+    """The labels fit the reference, and it decides; or the run ends here and not when all is timed."""
+    try:
+        compare_decisions(found.logits, found.logits, _labels(samples))
+    except DataError as error:
+        raise DataError(f"{found.variant.label}: {error}") from error
+
+
+def _is_last_of_first(variant: Variant, variants: Sequence[Variant]) -> bool:
+    """Whether no further row of the first model can be the reference."""
+    return variant == [other for other in variants if other.model == variants[0].model][-1]
+
+
+def _replaced(first: Variant, reference: Variant) -> tuple[str, ...]:
+    """That the reference is not the first row."""
+    return () if first == reference else (f"{first.label}: did not run; the reference is {reference.label}",)
 
 
 def _try_repairs(

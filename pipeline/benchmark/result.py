@@ -124,7 +124,7 @@ class Benchmark:
         split: its part; None where it has none.
         samples: how many.
         digest: SHA-256 of the samples and their labels, by which two runs know that they saw the same.
-        reference: the label of the first row.
+        reference: the label of the row that the others are held against: the first that ran.
         rows: in the order of the models, the backends, the precisions.
         repairs: None where none were asked for or could be tried.
         notes: what a person should know before trusting the numbers.
@@ -145,6 +145,11 @@ class Benchmark:
     notes: tuple[str, ...]
     environment: Mapping[str, str]
     predictions: Mapping[str, Array] = field(repr=False)
+
+    @property
+    def reference_row(self) -> Row:
+        """The row of that label."""
+        return next(row for row in self.rows if row.label == self.reference)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without the predictions."""

@@ -141,6 +141,6 @@ def command(
         [f"{row.label}: {row.reasons[0]}" for row in found.rows if row.status == status] for status in ("FAIL", "SKIP")
     )
     if found.status == "FAIL":
-        raise CheckFailedError("; ".join([found.verdict, *failed]))
+        raise CheckFailedError("; ".join([found.verdict.removesuffix("."), *failed]))
     if skipped:
         raise MissingComponentError("; ".join(skipped))

@@ -9,7 +9,9 @@ import onnx
 import pytest
 import scipy.stats
 
-from vsfix.graph_passes.errors import DataError, InputError
+from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError
+from vsfix.pipeline.benchmark.benchmark_page import benchmark_report
+from vsfix.pipeline.benchmark.benchmark_table import benchmark_lines
 from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
 from vsfix.pipeline.benchmark.gpu_watch import GpuWatch
 from vsfix.pipeline.benchmark.latency import LatencyConfig
@@ -244,3 +246,31 @@ def test_each_row_tells_which_bar_its_retention_reaches(found):
         task = None if row.against_own is None else row.against_own.decisions.task
         assert row.retention_bar == (None if task is None else task.retention_bar)
     assert {row.retention_bar for row in found.rows} >= {None, 0.999}
+
+
+def test_where_the_first_backend_is_missing_the_next_row_of_the_same_model_is_the_reference(onnx_path, repaired_path):
+    config = replace(QUICK, backends=("onnxruntime-cuda", "onnxruntime"))
+    found = benchmark([onnx_path, repaired_path], config)
+    assert [row.status for row in found.rows] == ["SKIP", "PASS", "SKIP", "PASS"]
+    assert found.reference == found.rows[1].label == found.reference_row.label
+    assert found.rows[1].against_reference is None
+    assert found.rows[3].against_reference.baseline == found.reference
+    assert f"{found.rows[0].label}: did not run; the reference is {found.reference}" in found.notes
+    lines = "\n".join(benchmark_lines(found))
+    assert "points" in lines.split(found.rows[3].label)[1]
+    assert [budget.candidate for budget in benchmark_report(found).budgets] == [found.rows[3].label]
+    assert benchmark_report(found).budgets[0].accuracy == found.rows[1].top1
+
+
+def test_where_no_row_of_the_first_model_runs_there_is_no_reference(onnx_path, repaired_path):
+    with pytest.raises(MissingComponentError):
+        benchmark([onnx_path, repaired_path], replace(QUICK, backends=("onnxruntime-cuda",)))
+
+
+def test_a_reference_that_is_not_finite_is_named(onnx_path, tmp_path):
+    model = onnx.load(onnx_path)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == model.graph.node[-1].input[2])
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(10, np.nan, dtype=np.float32), bias.name))
+    onnx.save(model, tmp_path / "broken.onnx")
+    with pytest.raises(DataError, match=r"broken\.onnx, onnxruntime, fp32: the reference is not finite"):
+        benchmark([tmp_path / "broken.onnx"], QUICK)
