@@ -38,9 +38,15 @@ def print_table(table: Table) -> None:
     """Prints a table on stdout, as wide as the terminal; a pipe has no width, and gets room enough."""
     if sys.stdout is None:  # closed
         return
-    width = None if sys.stdout.isatty() else _PIPE_WIDTH
     # No markup and no emoji: names and install lines hold square brackets and colons.
-    _PlainConsole(file=sys.stdout, width=width, markup=False, emoji=False).print(table)
+    _PlainConsole(file=sys.stdout, width=table_width(), markup=False, emoji=False).print(table)
+
+
+def table_width() -> int:
+    """How many letters a line of stdout has room for."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return _PIPE_WIDTH
+    return Console(file=sys.stdout).width
 
 
 def progress_wanted() -> bool:

@@ -12,6 +12,10 @@ from vsfix.graph_passes.inference import Array, Float64Array
 from .proportion import Proportion, mcnemar_p_value, proportion
 from .tensor_comparison import as_float64, finite_rows
 
+RETENTION_BARS = (0.999, 0.99)  # as those of MLPerf Inference
+_SUM_ERROR = 1e-2  # of probabilities in float16, of which a thousand are added up
+_LEAST = 1e-12  # probability: a narrow type makes smaller ones zero
+
 
 @dataclass(frozen=True)
 class Task:
@@ -37,6 +41,13 @@ class Task:
     bad_to_good: int
     p_value: float
 
+    @property
+    def retention_bar(self) -> float | None:
+        """The highest of `RETENTION_BARS` that the retention reaches, 0 below all; None where there is no retention."""
+        if self.retention is None:
+            return None
+        return next((bar for bar in RETENTION_BARS if self.retention >= bar), 0.0)
+
 
 @dataclass(frozen=True)
 class Decisions:
@@ -46,8 +57,8 @@ class Decisions:
         samples: N.
         agreement: the share of samples on which both decide the same.
         flips: the number of samples on which they don't.
-        divergence: the mean of KL(reference | output) in nats, of their softmax; infinite where an output is not
-            finite.
+        divergence: the mean of KL(reference | output) in nats, of their softmax, or of the outputs themselves where
+            those of the reference are probabilities already; infinite where an output is not finite.
         task: how right both are; None without labels.
     """
 
@@ -120,17 +131,30 @@ def _ranks(logits: Float64Array, labels: Array) -> Array:
 
 
 def _divergence(expected: Float64Array, found: Float64Array) -> float:
-    """The mean over the samples of sum_k p_k (log p_k - log q_k), p and q the softmax of the logits.
+    """The mean over the samples of sum_k p_k (log p_k - log q_k), p and q the softmax of the logits, or given as such.
 
     With d = log p - log q it is the sum of p (d + exp(-d) - 1), since p and q both sum to 1: no term is below 0, and
     the rounding of a small d does not show.
     """
     if not finite_rows(found).all():
         return float("inf")
-    log_p, log_q = _log_softmax(expected), _log_softmax(found)
+    # A network that ends in Softmax gives p itself, whose softmax would be nearly flat.
+    log_of = _log_probabilities if _are_probabilities(expected) and _are_probabilities(found) else _log_softmax
+    log_p, log_q = log_of(expected), log_of(found)
     p, q, d = np.exp(log_p), np.exp(log_q), log_p - log_q  # (N, classes)
     terms = np.where(np.abs(d) < 1, p * (d + np.expm1(np.clip(-d, -1, 1))), p * d + q - p)
     return float(np.mean(np.sum(terms, axis=1)))
+
+
+def _are_probabilities(output: Float64Array) -> bool:
+    """Whether the values of each sample are shares of 1."""
+    return bool((output >= 0).all() and (np.abs(output.sum(axis=1) - 1) <= _SUM_ERROR).all())
+
+
+def _log_probabilities(output: Float64Array) -> Float64Array:
+    """The logarithm of each sample's shares, which are made to sum to 1."""
+    shares = np.maximum(output, _LEAST)
+    return np.asarray(np.log(shares / shares.sum(axis=1, keepdims=True)), dtype=np.float64)
 
 
 def _log_softmax(logits: Float64Array) -> Float64Array:

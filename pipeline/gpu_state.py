@@ -16,6 +16,14 @@ _FIELDS = {
     "memory used": "memory.used",
 }
 _SECONDS = 20
+_IDLE, _UNKNOWN = "GPU idle", "not told"
+# Bits of NVML's clocksEventReasons, in its order.
+_REASONS = (
+    *(_IDLE, "clocks set by an application", "software power cap", "hardware slowdown", "sync boost"),
+    *("software thermal slowdown", "hardware thermal slowdown", "hardware power brake", "display clocks"),
+)
+_HARMLESS = frozenset({_IDLE, _UNKNOWN, "none", "clocks set by an application", "sync boost", "display clocks"})
+_OF_LOAD = ("SM clock", "highest SM clock", "throttle reasons", "power", "temperature", "memory used")
 
 
 def describe_gpu() -> dict[str, str]:
@@ -34,4 +42,27 @@ def describe_gpu() -> dict[str, str]:
     values = [value.strip() for value in done.stdout.strip().split(",")]
     if done.returncode or len(values) != len(_FIELDS):
         return {"GPU": f"nvidia-smi does not answer: {' '.join((done.stdout + done.stderr).split())}"}
-    return dict(zip(_FIELDS, values, strict=True))
+    facts = dict(zip(_FIELDS, values, strict=True))
+    return facts | {"throttle reasons": _reasons(facts["throttle reasons"])}
+
+
+def load_of(facts: dict[str, str]) -> str:
+    """The facts that change from moment to moment, in one line; empty where there are none."""
+    return ", ".join(f"{label} {facts[label]}" for label in _OF_LOAD if label in facts)
+
+
+def throttling(facts: dict[str, str]) -> str:
+    """What slows the GPU down; empty where nothing does."""
+    reasons = facts.get("throttle reasons", "").split("; ")
+    return "; ".join(reason for reason in reasons if reason and reason not in _HARMLESS)
+
+
+def _reasons(mask: str) -> str:
+    """The bits in words; the driver does not tell them of every GPU."""
+    try:
+        bits = int(mask, 16)
+    except ValueError:
+        return _UNKNOWN
+    found = [reason for bit, reason in enumerate(_REASONS) if bits >> bit & 1]
+    other = bits >> len(_REASONS) << len(_REASONS)
+    return "; ".join([*found, *([f"0x{other:x}"] if other else [])]) or "none"

@@ -29,6 +29,7 @@ from vsfix.graph_passes.value_scan import describe_harm, doubtful_constants, sca
 from .lost_noise import is_lost, recover_noise
 from .preparation import prepare_model
 
+_LARGEST_FP16 = 65504.0
 NOT_SHOWN = (
     "the file marks no noise layer: either the network has none, or its export dropped them; `vsfix export` keeps "
     "them, and --data lets them be inferred from the statistics"
@@ -60,6 +61,10 @@ class BatchNormRow:
         unexplained: the factor, 1 or more, by which the measured shift is off from what the noise makes of it, median
             over the channels; None without data. Without noise that is 1, and with noise directly in front the
             predicted one; of other noise it is only known that the variance is lower without it.
+        gain_low: the smallest |gamma| / sqrt(var + epsilon) of a channel, by which a fold multiplies its weights; None
+            where one is not finite.
+        gain_high: the largest.
+        beyond_fp16: channels whose gain or shift float16 can't hold, or is not finite.
     """
 
     name: str
@@ -73,6 +78,9 @@ class BatchNormRow:
     mean_offset: float | None = None
     source: str = ""
     unexplained: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
+    beyond_fp16: int = 0
 
     @property
     def known_mismatch(self) -> float | None:
@@ -195,6 +203,7 @@ def _row(batch_norm: BatchNorm, paths: NoisePaths, real: Mapping[str, Moments]) 
         with np.errstate(all="ignore"):  # statistics that are not finite are named elsewhere
             deviation = np.sqrt(batch_norm.variance + batch_norm.epsilon)
             offset = _number(float(np.mean(np.abs(real[batch_norm.name].mean - batch_norm.mean) / deviation)))
+    gain, shift = np.abs(batch_norm.scale), np.abs(batch_norm.shift)
     return BatchNormRow(
         name=batch_norm.name,
         channels=batch_norm.channels,
@@ -207,6 +216,9 @@ def _row(batch_norm: BatchNorm, paths: NoisePaths, real: Mapping[str, Moments]) 
         mean_offset=offset,
         source=nearest.source.name if nearest else "",
         unexplained=unexplained,
+        gain_low=_number(float(gain.min(initial=np.inf))),
+        gain_high=_number(float(gain.max(initial=0.0))),
+        beyond_fp16=int(np.sum(~((gain <= _LARGEST_FP16) & (shift <= _LARGEST_FP16)))),
     )
 
 

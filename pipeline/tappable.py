@@ -1,23 +1,26 @@
-"""From a model file to a graph whose inner tensors can be had on the backend that ran it."""
+"""From a model file to a graph whose inner tensors can be had on the backend that ran it, and two of them searched."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import onnx
 
-from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.batches import Batch
+from vsfix.graph_passes.errors import InputError, VsfixError
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import read_model
 
 from .backends.opening import open_model
 from .backends.tensorrt_runner import open_built
 from .engine_sidecar import EngineSidecar
-from .layer_search import TappableModel
+from .layer_search import LayerSearch, TappableModel, search_layers
 from .model_description import ModelDescription, describe_model
+from .shared_inputs import shared_batch_size
 
 
 def open_tappable(
@@ -84,3 +87,30 @@ def _export(description: ModelDescription, statistics: Mapping[str, Array] | Non
         path = Path(folder, "model.onnx")
         export_onnx(module, torch.zeros(2, *shape), path, input_name=input_name)
         return read_model(path)
+
+
+def search_files(
+    sides: Sequence[tuple[ModelDescription, str, Mapping[str, Array] | None]],
+    input_name: str,
+    inputs: Batch,
+    min_snr_db: float,
+) -> LayerSearch:
+    """Looks for the layers in which the second side departs from the first; says why where that can't be done.
+
+    A file that takes one batch size gets its samples as often as fill it.
+
+    Args:
+        sides: each a file, the backend that ran it, and running statistics in the place of a checkpoint's own.
+        input_name: what the input of a checkpoint is called.
+        inputs: a few samples.
+        min_snr_db: what counts as departed, in dB.
+    """
+    samples = len(next(iter(inputs.values())))
+    size = shared_batch_size(samples, [description for description, _, _ in sides])
+    filled = {name: np.resize(array, (size, *array.shape[1:])) for name, array in inputs.items()}
+    try:
+        right, found = (open_tappable(*side, input_name=input_name) for side in sides)
+    except VsfixError as error:
+        name = sides[0][0].path.name
+        return LayerSearch(name, samples, (), None, None, f"they can't be searched: {error}")
+    return search_layers(right, found, filled, min_snr_db)

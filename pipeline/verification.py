@@ -178,12 +178,16 @@ def _judge(
     decisions = compare_decisions(*first, labels) if decide and holds_logits(first[0]) else None
     reasons = missed_tolerances(outputs, decisions, tolerance)
     return CandidateResult(
-        name, "FAIL" if reasons else "PASS", tuple(reasons), outputs, decisions, _worst_samples(pairs)
+        name, "FAIL" if reasons else "PASS", tuple(reasons), outputs, decisions, worst_samples(pairs)
     )
 
 
-def _worst_samples(pairs: Mapping[str, tuple[Array, Array]]) -> tuple[int, ...]:
-    """The samples with the largest errors over the outputs, each output by its own magnitude."""
+def worst_samples(pairs: Mapping[str, tuple[Array, Array]]) -> tuple[int, ...]:
+    """The few samples with the largest errors over the outputs, each output by its own magnitude; the worst first.
+
+    Args:
+        pairs: reference and candidate of each output, over all samples.
+    """
     errors = np.zeros(len(next(iter(pairs.values()))[0]))
     for expected, found in pairs.values():
         with np.errstate(all="ignore"):

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
-
 from vsfix.graph_passes.batches import Batch
-from vsfix.graph_passes.errors import InputError, VsfixError
+from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.inference import Array, Runner
 from vsfix.trainers.npz_file import read_npz
 
@@ -19,11 +17,11 @@ from .backends.engine_file import sidecar_path
 from .backends.model_kind import model_kind
 from .backends.opening import open_checkpoint, open_runner
 from .calibration import Samples, load_samples
-from .layer_search import LayerSearch, search_layers
+from .layer_search import LayerSearch
 from .model_description import ModelDescription, describe_model, describe_trusted_engine, name_step
 from .random_inputs import draw_inputs
 from .shared_inputs import require_same_inputs, shared_batch_size, whole_batches
-from .tappable import open_tappable
+from .tappable import search_files
 from .tolerance import GivenTolerance
 from .verification import Stage, Verification, verify
 
@@ -97,7 +95,7 @@ def verify_files(model: Path, against: Path, config: VerificationConfig) -> Veri
 
     def search(index: int, inputs: Batch) -> LayerSearch:
         sides = ((reference, reference_backend, statistics), (candidate, backends[index], None))
-        return _search(sides, names[0], inputs, tolerance.min_snr_db)
+        return search_files(sides, names[0], inputs, tolerance.min_snr_db)
 
     tolerance = config.tolerance.resolve(reference.precision, candidate.precision)
     with _open_reference(reference, names[0], reference_backend, statistics) as runner:
@@ -163,24 +161,3 @@ def _open_reference(
 
     checkpoint, compiled = load_checkpoint(reference.path), backend == "torch-compile"
     return open_checkpoint(checkpoint, input_name=input_name, statistics=statistics, compiled=compiled)
-
-
-def _search(
-    sides: Sequence[tuple[ModelDescription, str, Mapping[str, Array] | None]],
-    input_name: str,
-    inputs: Batch,
-    min_snr_db: float,
-) -> LayerSearch:
-    """Looks for the layers in which the second side departs from the first; says why where that can't be done.
-
-    A file that takes one batch size gets its samples as often as fill it.
-    """
-    samples = len(next(iter(inputs.values())))
-    size = shared_batch_size(samples, [description for description, _, _ in sides])
-    filled = {name: np.resize(array, (size, *array.shape[1:])) for name, array in inputs.items()}
-    try:
-        right, found = (open_tappable(*side, input_name=input_name) for side in sides)
-    except VsfixError as error:
-        name = sides[0][0].path.name
-        return LayerSearch(name, samples, (), None, None, f"they can't be searched: {error}")
-    return search_layers(right, found, filled, min_snr_db)

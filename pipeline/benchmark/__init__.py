@@ -3,10 +3,10 @@
 variant             one model on one backend in one precision
 deployment          the file that such a row runs: cast, quantised, built
 measurement         what a row gives, and how that compares with another
-latency, row_latency    how long they take, in turn
+latency, row_latency, gpu_watch    how long they take, in turn, and what the GPU does meanwhile
 repair_trials       repairs by several methods and numbers of images
-result, row, verdict    what was found
-benchmark_table, benchmark_page, predictions    the terminal's view, the page, and the raw decisions
+result, row, row_layers, verdict    what was found, and where a row departs
+benchmark_table, benchmark_page, benchmark_details, predictions    the terminal's view, the page, the raw decisions
 benchmarking        all of it
 
 benchmark_file      what it wrote, read back

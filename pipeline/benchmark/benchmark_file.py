@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from vsfix.pipeline.console import SCHEMA_VERSION
 
 _LARGEST = 1 << 26  # bytes; a row takes some thousand
 Key = tuple[str, str, str]
+HARDWARE = ("machine", "CPU", "GPU")
 
 
 @dataclass(frozen=True)
@@ -27,20 +28,26 @@ class BenchmarkFile:
         data: the labelled set and its part, in words.
         samples: how many.
         digest: of the samples and their labels.
-        machine: what it ran on.
+        hardware: what it ran on, by the labels of `HARDWARE` as far as the file has them.
         rows: the values of each row by the name of its model file, backend and precision; by the path as it was named
             where two files of the run have one name. A value is a number in the unit of its metric, an SNR infinite
             where the row is exact and minus infinity where it is not finite, or None where the row has none.
         statuses: of the rows.
+        intervals: of the numbers of a row that have one, by the same labels: of ratios.
+        right: how many samples each row got right; no entry where it did not run.
+        highest_cv: of the latencies: standard deviation over mean; 0 without any.
     """
 
     path: Path
     data: str
     samples: int
     digest: str
-    machine: str
+    hardware: Mapping[str, str]
     rows: Mapping[Key, Mapping[str, float | None]]
     statuses: Mapping[Key, str]
+    intervals: Mapping[Key, Mapping[str, tuple[float, float]]]
+    right: Mapping[Key, int]
+    highest_cv: float
 
 
 def read_benchmark(path: Path) -> BenchmarkFile:
@@ -68,9 +75,12 @@ def read_benchmark(path: Path) -> BenchmarkFile:
             data=_text(document["data"]),
             samples=int(_number(document["samples"])),
             digest=_text(document["digest"]),
-            machine=_text(document["environment"]["machine"]),
+            hardware=_hardware(document["environment"]),
             rows={key: _values(row) for key, row in rows.items()},
             statuses={key: _text(row["status"]) for key, row in rows.items()},
+            intervals={key: dict(_intervals(row)) for key, row in rows.items()},
+            right={key: int(_number(row["top1"]["count"])) for key, row in rows.items() if row["top1"] is not None},
+            highest_cv=max((_number(time["cv"]) for row in rows.values() for time in row["latencies"]), default=0.0),
         )
     except KeyError as error:
         raise InputError(f"{path}: is not what `vsfix benchmark --json` writes: it has no {error}") from error
@@ -97,12 +107,38 @@ def _values(row: Mapping[str, Any]) -> dict[str, float | None]:
         values["agreement"] = _percent(own["decisions"]["agreement"])
         values["snr"] = min(map(_snr_db, own["outputs"].values()))
     for latency in row["latencies"]:
-        graph = {None: "", True: ", graph", False: ", no graph"}[latency["cuda_graph"]]
-        batch = f"batch {latency['batch_size']}{graph}"
+        batch = _batch(latency)
         values[f"p50 {batch}"] = _number(latency["p50_ms"])
         values[f"p99 {batch}"] = _number(latency["p99_ms"])
+        if not _is_baseline(latency):
+            values[f"ratio {batch}"] = _number(latency["ratio"])
     values["size"] = _number(row["size"]) or None
     return values
+
+
+def _intervals(row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[float, float]]]:
+    """The intervals of the ratios of a row, by their labels."""
+    for latency in row["latencies"]:
+        if not _is_baseline(latency):
+            low, high = map(_number, latency["ratio_interval"])
+            yield f"ratio {_batch(latency)}", (low, high)
+
+
+def _is_baseline(latency: Mapping[str, Any]) -> bool:
+    """Whether a latency is what others are held against: its ratio to itself is 1 and nothing else."""
+    return bool(latency["ratio_interval"] == [1, 1])
+
+
+def _batch(latency: Mapping[str, Any]) -> str:
+    """The batch size of a latency, and whether it is that of a CUDA graph."""
+    graph = {None: "", True: ", graph", False: ", no graph"}[latency["cuda_graph"]]
+    return f"batch {latency['batch_size']}{graph}"
+
+
+def _hardware(environment: Mapping[str, Any]) -> dict[str, str]:
+    """What a run ran on; its machine is always there."""
+    _text(environment["machine"])
+    return {label: _text(environment[label]) for label in HARDWARE if label in environment}
 
 
 def _snr_db(output: Mapping[str, Any]) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from vsfix.pipeline.report.page import write_report
 from vsfix.pipeline.report.sections import BenchmarkRow, ErrorBudget, LatencySeries, Origin, Report
 
+from .benchmark_details import file_row, tensor_rows, time_parts
 from .benchmark_table import best_throughput, smallest_batch
 from .latency import Latency
 from .result import Benchmark, Row
@@ -33,8 +34,14 @@ def benchmark_report(found: Benchmark) -> Report:
         is_trial=True,
         accuracies=found.repairs.accuracies if found.repairs is not None else (),
         benchmark=tuple(_benchmark_row(row) for row in found.rows),
+        tensors=tuple(line for row in found.rows for line in tensor_rows(row)),
+        files=tuple(file_row(row) for row in found.rows if row.runner),
         benchmark_reference=found.reference,
-        budgets=tuple(_budget(row, found) for row in sorted(found.rows[1:], key=_comes_later) if row.budget),
+        budgets=tuple(
+            _budget(row, found)
+            for row in sorted(found.rows, key=_comes_later)
+            if row.budget and row.label != found.reference
+        ),
         latencies=tuple(latency_series(row.label, latency) for row in found.rows for latency in row.latencies),
         origin=Origin(found.environment.get("command", ""), facts),
     )
@@ -50,6 +57,7 @@ def latency_series(name: str, latency: Latency) -> LatencySeries:
         runs=latency.runs,
         ratio=latency.ratio,
         ratio_interval=latency.ratio_interval,
+        parts=time_parts(latency),
     )
 
 
@@ -95,4 +103,4 @@ def _comes_later(row: Row) -> bool:
 
 def _budget(row: Row, found: Benchmark) -> ErrorBudget:
     """The steps from the reference to a row."""
-    return ErrorBudget(row.label, found.reference, row.budget, found.rows[0].top1, row.repaired)
+    return ErrorBudget(row.label, found.reference, row.budget, found.reference_row.top1, row.repaired)

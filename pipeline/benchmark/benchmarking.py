@@ -1,26 +1,25 @@
 """What `vsfix benchmark` does: every model on every backend in every precision on one labelled set, then their times.
 
-The first row is the reference. A row is compared with it, which says what a repair is worth, and with the first row of
-its own model, which says what a backend or a precision costs.
+The first row that runs is the reference. A row is compared with it, which says what a repair is worth, and with the
+first row of its own model, which says what a backend or a precision costs.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from vsfix.graph_passes.batches import Batch
-from vsfix.graph_passes.errors import DataError, InputError, VsfixError
+from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError, VsfixError
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import read_model
 from vsfix.pipeline.calibration import Samples, calibration_batches, load_samples
 from vsfix.pipeline.decisions import compare_decisions
-from vsfix.pipeline.environment import describe_environment
+from vsfix.pipeline.environment import describe_environment, peak_memory
 from vsfix.pipeline.gpu_state import describe_gpu
 from vsfix.pipeline.model_description import ModelDescription, describe_model
 from vsfix.pipeline.repair_config import QUANTIZED
@@ -28,12 +27,12 @@ from vsfix.pipeline.shared_inputs import require_same_inputs, shared_batch_size,
 
 from .benchmark_progress import Advance, benchmark_progress
 from .deployment import Deployments
-from .latency import MAX_CV, ROUNDS, Latency, LatencyConfig
+from .latency import ROUNDS, LatencyConfig
 from .measurement import Measured, measure_row, require_comparable
 from .repair_trials import DEFAULT_TRIALS, RepairTrial, choose_model, try_repairs
 from .result import Benchmark, RepairTrials
 from .row import failed_row, make_row
-from .row_latency import reason_against_timing, takes, time_rows
+from .row_latency import time_batches
 from .variant import Variant, plan_variants
 from .verdict import judge
 
@@ -94,7 +93,7 @@ def benchmark(paths: Sequence[Path], config: BenchmarkConfig) -> Benchmark:
 
     Raises:
         InputError, DataError: models or data that can't be used, or can't be fed the same.
-        VsfixError: the reference does not run here; another row that doesn't is skipped, with the reason.
+        VsfixError: no row of the first model runs here; another row that doesn't is skipped, with the reason.
     """
     models = _describe(paths)
     variants = plan_variants(models, config.backends, config.precisions)
@@ -111,13 +110,13 @@ def benchmark(paths: Sequence[Path], config: BenchmarkConfig) -> Benchmark:
     ):
         measured, errors = _measure(files, variants, samples, batch_size, advance)
         repairs = None if source is None else _try_repairs(source, samples, batch_size, config, advance)
-        latencies, notes = _time(files, [found.variant for found in measured], samples, sizes, config, advance)
-    rows = tuple(
-        failed_row(variant, errors[variant])
-        if variant in errors
-        else make_row(variant, measured, _labels(samples), latencies[variant])
-        for variant in variants
-    )
+        times = time_batches(files, [found.variant for found in measured], samples, sizes, config.latency, advance)
+        rows = tuple(
+            failed_row(variant, errors[variant])
+            if variant in errors
+            else make_row(variant, measured, samples, times.latencies[variant])
+            for variant in variants
+        )
     status, verdict = judge(rows, repairs)
     return Benchmark(
         status=status,
@@ -126,11 +125,11 @@ def benchmark(paths: Sequence[Path], config: BenchmarkConfig) -> Benchmark:
         split=samples.split,
         samples=len(samples),
         digest=_digest(samples),
-        reference=variants[0].label,
+        reference=measured[0].variant.label,
         rows=rows,
         repairs=repairs,
-        notes=(*_notes(models, config, repairs), *notes),
-        environment=describe_environment() | describe_gpu(),
+        notes=(*_replaced(variants[0], measured[0].variant), *_notes(models, config, repairs), *times.notes),
+        environment=describe_environment() | describe_gpu() | times.conditions | _memory(),
         predictions={found.variant.label: found.classes() for found in measured} | {"labels": _labels(samples)},
     )
 
@@ -165,6 +164,11 @@ def _labels(samples: Samples) -> Array:
     """The labels, which `_load` has seen."""
     assert samples.labels is not None
     return samples.labels
+
+
+def _memory() -> dict[str, str]:
+    """What the run took at most, where the system says it."""
+    return {"peak memory": peak} if (peak := peak_memory()) else {}
 
 
 def _digest(samples: Samples) -> str:
@@ -211,7 +215,10 @@ def _calibration(config: BenchmarkConfig) -> Callable[[ModelDescription], Sequen
 def _measure(
     files: Deployments, variants: Sequence[Variant], samples: Samples, batch_size: int, advance: Advance
 ) -> tuple[list[Measured], dict[Variant, VsfixError]]:
-    """What each row gives; the errors of those that can't run here. The first must run."""
+    """What each row gives; the errors of those that can't run here.
+
+    The reference is the first row of the first model for which no component is missing.
+    """
     measured: list[Measured] = []
     errors: dict[Variant, VsfixError] = {}
     for variant in variants:
@@ -220,15 +227,33 @@ def _measure(
             found = measure_row(files, variant, samples, batch_size)
             if measured:
                 require_comparable(found, measured[0])
-            else:  # the labels fit the reference, or the run ends here and not when all is timed
-                compare_decisions(found.logits, found.logits, _labels(samples))
+            else:
+                _require_reference(found, samples)
         except VsfixError as error:
-            if not measured:
+            if not measured and (not isinstance(error, MissingComponentError) or _is_last_of_first(variant, variants)):
                 raise
             errors[variant] = error
         else:
             measured.append(found)
     return measured, errors
+
+
+def _require_reference(found: Measured, samples: Samples) -> None:
+    """The labels fit the reference, and it decides; or the run ends here and not when all is timed."""
+    try:
+        compare_decisions(found.logits, found.logits, _labels(samples))
+    except DataError as error:
+        raise DataError(f"{found.variant.label}: {error}") from error
+
+
+def _is_last_of_first(variant: Variant, variants: Sequence[Variant]) -> bool:
+    """Whether no further row of the first model can be the reference."""
+    return variant == [other for other in variants if other.model == variants[0].model][-1]
+
+
+def _replaced(first: Variant, reference: Variant) -> tuple[str, ...]:
+    """That the reference is not the first row."""
+    return () if first == reference else (f"{first.label}: did not run; the reference is {reference.label}",)
 
 
 def _try_repairs(
@@ -245,40 +270,6 @@ def _try_repairs(
         seed=config.seed,
         advance=lambda: advance(f"repairs of {source.path.name}"),
     )
-
-
-def _time(
-    files: Deployments,
-    variants: Sequence[Variant],
-    samples: Samples,
-    sizes: Sequence[int],
-    config: BenchmarkConfig,
-    advance: Advance,
-) -> tuple[Mapping[Variant, Sequence[Latency]], Sequence[str]]:
-    """The latencies of the rows that can be timed, and what is to be said about them."""
-    latencies: dict[Variant, list[Latency]] = {variant: [] for variant in variants}
-    notes = []
-    for size in sizes:
-        timed = [variant for variant in variants if not reason_against_timing(variant) and takes(variant, size)]
-        if not timed or size > len(samples):
-            notes.append(f"batch {size} was not timed: " + ("no model takes it" if not timed else "too few samples"))
-            continue
-        try:
-            found = time_rows(
-                files, timed, next(samples.batches(size)), config.latency, partial(advance, f"batch {size}")
-            )
-        except VsfixError as error:  # the accuracies are there, and are worth having
-            notes.append(f"batch {size} was not timed: {error}")
-            continue
-        for variant, times in found.items():
-            latencies[variant] += times
-    noisy = [time.cv for times in latencies.values() for time in times if time.cv > MAX_CV]
-    if noisy:
-        notes.append(
-            f"the machine was not quiet: {len(noisy)} latencies vary by more than {MAX_CV:.1%}, up to "
-            f"{max(noisy):.0%}; read the ratios, whose rows ran in turn"
-        )
-    return latencies, notes
 
 
 def _notes(

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vsfix.pipeline.proportion import SIGNIFICANT, mcnemar_p_value
+
 from .benchmark_file import BenchmarkFile, Key, read_benchmark
+from .latency import MAX_CV
 from .metric import FailRule, metric_of
 
 Direction = Literal["better", "worse", "same"]
+_TIMES = ("p50", "p99")
 _RANKS = {"PASS": 0, "WARN": 1, "SKIP": 2, "FAIL": 3}
 
 
@@ -83,25 +87,28 @@ def compare_runs(before: BenchmarkFile, after: BenchmarkFile, rules: Sequence[Fa
             added.append((key, ""))
         else:
             old, new = ({k: v for k, v in run.rows[key].items() if v is not None} for run in (before, after))
-            changes += [_change(key, label, old[label], new[label]) for label in old if label in new]
+            both = [label for label in old if label in new]
+            changes += [_change(key, label, (old[label], new[label]), (before, after)) for label in both]
             gone += [(key, label) for label in old if label not in new]
             added += [(key, label) for label in new if label not in old]
     return RunComparison(
         changes=tuple(changes),
         gone=tuple(_name(*number) for number in gone),
         added=tuple(_name(*number) for number in added),
-        warnings=_warnings(before, after),
+        warnings=_warnings(before, after) + _doubts(before, after, changes),
         failures=tuple(failure for rule in rules for failure in _failures(rule, changes, gone)),
     )
 
 
-def _change(key: Key, label: str, before: float, after: float) -> Change:
-    """One number."""
+def _change(key: Key, label: str, values: tuple[float, float], runs: tuple[BenchmarkFile, BenchmarkFile]) -> Change:
+    """One number; two ratios whose intervals overlap are the same."""
     metric = metric_of(label)
-    change = metric.change(before, after)
+    change = metric.change(*values)
     loss = metric.loss(change)
-    direction: Direction = "same" if abs(loss) <= metric.noise else "worse" if loss > 0 else "better"
-    return Change(key, label, before, after, change, metric.unit, direction)
+    one, two = (run.intervals[key].get(label) for run in runs)
+    overlap = one is not None and two is not None and one[0] <= two[1] and two[0] <= one[1]
+    direction: Direction = "same" if abs(loss) <= metric.noise or overlap else "worse" if loss > 0 else "better"
+    return Change(key, label, *values, change, metric.unit, direction)
 
 
 def _warnings(before: BenchmarkFile, after: BenchmarkFile) -> tuple[str, ...]:
@@ -111,12 +118,35 @@ def _warnings(before: BenchmarkFile, after: BenchmarkFile) -> tuple[str, ...]:
         warnings.append(f"other data: {before.samples} samples of {before.data}, then {after.samples} of {after.data}")
     elif before.digest != after.digest:
         warnings.append(f"other samples of {before.data}: another choice, preprocessing or version; compare with care")
-    if before.machine != after.machine:
-        warnings.append(f"another machine: {before.machine}, then {after.machine}; times can't be compared")
+    for label in before.hardware:
+        if before.hardware[label] != after.hardware.get(label, before.hardware[label]):
+            warnings.append(
+                f"another {label}: {before.hardware[label]}, then {after.hardware[label]}; times can't be compared"
+            )
     for key, status in after.statuses.items():
         old = before.statuses.get(key, status)
         if _RANKS.get(status, 3) > _RANKS.get(old, 3):
             warnings.append(f"{_name(key)}: {old}, now {status}")
+    return tuple(warnings)
+
+
+def _doubts(before: BenchmarkFile, after: BenchmarkFile, changes: Sequence[Change]) -> tuple[str, ...]:
+    """Which changes may be none: of times on a machine that was not quiet, of a few samples."""
+    warnings = []
+    cv = max(before.highest_cv, after.highest_cv)
+    if cv > MAX_CV and any(metric_of(c.metric).name in _TIMES and c.direction != "same" for c in changes):
+        warnings.append(
+            f"times differ, but a machine was not quiet: its latencies vary by up to {cv:.0%}; only ratios are of rows "
+            "that ran in turn"
+        )
+    if before.digest == after.digest:
+        moved = [abs(after.right[key] - before.right[key]) for key in before.right if key in after.right]
+        few = [count for count in moved if count and mcnemar_p_value(count, 0) >= SIGNIFICANT]
+        if few:
+            warnings.append(
+                f"top1 of {len(few)} rows moved by no more than {max(few)} of {after.samples} samples: whichever they "
+                "are, that is no more than chance"
+            )
     return tuple(warnings)
 
 
@@ -128,6 +158,8 @@ def _failures(rule: FailRule, changes: Sequence[Change], gone: Sequence[tuple[Ke
         return [f"no row of both runs has {rule.metric}, so that {rule} can't be held"]
     # The rounding of a difference of percents is no loss.
     broken = [change for change in watched if metric_of(change.metric).loss(change.change) > rule.limit + 1e-9]
+    if rule.metric == "ratio":  # intervals that overlap are no loss
+        broken = [change for change in broken if change.direction != "same"]
     return [
         *(_loss(change, rule) for change in broken),
         *(f"{_name(*number)}: is gone, so that {rule} can't be held" for number in lost),

@@ -94,7 +94,7 @@ def require_comparable(row: Measured, reference: Measured) -> None:
     """
     if row.logits.shape != reference.logits.shape:
         raise InputError(f"{row.variant.model.path}: has other classes than {reference.variant.model.path}")
-    for name, (expected, found) in pair_outputs(reference.outputs, row.outputs, row.variant.label).items():
+    for name, (expected, found) in pair_outputs(reference.outputs, row.outputs, str(row.variant.model.path)).items():
         if expected.shape != found.shape:
             raise InputError(
                 f"{row.variant.model.path}: its output {name} has the shape {found.shape}, that of "

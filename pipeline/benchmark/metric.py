@@ -52,6 +52,7 @@ METRICS = {
         Metric("snr", "dB", higher_is_better=True, noise=0.5),
         Metric("p50", "%", higher_is_better=False, noise=5.0),
         Metric("p99", "%", higher_is_better=False, noise=10.0),
+        Metric("ratio", "%", higher_is_better=False, noise=1.0),
         Metric("size", "%", higher_is_better=False),
     )
 }

@@ -11,6 +11,7 @@ from vsfix.pipeline.accuracy import AccuracyRow
 from vsfix.pipeline.casting import PrecisionReport
 from vsfix.pipeline.decisions import Decisions
 from vsfix.pipeline.error_budget import BudgetStep
+from vsfix.pipeline.layer_search import LayerSearch
 from vsfix.pipeline.proportion import Proportion
 from vsfix.pipeline.repair_report import RepairReport
 from vsfix.pipeline.tensor_comparison import TensorComparison
@@ -63,6 +64,10 @@ class Row:
         against_own: the first row of the same model; None for itself and where nothing ran.
         against_unrepaired: of the first row of a repaired model: the row in front of it that shows the model as it was
             before; None where no row does, and for every other row.
+        retention_bar: the highest of 0.999 and 0.99 that its retention of the top-1 of `against_own` reaches, 0 below
+            both; None where there is no retention.
+        layers: where a row departs that is not PASS; None where nothing was searched. Of its tensors the first that
+            departs and the worst are kept.
         budget: the steps from the reference to this row, and the noise floor.
         latencies: one for each batch size; with and without a CUDA graph where the row is an engine.
         latency_note: why there are none.
@@ -84,6 +89,8 @@ class Row:
     against_reference: Comparison | None = None
     against_own: Comparison | None = None
     against_unrepaired: Comparison | None = None
+    retention_bar: float | None = None
+    layers: LayerSearch | None = None
     budget: tuple[BudgetStep, ...] = ()
     latencies: tuple[Latency, ...] = ()
     latency_note: str = ""
@@ -117,7 +124,7 @@ class Benchmark:
         split: its part; None where it has none.
         samples: how many.
         digest: SHA-256 of the samples and their labels, by which two runs know that they saw the same.
-        reference: the label of the first row.
+        reference: the label of the row that the others are held against: the first that ran.
         rows: in the order of the models, the backends, the precisions.
         repairs: None where none were asked for or could be tried.
         notes: what a person should know before trusting the numbers.
@@ -138,6 +145,11 @@ class Benchmark:
     notes: tuple[str, ...]
     environment: Mapping[str, str]
     predictions: Mapping[str, Array] = field(repr=False)
+
+    @property
+    def reference_row(self) -> Row:
+        """The row of that label."""
+        return next(row for row in self.rows if row.label == self.reference)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without the predictions."""

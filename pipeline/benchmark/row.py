@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vsfix.graph_passes.errors import MissingComponentError, VsfixError
-from vsfix.graph_passes.inference import Array
+from vsfix.pipeline.calibration import Samples
 from vsfix.pipeline.decisions import compare_decisions
 from vsfix.pipeline.tolerance import GivenTolerance
 from vsfix.pipeline.verification import missed_tolerances
@@ -14,25 +14,34 @@ from .latency import Latency
 from .measurement import Measured, before_repair, budget_of, compare_rows
 from .result import Comparison, Row
 from .row_latency import reason_against_timing
+from .row_layers import search_row
 from .variant import Variant
 
 
-def make_row(variant: Variant, measured: Sequence[Measured], labels: Array, latencies: Sequence[Latency]) -> Row:
+def make_row(
+    variant: Variant,
+    measured: Sequence[Measured],
+    samples: Samples,
+    latencies: Sequence[Latency],
+) -> Row:
     """A row that has run.
 
     Args:
         variant: one that was measured.
         measured: all rows that have run; the first is the reference.
-        labels: the right class of each sample, shape (N,).
+        samples: that they ran on, with their labels.
         latencies: of this row.
 
     Raises:
         DataError: the reference is not finite, or the labels name no class.
     """
+    labels = samples.labels
+    assert labels is not None
     found = next(other for other in measured if other.variant == variant)
     own = next(other for other in measured if other.variant.model == variant.model)
     against_own = None if found is own else compare_rows(found, own, labels)
     reasons = _departures(found, own, against_own)
+    own_task = None if against_own is None else against_own.decisions.task
     unrepaired = before_repair(found, measured)
     task = compare_decisions(measured[0].logits, found.logits, labels).task
     assert task is not None
@@ -53,6 +62,8 @@ def make_row(variant: Variant, measured: Sequence[Measured], labels: Array, late
         against_reference=None if found is measured[0] else compare_rows(found, measured[0], labels),
         against_own=against_own,
         against_unrepaired=None if unrepaired is None else compare_rows(found, unrepaired, labels),
+        retention_bar=None if own_task is None else own_task.retention_bar,
+        layers=search_row(found, own, samples) if reasons and found is not own and own.is_finite else None,
         budget=budget_of(found, measured, labels),
         latencies=tuple(latencies),
         latency_note=reason_against_timing(variant),

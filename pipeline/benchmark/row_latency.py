@@ -4,16 +4,88 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import count
 
+from vsfix.graph_passes.errors import VsfixError
 from vsfix.graph_passes.inference import Array
 from vsfix.pipeline.backends.tensorrt_library import RUNTIMES
+from vsfix.pipeline.calibration import Samples
 
+from .benchmark_progress import Advance
 from .deployment import Deployments
-from .latency import Latency, LatencyConfig, measure_latencies
+from .gpu_watch import GpuWatch
+from .latency import MAX_CV, Latency, LatencyConfig, measure_latencies
 from .variant import Variant
 
 NO_RUNTIME = "onnx's evaluator is a reference, not a runtime"
+
+
+@dataclass(frozen=True)
+class Timings:
+    """The latencies of a benchmark.
+
+    Attributes:
+        latencies: of each row that ran; none where it could not be timed.
+        notes: what is to be said about them.
+        conditions: of the GPU while it was timed, label by label.
+    """
+
+    latencies: Mapping[Variant, Sequence[Latency]]
+    notes: tuple[str, ...]
+    conditions: dict[str, str]
+
+
+def time_batches(
+    files: Deployments,
+    variants: Sequence[Variant],
+    samples: Samples,
+    sizes: Sequence[int],
+    config: LatencyConfig,
+    advance: Advance,
+) -> Timings:
+    """Times the rows that can be timed at each batch size.
+
+    Args:
+        files: opens them.
+        variants: rows that have run.
+        samples: the first of which make the batches.
+        sizes: of the batches.
+        config: how long.
+        advance: called after each round with what is done.
+    """
+    latencies: dict[Variant, list[Latency]] = {variant: [] for variant in variants}
+    notes, watch = [], GpuWatch()
+    for size in sizes:
+        timed = [variant for variant in variants if not reason_against_timing(variant) and takes(variant, size)]
+        if not timed or size > len(samples):
+            notes.append(f"batch {size} was not timed: " + ("no model takes it" if not timed else "too few samples"))
+            continue
+        try:
+            found = time_rows(files, timed, next(samples.batches(size)), config, _rounds(size, advance, watch))
+        except VsfixError as error:  # the accuracies are there, and are worth having
+            notes.append(f"batch {size} was not timed: {error}")
+            continue
+        for variant, times in found.items():
+            latencies[variant] += times
+    noisy = [time.cv for times in latencies.values() for time in times if time.cv > MAX_CV]
+    if noisy:
+        notes.append(
+            f"the machine was not quiet: {len(noisy)} latencies vary by more than {MAX_CV:.1%}, up to "
+            f"{max(noisy):.0%}; read the ratios, whose rows ran in turn"
+        )
+    return Timings(latencies, (*notes, *watch.notes()), watch.facts)
+
+
+def _rounds(size: int, advance: Advance, watch: GpuWatch) -> Callable[[], None]:
+    """What is called after each round of a batch size."""
+    numbers = count(1)
+
+    def after() -> None:
+        advance(f"batch {size}")
+        watch.after_round(size, next(numbers))
+
+    return after
 
 
 def reason_against_timing(variant: Variant) -> str:

@@ -92,12 +92,12 @@ def command(
     """
     from vsfix.graph_passes.errors import CheckFailedError, MissingComponentError
     from vsfix.pipeline.benchmark.benchmark_page import write_benchmark_page
-    from vsfix.pipeline.benchmark.benchmark_table import benchmark_table, legend
+    from vsfix.pipeline.benchmark.benchmark_table import benchmark_lines, benchmark_table, fits, legend
     from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
     from vsfix.pipeline.benchmark.latency import LatencyConfig
     from vsfix.pipeline.benchmark.predictions import write_predictions
     from vsfix.pipeline.benchmark.repair_trials import DEFAULT_TRIALS, parse_repair_trials
-    from vsfix.pipeline.console import print_table, require_json_target, write_json
+    from vsfix.pipeline.console import print_table, require_json_target, table_width, write_json
     from vsfix.pipeline.optimization import input_files
     from vsfix.pipeline.output_file import require_outputs
 
@@ -119,11 +119,18 @@ def command(
     )
     found = benchmark(models, config)
     if json_path != "-":
-        print_table(benchmark_table(found))
+        table = benchmark_table(found)
+        if fits(table, table_width()):
+            print_table(table)
+        else:
+            for line in benchmark_lines(found):
+                print_line(line)
         print_line(legend(found))
         for row in found.rows:
             for reason in row.reasons:
                 print_line(f"{row.status} {row.label}: {reason}")
+            if row.layers is not None:
+                print_line(f"{row.status} {row.label}: {row.layers}")
         for note in found.notes:
             print_line(f"WARN {note}")
         print_line(f"{found.status} {found.verdict}")
@@ -137,6 +144,6 @@ def command(
         [f"{row.label}: {row.reasons[0]}" for row in found.rows if row.status == status] for status in ("FAIL", "SKIP")
     )
     if found.status == "FAIL":
-        raise CheckFailedError("; ".join([found.verdict, *failed]))
+        raise CheckFailedError("; ".join([found.verdict.removesuffix("."), *failed]))
     if skipped:
         raise MissingComponentError("; ".join(skipped))

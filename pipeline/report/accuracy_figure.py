@@ -11,6 +11,7 @@ from vsfix.pipeline.accuracy import AccuracyRow
 from .drawing_library import Axes, FixedLocator, FuncFormatter, NullLocator
 from .figure import MARKERS, SERIES, page_figure, spaced
 
+_APART = 0.025  # of lines with points at the same number of images, as a share of the axis
 _WIDEN = 1.6  # from the outer points to the ends of the axis, as a factor
 
 
@@ -32,8 +33,10 @@ def accuracy_figure(rows: Sequence[AccuracyRow]) -> Markup:
     def draw(axes: Axes) -> None:
         axes.set_xscale("log")
         axes.set_xlim(low, high)
-        for number, line in enumerate(accuracy_lines(rows).values()):
-            _draw_line(axes, line, SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)])
+        lines = accuracy_lines(rows).values()
+        for number, line in enumerate(lines):
+            aside = (high / low) ** (_APART * (number - (len(lines) - 1) / 2))
+            _draw_line(axes, line, SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)], aside)
         axes.xaxis.set_major_locator(FixedLocator(spaced([float(count) for count in images], low, high)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -43,8 +46,11 @@ def accuracy_figure(rows: Sequence[AccuracyRow]) -> Markup:
     return page_figure(draw, "accuracy", "Top-1 by method and number of images, as in the table below", (4.6, 3))
 
 
-def _draw_line(axes: Axes, line: Sequence[AccuracyRow], colour: str, marker: str) -> None:
-    """Points with their intervals and a line through them; a level with a band for what took no images."""
+def _draw_line(axes: Axes, line: Sequence[AccuracyRow], colour: str, marker: str, aside: float) -> None:
+    """Points with their intervals and a line through them; a level with a band for what took no images.
+
+    The points stand aside by a factor, so that those of another line do not hide them.
+    """
     points = [row for row in line if row.images]
     for row in line:
         if not row.images:
@@ -55,7 +61,7 @@ def _draw_line(axes: Axes, line: Sequence[AccuracyRow], colour: str, marker: str
         below = [height - 100 * row.low for height, row in zip(heights, points, strict=True)]
         above = [100 * row.high - height for height, row in zip(heights, points, strict=True)]
         axes.errorbar(
-            [float(row.images or 0) for row in points],
+            [aside * (row.images or 0) for row in points],
             heights,
             yerr=[below, above],
             color=colour,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from vsfix.pipeline.repair_report import RepairReport
 from .batch_norm_table import batch_norm_lines
 from .latency_figure import p50_p99
 from .number_text import count, milliseconds, probability, share_interval
-from .recovery import damage_in_accuracy, recovery_of_first, trained_and_best, worth_of_files
+from .recovery import damage_in_accuracy, recovery_of_first, trained_and_first, worth_of_files
 from .sections import LatencySeries, Report
 
 _NAMED = 4  # latencies that a sentence can hold
@@ -60,6 +61,12 @@ def _damage(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
     if not known:
         return "Not measured: there was no data to run the model on."
     off = [row for row in known if (row.known_mismatch or 0) >= SHIFTED]
+    worst = max(off, key=lambda row: row.known_mismatch or 0.0, default=None)
+    if worst is not None and is_within_chance(worst.known_mismatch or 0.0, _samples(report)):
+        return (
+            f"No, as far as {count(_samples(report))} samples tell: the worst stored variance is off by a factor of "
+            f"{worst.known_mismatch:.2f}, which a healthy BatchNorm may show on so few."
+        )
     if off:
         return (
             f"Not by noise. The stored variance of {_number(len(off), 'BatchNorm')} that no noise reaches is off by a "
@@ -72,11 +79,15 @@ def _damage(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
 
 def _is_sure(report: Report, worst: BatchNormRow) -> bool:
     """Whether the worst mismatch is damage and no chance: a repair has intervals that say so, else it must be large."""
+    proven = report.repair is not None and any(outcome.repaired for outcome in report.repair.batch_norms)
+    return proven or not is_within_chance(worst.known_mismatch or 0.0, _samples(report))
+
+
+def _samples(report: Report) -> int:
+    """The number of samples behind the variances."""
     if report.repair is not None:
-        samples, proven = report.repair.judged_on, any(outcome.repaired for outcome in report.repair.batch_norms)
-    else:
-        samples, proven = (report.inspection.samples if report.inspection is not None else 0), False
-    return proven or not is_within_chance(worst.known_mismatch or 0.0, samples)
+        return report.repair.judged_on
+    return report.inspection.samples if report.inspection is not None else 0
 
 
 def _place(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
@@ -104,7 +115,8 @@ def _repair(report: Report) -> str:
     if report.is_trial and (repaired or in_files):
         tried = f"{len(repaired)} of {len(outcomes)} BatchNorms, by the method {report.repair.method}"
         again = f"{in_files} Tried anew" if in_files else "Tried"
-        more = "" if in_files else _sentence(recovery_of_first(report.accuracies))
+        written = " No file of this page is repaired: the command vsfix optimize writes one."
+        more = "" if in_files else _sentence(recovery_of_first(report.accuracies)) + written
         return f"{again} for this page, without writing a file: {tried}.{more}"
     if not repaired:
         return "No: the evidence supports no change, and nothing was changed without."
@@ -128,7 +140,7 @@ def _certainty(report: Report) -> str:
         parts.append(f"The variances were measured on {count(report.inspection.samples)} samples with the noise off.")
     if report.repair is not None:
         parts.append(_repair_certainty(report.repair))
-    pair = trained_and_best(report.accuracies)
+    pair = trained_and_first(report.accuracies)
     if pair is not None:
         first, last = pair
         apart = "do not overlap" if last.low > first.high or first.low > last.high else "overlap"
@@ -166,17 +178,24 @@ def _cost(report: Report) -> str:
     if 0 < len(report.latencies) <= _NAMED:
         timed = [_timing(series) for series in report.latencies]
         parts.append(f"Median latency: {', '.join(timed)}.")
-    elif any(series.ratio_interval not in (None, (1.0, 1.0)) for series in report.latencies):
-        ratios = [s.ratio for s in report.latencies if s.ratio is not None and s.ratio_interval != (1.0, 1.0)]
-        parts.append(
-            f"Median latency over that of the first model on the same backend in the same precision: {min(ratios):.2f} "
-            f"to {max(ratios):.2f} in {_number(len(ratios), 'measurement')}."
-        )
+    elif ratios := [s for s in report.latencies if s.ratio is not None and s.ratio_interval not in (None, (1.0, 1.0))]:
+        parts.append(_ratios(ratios))
     elif report.latencies or any(row.p50_ms is not None for row in report.benchmark):
         parts.append("A table below holds the latency of each model.")
     elif parts:
         parts.append("Its speed was not timed for this page.")
     return " ".join(parts)
+
+
+def _ratios(series: Sequence[LatencySeries]) -> str:
+    """How many latencies compare with their baselines, and in how many of them that is more than chance."""
+    ratios = [one.ratio for one in series if one.ratio is not None]
+    same = sum(one.ratio_interval is not None and one.ratio_interval[0] <= 1 <= one.ratio_interval[1] for one in series)
+    return (
+        f"Median latency over that of the first model on the same backend in the same precision: {min(ratios):.2f} "
+        f"to {max(ratios):.2f} in {_number(len(ratios), 'measurement')}; {same} of their 95 % intervals hold 1, which "
+        "is no difference. A table below holds the times."
+    )
 
 
 def _timing(series: LatencySeries) -> str:

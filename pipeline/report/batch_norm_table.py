@@ -8,7 +8,7 @@ from vsfix.graph_passes.estimate import Interval
 from vsfix.pipeline.inspection import BatchNormRow
 from vsfix.pipeline.repair_report import BatchNormOutcome
 
-from .number_text import ratio, ratio_interval
+from .number_text import gain, ratio, ratio_interval
 from .sections import Report
 from .table import Column, Table, make_table
 
@@ -87,6 +87,23 @@ def _estimate(line: BatchNormLine) -> str:
     return "" if line.shift is None else ratio(line.shift) + interval
 
 
+def _deployed(line: BatchNormLine) -> BatchNormRow:
+    """The BatchNorm as it is deployed."""
+    return line.before if line.after is None else line.after
+
+
+def _gain(line: BatchNormLine) -> str:
+    """The range of its gain."""
+    row = _deployed(line)
+    low, high = row.gain_low, row.gain_high
+    return "" if low is None or high is None else f"{gain(low)} – {gain(high)}"
+
+
+def _beyond(line: BatchNormLine) -> int | None:
+    """Channels that float16 can't hold; none where it holds all."""
+    return _deployed(line).beyond_fp16 or None
+
+
 _NAMES: tuple[Column[BatchNormLine], ...] = (
     Column("#", lambda line: line.number),
     Column("BatchNorm", lambda line: line.before.name),
@@ -96,6 +113,8 @@ _INSPECTED: tuple[Column[BatchNormLine], ...] = (
     Column("shift predicted", lambda line: line.before.predicted_shift, ratio),
     Column("shift measured", lambda line: line.before.measured_shift, ratio),
     Column("mismatch", lambda line: line.before.mismatch, ratio),
+    Column("gain", lambda line: _deployed(line).gain_high, text=_gain),
+    Column("channels past fp16", _beyond),
 )
 _REPAIRED: tuple[Column[BatchNormLine], ...] = (
     Column("shift before", lambda line: line.before.measured_shift, ratio),
@@ -103,6 +122,8 @@ _REPAIRED: tuple[Column[BatchNormLine], ...] = (
     Column("shift estimated, 95 % interval", lambda line: line.shift, text=_estimate),
     Column("mismatch before", lambda line: line.before.mismatch, ratio),
     Column("mismatch after", lambda line: None if line.after is None else line.after.mismatch, ratio),
+    Column("gain", lambda line: _deployed(line).gain_high, text=_gain),
+    Column("channels past fp16", _beyond),
     Column("status", lambda line: line.status),
     Column("reason", lambda line: line.reason),
     Column("fold", lambda line: line.fold),
@@ -125,5 +146,10 @@ _LEGEND = {
     ),
     "mismatch": _MISMATCH,
     "mismatch before": _MISMATCH,
+    "gain": (
+        "Gain: the smallest and the largest |gamma| / sqrt(variance + epsilon) of its channels, by which a fold "
+        "multiplies the weights of the layer; sorted by the largest."
+    ),
+    "channels past fp16": "Channels past fp16: those whose gain or shift is larger than 65504, or not finite.",
     "fold": "Fold: into which layer the BatchNorm was folded, or why it stays.",
 }

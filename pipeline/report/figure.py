@@ -20,6 +20,7 @@ TEXT_COLOUR = "#010203"
 SERIES = ("#c02942", "#1f77a8", "#9a6a00", "#2a7f4f", "#7b4fa6", "#6b5b4b")
 BEFORE, AFTER = SERIES[:2]
 MARKERS = ("o", "s", "^", "D", "v", "P")
+SHAPES = ("round", "square", "triangle", "diamond", "down", "plus")  # the same in a key of the page, by style.css
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _MIN_GAP = 0.07  # between two ticks, as a share of the axis
 

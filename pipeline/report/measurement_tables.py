@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vsfix.pipeline.accuracy import AccuracyRow
+from vsfix.pipeline.decisions import RETENTION_BARS
 from vsfix.pipeline.error_budget import BudgetStep
 
 from .latency_figure import p50_p99
@@ -66,6 +67,16 @@ def _fine_percent(share: float) -> str:
     return percent(share, 2)
 
 
+def _bar(row: BenchmarkRow) -> str:
+    """Which bar a retention reaches."""
+    if row.retention is None:
+        return ""
+    reached = next((bar for bar in RETENTION_BARS if row.retention >= bar), None)
+    return (
+        f"< {100 * RETENTION_BARS[-1]:g} %" if reached is None else f"\N{GREATER-THAN OR EQUAL TO} {100 * reached:g} %"
+    )
+
+
 def _flips(row: BenchmarkRow) -> str:
     """The flips, as `12 / 9 (p = 0.66)`."""
     chance = "" if row.p_value is None else f" ({probability(row.p_value)})"
@@ -86,7 +97,7 @@ _BENCHMARK: tuple[Column[BenchmarkRow], ...] = (
     Column("top-1, 95 % interval", lambda row: None if row.top1 is None else row.top1.value, text=_top1),
     Column("points to reference", lambda row: row.difference, points),
     Column("good to bad / bad to good", lambda row: row.good_to_bad, text=_flips),
-    Column("retention", lambda row: row.retention, _fine_percent),
+    Column("retention", lambda row: row.retention, _fine_percent, note=_bar),
     Column("agreement", lambda row: row.agreement, _fine_percent),
     Column("SNR", lambda row: row.snr_db, decibels),
     Column("batch", lambda row: row.batch_size),

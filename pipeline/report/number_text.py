@@ -25,6 +25,11 @@ def ratio_interval(interval: tuple[float, float]) -> str:
     return f"{ratio(interval[0])} – {ratio(interval[1])}"
 
 
+def gain(value: float) -> str:
+    """A factor of any size, by its three leading digits."""
+    return f"{value:.3g}"
+
+
 def points(difference: float) -> str:
     """A difference of two percentages, with its sign."""
     return f"{difference:+.2f}".replace("-", "\N{MINUS SIGN}")
@@ -50,6 +55,21 @@ def probability(p_value: float) -> str:
 def milliseconds(value: float) -> str:
     """A latency, by its three leading digits."""
     return f"{value:#.3g}" if value < 100 else f"{value:.0f}"
+
+
+def cosine(value: float) -> str:
+    """A cosine, which is near 1."""
+    return f"{value:.7f}"
+
+
+def seconds(value: float) -> str:
+    """A time that a person waits."""
+    return f"{value:.1f} s"
+
+
+def mebibytes(size: float) -> str:
+    """The size of a file."""
+    return f"{size / 2**20:.2f} MiB"
 
 
 def count(value: float) -> str:

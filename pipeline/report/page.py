@@ -42,10 +42,10 @@ def render_report(report: Report) -> str:
 def _views(report: Report) -> Mapping[str, Any]:
     """What the templates draw: the report, and its sections as tables and figures."""
     # Here, because matplotlib takes as long to load as a small repair.
-    from . import accuracy_figure, latency_figure, measurement_tables
+    from . import accuracy_figure, detail_tables, latency_figure, measurement_tables
     from .answers import find_answers
     from .batch_norm_table import batch_norm_legend, batch_norm_lines, batch_norm_table
-    from .figure import SERIES
+    from .figure import SERIES, SHAPES
     from .mismatch_figure import mismatch_figure
     from .route_boxes import route_boxes
 
@@ -64,10 +64,14 @@ def _views(report: Report) -> Mapping[str, Any]:
         "accuracy_lines": accuracy_figure.accuracy_lines(report.accuracies),
         "accuracy_table": measurement_tables.accuracy_table(report.accuracies),
         "colours": len(SERIES),
+        "shapes": SHAPES,
         "benchmark_table": measurement_tables.benchmark_table(report.benchmark),
         "benchmark_legend": _benchmark_legend(report),
+        "tensor_table": detail_tables.tensor_table(report.tensors),
+        "file_table": detail_tables.file_table(report.files),
         "latency": latency_figure.latency_figure(report.latencies) if report.latencies else "",
         "latency_table": measurement_tables.latency_table(report.latencies),
+        "time_table": detail_tables.time_table(report.latencies),
         "budgets": [_budget_view(budget, number) for number, budget in enumerate(report.budgets, 1)],
         "steps": measurement_tables.step_table(report.steps),
         "batch_norms": batch_norm_table(lines) if lines else None,
@@ -102,7 +106,7 @@ def _benchmark_legend(report: Report) -> str:
         "Top-1 with its 95 % Wilson interval. Points to reference: top-1 less that of the reference"
         f"{reference}. Good to bad / bad to good: samples that only the reference, or only this row, gets "
         "right, with the p-value of McNemar's exact test; a small p says that the difference is more than chance. "
-        "Retention, agreement and SNR hold each row against the first row of the same model: its top-1 over that, the "
-        "share of equal decisions, signal over error. p50, p99: the median latency of one run, and what 99 of 100 "
-        "runs stay below."
+        "Retention, agreement and SNR hold each row against the first row of the same model: its top-1 over that, read "
+        "against the bars of 99.9 and 99 %, the share of equal decisions, signal over error. p50, p99: the median "
+        "latency of one run, and what 99 of 100 runs stay below."
     )

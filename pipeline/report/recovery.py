@@ -19,6 +19,15 @@ def trained_and_best(accuracies: Sequence[AccuracyRow]) -> tuple[AccuracyRow, Ac
     return (trained[0], max(repaired, key=lambda row: row.accuracy)) if trained and repaired else None
 
 
+def trained_and_first(accuracies: Sequence[AccuracyRow]) -> tuple[AccuracyRow, AccuracyRow] | None:
+    """The model as trained and the repair that the page tells of; None where one of them was not measured.
+
+    The best of several was chosen by these very labels, so that its interval and its p would promise too much.
+    """
+    trained, repaired = _split(accuracies)
+    return (trained[0], repaired[0]) if trained and repaired else None
+
+
 def damage_in_accuracy(accuracies: Sequence[AccuracyRow]) -> str:
     """What the damage costs: the accuracy as trained, against the best after a repair."""
     pair = trained_and_best(accuracies)

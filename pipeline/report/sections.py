@@ -14,6 +14,8 @@ from vsfix.pipeline.inspection import Inspection
 from vsfix.pipeline.proportion import Proportion
 from vsfix.pipeline.repair_report import RepairReport
 
+from .detail_rows import FileRow, TensorRow, TimeParts
+
 
 @dataclass(frozen=True)
 class StepRow:
@@ -106,6 +108,7 @@ class LatencySeries:
         ratio: of the median to that of the first model on the same backend in the same precision; None where there is
             none.
         ratio_interval: of that ratio, 95 %.
+        parts: what was timed, how steady it was, and where the time goes; None where that is not known.
 
     Raises:
         DataError: no runs, or a time that is no number.
@@ -117,6 +120,7 @@ class LatencySeries:
     runs: int | None = None
     ratio: float | None = None
     ratio_interval: Interval | None = None
+    parts: TimeParts | None = None
 
     def __post_init__(self) -> None:
         if not self.milliseconds or not all(math.isfinite(time) for time in self.milliseconds):
@@ -150,6 +154,8 @@ class Report:
         inspection: the BatchNorms of a model that was looked at only; not together with `repair`.
         accuracies: top-1 by method and number of images.
         benchmark: one row for each model, backend and precision.
+        tensors: the outputs of each such row against those of another.
+        files: what each such row ran.
         benchmark_reference: the row that the others are held against, in words.
         budgets: one for each candidate.
         latencies: one for each model that was timed.
@@ -166,6 +172,8 @@ class Report:
     inspection: Inspection | None = None
     accuracies: tuple[AccuracyRow, ...] = ()
     benchmark: tuple[BenchmarkRow, ...] = ()
+    tensors: tuple[TensorRow, ...] = ()
+    files: tuple[FileRow, ...] = ()
     benchmark_reference: str = ""
     budgets: tuple[ErrorBudget, ...] = ()
     latencies: tuple[LatencySeries, ...] = ()

@@ -80,6 +80,23 @@ def test_the_divergence_is_that_of_scipy():
     assert compare_decisions(reference, reference + 5).divergence == pytest.approx(0, abs=1e-15)
 
 
+@pytest.mark.parametrize("digits", [np.float64, np.float16])
+def test_outputs_that_are_probabilities_already_are_no_logits(digits):
+    reference, output = softmax(np.random.default_rng(5).normal(0, 1.5, (2, 40, 6)), axis=2).astype(digits)
+    scipy = np.mean([entropy(p, q) for p, q in zip(reference.astype(float), output.astype(float), strict=True)])
+    assert compare_decisions(reference, output).divergence == pytest.approx(
+        scipy, rel=1e-2 if digits is np.float16 else 1e-9
+    )
+    # Their softmax is another distribution, and much nearer: what a planted mistake would give.
+    wrong = np.mean([entropy(softmax(p), softmax(q)) for p, q in zip(reference, output, strict=True)])
+    assert wrong < 0.5 * scipy
+
+
+def test_a_probability_that_has_become_zero_leaves_the_divergence_finite():
+    found = compare_decisions(np.array([[1 - 1e-9, 1e-9], [0.5, 0.5]]), np.array([[1.0, 0.0], [0.5, 0.5]]))
+    assert 0 <= found.divergence < 1e-7
+
+
 def test_large_logits_leave_the_divergence_finite():
     assert compare_decisions(np.array([[1e4, 0.0]]), np.array([[0.0, 1e4]])).divergence == pytest.approx(1e4)
 
@@ -107,3 +124,16 @@ def test_among_equal_logits_the_first_class_decides():
     found = compare_decisions(logits, logits, np.array([0, 5])).task
     assert found is not None
     assert (found.reference.count, found.reference_top5) == (1, proportion(1, 2))
+
+
+@pytest.mark.parametrize(("kept", "bar"), [(1000, 0.999), (999, 0.999), (998, 0.99), (990, 0.99), (989, 0.0)])
+def test_the_bar_of_a_retention_is_the_highest_that_it_reaches(kept, bar):
+    reference = np.tile([0.0, 1.0], (1000, 1))
+    output = reference.copy()
+    output[kept:] = output[kept:, ::-1]
+    task = compare_decisions(reference, output, np.ones(1000, dtype=np.int64)).task
+    assert task is not None
+    assert task.retention_bar == bar
+    never = compare_decisions(reference, output, np.zeros(1000, dtype=np.int64)).task
+    assert never is not None
+    assert never.retention_bar is None

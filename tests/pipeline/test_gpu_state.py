@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from vsfix.pipeline.gpu_state import describe_gpu
+from vsfix.pipeline.gpu_state import describe_gpu, load_of, throttling
 
 ANSWER = "NVIDIA H100 80GB HBM3, 570.1, 1980 MHz, 1980 MHz, 0x0000000000000000, 120.00 W, 35, 4 MiB"
 
@@ -38,3 +38,30 @@ def test_a_program_that_gives_nothing_is_told(nvidia_smi, script):
 def test_a_machine_without_the_program_has_no_entry(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert describe_gpu() == {}
+
+
+@pytest.mark.parametrize(
+    ("mask", "words", "slows"),
+    [
+        ("0x0000000000000000", "none", ""),
+        ("0x0000000000000001", "GPU idle", ""),
+        (
+            "0x0000000000000024",
+            "software power cap; software thermal slowdown",
+            "software power cap; software thermal slowdown",
+        ),
+        ("0x0000000000000202", "clocks set by an application; 0x200", "0x200"),
+        ("[N/A]", "not told", ""),
+    ],
+)
+def test_the_throttle_reasons_are_told_in_words(nvidia_smi, mask, words, slows):
+    nvidia_smi(f"echo '{ANSWER.replace('0x0000000000000000', mask)}'")
+    found = describe_gpu()
+    assert (found["throttle reasons"], throttling(found)) == (words, slows)
+
+
+def test_what_changes_from_moment_to_moment_is_one_line(nvidia_smi):
+    nvidia_smi(f"echo '{ANSWER}'")
+    line = "SM clock 1980 MHz, highest SM clock 1980 MHz, throttle reasons none, power 120.00 W, temperature 35, memory used 4 MiB"
+    assert load_of(describe_gpu()) == line
+    assert load_of({}) == ""

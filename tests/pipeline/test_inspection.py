@@ -125,3 +125,15 @@ def test_foreign_data_is_told_apart_from_a_shift(parse, open_model):
     x = np.random.default_rng(0).normal(1, 9, (400, 3)).astype(np.float32)
     foreign = inspect_graph(import_graph(model), [{"x": x}], open_model)
     assert any("is it the data of the training" in warning for warning in foreign.warnings)
+
+
+def test_the_range_of_the_gains_is_that_of_the_formula_and_what_float16_can_t_hold_is_counted(parse, open_model):
+    values = {"g": [2.0, -3.0, 1.0, 1.0], "b": [0.0] * 4, "m": [0.0, 0.0, 9e5, 0.0], "v": [4.0, 4.0, 100.0, 1e-12]}
+    weights = {name: np.array(row, np.float32) for name, row in values.items()}
+    model = parse(
+        "(float[N, 4] x) => (float[N, 4] y) { y = BatchNormalization <epsilon: float = 0.0> (x, g, b, m, v) }", weights
+    )
+    (row,) = inspect_graph(import_graph(model), [], open_model).rows
+    assert row.gain_low == pytest.approx(0.1)
+    assert row.gain_high == pytest.approx(1e6)
+    assert row.beyond_fp16 == 2  # a shift of 90,000, a gain of a million

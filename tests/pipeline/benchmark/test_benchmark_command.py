@@ -7,6 +7,7 @@ from importlib.resources import files
 
 import jsonschema
 import numpy as np
+import onnx
 import pytest
 
 QUICK = ("--data", "digits", "--samples", "100", "--seconds", "0", "--repair", "none")
@@ -103,3 +104,16 @@ def test_two_benchmarks_are_compared_and_a_rule_decides(call, onnx_path, tmp_pat
     assert result.stdout.splitlines()[-1] == "FAIL 0 better, 1 worse, 1 the same"
     assert "(-5 points), allowed is a loss of 0.5" in result.stderr
     assert json.loads((tmp_path / "c.json").read_text())["failures"]
+
+
+def test_a_row_that_fails_is_named_once_and_the_line_has_no_stray_signs(call, onnx_path, tmp_path):
+    model = onnx.load(onnx_path)
+    model.graph.node.append(onnx.helper.make_node("Relu", [model.graph.output[0].name], ["second"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("second", onnx.TensorProto.FLOAT, ["N", 10]))
+    onnx.save(model, tmp_path / "two.onnx")
+    result = call("benchmark", onnx_path, tmp_path / "two.onnx", *QUICK)
+    assert result.exit_code == 1
+    line = result.stderr.splitlines()[-1]
+    assert line.count(f"two.onnx, onnxruntime, fp32: {tmp_path / 'two.onnx'}: has the outputs") == 1
+    assert ".;" not in line
+    assert line.startswith("vsfix: error: No repair was looked for: top-1 ")

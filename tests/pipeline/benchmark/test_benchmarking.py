@@ -9,8 +9,11 @@ import onnx
 import pytest
 import scipy.stats
 
-from vsfix.graph_passes.errors import DataError, InputError
+from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError
+from vsfix.pipeline.benchmark.benchmark_page import benchmark_report
+from vsfix.pipeline.benchmark.benchmark_table import benchmark_lines
 from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
+from vsfix.pipeline.benchmark.gpu_watch import GpuWatch
 from vsfix.pipeline.benchmark.latency import LatencyConfig
 from vsfix.pipeline.benchmark.repair_trials import RepairTrial
 from vsfix.pipeline.optimization import Outputs, optimize
@@ -189,7 +192,7 @@ def test_a_model_with_another_output_fails_alone_and_the_others_are_measured(onn
 
 
 def test_labels_that_name_no_class_end_the_run_before_anything_is_timed(onnx_path, tmp_path, monkeypatch):
-    monkeypatch.setattr("vsfix.pipeline.benchmark.benchmarking.time_rows", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr("vsfix.pipeline.benchmark.row_latency.time_rows", lambda *_: pytest.fail("timed"))
     images = np.zeros((20, 1, 8, 8), dtype=np.float32)
     np.savez(tmp_path / "x.npz", input=images, labels=np.full(20, 10))
     with pytest.raises(DataError, match="the label of sample 0 is 10"):
@@ -226,3 +229,48 @@ def test_the_same_file_twice_is_refused(onnx_path):
 def test_batch_sizes_that_make_no_sense_are_refused(sizes):
     with pytest.raises(InputError, match="--batch"):
         replace(QUICK, latency_batches=sizes)
+
+
+def test_the_environment_names_the_processor_and_the_gpu_while_it_was_timed(onnx_path, monkeypatch):
+    state = {"GPU": "one", "SM clock": "900 MHz", "throttle reasons": "software power cap"}
+    monkeypatch.setattr("vsfix.pipeline.benchmark.row_latency.GpuWatch", lambda: GpuWatch(lambda: state))
+    latency = LatencyConfig(seconds=0.0001, min_runs=20, warm_up_seconds=0)
+    timed = benchmark([onnx_path], replace(QUICK, latency=latency, latency_batches=(4,)))
+    assert timed.environment["while timing batch 4"] == "SM clock 900 MHz, throttle reasons software power cap"
+    assert timed.environment["peak memory"].endswith(" MiB")
+    assert "the GPU was slowed down while batch 4 was timed: software power cap" in timed.notes
+
+
+def test_each_row_tells_which_bar_its_retention_reaches(found):
+    for row in found.rows:
+        task = None if row.against_own is None else row.against_own.decisions.task
+        assert row.retention_bar == (None if task is None else task.retention_bar)
+    assert {row.retention_bar for row in found.rows} >= {None, 0.999}
+
+
+def test_where_the_first_backend_is_missing_the_next_row_of_the_same_model_is_the_reference(onnx_path, repaired_path):
+    config = replace(QUICK, backends=("onnxruntime-cuda", "onnxruntime"))
+    found = benchmark([onnx_path, repaired_path], config)
+    assert [row.status for row in found.rows] == ["SKIP", "PASS", "SKIP", "PASS"]
+    assert found.reference == found.rows[1].label == found.reference_row.label
+    assert found.rows[1].against_reference is None
+    assert found.rows[3].against_reference.baseline == found.reference
+    assert f"{found.rows[0].label}: did not run; the reference is {found.reference}" in found.notes
+    lines = "\n".join(benchmark_lines(found))
+    assert "points" in lines.split(found.rows[3].label)[1]
+    assert [budget.candidate for budget in benchmark_report(found).budgets] == [found.rows[3].label]
+    assert benchmark_report(found).budgets[0].accuracy == found.rows[1].top1
+
+
+def test_where_no_row_of_the_first_model_runs_there_is_no_reference(onnx_path, repaired_path):
+    with pytest.raises(MissingComponentError):
+        benchmark([onnx_path, repaired_path], replace(QUICK, backends=("onnxruntime-cuda",)))
+
+
+def test_a_reference_that_is_not_finite_is_named(onnx_path, tmp_path):
+    model = onnx.load(onnx_path)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == model.graph.node[-1].input[2])
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(10, np.nan, dtype=np.float32), bias.name))
+    onnx.save(model, tmp_path / "broken.onnx")
+    with pytest.raises(DataError, match=r"broken\.onnx, onnxruntime, fp32: the reference is not finite"):
+        benchmark([tmp_path / "broken.onnx"], QUICK)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -236,3 +237,55 @@ def test_a_pipe_is_not_waited_for_and_what_no_benchmark_can_be_is_not_read(tmp_p
     for name, said in (("pipe.json", "is a pipe"), ("sparse.json", "larger than 64 MiB")):
         with pytest.raises(InputError, match=f"{name}: can't be read: .*{said}"):
             read_benchmark(tmp_path / name)
+
+
+def ratio_of(document, value, interval):
+    """Gives the second row a baseline, and a ratio to it."""
+    document["rows"][1]["latencies"][0] |= {"ratio": value, "ratio_interval": interval}
+
+
+@pytest.mark.parametrize(
+    ("interval", "direction", "fails"), [([1.0, 1.15], "same", False), ([1.08, 1.12], "worse", True)]
+)
+def test_a_ratio_is_worse_where_its_interval_says_so(document, tmp_path, interval, direction, fails):
+    before = write(tmp_path / "a.json", document, lambda document: ratio_of(document, 1.0, [0.98, 1.02]))
+    after = write(tmp_path / "b.json", document, lambda document: ratio_of(document, 1.1, interval))
+    found = compare_files(before, after, [FailRule("ratio", 5.0)])
+    (change,) = [change for change in found.changes if change.metric == "ratio batch 1"]
+    assert (change.direction, round(change.change)) == (direction, 10)
+    assert bool(found.failures) == fails
+
+
+def test_a_row_that_is_its_own_baseline_has_no_ratio_to_compare(document, tmp_path):
+    assert changes_of(document, tmp_path, lambda document: None, FailRule("ratio", 5.0)).failures
+
+
+def test_another_gpu_or_processor_is_another_machine_and_a_file_that_names_none_is_not(document, tmp_path):
+    before = write(tmp_path / "a.json", document, lambda document: document["environment"].update(GPU="one"))
+    after = write(tmp_path / "b.json", document, lambda document: document["environment"].update(GPU="two"))
+    (warning,) = compare_files(before, after, []).warnings
+    assert warning == "another GPU: one, then two; times can't be compared"
+    assert compare_files(before, write(tmp_path / "c.json", document), []).warnings == ()
+
+
+@pytest.mark.parametrize(("moved", "told"), [(1, True), (5, True), (6, False)])
+def test_top1_that_moved_by_so_few_samples_that_it_may_be_chance_is_told(document, tmp_path, moved, told):
+    def change(document):
+        document["rows"][0]["top1"]["count"] += moved
+
+    warnings = changes_of(document, tmp_path, change).warnings
+    assert any(f"no more than {moved} of 100 samples" in warning for warning in warnings) == told
+
+
+def test_times_that_differ_on_a_machine_that_was_not_quiet_are_doubted(document, tmp_path):
+    def slow(document, cv):
+        document["rows"][1]["latencies"][0].update(p50_ms=1e6)
+        for row in document["rows"]:
+            row["latencies"][0]["cv"] = cv
+
+    before = write(
+        tmp_path / "a.json", document, lambda document: [r["latencies"][0].update(cv=0.01) for r in document["rows"]]
+    )
+    for cv, told in ((0.01, False), (0.3, True)):
+        after = write(tmp_path / "b.json", document, partial(slow, cv=cv))
+        assert any("up to 30%" in warning for warning in compare_files(before, after, []).warnings) == told

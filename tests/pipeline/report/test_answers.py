@@ -210,3 +210,35 @@ def test_accuracies_of_another_network_say_nothing_of_what_a_file_recovers():
 def test_a_repair_that_reaches_no_more_is_not_said_to_have_the_right_statistics():
     report = replace(repaired(outcome(3.0, 1.2, None)), accuracies=accuracies((None, 75), (32, 74)))
     assert answers(report)[DAMAGE].endswith("Top-1 is 75.0 %, and no repair of this run reaches more.")
+
+
+def test_a_healthy_network_on_few_samples_is_not_called_foreign_data():
+    few = Inspection((row("a", 1.2, ""), row("b", 1.1, "")), (), 32, ())
+    found = answers(replace(EMPTY, inspection=few))[DAMAGE]
+    assert found.startswith("No, as far as 32 samples tell: the worst stored variance is off by a factor of 1.20")
+    many = replace(few, samples=500)
+    assert answers(replace(EMPTY, inspection=many))[DAMAGE].startswith("Not by noise.")
+
+
+def test_the_certainty_is_that_of_the_repair_that_was_made_and_not_of_the_luckiest():
+    def accuracy(name: str, images: int | None, right: int, p_value: float | None = None) -> AccuracyRow:
+        return AccuracyRow(name, images, right / 500, *wilson_interval(right, 500), p_value)
+
+    rows = (accuracy("as trained", None, 385), accuracy("paired", 32, 400, 0.04), accuracy("exact", 32, 470, 1e-8))
+    found = answers(replace(EMPTY, accuracies=rows))[CERTAINTY]
+    assert "p = 0.04" in found
+    assert "76.3 – 83.3 % repaired, overlap" in found
+
+
+def test_a_trial_says_that_no_file_is_repaired():
+    trial = replace(repaired(outcome(2.0, 1.0, (0.4, 0.6))), is_trial=True)
+    assert answers(trial)[REPAIR].endswith("No file of this page is repaired: the command vsfix optimize writes one.")
+
+
+def test_ratios_that_hold_1_are_counted():
+    times = tuple(
+        LatencySeries(str(i), 1, (1.0,), 300, r, (r - 0.02, r + 0.02))
+        for i, r in enumerate((0.99, 1.0, 1.1, 1.01, 0.9))
+    )
+    found = answers(replace(repaired(outcome(2.0, 1.0, (0.4, 0.6))), latencies=times))[COST]
+    assert "0.90 to 1.10 in 5 measurements; 3 of their 95 % intervals hold 1, which is no difference" in found

@@ -152,3 +152,11 @@ def test_a_name_that_holds_what_xml_may_not_is_drawn_all_the_same():
     name = "a\x1b[31m\x00\x0b.onnx"
     figure = latency_figure([LatencySeries(name, 1, (1.0, 2.0))])
     assert "a\ufffd[31m\ufffd\ufffd.onnx, batch 1" in words(figure)
+
+
+def test_two_methods_with_as_many_images_do_not_hide_each_other():
+    rows = [AccuracyRow(name, images, 0.9, 0.85, 0.95) for name in ("paired", "exact") for images in (32, 1000)]
+    svg = accuracy_figure(rows)
+    (one, _), (two, _) = (points(svg, f"var(--series-{number})")[-2:] for number in (1, 2))
+    assert two[0] - one[0] > 6
+    assert one[1] == two[1]

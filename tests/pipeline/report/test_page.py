@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -134,7 +135,7 @@ def test_every_number_of_the_benchmark_is_on_the_page():
         "top-1, 95 % interval": "92.80 % (90.2 – 94.8 %)",
         "points to reference": "\N{MINUS SIGN}0.60",
         "good to bad / bad to good": "12 / 9 (p = 0.66)",
-        "retention": "99.78 %",
+        "retention": "99.78 %\N{GREATER-THAN OR EQUAL TO} 99 %",
         "agreement": "99.87 %",
         "SNR": "65.8 dB",
         "batch": "64",
@@ -274,3 +275,31 @@ def test_an_existing_page_needs_force(report, tmp_path):
     write_report(report, tmp_path / "r.html", force=False)
     with pytest.raises(OutputExistsError):
         write_report(report, tmp_path / "r.html", force=False)
+
+
+def test_the_gains_are_those_of_the_deployed_batch_norms_and_a_column_that_all_hold_is_left_out(report):
+    outcomes = report.repair.batch_norms
+    page = Page(render_report(report))
+    assert page.column("batch-norms", "gain") == [f"{o.after.gain_low:.3g} – {o.after.gain_high:.3g}" for o in outcomes]
+    assert "channels past fp16" not in page.tables["batch-norms"][0]
+    wide = replace(outcomes[0], after=replace(outcomes[0].after, beyond_fp16=2))
+    rows = replace(report.repair, batch_norms=(wide, *outcomes[1:]))
+    page = Page(render_report(replace(report, repair=rows)))
+    assert page.column("batch-norms", "channels past fp16") == ["2", *["–"] * (len(outcomes) - 1)]
+
+
+def test_the_key_of_the_accuracies_has_the_shapes_of_their_points(report):
+    page = render_report(replace(report, repair=None))
+    shapes = re.findall(r'<li class="(\w+)" style="--colour: var\(--series-\d\)">(as trained|repaired, \w+)<', page)
+    assert shapes == [("dashed", "as trained"), ("square", "repaired, paired"), ("triangle", "repaired, exact")]
+    assert all(f".key .{shape}::before" in page for shape in ("triangle", "down", "plus", "diamond", "round"))
+
+
+def test_every_table_can_be_scrolled_by_keys_and_has_a_name_and_all_stands_in_main(report):
+    page = render_report(report)
+    regions = re.findall(r'<div class="scroll" role="region" tabindex="0" aria-label="Table: ([^"]+)">', page)
+    assert len(regions) == len(set(regions)) == page.count("<table ")
+    main = page[page.index("<main>") : page.index("</main>")]
+    assert main.count("<table ") == page.count("<table ")
+    assert re.findall(r"<h(\d)", page)[0] == "1"
+    assert set(re.findall(r"<h(\d)", page)[1:]) == {"2"}
