@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import signal
 import threading
 import traceback
@@ -107,6 +108,8 @@ def vsfix(ctx: click.Context, verbose: int) -> None:
 
 def main() -> NoReturn:
     """What the installed script `vsfix` calls; ends the process."""
+    # A notebook names the backend of its own figures there, which need not be installed here; nothing is shown here.
+    os.environ.pop("MPLBACKEND", None)
     vsfix(prog_name="vsfix")
     raise AssertionError("click ends the process itself")
 
