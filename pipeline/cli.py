@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib
 import io
 import logging
+import os
 import signal
 import sys
 import threading
@@ -112,6 +113,8 @@ def main() -> NoReturn:
     """What the installed script `vsfix` calls; ends the process."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: not every terminal has every letter
+    # A notebook names the backend of its own figures there, which need not be installed here; nothing is shown here.
+    os.environ.pop("MPLBACKEND", None)
     vsfix(prog_name="vsfix")
     raise AssertionError("click ends the process itself")
 

@@ -293,6 +293,14 @@ def test_a_reader_that_goes_away_is_no_error():
         assert process.stderr.read() == ""
 
 
+def test_the_backend_that_a_notebook_names_for_its_own_figures_stops_no_page(onnx_path, tmp_path):
+    notebook = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    command = run_script("inspect", onnx_path, "--html", tmp_path / "page.html")
+    result = subprocess.run(command, env=notebook, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "</html>" in (tmp_path / "page.html").read_text()
+
+
 def test_json_on_stdout_is_alone_there(call, onnx_path, checkpoint_path):
     result = call("verify", onnx_path, "--against", checkpoint_path, "--data", "digits", "--samples", 50, "--json", "-")
     assert result.exit_code == 0
