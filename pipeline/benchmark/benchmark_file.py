@@ -99,9 +99,11 @@ def _values(row: Mapping[str, Any]) -> dict[str, float | None]:
     for latency in row["latencies"]:
         graph = {None: "", True: ", graph", False: ", no graph"}[latency["cuda_graph"]]
         batch = f"batch {latency['batch_size']}{graph}"
-        values[f"p50 {batch}"] = _number(latency["p50_ms"])
-        values[f"p99 {batch}"] = _number(latency["p99_ms"])
-    values["size"] = _number(row["size"]) or None
+        if f"p50 {batch}" in values:
+            raise ValueError(f"a row has {batch} twice")
+        values[f"p50 {batch}"] = _amount(latency["p50_ms"])
+        values[f"p99 {batch}"] = _amount(latency["p99_ms"])
+    values["size"] = _amount(row["size"]) or None
     return values
 
 
@@ -122,6 +124,14 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{value!r} is no number")
     return float(value)
+
+
+def _amount(value: Any) -> float:
+    """A number that is not negative: less than nothing would compare as better than anything."""
+    number = _number(value)
+    if number < 0:
+        raise ValueError(f"{value!r} is negative")
+    return number
 
 
 def _text(value: Any) -> str:

@@ -236,3 +236,16 @@ def test_a_pipe_is_not_waited_for_and_what_no_benchmark_can_be_is_not_read(tmp_p
     for name, said in (("pipe.json", "is a pipe"), ("sparse.json", "larger than 64 MiB")):
         with pytest.raises(InputError, match=f"{name}: can't be read: .*{said}"):
             read_benchmark(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda row: row["latencies"][0].update(p50_ms=-1.0), "-1.0 is negative"),
+        (lambda row: row.update(size=-5), "-5 is negative"),
+        (lambda row: row["latencies"].append(row["latencies"][0] | {"p50_ms": 0.0}), "has batch 1 twice"),
+    ],
+)
+def test_a_time_below_nothing_and_two_times_for_one_batch_are_refused(document, tmp_path, change, words):
+    with pytest.raises(InputError, match=words):
+        changes_of(document, tmp_path, lambda document: change(document["rows"][0]))
