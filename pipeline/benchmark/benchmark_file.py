@@ -108,11 +108,13 @@ def _values(row: Mapping[str, Any]) -> dict[str, float | None]:
         values["snr"] = min(map(_snr_db, own["outputs"].values()))
     for latency in row["latencies"]:
         batch = _batch(latency)
-        values[f"p50 {batch}"] = _number(latency["p50_ms"])
-        values[f"p99 {batch}"] = _number(latency["p99_ms"])
+        if f"p50 {batch}" in values:
+            raise ValueError(f"a row has {batch} twice")
+        values[f"p50 {batch}"] = _amount(latency["p50_ms"])
+        values[f"p99 {batch}"] = _amount(latency["p99_ms"])
         if not _is_baseline(latency):
-            values[f"ratio {batch}"] = _number(latency["ratio"])
-    values["size"] = _number(row["size"]) or None
+            values[f"ratio {batch}"] = _amount(latency["ratio"])
+    values["size"] = _amount(row["size"]) or None
     return values
 
 
@@ -158,6 +160,14 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{value!r} is no number")
     return float(value)
+
+
+def _amount(value: Any) -> float:
+    """A number that is not negative: less than nothing would compare as better than anything."""
+    number = _number(value)
+    if number < 0:
+        raise ValueError(f"{value!r} is negative")
+    return number
 
 
 def _text(value: Any) -> str:

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,9 +114,28 @@ def _start(ray: Any, address: str | None) -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers over the network
     try:
-        ray.init(address=address or "local", **_QUIET | ({} if address else _LOCAL))
+        ray.init(address=address or "local", job_config=_job_config(), **_QUIET | ({} if address else _LOCAL))
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise _unreachable(address, str(error)) from None
+
+
+class _NoPaths(list[str]):
+    """A list that takes nothing."""
+
+    def extend(self, paths: Iterable[str]) -> None:
+        """Leaves them out."""
+
+
+def _job_config() -> Any:
+    """A job whose workers don't look for modules in the current folder, where the files of strangers may lie.
+
+    Ray has no option for it: it puts that folder, and that of the script, into this list.
+    """
+    from ray.job_config import JobConfig
+
+    config = JobConfig()
+    config._py_driver_sys_path = _NoPaths()
+    return config
 
 
 def _require_answer(address: str) -> None:

@@ -289,3 +289,16 @@ def test_times_that_differ_on_a_machine_that_was_not_quiet_are_doubted(document,
     for cv, told in ((0.01, False), (0.3, True)):
         after = write(tmp_path / "b.json", document, partial(slow, cv=cv))
         assert any("up to 30%" in warning for warning in compare_files(before, after, []).warnings) == told
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda row: row["latencies"][0].update(p50_ms=-1.0), "-1.0 is negative"),
+        (lambda row: row.update(size=-5), "-5 is negative"),
+        (lambda row: row["latencies"].append(row["latencies"][0] | {"p50_ms": 0.0}), "has batch 1 twice"),
+    ],
+)
+def test_a_time_below_nothing_and_two_times_for_one_batch_are_refused(document, tmp_path, change, words):
+    with pytest.raises(InputError, match=words):
+        changes_of(document, tmp_path, lambda document: change(document["rows"][0]))

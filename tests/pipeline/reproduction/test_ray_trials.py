@@ -135,3 +135,13 @@ def test_bad_input_in_a_worker_ends_the_grid_and_runaway_numbers_do_not(make_tri
     with pytest.raises(InputError, match="1297 images, but 2000 samples"):
         next(outcomes)
     assert (builtins.print, signal.getsignal(signal.SIGTERM)) == before
+
+
+@needs_ray
+@pytest.mark.filterwarnings("ignore")
+def test_a_worker_runs_nothing_that_lies_in_the_current_folder(make_trial, tmp_path, monkeypatch):
+    for name in ("vsfix", "numpy", "torch", "sklearn"):
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} of the current folder is run')")
+    monkeypatch.chdir(tmp_path)
+    (outcome,) = RayCluster(cpus=os.cpu_count() or 1).run([make_trial()], TrialStore(tmp_path / "store"))
+    assert outcome.failure == ""
