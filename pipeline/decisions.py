@@ -9,7 +9,7 @@ import numpy as np
 from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.inference import Array, Float64Array
 
-from .proportion import Proportion, mcnemar_p_value, proportion
+from .proportion import Proportion, mcnemar_p_value, paired_difference_interval, proportion
 from .tensor_comparison import as_float64, finite_rows
 
 RETENTION_BARS = (0.999, 0.99)  # as those of MLPerf Inference
@@ -40,6 +40,12 @@ class Task:
     good_to_bad: int
     bad_to_good: int
     p_value: float
+
+    @property
+    def difference_interval(self) -> tuple[float, float]:
+        """The 95 % interval of top-1 of the output less that of the reference."""
+        both = self.reference.count - self.good_to_bad
+        return paired_difference_interval(both, self.good_to_bad, self.bad_to_good, self.reference.total)
 
     @property
     def retention_bar(self) -> float | None:

@@ -92,3 +92,52 @@ def mcnemar_p_value(good_to_bad: int, bad_to_good: int) -> float:
         term = term * (n - i) // (i + 1)
         tail += term
     return float(min(Fraction(1), Fraction(2 * tail, 2**n)))
+
+
+def paired_difference_interval(both: int, only_first: int, only_second: int, total: int) -> tuple[float, float]:
+    """The 95 % interval of the difference of two shares on the same samples, second less first.
+
+    From the Wilson intervals (l, u) of the two, with their correlation phi:
+
+        d -+ sqrt(a^2 - 2 phi a b + b^2)        below: a = p2 - l2, b = u1 - p1; above: a = u2 - p2, b = p1 - l1
+        phi = max(0, wx - yz - total/2 where wx > yz) / sqrt(margins)        w, x, y, z the four cells
+
+    Source: Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired
+    data", Statistics in Medicine 17 (1998), method 10.
+
+    Args:
+        both: samples that both models get right.
+        only_first: that only the first does.
+        only_second: that only the second does.
+        total: all samples.
+
+    Returns:
+        (low, high) within [-1, 1].
+
+    Raises:
+        DataError: counts that are none of `total`.
+    """
+    neither = total - both - only_first - only_second
+    if min(both, only_first, only_second, neither) < 0:
+        raise DataError(f"{both}, {only_first} and {only_second} of {total}: these can't be counts of the same samples")
+    first, second = proportion(both + only_first, total), proportion(both + only_second, total)
+    phi = _correlation(both, only_first, only_second, neither)
+    below = _join(second.value - second.low, first.high - first.value, phi)
+    above = _join(second.high - second.value, first.value - first.low, phi)
+    difference = (only_second - only_first) / total
+    return max(-1.0, difference - below), min(1.0, difference + above)
+
+
+def _join(a: float, b: float, phi: float) -> float:
+    """sqrt(a^2 - 2 phi a b + b^2), where rounding may leave less than 0."""
+    return math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))
+
+
+def _correlation(both: int, only_first: int, only_second: int, neither: int) -> float:
+    """phi of the four cells, with a continuity correction where it is positive; 0 where a margin is empty."""
+    margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
+    if margins == 0:
+        return 0.0
+    cross = both * neither - only_first * only_second
+    total = both + only_first + only_second + neither
+    return float(max(0.0, cross - total / 2) if cross > 0 else cross) / math.sqrt(margins)

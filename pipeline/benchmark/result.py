@@ -64,6 +64,7 @@ class Row:
         against_own: the first row of the same model; None for itself and where nothing ran.
         against_unrepaired: of the first row of a repaired model: the row in front of it that shows the model as it was
             before; None where no row does, and for every other row.
+        difference_interval: 95 %, of top-1 less that of `against_reference`; None where there is no such row.
         retention_bar: the highest of 0.999 and 0.99 that its retention of the top-1 of `against_own` reaches, 0 below
             both; None where there is no retention.
         layers: where a row departs that is not PASS; None where nothing was searched. Of its tensors the first that
@@ -89,6 +90,7 @@ class Row:
     against_reference: Comparison | None = None
     against_own: Comparison | None = None
     against_unrepaired: Comparison | None = None
+    difference_interval: tuple[float, float] | None = None
     retention_bar: float | None = None
     layers: LayerSearch | None = None
     budget: tuple[BudgetStep, ...] = ()

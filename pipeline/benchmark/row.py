@@ -62,6 +62,7 @@ def make_row(
         against_reference=None if found is measured[0] else compare_rows(found, measured[0], labels),
         against_own=against_own,
         against_unrepaired=None if unrepaired is None else compare_rows(found, unrepaired, labels),
+        difference_interval=None if found is measured[0] else task.difference_interval,
         retention_bar=None if own_task is None else own_task.retention_bar,
         layers=search_row(found, own, samples) if reasons and found is not own and own.is_finite else None,
         budget=budget_of(found, measured, labels),

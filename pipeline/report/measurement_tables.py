@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from vsfix.pipeline.accuracy import AccuracyRow
 from vsfix.pipeline.decisions import RETENTION_BARS
 from vsfix.pipeline.error_budget import BudgetStep
+from vsfix.pipeline.proportion import paired_difference_interval
 
 from .latency_figure import p50_p99
 from .number_text import (
@@ -67,6 +68,15 @@ def _fine_percent(share: float) -> str:
     return percent(share, 2)
 
 
+def _difference_interval(row: BenchmarkRow) -> str:
+    """The 95 % interval of the difference to the reference, in points."""
+    if row.top1 is None or row.good_to_bad is None or row.bad_to_good is None:
+        return ""
+    both = row.top1.count - row.bad_to_good
+    low, high = paired_difference_interval(both, row.good_to_bad, row.bad_to_good, row.top1.total)
+    return f"{points(100 * low, 1)} to {points(100 * high, 1)}"
+
+
 def _bar(row: BenchmarkRow) -> str:
     """Which bar a retention reaches."""
     if row.retention is None:
@@ -95,7 +105,7 @@ _BENCHMARK: tuple[Column[BenchmarkRow], ...] = (
     Column("precision", lambda row: row.precision),
     Column("status", lambda row: row.status),
     Column("top-1, 95 % interval", lambda row: None if row.top1 is None else row.top1.value, text=_top1),
-    Column("points to reference", lambda row: row.difference, points),
+    Column("points to reference", lambda row: row.difference, points, note=_difference_interval),
     Column("good to bad / bad to good", lambda row: row.good_to_bad, text=_flips),
     Column("retention", lambda row: row.retention, _fine_percent, note=_bar),
     Column("agreement", lambda row: row.agreement, _fine_percent),

@@ -30,9 +30,9 @@ def gain(value: float) -> str:
     return f"{value:.3g}"
 
 
-def points(difference: float) -> str:
+def points(difference: float, digits: int = 2) -> str:
     """A difference of two percentages, with its sign."""
-    return f"{difference:+.2f}".replace("-", "\N{MINUS SIGN}")
+    return f"{difference:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def decibels(snr_db: float) -> str:

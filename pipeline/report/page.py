@@ -104,8 +104,9 @@ def _benchmark_legend(report: Report) -> str:
     reference = f" ({report.benchmark_reference})" if report.benchmark_reference else ""
     return (
         "Top-1 with its 95 % Wilson interval. Points to reference: top-1 less that of the reference"
-        f"{reference}. Good to bad / bad to good: samples that only the reference, or only this row, gets "
-        "right, with the p-value of McNemar's exact test; a small p says that the difference is more than chance. "
+        f"{reference}, below it the 95 % interval of that difference on the same samples. Good to bad / bad to good: "
+        "samples that only the reference, or only this row, gets right, with the p-value of McNemar's exact test; a "
+        "small p says that the difference is more than chance. "
         "Retention, agreement and SNR hold each row against the first row of the same model: its top-1 over that, read "
         "against the bars of 99.9 and 99 %, the share of equal decisions, signal over error. p50, p99: the median "
         "latency of one run, and what 99 of 100 runs stay below."

@@ -17,6 +17,7 @@ from vsfix.pipeline.benchmark.gpu_watch import GpuWatch
 from vsfix.pipeline.benchmark.latency import LatencyConfig
 from vsfix.pipeline.benchmark.repair_trials import RepairTrial
 from vsfix.pipeline.optimization import Outputs, optimize
+from vsfix.pipeline.proportion import paired_difference_interval
 from vsfix.pipeline.repair_config import RepairConfig
 
 NO_LATENCY = LatencyConfig(seconds=0.0)
@@ -274,3 +275,12 @@ def test_a_reference_that_is_not_finite_is_named(onnx_path, tmp_path):
     onnx.save(model, tmp_path / "broken.onnx")
     with pytest.raises(DataError, match=r"broken\.onnx, onnxruntime, fp32: the reference is not finite"):
         benchmark([tmp_path / "broken.onnx"], QUICK)
+
+
+def test_the_difference_to_the_reference_has_the_interval_of_its_flips(found):
+    assert found.rows[0].difference_interval is None
+    for row in found.rows[1:]:
+        right, before, worse, better, _, _ = counted(found, row.label, found.reference)
+        assert row.difference_interval == paired_difference_interval(before - worse, worse, better, 300)
+        low, high = row.difference_interval
+        assert low <= (right - before) / 300 <= high

@@ -133,7 +133,7 @@ def test_every_number_of_the_benchmark_is_on_the_page():
         "precision": "fp16",
         "status": "WARN",
         "top-1, 95 % interval": "92.80 % (90.2 – 94.8 %)",
-        "points to reference": "\N{MINUS SIGN}0.60",
+        "points to reference": "\N{MINUS SIGN}0.60\N{MINUS SIGN}2.6 to +1.3",
         "good to bad / bad to good": "12 / 9 (p = 0.66)",
         "retention": "99.78 %\N{GREATER-THAN OR EQUAL TO} 99 %",
         "agreement": "99.87 %",
