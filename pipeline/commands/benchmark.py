@@ -116,21 +116,23 @@ def command(
         seed=seed,
     )
     found = benchmark(models, config)
-    if json_path != "-":
-        print_table(benchmark_table(found))
-        click.echo(legend(found))
-        for row in found.rows:
-            for reason in row.reasons:
-                click.echo(f"{row.status} {row.label}: {reason}")
-        for note in found.notes:
-            click.echo(f"WARN {note}")
-        click.echo(f"{found.status} {found.verdict}")
-    if predictions is not None:
-        write_predictions(found, predictions, force=force)
-    if json_path:
-        write_json(found.to_dict(), json_path, force=force)
-    if html is not None:
-        write_benchmark_page(found, html, force=force)
+    try:
+        if json_path != "-":
+            print_table(benchmark_table(found))
+            click.echo(legend(found))
+            for row in found.rows:
+                for reason in row.reasons:
+                    click.echo(f"{row.status} {row.label}: {reason}")
+            for note in found.notes:
+                click.echo(f"WARN {note}")
+            click.echo(f"{found.status} {found.verdict}")
+    finally:  # whoever reads what is printed may have gone
+        if predictions is not None:
+            write_predictions(found, predictions, force=force)
+        if json_path:
+            write_json(found.to_dict(), json_path, force=force)
+        if html is not None:
+            write_benchmark_page(found, html, force=force)
     failed, skipped = (
         [f"{row.label}: {row.reasons[0]}" for row in found.rows if row.status == status] for status in ("FAIL", "SKIP")
     )
