@@ -118,28 +118,30 @@ def command(
         seed=seed,
     )
     found = benchmark(models, config)
-    if json_path != "-":
-        table = benchmark_table(found)
-        if fits(table, table_width()):
-            print_table(table)
-        else:
-            for line in benchmark_lines(found):
-                print_line(line)
-        print_line(legend(found))
-        for row in found.rows:
-            for reason in row.reasons:
-                print_line(f"{row.status} {row.label}: {reason}")
-            if row.layers is not None:
-                print_line(f"{row.status} {row.label}: {row.layers}")
-        for note in found.notes:
-            print_line(f"WARN {note}")
-        print_line(f"{found.status} {found.verdict}")
-    if predictions is not None:
-        write_predictions(found, predictions, force=force)
-    if json_path:
-        write_json(found.to_dict(), json_path, force=force)
-    if html is not None:
-        write_benchmark_page(found, html, force=force)
+    try:
+        if json_path != "-":
+            table = benchmark_table(found)
+            if fits(table, table_width()):
+                print_table(table)
+            else:
+                for line in benchmark_lines(found):
+                    print_line(line)
+            print_line(legend(found))
+            for row in found.rows:
+                for reason in row.reasons:
+                    print_line(f"{row.status} {row.label}: {reason}")
+                if row.layers is not None:
+                    print_line(f"{row.status} {row.label}: {row.layers}")
+            for note in found.notes:
+                print_line(f"WARN {note}")
+            print_line(f"{found.status} {found.verdict}")
+    finally:  # whoever reads what is printed may have gone
+        if predictions is not None:
+            write_predictions(found, predictions, force=force)
+        if json_path:
+            write_json(found.to_dict(), json_path, force=force)
+        if html is not None:
+            write_benchmark_page(found, html, force=force)
     failed, skipped = (
         [f"{row.label}: {row.reasons[0]}" for row in found.rows if row.status == status] for status in ("FAIL", "SKIP")
     )

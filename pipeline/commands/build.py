@@ -100,9 +100,11 @@ def command(
     )
     with build_progress() as progress:
         report = build_engine(model, output, config, force=force, progress=progress)
-    if json_path != "-":
-        print_table(layers_table(report))
-        for line in build_lines(report, output):
-            print_line(line)
-    if json_path:
-        write_json(report.to_dict(), json_path, force=force)
+    try:
+        if json_path != "-":
+            print_table(layers_table(report))
+            for line in build_lines(report, output):
+                print_line(line)
+    finally:  # whoever reads what is printed may have gone
+        if json_path:
+            write_json(report.to_dict(), json_path, force=force)

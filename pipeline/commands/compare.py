@@ -40,16 +40,18 @@ def command(before: Path, after: Path, rules: tuple[str, ...], json_path: str | 
 
     require_json_target(json_path, force=force, inputs=[before, after])
     found = compare_files(before, after, [parse_fail_rule(text) for text in rules])
-    if json_path != "-":
-        if any(change.direction != "same" for change in found.changes):
-            print_table(comparison_table(found))
-        for word, names in (("gone", found.gone), ("new", found.added)):
-            for name in names:
-                print_line(f"{word}: {name}")
-        for warning in found.warnings:
-            print_line(f"WARN {warning}")
-        print_line(f"{'FAIL' if found.failures else 'PASS'} {summary(found)}")
-    if json_path:
-        write_json(asdict(found), json_path, force=force)
+    try:
+        if json_path != "-":
+            if any(change.direction != "same" for change in found.changes):
+                print_table(comparison_table(found))
+            for word, names in (("gone", found.gone), ("new", found.added)):
+                for name in names:
+                    print_line(f"{word}: {name}")
+            for warning in found.warnings:
+                print_line(f"WARN {warning}")
+            print_line(f"{'FAIL' if found.failures else 'PASS'} {summary(found)}")
+    finally:  # whoever reads what is printed may have gone
+        if json_path:
+            write_json(asdict(found), json_path, force=force)
     if found.failures:
         raise CheckFailedError("; ".join(found.failures))

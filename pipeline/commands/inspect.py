@@ -62,19 +62,21 @@ def command(
         else []
     )
     inspection = inspect_model(loaded, batches, open_for_small_runs)
-    if json_path != "-":
-        for change in inspection.prepared:
-            print_line(f"prepared: {change}")
-        print_table(inspection_table(inspection))
-        print_line(f"noise layers: {', '.join(inspection.noise_sources) or 'none'}")
-        if inspection.inferred:
-            print_line(f"inferred from the statistics: {inspection.inferred}")
-        for warning in inspection.warnings:
-            print_line(f"WARN {warning}")
-        print_line(" ".join(judge_inspection(inspection)))
-    if html is not None:
-        write_inspection_page(inspection, model.name, html, command=command_line(), force=force)
+    try:
         if json_path != "-":
-            print_line(f"wrote {html}")
-    if json_path:
-        write_json(asdict(inspection), json_path, force=force)
+            for change in inspection.prepared:
+                print_line(f"prepared: {change}")
+            print_table(inspection_table(inspection))
+            print_line(f"noise layers: {', '.join(inspection.noise_sources) or 'none'}")
+            if inspection.inferred:
+                print_line(f"inferred from the statistics: {inspection.inferred}")
+            for warning in inspection.warnings:
+                print_line(f"WARN {warning}")
+            print_line(" ".join(judge_inspection(inspection)))
+    finally:  # whoever reads what is printed may have gone
+        if json_path:
+            write_json(asdict(inspection), json_path, force=force)
+        if html is not None:
+            write_inspection_page(inspection, model.name, html, command=command_line(), force=force)
+    if html is not None and json_path != "-":
+        print_line(f"wrote {html}")

@@ -134,21 +134,23 @@ def command(
         eval_data=eval_data,
         eval_split=eval_split,
     )
-    if json_path != "-":
-        for change in result.repair.report.prepared:
-            print_line(f"prepared: {change}")
-        if result.repair.report.batch_norms:
-            print_table(repair_table(result.repair.report))
-        if result.repair.report.precision is not None:
-            print_table(precision_table(result.repair.report.precision))
-        for warning in result.repair.report.warnings:
-            print_line(f"WARN {warning}")
-        if result.accuracies:
-            print_table(accuracy_table(result.accuracies))
-        print_line(f"{result.status} {result.verdict}")
-        for written in result.written:
-            print_line(f"wrote {written}")
-    if json_path:
-        outcome = {"status": result.status, "verdict": result.verdict}
-        accuracies = {"accuracies": [asdict(row) for row in result.accuracies]}
-        write_json(asdict(result.repair.report) | outcome | accuracies, json_path, force=force)
+    try:
+        if json_path != "-":
+            for change in result.repair.report.prepared:
+                print_line(f"prepared: {change}")
+            if result.repair.report.batch_norms:
+                print_table(repair_table(result.repair.report))
+            if result.repair.report.precision is not None:
+                print_table(precision_table(result.repair.report.precision))
+            for warning in result.repair.report.warnings:
+                print_line(f"WARN {warning}")
+            if result.accuracies:
+                print_table(accuracy_table(result.accuracies))
+            print_line(f"{result.status} {result.verdict}")
+            for written in result.written:
+                print_line(f"wrote {written}")
+    finally:  # whoever reads what is printed may have gone
+        if json_path:
+            outcome = {"status": result.status, "verdict": result.verdict}
+            accuracies = {"accuracies": [asdict(row) for row in result.accuracies]}
+            write_json(asdict(result.repair.report) | outcome | accuracies, json_path, force=force)

@@ -131,22 +131,26 @@ def command(
         trust=trust,
     )
     verification = verify_files(model, against, config)
-    if json_path != "-":
-        print_table(verification_table(verification))
-        for line in accuracy_lines(verification):
-            print_line(line)
-        for result in verification.results:
-            if result.budget:
-                print_table(budget_table(result))
-            if result.layers is not None:
-                print_line(f"{result.candidate}: {result.layers}")
-        if verification.random:
-            print_line("SKIP decisions: the inputs are random numbers; give --data to compare decisions and accuracy")
-        elif any(result.decisions is None for result in verification.results):
-            print_line("SKIP decisions: the first output holds no logits, which are float and (N, classes)")
-        print_line(f"{verification.status} {model} against {against}")
-    if json_path:
-        write_json(asdict(verification) | {"status": verification.status}, json_path, force=force)
+    try:
+        if json_path != "-":
+            print_table(verification_table(verification))
+            for line in accuracy_lines(verification):
+                print_line(line)
+            for result in verification.results:
+                if result.budget:
+                    print_table(budget_table(result))
+                if result.layers is not None:
+                    print_line(f"{result.candidate}: {result.layers}")
+            if verification.random:
+                print_line(
+                    "SKIP decisions: the inputs are random numbers; give --data to compare decisions and accuracy"
+                )
+            elif any(result.decisions is None for result in verification.results):
+                print_line("SKIP decisions: the first output holds no logits, which are float and (N, classes)")
+            print_line(f"{verification.status} {model} against {against}")
+    finally:  # whoever reads what is printed may have gone
+        if json_path:
+            write_json(asdict(verification) | {"status": verification.status}, json_path, force=force)
     failed = [f"{result.candidate}: {reason}" for result in verification.results for reason in result.reasons]
     if failed:
         raise CheckFailedError("; ".join(failed))

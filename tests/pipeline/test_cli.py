@@ -423,6 +423,24 @@ def test_a_stdout_that_is_full_or_closed_is_no_bug(onnx_path, where, code):
     assert result.stderr == ("vsfix: error: No space left on device\n" if code else "")
 
 
+WITH_FILES = {
+    "inspect": ("inspect", "{net}", "--html", "{folder}/page.html"),
+    "optimize": ("optimize", "{net}", "--method", "none", "-o", "{folder}/out.onnx"),
+    "verify": ("verify", "{net}", "--against", "{net}", "--samples", "8"),
+    "benchmark": ("benchmark", "{net}", "--data", "digits", "--samples", "50", "--seconds", "0", "--repair", "none"),
+}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has such a device")
+@pytest.mark.parametrize("name", WITH_FILES)
+def test_the_files_are_written_where_nothing_can_be_printed(onnx_path, tmp_path, name):
+    words = [word.format(net=onnx_path, folder=tmp_path) for word in WITH_FILES[name]]
+    command = f"{shlex.join(run_script(*words, '--json', tmp_path / 'result.json'))} > /dev/full"
+    assert subprocess.run(["sh", "-c", command], check=False, capture_output=True).returncode == 2
+    assert json.loads((tmp_path / "result.json").read_text())["schema_version"] == 1
+    assert "{folder}/page.html" not in WITH_FILES[name] or (tmp_path / "page.html").exists()
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has such a device")
 def test_an_error_that_can_not_be_told_keeps_its_exit_code(tmp_path):
     command = f"{shlex.join(run_script('inspect', tmp_path / 'gone.onnx'))} 2> /dev/full"
