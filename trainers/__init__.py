@@ -1,7 +1,8 @@
 """Networks, noise layers, data, the training loop, and the export to ONNX.
 
-networks        initialization, noise_layers, uout_kernel, noise_sites, mlp, preresnet, wide_resnet, densenet,
-                residual_block, resnext, resnet, network_families, network
+networks        initialization, noise_layers, uout_kernel, noise_sites, convolution, pooled_classifier, mlp,
+                preactivation, preresnet, wide_resnet, densenet, residual_block, resnext, resnet, network_families,
+                network
 data            images, idx_file, pickled_arrays, cifar, image_decoding, image_cropping, image_folder,
                 npz_file, labelled_npz, hub_dataset, datasets
 batches         preprocessing, decoded_images, training_data, batch_order, augmentation

@@ -24,9 +24,11 @@ from torch.nn import functional as F
 
 from vsfix.graph_passes.errors import InputError
 
+from .convolution import convolution
 from .initialization import initialize_he
 from .noise_layers import make_noise_layer
 from .noise_sites import NO_NOISE, NoiseSites
+from .pooled_classifier import classify_pooled
 
 _BLOCKS = 3
 _BOTTLENECK = 4  # channels inside a layer over the growth rate
@@ -56,13 +58,13 @@ class DenseLayer(nn.Module):
         layers: OrderedDict[str, nn.Module] = OrderedDict(
             bn1=nn.BatchNorm2d(in_channels),
             relu1=nn.ReLU(inplace=True),
-            conv1=nn.Conv2d(in_channels, inside, 1, bias=False),
+            conv1=convolution(in_channels, inside, 1),
         )
         layers.update(noise.layers("a"))
         layers["bn2"] = nn.BatchNorm2d(inside)
         layers["relu2"] = nn.ReLU(inplace=True)
         layers.update(noise.layers("b"))
-        layers["conv2"] = nn.Conv2d(inside, growth, 3, padding=1, bias=False)
+        layers["conv2"] = convolution(inside, growth, 3)
         self.body = nn.Sequential(layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -101,7 +103,7 @@ class DenseNet(nn.Module):
         count = dense_layers_per_block(depth)
         rate = growth * width
         channels = 2 * rate
-        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.conv = convolution(in_channels, channels, 3)
         parts: OrderedDict[str, nn.Module] = OrderedDict()
         for index in range(1, _BLOCKS + 1):
             if index > 1:
@@ -120,10 +122,7 @@ class DenseNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits, shape (N, num_classes)."""
         x = F.relu(self.bn(self.features(self.conv(x))), inplace=True)
-        # Dropout2d expects images, so the positions stay as axes of length 1 until the noise is on.
-        x = self.noise(x.mean((2, 3), keepdim=True))  # (N, C, 1, 1)
-        logits: torch.Tensor = self.classifier(x.flatten(1))
-        return logits
+        return classify_pooled(x, self.noise, self.classifier)
 
 
 def _transition(channels: int) -> nn.Sequential:
@@ -132,7 +131,7 @@ def _transition(channels: int) -> nn.Sequential:
         OrderedDict(
             bn=nn.BatchNorm2d(channels),
             relu=nn.ReLU(inplace=True),
-            conv=nn.Conv2d(channels, channels // 2, 1, bias=False),
+            conv=convolution(channels, channels // 2, 1),
             pool=nn.AvgPool2d(2),
         )
     )

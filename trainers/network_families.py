@@ -30,7 +30,8 @@ from vsfix.graph_passes.noise import NoiseKind
 
 from .densenet import DenseNet, dense_layers_per_block
 from .mlp import Mlp
-from .preresnet import MIN_IMAGE_SIZE, BlockKind, PreResNet, choose_block
+from .preactivation import BlockKind
+from .preresnet import MIN_IMAGE_SIZE, PreResNet, choose_block
 from .resnet import GROUPED_DEPTHS, MIN_IMAGENET_SIZE, ResNet, ResNetForm
 from .resnext import ResNeXt, resnext_blocks_per_stage
 from .wide_resnet import WideResNet, wide_blocks_per_stage

@@ -1,57 +1,21 @@
-"""Pre-activation residual networks with noise at a chosen site.
+"""Pre-activation residual networks of 16, 32 and 64 channels, by their depth.
 
-A block is  x + conv_k(relu(bn_k( ... conv_1(relu(bn_1(x))))))  with k = 2 convolutions (basic: 3x3, 3x3) or k = 3
-(bottleneck: 1x1, 3x3, 1x1, four times wider at its end). Three stages of 16, 32 and 64 channels; the second and the
-third halve the image. Where the shape changes, the shortcut is a 1x1 convolution of the pre-activated input.
+Blocks, stages and the sites of the noise are those of `preactivation`. The depth is 6n+2 with n basic blocks in each of
+the three stages, and 9n+2 with n bottlenecks.
 
-The noise of site a stands directly in front of the last BN of each block; of site b, in front of the last convolution
-of each block, behind its BN and ReLU; of site last, behind the last BN, ReLU and pooling, in front of the classifier.
-
-Sources: He, Zhang, Ren, Sun, "Identity Mappings in Deep Residual Networks", ECCV 2016, arXiv 1603.05027; the sites are
-those of Li, Chen, Hu, Yang, CVPR 2019, arXiv 1801.05134.
+Source: He, Zhang, Ren, Sun, "Identity Mappings in Deep Residual Networks", ECCV 2016, arXiv 1603.05027.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import nn
-from torch.nn import functional as F
-
 from vsfix.graph_passes.errors import InputError
 
-from .initialization import initialize_he
-from .noise_layers import make_noise_layer
 from .noise_sites import NO_NOISE, NoiseSites
+from .preactivation import BLOCK_FORMS, BlockKind, PreActivationNetwork, PreActivationShape
 
-BlockKind = Literal["basic", "bottleneck"]
 MIN_IMAGE_SIZE = 8
 _STAGE_CHANNELS = (16, 32, 64)
 _BOTTLENECK_FROM = 164
-
-
-@dataclass(frozen=True)
-class BlockForm:
-    """The shape of one kind of block.
-
-    Attributes:
-        kernels: the kernel size of each convolution, in order.
-        strided: the index of the convolution that carries the stride.
-        expansion: channels behind the block over channels inside it.
-    """
-
-    kernels: tuple[int, ...]
-    strided: int
-    expansion: int
-
-
-_FORMS: dict[BlockKind, BlockForm] = {
-    "basic": BlockForm(kernels=(3, 3), strided=0, expansion=1),
-    "bottleneck": BlockForm(kernels=(1, 3, 1), strided=1, expansion=4),
-}
 
 
 def choose_block(depth: int, block: BlockKind | None = None) -> BlockKind:
@@ -67,51 +31,15 @@ def choose_block(depth: int, block: BlockKind | None = None) -> BlockKind:
     Raises:
         InputError: the depth does not fit.
     """
-    fitting = [kind for kind in _FORMS if block in (None, kind) and _blocks_per_stage(depth, kind)]
+    fitting = [kind for kind in BLOCK_FORMS if block in (None, kind) and _blocks_per_stage(depth, kind)]
     if not fitting:
         forms = {"basic": "6n+2", "bottleneck": "9n+2", None: "6n+2 (basic) or 9n+2 (bottleneck)"}[block]
         raise InputError(f"the depth must be {forms} with n of at least 1, not {depth}")
     return fitting[0] if depth < _BOTTLENECK_FROM else fitting[-1]
 
 
-class PreActivationBlock(nn.Module):
-    """One residual block.
-
-    Shapes: (N, in_channels, H, W) -> (N, channels * expansion, ceil(H / stride), ceil(W / stride)).
-    """
-
-    def __init__(self, kind: BlockKind, in_channels: int, channels: int, stride: int, noise: NoiseSites) -> None:
-        super().__init__()
-        form = _FORMS[kind]
-        last = len(form.kernels) - 1
-        widths = [in_channels] + [channels] * last + [channels * form.expansion]
-        self.bn1 = nn.BatchNorm2d(in_channels)
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        for index, kernel in enumerate(form.kernels):
-            if index == last:
-                layers.update(noise.layers("a"))
-            if index > 0:
-                layers[f"bn{index + 1}"] = nn.BatchNorm2d(widths[index])
-                layers[f"relu{index + 1}"] = nn.ReLU(inplace=True)
-            if index == last:
-                layers.update(noise.layers("b"))
-            layers[f"conv{index + 1}"] = _convolution(
-                widths[index], widths[index + 1], kernel, stride if index == form.strided else 1
-            )
-        self.body = nn.Sequential(layers)
-        keeps_shape = stride == 1 and in_channels == widths[-1]
-        self.shortcut = None if keeps_shape else _convolution(in_channels, widths[-1], 1, stride)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Adds the body's output to the shortcut's; shapes as above."""
-        activated = F.relu(self.bn1(x), inplace=True)
-        shortcut = x if self.shortcut is None else self.shortcut(activated)
-        out: torch.Tensor = self.body(activated) + shortcut
-        return out
-
-
-class PreResNet(nn.Module):
-    """The network: a 3x3 convolution, three stages of blocks, BN, ReLU, mean over positions, classifier.
+class PreResNet(PreActivationNetwork):
+    """The network.
 
     Shapes: (N, in_channels, H, W) with H and W of at least 8 -> (N, num_classes).
 
@@ -120,7 +48,7 @@ class PreResNet(nn.Module):
         in_channels: channels of the images.
         num_classes: outputs.
         width: what 16, 32 and 64 channels are multiplied by.
-        noise: what stands at which site, see the head of this module.
+        noise: what stands at which site, see the head of `preactivation`.
         block: "basic" or "bottleneck" instead of what the depth suggests.
 
     Raises:
@@ -137,40 +65,13 @@ class PreResNet(nn.Module):
         noise: NoiseSites = NO_NOISE,
         block: BlockKind | None = None,
     ) -> None:
-        super().__init__()
         kind = choose_block(depth, block)
-        channels = _STAGE_CHANNELS[0] * width
-        self.conv = _convolution(in_channels, channels, 3, 1)
-        stages: list[nn.Module] = []
-        for index, base in enumerate(_STAGE_CHANNELS):
-            blocks: list[nn.Module] = []
-            for position in range(_blocks_per_stage(depth, kind)):
-                stride = 2 if index > 0 and position == 0 else 1
-                blocks.append(PreActivationBlock(kind, channels, base * width, stride, noise))
-                channels = base * width * _FORMS[kind].expansion
-            stages.append(nn.Sequential(*blocks))
-        self.stage1, self.stage2, self.stage3 = stages
-        self.bn = nn.BatchNorm2d(channels)
-        self.noise = make_noise_layer(noise.last)
-        self.classifier = nn.Linear(channels, num_classes)
-        initialize_he(self)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits, shape (N, num_classes)."""
-        x = self.stage3(self.stage2(self.stage1(self.conv(x))))
-        x = F.relu(self.bn(x), inplace=True)
-        # Dropout2d expects images, so the positions stay as axes of length 1 until the noise is on.
-        x = self.noise(x.mean((2, 3), keepdim=True))  # (N, C, 1, 1)
-        logits: torch.Tensor = self.classifier(x.flatten(1))
-        return logits
+        first, second, third = (base * width for base in _STAGE_CHANNELS)
+        shape = PreActivationShape(kind, _blocks_per_stage(depth, kind), first, (first, second, third))
+        super().__init__(shape, in_channels, num_classes, noise)
 
 
 def _blocks_per_stage(depth: int, kind: BlockKind) -> int:
     """The n of the depth; 0 where the depth does not fit."""
-    count, rest = divmod(depth - 2, len(_STAGE_CHANNELS) * len(_FORMS[kind].kernels))
+    count, rest = divmod(depth - 2, len(_STAGE_CHANNELS) * len(BLOCK_FORMS[kind].kernels))
     return 0 if rest else max(count, 0)
-
-
-def _convolution(in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Conv2d:
-    """A convolution that keeps the size of the image but for its stride; the BN behind it has the bias."""
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .convolution import convolution
 from .noise_sites import NoiseSites
 
 
@@ -102,11 +103,6 @@ class ResidualBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Adds the body's output to the shortcut's and rectifies the sum; shapes as above."""
         return F.relu(self.body(x) + self.shortcut(x), inplace=True)
-
-
-def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1, *, groups: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the size of the image but for its stride; the BN behind it has the bias."""
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
 
 
 def _projection(in_channels: int, shape: BlockShape) -> nn.Sequential:

@@ -26,10 +26,12 @@ from torch import nn
 
 from vsfix.graph_passes.errors import InputError
 
+from .convolution import convolution
 from .initialization import initialize_he
 from .noise_layers import make_noise_layer
 from .noise_sites import NO_NOISE, NoiseSites
-from .residual_block import BlockShape, ResidualBlock, convolution
+from .pooled_classifier import classify_pooled
+from .residual_block import BlockShape, ResidualBlock
 
 MIN_IMAGENET_SIZE = 32
 _STAGE_CHANNELS = (64, 128, 256, 512)
@@ -131,10 +133,7 @@ class ResNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits, shape (N, num_classes)."""
         x = self.stage4(self.stage3(self.stage2(self.stage1(self.stem(x)))))
-        # Dropout2d expects images, so the positions stay as axes of length 1 until the noise is on.
-        x = self.noise(x.mean((2, 3), keepdim=True))  # (N, C, 1, 1)
-        logits: torch.Tensor = self.classifier(x.flatten(1))
-        return logits
+        return classify_pooled(x, self.noise, self.classifier)
 
 
 def _stem(in_channels: int, width: int, *, deep: bool) -> tuple[nn.Sequential, int]:

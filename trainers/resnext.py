@@ -19,9 +19,11 @@ from torch.nn import functional as F
 
 from vsfix.graph_passes.errors import InputError
 
+from .convolution import convolution
 from .initialization import initialize_he
 from .noise_layers import make_noise_layer
 from .noise_sites import NO_NOISE, NoiseSites
+from .pooled_classifier import classify_pooled
 from .residual_block import BlockShape, ResidualBlock
 
 _FIRST_CHANNELS = 64
@@ -75,7 +77,7 @@ class ResNeXt(nn.Module):
         super().__init__()
         count = resnext_blocks_per_stage(depth)
         channels = _FIRST_CHANNELS * width
-        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.conv = convolution(in_channels, channels, 3)
         self.bn = nn.BatchNorm2d(channels)
         stages: list[nn.Module] = []
         for index in range(3):
@@ -97,7 +99,4 @@ class ResNeXt(nn.Module):
         """Logits, shape (N, num_classes)."""
         x = F.relu(self.bn(self.conv(x)), inplace=True)
         x = self.stage3(self.stage2(self.stage1(x)))
-        # Dropout2d expects images, so the positions stay as axes of length 1 until the noise is on.
-        x = self.noise(x.mean((2, 3), keepdim=True))  # (N, C, 1, 1)
-        logits: torch.Tensor = self.classifier(x.flatten(1))
-        return logits
+        return classify_pooled(x, self.noise, self.classifier)

@@ -5,25 +5,19 @@
 with k the widening factor. The depth is 6n+4: 2 convolutions in each of the 3n blocks, the first convolution, and the
 1x1 convolutions of the shortcuts, which the authors count too, one in each stage (at k = 1 the first needs none).
 
-A block is that of `preresnet`, and so are the sites of the noise: a, directly in front of the second BN; b, behind that
-BN and its ReLU, in front of the second convolution, which is where the authors have their Dropout; last, in front of
-the classifier.
+Blocks are those of `preactivation`, and so are the sites of the noise: a, directly in front of the second BN; b, behind
+that BN and its ReLU, in front of the second convolution, which is where the authors have their Dropout; last, in front
+of the classifier.
 
 Source: Zagoruyko, Komodakis, "Wide Residual Networks", BMVC 2016, arXiv 1605.07146.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-from torch.nn import functional as F
-
 from vsfix.graph_passes.errors import InputError
 
-from .initialization import initialize_he
-from .noise_layers import make_noise_layer
 from .noise_sites import NO_NOISE, NoiseSites
-from .preresnet import PreActivationBlock
+from .preactivation import PreActivationNetwork, PreActivationShape
 
 _FIRST_CHANNELS = 16
 
@@ -40,7 +34,7 @@ def wide_blocks_per_stage(depth: int) -> int:
     return count
 
 
-class WideResNet(nn.Module):
+class WideResNet(PreActivationNetwork):
     """The network.
 
     Shapes: (N, in_channels, H, W) with H and W of at least 8 -> (N, num_classes).
@@ -67,30 +61,8 @@ class WideResNet(nn.Module):
         width: int = 1,
         noise: NoiseSites = NO_NOISE,
     ) -> None:
-        super().__init__()
-        count = wide_blocks_per_stage(depth)
-        channels = _FIRST_CHANNELS * width
-        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-        stages: list[nn.Module] = []
-        for index in range(3):
-            wide = _FIRST_CHANNELS * width * widen * 2**index
-            blocks: list[nn.Module] = []
-            for position in range(count):
-                stride = 2 if index > 0 and position == 0 else 1
-                blocks.append(PreActivationBlock("basic", channels, wide, stride, noise))
-                channels = wide
-            stages.append(nn.Sequential(*blocks))
-        self.stage1, self.stage2, self.stage3 = stages
-        self.bn = nn.BatchNorm2d(channels)
-        self.noise = make_noise_layer(noise.last)
-        self.classifier = nn.Linear(channels, num_classes)
-        initialize_he(self)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits, shape (N, num_classes)."""
-        x = self.stage3(self.stage2(self.stage1(self.conv(x))))
-        x = F.relu(self.bn(x), inplace=True)
-        # Dropout2d expects images, so the positions stay as axes of length 1 until the noise is on.
-        x = self.noise(x.mean((2, 3), keepdim=True))  # (N, C, 1, 1)
-        logits: torch.Tensor = self.classifier(x.flatten(1))
-        return logits
+        count, first = wide_blocks_per_stage(depth), _FIRST_CHANNELS * width
+        wide = first * widen
+        super().__init__(
+            PreActivationShape("basic", count, first, (wide, 2 * wide, 4 * wide)), in_channels, num_classes, noise
+        )
