@@ -44,11 +44,6 @@ class RatioCurve:
         self._points: dict[float, Float64Array] = {0.0: without}
 
     @property
-    def excesses(self) -> dict[float, float]:
-        """What was measured, in the order of the ratios; 0 is no noise."""
-        return {ratio: excess_of(self._points[ratio]) for ratio in sorted(self._points)}
-
-    @property
     def best_ratio(self) -> float:
         """The measured ratio, above 0, with the least excess."""
         return min((ratio for ratio in self._points if ratio), key=lambda ratio: excess_of(self._points[ratio]))

@@ -158,7 +158,7 @@ def inspect_graph(graph: gs.Graph, batches: Sequence[Batch], open_model: OpenMod
         rows,
         _sources(noise_map),
         count_samples(batches),
-        _warnings(rows, noise_map) + _hidden(noise_map),
+        _warnings(rows) + _hidden(noise_map),
         route=_worst_route(graph, batch_norms, noise_map, rows),
     )
 
@@ -226,7 +226,7 @@ def _sources(noise_map: NoiseMap) -> tuple[str, ...]:
     return tuple(f"{source.name} {source.noise}" for source in noise_map.sources)
 
 
-def _warnings(rows: Sequence[BatchNormRow], noise_map: NoiseMap) -> tuple[str, ...]:
+def _warnings(rows: Sequence[BatchNormRow]) -> tuple[str, ...]:
     """What should be known before the numbers are trusted."""
     warnings = []
     foreign = [row for row in rows if not row.noise and row.mismatch is not None]

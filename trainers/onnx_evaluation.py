@@ -93,11 +93,6 @@ class OnnxModule(nn.Module):
         self._buffers_of: dict[str, str] = {}
         self._fold_constants()
 
-    @property
-    def is_noisy(self) -> bool:
-        """Whether the graph marks any noise."""
-        return bool(self._noise)
-
     def forward(
         self,
         inputs: Mapping[str, torch.Tensor],

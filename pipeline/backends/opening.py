@@ -139,11 +139,6 @@ def open_checkpoint(
     return TorchRunner(module, input_name=input_name, input_shape=shape, compiled=compiled)
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Whether a path is meant as a checkpoint; see `model_kind`."""
-    return model_kind(path) == "checkpoint"
-
-
 def checkpoint_file(path: Path) -> Path:
     """The checkpoint itself, where the folder of a training run was named."""
     return path / "checkpoint.pt" if path.is_dir() else path

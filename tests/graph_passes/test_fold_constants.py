@@ -60,7 +60,7 @@ def test_a_parameter_that_is_computed_from_constants_becomes_one(case, parse, op
         ("q = Reshape (v, s)", {"v": np.ones(3, np.float32), "s": np.array([2, 2])}, "", "can't be computed"),
     ],
 )
-def test_what_cant_be_computed_in_advance_stays_with_the_reason(body, weights, inputs, reason, parse):
+def test_what_cant_be_computed_in_advance_stays_with_the_reason(body, weights, inputs, reason):
     text = f"(float[N, 3] x{inputs}) => (y) {{ {body}\n y = BatchNormalization (x, g, b, m, q) }}"
     model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]>\nmain {text}')
     arrays = WEIGHTS | weights

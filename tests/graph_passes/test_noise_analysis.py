@@ -20,7 +20,7 @@ CONSTANTS = {
 }
 
 
-def reach(parse, middle: str, *, noisy: str = "d") -> tuple[Distance, ...]:
+def reach(middle: str, *, noisy: str = "d") -> tuple[Distance, ...]:
     """The distances at which noise on `d` reaches the BatchNorm behind `middle`, which writes `h` from `d` and `x`."""
     body = f"""(float[N, 2, 4, 4] x) => (y) {{
         a = Abs (x)
@@ -57,8 +57,8 @@ def reach(parse, middle: str, *, noisy: str = "d") -> tuple[Distance, ...]:
         ("c = Conv (d, w)\n h = Identity (c)", Distance.LINEAR),
     ],
 )
-def test_distance_is_that_of_the_nearest_path(parse, middle, distance):
-    assert reach(parse, middle) == (distance,)
+def test_distance_is_that_of_the_nearest_path(middle, distance):
+    assert reach(middle) == (distance,)
 
 
 @pytest.mark.parametrize(
@@ -69,16 +69,16 @@ def test_distance_is_that_of_the_nearest_path(parse, middle, distance):
         "h = Conv (a, w)",
     ],
 )
-def test_what_noise_does_not_reach_has_no_path(parse, middle):
-    assert reach(parse, middle) == ()
+def test_what_noise_does_not_reach_has_no_path(middle):
+    assert reach(middle) == ()
 
 
-def test_the_body_of_an_if_lets_noise_through(parse):
+def test_the_body_of_an_if_lets_noise_through():
     middle = """c = ReduceMax <keepdims: int = 0> (x)
         q = Cast <to: int = 9> (c)
         h = If (q) <then_branch = t () => (float[N, 2, 4, 4] p) { p = Relu (d) },
                     else_branch = e () => (float[N, 2, 4, 4] r) { r = Abs (x) }>"""
-    assert reach(parse, middle) == (Distance.DOWNSTREAM,)
+    assert reach(middle) == (Distance.DOWNSTREAM,)
 
 
 def test_every_source_is_named_with_its_path(residual):

@@ -182,7 +182,7 @@ def test_a_stored_variance_far_below_the_real_one_is_measured_anew_or_refused(
     assert "BatchNorm 'b' still stores a variance that is off" in result.stderr or not exit_code
 
 
-def test_statistics_that_were_never_trained_are_replaced_where_that_is_asked_for(parse, open_model, call, tmp_path):
+def test_statistics_that_were_never_trained_are_replaced_where_that_is_asked_for(parse, call, tmp_path):
     body = BODY.replace("d = Dropout (c, ratio, training)", "d = Identity (c)").replace("EPSILON", "1e-5")
     ones = {name: np.ones(4, np.float32) for name in ("gamma", "var")}
     zeros = {name: np.zeros(4, np.float32) for name in ("beta", "mean")}

@@ -130,7 +130,7 @@ def test_what_can_not_be_compared_says_why(graph, parsed):
     }
 
 
-def test_nodes_of_one_name_are_told_apart_by_their_order(parse, weights):
+def test_nodes_of_one_name_are_told_apart_by_their_order(parse):
     body = """(float[N, 4] x) => (float[N, 4] y) {
         [same] a = BatchNormalization (x, g, b, m, v)
         [same] y = BatchNormalization (a, g2, b, m, v)
@@ -145,7 +145,7 @@ def test_nodes_of_one_name_are_told_apart_by_their_order(parse, weights):
     assert read_back(import_graph(parse(body, ones)), found[::-1]).status == "FAIL"
 
 
-def test_the_bias_of_a_quantised_convolution_is_compared(parse, weights, parsed):
+def test_the_bias_of_a_quantised_convolution_is_compared(parse, weights):
     graph = import_graph(parse(QUANTIZED, {name: weights[name] for name in "wb"} | {"s": np.float32(0.1)}))
     conv = {"kernel": np.zeros(0, np.float32), "bias": weights["b"].copy()}
     held = {("conv", "CONVOLUTION"): conv, ("w", "CONSTANT"): {"weights": weights["w"].copy()}}

@@ -170,7 +170,7 @@ def test_an_output_that_exists_stays_without_force(engine, files, tmp_path, exis
     assert (tmp_path / existing).read_text() == "mine"
 
 
-def test_neither_input_is_an_output(engine, files, tmp_path):
+def test_neither_input_is_an_output(engine, files):
     for path in (engine, files()[1]):
         with pytest.raises(InputError, match="is an input"):
             refit(engine, files()[1], path, force=True)

@@ -117,7 +117,7 @@ def test_engines_of_several_gpus_stand_side_by_side(engine):
     assert list(found.files.values()) == paths
 
 
-def test_engines_that_do_not_go_together_are_refused(engine, parse, tmp_path):
+def test_engines_that_do_not_go_together_are_refused(engine, tmp_path):
     first = engine("sm89", "a.plan")
     with pytest.raises(InputError, match=r"b\.plan: is for 8\.9, as .*a\.plan is"):
         read_served_model([first, engine("sm89", "b.plan")])

@@ -315,7 +315,7 @@ def test_the_parts_of_a_run_are_timed_apart(machine, use_graph):
     assert machine.cuda.is_clean()
 
 
-def test_a_graph_is_built_and_run_without_a_file(machine, monkeypatch):
+def test_a_graph_is_built_and_run_without_a_file(machine):
     machine.install("10")
     model = model_of("(float[N, 3] x) => (float[N, 3] y) { h = Relu (x)  y = Relu (h) }")
     profile = {"x": ShapeRange((1, 3), (2, 3), (4, 3))}

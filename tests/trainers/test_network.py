@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
@@ -37,6 +38,22 @@ def test_a_name_builds_its_network(model, kind):
     assert type(network) is kind
     assert network.training
     assert network.eval()(torch.randn(2, 1, 8, 9)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (28, 28), (9, 14), (64, 64)])
+@pytest.mark.parametrize("model", ["preresnet-8", "wrn-10-2", "densenet-16-4", "resnext-11-2x4d"])
+def test_a_step_trains_on_any_image_size(model, size):
+    torch.manual_seed(0)
+    noise = NoiseSites(last=Noise.parse("feature-dropout:0.5"))
+    network = build_network(NetworkConfig(model, 3, size, 5, noise))
+    images, labels = torch.randn(4, 3, *size), torch.arange(4)
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    F.cross_entropy(network(images), labels).backward()
+    torch.optim.SGD(network.parameters(), lr=0.1).step()
+    moved = [not torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True)]
+    assert all(moved)
+    assert network.eval()(images).shape == (4, 5)
+    assert torch.isfinite(network(images)).all()
 
 
 @pytest.mark.parametrize("model", ["preresnet-8", "wrn-10-2", "densenet-10-4", "resnext-11-2x3d", "mlp-1"])

@@ -13,16 +13,7 @@ import torch
 from vsfix.graph_passes.errors import ModelError
 from vsfix.trainers.torch_file import read_torch_file
 
-EMPTY_DICT, ONE, MEMOIZED, AGAIN, PAIR, SINGLE, SET, STOP = (
-    b"}",
-    b"K\x01",
-    b"q\x00",
-    b"h\x00",
-    b"\x86",
-    b"\x85",
-    b"s",
-    b".",
-)
+EMPTY_DICT, ONE, PAIR, SINGLE, SET, STOP = b"}", b"K\x01", b"\x86", b"\x85", b"s", b"."
 SAVED = {"state": {"w": torch.arange(6.0).reshape(2, 3)}, "rows": [(1, 2.5, "a"), (2, None, True)], "empty": ()}
 
 
