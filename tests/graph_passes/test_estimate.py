@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from vsfix.graph_passes.batch_norm import find_batch_norms
 from vsfix.graph_passes.errors import DataError
@@ -111,3 +112,97 @@ def test_a_channel_that_lives_in_one_sample_is_unusable(stored):
     estimate = weigh(stored, Evidence.of_pair(stored, Moments.of(2 * values), Moments.of(values)))
     assert estimate.unusable.all()
     np.testing.assert_array_equal(estimate.variance, stored.variance)
+
+
+def evidence_of(log_ratio, mean_move, error: float, signs=None, **changes) -> Evidence:
+    """Readings from five groups of samples, each with the standard error `error`.
+
+    Where the errors have signs, those of the channels cancel in their mean.
+    """
+    pattern = np.array([1.0, -1.0, 0.0, 0.0, 0.0])[:, None] * error / np.sqrt(2 * 4 / 5)  # (G, 1)
+    spread = pattern * (np.ones(12) if signs is None else signs)
+    log_ratio, mean_move = np.broadcast_to(log_ratio, 12), np.broadcast_to(mean_move, 12)
+    fields = {"usable": np.ones(12, bool), "samples": 5} | changes
+    return Evidence(log_ratio, mean_move, log_ratio + spread, mean_move + spread, **fields)
+
+
+SIGNS = np.resize([1.0, -1.0], 12)
+
+
+def test_errors_from_few_groups_are_taken_for_larger_than_they_seem(stored):
+    """With five groups Student's t has four degrees of freedom, and the variance 4 / (4 - 2)."""
+    estimate = weigh(stored, evidence_of(0.3 * SIGNS, 0.6 * SIGNS, 0.1, SIGNS))
+    np.testing.assert_allclose(np.log(estimate.variance), (1 - 2 * 0.1**2 / 0.3**2) * 0.3 * SIGNS, rtol=1e-9)
+    np.testing.assert_allclose(estimate.mean, (1 - 2 * 0.1**2 / 0.6**2) * 0.6 * SIGNS, rtol=1e-9)
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.05])
+def test_the_interval_of_the_shift_is_students_and_as_much_wider_as_it_may_be_biased(stored, bias):
+    estimate = weigh(stored, evidence_of(0.3, 0.0, 0.1, bias=bias))
+    margin = scipy.stats.t.ppf(0.975, 4) * 0.1 + bias
+    assert estimate.shift == pytest.approx(np.exp(0.3), rel=1e-12)
+    assert estimate.interval == pytest.approx((np.exp(0.3 - margin), np.exp(0.3 + margin)), rel=1e-3)
+    assert estimate.half_width == pytest.approx(margin, rel=1e-3)
+
+
+def test_a_channel_that_is_not_sure_of_anything_has_no_say_in_the_shift(stored):
+    log_ratio, errors = np.full(12, 0.3), np.full(12, 0.1)
+    log_ratio[7], errors[7] = -4.0, 0.6
+    estimate = weigh(stored, evidence_of(log_ratio, 0.0, 1.0, errors))
+    assert estimate.shift == pytest.approx(np.exp(0.3), rel=1e-12)
+
+
+def test_the_moves_of_the_means_have_nothing_in_common_with_the_variances(stored):
+    """A shift that is sure, and means that move by no more than chance: they stay to the bit."""
+    estimate = weigh(stored, evidence_of(0.3, 0.001 * SIGNS, 0.01))
+    assert (estimate.variance > 1.3).all()
+    np.testing.assert_array_equal(estimate.mean, stored.mean)
+
+
+@pytest.fixture
+def wide(parse):
+    """A BatchNorm of 3,000 channels that stores mean 0 and variance 1."""
+    weights = {name: np.ones(3000, np.float32) for name in "gbv"} | {"m": np.zeros(3000, np.float32)}
+    model = parse("(float[N, 3000] x) => (float[N, 3000] y) { y = BatchNormalization (x, g, b, m, v) }", weights)
+    (batch_norm,) = find_batch_norms(import_graph(model))
+    return batch_norm
+
+
+def test_the_logarithm_of_a_variance_from_few_samples_is_not_too_low(wide):
+    """It would be by 1/15 + 1/16 for 16 values; what is left of that is within the bias that is stated."""
+    values = np.random.default_rng(0).normal(size=(16, 3000))
+    evidence = Evidence.of_reestimation(wide, Moments.of(values))
+    assert np.log(values.var(axis=0)).mean() < -0.12
+    assert abs(evidence.log_ratio.mean()) < 0.02 < evidence.bias
+    assert evidence.bias == 2 / 16
+
+
+def test_the_ratio_of_a_pair_is_not_biased_by_the_heavier_tails_of_the_noise(wide):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(16, 3000))
+    on = Moments.of(x * 2 * (rng.random((16, 3000)) < 0.5))
+    off = Moments.of(x)
+    measured = np.log(off.variance / on.variance).mean() - np.log(0.5)
+    assert measured > 0.1
+    assert abs(Evidence.of_pair(wide, on, off).log_ratio[on.variance > 0].mean() - np.log(0.5)) < 0.4 * measured
+
+
+@pytest.mark.parametrize("spoil", ["constant", "one sample"])
+@pytest.mark.parametrize("run", ["on", "off"])
+def test_a_channel_that_either_run_can_not_tell_is_unusable(stored, run, spoil):
+    values = {name: np.random.default_rng(0).normal(size=(40, 12)) for name in ("on", "off")}
+    values[run][:, 5] = 7.0
+    values[run][3, 5] += 0.0 if spoil == "constant" else 1.0
+    evidence = Evidence.of_pair(stored, Moments.of(values["on"]), Moments.of(values["off"]))
+    assert np.flatnonzero(~evidence.usable).tolist() == [5]
+    assert evidence.log_ratio[5] == evidence.mean_move[5] == 0
+
+
+@pytest.mark.parametrize(("samples", "positions", "enough"), [(3, 9, False), (4, 1, False), (4, 2, True), (8, 1, True)])
+def test_four_samples_with_eight_values_are_the_least(stored, samples, positions, enough):
+    moments = Moments.of(np.random.default_rng(0).normal(size=(samples, 12, positions)))
+    if enough:
+        assert Evidence.of_reestimation(stored, moments).samples == samples
+        return
+    with pytest.raises(DataError, match=f"sees only {samples} samples with {samples * positions} values"):
+        Evidence.of_pair(stored, moments, moments)

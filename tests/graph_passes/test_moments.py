@@ -127,3 +127,19 @@ def test_rows_of_one_sample_are_one_sample():
 def test_rows_that_can_not_be_shared_out_are_refused():
     with pytest.raises(DataError, match="7 rows for 2 samples"):
         SampleMoments.of(np.ones((7, 3))).of_samples(2)
+
+
+@pytest.mark.parametrize(
+    ("mean", "variance", "degenerate"),
+    [
+        (100.0, 0.9e-6, True),  # the floor is 1e-10 of the squared mean
+        (100.0, 1.1e-6, False),
+        (0.01, 1.1e-14, False),
+        (0.0, 0.0, True),
+        (0.0, 1e-39, True),  # no normal number of float32
+        (0.0, 1e-37, False),
+    ],
+)
+def test_a_variance_that_float32_can_not_tell_is_degenerate(mean, variance, degenerate):
+    moments = Moments(10, np.array([10]), np.array([[mean]]), np.array([[10 * variance]]))
+    assert moments.degenerate.tolist() == [degenerate]

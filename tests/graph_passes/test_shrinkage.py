@@ -47,3 +47,21 @@ def test_channels_that_are_sure_to_be_clean_say_nothing_of_the_noisy_ones():
 
 def test_a_sure_reading_of_the_size_of_rounding_is_zero():
     assert shrink(np.array([1e-7, 0.2]), np.array([1e-9, 1e-9]), 0.0).tolist() == [0.0, 0.2]
+
+
+def test_the_share_that_stays_is_that_of_der_simonian_and_laird():
+    """Readings of 0.3 +- 2e with the error e: tau^2 is 4 e^2 - e^2, so that three quarters of the distance stay."""
+    values, errors = 0.3 + 0.2 * np.resize([1.0, -1.0], 400), np.full(400, 0.1)
+    np.testing.assert_allclose(shrink(values, errors, 0.3), 0.3 + 0.75 * (values - 0.3), rtol=1e-12)
+
+
+def test_a_scatter_within_three_deviations_of_chance_is_chance():
+    """Q has the mean C and the deviation sqrt(2 C): of 50 channels, 1 + 3 sqrt(2 / 50) = 1.6 times the mean."""
+    signs, errors = np.resize([1.0, -1.0], 50), np.full(50, 0.1)
+    within, beyond = (shrink(0.1 * np.sqrt(times) * signs, errors, 0.0) for times in (1.59, 1.61))
+    assert not within.any()
+    np.testing.assert_allclose(beyond, 0.1 * np.sqrt(1.61) * signs * 0.61 / 1.61, rtol=1e-12)
+
+
+def test_where_a_sure_reading_begins_to_count():
+    assert shrink(np.array([2.9e-4, 3.1e-4]), np.array([1e-5, 1e-5]), 0.0).tolist() == [0.0, 3.1e-4]
