@@ -17,6 +17,12 @@ from vsfix.graph_passes.shift import joint_variance
 RNG = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def same_draws():
+    """Each test draws the same, whichever ran before."""
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 def statistics(prefix: str, values: torch.Tensor) -> dict[str, np.ndarray]:
     """What a BatchNorm in front of which `values` arrive stores."""
     axes = [axis for axis in range(values.dim()) if axis != 1]
@@ -46,6 +52,36 @@ def test_directly_behind_dropout_the_variance_is_that_without_it(parse):
     np.testing.assert_allclose(estimate.variance, x.var(dim=0).numpy(), rtol=0.05)
     assert estimate.interval is None
     assert estimate.samples == 0
+
+
+def test_two_dropouts_directly_in_front_multiply(parse):
+    weights = affine("", 2) | {"m": np.zeros(2, np.float32), "v": np.ones(2, np.float32), "r": np.float32(0.5)}
+    body = """(float[N, 2] x) => (float[N, 2] y) {
+        d = Dropout (x, r)
+        e = Dropout (d, r)
+        y = BatchNormalization (e, g, b, m, v)
+    }"""
+    (estimate,) = analytic(import_graph(parse(body, weights)), ["y"])[0].values()
+    np.testing.assert_allclose(estimate.variance, 0.25, rtol=1e-12)
+
+
+def test_a_channel_that_contradicts_its_closed_form_keeps_what_it_stores(parse):
+    """Dropout 0.5 leaves (var - mean^2) / 2: less than a fiftieth of the variance, or nothing, can't be the truth."""
+    weights = affine("", 4) | {"v": np.ones(4, np.float32), "r": np.float32(0.5)}
+    weights["m"] = np.sqrt(1 - 2 * np.array([0.5, 0.03, 0.01, -0.1])).astype(np.float32)
+    body = "(float[N, 4] x) => (float[N, 4] y) { d = Dropout (x, r)\n y = BatchNormalization (d, g, b, m, v) }"
+    (estimate,) = analytic(import_graph(parse(body, weights)), ["y"])[0].values()
+    np.testing.assert_allclose(estimate.variance, [0.5, 0.03, 1, 1], rtol=1e-5)
+    assert estimate.unusable.tolist() == [False, False, True, True]
+    assert estimate.shift == pytest.approx(np.sqrt(0.5 * 0.03), rel=1e-5)
+
+
+@pytest.mark.parametrize(("alone", "estimated"), [(False, {"bn1", "bn2"}), (True, {"bn1"})])
+def test_where_the_closed_form_must_be_all_other_noise_is_a_reason(residual, alone, estimated):
+    """bn2 stands directly behind its own noise; that of bn1 arrives through a ReLU."""
+    estimates, reasons = analytic(import_graph(residual), ["bn1", "bn2"], alone=alone)
+    assert set(estimates) == estimated
+    assert set(reasons.values()) == ({"noise arrives through a non-linearity too"} if alone else set())
 
 
 def linear_network(parse, body: str, weight: np.ndarray, forward) -> tuple[np.ndarray, np.ndarray]:

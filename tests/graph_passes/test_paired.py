@@ -122,16 +122,48 @@ def test_samples_are_taken_until_the_intervals_are_narrow_enough(residual, open_
     assert fine.samples in (64, 128, 256)
 
 
-class Restless:
-    """A runner that never gives the same numbers twice."""
+def test_a_set_that_is_no_power_of_two_is_spent_to_the_last_sample(residual, open_model):
+    images = np.random.default_rng(3).normal(0.3, 1.2, (100, 3, 8, 8)).astype(np.float32)
+    config = PairedConfig(precision=1e-6, repeats=1)
+    assert paired(import_graph(residual), batches(images), open_model, ["bn1"], config)["bn1"].samples == 100
 
-    def __init__(self, runner):
-        self._runner, self._rng = runner, np.random.default_rng()
+
+def test_more_runs_with_the_noise_on_make_a_narrower_interval(residual, images, open_model):
+    once, often = (
+        paired(import_graph(residual), batches(images), open_model, ["bn1"], PairedConfig(repeats=repeats))["bn1"]
+        for repeats in (1, 16)
+    )
+    assert often.half_width < 0.8 * once.half_width
+
+
+def scaled_first(residual, k: float):
+    """`residual` with another unit for what its first BatchNorm stores."""
+    graph = import_graph(residual)
+    first = find_batch_norms(graph)[0]
+    first.with_statistics(k * first.mean, k**2 * first.variance)
+    return graph
+
+
+@pytest.mark.parametrize("foreign", [True, False])
+def test_foreign_inputs_run_behind_their_own_statistics(residual, images, open_model, foreign):
+    """Whatever the first BatchNorm stores, foreign inputs reach the second as unit normals; others do not."""
+    plain, scaled = (
+        paired(scaled_first(residual, k), batches(images), open_model, ALL, PairedConfig(foreign=foreign))["bn2"]
+        for k in (1, 4)
+    )
+    assert np.allclose(plain.variance, scaled.variance, rtol=1e-4) is foreign
+
+
+class Restless:
+    """A runner that never gives the same numbers twice, in the outputs whose names end so."""
+
+    def __init__(self, runner, ending):
+        self._runner, self._ending, self._rng = runner, ending, np.random.default_rng()
         self.concurrency = runner.concurrency
 
     def run(self, inputs):
         outputs = self._runner.run(inputs)
-        return {k: v + self._rng.random() if v.dtype.kind == "f" else v for k, v in outputs.items()}
+        return {k: v + self._rng.random() if k.endswith(self._ending) else v for k, v in outputs.items()}
 
     def __enter__(self):
         return self
@@ -140,9 +172,10 @@ class Restless:
         return None
 
 
-def test_a_runtime_that_does_not_repeat_itself_is_refused(residual, images, open_model):
+@pytest.mark.parametrize("ending", ["#vsfix.mean", "#vsfix.square"])
+def test_a_runtime_that_does_not_repeat_itself_is_refused(residual, images, open_model, ending):
     with pytest.raises(CheckFailedError, match="two runs with the noise off differ"):
-        paired(import_graph(residual), batches(images), lambda model: Restless(open_model(model)), ALL)
+        paired(import_graph(residual), batches(images), lambda model: Restless(open_model(model), ending), ALL)
 
 
 def test_noise_that_changes_nothing_is_refused(residual, images, open_model, monkeypatch):
@@ -151,6 +184,31 @@ def test_noise_that_changes_nothing_is_refused(residual, images, open_model, mon
     monkeypatch.setattr(measurement, "apply_noise", lambda noise, values, rng: values)
     with pytest.raises(CheckFailedError, match="nothing can be learnt"):
         paired(import_graph(residual), batches(images), open_model, ALL, PairedConfig(repeats=1))
+
+
+def test_noise_that_leaves_every_mean_changes_something_all_the_same(residual, images, open_model, monkeypatch):
+    from vsfix.graph_passes import measurement
+
+    def widened(noise, values, rng):
+        return 2 * values - values.mean(axis=(2, 3), keepdims=True)
+
+    monkeypatch.setattr(measurement, "apply_noise", widened)
+    estimate = paired(import_graph(residual), batches(images), open_model, ["bn1"], PairedConfig(repeats=1))["bn1"]
+    assert (estimate.variance < 0.3 * find_batch_norms(import_graph(residual))[0].variance).all()
+
+
+def test_a_batch_norm_in_front_of_the_noise_is_no_reason_to_refuse(parse, open_model):
+    body = """(float[N, 2] x) => (float[N, 2] y) {
+        n = BatchNormalization (x, g, b, m, v)
+        d = Dropout (n, ratio, off)
+        y = BatchNormalization (d, g2, b2, m2, v2)
+    }"""
+    weights = {name: np.ones(2, np.float32) for name in ("g", "b", "m", "v", "g2", "b2", "m2", "v2")}
+    graph = import_graph(parse(body, weights | {"ratio": np.float32(0.5), "off": np.array(False)}))
+    x = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+    estimates = paired(graph, batches(x), open_model, ["n", "y"])
+    assert (estimates["n"].variance == 1).all()
+    assert (estimates["y"].variance < 0.8).all()
 
 
 def test_no_sample_is_an_error(residual, open_model):

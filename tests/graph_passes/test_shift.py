@@ -47,3 +47,4 @@ def test_mismatch_is_the_same_in_both_directions():
     assert variance_mismatch(np.array([0.5, 2.0, np.nan])) == pytest.approx(2.0)
     assert variance_mismatch(np.array([1.0])) == 1.0
     assert np.isnan(geometric_mean(np.array([np.nan])))
+    assert geometric_mean(np.array([0.5, 8.0, np.nan])) == pytest.approx(2.0)

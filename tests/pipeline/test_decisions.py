@@ -102,6 +102,14 @@ def test_few_classes_have_no_top5_and_a_reference_that_is_never_right_no_retenti
     assert (found.reference_top5, found.output_top5, found.retention) == (None, None, None)
 
 
+@pytest.mark.parametrize(("classes", "has_top5"), [(5, False), (6, True)])
+def test_the_first_five_of_five_say_nothing(classes, has_top5):
+    logits = np.eye(classes)
+    found = compare_decisions(logits, logits, np.arange(classes)).task
+    assert found is not None
+    assert (found.reference_top5 is not None, found.output_top5 is not None) == (has_top5, has_top5)
+
+
 def test_among_equal_logits_the_first_class_decides():
     logits = np.zeros((2, 7))
     found = compare_decisions(logits, logits, np.array([0, 5])).task

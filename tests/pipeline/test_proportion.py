@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import binomtest
 
 from vsfix.graph_passes.errors import DataError
-from vsfix.pipeline.proportion import mcnemar_p_value, wilson_interval
+from vsfix.pipeline.proportion import Proportion, mcnemar_p_value, proportion, wilson_interval
 
 
 def test_the_wilson_interval_solves_the_equation_that_defines_it():
@@ -26,6 +26,18 @@ def test_the_wilson_interval_is_the_published_one():
         (1, 29, 0.0061, 0.1718),
     ]:
         assert wilson_interval(count, total) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_at_the_ends_the_interval_ends_to_the_bit():
+    for total in range(1, 300):
+        assert wilson_interval(0, total)[0] == 0.0
+        assert wilson_interval(total, total)[1] == 1.0
+
+
+def test_a_proportion_is_its_share_between_the_ends_of_its_interval():
+    low, high = wilson_interval(37, 50)
+    assert proportion(37, 50) == Proportion(37, 50, value=0.74, low=low, high=high)
+    assert low < 0.74 < high
 
 
 @pytest.mark.parametrize(("count", "total"), [(0, 0), (-1, 5), (6, 5)])
