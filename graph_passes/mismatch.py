@@ -37,7 +37,7 @@ from .noise_insertion import InsertNoise
 
 # A residual past this is as wrong as can be: one dying channel must not decide between two hypotheses.
 MAX_RESIDUAL = 3.0
-# A channel whose halves differ by more than this has too few values beside zero to be evidence.
+# A channel of which each half lies farther than this from the middle has too few values beside zero to be evidence.
 MAX_HALVES_DIFFERENCE = 0.6
 _TINY = float(np.finfo(np.float32).tiny)
 

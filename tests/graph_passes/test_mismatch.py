@@ -89,6 +89,18 @@ def test_a_channel_that_says_nothing_weighs_nothing(stored, values, open_model):
     np.testing.assert_array_equal(weights, [1, 0, 0, 0] * 2)
 
 
+@pytest.mark.parametrize(("apart", "weight"), [(1.19, 1), (1.21, 0)])
+def test_halves_may_lie_so_far_apart_and_no_farther(stored, open_model, apart, weight):
+    """0.6 deviations from the middle, either of them."""
+    half = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    half = (half - half.mean(0)) / half.std(0)
+    far = half + np.float32([0, apart, 0, 0])
+    statistics = {"mean": np.float32([0, apart / 2, 0, 0]), "var": np.ones(4)}
+    probe = MismatchProbe(import_graph(stored(**statistics)), [{"x": half}, {"x": far}], open_model, noise_seed=0)
+    _, weights = probe.evidence()
+    np.testing.assert_array_equal(weights > 0, [True, bool(weight), True, True] * 2)
+
+
 def test_a_residual_is_capped(stored, values, open_model):
     residuals = probe_of(stored(mean=np.full(4, 1e6)), values, open_model).residuals({})
     np.testing.assert_array_equal(residuals[:, :4], -3.0)

@@ -55,3 +55,17 @@ def test_rounding_is_to_nearest_and_names_what_overflows():
     np.testing.assert_array_equal(round_channels(values, np.float16), np.float16([1, 1 + 2.0**-9, 65504]))
     with pytest.raises(RoundingError, match="channel 2 would overflow float16"):
         round_channels(values * [1, 1, 1.1], np.float16)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_smallest_normal_number_keeps_its_digits_whatever_its_sign(sign):
+    rows = sign * np.array([[1.0, 0.5], [2.0**-14, 2.0**-15]])
+    np.testing.assert_array_equal(round_outputs(rows, np.float16), rows.astype(np.float16))
+    rows[1, 0] = sign * np.nextafter(2.0**-14, 0)
+    with pytest.raises(RoundingError, match="channel 1 would lose its digits in float16, its largest value is 6"):
+        round_outputs(rows, np.float16)
+
+
+def test_several_places_may_make_one_channel():
+    with pytest.raises(RoundingError, match="channel 2 would be NaN in float32"):
+        round_channels(np.array([0.0, 0, 0, 0, 0, np.nan]), np.float32, per=2)
