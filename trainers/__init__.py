@@ -11,7 +11,8 @@ training        learning_rate, training_config, recipes, fabric_session, random_
                 training_run, stop_request, training_loop
 runs            torch_file, checkpoint, run_folder, shift_log, tensorboard_log, training_progress
 noise of torch  noise_draws, noise_tracing, module_twin, noise_reach, noise_identification, training_noise
-export          exportable, onnx_cleaning, onnxruntime_library, onnx_agreement, onnx_export
+export          exportable, onnx_cleaning, onnx_conversion, onnx_markers, onnxruntime_library, onnx_agreement,
+                onnx_export
 torch of ONNX   onnx_call, onnx_elementwise, onnx_reductions, onnx_windows, onnx_shapes, onnx_resizing, onnx_operators,
                 onnx_evaluation
 no data         image_prior, distillation
