@@ -2,23 +2,19 @@
 
 observe   one forward in training mode finds the noise that layers make by hand (see `training_noise`)
 trace     torch.export in eval mode; each noise call becomes an opaque operator (see `noise_tracing`)
-convert   torch's ONNX exporter without its optimizer, which would fold the BNs away
+convert   torch's ONNX exporter without its optimizer, which would fold the BNs away (see `onnx_conversion`)
 clean     constants folded, identities removed: the shape clutter of the exporter stops TensorRT's parser
-mark      each opaque operator becomes the marker of `graph_passes.marker`
+mark      each opaque operator becomes the marker of `graph_passes.marker` (see `onnx_markers`)
 check     the full ONNX checker, then ONNX Runtime against torch; only then does the file appear
 """
 
 from __future__ import annotations
 
-import io
 import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -28,15 +24,16 @@ from torch import nn
 from vsfix.graph_passes.atomic_file import atomic_path, require_writable
 from vsfix.graph_passes.batch_norm import find_batch_norms
 from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
-from vsfix.graph_passes.marker import EXPORT_METADATA_KEY, write_marker
-from vsfix.graph_passes.model_file import check_model, export_model, first_line, import_graph
+from vsfix.graph_passes.marker import EXPORT_METADATA_KEY
+from vsfix.graph_passes.model_file import check_model, export_model, import_graph
 from vsfix.graph_passes.noise import Noise
 
 from .exportable import eval_mode, float64_references, require_exportable, torch_references
-from .noise_reach import reaches_deployment
-from .noise_tracing import NOISE_DOMAIN, NoiseTracer, tracing_noise
+from .noise_tracing import NoiseTracer
 from .onnx_agreement import Agreement, agreement_of, compare_with_torch
-from .onnx_cleaning import EXPORTER_OPSET, convert_down, fold_constants, remove_clutter
+from .onnx_cleaning import convert_down, remove_clutter
+from .onnx_conversion import convert_program, quiet_exporter, trace_module
+from .onnx_markers import describe_lost_noise, unused_name, write_markers
 from .training_noise import observe_training_noise
 
 MIN_OPSET = 15  # BatchNormalization got its present form there
@@ -46,7 +43,6 @@ MIN_SNR_DB = 100.0
 # than the second number.
 WORSE_THAN_TORCH_DB = 6.0
 LEAST_SNR_DB = 40.0
-_CHATTY_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 _logger = logging.getLogger(__name__)
 
 
@@ -109,15 +105,15 @@ def export_onnx(
         raise InputError(f"opset {opset}: must lie between {MIN_OPSET} and {MAX_OPSET}")
     require_exportable(module, example)
     rows = example if len(example) > 1 else torch.cat([example, example])  # one row would become a fixed batch size
-    with eval_mode(module), torch.no_grad(), _quiet():
+    with eval_mode(module), torch.no_grad(), quiet_exporter():
         references = torch_references(module, rows)
         hidden = observe_training_noise(module, rows)
-        program, tracer = _trace(module, rows, hidden.layers)
-        source = _convert(program, opset, input_name, output_name)
+        program, tracer = trace_module(module, rows, hidden.layers)
+        source = convert_program(program, opset, input_name, output_name)
         graph = import_graph(source)
         remove_clutter(graph, module.state_dict().keys())
-        lost = _lost_noise(module, rows, tracer, graph)
-        markers = _write_markers(graph, tracer.marked)
+        lost = describe_lost_noise(module, rows, tracer, graph)
+        markers = write_markers(graph, tracer.marked)
         batch_norms = _kept_batch_norms(graph, tracer, program)
         unmarked = (*tracer.unmarked, *hidden.unknown, *lost)
         # Only a file that shows all of its noise may claim to: see the key's own comment.
@@ -129,84 +125,6 @@ def export_onnx(
     return ExportResult(
         path, opset, markers, batch_norms, unmarked, max_abs_error=agreement.max_abs_error, snr_db=agreement.snr_db
     )
-
-
-def _trace(
-    module: nn.Module, rows: torch.Tensor, layers: Mapping[str, Noise]
-) -> tuple[torch.export.ExportedProgram, NoiseTracer]:
-    """The module as a graph of torch operators, with a free batch size, and the noise in it."""
-    # On an error torch prints the graph so far, whatever its loggers are set to.
-    with tracing_noise(module, layers) as tracer, redirect_stderr(io.StringIO()):
-        try:
-            program = torch.export.export(
-                module, (rows,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
-            )
-        except Exception as error:  # torch.export has no common class for what it refuses
-            if tracer.error is not None:
-                raise tracer.error from None
-            reason = _reason(error)
-            if "Constraints violated (batch)" in reason:
-                reason = "its forward fixes the batch size; write x.shape[0] or -1 there instead of a number"
-            raise ModelError(f"{type(module).__name__}: torch.export can't trace it: {reason}") from error
-    return program, tracer
-
-
-def _convert(program: torch.export.ExportedProgram, opset: int, input_name: str, output_name: str) -> onnx.ModelProto:
-    """The program in ONNX, with the opaque operators still in it."""
-    written = max(opset, EXPORTER_OPSET)
-    try:
-        exported = torch.onnx.export(
-            program,
-            dynamo=True,
-            optimize=False,
-            opset_version=written,
-            verbose=False,
-            input_names=[input_name],
-            output_names=[output_name],
-            dynamic_shapes=({0: "batch"},),
-        )
-        model = fold_constants(cast("torch.onnx.ONNXProgram", exported).model)
-    except Exception as error:  # nor has the ONNX exporter
-        raise ModelError(f"torch.onnx can't convert the module: {_reason(error)}") from error
-    found = {entry.domain: entry.version for entry in model.opset_import}.get("")
-    if found != written:
-        raise InputError(f"opset {opset}: the installed onnxscript can't write it; take {EXPORTER_OPSET}")
-    return model
-
-
-def _lost_noise(module: nn.Module, rows: torch.Tensor, tracer: NoiseTracer, graph: gs.Graph) -> list[str]:
-    """Says so where noise that eval mode cuts off from the output matters in training mode."""
-    lost = tracer.marked.keys() - {node.attrs["name"] for node in graph.nodes if node.domain == NOISE_DOMAIN}
-    if not lost or not reaches_deployment(module, rows, [tracer.places[name] for name in lost]):
-        return []
-    return [f"{len(lost)} noise calls whose result the output depends on in training mode only"]
-
-
-def _write_markers(graph: gs.Graph, marked: Mapping[str, Noise]) -> tuple[tuple[str, Noise], ...]:
-    """Puts the marker of its noise in the place of each opaque operator; returns them in the graph's order."""
-    taken = {tensor.name for tensor in graph.tensors().values()} | {node.name for node in graph.nodes}
-    markers: list[tuple[str, Noise]] = []
-    for index, node in enumerate(graph.nodes):
-        if node.domain != NOISE_DOMAIN:
-            continue
-        noise = marked[node.attrs["name"]]
-        name = _unused(node.attrs["name"], taken)
-        data, output = node.inputs[0], node.outputs[0]
-        node.inputs.clear()
-        node.outputs.clear()
-        graph.nodes[index] = write_marker(name, noise, data, output)
-        markers.append((name, noise))
-    graph.import_domains = [entry for entry in graph.import_domains if entry.domain != NOISE_DOMAIN]
-    return tuple(markers)
-
-
-def _unused(label: str, taken: set[str]) -> str:
-    """The label, with a number behind it where it or one of the tensors that would be named after it is taken."""
-    name, number = label, 2
-    while taken & {name, f"{name}.ratio", f"{name}.training_mode"}:
-        name, number = f"{label}_{number}", number + 1
-    taken.add(name)
-    return name
 
 
 def _kept_batch_norms(graph: gs.Graph, tracer: NoiseTracer, program: torch.export.ExportedProgram) -> tuple[str, ...]:
@@ -248,7 +166,7 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
     seen: set[str] = set()
     for node in graph.node:
         if not node.name or node.name in seen:
-            node.name = _unused(node.name or node.op_type, taken)
+            node.name = unused_name(node.name or node.op_type, taken)
         seen.add(node.name)
 
 
@@ -284,25 +202,3 @@ def _as_exact_as_torch(path: Path, module: nn.Module, references: Sequence[tuple
         for out, (_, approximate) in zip(exact, references, strict=True)
     )
     return compare_with_torch(path, pairs).snr_db >= max(torch_snr - WORSE_THAN_TORCH_DB, LEAST_SNR_DB)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the libraries below: their notes on missing optional parts and on their own deprecations."""
-    levels = [(logger, logger.level) for logger in map(logging.getLogger, _CHATTY_LOGGERS)]
-    try:
-        for logger, _ in levels:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in levels:
-            logger.setLevel(level)
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what started a chain of errors."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return first_line(error)

@@ -22,8 +22,9 @@ from .augmentation import augment, draw_augmentation
 from .batch_order import batch_rows
 from .checkpoint import Checkpoint, EpochMetrics, EpochPosition
 from .epoch_losses import EpochLosses
-from .evaluation import count_right
+from .evaluation import EVALUATION_BATCH, shared_accuracy
 from .generator_states import generator_states, set_generator_states
+from .mixed_loss import mixed_cross_entropy
 from .moving_average import moving_average
 from .network import build_network
 from .process_share import ProcessShare
@@ -36,7 +37,6 @@ from .training_data import TrainingData
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-EVALUATION_BATCH = 500
 SHIFT_IMAGES = 2000
 
 
@@ -134,7 +134,7 @@ class TrainingRun:
         self.share.take_buffers_of_first(self._deployed())
         if log_shift:
             self.shift.extend(measure_shift(self._deployed(), self._shift_images(), epoch))
-        accuracy = self._accuracy()
+        accuracy = shared_accuracy(self._deployed(), self.data, self.fabric)
         seconds = self._seconds + time.perf_counter() - started
         metrics = EpochMetrics(epoch, self._losses.mean(), accuracy, seconds, rate, speed)
         self.metrics.append(self.fabric.broadcast(metrics))
@@ -239,7 +239,9 @@ class TrainingRun:
             images = augment(next(batches), self.config.augmentation, drawn)
             first += len(rows)
             with self.fabric.no_backward_sync(self.parallel, enabled=self.share.is_shared and index + 1 < len(parts)):
-                loss = self._loss(images, self.data.labels[rows.to(self.fabric.device)], drawn.share) / len(parts)
+                labels = self.data.labels[rows.to(self.fabric.device)]
+                loss = mixed_cross_entropy(self.parallel(images), labels, drawn.share, self.config.label_smoothing)
+                loss = loss / len(parts)
                 self.fabric.backward(loss)
             total += loss.detach()
         self.stepper.step()
@@ -248,17 +250,6 @@ class TrainingRun:
             self.average.update_parameters(self.module)
         return total
 
-    def _loss(self, images: torch.Tensor, labels: torch.Tensor, share: float) -> torch.Tensor:
-        """Cross-entropy, smoothed; of mixed images, mixed."""
-        logits = self.parallel(images)
-        smoothing = self.config.label_smoothing
-        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-        if share == 1:
-            return loss
-        return share * loss + (1 - share) * nn.functional.cross_entropy(
-            logits, labels.flip(0), label_smoothing=smoothing
-        )
-
     def _rate(self, step: int) -> float:
         """The learning rate as a share of its peak."""
         return self.config.schedule.at(step, self.config.epochs * self.steps_per_epoch)
@@ -266,19 +257,6 @@ class TrainingRun:
     def _deployed(self) -> nn.Module:
         """What is evaluated and exported."""
         return self.module if self.average is None else self.average.module
-
-    def _accuracy(self) -> float:
-        """Of the test images, of which each process takes its part."""
-        rows = torch.arange(len(self.data.test_labels))[self.share.rows]
-        batches = torch.split(rows, EVALUATION_BATCH) if len(rows) else ()
-        images = self.data.test_images.batches(batches, 0)
-        labels = (self.data.test_labels[batch.to(self.fabric.device)] for batch in batches)
-        counts = torch.tensor(
-            count_right(self._deployed(), zip(images, labels, strict=True)), device=self.fabric.device
-        )
-        together = self.fabric.all_reduce(counts, reduce_op="sum")
-        assert isinstance(together, torch.Tensor)
-        return int(together[0]) / int(together[1])
 
     def _shift_images(self) -> Iterator[torch.Tensor]:
         """Training images for the shift, evenly spaced, the same in each epoch."""

@@ -29,19 +29,19 @@ from vsfix.graph_passes.errors import BuildError, InputError, MissingComponentEr
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import first_line
 
-from .engine_layers import ParsedLayer, is_quantized
+from .engine_layers import ParsedLayer
 from .engine_loading import NO_GPU, LoadedEngine
 from .engine_refit import mark_refittable, refit_engine
 from .parse_errors import ParseError, describe_parse_errors
 from .parsed_network import ParsedNetwork, read_errors, read_network
 from .shape_profile import ShapeRange
 from .tensorrt_log import BuildProgress, Interruption, Log, make_log, make_monitor
+from .weak_types import permit_file_types
 
 RUNTIMES = ("tensorrt", "tensorrt-rtx")
 INSTALL_LINES = {"tensorrt": "pip install 'vsfix[tensorrt]'", "tensorrt-rtx": "pip install 'vsfix[rtx]'"}
 CURRENT = "current"
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-_NOT_PINNED = frozenset({"CONSTANT", "SHAPE", "CAST", "IDENTITY", "SHUFFLE", "QUANTIZE", "DEQUANTIZE", "ASSERTION"})
 
 
 @dataclass(frozen=True)
@@ -239,27 +239,7 @@ class TensorRt:
             raise BuildError(f"{self.runtime} does not take TF32 {'on' if options.tensor_float else 'off'}")
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         if not self.is_strongly_typed:
-            self._set_weak_types(config, network, layers)
-
-    def _set_weak_types(self, config: Any, network: Any, layers: Sequence[ParsedLayer]) -> None:
-        """Where types are only a permission: permits those of the file, and pins its layers to them."""
-        trt = self._trt
-        sources = config.get_tactic_sources()
-        for name in ("CUBLAS", "CUBLAS_LT", "CUDNN"):
-            if hasattr(trt.TacticSource, name):
-                sources &= ~(1 << int(getattr(trt.TacticSource, name)))
-        config.set_tactic_sources(sources)
-        types = {kind for layer in layers for kind in layer.types}
-        if is_quantized(layers):
-            config.set_flag(trt.BuilderFlag.INT8)
-            if "FP8" in types:
-                config.set_flag(trt.BuilderFlag.FP8)
-        if "HALF" in types:
-            config.set_flag(trt.BuilderFlag.FP16)
-            config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-            for index, layer in enumerate(layers):
-                if layer.kind not in _NOT_PINNED and layer.types and set(layer.types) <= {"FLOAT", "HALF"}:
-                    _pin(network.get_layer(index), len(layer.types))
+            permit_file_types(trt, config, network, layers)
 
     def _set_targets(self, config: Any, targets: Sequence[str]) -> None:
         """The GPUs that the engine is for. Without this setting an engine is for the GPU of this machine."""
@@ -300,10 +280,3 @@ class TensorRt:
     def _said(self) -> str:
         """The first error in TensorRT's log, in one line."""
         return " ".join(next(iter(self._log.errors), "it does not say why").split())
-
-
-def _pin(layer: Any, outputs: int) -> None:
-    """Keeps a layer in the types that the parser read from the file."""
-    layer.precision = layer.get_output(0).dtype
-    for index in range(outputs):
-        layer.set_output_type(index, layer.get_output(index).dtype)
