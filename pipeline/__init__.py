@@ -1,6 +1,6 @@
 """What a user does: the command line, calibration data, backends, repair, verification, reports.
 
-command line    cli (the group), commands/ (one module for each), console, tables, output_file
+command line    cli (the group), commands/ (one module for each), terminal_text, console, tables, output_file
 data            calibration, proxy_images, random_inputs, batch_runs
 runtimes        backends/ (one module for each runner), environment, gpu_state, doctor
 inspect         preparation, lost_noise, inspection, diagnosis, inspection_page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from .backends.shape_profile import ShapeRange
 from .console import SCHEMA_VERSION
 from .file_description import file_digest, onnx_digest
 from .refit_form import RefitRecord, WeightRecord
+
+_LONGEST_SIDE = 2**31 - 1  # of a tensor of TensorRT
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def _sidecar(engine: Path, document: Mapping[str, Any]) -> EngineSidecar:
         runtime=str(document["runtime"]),
         version=str(document["version"]),
         sha256=str(document["plan"]["sha256"]),
-        gpu=document["gpu"],
+        gpu=_gpu(document["gpu"]),
         inputs=tuple(_tensor(entry) for entry in document["inputs"]),
         outputs=tuple(_tensor(entry) for entry in document["outputs"]),
         profile={name: _range(entry) for name, entry in document["profile"].items()},
@@ -101,11 +104,37 @@ def _sidecar(engine: Path, document: Mapping[str, Any]) -> EngineSidecar:
 
 
 def _tensor(entry: Mapping[str, Any]) -> NetworkTensor:
-    return NetworkTensor(str(entry["name"]), str(entry["type"]), tuple(int(side) for side in entry["shape"]))
+    return NetworkTensor(_text(entry["name"]), _text(entry["type"]), _sides(entry["shape"], least=-1))
 
 
 def _range(entry: Mapping[str, Any]) -> ShapeRange:
-    return ShapeRange(*(tuple(int(side) for side in entry[key]) for key in ("minimum", "optimum", "maximum")))
+    """The shapes of an input, from the smallest to the largest."""
+    minimum, optimum, maximum = (_sides(entry[key], least=0) for key in ("minimum", "optimum", "maximum"))
+    if not all(a <= b <= c for a, b, c in zip(minimum, optimum, maximum, strict=True)):
+        raise ValueError(f"no shapes run from {minimum} over {optimum} to {maximum}")
+    return ShapeRange(minimum, optimum, maximum)
+
+
+def _sides(values: Any, least: int) -> tuple[int, ...]:
+    """The sides of a tensor."""
+    if not all(type(side) is int and least <= side <= _LONGEST_SIDE for side in values):
+        raise ValueError(f"{values!r} is no shape")
+    return tuple(values)
+
+
+def _text(value: Any) -> str:
+    """A text that can be written."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    value.encode()
+    return value
+
+
+def _gpu(value: Any) -> str | None:
+    """A compute capability as `sm89`."""
+    if value is not None and not re.fullmatch(r"sm[0-9]{2,3}", _text(value)):
+        raise ValueError(f"{value!r} is no GPU")
+    return None if value is None else str(value)
 
 
 def _refit(entry: Mapping[str, Any]) -> RefitRecord:

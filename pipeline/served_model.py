@@ -201,7 +201,7 @@ def _largest_batch(sidecar: EngineSidecar) -> int:
     """The largest batch of an engine that takes every batch from 1 on, else 0."""
     ranges = sidecar.profile.values()
     tensors = [ServedTensor(tensor.name, "", tensor.shape) for tensor in (*sidecar.inputs, *sidecar.outputs)]
-    if not ranges or not _has_free_batch(tensors) or any(found.minimum[0] != 1 for found in ranges):
+    if not ranges or not _has_free_batch(tensors) or any(found.minimum[:1] != (1,) for found in ranges):
         return 0
     return min(found.maximum[0] for found in ranges)
 

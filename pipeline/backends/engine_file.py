@@ -143,7 +143,7 @@ def reading_document(engine: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelError(
             f"{sidecar_path(engine)}: says too little of the engine ({error}): another version of vsfix wrote it, or "
             f"none; {_ANEW}"

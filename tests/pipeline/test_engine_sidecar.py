@@ -102,3 +102,29 @@ def test_a_pipe_is_not_waited_for_and_what_no_sidecar_can_be_is_not_read(built):
     os.mkfifo(engine)
     with pytest.raises(InputError, match=r"e\.plan: is a pipe"):
         read_sidecar(engine)
+
+
+def shapes(*sides: list[int]) -> dict[str, dict[str, list[int]]]:
+    return {"x": dict(zip(("minimum", "optimum", "maximum"), sides, strict=True))}
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        *({"gpu": gpu} for gpu in (5, "", "s", ["sm89"], "sm../x", "sm8\n9")),
+        {"profile": shapes([1, 3], [1, 3], [-4, 3])},
+        {"profile": shapes([1, 3], [1, 3], [10**30, 3])},
+        {"profile": shapes([1, 3], [1], [4, 3])},
+        *(
+            {"inputs": [{"name": "x", "type": "FLOAT", "shape": shape}]}
+            for shape in ([1e300], [float("inf")], [-2], "ab")
+        ),
+        {"inputs": [{"name": "\ud800", "type": "FLOAT", "shape": [1]}]},
+        {"outputs": [{"name": 5, "type": "FLOAT", "shape": [1]}]},
+    ],
+)
+def test_values_of_another_kind_are_refused_in_one_line(built, entries):
+    engine, _ = built
+    rewrite(engine, lambda document: document.update(entries))
+    with pytest.raises(InputError, match=r"e\.plan\.json: says too little of the engine \("):
+        read_sidecar(engine)

@@ -151,3 +151,12 @@ def test_an_engine_of_tensorrt_rtx_is_refused_with_the_reason(engine):
     sidecar.write_text(sidecar.read_text().replace('"runtime": "tensorrt"', '"runtime": "tensorrt-rtx"'))
     with pytest.raises(InputError, match=r"tensorrt-rtx, which Triton has no backend for.*package the ONNX file"):
         read_served_model([path])
+
+
+def test_an_engine_with_an_input_that_is_one_number_has_no_batch(engine):
+    path = engine()
+    sidecar = path.with_name("e.plan.json")
+    document = json.loads(sidecar.read_text())
+    document["profile"]["x"] = {"minimum": [], "optimum": [], "maximum": []}
+    sidecar.write_text(json.dumps(document))
+    assert read_served_model([path]).largest_batch == 0
