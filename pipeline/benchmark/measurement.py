@@ -29,6 +29,8 @@ from .deployment import Deployed, Deployments
 from .result import Comparison
 from .variant import Variant
 
+_ONE_LOGIT = ", for two classes too: export one logit z as the two logits (0, z)"
+
 
 @dataclass(frozen=True, eq=False)
 class Measured:
@@ -78,7 +80,8 @@ def measure_row(deployments: Deployments, variant: Variant, samples: Samples, ba
         if not holds_logits(first):
             raise InputError(
                 f"{variant.model.path}: its first output has the shape {first.shape} and type {first.dtype}; a "
-                "benchmark needs logits (N, classes); `vsfix verify` compares any tensors"
+                "benchmark needs logits (N, classes)" + (_ONE_LOGIT if first.size == len(samples) else "") + "; `vsfix "
+                "verify` compares any tensors"
             )
         stage = StageOutputs("", variant.label, outputs)
         floor = noise_floor(runner, stage, next(samples.batches(batch_size)))

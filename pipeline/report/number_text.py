@@ -27,7 +27,7 @@ def ratio_interval(interval: tuple[float, float]) -> str:
 
 def gain(value: float) -> str:
     """A factor of any size, by its three leading digits."""
-    return f"{value:.3g}"
+    return f"{value:#.3g}"
 
 
 def points(difference: float, digits: int = 2) -> str:

@@ -284,3 +284,13 @@ def test_the_difference_to_the_reference_has_the_interval_of_its_flips(found):
         assert row.difference_interval == paired_difference_interval(before - worse, worse, better, 300)
         low, high = row.difference_interval
         assert low <= (right - before) / 300 <= high
+
+
+def test_one_logit_for_two_classes_is_refused_with_the_way_out(tmp_path):
+    text = '<ir_version: 8, opset_import: ["" : 18]> m (float[N, 3] x) => (float[N, 1] y) { y = MatMul (x, w) }'
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((3, 1), dtype=np.float32), "w"))
+    onnx.save(model, tmp_path / "binary.onnx")
+    np.savez(tmp_path / "d.npz", x=np.ones((4, 3), dtype=np.float32), labels=np.array([0, 1, 1, 0]))
+    with pytest.raises(InputError, match=r"binary\.onnx: .* shape \(4, 1\) .* as the two logits \(0, z\)"):
+        benchmark([tmp_path / "binary.onnx"], replace(QUICK, data=str(tmp_path / "d.npz"), samples=None))

@@ -280,7 +280,9 @@ def test_an_existing_page_needs_force(report, tmp_path):
 def test_the_gains_are_those_of_the_deployed_batch_norms_and_a_column_that_all_hold_is_left_out(report):
     outcomes = report.repair.batch_norms
     page = Page(render_report(report))
-    assert page.column("batch-norms", "gain") == [f"{o.after.gain_low:.3g} – {o.after.gain_high:.3g}" for o in outcomes]
+    assert page.column("batch-norms", "gain") == [
+        f"{o.after.gain_low:#.3g} – {o.after.gain_high:#.3g}" for o in outcomes
+    ]
     assert "channels past fp16" not in page.tables["batch-norms"][0]
     wide = replace(outcomes[0], after=replace(outcomes[0].after, beyond_fp16=2))
     rows = replace(report.repair, batch_norms=(wide, *outcomes[1:]))
