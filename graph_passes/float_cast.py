@@ -29,7 +29,7 @@ from .element_types import (
 from .errors import ModelError
 from .graph_pass import Change, Kept
 from .integer_arithmetic import integer_arithmetic
-from .tensors import Tensor, constant_behind, is_graph_output
+from .tensors import Tensor, constant_behind, is_graph_output, redirect_readers
 from .weight_rounding import DTYPES, RoundingLoss, round_bound
 
 # Of no interest to who asks in what type a graph computes.
@@ -221,10 +221,7 @@ class FloatCast:
         held = id(output) in self._given_back or is_graph_output(self.graph, output)
         if held or self.before.of(source) == self.before.of(output):
             return False
-        for reader in list(output.outputs):
-            for index, tensor in enumerate(reader.inputs):
-                if tensor is output:
-                    reader.inputs[index] = source
+        redirect_readers(output, source)
         node.inputs.clear()
         node.outputs.clear()
         return True
@@ -239,10 +236,7 @@ class FloatCast:
             self.types.set(inner, found)
             producer = output.inputs[0]
             producer.outputs[next(i for i, tensor in enumerate(producer.outputs) if tensor is output)] = inner
-            for reader in list(output.outputs):
-                for index, tensor in enumerate(reader.inputs):
-                    if tensor is output:
-                        reader.inputs[index] = inner
+            redirect_readers(output, inner)
             for body in [part for part in graphs_of(self.graph) if part is not self.graph]:
                 body.outputs = [inner if tensor is output else tensor for tensor in body.outputs]
             cast = gs.Node("Cast", f"{output.name}.cast", {"to": declared}, [inner], [output])

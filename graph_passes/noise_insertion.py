@@ -24,7 +24,7 @@ from .errors import InputError
 from .graph_pass import Change, Kept, PassResult
 from .marker import is_dropout, marker_node_name, marker_ratio, read_marker, write_marker
 from .noise import Noise
-from .tensors import Tensor, captured_tensors, constant_behind
+from .tensors import Tensor, captured_tensors, constant_behind, redirect_readers
 
 # The first opset in which Dropout can't drop unless it is told to, and the first in which the ratio is an input.
 _FIRST_OPSET, _RATIO_INPUT_OPSET = 7, 12
@@ -205,10 +205,7 @@ def _insert(graph: gs.Graph, site: _Site, noise: Noise) -> str:
     """Puts a marker between a tensor and its readers; returns the name of the marker."""
     name = _free_name(f"{site.label}.noise", {node.name for node in graph.nodes} | set(graph.tensors()))
     noisy = gs.Variable(f"{name}.output", dtype=site.tensor.dtype, shape=site.tensor.shape)
-    for reader in site.readers:
-        for index, tensor in enumerate(reader.inputs):
-            if tensor is site.tensor:
-                reader.inputs[index] = noisy
+    redirect_readers(site.tensor, noisy, site.readers)
     graph.nodes.insert(_position_behind(graph, site.tensor), _marker(graph.opset, name, noise, site.tensor, noisy))
     return name
 

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from .graph_pass import Change, Kept, PassResult
 from .marker import is_dropout, marker_label, require_switched_off
-from .tensors import captured_tensors, is_graph_output
+from .tensors import captured_tensors, is_graph_output, redirect_readers
 
 
 class RemoveMarkers:
@@ -100,7 +100,4 @@ def _take_out(graph: gs.Graph, node: gs.Node) -> None:
         producer.outputs[next(i for i, tensor in enumerate(producer.outputs) if tensor is data)] = output
     else:
         old, new = output, data
-    for reader in list(old.outputs):
-        for index, tensor in enumerate(reader.inputs):
-            if tensor is old:
-                reader.inputs[index] = new
+    redirect_readers(old, new)

@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from .element_types import FLOAT, ElementTypes, graphs_of
 from .model_file import export_model, import_graph
 from .precision import CastPrecision
-from .tensors import Tensor, is_graph_output
+from .tensors import Tensor, is_graph_output, redirect_readers
 
 
 def emulate(model: onnx.ModelProto, code: int) -> onnx.ModelProto:
@@ -69,9 +69,6 @@ def _rounding(tensor: Tensor, code: int) -> tuple[list[gs.Node], gs.Variable]:
     """A Cast to a type and one back, in front of all that reads a tensor, and what they give."""
     narrow = gs.Variable(f"{tensor.name}.narrow", dtype=None)
     rounded = gs.Variable(f"{tensor.name}.rounded", dtype=np.dtype(np.float32))
-    for reader in list(tensor.outputs):
-        for index, read in enumerate(reader.inputs):
-            if read is tensor:
-                reader.inputs[index] = rounded
+    redirect_readers(tensor, rounded)
     there = gs.Node("Cast", f"{tensor.name}.narrow", {"to": code}, [tensor], [narrow])
     return [there, gs.Node("Cast", f"{tensor.name}.rounded", {"to": FLOAT}, [narrow], [rounded])], rounded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import onnx_graphsurgeon as gs
 
@@ -36,6 +36,20 @@ def captured_tensors(node: gs.Node) -> Iterator[Tensor]:
             for inner in body.nodes:
                 yield from (tensor for tensor in consumed_tensors(inner) if id(tensor) not in own)
             yield from (tensor for tensor in body.outputs if id(tensor) not in own)
+
+
+def redirect_readers(old: Tensor, new: Tensor, readers: Iterable[gs.Node] | None = None) -> None:
+    """Makes nodes read another tensor wherever they read `old`.
+
+    Args:
+        old: read from now on by nobody, or by the other nodes.
+        new: what is read instead.
+        readers: which nodes; None for all.
+    """
+    for reader in list(old.outputs) if readers is None else readers:
+        for index, tensor in enumerate(reader.inputs):
+            if tensor is old:
+                reader.inputs[index] = new
 
 
 def is_graph_output(graph: gs.Graph, tensor: Tensor) -> bool:

@@ -78,15 +78,10 @@ def quantize_model(
         candidates = {method: _run(replace(call, method=method), model) for method in METHODS[precision]}
     whole = prescribed_batch_size(import_graph(model)) is not None
     judges = first_samples(batches, _JUDGED_SAMPLES, whole=whole)
-    expected = _outputs(model, judges, open_model)
-    judged = {
-        method: smallest_snr(expected, _outputs(candidate, judges, open_model))
-        for method, candidate in candidates.items()
-    }
-    best = max(judged, key=lambda method: judged[method])
-    if not judged[best] >= MIN_SNR_DB:
+    best, snr_db = _nearest(model, candidates, judges, open_model)
+    if not snr_db >= MIN_SNR_DB:
         raise CheckFailedError(
-            f"refused: in {precision} the model departs from what it was (SNR {judged[best]:.1f} dB, wanted "
+            f"refused: in {precision} the model departs from what it was (SNR {snr_db:.1f} dB, wanted "
             f"{MIN_SNR_DB:.0f}); nothing is written; try --precision fp16, or more calibration data"
         )
     final = candidates[best]
@@ -101,10 +96,23 @@ def quantize_model(
         kept=tuple(f"{name}: left in float32 by ModelOpt" for name in layers.plain),
         judge=judge,
         samples=count_samples(judges),
-        snr_db=None if np.isinf(judged[best]) else judged[best],
+        snr_db=None if np.isinf(snr_db) else snr_db,
         calibration=f"{best} over {samples_in(inputs)} samples",
     )
     return CastModel(final, final, report)
+
+
+def _nearest(
+    model: onnx.ModelProto, candidates: Mapping[Method, onnx.ModelProto], judges: Sequence[Batch], open_model: OpenModel
+) -> tuple[Method, float]:
+    """The method whose outputs depart least from those of the model, and their SNR in dB."""
+    expected = _outputs(model, judges, open_model)
+    judged = {
+        method: smallest_snr(expected, _outputs(candidate, judges, open_model))
+        for method, candidate in candidates.items()
+    }
+    best = max(judged, key=lambda method: judged[method])
+    return best, judged[best]
 
 
 def _calibration_set(batches: Sequence[Batch], samples_of_run: int) -> dict[str, Array]:

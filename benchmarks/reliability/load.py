@@ -29,6 +29,8 @@ import onnx.parser
 from onnx import TensorProto, helper, numpy_helper
 from seeds import seed_models, seed_npz
 
+from vsfix.graph_passes.inference import Array
+
 PARTS = ("samples", "weights", "nodes", "processes")
 SIDE = 8192  # of a weight of 256 MiB
 _UNIT = 1 << 20
@@ -112,52 +114,63 @@ def many_samples(folder: Path, samples: int, limit: int) -> Load:
 def large_file(folder: Path, gigabytes: float) -> Load:
     """`optimize` of a perceptron of 8,192 units a layer, its weights in one file beside the model."""
     wrong: list[str] = []
-    layers = max(1, round(gigabytes * (1 << 30) / (4 * SIDE * SIDE)))
     rng = np.random.default_rng(0)
-    nodes, weights, place = [], [], 0
-    block = (rng.normal(size=(SIDE, SIDE)) / np.sqrt(SIDE)).astype(np.float32)
-    with (folder / "large.onnx.data").open("wb") as data:
-        for layer in range(layers):
-            weight = TensorProto(name=f"w{layer}", data_type=TensorProto.FLOAT, dims=[SIDE, SIDE])
-            weight.data_location = TensorProto.EXTERNAL
-            for key, value in (("location", "large.onnx.data"), ("offset", place), ("length", block.nbytes)):
-                weight.external_data.add(key=key, value=str(value))
-            data.write(np.roll(block, layer, axis=0).data)
-            place += block.nbytes
-            weights.append(weight)
-            # Of Relu(standard normal): mean 1 / sqrt(2 pi), second moment 1/2; Dropout 0.5 doubles the second moment.
-            rolled = np.roll(block, layer, axis=0)
-            squares, second, mean = (rolled**2).sum(1), 2.0 if layer == 0 else 1.0, 0.0 if layer == 0 else 0.3989
-            statistics = {
-                "gamma": np.ones(SIDE),
-                "beta": np.zeros(SIDE),
-                "mean": mean * rolled.sum(1),
-                "var": squares * (second - mean**2),
-            }
-            weights += [
-                numpy_helper.from_array(value.astype(np.float32), f"{name}{layer}")
-                for name, value in statistics.items()
-            ]
-            front = f"r{layer - 1}" if layer else "x"
-            nodes += [
-                helper.make_node("Dropout", [front, "ratio", "off"], [f"d{layer}"]),
-                helper.make_node("Gemm", [f"d{layer}", f"w{layer}"], [f"g{layer}"], transB=1),
-                helper.make_node(
-                    "BatchNormalization", [f"g{layer}", *(f"{n}{layer}" for n in statistics)], [f"b{layer}"]
-                ),
-                helper.make_node("Relu", [f"b{layer}"], [f"r{layer}"]),
-            ]
-    weights += [numpy_helper.from_array(np.float32(0.5), "ratio"), numpy_helper.from_array(np.array(False), "off")]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", SIDE]) for name in ("x", f"r{layers - 1}")]
-    graph = helper.make_graph(nodes, "large", ends[:1], ends[1:], weights)
-    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 18)])
-    onnx.save(model, folder / "large.onnx")
+    size = write_perceptron(folder / "large.onnx", max(1, round(gigabytes * (1 << 30) / (4 * SIDE * SIDE))), rng)
     inputs = rng.normal(size=(64, SIDE)).astype(np.float32)
     np.savez(folder / "large.npz", x=inputs)
     command = "optimize large.onnx --data large.npz --method paired --samples 64 -o repaired.onnx"
     seconds, peak = run_vsfix(command.split(), folder, wrong)
     check(folder / "repaired.onnx", wrong, {"x": inputs[:2]})
-    return Load(f"optimize, {place / (1 << 30):.2f} GiB of weights", seconds, peak, 2 * place / _UNIT, wrong)
+    return Load(f"optimize, {size / (1 << 30):.2f} GiB of weights", seconds, peak, 2 * size / _UNIT, wrong)
+
+
+def write_perceptron(path: Path, layers: int, rng: np.random.Generator) -> int:
+    """Writes a perceptron whose BatchNorms store what training with Dropout 0.5 stores; the bytes of its weights."""
+    block = (rng.normal(size=(SIDE, SIDE)) / np.sqrt(SIDE)).astype(np.float32)
+    nodes: list[onnx.NodeProto] = []
+    weights = [numpy_helper.from_array(np.float32(0.5), "ratio"), numpy_helper.from_array(np.array(False), "off")]
+    with path.with_name(f"{path.name}.data").open("wb") as data:
+        for layer in range(layers):
+            rolled = np.roll(block, layer, axis=0)
+            data.write(rolled.data)
+            weight = TensorProto(name=f"w{layer}", data_type=TensorProto.FLOAT, dims=[SIDE, SIDE])
+            weight.data_location = TensorProto.EXTERNAL
+            place = {"location": f"{path.name}.data", "offset": layer * block.nbytes, "length": block.nbytes}
+            for key, value in place.items():
+                weight.external_data.add(key=key, value=str(value))
+            weights += [weight, *_statistics(layer, rolled)]
+            nodes += _layer(layer)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", SIDE]) for name in ("x", f"r{layers - 1}")]
+    graph = helper.make_graph(nodes, "large", ends[:1], ends[1:], weights)
+    onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 18)]), path)
+    return layers * block.nbytes
+
+
+def _statistics(layer: int, weight: Array) -> list[TensorProto]:
+    """The parameters of the BatchNorm behind a weight.
+
+    Of Relu(standard normal): mean 1 / sqrt(2 pi), second moment 1/2; Dropout 0.5 doubles the second moment.
+    """
+    second, mean = (2.0, 0.0) if layer == 0 else (1.0, 0.3989)
+    values = {
+        "gamma": np.ones(SIDE),
+        "beta": np.zeros(SIDE),
+        "mean": mean * weight.sum(1),
+        "var": (weight**2).sum(1) * (second - mean**2),
+    }
+    return [numpy_helper.from_array(value.astype(np.float32), f"{name}{layer}") for name, value in values.items()]
+
+
+def _layer(layer: int) -> list[onnx.NodeProto]:
+    """Dropout, product, BatchNorm and ReLU."""
+    front = f"r{layer - 1}" if layer else "x"
+    parameters = [f"{name}{layer}" for name in ("gamma", "beta", "mean", "var")]
+    return [
+        helper.make_node("Dropout", [front, "ratio", "off"], [f"d{layer}"]),
+        helper.make_node("Gemm", [f"d{layer}", f"w{layer}"], [f"g{layer}"], transB=1),
+        helper.make_node("BatchNormalization", [f"g{layer}", *parameters], [f"b{layer}"]),
+        helper.make_node("Relu", [f"b{layer}"], [f"r{layer}"]),
+    ]
 
 
 def many_nodes(folder: Path, nodes: int) -> list[Load]:

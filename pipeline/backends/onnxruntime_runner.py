@@ -151,6 +151,25 @@ def _open_session(model: Path | onnx.ModelProto, provider: str, concurrency: int
         raise MissingComponentError(
             f"onnxruntime: this build has no {provider} (it has {', '.join(available)}); run: {install_line(provider)}"
         )
+    options = _session_options(onnxruntime, model, provider, concurrency)
+    try:
+        source, weights = (str(model), []) if isinstance(model, Path) else _serialize(model, options)
+        session = onnxruntime.InferenceSession(
+            source,
+            options,
+            providers=provider_options(provider, model),
+            enable_fallback=0,  # the fallback prints on stdout
+        )
+    except ModelError:
+        raise
+    except Exception as error:  # see `run`
+        where = f"{model}: " if isinstance(model, Path) else ""
+        raise ModelError(f"{where}onnxruntime can't load the model: {first_line(error)}") from error
+    return session, weights
+
+
+def _session_options(onnxruntime: Any, model: Path | onnx.ModelProto, provider: str, concurrency: int | None) -> Any:
+    """How a session runs: silent, without spinning threads, and as the provider and the concurrency want it."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SILENT
     # A measurement opens a session for each of its stages: threads that spin while they wait cost it three quarters of
@@ -168,20 +187,7 @@ def _open_session(model: Path | onnx.ModelProto, provider: str, concurrency: int
         if isinstance(model, onnx.ModelProto) and not fits_one_file(model):
             # A second layout of each weight, for the speed of many runs, would take as much memory as the file again.
             options.add_session_config_entry("session.disable_prepacking", "1")
-    try:
-        source, weights = (str(model), []) if isinstance(model, Path) else _serialize(model, options)
-        session = onnxruntime.InferenceSession(
-            source,
-            options,
-            providers=provider_options(provider, model),
-            enable_fallback=0,  # the fallback prints on stdout
-        )
-    except ModelError:
-        raise
-    except Exception as error:  # see `run`
-        where = f"{model}: " if isinstance(model, Path) else ""
-        raise ModelError(f"{where}onnxruntime can't load the model: {first_line(error)}") from error
-    return session, weights
+    return options
 
 
 def _holds_float8(model: Path | onnx.ModelProto) -> bool:
