@@ -62,9 +62,6 @@ def decide_concat(tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandi
 def _share(candidate: FoldCandidate, concat: gs.Node, fronts: list[LayerInFront]) -> ConcatFold | str:
     """Each layer with the rows of its own channels."""
     batch_norm = candidate.batch_norm
-    layers = [id(front.layer.node) for front in fronts]
-    if len(set(layers)) < len(layers):
-        return "two parts of the Concat in front come from one layer"
     ends = np.cumsum([len(front.channels) for front in fronts])
     if ends[-1] != batch_norm.channels:
         return f"Concat in front has {ends[-1]} channels, the BatchNorm {batch_norm.channels}"
