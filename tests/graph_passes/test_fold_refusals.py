@@ -110,7 +110,7 @@ TRANSPOSED = {
     "a longer kernel": ("", draw(4, 6, 3)),
     "strides": ("<strides = [2]>", draw(4, 6, 1)),
     "pads": ("<pads = [1, 1]>", draw(4, 6, 1)),
-    "a longer output": ("<strides = [2], output_padding = [1]>", draw(4, 6, 1)),
+    "a longer output": ("<dilations = [2], output_padding = [1]>", draw(4, 6, 1)),
     "a shape of its own": ("<output_shape = [7]>", draw(4, 6, 1)),
 }
 
