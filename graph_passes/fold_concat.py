@@ -16,7 +16,8 @@ import onnx_graphsurgeon as gs
 from .channel_map import ChannelMap
 from .fold_backward import BackwardFold, LayerInFront, find_layer_in_front, fold_into
 from .fold_candidates import FoldCandidate
-from .graph_tree import GraphTree, is_standard
+from .graph_tree import GraphTree
+from .nodes import is_standard
 
 
 @dataclass(frozen=True, eq=False)
