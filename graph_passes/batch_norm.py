@@ -18,6 +18,7 @@ from .errors import ModelError
 from .file_values import FileValues
 from .graph_pass import Kept
 from .inference import Array, Float64Array
+from .nodes import bodies_of, is_standard
 from .tensors import Tensor, constant_behind, is_graph_output
 
 DEFAULT_EPSILON = float(np.float32(1e-5))  # an attribute is a float32, its default too
@@ -169,8 +170,7 @@ def unreadable_batch_norms(graph: gs.Graph) -> tuple[Kept, ...]:
             found.append(Kept(_label(node), reading))
         found += [
             Kept(_label(inner), f"it stands in the body of {node.op} '{_label(node)}', which is not looked into")
-            for body in node.attrs.values()
-            if isinstance(body, gs.Graph)
+            for body in bodies_of(node)
             for inner in _batch_norms_inside(body)
         ]
     return tuple(found)
@@ -216,7 +216,7 @@ def require_batch_norms(graph: gs.Graph) -> tuple[BatchNorm, ...]:
 
 def is_batch_norm(node: gs.Node) -> bool:
     """Whether `node` is the standard's BatchNormalization."""
-    return node.op == "BatchNormalization" and node.domain in (None, "", "ai.onnx")
+    return node.op == "BatchNormalization" and is_standard(node)
 
 
 def stored_values(constant: gs.Constant) -> Array:
@@ -267,9 +267,8 @@ def _batch_norms_inside(body: gs.Graph) -> Iterator[gs.Node]:
     for node in body.nodes:
         if is_batch_norm(node):
             yield node
-        for inner in node.attrs.values():
-            if isinstance(inner, gs.Graph):
-                yield from _batch_norms_inside(inner)
+        for inner in bodies_of(node):
+            yield from _batch_norms_inside(inner)
 
 
 def _label(node: gs.Node) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
 
+from .nodes import bodies_of, is_standard
 from .tensors import Tensor
 
 
@@ -48,10 +49,10 @@ class BodyLinks:
 
 def body_links(node: gs.Node) -> BodyLinks:
     """The connections of a control-flow node."""
-    bodies = tuple(body for body in node.attrs.values() if isinstance(body, gs.Graph))
+    bodies = bodies_of(node)
     links = BodyLinks(bodies)
     known = {"If": _link_if, "Loop": _link_loop, "Scan": _link_scan}
-    link = _link_all if node.domain not in (None, "", "ai.onnx") else known.get(node.op, _link_all)
+    link = known.get(node.op, _link_all) if is_standard(node) else _link_all
     link(node, links)
     return links
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from .nodes import is_standard
 from .tensors import Tensor, constant_behind
 
 _PARAMETERS = ("starts", "ends", "axes", "steps")
@@ -132,7 +133,7 @@ def _producer(tensor: Tensor) -> gs.Node | None:
 
 
 def _is(node: gs.Node, *operators: str) -> bool:
-    return node.op in operators and node.domain in (None, "", "ai.onnx")
+    return node.op in operators and is_standard(node)
 
 
 def _extent(tensor: Tensor, axis: int) -> int:

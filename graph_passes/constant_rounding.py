@@ -11,7 +11,8 @@ from collections.abc import Callable
 import onnx_graphsurgeon as gs
 
 from .batch_norm import stored_values
-from .element_types import TYPE_NAMES, graphs_of
+from .element_types import TYPE_NAMES
+from .nodes import graphs_of
 from .tensors import Tensor, is_graph_output
 from .weight_rounding import RoundingLoss, round_bound, round_weight
 

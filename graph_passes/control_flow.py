@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 
 from .graph_pass import Change, Kept, PassResult
 from .marker import marker_label
+from .nodes import bodies_of, is_standard
 from .tensors import Tensor, constant_behind
 
 
@@ -64,7 +65,7 @@ class _Inliner:
         owner.nodes.clear()
         owner.nodes.extend(flat)
         for node in flat:
-            for body in _bodies(node):
+            for body in bodies_of(node):
                 self.flatten(body)
 
     def _take_out(self, node: gs.Node, branch: gs.Graph) -> list[gs.Node]:
@@ -76,7 +77,7 @@ class _Inliner:
             if not outer.is_empty():
                 outer.inputs.clear()
                 nodes.append(gs.Node("Identity", name=f"{label}/{outer.name}", inputs=[inner], outputs=[outer]))
-        for other in _bodies(node):
+        for other in bodies_of(node):
             for left in () if other is branch else _all_nodes(other.nodes):
                 left.inputs.clear()
                 left.outputs.clear()
@@ -100,7 +101,7 @@ class _Inliner:
 
 def _taken_branch(node: gs.Node) -> gs.Graph | None:
     """The branch that an If always takes, or None."""
-    if node.op != "If" or node.domain not in (None, "", "ai.onnx") or not node.inputs:
+    if node.op != "If" or not is_standard(node) or not node.inputs:
         return None
     condition = _truth(node.inputs[0])
     return None if condition is None else node.attrs["then_branch" if condition else "else_branch"]
@@ -117,17 +118,12 @@ def _truth(tensor: Tensor) -> bool | None:
     return not truth if truth is not None and tensor.inputs[0].op == "Not" else truth
 
 
-def _bodies(node: gs.Node) -> Iterator[gs.Graph]:
-    """The bodies of a control-flow node."""
-    return (body for body in node.attrs.values() if isinstance(body, gs.Graph))
-
-
 def _all_nodes(nodes: Sequence[gs.Node], *, but: gs.Node | None = None) -> Iterator[gs.Node]:
     """Nodes and what their bodies contain, but for one node and its bodies."""
     for node in nodes:
         if node is not but:
             yield node
-            for body in _bodies(node):
+            for body in bodies_of(node):
                 yield from _all_nodes(body.nodes, but=but)
 
 
@@ -135,7 +131,7 @@ def _graphs(graph: gs.Graph, nodes: Sequence[gs.Node]) -> Iterator[gs.Graph]:
     """A graph and the bodies of the given nodes."""
     yield graph
     for node in nodes:
-        yield from _bodies(node)
+        yield from bodies_of(node)
 
 
 def _own_tensors(branch: gs.Graph, foreign: set[int]) -> Iterator[Tensor]:

@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 
 from .graph_pass import Change, Kept, PassResult
 from .marker import is_dropout, is_switched_off, marker_label, marker_node_name, marker_ratio, write_marker
+from .nodes import bodies_of, is_standard
 from .noise import Noise
 from .random_expression import RANDOM_OPERATORS, ZERO, Form, RandomExpressions
 from .random_factor import recognise
@@ -153,7 +154,7 @@ class _Search:
 
     def _is_dead(self, node: gs.Node, readers: Mapping[int, int]) -> bool:
         """Whether nothing reads what a node writes; one with bodies is never in the way."""
-        if any(isinstance(value, gs.Graph) for value in node.attrs.values()):
+        if bodies_of(node):
             return False
         unread = [readers.get(id(tensor), len(tensor.outputs)) == 0 for tensor in node.outputs]
         return all(unread) and not any(id(tensor) in self._handed_out for tensor in node.outputs)
@@ -177,4 +178,4 @@ def _drops(node: gs.Node) -> bool:
 
 def _draws(node: gs.Node) -> bool:
     """Whether a node draws random numbers."""
-    return node.op in RANDOM_OPERATORS and node.domain in (None, "", "ai.onnx")
+    return node.op in RANDOM_OPERATORS and is_standard(node)

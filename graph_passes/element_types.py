@@ -20,6 +20,7 @@ import onnx.helper
 import onnx_graphsurgeon as gs
 
 from .body_links import body_links
+from .nodes import bodies_of, is_standard
 from .tensors import Tensor
 
 FLOAT: int = onnx.TensorProto.FLOAT
@@ -45,11 +46,6 @@ class Slot:
     types: frozenset[int]
 
 
-def is_standard(node: gs.Node) -> bool:
-    """Whether the ONNX standard itself defines the operator."""
-    return node.domain in (None, "", "ai.onnx")
-
-
 def input_slot(node: gs.Node, index: int, opset: int) -> Slot | None:
     """The slot of an input; None where no schema is known or it takes no tensors."""
     slots = _slots(node.op, opset, True) if is_standard(node) else ()
@@ -67,19 +63,6 @@ def code_of(dtype: object) -> int | None:
     if dtype is None or isinstance(dtype, int):
         return dtype or None
     return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))  # type: ignore[call-overload]
-
-
-def bodies_of(node: gs.Node) -> tuple[gs.Graph, ...]:
-    """The bodies of If, Loop and Scan."""
-    return tuple(value for value in node.attrs.values() if isinstance(value, gs.Graph))
-
-
-def graphs_of(graph: gs.Graph) -> Iterator[gs.Graph]:
-    """A graph and the bodies in it, outermost first."""
-    yield graph
-    for node in graph.nodes:
-        for body in bodies_of(node):
-            yield from graphs_of(body)
 
 
 def stated_type(node: gs.Node) -> int | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from .constant_expression import is_constant
+from .nodes import is_standard
 from .tensors import Tensor, captured_tensors, is_graph_output
 
 _SIGNS = {"Add": 1, "Sub": -1, "Mul": 1, "Div": -1}
@@ -70,7 +71,7 @@ def elementwise_chains(graph: gs.Graph, constants: set[int]) -> list[Chain]:
 
 def _step(node: gs.Node, constants: set[int]) -> Step | None:
     """The node as a step of a chain, or None where it is none."""
-    if node.op not in _SIGNS or node.domain not in (None, "", "ai.onnx") or len(node.inputs) != 2:
+    if node.op not in _SIGNS or not is_standard(node) or len(node.inputs) != 2:
         return None
     first, second = node.inputs
     if is_constant(second, constants) and not is_constant(first, constants):

@@ -13,22 +13,11 @@ import onnx_graphsurgeon as gs
 
 from .batch_norm import stored_values
 from .constant_rounding import MULTIPLY_WEIGHTS, ConstantRounding
-from .element_types import (
-    BFLOAT16,
-    FLOATS,
-    TYPE_NAMES,
-    ElementTypes,
-    bodies_of,
-    code_of,
-    graphs_of,
-    input_slot,
-    is_standard,
-    output_slot,
-    stated_type,
-)
+from .element_types import BFLOAT16, FLOATS, TYPE_NAMES, ElementTypes, code_of, input_slot, output_slot, stated_type
 from .errors import ModelError
 from .graph_pass import Change, Kept
 from .integer_arithmetic import integer_arithmetic
+from .nodes import bodies_of, graphs_of, is_standard, nodes_of
 from .tensors import Tensor, constant_behind, is_graph_output, redirect_readers
 from .weight_rounding import DTYPES, RoundingLoss, round_bound
 
@@ -69,10 +58,9 @@ class FloatCast:
         """Casts the whole graph."""
         self._scope(self.graph)
         self._restore_outputs()
-        for inner in graphs_of(self.graph):
-            for node in inner.nodes:
-                for tensor in node.outputs:
-                    self._state(tensor)
+        for node in nodes_of(self.graph):
+            for tensor in node.outputs:
+                self._state(tensor)
         if self.changed:
             self.graph.cleanup()
 

@@ -16,7 +16,8 @@ import onnx_graphsurgeon as gs
 from .channel_map import ChannelMap
 from .fold_backward import BackwardFold, LayerInFront, find_layer_in_front, fold_into
 from .fold_candidates import FoldCandidate
-from .graph_tree import GraphTree, is_standard
+from .graph_tree import GraphTree
+from .nodes import is_standard
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +63,6 @@ def decide_concat(tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandi
 def _share(candidate: FoldCandidate, concat: gs.Node, fronts: list[LayerInFront]) -> ConcatFold | str:
     """Each layer with the rows of its own channels."""
     batch_norm = candidate.batch_norm
-    layers = [id(front.layer.node) for front in fronts]
-    if len(set(layers)) < len(layers):
-        return "two parts of the Concat in front come from one layer"
     ends = np.cumsum([len(front.channels) for front in fronts])
     if ends[-1] != batch_norm.channels:
         return f"Concat in front has {ends[-1]} channels, the BatchNorm {batch_norm.channels}"

@@ -16,6 +16,7 @@ from .batch_norm import is_batch_norm, stored_values
 from .graph_pass import Change, Kept, PassResult
 from .inference import Array
 from .model_file import export_subgraph, first_line
+from .nodes import is_standard
 from .tensors import Tensor, constant_behind
 
 MAX_ELEMENTS = 10**6
@@ -91,7 +92,7 @@ def _collect(tensor: Tensor, nodes: list[gs.Node], seen: set[int], max_elements:
     if id(node) in seen:
         return None
     seen.add(id(node))
-    if node.op not in FOLDABLE_OPERATORS or node.domain not in (None, "", "ai.onnx"):
+    if node.op not in FOLDABLE_OPERATORS or not is_standard(node):
         return f"is computed by {node.op}, which is not computed in advance"
     for needed in node.inputs:
         reason = _collect(needed, nodes, seen, max_elements)

@@ -19,9 +19,10 @@ import onnx_graphsurgeon as gs
 from .batch_norm import stored_values
 from .channel_map import VIEWS, ChannelMap
 from .fold_candidates import FoldCandidate
-from .graph_tree import GraphTree, is_standard
+from .graph_tree import GraphTree
 from .inference import Array, Float64Array
 from .linear_layer import LINEAR_OPERATORS, LinearLayer, read_linear_layer
+from .nodes import is_standard
 from .rounding import RoundingError, round_channels, round_outputs
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from .node_order import NodeOrder
+from .nodes import bodies_of
 from .tensors import Tensor
 
 
@@ -90,15 +91,9 @@ class GraphTree:
         self._orders[id(graph)].remove(node)
 
 
-def is_standard(node: gs.Node) -> bool:
-    """Whether a node is of the standard's own domain."""
-    return node.domain in (None, "", "ai.onnx")
-
-
 def _branches(graph: gs.Graph, owner: gs.Node | None) -> Iterator[Branch]:
     """The graph first, then the bodies in it."""
     yield Branch(graph, owner)
     for node in graph.nodes:
-        for body in node.attrs.values():
-            if isinstance(body, gs.Graph):
-                yield from _branches(body, node)
+        for body in bodies_of(node):
+            yield from _branches(body, node)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 
 import onnx_graphsurgeon as gs
 
-from .element_types import FLOATS, ElementTypes, bodies_of, code_of, graphs_of, is_standard
+from .element_types import FLOATS, ElementTypes, code_of
+from .nodes import bodies_of, is_standard, nodes_of
 from .tensors import Tensor
 
 # Arithmetic with shapes has none of these.
@@ -28,12 +29,11 @@ def integer_arithmetic(graph: gs.Graph, types: ElementTypes, takes: Callable[[gs
         takes: whether a node lets its input at an index have another float type.
     """
     found: set[int] = set()
-    for inner in graphs_of(graph):
-        for node in inner.nodes:
-            for tensor in _demanding_inputs(node, types, takes):
-                cone = _cone(tensor, types)
-                if cone is not None:
-                    found |= cone | ({id(node)} if node.op == "Cast" else set())
+    for node in nodes_of(graph):
+        for tensor in _demanding_inputs(node, types, takes):
+            cone = _cone(tensor, types)
+            if cone is not None:
+                found |= cone | ({id(node)} if node.op == "Cast" else set())
     return frozenset(found)
 
 

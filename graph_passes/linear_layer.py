@@ -17,8 +17,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from .batch_norm import stored_values
-from .graph_tree import GraphTree, is_standard
+from .graph_tree import GraphTree
 from .inference import Array, Float64Array
+from .nodes import is_standard
 from .tensors import constant_behind
 
 LINEAR_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -20,6 +20,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from .errors import InputError, ModelError
+from .nodes import is_standard
 from .noise import UOUT_FORMS, Noise, NoiseKind
 from .tensors import Tensor, constant_behind
 
@@ -89,7 +90,7 @@ def read_marker(node: gs.Node) -> Noise | None:
 
 def is_dropout(node: gs.Node) -> bool:
     """Whether `node` is the standard's Dropout."""
-    return node.op == "Dropout" and node.domain in (None, "", "ai.onnx")
+    return node.op == "Dropout" and is_standard(node)
 
 
 def is_switched_off(node: gs.Node) -> bool:

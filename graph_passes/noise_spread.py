@@ -27,6 +27,7 @@ from .body_links import body_links
 from .concat_slices import sliced_operands
 from .errors import ModelError
 from .marker import marker_label, read_marker, require_switched_off
+from .nodes import bodies_of, is_standard
 from .noise import Noise
 
 ELEMENTWISE_COPIES = frozenset(
@@ -130,7 +131,7 @@ class NoiseSpread:
     def _sweep(self, nodes: Iterable[gs.Node], body: str) -> None:
         """Takes the noise through nodes in their order."""
         for node in nodes:
-            if any(isinstance(value, gs.Graph) for value in node.attrs.values()):
+            if bodies_of(node):
                 self._sweep_bodies(node, body)
             elif node.op not in SHAPE_READERS or node.domain:
                 self._take(self._narrowed(node) or _step(node))
@@ -149,7 +150,7 @@ class NoiseSpread:
 
     def _narrowed(self, node: gs.Node) -> Step | None:
         """The step of a Slice that leaves out some of the noise of what it cuts; None where it does not."""
-        if node.op != "Slice" or node.domain not in (None, "", "ai.onnx") or id(node.inputs[0]) not in self.states:
+        if node.op != "Slice" or not is_standard(node) or id(node.inputs[0]) not in self.states:
             return None
         operands = sliced_operands(node)
         if operands is None:
@@ -248,7 +249,7 @@ class _Arrival:
 def _step(node: gs.Node) -> Step:
     """What a node without bodies does to the noise."""
     inputs, outputs = tuple(map(id, node.inputs)), tuple(map(id, node.outputs))
-    if node.domain not in (None, "", "ai.onnx"):
+    if not is_standard(node):
         return Step(PassedNode.of(node), Distance.DOWNSTREAM, False, inputs, outputs)
     return Step(PassedNode.of(node), _own_distance(node), node.op in LINEAR_IN_ONE_OPERAND, inputs, outputs)
 

@@ -14,10 +14,11 @@ import onnx.helper
 import onnx.version_converter
 import onnx_graphsurgeon as gs
 
-from .element_types import TYPE_NAMES, ElementTypes, Slot, bodies_of, graphs_of, input_slot, is_standard, output_slot
+from .element_types import TYPE_NAMES, ElementTypes, Slot, input_slot, output_slot
 from .errors import ModelError
 from .external_data import fits_one_file
 from .model_file import first_line
+from .nodes import bodies_of, graphs_of, is_standard
 
 HIGHEST = 22  # the last one at which operators of networks took a new float type; every current runtime reads it
 _NO_REASON = frozenset({"Cast", "CastLike", "QuantizeLinear", "DequantizeLinear"})

@@ -23,10 +23,11 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from .constant_rounding import MULTIPLY_WEIGHTS
-from .element_types import BFLOAT16, FLOAT, FLOAT16, TYPE_NAMES, ElementTypes, graphs_of, is_standard
+from .element_types import BFLOAT16, FLOAT, FLOAT16, TYPE_NAMES, ElementTypes
 from .errors import CheckFailedError, InputError
 from .float_cast import FloatCast, computed_in, is_computation, label_of
 from .graph_pass import Change, PassResult
+from .nodes import is_standard, nodes_of
 from .split_activations import split_activations
 from .typed_batch_norm import type_batch_norms
 from .weight_rounding import RoundingLoss
@@ -89,11 +90,10 @@ def count_float_types(graph: gs.Graph) -> dict[str, int]:
     """How many nodes compute in each float type, by its name, bodies included; what only moves data is not counted."""
     types = ElementTypes(graph)
     counts: Counter[str] = Counter()
-    for inner in graphs_of(graph):
-        for node in inner.nodes:
-            code = computed_in(node, types) if is_computation(node) else None
-            if code is not None:
-                counts[TYPE_NAMES[code]] += 1
+    for node in nodes_of(graph):
+        code = computed_in(node, types) if is_computation(node) else None
+        if code is not None:
+            counts[TYPE_NAMES[code]] += 1
     return dict(counts.most_common())
 
 
@@ -102,7 +102,7 @@ def stated_precision(graph: gs.Graph) -> str:
 
     A graph with QuantizeLinear is quantised: `fp8` where a zero point or the output is a float8, else `int8`.
     """
-    quantizers = [node for inner in graphs_of(graph) for node in inner.nodes if node.op == "QuantizeLinear"]
+    quantizers = [node for node in nodes_of(graph) if node.op == "QuantizeLinear"]
     if quantizers:
         types = ElementTypes(graph)
         codes = {types.of(node.outputs[0]) for node in quantizers}
@@ -114,10 +114,9 @@ def stated_precision(graph: gs.Graph) -> str:
 def _require_precision(graph: gs.Graph, code: int) -> None:
     """Proves that whatever multiplies weights does so in the type, on types read anew."""
     types = ElementTypes(graph)
-    for inner in graphs_of(graph):
-        for node in inner.nodes:
-            if node.op in MULTIPLY_WEIGHTS and is_standard(node):
-                others = {types.float_of(tensor) for tensor in (*node.inputs, *node.outputs)} - {None, code}
-                if others:
-                    found = TYPE_NAMES[others.pop() or FLOAT]
-                    raise CheckFailedError(f"{label_of(node)} computes in {found}, not in {TYPE_NAMES[code]}")
+    for node in nodes_of(graph):
+        if node.op in MULTIPLY_WEIGHTS and is_standard(node):
+            others = {types.float_of(tensor) for tensor in (*node.inputs, *node.outputs)} - {None, code}
+            if others:
+                found = TYPE_NAMES[others.pop() or FLOAT]
+                raise CheckFailedError(f"{label_of(node)} computes in {found}, not in {TYPE_NAMES[code]}")

@@ -17,6 +17,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from .marker import is_switched_off
+from .nodes import is_standard
 from .random_field import Draw, DrawKind, Field
 from .symbolic_shapes import SymbolicShapes
 from .tensors import Tensor
@@ -86,7 +87,7 @@ class RandomExpressions:
 
     def feed(self, node: gs.Node) -> Form | None:
         """Finds the form of a node's output; None where it is only itself."""
-        rule = _RULES.get(node.op) if node.domain in (None, "", "ai.onnx") else None
+        rule = _RULES.get(node.op) if is_standard(node) else None
         form = None if rule is None else rule(node, [self.of(tensor) for tensor in node.inputs])
         if node.op in _RESHAPES and form is not None and not self._reshapes_draws(node, form):
             form = None

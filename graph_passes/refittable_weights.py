@@ -18,8 +18,9 @@ from .deployment import deployment_passes
 from .fold_batch_norm import FoldBatchNorm
 from .fold_constants import FoldBatchNormParameters
 from .graph_pass import GraphPass
-from .graph_tree import GraphTree, is_standard
+from .graph_tree import GraphTree
 from .linear_layer import LINEAR_OPERATORS, read_linear_layer
+from .nodes import is_standard
 from .recompose_batch_norm import RecomposeBatchNorm
 from .remove_identities import RemoveIdentities, RemoveMarkers
 from .tensors import is_graph_output

@@ -14,8 +14,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from .element_types import FLOAT, ElementTypes, graphs_of
+from .element_types import FLOAT, ElementTypes
 from .model_file import export_model, import_graph
+from .nodes import graphs_of, nodes_of
 from .precision import CastPrecision
 from .tensors import Tensor, is_graph_output, redirect_readers
 
@@ -57,7 +58,7 @@ def emulate(model: onnx.ModelProto, code: int) -> onnx.ModelProto:
 def _narrow_tensors(graph: gs.Graph, code: int) -> tuple[set[str], set[str]]:
     """The names of the tensors that nodes write in a type, and of the wider inputs that are cast to it."""
     types = ElementTypes(graph)
-    written = [tensor for inner in graphs_of(graph) for node in inner.nodes for tensor in node.outputs]
+    written = [tensor for node in nodes_of(graph) for tensor in node.outputs]
     casts = [node for node in graph.nodes if node.op == "Cast" and types.of(node.outputs[0]) == code]
     return (
         {tensor.name for tensor in written if types.of(tensor) == code},

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from .element_types import graphs_of, is_standard
 from .graph_pass import Change
+from .nodes import graphs_of, is_standard
 
 _GATES = {
     "HardSwish": (("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}),),

@@ -11,7 +11,7 @@ set. Behind the first BatchNorm the variance is off by about 1 % with batches of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -21,10 +21,10 @@ from .batches import Batch, samples_in
 from .errors import DataError
 from .estimate import Estimate, weigh
 from .evidence import Evidence
-from .inference import OpenModel
+from .inference import Array, OpenModel
 from .model_file import export_subgraph
 from .moment_taps import MomentTap, reduce_mean, tap_moments
-from .moments import MomentsAccumulator
+from .moments import MomentsAccumulator, SampleMoments
 
 
 def stream(
@@ -46,15 +46,7 @@ def stream(
     stored = {batch_norm.name: batch_norm for batch_norm in find_batch_norms(graph)}
     copy = graph.copy()
     estimated = [batch_norm for batch_norm in find_batch_norms(copy) if batch_norm.name in set(layers)]
-    taps = {batch_norm.input.name: tap_moments(batch_norm.input, copy.opset) for batch_norm in estimated}
-    tapped: set[str] = set()
-    before: dict[int, tuple[gs.Node, ...]] = {}
-    for batch_norm in estimated:
-        tap = taps[batch_norm.input.name]
-        own = _normalise_by_batch(batch_norm, tap, copy.opset)
-        before[id(batch_norm.node)] = own if batch_norm.input.name in tapped else (*tap.nodes, *own)
-        tapped.add(batch_norm.input.name)
-    nodes = [inner for node in copy.nodes for inner in (*before.get(id(node), ()), node)]
+    taps, nodes = _with_own_statistics(copy, estimated)
     outputs = [output for tap in taps.values() for output in tap.outputs]
     accumulators = {batch_norm.name: MomentsAccumulator() for batch_norm in estimated}
     first = 0
@@ -62,16 +54,34 @@ def stream(
         for batch in batches:
             arrays = runner.run(batch)
             for batch_norm in estimated:
-                try:
-                    found = taps[batch_norm.input.name].read(arrays).of_samples(samples_in(batch))
-                except DataError as error:
-                    raise DataError(f"the input of BatchNorm '{batch_norm.name}': {error}") from error
+                found = _read(taps[batch_norm.input.name], arrays, samples_in(batch), batch_norm.name)
                 accumulators[batch_norm.name].add(found, first)
             first += samples_in(batch)
     return {
         name: weigh(stored[name], Evidence.of_reestimation(stored[name], accumulators[name].result()))
         for name in layers
     }
+
+
+def _with_own_statistics(graph: gs.Graph, estimated: Sequence[BatchNorm]) -> tuple[dict[str, MomentTap], list[gs.Node]]:
+    """Makes BatchNorms normalise with their batch; the tap of each input, by its name, and all nodes in order."""
+    taps = {batch_norm.input.name: tap_moments(batch_norm.input, graph.opset) for batch_norm in estimated}
+    tapped: set[str] = set()
+    before: dict[int, tuple[gs.Node, ...]] = {}
+    for batch_norm in estimated:
+        tap = taps[batch_norm.input.name]
+        own = _normalise_by_batch(batch_norm, tap, graph.opset)
+        before[id(batch_norm.node)] = own if batch_norm.input.name in tapped else (*tap.nodes, *own)
+        tapped.add(batch_norm.input.name)
+    return taps, [inner for node in graph.nodes for inner in (*before.get(id(node), ()), node)]
+
+
+def _read(tap: MomentTap, arrays: Mapping[str, Array], samples: int, name: str) -> SampleMoments:
+    """The moments of one batch at the input of one BatchNorm."""
+    try:
+        return tap.read(arrays).of_samples(samples)
+    except DataError as error:
+        raise DataError(f"the input of BatchNorm '{name}': {error}") from error
 
 
 def _normalise_by_batch(batch_norm: BatchNorm, tap: MomentTap, opset: int) -> tuple[gs.Node, ...]:

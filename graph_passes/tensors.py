@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 
 import onnx_graphsurgeon as gs
 
+from .nodes import bodies_of
+
 Tensor = gs.Variable | gs.Constant
 
 
@@ -30,12 +32,11 @@ def consumed_tensors(node: gs.Node) -> Iterator[Tensor]:
 
 def captured_tensors(node: gs.Node) -> Iterator[Tensor]:
     """The tensors of the outer graph that the bodies of If, Loop and Scan read."""
-    for body in node.attrs.values():
-        if isinstance(body, gs.Graph):
-            own = {id(tensor) for inner in body.nodes for tensor in inner.outputs} | {id(t) for t in body.inputs}
-            for inner in body.nodes:
-                yield from (tensor for tensor in consumed_tensors(inner) if id(tensor) not in own)
-            yield from (tensor for tensor in body.outputs if id(tensor) not in own)
+    for body in bodies_of(node):
+        own = {id(tensor) for inner in body.nodes for tensor in inner.outputs} | {id(t) for t in body.inputs}
+        for inner in body.nodes:
+            yield from (tensor for tensor in consumed_tensors(inner) if id(tensor) not in own)
+        yield from (tensor for tensor in body.outputs if id(tensor) not in own)
 
 
 def redirect_readers(old: Tensor, new: Tensor, readers: Iterable[gs.Node] | None = None) -> None:

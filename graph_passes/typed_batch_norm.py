@@ -27,10 +27,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from .batch_norm import BatchNorm, find_batch_norms, stored_values, unreadable_batch_norms
-from .element_types import FLOAT16, code_of, graphs_of
+from .element_types import FLOAT16, code_of
 from .errors import ModelError
 from .graph_pass import Change
 from .inference import Float64Array
+from .nodes import graphs_of
 from .weight_rounding import RoundingLoss, round_weight
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.atomic_file import atomic_paths
@@ -22,7 +23,7 @@ from .backends.cuda_runtime import visible_capability
 from .backends.engine_file import sidecar_path
 from .backends.engine_readback import ReadBack, read_back, require_read_back
 from .backends.engine_refit import require_refit
-from .backends.parsed_network import NetworkTensor
+from .backends.parsed_network import NetworkTensor, ParsedNetwork
 from .backends.shape_profile import ShapeRange, resolve_profile
 from .backends.tensorrt_library import BuildOptions, BuiltEngine, TensorRt, open_library
 from .backends.tensorrt_log import BuildProgress
@@ -39,7 +40,7 @@ from .precision_proof import (
     require_precision,
     require_quantized_layers,
 )
-from .refit_form import RefitRecord, parse_refit_form, record_refit, take_refit_form
+from .refit_form import RefitForm, RefitRecord, parse_refit_form, record_refit, take_refit_form
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -118,23 +119,11 @@ def build_engine(
     inputs = [model_path, *external_data_files(model_path)]
     for path in (output, sidecar_path(output)):
         require_output(path, force=force, inputs=inputs)
-    profile = resolve_profile(model, config.shapes)
-    library = open_library(config.runtime)
-    check_targets(config, library.version, library.capabilities)
-    form = take_refit_form(model_path, model) if config.refit else None
-    if form is not None:
-        require_refit(config.runtime, library.version)
-    parsed = library.parse(model_path, model) if form is None else parse_refit_form(library, model_path, form)
-    graph = import_graph(model if form is None else form.model)
-    losses = _require_finite(model_path, graph)
-    require_precision(model_path, parsed.layers, config.precision)
-    require_quantized_layers(model_path, graph, config.precision)
-    require_float8_targets(model_path, parsed.layers, config.targets)
-    weights = read_back(graph, parsed.layers)
-    require_read_back(weights)
+    network = _check_network(model_path, model, config)
+    library, form = network.library, network.form
     cache = _cache_file(library, config)
     options = BuildOptions(
-        profile=profile,
+        profile=network.profile,
         targets=config.targets,
         tensor_float=config.precision == "tf32",
         workspace=config.workspace,
@@ -142,7 +131,7 @@ def build_engine(
         refittable=() if form is None else tuple(form.weights),
     )
     started = time.perf_counter()
-    engine = library.build(parsed, options, progress)
+    engine = library.build(network.parsed, options, progress)
     seconds = time.perf_counter() - started
     report = BuildReport(
         runtime=config.runtime,
@@ -151,13 +140,13 @@ def build_engine(
         gpu=visible_capability(),
         model=describe_onnx_file(model_path),
         plan=describe_plan(output, engine.plan),
-        inputs=parsed.inputs,
-        outputs=parsed.outputs,
+        inputs=network.parsed.inputs,
+        outputs=network.parsed.outputs,
         metadata=read_metadata(model),
-        profile=profile,
-        precision=prove_precision(library, parsed, engine.plan, config.precision, profile),
-        losses=losses,
-        read_back=weights,
+        profile=network.profile,
+        precision=prove_precision(library, network.parsed, engine.plan, config.precision, network.profile),
+        losses=network.losses,
+        read_back=network.weights,
         workspace=config.workspace,
         timing_cache=cache,
         build_seconds=round(seconds, 3),
@@ -168,6 +157,46 @@ def build_engine(
     if cache is not None and engine.timings is not None:
         write_timing_cache(cache, engine.timings)
     return report
+
+
+@dataclass(frozen=True, eq=False)
+class _Network:
+    """What is known of a file before it is built.
+
+    Attributes:
+        library: TensorRT.
+        profile: the shapes of each input.
+        form: the file in the form that is refitted; None for an engine that is not.
+        parsed: the network as TensorRT reads it.
+        losses: channels of weights that hold values too small for all of their digits.
+        weights: those that TensorRT holds, against float64.
+    """
+
+    library: TensorRt
+    profile: Mapping[str, ShapeRange]
+    form: RefitForm | None
+    parsed: ParsedNetwork
+    losses: tuple[str, ...]
+    weights: ReadBack
+
+
+def _check_network(path: Path, model: onnx.ModelProto, config: BuildConfig) -> _Network:
+    """Parses a file and proves what can be proven before it is built."""
+    profile = resolve_profile(model, config.shapes)
+    library = open_library(config.runtime)
+    check_targets(config, library.version, library.capabilities)
+    form = take_refit_form(path, model) if config.refit else None
+    if form is not None:
+        require_refit(config.runtime, library.version)
+    parsed = library.parse(path, model) if form is None else parse_refit_form(library, path, form)
+    graph = import_graph(model if form is None else form.model)
+    losses = _require_finite(path, graph)
+    require_precision(path, parsed.layers, config.precision)
+    require_quantized_layers(path, graph, config.precision)
+    require_float8_targets(path, parsed.layers, config.targets)
+    weights = read_back(graph, parsed.layers)
+    require_read_back(weights)
+    return _Network(library, profile, form, parsed, losses, weights)
 
 
 def _require_finite(path: Path, graph: gs.Graph) -> tuple[str, ...]:

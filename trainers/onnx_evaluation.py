@@ -21,6 +21,7 @@ from vsfix.graph_passes.batch_norm import BatchNorm, find_batch_norms, is_batch_
 from vsfix.graph_passes.errors import DataError, ModelError, VsfixError
 from vsfix.graph_passes.marker import read_marker, require_switched_off
 from vsfix.graph_passes.model_file import first_line, import_graph
+from vsfix.graph_passes.nodes import is_standard
 from vsfix.graph_passes.noise import Noise
 
 from .noise_draws import draw_noise
@@ -29,7 +30,6 @@ from .onnx_operators import OPERATORS
 from .onnx_shapes import constant_tensor
 
 _OLDEST_OPSET = 7  # before it, broadcasting was an attribute
-_STANDARD_DOMAINS = (None, "", "ai.onnx")
 
 Statistics = Literal["stored", "batch"]
 """What a BN normalises with: what it stores, or the statistics of the batch at hand."""
@@ -208,7 +208,7 @@ def require_supported(graph: gs.Graph) -> None:
 
 def _refusal(node: gs.Node, opset: int) -> str | None:
     """Why a node can't be evaluated, or None."""
-    if node.domain not in _STANDARD_DOMAINS:
+    if not is_standard(node):
         return f"the domain '{node.domain}' is not the standard's"
     if is_batch_norm(node):
         return None  # find_batch_norms says what it refuses

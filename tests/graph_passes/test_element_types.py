@@ -7,8 +7,9 @@ import onnx.parser
 import onnx.shape_inference
 import pytest
 
-from vsfix.graph_passes.element_types import ElementTypes, graphs_of
+from vsfix.graph_passes.element_types import ElementTypes
 from vsfix.graph_passes.model_file import import_graph
+from vsfix.graph_passes.nodes import graphs_of
 
 BODY = """(float16[N, 4, 8, 8] x, int64 n, bool c, uint8[N] u) => (float16[N, 4, 8, 8] y, int64[2] s) {
     a = Cast <to = 1> (x)

@@ -15,12 +15,21 @@ from vsfix.graph_passes.moments import Moments
 
 
 @pytest.fixture
-def stored(parse):
-    """A BatchNorm of 12 channels that stores mean 0 and variance 1."""
-    weights = {name: np.ones(12, np.float32) for name in "gbv"} | {"m": np.zeros(12, np.float32)}
-    model = parse("(float[N, 12] x) => (float[N, 12] y) { y = BatchNormalization (x, g, b, m, v) }", weights)
-    (batch_norm,) = find_batch_norms(import_graph(model))
-    return batch_norm
+def batch_norm_of(parse):
+    """Makes a BatchNorm of so many channels that stores mean 0 and variance 1."""
+
+    def build(channels: int):
+        weights = {name: np.ones(channels, np.float32) for name in "gbv"} | {"m": np.zeros(channels, np.float32)}
+        body = f"(float[N, {channels}] x) => (float[N, {channels}] y) {{ y = BatchNormalization (x, g, b, m, v) }}"
+        (batch_norm,) = find_batch_norms(import_graph(parse(body, weights)))
+        return batch_norm
+
+    return build
+
+
+@pytest.fixture
+def stored(batch_norm_of):
+    return batch_norm_of(12)
 
 
 def drawn(rng, samples: int, deviation=1.0) -> Moments:
@@ -91,13 +100,9 @@ def test_too_few_samples_are_an_error(stored):
 
 
 @pytest.mark.parametrize("samples", [16, 32, 128])
-def test_many_channels_do_not_turn_the_bias_of_a_logarithm_into_evidence(parse, samples):
+def test_many_channels_do_not_turn_the_bias_of_a_logarithm_into_evidence(batch_norm_of, samples):
     """The mean over 256 healthy channels is sure to a percent, and ln of each sample variance is low by 1/n."""
-    weights = {name: np.ones(256, np.float32) for name in "gbv"} | {"m": np.zeros(256, np.float32)}
-    graph = import_graph(
-        parse("(float[N, 256] x) => (float[N, 256] y) { y = BatchNormalization (x, g, b, m, v) }", weights)
-    )
-    (stored,) = find_batch_norms(graph)
+    stored = batch_norm_of(256)
     excluded = 0
     for seed in range(20):
         values = np.random.default_rng(seed).normal(size=(samples, 256))
@@ -160,12 +165,8 @@ def test_the_moves_of_the_means_have_nothing_in_common_with_the_variances(stored
 
 
 @pytest.fixture
-def wide(parse):
-    """A BatchNorm of 3,000 channels that stores mean 0 and variance 1."""
-    weights = {name: np.ones(3000, np.float32) for name in "gbv"} | {"m": np.zeros(3000, np.float32)}
-    model = parse("(float[N, 3000] x) => (float[N, 3000] y) { y = BatchNormalization (x, g, b, m, v) }", weights)
-    (batch_norm,) = find_batch_norms(import_graph(model))
-    return batch_norm
+def wide(batch_norm_of):
+    return batch_norm_of(3000)
 
 
 def test_the_logarithm_of_a_variance_from_few_samples_is_not_too_low(wide):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnx.parser
 import pytest
 
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
@@ -77,11 +80,37 @@ def test_a_batch_norm_in_training_form_is_never_folded(opset):
     assert (result.modified, "training form" in result.kept[0].reason) == (False, True)
 
 
+MISFITS = {
+    "Conv in front has 6 channels, the BatchNorm 5": ("h = Conv (x, w)" + TAIL, draw(6, 4, 3)),
+    "Concat in front has 12 channels, the BatchNorm 5": (
+        "p = Conv (x, w)\n q = Conv (x, w)\n h = Concat <axis = 1> (p, q)" + TAIL, draw(6, 4, 3),
+    ),
+    "Conv behind reads 4 channels, the BatchNorm has 5": (NORM + "y = Conv (h, w)", draw(6, 4, 3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", MISFITS)
+def test_a_batch_norm_of_other_channels_than_its_neighbour_is_refused(reason):
+    """No valid model, but one that can be read."""
+    text, weight = MISFITS[reason]
+    model = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 18]>\nmain (float[N, 4, 7] x) => (y) {{ {text} }}'
+    )
+    for name, values in ({"w": weight} | statistics(5)).items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float32), name))
+    graph = import_graph(model)
+    before = export_model(graph, model).SerializeToString()
+    result = FoldBatchNorm()(graph)
+    assert not result.modified
+    assert reason in result.kept[0].reason
+    assert export_model(graph, model).SerializeToString() == before
+
+
 TRANSPOSED = {
     "a longer kernel": ("", draw(4, 6, 3)),
     "strides": ("<strides = [2]>", draw(4, 6, 1)),
     "pads": ("<pads = [1, 1]>", draw(4, 6, 1)),
-    "a longer output": ("<strides = [2], output_padding = [1]>", draw(4, 6, 1)),
+    "a longer output": ("<dilations = [2], output_padding = [1]>", draw(4, 6, 1)),
     "a shape of its own": ("<output_shape = [7]>", draw(4, 6, 1)),
 }
 

@@ -12,9 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vsfix.graph_passes.batch_norm import find_batch_norms
 from vsfix.graph_passes.errors import DataError
-from vsfix.graph_passes.measurement import MeasurementConfig, measure, run_size
+from vsfix.graph_passes.measurement import MeasurementConfig, as_measured, measure, run_size
 from vsfix.graph_passes.model_file import export_model, import_graph
+from vsfix.graph_passes.moments import Moments
 
 ALL = ("bn1", "bn2", "bn3")
 
@@ -277,3 +279,18 @@ def test_a_run_that_fails_ends_the_measurement_and_what_waits_is_not_run(residua
     (runner,) = opened
     assert runner.inside == 0
     assert runner.calls < 19  # of ceil(1200 / 64)
+
+
+def test_a_channel_that_no_correction_can_tell_keeps_what_it_stores(parse):
+    """Channel 0 has moments to take; 1 does not vary, 2 and 3 store no variance."""
+    statistics = {"m": np.float32([0.5, 0.5, 0.5, 0.5]), "v": np.float32([2, 2, 0, -1])}
+    body = "(float[N, 4] x) => (float[N, 4] y) { y = BatchNormalization (x, g, b, m, v) }"
+    (stored,) = find_batch_norms(
+        import_graph(parse(body, {"g": np.ones(4, np.float32), "b": np.ones(4, np.float32)} | statistics))
+    )
+    x = np.random.default_rng(0).normal(3, 1, (50, 4))
+    x[:, 1] = 3
+    found = Moments.of(x)
+    mean, variance = as_measured(stored, found)
+    np.testing.assert_array_equal(mean, [found.mean[0], 0.5, 0.5, 0.5])
+    np.testing.assert_array_equal(variance, [found.variance[0], 2, 0, -1])

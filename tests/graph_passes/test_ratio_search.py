@@ -67,6 +67,17 @@ def test_the_climb_ends_where_the_excess_rises():
     assert asked == [0.1, 0.3, pytest.approx(0.2, abs=0.02)]
 
 
+def test_a_first_step_that_rises_does_not_end_the_climb():
+    heights, asked = {0.0: 1.0, 0.1: 1.1, 0.3: 0.5, 0.5: 0.8}, []
+
+    def residuals(ratio: float) -> np.ndarray:
+        asked.append(ratio)
+        return np.full((2, 1), heights[ratio])
+
+    RatioCurve(residuals, np.ones((2, 1))).climb((0.1, 0.3, 0.5), beat=-1.0)
+    assert asked == [0.1, 0.3, 0.5]
+
+
 def test_an_interpolated_minimum_that_beats_nothing_is_not_measured():
     curve, asked = make_curve(0.2, error=0.0)
     curve.climb((0.1, 0.3, 0.5, 0.7), beat=-1.0)
@@ -88,3 +99,13 @@ def test_the_interval_of_a_sure_thing_has_its_least_width():
     curve, _ = make_curve(0.3, error=0.0)
     curve.refine(0.3)
     assert curve.interval(BOUNDS) == pytest.approx((0.29, 0.31), abs=2e-3)
+
+
+def test_the_halves_may_change_places():
+    """A law: neither half is the first, in the minimum and in the interval."""
+    curve, _ = make_curve(0.3, error=0.4)
+    turned = RatioCurve(lambda ratio: curve._measure(ratio)[::-1], curve._measure(0.0)[::-1])
+    for found in (curve, turned):
+        found.refine(0.3)
+    assert turned.minimum() == pytest.approx(curve.minimum(), rel=1e-12)
+    assert turned.interval(BOUNDS) == pytest.approx(curve.interval(BOUNDS), rel=1e-9)

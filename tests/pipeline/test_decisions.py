@@ -11,7 +11,7 @@ from scipy.stats import entropy
 
 from vsfix.graph_passes.errors import DataError
 from vsfix.pipeline.decisions import compare_decisions
-from vsfix.pipeline.proportion import proportion
+from vsfix.pipeline.proportion import mcnemar_p_value, proportion
 
 
 @given(st.data())
@@ -32,6 +32,7 @@ def test_decisions_are_those_of_counting_by_hand(data):
     assert found.task.output.count == sum(b == label for _, b, label in rows)
     assert found.task.good_to_bad == sum(a == label != b for a, b, label in rows)
     assert found.task.bad_to_good == sum(b == label != a for a, b, label in rows)
+    assert found.task.p_value == mcnemar_p_value(found.task.good_to_bad, found.task.bad_to_good)
 
 
 def test_a_row_that_is_not_finite_is_a_flip_and_a_wrong_answer():

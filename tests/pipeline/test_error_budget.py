@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vsfix.graph_passes.errors import DataError
-from vsfix.pipeline.error_budget import StageOutputs, error_budget, holds_logits
+from vsfix.pipeline.error_budget import StageOutputs, error_budget, holds_logits, pair_outputs
 from vsfix.pipeline.tensor_comparison import compare_tensors
 
 
@@ -59,3 +59,16 @@ def test_nan_counts_in_the_step_in_which_it_appears_or_goes():
 def test_whole_numbers_are_no_logits():
     assert holds_logits(np.zeros((3, 5), np.float16))
     assert not holds_logits(np.zeros((3, 5), np.int64))
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (3,), (3, 5, 2)])
+def test_one_value_for_each_sample_and_maps_are_no_logits(shape):
+    assert not holds_logits(np.zeros(shape, np.float32))
+
+
+def test_outputs_are_paired_by_name_whatever_their_order_and_else_by_position():
+    a, b, c, d = (np.full(2, value) for value in (1.0, 2.0, 3.0, 4.0))
+    by_name = pair_outputs({"y": a, "z": b}, {"z": d, "y": c}, "other")
+    by_position = pair_outputs({"y": a, "z": b}, {"p": c, "y": d}, "other")
+    assert {name: (left[0], right[0]) for name, (left, right) in by_name.items()} == {"z": (2, 4), "y": (1, 3)}
+    assert {name: (left[0], right[0]) for name, (left, right) in by_position.items()} == {"p": (1, 3), "y": (2, 4)}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from vsfix.graph_passes.errors import DataError
-from vsfix.pipeline.tensor_comparison import compare_tensors
+from vsfix.pipeline.tensor_comparison import comparable, compare_tensors
 
 WHOLE = st.integers(-1000, 1000)
 PAIRS = st.integers(1, 6).flatmap(
@@ -146,3 +146,18 @@ def test_bfloat16_is_compared_as_what_it_holds():
     assert compare_tensors(narrow, narrow).snr_db == math.inf
     with pytest.raises(DataError, match="only real numbers"):
         compare_tensors(x, np.zeros(x.shape, "V2"))
+
+
+def test_only_what_is_not_finite_in_both_is_left_out():
+    """A causal mask gives both the same infinities; equal numbers are the signal that the noise is measured against."""
+    expected = np.array([[1.0, -np.inf, np.nan, np.inf, np.nan, 2.0]])
+    found = np.array([[1.0, -np.inf, np.nan, -np.inf, 0.0, 3.0]])
+    left, right = comparable(expected, found)
+    np.testing.assert_array_equal(left, [[1.0, 0.0, 0.0, np.inf, np.nan, 2.0]])
+    np.testing.assert_array_equal(right, [[1.0, 0.0, 0.0, -np.inf, 0.0, 3.0]])
+
+
+def test_whole_numbers_and_other_shapes_are_left_as_they_are_but_for_a_batch_axis():
+    left, right = comparable(np.array(3), np.array([1.0, np.nan]))
+    np.testing.assert_array_equal(left, [3])
+    np.testing.assert_array_equal(right, [1.0, np.nan])

@@ -1,0 +1,31 @@
+"""What a node is: of the ONNX standard or not; and the bodies that If, Loop and Scan hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_graphsurgeon as gs
+
+
+def is_standard(node: gs.Node) -> bool:
+    """Whether the ONNX standard itself defines the operator."""
+    return node.domain in (None, "", "ai.onnx")
+
+
+def bodies_of(node: gs.Node) -> tuple[gs.Graph, ...]:
+    """The bodies of If, Loop and Scan."""
+    return tuple(value for value in node.attrs.values() if isinstance(value, gs.Graph))
+
+
+def graphs_of(graph: gs.Graph) -> Iterator[gs.Graph]:
+    """A graph and the bodies in it, outermost first."""
+    yield graph
+    for node in graph.nodes:
+        for body in bodies_of(node):
+            yield from graphs_of(body)
+
+
+def nodes_of(graph: gs.Graph) -> Iterator[gs.Node]:
+    """The nodes of a graph, then those of the bodies in it, graph by graph."""
+    for inner in graphs_of(graph):
+        yield from inner.nodes
