@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from .errors import InputError, OutputExistsError
-from .temporary_files import temporary_file, temporary_folder
+from .temporary_files import replaced_permissions, temporary_file, temporary_folder
 
 _NEW, _REPLACED = "new", "replaced"
 
@@ -28,16 +27,21 @@ def require_writable(path: Path, *, force: bool) -> None:
         OutputExistsError: the file exists and `force` is not given.
         InputError: the path is a folder, a pipe or a device, or its folder is missing or read-only.
     """
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file")
-    if _is_no_place_for_a_file(path):
-        raise InputError(f"{path}: is a pipe, a socket or a device, which a file can't take the place of; name a file")
-    if os.path.lexists(path) and not force:
-        raise OutputExistsError(f"{path}: exists already; pass --force to replace it")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path}: nothing can be written into the folder {path.parent}; name another")
+    try:
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; name a file")
+        if _is_no_place_for_a_file(path):
+            raise InputError(
+                f"{path}: is a pipe, a socket or a device, which a file can't take the place of; name a file"
+            )
+        if os.path.lexists(path) and not force:
+            raise OutputExistsError(f"{path}: exists already; pass --force to replace it")
+        if not os.access(path.parent, os.W_OK):
+            raise InputError(f"{path}: nothing can be written into the folder {path.parent}; name another")
+    except OSError as error:  # a name that is too long, say
+        raise InputError(f"{path}: can't be written ({error.strerror or error})") from error
 
 
 def _is_no_place_for_a_file(path: Path) -> bool:
@@ -92,7 +96,9 @@ def atomic_paths(paths: Sequence[Path], *, force: bool) -> Iterator[tuple[Path, 
                 require_writable(path, force=force)
             temporary = tuple(folder / path.name for path in paths)
             yield temporary
-            for path in paths:
+            for new in temporary:
+                _finish(new)
+            for path in paths:  # what another process has written meanwhile
                 require_writable(path, force=force)
             _exchange(temporary, paths)
     except OSError as error:
@@ -177,10 +183,12 @@ def _clear_exchange(paths: Sequence[Path], left: Path) -> None:
 
 
 def _exchange(temporary: Sequence[Path], paths: Sequence[Path]) -> None:
-    """Puts the new files in the place of the old ones; after an error the old ones are back."""
+    """Puts the new files, which are on the disk, in the place of the old ones; after an error the old ones are back.
+
+    As long as the folder of the old ones stands there, the exchange is one that is to be finished.
+    """
     for new, path in zip(temporary, paths, strict=True):
         _keep_permissions(new, path)
-        _finish(new)
     aside = temporary[-1].parent / _REPLACED
     aside.mkdir()
     try:
@@ -191,6 +199,7 @@ def _exchange(temporary: Sequence[Path], paths: Sequence[Path]) -> None:
             new.replace(path)
     except OSError:
         _take_back(temporary, paths, aside)
+        aside.rmdir()
         raise
     _sync_folder(paths[-1].parent)
 
@@ -208,8 +217,8 @@ def _take_back(temporary: Sequence[Path], paths: Sequence[Path], aside: Path) ->
 
 def _publish(temporary: Path, path: Path, *, force: bool) -> None:
     """Finishes `temporary` and renames it to `path`; without `force` only where nothing stands by now."""
-    _keep_permissions(temporary, path)
     _finish(temporary)
+    _keep_permissions(temporary, path)
     if force:
         temporary.replace(path)
     else:
@@ -228,8 +237,9 @@ def _place_first(temporary: Path, path: Path) -> None:
 
 def _keep_permissions(temporary: Path, path: Path) -> None:
     """Gives a file those of the file that it takes the place of: what was closed to others stays closed."""
-    if path.is_file() and not path.is_symlink():
-        temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+    permissions = replaced_permissions(path)
+    if permissions is not None:
+        temporary.chmod(permissions)
 
 
 def _finish(temporary: Path) -> None:

@@ -41,21 +41,22 @@ def temporary_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def temporary_folder(path: Path, place: Path, clear: Callable[[Path], None], *, mode: int = 0o777) -> Iterator[Path]:
+def temporary_folder(path: Path, place: Path, clear: Callable[[Path], None]) -> Iterator[Path]:
     """Yields a new, empty folder in `place` for what becomes `path`, and clears it away at the end, however that comes.
+
+    None but the user can look into it.
 
     Args:
         path: the output.
         place: where the folder is made.
         clear: removes such a folder: this one at the end, and those that processes that are gone have left. What it
             can't remove stays for the next run.
-        mode: its permissions, less those that the umask takes.
 
     Raises:
         OSError: the place can't be written.
     """
     _clear_abandoned(path, place, clear)
-    with _held(lambda: _new_folder(path, place, mode)) as temporary:
+    with _held(lambda: _new_folder(path, place)) as temporary:
         try:
             yield temporary
         finally:
@@ -72,7 +73,7 @@ def scratch_folder() -> Iterator[Path]:
     """
     place = Path(tempfile.gettempdir())
     name = f"vsfix-{os.getuid() if hasattr(os, 'getuid') else 'scratch'}"
-    with temporary_folder(place / name, place, shutil.rmtree, mode=0o700) as folder:
+    with temporary_folder(place / name, place, shutil.rmtree) as folder:
         yield folder
 
 
@@ -93,15 +94,21 @@ def _short_suffix(path: Path) -> str:
 
 
 def _new_file(path: Path) -> tuple[Path, int]:
-    """A new file and its descriptor."""
+    """A new file and its descriptor; where it will replace one, it shows no one what that one does not show."""
     temporary = path.parent / (_temporary_name(path) + _short_suffix(path))
-    return temporary, os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    mode = 0o666 if replaced_permissions(path) is None else 0o600
+    return temporary, os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
 
 
-def _new_folder(path: Path, place: Path, mode: int) -> tuple[Path, int]:
+def replaced_permissions(path: Path) -> int | None:
+    """The permissions of the file that a new one will take the place of; None where there is none, or a link."""
+    return stat.S_IMODE(path.stat().st_mode) if path.is_file() and not path.is_symlink() else None
+
+
+def _new_folder(path: Path, place: Path) -> tuple[Path, int]:
     """A new folder and its descriptor, -1 where folders have none."""
     temporary = place / _temporary_name(path)
-    temporary.mkdir(mode)
+    temporary.mkdir(0o700)
     return temporary, os.open(temporary, os.O_RDONLY) if HAS_LOCKS else -1
 
 
