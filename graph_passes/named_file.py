@@ -8,6 +8,8 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+NO_SUCH_FILE = "no such file"
+
 
 def why_unreadable(path: Path, most: int | None = None) -> str | None:
     """Why a path can't be read as a file; None where nothing stands in the way.
@@ -19,7 +21,7 @@ def why_unreadable(path: Path, most: int | None = None) -> str | None:
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        return "no such file"
+        return NO_SUCH_FILE
     except OSError as error:
         return f"can't be read ({error.strerror})"
     if stat.S_ISDIR(status.st_mode):

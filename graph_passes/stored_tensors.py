@@ -26,7 +26,7 @@ _PER_BYTE: dict[int, int] = {
     if hasattr(_T, name)
 }
 _LARGE = 1 << 30  # bytes that may come from files however small these are
-_MOST_SHARING = 4  # tied weights stand in the file once
+_MOST_SHARING = 32  # layers whose tied weights stand in the file once
 _PARTS: dict[int, int] = {_T.COMPLEX64: 2, _T.COMPLEX128: 2}  # entries of a typed field that make one element
 
 

@@ -28,7 +28,8 @@ from typing import Any, NoReturn
 import click
 
 from vsfix.graph_passes.errors import MissingComponentError, VsfixError
-from vsfix.pipeline.terminal_text import print_line, printable
+
+from .terminal_text import print_line, printable
 
 SUMMARIES = {
     "demo": "Run the whole chain on embedded real images, with a report.",

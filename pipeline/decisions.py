@@ -144,8 +144,9 @@ def _divergence(expected: Float64Array, found: Float64Array) -> float:
     """
     if not finite_rows(found).all():
         return float("inf")
-    # A network that ends in Softmax gives p itself, whose softmax would be nearly flat.
-    log_of = _log_probabilities if _are_probabilities(expected) and _are_probabilities(found) else _log_softmax
+    # A network that ends in Softmax gives p itself, whose softmax would be nearly flat; rounding or a fault may have
+    # moved the q of another precision off a sum of 1.
+    log_of = _log_probabilities if _are_probabilities(expected) else _log_softmax
     log_p, log_q = log_of(expected), log_of(found)
     p, q, d = np.exp(log_p), np.exp(log_q), log_p - log_q  # (N, classes)
     terms = np.where(np.abs(d) < 1, p * (d + np.expm1(np.clip(-d, -1, 1))), p * d + q - p)

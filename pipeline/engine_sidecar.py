@@ -14,12 +14,10 @@ from vsfix.graph_passes.named_file import why_unreadable
 from .backends.engine_file import read_document, reading_document, require_digest
 from .backends.engine_layers import Shares
 from .backends.parsed_network import NetworkTensor
-from .backends.shape_profile import ShapeRange
+from .backends.shape_profile import LARGEST_SIDE, ShapeRange
 from .console import SCHEMA_VERSION
 from .file_description import file_digest, onnx_digest
 from .refit_form import RefitRecord, WeightRecord
-
-_LONGEST_SIDE = 2**31 - 1  # of a tensor of TensorRT
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ def _range(entry: Mapping[str, Any]) -> ShapeRange:
 
 def _sides(values: Any, least: int) -> tuple[int, ...]:
     """The sides of a tensor."""
-    if not all(type(side) is int and least <= side <= _LONGEST_SIDE for side in values):
+    if not all(type(side) is int and least <= side <= LARGEST_SIDE for side in values):
         raise ValueError(f"{values!r} is no shape")
     return tuple(values)
 

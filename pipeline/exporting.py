@@ -14,6 +14,7 @@ from torch import nn
 
 from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.model_file import first_line
+from vsfix.graph_passes.named_file import why_unreadable
 from vsfix.trainers.checkpoint import Checkpoint
 from vsfix.trainers.onnx_export import ExportResult, export_onnx
 from vsfix.trainers.preprocessing import METADATA_KEY
@@ -99,8 +100,8 @@ def _make_module(source: str) -> nn.Module:
 
 def _load_weights(module: nn.Module, path: Path) -> None:
     """Loads a state_dict into a module; code in the file is refused."""
-    if not path.is_file():
-        raise InputError(f"--weights {path}: no such file")
+    if (reason := why_unreadable(path)) is not None:
+        raise InputError(f"--weights {path}: {reason}")
     try:
         state = read_torch_file(path)
     except ModelError as error:

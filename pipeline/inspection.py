@@ -25,11 +25,12 @@ from vsfix.graph_passes.shift import (
     variance_mismatch,
 )
 from vsfix.graph_passes.value_scan import describe_harm, doubtful_constants, scan_values
+from vsfix.graph_passes.weight_rounding import LIMITS
 
 from .lost_noise import is_lost, recover_noise
 from .preparation import prepare_model
 
-_LARGEST_FP16 = 65504.0
+_LARGEST_FP16 = LIMITS[onnx.TensorProto.FLOAT16][0]
 NOT_SHOWN = (
     "the file marks no noise layer: either the network has none, or its export dropped them; `vsfix export` keeps "
     "them, and --data lets them be inferred from the statistics"

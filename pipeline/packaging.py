@@ -139,9 +139,9 @@ def package(
 def _model_name(sources: Sequence[Path], config: PackageConfig) -> str:
     """The name that was asked for, or that of the first file."""
     name = sources[0].stem if config.name is None else config.name
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", name):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}", name):
         raise InputError(
-            f"name '{name}': up to 128 letters, digits, '_', '-' and '.' make the name of a model; pass --name"
+            f"name '{name}': up to 255 letters, digits, '_', '-' and '.' make the name of a model; pass --name"
         )
     return name
 

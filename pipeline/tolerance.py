@@ -8,6 +8,8 @@ import numpy as np
 
 from vsfix.graph_passes.errors import InputError
 
+MAX_CV = 0.025  # standard deviation over mean of latencies; past it the machine was not quiet
+
 
 @dataclass(frozen=True)
 class Tolerance:

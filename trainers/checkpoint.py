@@ -18,6 +18,7 @@ from torch import nn
 
 from vsfix.graph_passes.atomic_file import atomic_path
 from vsfix.graph_passes.errors import InputError, ModelError
+from vsfix.graph_passes.named_file import why_unreadable
 
 from .network import NetworkConfig, build_network
 from .preprocessing import Preprocessing
@@ -170,8 +171,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         ModelError: the file is missing or damaged, is no vsfix checkpoint, or has another version.
     """
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file; give the checkpoint.pt that `vsfix train` wrote")
+    if (reason := why_unreadable(path)) is not None:
+        raise ModelError(f"{path}: {reason}; give the checkpoint.pt that `vsfix train` wrote")
     content = read_torch_file(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ModelError(f"{path}: no vsfix checkpoint; `vsfix train` writes one, other weights go with --weights")

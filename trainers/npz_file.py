@@ -12,6 +12,7 @@ import numpy as np
 
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.graph_passes.inference import Array
+from vsfix.graph_passes.named_file import why_unreadable
 
 _LARGE = 1 << 30  # bytes that are read whatever they are packed to
 _MOST_GROWTH = 100
@@ -26,8 +27,8 @@ def read_npz(path: Path) -> dict[str, Array]:
         InputError: no such file, or it can't be opened.
         DataError: no `.npz` file, a damaged one, one with Python objects in it, or one that unpacks to far too much.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    if (reason := why_unreadable(path)) is not None:
+        raise InputError(f"{path}: {reason}")
     try:
         file = path.open("rb")
     except OSError as error:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from vsfix.graph_passes.errors import DataError, InputError
+from vsfix.graph_passes.named_file import why_unreadable
 
 _MAX_BYTES = 1 << 29
 _MAX_INSTRUCTIONS = 5_000_000
@@ -42,11 +43,9 @@ def read_pickle(path: Path) -> Any:
         InputError: no such file, or it can't be opened.
         DataError: damaged, larger than 512 MiB, or not made of such values alone; nothing of it is executed.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    if (reason := why_unreadable(path, _MAX_BYTES)) is not None:
+        raise InputError(f"{path}: {reason}")
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise DataError(f"{path}: larger than {_MAX_BYTES >> 20} MiB, which no file of this kind is")
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror})") from None

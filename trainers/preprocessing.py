@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from vsfix.graph_passes.errors import DataError, InputError
 
-MOST_PIXELS = 1 << 22  # of one image, 2048 x 2048
+MOST_PIXELS = 1 << 26  # of one image, 8192 x 8192
 METADATA_KEY = "vsfix.preprocessing"
 _VERSION = 1
 _IMAGES_AT_ONCE = 4096

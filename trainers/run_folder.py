@@ -72,7 +72,10 @@ class RunFolder:
             InputError: the folder can't be made, or another process trains into it.
         """
         self._make()
-        descriptor = os.open(self.path, os.O_RDONLY) if HAS_LOCKS else None
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY) if HAS_LOCKS else None
+        except OSError as error:
+            raise InputError(f"{self.path}: can't be read ({error.strerror})") from error
         try:
             if descriptor is not None and take_lock(descriptor) is False:
                 raise InputError(f"{self.path}: another process trains into it; wait for it, or name another folder")

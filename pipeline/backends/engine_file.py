@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vsfix.graph_passes.errors import BuildError, InputError, ModelError
-from vsfix.graph_passes.named_file import why_unreadable
+from vsfix.graph_passes.named_file import NO_SUCH_FILE, why_unreadable
 
 from .tensorrt_library import CURRENT
 
@@ -119,11 +119,11 @@ def read_document(engine: Path) -> dict[str, Any]:
         ModelError: there is none, or it is no JSON object.
     """
     path = sidecar_path(engine)
-    if not path.exists():
+    if (reason := why_unreadable(path, _LARGEST_SIDECAR)) == NO_SUCH_FILE:
         raise ModelError(
             f"{path}: no such file, and an engine alone does not say what it is; keep both together, or {_ANEW}"
         )
-    if (reason := why_unreadable(path, _LARGEST_SIDECAR)) is not None:
+    if reason is not None:
         raise ModelError(f"{path}: can't be read as a sidecar ({reason}); {_ANEW}")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from vsfix.graph_passes.errors import InputError
 
 Shape = tuple[int, ...]
 _ENTRY = re.compile(r"\s*(?P<name>[^,\s]+?)\s*:\s*(?P<sides>\[[\d,\s]*\]|\d+(?:x\d+)*)\s*(?:,|$)")
-_LARGEST_SIDE = 2**31 - 1  # TensorRT's own
+LARGEST_SIDE = 2**31 - 1  # TensorRT's own
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def parse_shapes(text: str) -> dict[str, Shape]:
         if match is None:
             raise InputError(f"shapes '{text[position:]}': write NAME:1x3x32x32, several with commas between")
         sides = tuple(int(side) for side in re.findall(r"\d+", match["sides"]))
-        if not all(1 <= side <= _LARGEST_SIDE for side in sides):
+        if not all(1 <= side <= LARGEST_SIDE for side in sides):
             raise InputError(f"shapes '{match[0].strip()}': every side must be at least 1 and below 2^31")
         if match["name"] in found:
             raise InputError(f"shapes '{text}': input '{match['name']}' is given twice")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vsfix.graph_passes.atomic_file import atomic_path
 from vsfix.graph_passes.errors import InputError
-from vsfix.graph_passes.named_file import why_unreadable
+from vsfix.graph_passes.named_file import NO_SUCH_FILE, why_unreadable
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -30,9 +30,9 @@ def read_timing_cache(path: Path) -> bytes:
     Raises:
         InputError: the file can't be read.
     """
-    if not path.exists():
+    if (reason := why_unreadable(path)) == NO_SUCH_FILE:
         return b""
-    if (reason := why_unreadable(path)) is not None:
+    if reason is not None:
         raise InputError(f"{path}: the timing cache can't be read ({reason})")
     try:
         return path.read_bytes()

@@ -56,7 +56,7 @@ def latency_series(name: str, latency: Latency) -> LatencySeries:
         milliseconds=latency.percentiles,
         runs=latency.runs,
         ratio=latency.ratio,
-        ratio_interval=latency.ratio_interval,
+        ratio_interval=None if latency.is_baseline else latency.ratio_interval,
         parts=time_parts(latency),
     )
 

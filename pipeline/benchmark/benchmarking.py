@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from vsfix.graph_passes.batches import Batch
-from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError, VsfixError
+from vsfix.graph_passes.errors import DataError, InputError, VsfixError
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import read_model
 from vsfix.pipeline.calibration import Samples, calibration_batches, load_samples
@@ -217,7 +217,7 @@ def _measure(
 ) -> tuple[list[Measured], dict[Variant, VsfixError]]:
     """What each row gives; the errors of those that can't run here.
 
-    The reference is the first row of the first model for which no component is missing.
+    The reference is the first row of the first model that runs; data that does not fit it ends the benchmark.
     """
     measured: list[Measured] = []
     errors: dict[Variant, VsfixError] = {}
@@ -230,7 +230,7 @@ def _measure(
             else:
                 _require_reference(found, samples)
         except VsfixError as error:
-            if not measured and (not isinstance(error, MissingComponentError) or _is_last_of_first(variant, variants)):
+            if not measured and (isinstance(error, InputError) or _is_last_of_first(variant, variants)):
                 raise
             errors[variant] = error
         else:

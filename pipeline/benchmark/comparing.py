@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from vsfix.pipeline.proportion import SIGNIFICANT, mcnemar_p_value
+from vsfix.pipeline.tolerance import MAX_CV
 
 from .benchmark_file import BenchmarkFile, Key, read_benchmark
-from .latency import MAX_CV
 from .metric import FailRule, metric_of
 
 Direction = Literal["better", "worse", "same"]

@@ -24,7 +24,6 @@ ROUNDS = 20
 MEDIAN_RANKS = (5, 14)  # of 20 sorted ratios: P(6 <= Binomial(20, 1/2) <= 14) = 0.959
 MOST_RUNS = 100_000
 PHASE_RUNS = 100
-MAX_CV = 0.025
 
 Clock = Literal["cuda events", "host"]
 
@@ -78,6 +77,7 @@ class Latency:
         throughput: samples per second, at the median.
         ratio: to its baseline; 1 for a model that is its own.
         ratio_interval: of that ratio, 95.9 %.
+        is_baseline: whether it is held against itself alone.
         percentiles: from the smallest to the largest in steps of one percent, shape (101,), in milliseconds.
         phases: of an engine, of `PHASE_RUNS` runs behind the others; else None.
         cuda_graph: whether an engine ran as a CUDA graph; None for what is no engine.
@@ -94,6 +94,7 @@ class Latency:
     throughput: float
     ratio: float
     ratio_interval: tuple[float, float]
+    is_baseline: bool
     percentiles: tuple[float, ...] = field(repr=False)
     phases: Phases | None = None
     cuda_graph: bool | None = None
@@ -199,5 +200,6 @@ def _summarize(own: Sequence[Float64Array], other: Sequence[Float64Array], sampl
         throughput=1000 * samples / float(percentiles[50]),
         ratio=float(np.median(ratios)),
         ratio_interval=(low, high),
+        is_baseline=own is other,
         percentiles=tuple(map(float, percentiles)),
     )

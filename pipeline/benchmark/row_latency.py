@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import count
+from functools import partial
 
 from vsfix.graph_passes.errors import VsfixError
 from vsfix.graph_passes.inference import Array
 from vsfix.pipeline.backends.tensorrt_library import RUNTIMES
 from vsfix.pipeline.calibration import Samples
+from vsfix.pipeline.tolerance import MAX_CV
 
 from .benchmark_progress import Advance
 from .deployment import Deployments
 from .gpu_watch import GpuWatch
-from .latency import MAX_CV, Latency, LatencyConfig, measure_latencies
+from .latency import Latency, LatencyConfig, measure_latencies
 from .variant import Variant
 
 NO_RUNTIME = "onnx's evaluator is a reference, not a runtime"
@@ -62,7 +63,9 @@ def time_batches(
             notes.append(f"batch {size} was not timed: " + ("no model takes it" if not timed else "too few samples"))
             continue
         try:
-            found = time_rows(files, timed, next(samples.batches(size)), config, _rounds(size, advance, watch))
+            found = time_rows(
+                files, timed, next(samples.batches(size)), config, partial(advance, f"batch {size}"), watch
+            )
         except VsfixError as error:  # the accuracies are there, and are worth having
             notes.append(f"batch {size} was not timed: {error}")
             continue
@@ -75,17 +78,6 @@ def time_batches(
             f"{max(noisy):.0%}; read the ratios, whose rows ran in turn"
         )
     return Timings(latencies, (*notes, *watch.notes()), watch.facts)
-
-
-def _rounds(size: int, advance: Advance, watch: GpuWatch) -> Callable[[], None]:
-    """What is called after each round of a batch size."""
-    numbers = count(1)
-
-    def after() -> None:
-        advance(f"batch {size}")
-        watch.after_round(size, next(numbers))
-
-    return after
 
 
 def reason_against_timing(variant: Variant) -> str:
@@ -105,6 +97,7 @@ def time_rows(
     inputs: Mapping[str, Array],
     config: LatencyConfig,
     advance: Callable[[], None] = lambda: None,
+    watch: GpuWatch | None = None,
 ) -> dict[Variant, list[Latency]]:
     """Times rows at one batch size, all of them open at once.
 
@@ -114,6 +107,7 @@ def time_rows(
         inputs: one batch.
         config: how long.
         advance: called after each round.
+        watch: looks at the GPU while the fastest of them goes on running.
 
     Returns:
         Of each row one latency; of an engine one with a CUDA graph, and one without. Its ratio is to the first model
@@ -132,6 +126,9 @@ def time_rows(
             stack.enter_context(deployments.open(variant, use_graph=bool(use_graph))) for variant, use_graph in runs
         ]
         found = measure_latencies(runners, inputs, config, baselines=_baselines(runs), advance=advance)
+        if watch is not None:
+            fastest = runners[min(range(len(found)), key=lambda index: found[index].p50_ms)]
+            watch.during(found[0].batch_size, lambda: fastest.run(inputs))
     latencies: dict[Variant, list[Latency]] = {variant: [] for variant in variants}
     for (variant, use_graph), latency in zip(runs, found, strict=True):
         latencies[variant].append(replace(latency, cuda_graph=use_graph))

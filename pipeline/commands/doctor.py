@@ -38,15 +38,17 @@ def command(install: str | None, json_path: str | None, force: bool) -> None:
         print_line(f"installing ModelOpt in {quantizer_folder()}", err=True)
         install_quantizer()
     checks = check_backends()
-    if json_path != "-":
-        table = Table(title="Backends on this machine", title_justify="left")
-        for heading in ("backend", "status", "version", "why not", "what helps"):
-            table.add_column(heading, overflow="fold")
-        for check in checks:
-            table.add_row(check.name, check.status, check.version, check.reason, check.remedy)
-        print_table(table)
-    if json_path:
-        result = {"environment": describe_environment(), "backends": [asdict(check) for check in checks]}
-        write_json(result, json_path, force=force)
+    try:
+        if json_path != "-":
+            table = Table(title="Backends on this machine", title_justify="left")
+            for heading in ("backend", "status", "version", "why not", "what helps"):
+                table.add_column(heading, overflow="fold")
+            for check in checks:
+                table.add_row(check.name, check.status, check.version, check.reason, check.remedy)
+            print_table(table)
+    finally:  # whoever reads what is printed may have gone
+        if json_path:
+            result = {"environment": describe_environment(), "backends": [asdict(check) for check in checks]}
+            write_json(result, json_path, force=force)
     if not can_infer(checks):
         raise MissingComponentError("no backend works here; run: pip install 'vsfix[cpu]'")

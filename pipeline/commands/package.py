@@ -86,14 +86,16 @@ def command(
     inputs = [file for source in sources for file in (source, sidecar_path(source))]
     require_json_target(json_path, force=force, inputs=inputs, outputs=[kserve])
     result = package(sources, output, config, service=kserve, force=force)
-    if json_path != "-":
-        largest = result.config.batching.largest
-        print_line(f"backend: {result.config.backend}, {f'batches up to {largest}' if largest else 'no batching'}")
-        for note in result.notes:
-            print_line(f"SKIP {note}")
-        for file in result.files:
-            print_line(f"wrote {result.folder / file}")
-        if result.service is not None:
-            print_line(f"wrote {result.service}")
-    if json_path:
-        write_json(result.to_dict(), json_path, force=force)
+    try:
+        if json_path != "-":
+            largest = result.config.batching.largest
+            print_line(f"backend: {result.config.backend}, {f'batches up to {largest}' if largest else 'no batching'}")
+            for note in result.notes:
+                print_line(f"SKIP {note}")
+            for file in result.files:
+                print_line(f"wrote {result.folder / file}")
+            if result.service is not None:
+                print_line(f"wrote {result.service}")
+    finally:  # whoever reads what is printed may have gone
+        if json_path:
+            write_json(result.to_dict(), json_path, force=force)

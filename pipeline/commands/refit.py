@@ -35,9 +35,13 @@ def command(engine: Path, model: Path, output: Path, json_path: str | None, forc
         outputs=[output, sidecar_path(output)],
     )
     report = refit(engine, model, output, force=force)
-    if json_path != "-":
-        print_line(f"weights: {len(report.changed)} new, {len(report.also_set)} set again, {report.kept} as they were")
-        print_line(f"wrote {output}")
-        print_line(f"wrote {sidecar_path(output)}")
-    if json_path:
-        write_json(report.document, json_path, force=force)
+    try:
+        if json_path != "-":
+            print_line(
+                f"weights: {len(report.changed)} new, {len(report.also_set)} set again, {report.kept} as they were"
+            )
+            print_line(f"wrote {output}")
+            print_line(f"wrote {sidecar_path(output)}")
+    finally:  # whoever reads what is printed may have gone
+        if json_path:
+            write_json(report.document, json_path, force=force)

@@ -178,7 +178,7 @@ def _cost(report: Report) -> str:
     if 0 < len(report.latencies) <= _NAMED:
         timed = [_timing(series) for series in report.latencies]
         parts.append(f"Median latency: {', '.join(timed)}.")
-    elif ratios := [s for s in report.latencies if s.ratio is not None and s.ratio_interval not in (None, (1.0, 1.0))]:
+    elif ratios := [s for s in report.latencies if s.ratio is not None and s.ratio_interval is not None]:
         parts.append(_ratios(ratios))
     elif report.latencies or any(row.p50_ms is not None for row in report.benchmark):
         parts.append("A table below holds the latency of each model.")

@@ -8,13 +8,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from vsfix.pipeline.tensor_comparison import TensorComparison
+from vsfix.pipeline.tolerance import MAX_CV
 
 from .detail_rows import FileRow, TensorRow, TimeParts
 from .number_text import cosine, count, decibels, mebibytes, milliseconds, percent, seconds, share_interval, small
 from .sections import LatencySeries
 from .table import Column, Table, make_table
-
-_UNSTEADY = 0.025  # CV from which on a machine is not quiet
 
 
 def tensor_table(rows: Sequence[TensorRow]) -> Table:
@@ -64,7 +63,7 @@ def _clock(series: LatencySeries) -> str:
 
 def _steadiness(series: LatencySeries) -> str:
     """A word on times that vary."""
-    return "not quiet" if series.parts is not None and series.parts.cv > _UNSTEADY else ""
+    return "not quiet" if series.parts is not None and series.parts.cv > MAX_CV else ""
 
 
 def _error(value: float) -> str:

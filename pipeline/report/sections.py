@@ -107,7 +107,7 @@ class LatencySeries:
         runs: how many were timed, where `milliseconds` are percentiles.
         ratio: of the median to that of the first model on the same backend in the same precision; None where there is
             none.
-        ratio_interval: of that ratio, 95 %.
+        ratio_interval: of that ratio, 95 %; None for that first model itself.
         parts: what was timed, how steady it was, and where the time goes; None where that is not known.
 
     Raises:

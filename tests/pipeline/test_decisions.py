@@ -93,6 +93,14 @@ def test_outputs_that_are_probabilities_already_are_no_logits(digits):
     assert wrong < 0.5 * scipy
 
 
+@pytest.mark.parametrize(("scale", "shift"), [(1.02, 0.0), (1.0, -1e-6)])
+def test_a_candidate_that_has_left_the_probabilities_is_still_held_against_them(scale, shift):
+    reference = softmax(np.random.default_rng(5).normal(0, 1.5, (40, 6)), axis=1)
+    output = np.roll(reference, 1, axis=1)
+    wanted = np.mean(entropy(reference, output, axis=1))
+    assert compare_decisions(reference, scale * output + shift).divergence == pytest.approx(wanted, rel=1e-2)
+
+
 def test_a_probability_that_has_become_zero_leaves_the_divergence_finite():
     found = compare_decisions(np.array([[1 - 1e-9, 1e-9], [0.5, 0.5]]), np.array([[1.0, 0.0], [0.5, 0.5]]))
     assert 0 <= found.divergence < 1e-7

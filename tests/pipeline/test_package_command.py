@@ -131,7 +131,7 @@ BAD = {
     "nothing to batch": (("--max-batch-size", 0, "--max-queue-delay", 9), "there is nothing to batch"),
     "an engine on a CPU": (("--device", "cpu"), "an engine runs on a GPU"),
     "a name with a slash": (("--name", "a/b"), "make the name of a model"),
-    "a long name": (("--name", "n" * 129), "make the name of a model"),
+    "a long name": (("--name", "n" * 256), "make the name of a model"),
     "no name": (("--name", ""), "make the name of a model"),
     "no URI": (("--kserve", "s.yaml"), "--kserve and --storage-uri go together"),
     "no service": (("--storage-uri", "s3://b"), "--kserve and --storage-uri go together"),

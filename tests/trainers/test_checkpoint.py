@@ -75,8 +75,8 @@ def test_saving_replaces_the_older_file_and_leaves_no_other(path, checkpoint):
 
 
 def test_a_missing_file_and_a_folder_are_no_checkpoints(tmp_path):
-    for path in (tmp_path / "none.pt", tmp_path):
-        with pytest.raises(ModelError, match="no such file"):
+    for path, words in ((tmp_path / "none.pt", "no such file"), (tmp_path, "is a folder")):
+        with pytest.raises(ModelError, match=f"{words}.*`vsfix train` wrote"):
             load_checkpoint(path)
 
 

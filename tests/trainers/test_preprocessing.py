@@ -128,7 +128,7 @@ def test_preprocessing_and_datasets_need_no_torch():
 
 def test_images_of_a_size_that_no_memory_holds_and_names_that_are_no_unicode_are_refused():
     text = Preprocessing(1, (8, 8), (0.0,), (1.0,), ("a",)).to_json()
-    with pytest.raises(InputError, match="4,194,304 pixels are the most"):
+    with pytest.raises(InputError, match="67,108,864 pixels are the most"):
         Preprocessing.from_json(text.replace("[8, 8]", "[200000, 200000]"))
     with pytest.raises(InputError, match="'class_names' must be names, in Unicode"):
         Preprocessing.from_json(text.replace('"a"', r'"\ud800"'))

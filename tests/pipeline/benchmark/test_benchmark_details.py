@@ -41,7 +41,9 @@ def test_of_several_outputs_the_first_alone_has_decisions(found):
 
 
 def test_the_parts_are_those_of_an_engine_and_of_nothing_else():
-    times = Latency(8, "cuda events", 20, 1, 2, 3, 4, 0.1, 8000, 1, (1, 1), (1.0,) * 101, Phases(1, 2, 3, 4), True)
+    times = Latency(
+        8, "cuda events", 20, 1, 2, 3, 4, 0.1, 8000, 1, (1, 1), True, (1.0,) * 101, Phases(1, 2, 3, 4), True
+    )
     assert time_parts(times) == TimeParts("cuda events", 0.1, 8000, 1, 2, 3, 4)
     assert time_parts(replace(times, phases=None, clock="host")) == TimeParts("host", 0.1, 8000)
 

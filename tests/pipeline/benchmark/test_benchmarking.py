@@ -237,9 +237,9 @@ def test_the_environment_names_the_processor_and_the_gpu_while_it_was_timed(onnx
     monkeypatch.setattr("vsfix.pipeline.benchmark.row_latency.GpuWatch", lambda: GpuWatch(lambda: state))
     latency = LatencyConfig(seconds=0.0001, min_runs=20, warm_up_seconds=0)
     timed = benchmark([onnx_path], replace(QUICK, latency=latency, latency_batches=(4,)))
-    assert timed.environment["while timing batch 4"] == "SM clock 900 MHz, throttle reasons software power cap"
+    assert timed.environment["running batch 4"] == "SM clock 900 MHz, throttle reasons software power cap"
     assert timed.environment["peak memory"].endswith(" MiB")
-    assert "the GPU was slowed down while batch 4 was timed: software power cap" in timed.notes
+    assert "the GPU was slowed down while batch 4 ran: software power cap" in timed.notes
 
 
 def test_each_row_tells_which_bar_its_retention_reaches(found):

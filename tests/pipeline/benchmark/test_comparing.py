@@ -241,7 +241,7 @@ def test_a_pipe_is_not_waited_for_and_what_no_benchmark_can_be_is_not_read(tmp_p
 
 def ratio_of(document, value, interval):
     """Gives the second row a baseline, and a ratio to it."""
-    document["rows"][1]["latencies"][0] |= {"ratio": value, "ratio_interval": interval}
+    document["rows"][1]["latencies"][0] |= {"ratio": value, "ratio_interval": interval, "is_baseline": False}
 
 
 @pytest.mark.parametrize(
@@ -254,6 +254,12 @@ def test_a_ratio_is_worse_where_its_interval_says_so(document, tmp_path, interva
     (change,) = [change for change in found.changes if change.metric == "ratio batch 1"]
     assert (change.direction, round(change.change)) == (direction, 10)
     assert bool(found.failures) == fails
+
+
+def test_a_tie_that_was_measured_is_a_ratio_like_any_other(document, tmp_path):
+    for name in ("a.json", "b.json"):
+        write(tmp_path / name, document, lambda document: ratio_of(document, 1.0, [1.0, 1.0]))
+    assert compare_files(tmp_path / "a.json", tmp_path / "b.json", [FailRule("ratio", 5.0)]).failures == ()
 
 
 def test_a_row_that_is_its_own_baseline_has_no_ratio_to_compare(document, tmp_path):

@@ -65,6 +65,7 @@ def test_a_ratio_is_that_of_the_medians_to_the_baseline_that_was_named(clock):
     found = measure_latencies(runners, INPUTS, QUICK, baselines=[0, 0, 1])
     assert [row.ratio for row in found] == pytest.approx([1, 0.5, 1.5])
     assert found[2].ratio_interval == pytest.approx((1.5, 1.5))
+    assert [row.is_baseline for row in found] == [True, False, False]
 
 
 def test_a_machine_that_becomes_slower_on_the_way_changes_no_ratio(clock):

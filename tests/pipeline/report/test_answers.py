@@ -141,7 +141,7 @@ def test_a_ratio_is_told_with_its_interval():
 
 
 def test_of_many_latencies_the_ratios_to_their_baselines_are_told():
-    baseline = LatencySeries("net.onnx", 1, (2.0,), ratio=1.0, ratio_interval=(1.0, 1.0))
+    baseline = LatencySeries("net.onnx", 1, (2.0,), ratio=1.0)
     others = [LatencySeries("repaired.onnx", 1, (2.0,), ratio=x, ratio_interval=(x, x + 0.1)) for x in (0.97, 1.02)]
     found = answers(replace(EMPTY, latencies=(*(baseline,) * 4, *others)))[COST]
     assert "0.97 to 1.02 in 2 measurements" in found
