@@ -18,7 +18,7 @@ from .errors import ModelError
 from .file_values import FileValues
 from .graph_pass import Kept
 from .inference import Array, Float64Array
-from .nodes import bodies_of, is_standard
+from .nodes import bodies_of, is_standard, name_of
 from .tensors import Tensor, constant_behind, is_graph_output
 
 DEFAULT_EPSILON = float(np.float32(1e-5))  # an attribute is a float32, its default too
@@ -167,9 +167,9 @@ def unreadable_batch_norms(graph: gs.Graph) -> tuple[Kept, ...]:
     for node in graph.nodes:
         reading = _read(graph, node) if is_batch_norm(node) else None
         if isinstance(reading, str):
-            found.append(Kept(_label(node), reading))
+            found.append(Kept(name_of(node), reading))
         found += [
-            Kept(_label(inner), f"it stands in the body of {node.op} '{_label(node)}', which is not looked into")
+            Kept(name_of(inner), f"it stands in the body of {node.op} '{name_of(node)}', which is not looked into")
             for body in bodies_of(node)
             for inner in _batch_norms_inside(body)
         ]
@@ -244,7 +244,7 @@ def is_in_training_form(graph: gs.Graph, node: gs.Node) -> bool:
 def _read(graph: gs.Graph, node: gs.Node) -> Parameters | str:
     """Gamma, beta, mean and var of a node, or the reason why they can't be had."""
     if is_in_training_form(graph, node):
-        raise ModelError(f"BatchNorm '{_label(node)}' is in training form; export the model after model.eval()")
+        raise ModelError(f"BatchNorm '{name_of(node)}' is in training form; export the model after model.eval()")
     return read_parameters(node)
 
 
@@ -271,18 +271,13 @@ def _batch_norms_inside(body: gs.Graph) -> Iterator[gs.Node]:
             yield from _batch_norms_inside(inner)
 
 
-def _label(node: gs.Node) -> str:
-    """What a node is called in messages."""
-    return str(node.name or node.outputs[0].name)
-
-
 def _candidate_name(node: gs.Node, parameters: Parameters) -> str:
     """The module's name, the node's name or the output's, whichever there is first."""
     mean, _, mean_tail = str(parameters[2].name).rpartition(".")
     variance, _, variance_tail = str(parameters[3].name).rpartition(".")
     if mean and mean == variance and (mean_tail, variance_tail) == ("running_mean", "running_var"):
         return mean
-    return _label(node)
+    return name_of(node)
 
 
 def _float64(constant: gs.Constant) -> Float64Array:

@@ -17,7 +17,7 @@ from .element_types import BFLOAT16, FLOATS, TYPE_NAMES, ElementTypes, code_of, 
 from .errors import ModelError
 from .graph_pass import Change, Kept
 from .integer_arithmetic import integer_arithmetic
-from .nodes import bodies_of, graphs_of, is_standard, nodes_of
+from .nodes import bodies_of, graphs_of, is_standard, label_of, nodes_of
 from .tensors import Tensor, constant_behind, is_graph_output, redirect_readers
 from .weight_rounding import DTYPES, RoundingLoss, round_bound
 
@@ -248,11 +248,6 @@ def computed_in(node: gs.Node, types: ElementTypes) -> int | None:
 def is_computation(node: gs.Node) -> bool:
     """Whether a node computes, rather than moves data or holds bodies that compute."""
     return node.op not in _MOVE_DATA and not bodies_of(node)
-
-
-def label_of(node: gs.Node) -> str:
-    """What a node is called in messages."""
-    return f"{node.op} '{node.name or (node.outputs[0].name if node.outputs else '')}'"
 
 
 def _dtype(code: int) -> object:

@@ -16,6 +16,7 @@ from .batch_norm import (
 )
 from .graph_pass import Kept
 from .graph_tree import GraphTree
+from .nodes import name_of
 
 TRAINING_FORM = "it is in training form: it normalises with the statistics of the batch, or hands them on"
 
@@ -39,10 +40,10 @@ def find_fold_candidates(tree: GraphTree) -> tuple[tuple[FoldCandidate, ...], tu
     taken: set[str] = set()
     for branch in tree.branches:
         readings = [(node, _read(tree, node)) for node in branch.graph.nodes if is_batch_norm(node)]
-        prefix = "" if branch.owner is None else str(branch.owner.name or branch.owner.outputs[0].name)
+        prefix = "" if branch.owner is None else name_of(branch.owner)
         for node, reading in readings:
             if isinstance(reading, str):
-                kept.append(Kept(str(node.name or node.outputs[0].name), reading))
+                kept.append(Kept(name_of(node), reading))
         for batch_norm in read_batch_norms(readings):
             names = [batch_norm.name, str(batch_norm.output.name), f"{prefix}/{batch_norm.output.name}"]
             name = next((name for name in names if name not in taken), f"{prefix}/{branch.graph.name}/{names[1]}")

@@ -16,7 +16,7 @@ from .batch_norm import is_batch_norm, stored_values
 from .graph_pass import Change, Kept, PassResult
 from .inference import Array
 from .model_file import export_subgraph, first_line
-from .nodes import is_standard
+from .nodes import is_standard, name_of
 from .tensors import Tensor, constant_behind
 
 MAX_ELEMENTS = 10**6
@@ -40,7 +40,7 @@ class FoldBatchNormParameters:
         kept: list[Kept] = []
         folded: dict[int, gs.Constant] = {}
         for node in [node for node in graph.nodes if is_batch_norm(node)]:
-            label = str(node.name or node.outputs[0].name)
+            label = name_of(node)
             for index, tensor in enumerate(node.inputs[1:5], 1):
                 if constant_behind(tensor) is not None:
                     continue

@@ -27,7 +27,7 @@ import onnx_graphsurgeon as gs
 
 from .activation_cache import DEFAULT_MAX_MEMORY
 from .batch_norm import BatchNorm, find_batch_norms
-from .batches import Batch
+from .batches import Batch, count_samples
 from .errors import DataError
 from .inference import Float64Array, OpenModel
 from .measurement import MeasurementConfig, measure
@@ -78,7 +78,7 @@ class MismatchProbe:
         self._stored = find_batch_norms(graph)
         self.batch_norms = tuple(batch_norm.name for batch_norm in self._stored)
         self.bounds = np.cumsum([0] + [2 * batch_norm.channels for batch_norm in self._stored])
-        self.samples = _samples(batches)
+        self.samples = count_samples(batches)
 
     def residuals(self, sites: Mapping[str, Noise]) -> Float64Array:
         """The residuals of one hypothesis in both halves, shape (2, sum of 2C).
@@ -156,17 +156,14 @@ def excess_of(weighted: Float64Array) -> float:
 
 def _split(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
     """Every other batch; of a single one, every other sample."""
-    if _samples(batches) < 2:
+    if count_samples(batches) < 2:
         raise DataError("the calibration set has fewer than two samples; give some hundred")
     parts = list(batches)
     if len(parts) == 1:
-        parts = [{name: array[start::2] for name, array in parts[0].items()} for start in (0, 1)]
+        parts = [
+            {name: array[start::2] if np.ndim(array) else array for name, array in parts[0].items()} for start in (0, 1)
+        ]
     return parts[::2], parts[1::2]
-
-
-def _samples(batches: Sequence[Batch]) -> int:
-    """The number of samples in all batches."""
-    return sum(len(next(iter(batch.values()))) for batch in batches)
 
 
 def _compare(stored: BatchNorm, found: Moments) -> Float64Array:

@@ -1,4 +1,4 @@
-"""What a node is: of the ONNX standard or not; and the bodies that If, Loop and Scan hold."""
+"""What a node is: of the ONNX standard or not, how it is called; and the bodies that If, Loop and Scan hold."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ import onnx_graphsurgeon as gs
 def is_standard(node: gs.Node) -> bool:
     """Whether the ONNX standard itself defines the operator."""
     return node.domain in (None, "", "ai.onnx")
+
+
+def name_of(node: gs.Node) -> str:
+    """What a node is called: by its name, or, where it has none, as its first output."""
+    return str(node.name or (node.outputs[0].name if node.outputs else ""))
+
+
+def label_of(node: gs.Node) -> str:
+    """What a node is called in messages."""
+    return f"{node.op} '{name_of(node)}'"
 
 
 def bodies_of(node: gs.Node) -> tuple[gs.Graph, ...]:

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from .activation_cache import DEFAULT_MAX_MEMORY
-from .batches import Batch
+from .batches import Batch, count_samples
 from .errors import InputError
 from .inference import Float64Array, OpenModel
 from .mismatch import MismatchProbe, chance_of, excess_of, mismatch_of
@@ -251,7 +251,7 @@ def _first_batches(batches: Sequence[Batch], samples: int) -> list[Batch]:
     """The first batches that hold so many samples, at least two batches."""
     taken: list[Batch] = []
     for batch in batches:
-        if len(taken) > 1 and sum(len(next(iter(other.values()))) for other in taken) >= samples:
+        if len(taken) > 1 and count_samples(taken) >= samples:
             break
         taken.append(batch)
     return taken

@@ -18,7 +18,7 @@ from .element_types import TYPE_NAMES, ElementTypes, Slot, input_slot, output_sl
 from .errors import ModelError
 from .external_data import fits_one_file
 from .model_file import first_line
-from .nodes import bodies_of, graphs_of, is_standard
+from .nodes import bodies_of, graphs_of, is_standard, label_of
 
 HIGHEST = 22  # the last one at which operators of networks took a new float type; every current runtime reads it
 _NO_REASON = frozenset({"Cast", "CastLike", "QuantizeLinear", "DequantizeLinear"})
@@ -51,7 +51,7 @@ def lowest_opset(graph: gs.Graph, code: int) -> tuple[int, str]:
                 if types.float_of(tensor)
             ]
             if max(needed, default=0) > lowest:
-                lowest, reason = max(needed), f"{node.op} '{node.name or node.outputs[0].name}'"
+                lowest, reason = max(needed), label_of(node)
     return lowest, reason
 
 

@@ -25,9 +25,9 @@ import onnx_graphsurgeon as gs
 from .constant_rounding import MULTIPLY_WEIGHTS
 from .element_types import BFLOAT16, FLOAT, FLOAT16, TYPE_NAMES, ElementTypes
 from .errors import CheckFailedError, InputError
-from .float_cast import FloatCast, computed_in, is_computation, label_of
+from .float_cast import FloatCast, computed_in, is_computation
 from .graph_pass import Change, PassResult
-from .nodes import is_standard, nodes_of
+from .nodes import is_standard, label_of, nodes_of
 from .split_activations import split_activations
 from .typed_batch_norm import type_batch_norms
 from .weight_rounding import RoundingLoss

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
+from .nodes import name_of
 from .tensors import Tensor, constant_behind
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -47,7 +48,7 @@ def find_quantized_layers(graph: gs.Graph) -> QuantizedLayers:
     """Looks at every layer of the main graph whose weight is a constant, quantised or not."""
     quantized, plain, per_tensor, split = [], [], [], []
     for node in graph.nodes:
-        name = str(node.name or node.outputs[0].name)
+        name = name_of(node)
         if node.op == "BatchNormalization" and _reads_quantized_layer(node):
             split.append(name)
         if node.op not in _LAYERS or not _has_constant_weight(node):

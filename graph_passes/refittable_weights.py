@@ -20,7 +20,7 @@ from .fold_constants import FoldBatchNormParameters
 from .graph_pass import GraphPass
 from .graph_tree import GraphTree
 from .linear_layer import LINEAR_OPERATORS, read_linear_layer
-from .nodes import is_standard
+from .nodes import is_standard, name_of
 from .recompose_batch_norm import RecomposeBatchNorm
 from .remove_identities import RemoveIdentities, RemoveMarkers
 from .tensors import is_graph_output
@@ -60,7 +60,7 @@ def quantized_node(graph: gs.Graph) -> str | None:
     """The name of a node that quantises, or None: the scales there belong to the values of the weights."""
     for node in GraphTree(graph).nodes():
         if node.op in _QUANTIZERS:
-            return str(node.name or node.outputs[0].name)
+            return name_of(node)
     return None
 
 

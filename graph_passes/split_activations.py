@@ -11,7 +11,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from .graph_pass import Change
-from .nodes import graphs_of, is_standard
+from .nodes import graphs_of, is_standard, name_of
 
 _GATES = {
     "HardSwish": (("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}),),
@@ -24,7 +24,7 @@ def split_activations(graph: gs.Graph) -> list[Change]:
     changes = []
     for inner in graphs_of(graph):
         for node in [node for node in inner.nodes if node.op in _GATES and is_standard(node)]:
-            name = str(node.name or node.outputs[0].name)
+            name = name_of(node)
             changes.append(Change(name, f"{node.op} written as a product: TensorRT takes none in bfloat16"))
             _split(inner, node)
     return changes

@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 
 from .element_types import ElementTypes
 from .model_file import export_model, import_graph
+from .nodes import name_of
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,7 @@ class InnerTensor:
 def inner_tensors(model: onnx.ModelProto) -> list[InnerTensor]:
     """The float tensors of the main graph, in the order in which they are computed."""
     graph = import_graph(model)
-    return [
-        InnerTensor(tensor.name, str(node.name or node.outputs[0].name), str(node.op))
-        for node, tensor, _ in _written(graph)
-    ]
+    return [InnerTensor(tensor.name, name_of(node), str(node.op)) for node, tensor, _ in _written(graph)]
 
 
 def tap_tensors(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:

@@ -22,6 +22,7 @@ from .errors import CheckFailedError
 from .fold_candidates import find_fold_candidates
 from .graph_tree import GraphTree
 from .inference import Array, Float64Array
+from .nodes import label_of
 from .tensors import constant_behind
 
 Defect = Literal["NaN", "infinite", "negative", "overflow", "underflow", "subnormal"]
@@ -133,7 +134,7 @@ def doubtful_constants(graph: gs.Graph) -> tuple[str, ...]:
                 continue
             values = stored_values(constant)
             if values.dtype in _FLOAT_TYPES.values() and (strange := _strange(values)):
-                lines[id(constant)] = f"'{constant.name}', read by {node.op} '{node.name or node.outputs[0].name}'" + (
+                lines[id(constant)] = f"'{constant.name}', read by {label_of(node)}" + (
                     f": {strange} values are not finite; they stay as they are"
                 )
     return tuple(lines.values())

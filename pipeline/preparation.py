@@ -16,7 +16,7 @@ from vsfix.graph_passes.fold_constants import FoldBatchNormParameters
 from vsfix.graph_passes.graph_pass import PassPipeline
 from vsfix.graph_passes.marker import EXPORT_METADATA_KEY
 from vsfix.graph_passes.model_file import import_graph, read_metadata
-from vsfix.graph_passes.nodes import is_standard
+from vsfix.graph_passes.nodes import is_standard, label_of
 from vsfix.graph_passes.noise import Noise
 from vsfix.graph_passes.noise_insertion import InsertNoise, parse_noise_option
 from vsfix.graph_passes.random_expression import RANDOM_OPERATORS
@@ -111,7 +111,7 @@ def _require_no_draws(graph: gs.Graph) -> None:
             continue
         if node.op in RANDOM_OPERATORS and is_standard(node):
             raise ModelError(
-                f"{node.op} '{node.name or node.outputs[0].name}' draws at random at inference, in a form that is not "
+                f"{label_of(node)} draws at random at inference, in a form that is not "
                 "known to be training noise; export the model after model.eval()"
             )
         wanted.update(id(tensor) for tensor in consumed_tensors(node))

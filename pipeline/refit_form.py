@@ -16,6 +16,7 @@ from vsfix.graph_passes.graph_pass import PassPipeline, PassResult
 from vsfix.graph_passes.graph_tree import GraphTree
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import export_model, import_graph, write_model
+from vsfix.graph_passes.nodes import name_of
 from vsfix.graph_passes.refittable_weights import quantized_node, refit_passes, refittable_weights
 from vsfix.graph_passes.structure_digest import initializer_values, structure_digest, values_digest
 
@@ -126,6 +127,6 @@ def _require_no_batch_norm(path: Path, graph: gs.Graph, done: PassResult) -> Non
     if left is not None:
         reason = f": {done.kept[-1].reason}" if done.kept else ""
         raise InputError(
-            f"{path}: BatchNorm '{left.name or left.outputs[0].name}' can't become weights{reason}; an engine of this "
+            f"{path}: BatchNorm '{name_of(left)}' can't become weights{reason}; an engine of this "
             "model can't be refitted, build it anew"
         )

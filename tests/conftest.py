@@ -42,6 +42,20 @@ class PlainRunner:
         return None
 
 
+@pytest.fixture(scope="module")
+def first_state(request) -> object:
+    """The state of the generator `RNG` of a test module before its first test; None where there is none."""
+    rng = getattr(request.module, "RNG", None)
+    return None if rng is None else rng.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def same_draws(request, first_state) -> None:
+    """Each test draws the same from the generator of its module, whichever ran before."""
+    if first_state is not None:
+        request.module.RNG.bit_generator.state = first_state
+
+
 @pytest.fixture
 def open_model():
     """Opens a model in ONNX Runtime."""

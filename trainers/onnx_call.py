@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 import torch
 
 from vsfix.graph_passes.errors import ModelError
+from vsfix.graph_passes.nodes import label_of
 
 Value = torch.Tensor | list[torch.Tensor]
 
@@ -39,7 +40,7 @@ class OperatorCall:
         """A required input."""
         tensor = self.optional(index)
         if tensor is None:
-            raise ModelError(f"{describe(self.node)}: input {index} is missing")
+            raise ModelError(f"{label_of(self.node)}: input {index} is missing")
         return tensor
 
     @property
@@ -123,8 +124,3 @@ def any_of(*refusals: Refusal) -> Refusal:
         return next((reason for one in refusals if (reason := one(node, opset)) is not None), None)
 
     return refuse
-
-
-def describe(node: gs.Node) -> str:
-    """How a message names a node."""
-    return f"{node.op} '{node.name or node.outputs[0].name}'"

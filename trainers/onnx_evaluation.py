@@ -21,11 +21,11 @@ from vsfix.graph_passes.batch_norm import BatchNorm, find_batch_norms, is_batch_
 from vsfix.graph_passes.errors import DataError, ModelError, VsfixError
 from vsfix.graph_passes.marker import read_marker, require_switched_off
 from vsfix.graph_passes.model_file import first_line, import_graph
-from vsfix.graph_passes.nodes import is_standard
+from vsfix.graph_passes.nodes import is_standard, label_of
 from vsfix.graph_passes.noise import Noise
 
 from .noise_draws import draw_noise
-from .onnx_call import OperatorCall, UnsupportedOperatorError, describe
+from .onnx_call import OperatorCall, UnsupportedOperatorError
 from .onnx_operators import OPERATORS
 from .onnx_shapes import constant_tensor
 
@@ -164,7 +164,7 @@ class OnnxModule(nn.Module):
         except VsfixError:
             raise
         except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
-            raise ModelError(f"{describe(node)} can't be evaluated on these inputs: {first_line(error)}") from error
+            raise ModelError(f"{label_of(node)} can't be evaluated on these inputs: {first_line(error)}") from error
         results = result if isinstance(result, list) else [result]
         values.update((tensor.name, value) for tensor, value in zip(node.outputs, results, strict=False))
 
@@ -203,7 +203,7 @@ def require_supported(graph: gs.Graph) -> None:
         require_switched_off(node)
         reason = _refusal(node, int(graph.opset))
         if reason is not None:
-            raise UnsupportedOperatorError(f"{describe(node)} can't be evaluated in torch: {reason}")
+            raise UnsupportedOperatorError(f"{label_of(node)} can't be evaluated in torch: {reason}")
 
 
 def _refusal(node: gs.Node, opset: int) -> str | None:

@@ -19,7 +19,7 @@ from vsfix.graph_passes.model_file import first_line
 from .engine_inspection import read_inspection
 from .engine_layers import EngineLayer
 from .shape_profile import ShapeRange
-from .tensorrt_log import Log
+from .tensorrt_log import Log, first_error
 
 NO_GPU = re.compile(
     r"cudaError (35|100|101|999)\b|CUDA driver version|no CUDA-capable|CUDA initialization", re.IGNORECASE
@@ -111,7 +111,7 @@ class LoadedEngine:
 
     def first_error(self, otherwise: str = "") -> str:
         """The first error in TensorRT's log, in one line."""
-        return " ".join(next(iter(self._log.errors), otherwise or "it does not say why").split())
+        return first_error(self._log, otherwise)
 
     def forget_errors(self) -> None:
         """Empties the log, so that the first error is one of what comes next."""

@@ -24,6 +24,7 @@ import onnx_graphsurgeon as gs
 from vsfix.graph_passes.batch_norm import BatchNorm, find_batch_norms, stored_values
 from vsfix.graph_passes.errors import CheckFailedError
 from vsfix.graph_passes.inference import Array, Float64Array
+from vsfix.graph_passes.nodes import name_of
 from vsfix.graph_passes.tensors import constant_behind
 
 from .engine_layers import ParsedLayer, UnreadableValues
@@ -158,7 +159,7 @@ def _wanted_by_node(graph: gs.Graph) -> Iterator[tuple[str, _Wanted]]:
                 name: constant for name, constant in stored.items() if constant is not None and _float_type(constant)
             }
             if floats:
-                yield label, _wanted_kernel(str(node.name or node.outputs[0].name), node.op, floats)
+                yield label, _wanted_kernel(name_of(node), node.op, floats)
 
 
 def _wanted_scale(batch_norm: BatchNorm) -> _Wanted:

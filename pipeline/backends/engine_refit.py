@@ -21,6 +21,7 @@ from vsfix.graph_passes.errors import BuildError, InputError, MissingComponentEr
 from vsfix.graph_passes.inference import Array
 
 from .cuda_runtime import visible_capability
+from .tensorrt_log import Log, first_error
 
 INDIVIDUAL, ALL = "individual", "all"
 _DROPS_BIASES = re.compile(r"11\.[0-3]\b")
@@ -65,7 +66,7 @@ def mark_refittable(library: Any, config: Any, network: Any, names: Sequence[str
 
 
 def refit_engine(
-    library: Any, log: Any, engine: Any, changed: Mapping[str, Array], known: Mapping[str, Array]
+    library: Any, log: Log, engine: Any, changed: Mapping[str, Array], known: Mapping[str, Array]
 ) -> tuple[bytes, tuple[str, ...]]:
     """Gives an engine new weights.
 
@@ -93,13 +94,13 @@ def refit_engine(
             raise BuildError(f"the engine wants the weights '{name}' too, which the model does not have")
         held[name] = np.ascontiguousarray(known[name])
         if not refitter.set_named_weights(name, _as_weights(library, held[name])):
-            raise BuildError(f"TensorRT refuses new weights '{name}' {held[name].shape}: {_said(log)}")
+            raise BuildError(f"TensorRT refuses new weights '{name}' {held[name].shape}: {first_error(log)}")
 
     for name in changed:
         give(name)
     also = _give_missing(refitter, give)
     if not refitter.refit_cuda_engine():
-        raise BuildError(f"the refit fails: {_said(log)}")
+        raise BuildError(f"the refit fails: {first_error(log)}")
     return _serialize(library, engine), also
 
 
@@ -130,8 +131,3 @@ def _serialize(library: Any, engine: Any) -> bytes:
     if hasattr(library.SerializationFlag, "INCLUDE_REFIT"):
         config.set_flag(library.SerializationFlag.INCLUDE_REFIT)
     return bytes(engine.serialize_with_config(config))
-
-
-def _said(log: Any) -> str:
-    """The first error in TensorRT's log, in one line."""
-    return " ".join(next(iter(log.errors), "it does not say why").split())

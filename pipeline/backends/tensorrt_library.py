@@ -35,7 +35,7 @@ from .engine_refit import mark_refittable, refit_engine
 from .parse_errors import ParseError, describe_parse_errors
 from .parsed_network import ParsedNetwork, read_errors, read_network
 from .shape_profile import ShapeRange
-from .tensorrt_log import BuildProgress, Interruption, Log, make_log, make_monitor
+from .tensorrt_log import BuildProgress, Interruption, Log, first_error, make_log, make_monitor
 from .weak_types import permit_file_types
 
 RUNTIMES = ("tensorrt", "tensorrt-rtx")
@@ -220,10 +220,9 @@ class TensorRt:
 
     def _no_builder(self, said: str) -> str:
         """The message where no builder can be made."""
-        reason = next(iter(self._log.errors), said)
         return (
-            f"{self.runtime} {self.version} can't build here ({' '.join(reason.split())}): it needs an NVIDIA GPU and "
-            "its driver, check with nvidia-smi; --runtime tensorrt-rtx builds without either"
+            f"{self.runtime} {self.version} can't build here ({first_error(self._log, said)}): it needs an NVIDIA GPU "
+            "and its driver, check with nvidia-smi; --runtime tensorrt-rtx builds without either"
         )
 
     def _network_flags(self) -> int:
@@ -275,8 +274,4 @@ class TensorRt:
                 f"{self.runtime} {self.version} finds no NVIDIA GPU and driver here: "
                 f"{advice if self.capabilities else 'check with nvidia-smi'}"
             )
-        return BuildError(f"{self.runtime} {self.version}: {what}: {self._said()}")
-
-    def _said(self) -> str:
-        """The first error in TensorRT's log, in one line."""
-        return " ".join(next(iter(self._log.errors), "it does not say why").split())
+        return BuildError(f"{self.runtime} {self.version}: {what}: {first_error(self._log)}")

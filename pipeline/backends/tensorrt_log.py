@@ -27,6 +27,11 @@ class Log(Protocol):
     errors: list[str]
 
 
+def first_error(log: Log, otherwise: str = "") -> str:
+    """The first error that a log keeps, in one line; where there is none, what else is known."""
+    return " ".join(next(iter(log.errors), otherwise or "it does not say why").split())
+
+
 class BuildProgress(Protocol):
     """Somebody who shows how far a build is."""
 

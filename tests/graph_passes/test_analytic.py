@@ -17,12 +17,6 @@ from vsfix.graph_passes.shift import joint_variance
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture(autouse=True)
-def same_draws():
-    """Each test draws the same, whichever ran before."""
-    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
-
-
 def statistics(prefix: str, values: torch.Tensor) -> dict[str, np.ndarray]:
     """What a BatchNorm in front of which `values` arrive stores."""
     axes = [axis for axis in range(values.dim()) if axis != 1]

@@ -115,6 +115,20 @@ def test_one_batch_is_halved_by_its_samples_and_one_sample_is_refused(stored, va
         probe_of(stored(), values[:1], open_model, batches=1)
 
 
+@pytest.mark.parametrize("batches", [1, 4])
+def test_an_input_without_a_batch_axis_goes_into_both_halves(parse, values, open_model, batches):
+    body = """(float k, float[N, 4] x) => (float[N, 4] y) {
+        h = Mul (x, k)
+        y = BatchNormalization (h, g, b, mean, var)
+    }"""
+    weights = {"g": np.ones(4), "b": np.zeros(4), "mean": 2 * values.mean(0), "var": 4 * values.var(0)}
+    model = parse(body, {name: np.asarray(array, np.float32) for name, array in weights.items()})
+    parts = [{"k": np.array(2, np.float32), "x": part} for part in np.array_split(values, batches)]
+    probe = MismatchProbe(import_graph(model), parts, open_model, noise_seed=0)
+    assert probe.samples == 400
+    assert np.abs(probe.residuals({}).mean(axis=0)).max() < 0.05
+
+
 def test_statistics_that_no_image_speaks_to_are_refused(stored, values, open_model):
     with pytest.raises(DataError, match="varies enough"):
         probe_of(stored(), np.ones_like(values), open_model).evidence()
