@@ -28,7 +28,10 @@ def ray_token(monkeypatch):
 
 def kill_worker_of(store: TrialStore, trial) -> None:
     """Waits until a run has written its first checkpoint, and kills the processes that make runs for this test."""
+    until = time.monotonic() + 120  # a run that fails at once leaves none
     while not (store.run_folder(trial) / "checkpoint.pt").exists():
+        if time.monotonic() > until:
+            return
         time.sleep(0.01)
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
