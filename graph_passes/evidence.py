@@ -98,7 +98,8 @@ def _moves(
 def _require_samples(stored: BatchNorm, moments: Moments) -> None:
     """Refuses a set that is too small for any statement."""
     if moments.samples < MIN_GROUPS or moments.count < 2 * MIN_GROUPS:
+        samples = "1 sample" if moments.samples == 1 else f"{moments.samples} samples"
         raise DataError(
-            f"BatchNorm '{stored.name}' sees only {moments.samples} samples with {moments.count} values per channel; "
+            f"BatchNorm '{stored.name}' sees only {samples} with {moments.count} values per channel; "
             f"give at least {2 * MIN_GROUPS} samples"
         )

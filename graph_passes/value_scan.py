@@ -63,9 +63,10 @@ class ValueFinding:
         """One line for a message."""
         where = f"'{self.tensor}', channel {self.channel}"
         if self.defect in ("NaN", "infinite", "negative"):
-            return f"{where}: {self.count} values are {self.defect}"
-        verb = {"overflow": "overflow", "underflow": "become 0 in", "subnormal": "become subnormal in"}[self.defect]
-        return f"{where}: {self.count} values {verb} {self.dtype} ({self.largest:.4g})"
+            return f"{where}: {self.count} {'value is' if self.count == 1 else 'values are'} {self.defect}"
+        becomes = {"overflow": "infinite", "underflow": "0", "subnormal": "subnormal"}[self.defect]
+        values = "value becomes" if self.count == 1 else "values become"
+        return f"{where}: {self.count} {values} {becomes} in {self.dtype} ({self.largest:.4g})"
 
 
 def scan_values(graph: gs.Graph) -> tuple[ValueFinding, ...]:

@@ -37,7 +37,9 @@ def build_lines(report: BuildReport, output: Path) -> Iterator[str]:
         yield f"SKIP engine inspector: {proof.reason}"
     if report.losses:
         more = f", and {len(report.losses) - 1} channels more" if len(report.losses) > 1 else ""
-        yield f"digits are lost in {report.losses[0]}{more}"
+        yield f"WARN digits are lost in {report.losses[0]}{more}; `vsfix verify` tells what that costs"
+    if report.warning:
+        yield f"WARN {report.warning}"
     yield summarize(report.read_back)
     for reason in skipped_reasons(report.read_back):
         yield f"SKIP {reason}"

@@ -40,6 +40,7 @@ from .precision_proof import (
     require_precision,
     require_quantized_layers,
 )
+from .preparation import unrepaired_noise
 from .refit_form import RefitForm, RefitRecord, parse_refit_form, record_refit, take_refit_form
 
 _LOGGER = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class BuildReport:
         build_seconds: the builder alone.
         refit: what a refit must know; None for an engine that can't be refitted.
         environment: versions, machine, command line, date.
+        warning: that the file shows noise and was not repaired; empty where it does not, or was.
     """
 
     runtime: str
@@ -89,6 +91,7 @@ class BuildReport:
     build_seconds: float
     refit: RefitRecord | None = field(repr=False)
     environment: Mapping[str, str] = field(repr=False)
+    warning: str
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; the verdict of the weights and of each of them in words."""
@@ -152,6 +155,7 @@ def build_engine(
         build_seconds=round(seconds, 3),
         refit=None if form is None else record_refit(form, engine.refit),
         environment=describe_environment(),
+        warning=unrepaired_noise(model),
     )
     _write(output, engine, report, force=force)
     if cache is not None and engine.timings is not None:

@@ -23,7 +23,7 @@ from .output_file import require_output
 from .terminal_text import printable
 
 SCHEMA_VERSION = 1
-_PIPE_WIDTH = 160
+_PIPE_WIDTH = 200
 
 
 class _PlainConsole(Console):

@@ -129,8 +129,9 @@ def _without_data(
             "--method distill needs torch; run: pip install 'vsfix[train]', or give --data, or take --method analytic"
         ) from None
     model = export_model(prepared.graph, prepared.source)
+    search = DistillationConfig(seed=config.seed, input_shape=config.input_shape)
     try:
-        distilled = distill(model, DistillationConfig(seed=config.seed, input_shape=config.input_shape))
+        distilled = distill(model, search)
     except UnsupportedOperatorError as error:
         return _on_stand_ins(prepared, open_model, layers, config, str(error))
     batches = _in_batches(distilled.inputs, prepared)
@@ -140,6 +141,12 @@ def _without_data(
     warnings: tuple[str, ...] = ()
     if left > POOR_MISMATCH:
         warnings = (f"the distilled inputs are not much like the training data (mismatch {left:.2f} a BatchNorm)",)
+    if distilled.steps < search.steps:
+        warnings = (
+            *warnings,
+            f"the search for inputs was cut short after {search.time_limit:.0f} s, in step {distilled.steps} of "
+            f"{search.steps}: the same command ends elsewhere when the machine has more time, or less",
+        )
     return Estimation(estimates, dict.fromkeys(estimates, "distill"), data=data, batches=batches, warnings=warnings)
 
 

@@ -212,7 +212,8 @@ def _precision(report: RepairReport) -> str:
     cast = report.precision
     if cast is None:
         return ""
-    shares = " and ".join(f"{count} layers in {name}" for name, count in cast.layers.items() if count)
+    counts = {name: "1 layer" if count == 1 else f"{count} layers" for name, count in cast.layers.items() if count}
+    shares = " and ".join(f"{count} in {name}" for name, count in counts.items())
     if not cast.judge:
         return f"; {shares}, not compared"
     return f"; {shares}, " + (

@@ -74,6 +74,7 @@ class Package:
         config: the content of `config.pbtxt`, as an object.
         service: the file of the InferenceService; None where none was wanted.
         notes: what was left out, and why.
+        warning: of an ONNX file, that it shows noise and was not repaired; else empty.
     """
 
     folder: Path
@@ -81,6 +82,7 @@ class Package:
     config: TritonConfig
     service: Path | None
     notes: tuple[str, ...]
+    warning: str
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -92,6 +94,7 @@ class Package:
             "compute_capabilities": dict(self.config.model.capabilities),
             "service": self.service,
             "notes": self.notes,
+            "warning": self.warning,
         }
 
 
@@ -133,7 +136,7 @@ def package(
     if service is not None:
         with atomic_path(service, force=force) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    return Package(folder, files, triton, service, _notes(triton, names))
+    return Package(folder, files, triton, service, _notes(triton, names), model.warning)
 
 
 def _model_name(sources: Sequence[Path], config: PackageConfig) -> str:

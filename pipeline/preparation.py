@@ -18,6 +18,7 @@ from vsfix.graph_passes.marker import EXPORT_METADATA_KEY
 from vsfix.graph_passes.model_file import import_graph, read_metadata
 from vsfix.graph_passes.nodes import is_standard, label_of
 from vsfix.graph_passes.noise import Noise
+from vsfix.graph_passes.noise_analysis import analyse_noise
 from vsfix.graph_passes.noise_insertion import InsertNoise, parse_noise_option
 from vsfix.graph_passes.random_expression import RANDOM_OPERATORS
 from vsfix.graph_passes.recompose_batch_norm import RecomposeBatchNorm
@@ -91,6 +92,18 @@ def repaired_batch_norms(metadata: Mapping[str, str]) -> tuple[str, ...]:
         return ()
     names = found.get("repaired") if isinstance(found, dict) else None
     return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+
+
+def unrepaired_noise(model: onnx.ModelProto) -> str:
+    """What is to be said of a file that is deployed although it shows the noise of its training; else empty."""
+    reached = analyse_noise(import_graph(model)).reached
+    if not reached or repaired_batch_norms(read_metadata(model)):
+        return ""
+    return (
+        f"the file was not repaired, and the noise of its training reaches BatchNorm '{next(iter(reached))}'"
+        f"{f' and {len(reached) - 1} others' if len(reached) > 1 else ''}: look with `vsfix inspect`, mend with "
+        "`vsfix optimize`"
+    )
 
 
 def _sites(noise: Sequence[str]) -> dict[str, Noise]:

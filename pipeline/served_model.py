@@ -16,6 +16,7 @@ from vsfix.graph_passes.model_file import read_metadata, read_model
 from .backends.parsed_network import NetworkTensor
 from .engine_sidecar import EngineSidecar, read_sidecar
 from .file_description import describe_onnx_file
+from .preparation import unrepaired_noise
 
 ONNX_FILE, CARD_FILE = "model.onnx", "vsfix.json"
 _ENGINE_TYPES = {
@@ -57,6 +58,7 @@ class ServedModel:
         usual_shapes: an ordinary shape for each input whose free sides are known; with the batch.
         metadata: what the ONNX file says about itself.
         cards: what is known of each model file.
+        warning: of an ONNX file, that it shows noise and was not repaired; `vsfix build` says so of engines.
     """
 
     is_engine: bool
@@ -68,6 +70,7 @@ class ServedModel:
     usual_shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str]
     cards: Mapping[str, Mapping[str, Any]]
+    warning: str = ""
 
 
 def read_served_model(sources: Sequence[Path], compute_capability: str | None = None) -> ServedModel:
@@ -121,6 +124,7 @@ def _read_onnx(path: Path) -> ServedModel:
         },
         metadata=read_metadata(model),
         cards={ONNX_FILE: {"model": describe_onnx_file(path), "metadata": read_metadata(model)}},
+        warning=unrepaired_noise(model),
     )
 
 

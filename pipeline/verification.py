@@ -63,6 +63,7 @@ class Verification:
         random: whether the inputs are random numbers, which say nothing about accuracy.
         tolerance: what was demanded.
         results: one for each candidate.
+        hint: what explains a failure before any layer is looked at; empty where nothing does.
     """
 
     reference: str
@@ -71,6 +72,7 @@ class Verification:
     random: bool
     tolerance: Tolerance
     results: tuple[CandidateResult, ...]
+    hint: str = ""
 
     @property
     def status(self) -> Status:

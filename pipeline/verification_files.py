@@ -99,7 +99,7 @@ def verify_files(model: Path, against: Path, config: VerificationConfig) -> Veri
 
     tolerance = config.tolerance.resolve(reference.precision, candidate.precision)
     with _open_reference(reference, names[0], reference_backend, statistics) as runner:
-        return verify(
+        found = verify(
             runner,
             _candidates(candidate, backends, names[0], name_step(files[-2], candidate), trust=config.trust),
             samples,
@@ -109,6 +109,17 @@ def verify_files(model: Path, against: Path, config: VerificationConfig) -> Veri
             stages=_stages(files, names[0]),
             search=search if config.search_layers else None,
         )
+    return found if found.status == "PASS" else replace(found, hint=_hint(candidate, reference))
+
+
+def _hint(candidate: ModelDescription, reference: ModelDescription) -> str:
+    """Why a repaired model departs from one that was not, as it must."""
+    if not candidate.repaired or reference.repaired:
+        return ""
+    cure = "give the statistics that `vsfix optimize --statistics` writes, with --statistics"
+    if reference.kind != "checkpoint":
+        cure = f"compare {candidate.path.name} with another file of the repaired model"
+    return f"{candidate.path.name} was repaired and {reference.path.name} was not, so that they are to differ: {cure}"
 
 
 def _candidates(

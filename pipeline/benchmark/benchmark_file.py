@@ -62,6 +62,8 @@ def read_benchmark(path: Path) -> BenchmarkFile:
         document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
     except OSError as error:
         raise InputError(f"{path}: can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not JSON; name a file that `vsfix benchmark --json` wrote") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON: {error}") from error
     try:

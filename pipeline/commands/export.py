@@ -56,6 +56,8 @@ def command(
         result = export_factory(source, output, input_shape=input_shape, weights=weights, opset=opset, force=force)
     else:
         result = export_checkpoint(load_checkpoint(checkpoint_file(Path(source))), output, opset=opset, force=force)
+    if is_factory and weights is None:
+        print_line(f"WARN no --weights: the file holds those that {source} gave the module")
     print_line(f"BatchNorms kept: {len(result.batch_norms)}")
     print_line(f"noise layers marked: {len(result.markers)}")
     for name, noise in result.markers:

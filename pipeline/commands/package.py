@@ -92,6 +92,8 @@ def command(
             print_line(f"backend: {result.config.backend}, {f'batches up to {largest}' if largest else 'no batching'}")
             for note in result.notes:
                 print_line(f"SKIP {note}")
+            if result.warning:
+                print_line(f"WARN {result.warning}")
             for file in result.files:
                 print_line(f"wrote {result.folder / file}")
             if result.service is not None:

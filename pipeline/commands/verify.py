@@ -153,4 +153,4 @@ def command(
             write_json(asdict(verification) | {"status": verification.status}, json_path, force=force)
     failed = [f"{result.candidate}: {reason}" for result in verification.results for reason in result.reasons]
     if failed:
-        raise CheckFailedError("; ".join(failed))
+        raise CheckFailedError("; ".join([*failed, *([verification.hint] if verification.hint else [])]))

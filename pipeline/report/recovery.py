@@ -13,12 +13,6 @@ from .sections import BenchmarkRow, Report
 _SAME_MODEL = 0.01  # the same network on another backend or in another precision is no farther off in top-1
 
 
-def trained_and_best(accuracies: Sequence[AccuracyRow]) -> tuple[AccuracyRow, AccuracyRow] | None:
-    """The model as trained and the best repair; None where one of them was not measured."""
-    trained, repaired = _split(accuracies)
-    return (trained[0], max(repaired, key=lambda row: row.accuracy)) if trained and repaired else None
-
-
 def trained_and_first(accuracies: Sequence[AccuracyRow]) -> tuple[AccuracyRow, AccuracyRow] | None:
     """The model as trained and the repair that the page tells of; None where one of them was not measured.
 
@@ -29,14 +23,15 @@ def trained_and_first(accuracies: Sequence[AccuracyRow]) -> tuple[AccuracyRow, A
 
 
 def damage_in_accuracy(accuracies: Sequence[AccuracyRow]) -> str:
-    """What the damage costs: the accuracy as trained, against the best after a repair."""
-    pair = trained_and_best(accuracies)
-    if pair is None:
+    """What the damage costs: the accuracy as trained, against that of the repair from most images."""
+    trained, repaired = _split(accuracies)
+    if not trained or not repaired:
         return ""
-    trained, best = pair
-    if best.accuracy <= trained.accuracy:
-        return f"Top-1 is {percent(trained.accuracy)}, and no repair of this run reaches more."
-    return f"As trained, top-1 is {percent(trained.accuracy)}; with right statistics {percent(best.accuracy)}."
+    most = max(repaired, key=lambda row: row.images or 0)
+    if most.accuracy <= trained[0].accuracy:
+        return f"Top-1 is {percent(trained[0].accuracy)}, and the repair from most images reaches no more."
+    by = f"{count(most.images)} images bring" if most.images else "the repair brings"
+    return f"As trained, top-1 is {percent(trained[0].accuracy)}; {by} it to {percent(most.accuracy)}."
 
 
 def worth_of_files(report: Report) -> str:

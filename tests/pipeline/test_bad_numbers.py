@@ -112,11 +112,11 @@ def test_data_on_which_nothing_varies_is_told(parse, open_model, call, tmp_path)
 
 
 REFUSED = {
-    "NaN gamma": ({"gamma": np.nan}, "1e-5", 1, "'gamma', channel 0: 1 values are NaN"),
+    "NaN gamma": ({"gamma": np.nan}, "1e-5", 1, "'gamma', channel 0: 1 value is NaN"),
     "NaN variance": ({"var": np.nan}, "1e-5", 2, "BatchNorm 'b'"),
     "negative variance": ({"var": -1e-3}, "1e-5", 2, "BatchNorm 'b'"),
     "infinite mean": ({"mean": np.inf}, "1e-5", 2, "BatchNorm 'b'"),
-    "no variance, no epsilon": ({"var": 0.0}, "0.0", 1, "channel 0: 1 values are infinite"),
+    "no variance, no epsilon": ({"var": 0.0}, "0.0", 1, "channel 0: 1 value is infinite"),
 }
 
 

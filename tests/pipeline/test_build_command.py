@@ -100,6 +100,13 @@ def test_a_build_prints_what_was_built_and_how_it_is_known(call, plain, tmp_path
 
 
 @needs_rtx
+def test_a_file_that_shows_its_noise_and_was_not_repaired_is_built_with_a_warning(call, onnx_path, tmp_path):
+    result = call("build", onnx_path, "-o", tmp_path / "e.plan", *RTX, "--shapes", "input:1x1x8x8")
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    assert "WARN the file was not repaired, and the noise of its training reaches BatchNorm" in result.stdout
+
+
+@needs_rtx
 def test_json_on_stdout_is_the_sidecar(call, plain, tmp_path):
     result = call("build", plain, "-o", tmp_path / "e.plan", *RTX, "--shapes", "x:1x4", "--json", "-")
     assert json.loads(result.stdout) == json.loads((tmp_path / "e.plan.json").read_text())

@@ -107,6 +107,7 @@ def test_no_command_shows_the_help_and_is_no_success(call):
     ("arguments", "words"),
     [
         (["bogus"], "No such command 'bogus'"),
+        (["optimise"], "No such command 'optimise'. Did you mean 'optimize'?"),
         (["--bogus"], "No such option"),
         (["verify"], "Missing argument 'MODEL'"),
         (["reproduce", "uout", "-o", "x", "--gpus", "1"], "they go with --ray"),

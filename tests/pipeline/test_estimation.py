@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,14 @@ def test_distilled_inputs_are_no_data_of_the_user(residual, open_model):
     assert set(found.methods.values()) == {"distill"}
     stored = find_batch_norms(prepared.graph)[0]
     assert (found.estimates["bn1"].variance < stored.variance).all()
+
+
+def test_a_search_that_the_clock_cut_short_is_told(residual, open_model, monkeypatch):
+    distillation = pytest.importorskip("vsfix.trainers.distillation")
+    config = partial(distillation.DistillationConfig, time_limit=1e-9)
+    monkeypatch.setattr(distillation, "DistillationConfig", config)
+    found = estimate_statistics("distill", prepare_model(residual), [], open_model, ALL, RepairConfig())
+    assert any("cut short after 0 s, in step 1 of" in warning for warning in found.warnings)
 
 
 def test_where_nothing_can_be_distilled_stand_ins_and_closed_forms_serve_and_say_so(residual, open_model):

@@ -81,6 +81,13 @@ def test_a_factory_in_the_current_folder_is_exported_with_its_weights(package):
     np.testing.assert_allclose(found, TorchRunner(network).run(x)["logits"], rtol=0, atol=1e-6)
 
 
+def test_a_factory_without_weights_is_exported_with_a_warning(call, package):
+    weights, _ = weights_of(package)
+    line = ("export", "mynetwork:Network", "--input-shape", "6", "-o", package / "m.onnx", "--force")
+    assert call(*line).stdout.startswith("WARN no --weights: the file holds those that mynetwork:Network gave")
+    assert "WARN" not in call(*line, "--weights", weights).stdout
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [

@@ -113,7 +113,7 @@ def test_weights_that_no_repair_makes_deployable_are_named(parse, open_model):
     model = parse("(float[N, 3] x) => (float[N, 3] y) { y = BatchNormalization (x, g, b, m, v) }", weights)
     found = inspect_model(model, [], open_model)
     assert judge_inspection(found)[0] == "FAIL"
-    assert "channel 1: 1 values are NaN" in found.defect
+    assert "channel 1: 1 value is NaN" in found.defect
     weights["v"][1] = 0.5
     model = parse("(float[N, 3] x) => (float[N, 3] y) { y = BatchNormalization (x, g, b, m, v) }", weights)
     assert inspect_model(model, [], open_model).defect == ""
@@ -137,3 +137,11 @@ def test_the_range_of_the_gains_is_that_of_the_formula_and_what_float16_can_t_ho
     assert row.gain_low == pytest.approx(0.1)
     assert row.gain_high == pytest.approx(1e6)
     assert row.beyond_fp16 == 2  # a shift of 90,000, a gain of a million
+
+
+def test_a_file_in_which_vsfix_folded_every_batch_norm_is_told_from_a_bad_export(call, onnx_path, tmp_path):
+    repaired = tmp_path / "repaired.onnx"
+    assert call("optimize", onnx_path, "-o", repaired, "--data", "digits", "--samples", 32).exit_code == 0
+    result = call("inspect", repaired)
+    assert result.exit_code == 2
+    assert result.stderr.endswith("no BatchNorm is left to look at: vsfix folded them all when it wrote this file\n")

@@ -229,3 +229,11 @@ def test_what_is_left_out_is_said(call, parse, tmp_path):
     result = call("package", tmp_path / "m.onnx", "-o", tmp_path / "repo")
     assert "SKIP warm-up: an input has sides that the file does not fix" in result.stdout
     assert len(config_of(tmp_path / "repo" / "m").model_warmup) == 0
+
+
+def test_a_file_that_shows_its_noise_and_was_not_repaired_is_packaged_with_a_warning(call, onnx_path, tmp_path):
+    damaged = call("package", onnx_path, "-o", tmp_path / "repo")
+    assert damaged.exit_code == 0
+    assert "WARN the file was not repaired, and the noise of its training reaches BatchNorm" in damaged.stdout
+    call("optimize", onnx_path, "-o", tmp_path / "repaired.onnx", "--data", "digits", "--samples", 32, "--no-fold")
+    assert "WARN" not in call("package", tmp_path / "repaired.onnx", "-o", tmp_path / "repo").stdout

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from vsfix.graph_passes.errors import InputError, MissingComponentError
+from vsfix.graph_passes.model_file import read_metadata
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
 from vsfix.pipeline.casting import cast_model
+from vsfix.pipeline.preparation import REPAIR_KEY
 from vsfix.pipeline.random_inputs import draw_inputs
 from vsfix.pipeline.tolerance import TOLERANCES, GivenTolerance
 from vsfix.pipeline.verification_files import VerificationConfig, verify_files
@@ -48,6 +50,17 @@ def test_a_model_with_other_statistics_fails_until_the_reference_has_them_too(on
     assert verify_files(model, checkpoint_path, QUICK).status == "FAIL"
     assert verify_files(model, checkpoint_path, replace(QUICK, statistics=statistics)).status == "PASS"
     assert verify_files(onnx_path, checkpoint_path, replace(QUICK, statistics=statistics)).status == "FAIL"
+
+
+def test_a_repaired_model_against_one_that_was_not_is_told_what_to_give(onnx_path, checkpoint_path, tmp_path):
+    model, _ = changed_statistics(onnx_path, tmp_path)
+    assert verify_files(model, checkpoint_path, QUICK).hint == ""  # changed, but not by a repair
+    repaired = onnx.load(model)
+    onnx.helper.set_model_props(repaired, read_metadata(repaired) | {REPAIR_KEY: '{"repaired": ["norm1"]}'})
+    onnx.save(repaired, model)
+    assert "with --statistics" in verify_files(model, checkpoint_path, QUICK).hint
+    assert "another file of the repaired model" in verify_files(model, onnx_path, QUICK).hint
+    assert verify_files(model, model, QUICK).hint == ""
 
 
 def test_two_onnx_files_are_compared_in_onnx_runtime(onnx_path, tmp_path):

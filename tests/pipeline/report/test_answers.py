@@ -9,6 +9,7 @@ from vsfix.pipeline.inspection import BatchNormRow, Inspection
 from vsfix.pipeline.proportion import proportion, wilson_interval
 from vsfix.pipeline.repair_report import BatchNormOutcome, RepairReport
 from vsfix.pipeline.report.answers import find_answers
+from vsfix.pipeline.report.number_text import count
 from vsfix.pipeline.report.sections import BenchmarkRow, LatencySeries, Report
 
 EMPTY = Report("Title", "PASS", "Verdict.")
@@ -209,7 +210,7 @@ def test_accuracies_of_another_network_say_nothing_of_what_a_file_recovers():
 
 def test_a_repair_that_reaches_no_more_is_not_said_to_have_the_right_statistics():
     report = replace(repaired(outcome(3.0, 1.2, None)), accuracies=accuracies((None, 75), (32, 74)))
-    assert answers(report)[DAMAGE].endswith("Top-1 is 75.0 %, and no repair of this run reaches more.")
+    assert answers(report)[DAMAGE].endswith("Top-1 is 75.0 %, and the repair from most images reaches no more.")
 
 
 def test_a_healthy_network_on_few_samples_is_not_called_foreign_data():
@@ -242,3 +243,9 @@ def test_ratios_that_hold_1_are_counted():
     )
     found = answers(replace(repaired(outcome(2.0, 1.0, (0.4, 0.6))), latencies=times))[COST]
     assert "0.90 to 1.10 in 5 measurements; 3 of their 95 % intervals hold 1, which is no difference" in found
+
+
+def test_the_damage_is_told_by_the_repair_from_most_images_and_not_by_the_luckiest():
+    found = accuracies((None, 75), (32, 94), (1297, 93))
+    report = replace(repaired(outcome(3.0, 1.2, None)), accuracies=found)
+    assert answers(report)[DAMAGE].endswith(f"As trained, top-1 is 75.0 %; {count(1297)} images bring it to 93.0 %.")
