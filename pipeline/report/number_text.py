@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -78,5 +79,6 @@ def count(value: float) -> str:
 
 
 def bound(sentence: str) -> str:
-    """A sentence in which a number and its unit stay on one line."""
-    return sentence.replace(" %", "\N{NO-BREAK SPACE}%").replace(" dB", "\N{NO-BREAK SPACE}dB")
+    """A sentence in which a number and its unit, or its exponent, stay on one line."""
+    bound_units = sentence.replace(" %", "\N{NO-BREAK SPACE}%").replace(" dB", "\N{NO-BREAK SPACE}dB")
+    return re.sub(r"(?<=\de)-(?=\d)", "\N{NON-BREAKING HYPHEN}", bound_units)
