@@ -289,8 +289,8 @@ def power_law(rows: Sequence[Facts], tool: str) -> tuple[float, float]:
 
 
 def promised(rows: Sequence[Facts], tool: str, size: int) -> float:
-    """The seconds that the last two sizes let expect of another."""
-    slope, factor = power_law(rows[-2:], tool)
+    """The seconds that the last two sizes that a tool was run on let expect of another."""
+    slope, factor = power_law([row for row in rows if tool in row["seconds"]][-2:], tool)
     return factor * size**slope
 
 

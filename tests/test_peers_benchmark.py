@@ -171,6 +171,13 @@ def test_without_its_peers_a_script_says_how_to_get_them():
     assert "pip install polygraphy onnxslim" in done.stdout
 
 
+def test_a_size_that_was_left_out_does_not_let_a_longer_one_run(passes):
+    rows = [{"nodes": nodes, "seconds": {"slow": nodes**2 / 1e6}} for nodes in (1000, 3000)]
+    skipped = {"nodes": 10_000, "seconds": {}}
+    assert passes.promised(rows, "slow", 10_000) == pytest.approx(100)
+    assert passes.promised([*rows, skipped], "slow", 20_000) == pytest.approx(400)
+
+
 def test_the_profile_of_exact_adds_up_to_the_clock(script, parse, tmp_path, capsys, monkeypatch):
     module = script("exact_profile")
     rng = np.random.default_rng(0)
