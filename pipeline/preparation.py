@@ -9,7 +9,12 @@ from dataclasses import dataclass
 import onnx
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.batch_norm import require_batch_norms, separate_statistics, unreadable_batch_norms
+from vsfix.graph_passes.batch_norm import (
+    find_batch_norms,
+    require_batch_norms,
+    separate_statistics,
+    unreadable_batch_norms,
+)
 from vsfix.graph_passes.deployment import deployment_passes
 from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.fold_constants import FoldBatchNormParameters
@@ -98,13 +103,16 @@ def unrepaired_noise(model: onnx.ModelProto) -> str:
     """What is to be said of a file that is deployed although it shows the noise of its training; else empty."""
     if repaired_batch_norms(read_metadata(model)):
         return ""
-    reached = analyse_noise(import_graph(model)).reached
+    graph = import_graph(model)
+    noisy = analyse_noise(graph).reached
+    reached = [batch_norm.name for batch_norm in find_batch_norms(graph) if batch_norm.name in noisy]
     if not reached:
         return ""
+    others = len(reached) - 1
+    more = {0: "", 1: " and 1 other"}.get(others, f" and {others} others")
     return (
-        f"the file was not repaired, and the noise of its training reaches BatchNorm '{next(iter(reached))}'"
-        f"{f' and {len(reached) - 1} others' if len(reached) > 1 else ''}: look with `vsfix inspect`, mend with "
-        "`vsfix optimize`"
+        f"the file was not repaired, and the noise of its training reaches BatchNorm '{reached[0]}'{more}: look with "
+        "`vsfix inspect`, mend with `vsfix optimize`"
     )
 
 
