@@ -27,6 +27,8 @@ KEEPING_EXPORT = (
     "export it again with `vsfix export`, or with torch.onnx.export(model.eval(), args, file, dynamo=True, "
     "optimize=False), which loses only the noise"
 )
+_PARAMETER_NAMES = ("weight", "bias", "running_mean", "running_var")
+_SCALE_AND_SHIFT = (1, 2)
 Parameters = tuple[gs.Constant, gs.Constant, gs.Constant, gs.Constant]
 
 
@@ -112,22 +114,35 @@ class BatchNorm:
         Raises:
             ModelError: a value that is not finite after rounding, or a negative variance.
         """
+        return self.with_parameters(self.gamma, self.beta, mean, variance)
+
+    def with_parameters(
+        self, gamma: Float64Array, beta: Float64Array, mean: Float64Array, variance: Float64Array
+    ) -> BatchNorm:
+        """The same for all four parameters; what equals the stored value after rounding is not touched.
+
+        Raises:
+            ModelError: a value that is not finite after rounding, or a negative variance.
+        """
         if np.any(variance < 0):
             raise ModelError(f"BatchNorm '{self.name}': refusing to write a negative variance")
-        gamma, beta, _, _ = self.parameters
-        return BatchNorm(self.name, self.node, (gamma, beta, self._replace(3, mean), self._replace(4, variance)))
+        written = [self._replace(index, values) for index, values in enumerate((gamma, beta, mean, variance), 1)]
+        return BatchNorm(self.name, self.node, (written[0], written[1], written[2], written[3]))
 
     def _replace(self, index: int, values: Float64Array) -> gs.Constant:
         """Puts `values` at input `index`, in place where this node is the only reader."""
         constant: gs.Constant = self.parameters[index - 1]
+        stored = stored_values(constant)
         with np.errstate(over="ignore"):
-            rounded = values.astype(stored_values(constant).dtype).reshape(constant.shape)
+            rounded = values.astype(stored.dtype).reshape(constant.shape)
+        if index in _SCALE_AND_SHIFT and rounded.tobytes() == stored.tobytes():
+            return constant
         if not np.isfinite(rounded.astype(np.float64)).all():
-            raise ModelError(f"BatchNorm '{self.name}': refusing to write a statistic that is not finite")
+            raise ModelError(f"BatchNorm '{self.name}': refusing to write a parameter that is not finite")
         if self.node.inputs[index] is constant and len(constant.outputs) == 1:
             constant.values = rounded
         else:
-            constant = gs.Constant(f"{self.name}.{('running_mean', 'running_var')[index - 3]}.own", rounded)
+            constant = gs.Constant(f"{self.name}.{_PARAMETER_NAMES[index - 1]}.own", rounded)
             self.node.inputs[index] = constant
         return constant
 

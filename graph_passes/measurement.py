@@ -16,14 +16,10 @@ Each node runs once per batch, so the total work is one forward. Only the fronti
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from .activation_cache import DEFAULT_MAX_MEMORY, ActivationCache
@@ -31,20 +27,17 @@ from .batch_norm import BatchNorm, find_batch_norms
 from .batches import Batch, count_samples, cut_batches, prescribed_batch_size, samples_in
 from .errors import DataError, ModelError
 from .inference import Array, Float64Array, OpenModel
-from .model_file import export_subgraph
 from .moment_taps import MomentTap, tap_moments
 from .moments import Moments, MomentsAccumulator, SampleMoments
-from .noise_sampling import apply_noise
 from .remove_identities import RemoveMarkers
-from .staging import Stage, noisy_markers, plan_stages
+from .staged_run import StagedRun
+from .staging import Stage, Target, noisy_markers, plan_stages
 
 # Samples of one run. Activations that stay in the processor's cache make a pass over them cheap, and several runs keep
 # several processors busy; but each run has a price of its own. What runs at once is in memory beside the cache: large
 # inputs make small runs.
 LARGEST_RUN, SMALLEST_RUN, LEAST_RUNS = 64, 8, 8
 LARGEST_INPUT = 4 << 20  # bytes of the inputs of one run
-
-_Result = TypeVar("_Result")
 
 # What a corrected BatchNorm normalises with, given what it stores and what was measured: (mean, variance), each (C,).
 Correction = Callable[[BatchNorm, Moments], tuple[Float64Array, Float64Array]]
@@ -110,16 +103,18 @@ def measure(
                 f"BatchNorm '{batch_norm.name}' normalises a constant; fold the constants of the model first"
             )
     markers = noisy_markers(copy) if config.noise_seed is not None else []
-    stages = plan_stages(copy, batch_norms, frozenset(config.corrected), markers)
+    targets = [
+        Target(batch_norm, (batch_norm.input,), batch_norm.node if batch_norm.name in config.corrected else None)
+        for batch_norm in batch_norms
+    ]
     moments: dict[str, Moments] = {}
     with ActivationCache(config.max_memory) as cache:
-        run = _StagedRun(copy, batches, open_model, config, cache)
-        for index, stage in enumerate(stages):
-            later = {name for following in stages[index + 1 :] for name in following.wanted}
-            moments |= run.run_stage(stage, later)
-            for batch_norm in stage.measured:
-                if batch_norm.name in config.corrected:
-                    batch_norm.with_statistics(*config.correction(batch_norm, moments[batch_norm.name]))
+        run = StagedRun(copy, batches, open_model, cache, config.noise_seed or 0, config.repeats)
+        for stage in run.stages(plan_stages(copy, targets, markers)):
+            moments |= _measure_stage(run, stage, copy.opset)
+            for target in stage.measured:
+                if target.cut is not None:
+                    target.item.with_statistics(*config.correction(target.item, moments[target.item.name]))
     return {batch_norm.name: moments[batch_norm.name] for batch_norm in batch_norms}
 
 
@@ -141,105 +136,34 @@ def _hold_constants(graph: gs.Graph) -> None:
     graph.nodes[:] = [node for node in graph.nodes if node.op != "Constant" or node.outputs]
 
 
-def _side_by_side(work: Callable[[int], _Result], numbers: Iterable[int], concurrency: int) -> Iterator[_Result]:
-    """The results of `work` in the order of the numbers; where one fails, those that wait are not begun."""
-    if concurrency == 1:
-        yield from map(work, numbers)
-    else:
-        with ThreadPoolExecutor(concurrency) as pool:
-            yield from pool.map(work, numbers)
+def _measure_stage(run: StagedRun, stage: Stage[BatchNorm], opset: int) -> dict[str, Moments]:
+    """The moments of the inputs that a stage computes, by the name of the BatchNorm."""
+    computed = {tensor.name for node in stage.nodes for tensor in node.outputs}
+    taps = {
+        target.item.input.name: tap_moments(target.item.input, opset)
+        for target in stage.measured
+        if target.item.input.name in computed
+    }
+    accumulators = {target.item.name: MomentsAccumulator() for target in stage.measured}
+
+    def read(number: int, arrays: Mapping[str, Array]) -> list[SampleMoments]:
+        return [_sample_moments(run, target.item, taps, arrays, number) for target in stage.measured]
+
+    nodes = [node for tap in taps.values() for node in tap.nodes]
+    outputs = [output for tap in taps.values() for output in tap.outputs]
+    for first, found in run.run_stage(stage, nodes, outputs, read):
+        for target, moments in zip(stage.measured, found, strict=True):
+            accumulators[target.item.name].add(moments, first)
+    return {name: accumulator.result() for name, accumulator in accumulators.items()}
 
 
-class _StagedRun:
-    """One pass over the stages: what is fed to each, and what is kept between them."""
-
-    def __init__(
-        self,
-        graph: gs.Graph,
-        batches: Sequence[Batch],
-        open_model: OpenModel,
-        config: MeasurementConfig,
-        cache: ActivationCache,
-    ) -> None:
-        self._graph = graph
-        self._batches = batches
-        self._open_model = open_model
-        self._seed = config.noise_seed
-        self._cache = cache
-        self._inputs = {tensor.name for tensor in graph.inputs}
-        self._runs = range(len(batches) * config.repeats)  # a run is one batch under one draw of the noise
-        self._first_samples = [0, *np.cumsum([samples_in(batch) for batch in batches])[:-1].tolist()]
-
-    def run_stage(self, stage: Stage, later: Collection[str]) -> dict[str, Moments]:
-        """Runs one stage over every batch, the noise first.
-
-        Args:
-            stage: what to run.
-            later: the names of the tensors that later stages read.
-
-        Returns:
-            The moments of the inputs that it computes, by the name of the BatchNorm.
-        """
-        finished = (stage.wanted | stage.made_by_markers).difference(later, self._inputs)
-        produced = {tensor.name: tensor for node in stage.nodes for tensor in node.outputs}
-        handed_on = [produced[name] for name in stage.hands_on if name in produced]
-        taps = {
-            batch_norm.input.name: tap_moments(batch_norm.input, self._graph.opset)
-            for batch_norm in stage.measured
-            if batch_norm.input.name in produced
-        }
-        accumulators = {batch_norm.name: MomentsAccumulator() for batch_norm in stage.measured}
-        with ExitStack() as stack:
-            runner = None
-            if handed_on or taps:
-                runner = stack.enter_context(self._open_model(self._part(stage, handed_on, taps)))
-
-            def run(number: int) -> list[SampleMoments]:
-                self._make_noise(stage, number)
-                arrays = runner.run({name: self._array(number, name) for name in stage.reads}) if runner else {}
-                moments = [self._sample_moments(batch_norm, taps, arrays, number) for batch_norm in stage.measured]
-                for name in finished:  # before the results take their place
-                    self._cache.drop(number, name)
-                self._cache.put(number, {tensor.name: arrays[tensor.name] for tensor in handed_on})
-                return moments
-
-            results = _side_by_side(run, self._runs, runner.concurrency if runner else 1)
-            for number, found in zip(self._runs, results, strict=True):
-                first = self._first_samples[number % len(self._batches)]
-                for batch_norm, moments in zip(stage.measured, found, strict=True):
-                    accumulators[batch_norm.name].add(moments, first)
-        return {name: accumulator.result() for name, accumulator in accumulators.items()}
-
-    def _make_noise(self, stage: Stage, number: int) -> None:
-        """Caches what the markers make of one run; the draws depend on the seed, the marker and the run alone."""
-        for marker in stage.markers:
-            rng = np.random.default_rng((self._seed or 0, marker.number, number))
-            noisy = apply_noise(marker.noise, self._array(number, marker.node.inputs[0].name), rng)
-            self._cache.put(number, {marker.node.outputs[0].name: noisy})
-
-    def _array(self, number: int, name: str) -> Array:
-        """A tensor of one run: an input of the graph, or what an earlier stage or a marker left."""
-        if name in self._inputs:
-            return self._batches[number % len(self._batches)][name]
-        return self._cache.get(number, name)
-
-    def _part(self, stage: Stage, handed_on: Sequence[gs.Variable], taps: Mapping[str, MomentTap]) -> onnx.ModelProto:
-        """The model of one stage."""
-        before_noise = {marker.node.outputs[0].name: marker.node.inputs[0].name for marker in stage.markers}
-        for name, tensor in stage.reads.items():
-            if isinstance(tensor, gs.Variable):
-                tensor.dtype = self._array(0, before_noise.get(name, name)).dtype  # noise keeps the dtype
-        nodes = [*stage.nodes, *(node for tap in taps.values() for node in tap.nodes)]
-        outputs = [*handed_on, *(output for tap in taps.values() for output in tap.outputs)]
-        return export_subgraph(self._graph, nodes, stage.reads.values(), outputs)
-
-    def _sample_moments(
-        self, batch_norm: BatchNorm, taps: Mapping[str, MomentTap], arrays: Mapping[str, Array], number: int
-    ) -> SampleMoments:
-        """The moments of a BatchNorm input in one run: from its tap, or from the array that is at hand."""
-        name = batch_norm.input.name
-        try:
-            found = taps[name].read(arrays) if name in taps else SampleMoments.of(self._array(number, name))
-            return found.of_samples(samples_in(self._batches[number % len(self._batches)]))
-        except DataError as error:
-            raise DataError(f"the input of BatchNorm '{batch_norm.name}': {error}") from error
+def _sample_moments(
+    run: StagedRun, batch_norm: BatchNorm, taps: Mapping[str, MomentTap], arrays: Mapping[str, Array], number: int
+) -> SampleMoments:
+    """The moments of a BatchNorm input in one run: from its tap, or from the array that is at hand."""
+    name = batch_norm.input.name
+    try:
+        found = taps[name].read(arrays) if name in taps else SampleMoments.of(run.array(number, name))
+        return found.of_samples(run.samples_of(number))
+    except DataError as error:
+        raise DataError(f"the input of BatchNorm '{batch_norm.name}': {error}") from error

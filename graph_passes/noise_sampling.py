@@ -35,15 +35,31 @@ def apply_noise(noise: Noise, values: Array, rng: np.random.Generator) -> Array:
     Returns:
         A new array of the same shape and type.
     """
-    shape = _shape_of_draws(noise.kind, values.shape)
+    scale, offset = draw_affine(noise, values.shape, rng)
     wide = values.astype(np.result_type(values.dtype, np.float32), copy=False)
-    if noise.is_multiplicative:
-        noisy = wide * _factor(noise, shape, rng)
-    else:
-        scale, offset = _alpha_map(noise.value, rng.random(shape, dtype=np.float32))
-        noisy = wide * scale + offset
+    noisy = wide * scale if offset is None else wide * scale + offset
     result: Array = noisy.astype(values.dtype, copy=False)
     return result
+
+
+def draw_affine(
+    noise: Noise, shape: tuple[int, ...], rng: np.random.Generator
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+    """One draw of the noise as a map X = scale x + offset.
+
+    Args:
+        noise: its kind and parameter.
+        shape: of x, (N, C, ...).
+        rng: where the draws come from.
+
+    Returns:
+        The scale and the offset, of the shape of x with 1 along the axes that share a draw; no offset (None) for the
+        multiplicative kinds.
+    """
+    drawn = _shape_of_draws(noise.kind, shape)
+    if noise.is_multiplicative:
+        return _factor(noise, drawn, rng), None
+    return _alpha_map(noise.value, rng.random(drawn, dtype=np.float32))
 
 
 def _shape_of_draws(kind: NoiseKind, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
-"""The order in which the parts of a graph must run so that each BatchNorm is measured behind corrected predecessors.
+"""The order in which the parts of a graph must run so that each target is measured behind corrected predecessors.
 
-    stage of a tensor = the number of corrected BatchNorms, and of markers whose noise is on, on the longest way to it
+    stage of a tensor = the number of corrected targets, and of markers whose noise is on, on the longest way to it
 
 A stage runs its nodes over the whole calibration set before the next one begins. Each node stands in one stage only.
 """
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import onnx_graphsurgeon as gs
 
-from .batch_norm import BatchNorm
 from .errors import ModelError
 from .marker import marker_label, read_marker
 from .noise import Noise
@@ -28,8 +28,26 @@ class NoisyMarker:
     noise: Noise
 
 
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, eq=False)
+class Target(Generic[Item]):
+    """Something that is to be measured.
+
+    Attributes:
+        item: what it is.
+        tensors: what must be known for it.
+        cut: the node that may run only when the target has been measured; None where nothing waits for it.
+    """
+
+    item: Item
+    tensors: tuple[Tensor, ...]
+    cut: gs.Node | None = None
+
+
 @dataclass
-class Stage:
+class Stage(Generic[Item]):
     """What happens in one stage.
 
     Attributes:
@@ -37,14 +55,14 @@ class Stage:
         nodes: what the runtime runs.
         reads: the tensors that the nodes take from earlier stages, from the markers, or from the graph's inputs.
         hands_on: the tensors that later stages read, by the stage that has them first.
-        measured: the BatchNorms whose input is known after this stage.
+        measured: the targets whose tensors are known after this stage.
     """
 
     markers: list[NoisyMarker] = field(default_factory=list)
     nodes: list[gs.Node] = field(default_factory=list)
     reads: dict[str, Tensor] = field(default_factory=dict)
     hands_on: dict[str, Tensor] = field(default_factory=dict)
-    measured: list[BatchNorm] = field(default_factory=list)
+    measured: list[Target[Item]] = field(default_factory=list)
 
     @property
     def wanted(self) -> set[str]:
@@ -74,24 +92,22 @@ def noisy_markers(graph: gs.Graph) -> list[NoisyMarker]:
     return [NoisyMarker(number, node, noise) for number, (node, noise) in enumerate(marking)]
 
 
-def plan_stages(
-    graph: gs.Graph, batch_norms: Sequence[BatchNorm], corrected: Collection[str], markers: Sequence[NoisyMarker]
-) -> list[Stage]:
-    """Sorts the nodes that lead to a BatchNorm input into stages.
+def plan_stages(graph: gs.Graph, targets: Sequence[Target[Item]], markers: Sequence[NoisyMarker]) -> list[Stage[Item]]:
+    """Sorts the nodes that lead to a target into stages.
 
     Args:
         graph: nodes in topological order.
-        batch_norms: what is to be measured.
-        corrected: the names of those that must be measured before what follows them runs.
+        targets: what is to be measured; the producers of a target's tensors stand before its cut in the graph.
         markers: those whose noise is on.
     """
-    correcting = {id(batch_norm.node) for batch_norm in batch_norms if batch_norm.name in corrected}
+    cuts = {id(target.cut): target for target in targets if target.cut is not None}
     noisy = {id(marker.node): marker for marker in markers}
     stage_of: dict[int, int] = {}
-    stages: list[Stage] = [Stage()]
-    for node in _nodes_leading_to(graph, [batch_norm.input for batch_norm in batch_norms]):
-        number = max((stage_of.get(id(tensor), 0) for tensor in consumed_tensors(node)), default=0)
-        number += id(node) in correcting or id(node) in noisy
+    stages: list[Stage[Item]] = [Stage()]
+    for node in _nodes_leading_to(graph, [tensor for target in targets for tensor in target.tensors]):
+        awaited = cuts[id(node)].tensors if id(node) in cuts else ()
+        number = max((stage_of.get(id(tensor), 0) for tensor in (*consumed_tensors(node), *awaited)), default=0)
+        number += id(node) in cuts or id(node) in noisy
         while len(stages) <= number:
             stages.append(Stage())
         if id(node) in noisy:
@@ -99,13 +115,13 @@ def plan_stages(
         else:
             stages[number].nodes.append(node)
         stage_of.update((id(tensor), number) for tensor in node.outputs)
-    for batch_norm in batch_norms:
-        stages[stage_of.get(id(batch_norm.input), 0)].measured.append(batch_norm)
+    for target in targets:
+        stages[max(stage_of.get(id(tensor), 0) for tensor in target.tensors)].measured.append(target)
     _connect(stages, stage_of, {id(tensor) for tensor in graph.inputs})
     return stages
 
 
-def _connect(stages: Sequence[Stage], stage_of: Mapping[int, int], graph_inputs: Collection[int]) -> None:
+def _connect(stages: Sequence[Stage[Item]], stage_of: Mapping[int, int], graph_inputs: Collection[int]) -> None:
     """Finds what each stage reads from those before it, and so what each hands on."""
     for number, stage in enumerate(stages):
         made_here = {id(marker.node.outputs[0]) for marker in stage.markers}
@@ -115,6 +131,10 @@ def _connect(stages: Sequence[Stage], stage_of: Mapping[int, int], graph_inputs:
                 stages[source].hands_on[tensor.name] = tensor
             if source < number or id(tensor) in graph_inputs or id(tensor) in made_here:
                 stage.reads[tensor.name] = tensor
+        for tensor in (tensor for target in stage.measured for tensor in target.tensors):
+            source = stage_of.get(id(tensor), number)
+            if source < number:
+                stages[source].hands_on[tensor.name] = stage.reads[tensor.name] = tensor
         for marker in stage.markers:
             data = marker.node.inputs[0]
             if id(data) in stage_of:

@@ -93,17 +93,17 @@ def test_noise_makes_a_difference_and_the_seed_too(residual, images, open_model)
 
 
 def test_each_marker_and_each_batch_draws_apart(residual, images, open_model, monkeypatch):
-    from vsfix.graph_passes import measurement
+    from vsfix.graph_passes import staged_run
 
     draws = []
-    apply_noise = measurement.apply_noise
+    apply_noise = staged_run.apply_noise
 
     def spy(noise, values, rng):
         noisy = apply_noise(noise, values, rng)
         draws.append((noisy == 0).tobytes())
         return noisy
 
-    monkeypatch.setattr(measurement, "apply_noise", spy)
+    monkeypatch.setattr(staged_run, "apply_noise", spy)
     twice = [{"x": images[:20]}, {"x": images[:20]}]
     measure(import_graph(residual), twice, open_model, MeasurementConfig(ALL, noise_seed=0))
     assert len(draws) == len(set(draws)) == 4
@@ -183,7 +183,7 @@ def test_no_data_and_data_that_is_not_finite_are_refused(residual, images, open_
 
 
 def test_weights_in_constant_nodes_are_not_cached(parse, open_model, monkeypatch):
-    from vsfix.graph_passes import measurement
+    from vsfix.graph_passes import staged_run
 
     body = """(float[N, 2] x) => (float[N, 2] y) {
         w = Constant <value_floats = [2.0, 3.0]> ()

@@ -1,0 +1,101 @@
+"""How far each unit of a deployed network is from the averaged one, and what its input is without the noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from vsfix.graph_passes.batches import samples_in
+from vsfix.graph_passes.inference import Float64Array, OpenModel
+from vsfix.graph_passes.model_file import export_subgraph
+from vsfix.graph_passes.remove_identities import RemoveMarkers
+from vsfix.graph_passes.side_by_side import side_by_side
+
+from .matching import UnitTarget
+from .samples import SampleSet
+from .taps import PositionTap, tap_positions
+from .units import Unit
+
+
+@dataclass(frozen=True)
+class DeployedUnit:
+    """What one unit gives with the noise off.
+
+    Attributes:
+        z: at the positions of its target, shape (N, M, C).
+        distance: mean squared distance of what its activation gives from the mean of the noisy passes, over the
+            variance of that mean; 0 is equal.
+    """
+
+    z: Float64Array
+    distance: float
+
+
+def deployed_units(
+    graph: gs.Graph,
+    units: Sequence[Unit],
+    targets: Mapping[str, UnitTarget],
+    samples: SampleSet,
+    shapes: Mapping[str, tuple[int, ...]],
+    open_model: OpenModel,
+) -> dict[str, DeployedUnit]:
+    """Runs a network with its noise off and looks at its units.
+
+    Args:
+        graph: not changed; the tensors of the units have the names that they have in `units`.
+        units: those without a target are left out.
+        targets: by the name of the unit.
+        samples: the ones that the targets are of, in the same order.
+        shapes: of the tensors in a run of the first batch.
+        open_model: the runtime.
+    """
+    copy = graph.copy()
+    RemoveMarkers()(copy)
+    tensors = copy.tensors()
+    size = samples_in(samples.batches[0])
+    taps: dict[str, tuple[PositionTap, PositionTap]] = {}
+    for unit in units:
+        if unit.name not in targets:
+            continue
+        chosen, shape = targets[unit.name].chosen, shapes[unit.z.name]
+        z = tap_positions(tensors[unit.z.name], shape, size, unit.axis, chosen)
+        h = z
+        if unit.activation.output is not unit.z:
+            h = tap_positions(tensors[unit.activation.output.name], shape, size, unit.axis, chosen)
+        taps[unit.name] = (z, h)
+    every = [tap for pair in taps.values() for tap in dict.fromkeys(pair)]
+    nodes = [*copy.nodes, *(node for tap in every for node in tap.nodes)]
+    model = export_subgraph(copy, nodes, copy.inputs, [tap.output for tap in every])
+    values: dict[str, list[Float64Array]] = {name: [] for name in taps}
+    results: dict[str, list[Float64Array]] = {name: [] for name in taps}
+    with open_model(model) as runner:
+
+        def run(number: int) -> dict[str, tuple[Float64Array, Float64Array]]:
+            batch = samples.batches[number]
+            arrays = runner.run({tensor.name: batch[tensor.name] for tensor in copy.inputs})
+            return {
+                name: (z.read(arrays).astype(np.float64), h.read(arrays).astype(np.float64))
+                for name, (z, h) in taps.items()
+            }
+
+        for found in side_by_side(run, range(len(samples.batches)), runner.concurrency):
+            for name, (z_values, h_values) in found.items():
+                values[name].append(z_values)
+                results[name].append(h_values)
+    return {
+        name: DeployedUnit(np.concatenate(values[name]), _distance(np.concatenate(results[name]), targets[name]))
+        for name in taps
+    }
+
+
+def _distance(found: Float64Array, target: UnitTarget) -> float:
+    """See `DeployedUnit.distance`."""
+    variance = target.mean.var(axis=(0, 1))  # (C,)
+    alive = variance > 0
+    if not alive.any():
+        return 0.0
+    squares = ((found - target.mean) ** 2).mean(axis=(0, 1))
+    return float((squares[alive] / variance[alive]).mean())

@@ -1,0 +1,402 @@
+"""match: the scale and shift of each unit, layer by layer, so that the deployed network follows the averaged one.
+
+In the order of the graph, for a unit with z (noise off, the units upstream of it solved already) and the activation g
+that follows:
+
+    t       mean over K noisy passes of g(z), or of g(z + s) behind a sum; the passes use the file as it is
+    solve   min over a > 0 and b of  sum (g(a z + b + s) - t)^2      for each channel, over samples and positions
+
+by Gauss-Newton with damping (Levenberg, Marquardt) from a = 1, b = 0. Why the mean: the next layer is linear, and
+E[W h] = W E[h], so that conditional means that match upstream give the right mean downstream.
+
+Two of three samples are fitted, the third judges: a channel that is not nearer to its targets there keeps a = 1, b = 0.
+Memory is bounded by a fixed number of positions for each channel, chosen under a seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from vsfix.graph_passes.activation_cache import DEFAULT_MAX_MEMORY, ActivationCache
+from vsfix.graph_passes.batches import samples_in
+from vsfix.graph_passes.errors import DataError, ModelError
+from vsfix.graph_passes.inference import Array, Float64Array, OpenModel
+from vsfix.graph_passes.marker import is_dropout
+from vsfix.graph_passes.remove_identities import RemoveMarkers
+from vsfix.graph_passes.staged_run import StagedRun
+from vsfix.graph_passes.staging import Stage, Target, plan_stages
+from vsfix.graph_passes.tensors import Tensor
+
+from .activations import Activation
+from .noise_average import NoiseAverage
+from .samples import SampleSet, held_out_rows
+from .taps import PositionTap, choose_positions, positions_of, tap_positions
+from .units import FoundParameters, FreeAffine, InputMoments, Unit, insert_affine
+
+VALUES = 4096  # of a channel, over all samples
+LARGEST_TARGETS = 1 << 28  # bytes of the targets of all units
+ITERATIONS = 20
+_SMALLEST_SCALE = 0.02  # of a; what lies below would switch a channel off
+_SMALLEST_VARIANCE = 1e-10  # of a channel, beside its squared mean
+
+
+@dataclass(frozen=True)
+class UnitTarget:
+    """What one unit should give.
+
+    Attributes:
+        chosen: the positions that are compared; None for all.
+        mean: t, shape (N, M, C).
+        noisy_mean: of z with the noise on, shape (C,).
+        noisy_variance: the same.
+        sample_means: of z with the noise on, shape (N, C), for its sampling error.
+        sample_squares: of z^2, the same.
+    """
+
+    chosen: list[int] | None
+    mean: Float64Array
+    noisy_mean: Float64Array
+    noisy_variance: Float64Array
+    sample_means: Float64Array
+    sample_squares: Float64Array
+
+
+@dataclass(frozen=True)
+class MatchedUnit:
+    """What was found for one unit.
+
+    Attributes:
+        parameters: a, b, and the moments of a BatchNorm's input.
+        before: mean squared distance of g(z) from t over its variance, on the samples that judge, z as it was in the
+            deployed network with the units upstream matched.
+        after: the same for g(a z + b).
+    """
+
+    parameters: FoundParameters
+    before: float
+    after: float
+
+
+class TargetCollector:
+    """Collects the targets of units from noisy runs.
+
+    Args:
+        average: F.
+        units: of its graph.
+        samples: what it runs on.
+        seed: of the positions.
+
+    Attributes:
+        taps: to be run with F.
+        skipped: the units that can't be compared, by name, with the reason.
+    """
+
+    def __init__(self, average: NoiseAverage, units: Sequence[Unit], samples: SampleSet, seed: int) -> None:
+        self._count = len(samples)
+        self._size = samples_in(samples.batches[0])
+        self.skipped: dict[str, str] = {}
+        self.chosen: dict[str, list[int] | None] = {}
+        self._taps: dict[str, tuple[PositionTap, PositionTap]] = {}
+        self._sums: dict[str, list[Float64Array]] = {}
+        self._runs = 0
+        channels = sum(unit.channels for unit in units)
+        values = max(min(VALUES, LARGEST_TARGETS // (8 * 3 * max(channels, 1))), 1)
+        for unit in units:
+            try:
+                self._add_taps(average, unit, max(1, values // len(samples)), seed)
+            except ModelError as error:
+                self.skipped[unit.name] = str(error)
+
+    def _add_taps(self, average: NoiseAverage, unit: Unit, wanted: int, seed: int) -> None:
+        shape = average.shapes[unit.z.name]
+        positions = positions_of(shape, self._size, unit.axis)
+        if average.shapes[unit.activation.output.name] != shape:
+            raise ModelError("what follows it has another shape")
+        self.chosen[unit.name] = chosen = choose_positions(positions, wanted, (seed, crc32(unit.name.encode())))
+        z = tap_positions(average.tensor(unit.z.name), shape, self._size, unit.axis, chosen)
+        h = z
+        if unit.activation.output is not unit.z:
+            h = tap_positions(average.tensor(unit.activation.output.name), shape, self._size, unit.axis, chosen)
+        self._taps[unit.name] = (z, h)
+
+    @property
+    def taps(self) -> list[PositionTap]:
+        """Of every unit, each once."""
+        found: list[PositionTap] = []
+        for z, h in self._taps.values():
+            found += [z] if h is z else [z, h]
+        return found
+
+    def add(self, first: int, count: int, arrays: Mapping[str, Array]) -> None:
+        """Adds one noisy run.
+
+        Raises:
+            DataError: a value that is not finite.
+        """
+        for name, (z_tap, h_tap) in self._taps.items():
+            z = z_tap.read(arrays).astype(np.float64)  # (n, M, C)
+            h = z if h_tap is z_tap else h_tap.read(arrays)
+            if not np.isfinite(z).all():
+                raise DataError(f"'{name}' gives values that are not finite with the noise on")
+            if name not in self._sums:
+                self._sums[name] = [
+                    np.zeros((self._count, *z.shape[1:])),
+                    *(np.zeros((self._count, z.shape[2])) for _ in range(2)),
+                ]
+            targets, means, squares = self._sums[name]
+            rows = slice(first, first + count)
+            targets[rows] += h
+            means[rows] += z.mean(axis=1)
+            squares[rows] += np.einsum("nmc,nmc->nc", z, z) / z.shape[1]
+        self._runs += count
+
+    def result(self) -> dict[str, UnitTarget]:
+        """The targets, by the name of the unit."""
+        draws = self._runs // self._count
+        found: dict[str, UnitTarget] = {}
+        for name, sums in self._sums.items():
+            targets, means, squares = (one / draws for one in sums)
+            mean = means.mean(axis=0)
+            variance = np.maximum(squares.mean(axis=0) - mean**2, 0)
+            found[name] = UnitTarget(self.chosen[name], targets, mean, variance, means, squares)
+        return found
+
+
+def match(
+    graph: gs.Graph,
+    units: Sequence[Unit],
+    targets: Mapping[str, UnitTarget],
+    samples: SampleSet,
+    shapes: Mapping[str, tuple[int, ...]],
+    open_model: OpenModel,
+    max_memory: int = DEFAULT_MAX_MEMORY,
+) -> dict[str, MatchedUnit]:
+    """Solves unit after unit, each behind those that are solved.
+
+    Args:
+        graph: not changed.
+        units: of the graph; the last layers are left out, for no activation says what is right there.
+        targets: by the name of the unit; a unit without one stays as it is.
+        samples: the ones that the targets are of, in the same order.
+        shapes: of the tensors in a run of the first batch.
+        open_model: the runtime.
+        max_memory: bytes that the process may hold; activations beyond go to the disk.
+
+    Returns:
+        What was found, by the name of the unit, in the order of the graph.
+    """
+    chosen = [unit for unit in units if unit.name in targets and not unit.is_last]
+    copy = _Copy(graph, chosen, shapes)
+    size = samples_in(samples.batches[0])
+    held_out = held_out_rows(len(samples))
+    found: dict[str, MatchedUnit] = {}
+    with ActivationCache(max_memory) as cache:
+        run = StagedRun(copy.graph, samples.batches, open_model, cache)
+        for stage in run.stages(plan_stages(copy.graph, copy.targets(), [])):
+            seen = _collect(run, stage, targets, shapes, size, len(samples))
+            for target in stage.measured:
+                affine = target.item
+                name = affine.unit.name
+                solved = solve_unit(affine.unit.activation, seen[name], targets[name], held_out)
+                affine.write(solved.parameters.scale, solved.parameters.shift)
+                found[name] = solved
+    return found
+
+
+class _Copy:
+    """A copy of the graph in which y = a z + b stands behind each unit."""
+
+    def __init__(self, graph: gs.Graph, units: Sequence[Unit], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.graph = graph.copy()
+        tensors = self.graph.tensors()
+        self._units = [_moved(unit, tensors) for unit in units]
+        self.free = insert_affine(self.graph, self._units, shapes)
+        RemoveMarkers()(self.graph)
+
+    def targets(self) -> list[Target[FreeAffine]]:
+        """What is measured, and what waits for it."""
+        return [Target(affine, (affine.z, *affine.unit.activation.sides), affine.nodes[0]) for affine in self.free]
+
+
+def _moved(unit: Unit, tensors: Mapping[str, Tensor]) -> Unit:
+    """The same unit of a copy of its graph."""
+    activation = unit.activation
+    z = tensors[unit.z.name]
+    nodes = []
+    for node in activation.nodes:
+        output = tensors[node.outputs[0].name]
+        nodes.append(output.inputs[0])
+    moved = Activation(
+        z,
+        tensors[activation.output.name],
+        tuple(nodes),
+        tuple(_upstream_of_markers(tensors[side.name]) for side in activation.sides),
+    )
+    assert isinstance(z, gs.Variable)
+    return Unit(unit.name, z, unit.axis, unit.channels, moved, unit.batch_norm, unit.layer, unit.is_last)
+
+
+def _upstream_of_markers(tensor: Tensor) -> Tensor:
+    """What a tensor is with the noise off: the markers that it went through are taken out."""
+    while tensor.inputs and is_dropout(tensor.inputs[0]):
+        tensor = tensor.inputs[0].inputs[0]
+    return tensor
+
+
+@dataclass(frozen=True)
+class SeenUnit:
+    """What a unit reads with the noise off: z, shape (N, M, C), and what is added to it, by name, the same."""
+
+    z: Float64Array
+    sides: Mapping[str, Float64Array]
+
+
+def _collect(
+    run: StagedRun,
+    stage: Stage[FreeAffine],
+    targets: Mapping[str, UnitTarget],
+    shapes: Mapping[str, tuple[int, ...]],
+    size: int,
+    samples: int,
+) -> dict[str, SeenUnit]:
+    """Runs one stage and keeps the chosen positions of what its units read."""
+    taps: dict[str, dict[str, PositionTap]] = {}
+    for target in stage.measured:
+        unit = target.item.unit
+        shape, chosen = shapes[unit.z.name], targets[unit.name].chosen
+        taps[unit.name] = {
+            tensor.name: tap_positions(tensor, shape, size, unit.axis, chosen) for tensor in target.tensors
+        }
+    every = [tap for of_unit in taps.values() for tap in of_unit.values()]
+
+    def read(number: int, arrays: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
+        return {name: {tensor: tap.read(arrays) for tensor, tap in of_unit.items()} for name, of_unit in taps.items()}
+
+    kept: dict[str, dict[str, Float64Array]] = {name: {} for name in taps}
+    nodes, outputs = [node for tap in every for node in tap.nodes], [tap.output for tap in every]
+    for first, found in run.run_stage(stage, nodes, outputs, read):
+        for name, of_unit in found.items():
+            for tensor, values in of_unit.items():
+                if tensor not in kept[name]:
+                    kept[name][tensor] = np.empty((samples, *values.shape[1:]))
+                kept[name][tensor][first : first + len(values)] = values
+    return {
+        target.item.unit.name: SeenUnit(
+            kept[target.item.unit.name][target.item.z.name],
+            {side.name: kept[target.item.unit.name][side.name] for side in target.item.unit.activation.sides},
+        )
+        for target in stage.measured
+    }
+
+
+def solve_unit(
+    activation: Activation, seen: SeenUnit, target: UnitTarget, held_out: npt.NDArray[np.bool_]
+) -> MatchedUnit:
+    """a and b of one unit.
+
+    Args:
+        activation: g.
+        seen: with the noise off.
+        target: t.
+        held_out: the samples that judge, shape (N,).
+    """
+    channels = seen.z.shape[2]
+    fitted = ~held_out
+    fit = _Fit(activation, *_columns(seen, target, fitted))
+    a, b = fit.solve()
+    judge = _Fit(activation, *_columns(seen, target, held_out if held_out.any() else fitted))
+    plain = judge.squares(np.ones(channels), np.zeros(channels))
+    better = judge.squares(a, b) < plain
+    a, b = np.where(better, a, 1.0), np.where(better, b, 0.0)
+    spread = np.maximum(judge.target_variance(), np.finfo(np.float64).tiny)
+    alive = judge.target_variance() > _SMALLEST_VARIANCE
+    count = judge.count
+    before, after = (
+        float((squares[alive] / count / spread[alive]).mean()) if alive.any() else 0.0
+        for squares in (plain, judge.squares(a, b))
+    )
+    return MatchedUnit(FoundParameters(a, b, input_moments(seen.z, target)), before, after)
+
+
+def input_moments(z: Float64Array, target: UnitTarget) -> InputMoments:
+    """How the input of a BatchNorm moves when the noise is switched off; z is a fixed affine map of it."""
+    mean, variance = z.mean(axis=(0, 1)), z.var(axis=(0, 1))
+    known = (variance > _SMALLEST_VARIANCE * (1 + mean**2)) & (
+        target.noisy_variance > _SMALLEST_VARIANCE * (1 + target.noisy_mean**2)
+    )
+    on = np.where(known, target.noisy_variance, 1.0)
+    log_ratio = np.where(known, np.log(np.where(known, variance, 1.0) / on), 0.0)
+    return InputMoments(log_ratio, np.where(known, (mean - target.noisy_mean) / np.sqrt(on), 0.0))
+
+
+def _columns(
+    seen: SeenUnit, target: UnitTarget, rows: npt.NDArray[np.bool_]
+) -> tuple[Float64Array, dict[str, Float64Array], Float64Array]:
+    """z, what is added to it, and t of some samples, each (V, C)."""
+    channels = seen.z.shape[2]
+    flat = {name: side[rows].reshape(-1, channels) for name, side in seen.sides.items()}
+    return seen.z[rows].reshape(-1, channels), flat, target.mean[rows].reshape(-1, channels)
+
+
+class _Fit:
+    """Least squares over two numbers a channel, all channels at once."""
+
+    def __init__(
+        self, activation: Activation, z: Float64Array, sides: Mapping[str, Float64Array], t: Float64Array
+    ) -> None:
+        self._g = activation
+        self._z = z
+        self._sides = sides
+        self._t = t
+        self.count = len(z)
+
+    def target_variance(self) -> Float64Array:
+        """Of t, shape (C,)."""
+        return np.asarray(self._t.var(axis=0))
+
+    def squares(self, a: Float64Array, b: Float64Array) -> Float64Array:
+        """The sum of squared distances, shape (C,)."""
+        value, _ = self._g.evaluate(a * self._z + b, self._sides)
+        return np.asarray(np.einsum("vc,vc->c", value - self._t, value - self._t))
+
+    def solve(self) -> tuple[Float64Array, Float64Array]:
+        """a and b, each (C,), by damped Gauss-Newton steps in the coordinates of a standardised z."""
+        channels = self._z.shape[1]
+        a, b = np.ones(channels), np.zeros(channels)
+        centre, scale = self._z.mean(axis=0), self._z.std(axis=0)
+        scale = np.where(scale > 0, scale, 1.0)
+        standard = (self._z - centre) / scale  # (V, C)
+        damping = np.full(channels, 1e-3)
+        best = self.squares(a, b)
+        for _ in range(ITERATIONS):
+            value, slope = self._g.evaluate(a * self._z + b, self._sides)
+            residual = value - self._t
+            # derivatives in a' = a scale and b' = b + a centre: slope * standard and slope
+            h11 = np.einsum("vc,vc->c", slope * standard, slope * standard)
+            h12 = np.einsum("vc,vc->c", slope * standard, slope)
+            h22 = np.einsum("vc,vc->c", slope, slope)
+            g1 = np.einsum("vc,vc->c", slope * standard, residual)
+            g2 = np.einsum("vc,vc->c", slope, residual)
+            d11, d22 = h11 * (1 + damping), h22 * (1 + damping)
+            determinant = d11 * d22 - h12**2
+            solvable = determinant > 1e-12 * np.maximum(d11 * d22, np.finfo(np.float64).tiny)
+            safe = np.where(solvable, determinant, 1.0)
+            step1 = np.where(solvable, -(d22 * g1 - h12 * g2) / safe, 0.0)
+            step2 = np.where(solvable, -(d11 * g2 - h12 * g1) / safe, 0.0)
+            new_a = a + step1 / scale
+            new_b = b + step2 - (new_a - a) * centre
+            squares = self.squares(new_a, new_b)
+            accepted = solvable & (new_a > _SMALLEST_SCALE) & (squares < best)
+            gain = np.where(accepted, best - squares, 0.0)
+            a, b = np.where(accepted, new_a, a), np.where(accepted, new_b, b)
+            best = np.where(accepted, squares, best)
+            damping = np.where(accepted, damping / 3, np.minimum(damping * 4, 1e6))
+            if not (accepted & (gain > 1e-7 * best)).any() and damping.min(initial=np.inf) > 1:
+                break
+        return a, b

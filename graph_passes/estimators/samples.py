@@ -1,0 +1,116 @@
+"""A calibration set in an order of its own: the same samples give the same bits, however they came.
+
+Samples are ordered by a digest of their values and cut into runs whose size depends on the data alone. What follows
+from a set then depends neither on the order of its samples, nor on the batches that they came in, nor on the memory at
+hand. The digest also seeds the noise of a sample; the second of two equal samples has another noise than the first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+
+from vsfix.graph_passes.batches import Batch, cut_batches, samples_in
+from vsfix.graph_passes.errors import DataError
+from vsfix.graph_passes.inference import Array
+from vsfix.graph_passes.measurement import run_size
+
+_WORDS = 4  # of 32 bits: the digest of a sample
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Samples in their own order.
+
+    Attributes:
+        batches: in runs of one size, the last one may be smaller.
+        keys: of each sample, words that seed its noise.
+    """
+
+    batches: tuple[Batch, ...]
+    keys: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def first(self) -> tuple[int, ...]:
+        """The number of the first sample of each batch."""
+        sizes = [samples_in(batch) for batch in self.batches]
+        return (0, *np.cumsum(sizes)[:-1].tolist())
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch], prescribed: int | None = None) -> SampleSet:
+        """Orders the samples of a set.
+
+        Args:
+            batches: one array for each graph input, batch first.
+            prescribed: the batch size that the graph takes; None where any fits.
+
+        Raises:
+            DataError: no samples.
+        """
+        if not batches:
+            raise DataError("the calibration set is empty; give at least one sample")
+        whole = _joined(batches)
+        digests = [_digest(whole, row) for row in range(samples_in(whole))]
+        order = sorted(range(len(digests)), key=digests.__getitem__)
+        seen: Counter[tuple[int, ...]] = Counter()
+        keys = []
+        for row in order:
+            keys.append((*digests[row], seen[digests[row]]))
+            seen[digests[row]] += 1
+        ordered = take_rows(whole, np.asarray(order))
+        return cls(tuple(cut_batches([ordered], prescribed or run_size([ordered]))), tuple(keys))
+
+    def rows(self, chosen: Array) -> SampleSet:
+        """Some of the samples, in the same order.
+
+        Args:
+            chosen: shape (N,), true for those that are taken.
+        """
+        numbers = np.flatnonzero(chosen)
+        part = take_rows(_joined(self.batches), numbers)
+        size = max(samples_in(batch) for batch in self.batches)
+        return SampleSet(tuple(cut_batches([part], size)), tuple(self.keys[number] for number in numbers))
+
+
+def held_out_rows(samples: int, share: int = 3) -> Array:
+    """One in `share` samples of a set, shape (N,), of bools; none of fewer than `share`."""
+    rows: Array = np.arange(samples) % share == share - 1
+    return rows
+
+
+def take_rows(batch: Batch, rows: Array) -> dict[str, Array]:
+    """Some samples of a batch, in the order given; what has no batch axis stays whole."""
+    return {name: array[rows] if np.ndim(array) else array for name, array in batch.items()}
+
+
+def _joined(batches: Sequence[Batch]) -> Mapping[str, Array]:
+    """All batches as one."""
+    if len(batches) == 1:
+        return batches[0]
+    names = batches[0].keys()
+    return {
+        name: np.concatenate([batch[name] for batch in batches]) if np.ndim(batches[0][name]) else batches[0][name]
+        for name in names
+    }
+
+
+def _digest(batch: Batch, row: int) -> tuple[int, ...]:
+    """What tells a sample from others."""
+    digest = blake2b(digest_size=4 * _WORDS)
+    for array in _arrays(batch):
+        digest.update(np.ascontiguousarray(array[row]).tobytes())
+    return tuple(int(word) for word in np.frombuffer(digest.digest(), dtype="<u4"))
+
+
+def _arrays(batch: Batch) -> Iterator[Array]:
+    """The arrays that have a batch axis, by their names."""
+    for name in sorted(batch):
+        if np.ndim(batch[name]):
+            yield batch[name]

@@ -1,0 +1,209 @@
+"""R: how far the deployed network is from the one that was trained, in units of what one draw of the noise does.
+
+    R = D(F, f(.; 1)) / E_n D(F, f(.; n))        D of `divergence`; several outputs add up
+
+1 says that switching the noise off moved the outputs as far from those of the trained network as one draw of it does;
+0 that they are the same. The interval is that of a bootstrap over the samples, under a seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from vsfix.graph_passes.errors import DataError
+from vsfix.graph_passes.inference import Array, Float64Array
+
+from .divergence import Meaning, NoisyOutputs, OutputKind
+
+HEALTHY = 0.6  # of R; below it no network of the ladder gained by a repair
+_REPETITIONS = 1000
+_LARGEST_DRAWS = 1 << 28  # bytes of all outputs under all draws
+
+
+@dataclass(frozen=True)
+class Severity:
+    """R of one network on one set.
+
+    Attributes:
+        ratio: R.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        samples: how many it rests on.
+        changed: the share of decisions in which the deployed network differs from F; None where nothing is decided.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    samples: int
+    changed: float | None = None
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether there is nothing to gain."""
+        return self.ratio < HEALTHY
+
+
+@dataclass(frozen=True)
+class OutputReader:
+    """Turns what a runtime gives for one output into what is compared.
+
+    Attributes:
+        kind: how the output is read.
+        chosen: which of its positions are compared; None for all.
+    """
+
+    kind: OutputKind
+    chosen: Array | None
+
+    @classmethod
+    def of(cls, kind: OutputKind, output: Array, samples: int, draws: int, outputs: int) -> OutputReader:
+        """A reader that keeps what fits into memory under so many draws, by a fixed rule.
+
+        Args:
+            kind: how the output is read.
+            output: what it is for all samples.
+            samples: N.
+            draws: K.
+            outputs: how many share the memory.
+        """
+        positions, classes = _positions_and_classes(kind, kind.probabilities(output[: max(1, len(output) // samples)]))
+        room = max(_LARGEST_DRAWS // (4 * draws * samples * classes * outputs), 1)
+        if positions <= room:
+            return cls(kind, None)
+        return cls(kind, np.sort(np.random.default_rng(positions).choice(positions, room, replace=False)))
+
+    def __call__(self, output: Array, samples: int) -> Float64Array:
+        """The output in the form that is compared, its first axis that of the samples."""
+        values = self.kind.probabilities(output)
+        values = values.reshape(samples, len(values) // samples, *values.shape[1:])
+        if self.chosen is None:
+            return values
+        classes = values.shape[-1] if self.kind.meaning is Meaning.CLASSES else 1
+        return values.reshape(samples, -1, classes)[:, self.chosen]
+
+
+def _positions_and_classes(kind: OutputKind, one: Float64Array) -> tuple[int, int]:
+    """How many positions an output of one sample has, and the values that stay together at each."""
+    classes = one.shape[-1] if kind.meaning is Meaning.CLASSES else 1
+    return one.size // classes, classes
+
+
+@dataclass(frozen=True)
+class Reference:
+    """F on one set, for every output that can be averaged.
+
+    Attributes:
+        outputs: under every draw, by name.
+        readers: of the same outputs.
+    """
+
+    outputs: Mapping[str, NoisyOutputs]
+    readers: Mapping[str, OutputReader]
+
+    def __post_init__(self) -> None:
+        if not self.outputs:
+            raise DataError("the model has no floating-point output, so nothing can be averaged over the noise")
+
+    def read(self, found: Mapping[str, Array]) -> dict[str, Float64Array]:
+        """What a runtime gave over all samples, in the form in which it is compared."""
+        return {name: self.readers[name](found[name], noisy.draws.shape[1]) for name, noisy in self.outputs.items()}
+
+    def distances(self, found: Mapping[str, Array]) -> Float64Array:
+        """D(F, q) of each sample, all outputs together, shape (N,).
+
+        Args:
+            found: q: the outputs of a network over the same samples in the same order, by name.
+        """
+        read = self.read(found)
+        return np.asarray(np.sum([noisy.distance(read[name]) for name, noisy in self.outputs.items()], axis=0))
+
+    def noise_distances(self) -> Float64Array:
+        """E_n D(F, f(.; n)) of each sample, shape (N,)."""
+        return np.asarray(np.sum([noisy.noise_distance() for noisy in self.outputs.values()], axis=0))
+
+    def severity(self, found: Mapping[str, Array], seed: int = 0) -> Severity:
+        """R of a network from its outputs."""
+        return severity_of(self.distances(found), self.noise_distances(), self.changed(found), seed)
+
+    def changed(self, found: Mapping[str, Array]) -> float | None:
+        """The share of decisions that differ from those of F; None where no output decides anything."""
+        read = self.read(found)
+        shares = []
+        for name, noisy in self.outputs.items():
+            ours, theirs = noisy.kind.decisions(read[name]), noisy.kind.decisions(noisy.mean)
+            if ours is not None and theirs is not None:
+                shares.append(float(np.mean(ours != theirs)))
+        return float(np.mean(shares)) if shares else None
+
+    def rows(self, chosen: Array) -> Reference:
+        """The same for some of the samples, shape (N,) of bools."""
+        part = {name: NoisyOutputs(noisy.kind, noisy.draws[:, chosen]) for name, noisy in self.outputs.items()}
+        return Reference(part, self.readers)
+
+
+def severity_of(apart: Float64Array, noise: Float64Array, changed: float | None = None, seed: int = 0) -> Severity:
+    """R from the distances of single samples.
+
+    Args:
+        apart: D(F, f(.; 1)), shape (N,).
+        noise: E_n D(F, f(.; n)), shape (N,).
+        changed: see `Severity`.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: fewer than two samples, or noise that does nothing.
+    """
+    if len(apart) < 2:
+        raise DataError("one sample can't tell how far a network is from its average; give at least 8")
+    if not noise.mean() > 0:
+        raise DataError("the noise changes no output on this data: nothing can be compared with it")
+    rows = np.random.default_rng((seed, len(apart))).integers(0, len(apart), (_REPETITIONS, len(apart)))
+    below = noise[rows].mean(axis=1)
+    ratios = np.maximum(apart[rows].mean(axis=1), 0) / np.maximum(below, np.finfo(np.float64).tiny)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return Severity(max(float(apart.mean() / noise.mean()), 0.0), float(low), float(high), len(apart), changed)
+
+
+class DrawCollector:
+    """Collects the outputs of single draws.
+
+    Args:
+        readers: of the outputs.
+        draws: K.
+        samples: N.
+    """
+
+    def __init__(self, readers: Mapping[str, OutputReader], draws: int, samples: int) -> None:
+        self._readers = readers
+        self._draws = draws
+        self._samples = samples
+        self._kept: dict[str, Array] = {}
+
+    def add(self, place: int, first: int, count: int, outputs: Mapping[str, Array]) -> None:
+        """Keeps the outputs of one run.
+
+        Args:
+            place: of the draw among the draws.
+            first: the number of its first sample.
+            count: of its samples.
+            outputs: by name.
+
+        Raises:
+            DataError: a value that is not finite.
+        """
+        for name, reader in self._readers.items():
+            if not np.isfinite(outputs[name]).all():
+                raise DataError(f"output '{name}' is not finite with the noise on")
+            values = reader(outputs[name], count)
+            if name not in self._kept:
+                self._kept[name] = np.empty((self._draws, self._samples, *values.shape[1:]), dtype=np.float32)
+            self._kept[name][place, first : first + count] = values
+
+    def reference(self) -> Reference:
+        """F from what was collected."""
+        outputs = {name: NoisyOutputs(self._readers[name].kind, kept) for name, kept in self._kept.items()}
+        return Reference(outputs, self._readers)

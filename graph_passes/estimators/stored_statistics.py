@@ -1,0 +1,86 @@
+"""Whether what a file stores is true under its noise: what F rests on.
+
+F normalises with the stored statistics. They are those of the training, with the noise on, if the file is whole; where
+weights were averaged without them, loaded without them, or the data is another, they are not, and F would be that of a
+network that nobody trained. So each BatchNorm is compared with the noisy run, channel by channel:
+
+    r = log(Var_on / Var)        d = (Mean_on - mean) / sqrt(Var)
+
+each less twice its standard error (a jackknife over the samples). Training itself leaves some: a running mean lags
+behind the weights, augmented images vary more than plain ones. What is beyond `MAX_RATIO` or `MAX_OFFSET` in half of
+the channels is another thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vsfix.graph_passes.inference import Float64Array
+from vsfix.graph_passes.jackknife import standard_error
+
+from .matching import UnitTarget
+from .units import Unit
+
+MAX_RATIO = 1.5  # of a variance, either way
+MAX_OFFSET = 0.5  # of a mean, in stored deviations
+_GROUPS = 16
+_LEAST_VARIANCE = 1e-8  # of a stored variance beside epsilon; a channel below it stores nothing
+
+
+@dataclass(frozen=True)
+class StoredAgainstNoisy:
+    """One BatchNorm.
+
+    Attributes:
+        name: its name.
+        ratio: max(r, -r) as a factor, 1 or more, median over the channels, what chance explains taken off.
+        offset: |d|, the same.
+    """
+
+    name: str
+    ratio: float
+    offset: float
+
+    @property
+    def differs(self) -> bool:
+        """Whether it is farther off than training leaves it."""
+        return self.ratio > MAX_RATIO or self.offset > MAX_OFFSET
+
+
+def compare_stored(units: Sequence[Unit], targets: Mapping[str, UnitTarget]) -> tuple[StoredAgainstNoisy, ...]:
+    """Compares each BatchNorm with the noisy runs, in the order of the graph.
+
+    Args:
+        units: of the graph; linear layers store nothing and are left out.
+        targets: by the name of the unit.
+    """
+    return tuple(
+        _compare(unit, targets[unit.name]) for unit in units if unit.batch_norm is not None and unit.name in targets
+    )
+
+
+def _compare(unit: Unit, target: UnitTarget) -> StoredAgainstNoisy:
+    """One BatchNorm, by what its output should be: mean beta, variance gamma^2 var / (var + eps)."""
+    batch_norm = unit.batch_norm
+    assert batch_norm is not None
+    claimed = batch_norm.gamma**2 * batch_norm.variance / (batch_norm.variance + batch_norm.epsilon)
+    known = (batch_norm.variance > _LEAST_VARIANCE * batch_norm.epsilon) & (claimed > 0) & (target.noisy_variance > 0)
+    if not known.any() or len(target.sample_means) < 2:
+        return StoredAgainstNoisy(unit.name, 1.0, 0.0)
+    claimed, beta = claimed[known], batch_norm.beta[known]
+    means, squares = target.sample_means[:, known], target.sample_squares[:, known]
+
+    def moved(rows: Float64Array, of_squares: Float64Array) -> tuple[Float64Array, Float64Array]:
+        mean = rows.mean(axis=0)
+        variance = np.maximum(of_squares.mean(axis=0) - mean**2, np.finfo(np.float64).tiny)
+        return np.log(variance / claimed), (mean - beta) / np.sqrt(claimed)
+
+    groups = np.arange(len(means)) % min(_GROUPS, len(means))
+    without = [moved(means[groups != group], squares[groups != group]) for group in range(groups.max() + 1)]
+    excess = []
+    for value, others in zip(moved(means, squares), zip(*without, strict=True), strict=True):
+        excess.append(float(np.median(np.maximum(np.abs(value) - 2 * standard_error(np.stack(others)), 0))))
+    return StoredAgainstNoisy(unit.name, float(np.exp(excess[0])), excess[1])
