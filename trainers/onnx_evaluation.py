@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from vsfix.graph_passes.batch_norm import BatchNorm, find_batch_norms, is_batch_norm
-from vsfix.graph_passes.errors import DataError, ModelError, VsfixError
+from vsfix.graph_passes.errors import DataError, InputError, ModelError, VsfixError
 from vsfix.graph_passes.marker import read_marker, require_switched_off
 from vsfix.graph_passes.model_file import first_line, import_graph
 from vsfix.graph_passes.nodes import is_standard, label_of
@@ -64,23 +64,30 @@ class OnnxModule(nn.Module):
     Args:
         model: in inference form; not changed.
         dtype: what stands for every floating point type of the graph.
+        free: names of initializers that `forward` may be given other values for; nothing that depends on them is
+            computed beforehand.
 
     Attributes:
         input_names: the inputs that must be fed.
         batch_norms: in the order of the graph.
+        free: those names.
 
     Raises:
         UnsupportedOperatorError: an operator, or a form of one, that can't be evaluated; names node and operator.
         ModelError: a BatchNorm or a marker that can't be read, or one that is in training mode.
+        InputError: a name in `free` that is no initializer of the model.
     """
 
-    def __init__(self, model: onnx.ModelProto, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, dtype: torch.dtype = torch.float32, *, free: Collection[str] = ()
+    ) -> None:
         super().__init__()
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
         graph = import_graph(model)
         require_supported(graph)
         self.dtype = dtype
+        self.free = frozenset(free)
         self.batch_norms: tuple[BatchNorm, ...] = find_batch_norms(graph)
         self.input_names = [tensor.name for tensor in graph.inputs if isinstance(tensor, gs.Variable)]
         self._graph = graph
@@ -100,6 +107,8 @@ class OnnxModule(nn.Module):
         statistics: Statistics = "stored",
         noise: torch.Generator | None = None,
         until: Collection[str] = (),
+        parameters: Mapping[str, torch.Tensor] | None = None,
+        moments: bool = True,
     ) -> Evaluation:
         """Evaluates the graph.
 
@@ -108,9 +117,12 @@ class OnnxModule(nn.Module):
             statistics: what every BN normalises with.
             noise: where the draws come from; None leaves the noise off.
             until: names of BNs; where given, the evaluation ends with the last of them and has no outputs.
+            parameters: other values for initializers in `free`, by name; the others keep those of the model.
+            moments: whether the moments of BN inputs are wanted; without them the stored statistics cost less.
 
         Raises:
             DataError: an input is missing.
+            InputError: a parameter that is not in `free`, or moments that are needed and not wanted.
             ModelError: a node can't be evaluated on these inputs.
         """
         missing = [name for name in self.input_names if name not in inputs]
@@ -118,20 +130,34 @@ class OnnxModule(nn.Module):
             raise DataError(f"input '{missing[0]}' is missing")
         values = {name: self._as_computed(inputs[name]) for name in self.input_names}
         values |= {name: self.get_buffer(buffer) for name, buffer in self._buffers_of.items()}
-        moments: dict[str, BatchMoments] = {}
+        values |= self._free_values(parameters or {})
+        if not moments and (until or statistics == "batch"):
+            raise InputError("the moments of the BatchNorms are needed for the statistics of the batch and for `until`")
+        found: dict[str, BatchMoments] = {}
         wanted = set(until)
         for node in self._remaining:
             batch_norm = self._names.get(id(node))
             if batch_norm is not None:
-                values[node.outputs[0].name] = self._normalise(batch_norm, values, statistics, moments)
+                x = values[node.inputs[0].name]
+                if moments:
+                    found[batch_norm.name] = _moments_of(x)
+                own = found[batch_norm.name] if statistics == "batch" else None
+                values[node.outputs[0].name] = _normalise(batch_norm, values, own)
             elif noise is not None and id(node) in self._noise:
                 drawn = draw_noise(self._noise[id(node)], values[node.inputs[0].name], noise)
                 values[node.outputs[0].name] = drawn
             else:
                 self._evaluate(node, values)
-            if wanted and wanted <= moments.keys():
-                return Evaluation({}, moments)
-        return Evaluation({tensor.name: values[tensor.name] for tensor in self._graph.outputs}, moments)
+            if wanted and wanted <= found.keys():
+                return Evaluation({}, found)
+        return Evaluation({tensor.name: values[tensor.name] for tensor in self._graph.outputs}, found)
+
+    def _free_values(self, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The parameters in the type that is computed in."""
+        for name in parameters:
+            if name not in self.free:
+                raise InputError(f"'{name}' is not among the free parameters")
+        return {name: self._as_computed(tensor) for name, tensor in parameters.items()}
 
     def _as_computed(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
@@ -142,6 +168,10 @@ class OnnxModule(nn.Module):
         for tensor in self._graph.tensors().values():
             if isinstance(tensor, gs.Constant):
                 values[tensor.name] = constant_tensor(tensor.values, self.dtype)
+        missing = sorted(self.free - values.keys())
+        if missing:
+            raise InputError(f"'{missing[0]}' is no initializer of the model")
+        starts = {name: values.pop(name) for name in sorted(self.free)}
         self._remaining: list[gs.Node] = []
         for node in self._graph.nodes:
             known = all(tensor.is_empty() or tensor.name in values for tensor in node.inputs)
@@ -149,6 +179,7 @@ class OnnxModule(nn.Module):
                 self._evaluate(node, values)
             else:
                 self._remaining.append(node)
+        values |= starts
         read = {tensor.name for node in self._remaining for tensor in node.inputs}
         read |= {tensor.name for tensor in self._graph.outputs}
         for number, name in enumerate(name for name in values if name in read):
@@ -168,24 +199,22 @@ class OnnxModule(nn.Module):
         results = result if isinstance(result, list) else [result]
         values.update((tensor.name, value) for tensor, value in zip(node.outputs, results, strict=False))
 
-    def _normalise(
-        self,
-        batch_norm: BatchNorm,
-        values: Mapping[str, torch.Tensor],
-        statistics: Statistics,
-        moments: dict[str, BatchMoments],
-    ) -> torch.Tensor:
-        """The output of a BN, and the moments of its input."""
-        x, gamma, beta, mean, variance = (values[tensor.name] for tensor in batch_norm.node.inputs)
-        axes = [axis for axis in range(x.dim()) if axis != 1]
-        batch_variance, batch_mean = torch.var_mean(x, axes, correction=0)
-        moments[batch_norm.name] = BatchMoments(batch_mean, batch_variance, x.numel() // x.shape[1])
-        if statistics == "batch":
-            mean, variance = batch_mean, batch_variance
-        scale = gamma * torch.rsqrt(variance + batch_norm.epsilon)  # (C,)
-        shift = beta - mean * scale
-        per_channel = (-1, *[1] * (x.dim() - 2))
-        return torch.addcmul(shift.reshape(per_channel), x, scale.reshape(per_channel))
+
+def _moments_of(x: torch.Tensor) -> BatchMoments:
+    """Mean and biased variance of each channel of (N, C) or (N, C, *positions)."""
+    variance, mean = torch.var_mean(x, [axis for axis in range(x.dim()) if axis != 1], correction=0)
+    return BatchMoments(mean, variance, x.numel() // x.shape[1])
+
+
+def _normalise(batch_norm: BatchNorm, values: Mapping[str, torch.Tensor], moments: BatchMoments | None) -> torch.Tensor:
+    """The output of a BN, normalised with the moments of its input, or with what it stores where there are none."""
+    x, gamma, beta, mean, variance = (values[tensor.name] for tensor in batch_norm.node.inputs)
+    if moments is not None:
+        mean, variance = moments.mean, moments.variance
+    scale = gamma * torch.rsqrt(variance + batch_norm.epsilon)  # (C,)
+    shift = beta - mean * scale
+    per_channel = (-1, *[1] * (x.dim() - 2))
+    return torch.addcmul(shift.reshape(per_channel), x, scale.reshape(per_channel))
 
 
 def require_supported(graph: gs.Graph) -> None:
