@@ -10,8 +10,8 @@ gradient on the parameters of `ImagePrior`, under fresh draws of the noise in ev
 The logarithm bounds the pull of a single channel: one that is seldom active has no variance at all in a few dozen
 inputs, whatever they are, and the others would be bent to give it some.
 
-Every BN normalises with the statistics of the batch, as it did in training: so each BN's own mismatch counts, and not
-that of the BNs before it. With the noise off the loss would find inputs that hold the variance of the noise themselves,
+Every BN normalises with the statistics of the batch, as it did in training: so each BN's own loss counts, and not that
+of the BNs upstream of it. With the noise off the loss would find inputs that hold the variance of the noise themselves,
 and nothing would be left to repair.
 
 The idea of inputs that match BN statistics: Yin et al., "Dreaming to Distill", CVPR 2020, arXiv 1912.08795; Cai et al.,
@@ -21,7 +21,6 @@ The idea of inputs that match BN statistics: Yin et al., "Dreaming to Distill", 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -44,16 +43,15 @@ _NUMPY_TYPES = {onnx.TensorProto.FLOAT16: np.float16, onnx.TensorProto.DOUBLE: n
 
 
 @dataclass(frozen=True)
-class DistillationConfig:
-    """How inputs are distilled.
+class SyntheticConfig:
+    """How inputs are made.
 
     Attributes:
         inputs: how many, at least 2; None takes 64, and up to 256 where a BN has few positions, so that each sees about
             1,000 values per channel.
         steps: of Adam.
         learning_rate: of its first step; it falls to 0 as half a cosine.
-        seed: of the start and of the noise; the same seed gives the same bits while no time limit is reached.
-        time_limit: seconds after which no further step begins.
+        seed: of the start and of the noise; the same seed gives the same bits.
         input_shape: of one input, without the batch; None takes what the model says.
 
     Raises:
@@ -64,56 +62,50 @@ class DistillationConfig:
     steps: int = 100
     learning_rate: float = 0.4
     seed: int = 0
-    time_limit: float = 90.0
     input_shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.inputs is not None and self.inputs < 2:
-            raise InputError(f"distillation: {self.inputs} inputs have no variance; take at least 2")
+            raise InputError(f"synthetic inputs: {self.inputs} of them have no variance; take at least 2")
         if self.steps < 1:
-            raise InputError(f"distillation: {self.steps} steps; take at least 1")
-        if not (self.learning_rate > 0 and self.time_limit > 0):
-            raise InputError("distillation: the learning rate and the time limit must be above 0")
+            raise InputError(f"synthetic inputs: {self.steps} steps; take at least 1")
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise InputError(f"synthetic inputs: the learning rate must be above 0, not {self.learning_rate}")
 
 
 @dataclass(frozen=True)
-class Distilled:
+class SyntheticInputs:
     """What was found.
 
     Attributes:
         inputs: by the name of the graph's input, batch first, in the form and type that the model takes.
         losses: before each step, under the noise of that step.
-        mismatch: of each BN, by its name, at the end and under noise that no step has seen.
+        matching_loss: of each BN, by its name, at the end and under noise that no step has seen.
     """
 
     inputs: dict[str, npt.NDArray[np.floating]]
     losses: tuple[float, ...]
-    mismatch: dict[str, float]
+    matching_loss: dict[str, float]
 
     @property
-    def steps(self) -> int:
-        """The steps that were made; fewer than asked for where the time limit came first."""
-        return len(self.losses)
-
-    @property
-    def total_mismatch(self) -> float:
+    def total_loss(self) -> float:
         """The loss of the inputs under noise that no step has seen."""
-        return sum(self.mismatch.values())
+        return sum(self.matching_loss.values())
 
 
-def distill(model: onnx.ModelProto, config: DistillationConfig | None = None) -> Distilled:
+def synthesize_inputs(model: onnx.ModelProto, config: SyntheticConfig | None = None) -> SyntheticInputs:
     """Finds inputs that look to the network like its training data.
 
     Args:
         model: with its BNs and its noise markers; the main graph's inputs must be floating point. Not changed.
-        config: how many inputs, and how long.
+        config: how many inputs, and how many steps.
 
     Raises:
         UnsupportedOperatorError: the graph can't be differentiated; names node and operator.
         ModelError: the model has no BN, or fails on inputs of the shape.
         InputError: an input is no floating point tensor, or its shape isn't known.
     """
-    config = config or DistillationConfig()
+    config = config or SyntheticConfig()
     module = OnnxModule(model)
     if not module.batch_norms:
         raise ModelError("the model has no BatchNorm, so nothing in it says what its training data were")
@@ -127,24 +119,23 @@ def distill(model: onnx.ModelProto, config: DistillationConfig | None = None) ->
     losses = _descend(priors, match, config)
     with torch.no_grad():
         images = {name: prior.images() for name, prior in priors.items()}
-        mismatch = {name: float(value) for name, value in match(images).items()}
-    if not all(math.isfinite(value) for value in (*losses, *mismatch.values())):
-        raise ModelError("the distillation diverged: the model gives values that are not finite; give data instead")
+        left = {name: float(value) for name, value in match(images).items()}
+    if not all(math.isfinite(value) for value in (*losses, *left.values())):
+        raise ModelError(
+            "the search for synthetic inputs diverged: the model gives values that are not finite; give data instead"
+        )
     types = {tensor.name: tensor.type.tensor_type.elem_type for tensor in model.graph.input}
     arrays = {name: x.numpy().astype(_NUMPY_TYPES.get(types[name], np.float32)) for name, x in images.items()}
-    return Distilled(arrays, tuple(losses), mismatch)
+    return SyntheticInputs(arrays, tuple(losses), left)
 
 
-def _descend(priors: Mapping[str, ImagePrior], match: _Match, config: DistillationConfig) -> list[float]:
+def _descend(priors: Mapping[str, ImagePrior], match: _Match, config: SyntheticConfig) -> list[float]:
     """Changes the priors step by step; returns the loss before each."""
     optimizer = torch.optim.Adam([one for prior in priors.values() for one in prior.parameters], config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
-    begin = time.monotonic()
     losses: list[float] = []
     with torch.enable_grad():
         for _ in range(config.steps):
-            if losses and time.monotonic() - begin > config.time_limit:
-                break
             loss = torch.stack(list(match({name: prior.images() for name, prior in priors.items()}).values())).sum()
             losses.append(float(loss.detach()))
             if not loss.requires_grad:
@@ -170,17 +161,17 @@ class _Match:
         }
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The mismatch of each BN, by its name."""
+        """The matching loss of each BN, by its name."""
         evaluation = self._module(inputs, statistics="batch", noise=self._generator, until=self._stored)
         return {
-            batch_norm.name: mismatch(
+            batch_norm.name: matching_loss(
                 evaluation.batch_norms[batch_norm.name], *self._stored[batch_norm.name], batch_norm.epsilon
             )
             for batch_norm in self._module.batch_norms
         }
 
 
-def mismatch(found: BatchMoments, mean: torch.Tensor, variance: torch.Tensor, epsilon: float) -> torch.Tensor:
+def matching_loss(found: BatchMoments, mean: torch.Tensor, variance: torch.Tensor, epsilon: float) -> torch.Tensor:
     """Mean over the channels of log(1 + d^2 + l^2), a scalar.
 
     Args:
