@@ -107,6 +107,10 @@ def _group_normalization(call: OperatorCall) -> torch.Tensor:
     return y * scale + shift
 
 
+def _mean_variance_normalization(call: OperatorCall) -> torch.Tensor:
+    return _normalised(call[0], [int(axis) for axis in call.attribute("axes", [0, 2, 3])], 1e-9)
+
+
 def _lp_normalization(call: OperatorCall) -> torch.Tensor:
     x, axis = call[0], call.axis(-1, call[0].dim())
     power = int(call.attribute("p", 2))
@@ -132,6 +136,7 @@ REDUCTIONS: Mapping[str, Operator] = {
     "ReduceL1": _reduction(lambda x, axes, keepdims: x.abs().sum(axes, keepdims)),
     "ReduceL2": _reduction(_l2),
     "ReduceSumSquare": _reduction(lambda x, axes, keepdims: x.square().sum(axes, keepdims)),
+    "ReduceLogSum": _reduction(lambda x, axes, keepdims: x.sum(axes, keepdims).log()),
     "ReduceLogSumExp": _reduction(lambda x, axes, keepdims: x.logsumexp(axes, keepdims)),
     "ReduceProd": _reduction(_product),
     "ArgMax": Operator(_extremum(torch.argmax), only("select_last_index", 0)),
@@ -143,6 +148,7 @@ REDUCTIONS: Mapping[str, Operator] = {
     "LayerNormalization": Operator(_layer_normalization),
     "RMSNormalization": Operator(_rms_normalization),
     "GroupNormalization": Operator(_group_normalization),
+    "MeanVarianceNormalization": Operator(_mean_variance_normalization),
     "LpNormalization": Operator(_lp_normalization),
     "LRN": Operator(_local_response_normalization),
 }

@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 import torch
 from torch.nn import functional
 
-from .onnx_call import Operator, OperatorCall, Refusal
+from .onnx_call import Operator, OperatorCall, Refusal, only
 
 _WHOLE_TYPES = {
     np.dtype(np.bool_): torch.bool,
@@ -154,6 +154,38 @@ def _gather_elements(call: OperatorCall) -> torch.Tensor:
     return x.gather(axis, indices.where(indices >= 0, indices + x.shape[axis]))
 
 
+def _gather_nd(call: OperatorCall) -> torch.Tensor:
+    """The last axis of the indices, (..., k), holds places on the first k axes."""
+    return call[0][call[1].long().unbind(-1)]
+
+
+def _scatter_elements(call: OperatorCall) -> torch.Tensor:
+    x, indices, axis = call[0], call[1].long(), call.axis(0, call[0].dim())
+    places = indices.where(indices >= 0, indices + x.shape[axis])
+    scatter = torch.scatter_add if call.attribute("reduction", "none") == "add" else torch.scatter
+    return scatter(x, axis, places, call[2])
+
+
+def _scatter_nd(call: OperatorCall) -> torch.Tensor:
+    adds = call.attribute("reduction", "none") == "add"
+    return call[0].index_put(call[1].long().unbind(-1), call[2], accumulate=adds)
+
+
+def _one_hot(call: OperatorCall) -> torch.Tensor:
+    """The values are those off and on; an index that is out of range is off everywhere."""
+    depth, (off, on) = int(call[1]), call[2]
+    indices = call[0].long().unsqueeze(call.axis(-1, call[0].dim() + 1))
+    rank, axis = indices.dim(), call.axis(-1, indices.dim())
+    classes = torch.arange(depth).reshape([-1 if place == axis else 1 for place in range(rank)])
+    return torch.where(indices.where(indices >= 0, indices + depth) == classes, on, off)
+
+
+def _trilu(call: OperatorCall) -> torch.Tensor:
+    diagonal = call.optional(1)
+    keep = torch.triu if call.attribute("upper", 1) else torch.tril
+    return keep(call[0], 0 if diagonal is None else int(diagonal))
+
+
 def _pad(call: OperatorCall) -> torch.Tensor:
     """Attributes before opset 11, inputs from there on; negative pads cut."""
     x = call[0]
@@ -226,5 +258,10 @@ SHAPES: Mapping[str, Operator] = {
     "Slice": Operator(_slice),
     "Gather": Operator(_gather),
     "GatherElements": Operator(_gather_elements),
+    "GatherND": Operator(_gather_nd, only("batch_dims", 0)),
+    "ScatterElements": Operator(_scatter_elements, only("reduction", "none", "add")),
+    "ScatterND": Operator(_scatter_nd, only("reduction", "none", "add")),
+    "OneHot": Operator(_one_hot),
+    "Trilu": Operator(_trilu),
     "Pad": Operator(_pad),
 }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from vsfix.graph_passes.errors import DataError, ModelError
+from vsfix.graph_passes.errors import DataError, InputError, ModelError
 from vsfix.trainers.onnx_call import UnsupportedOperatorError
 from vsfix.trainers.onnx_evaluation import OnnxModule
 
@@ -108,6 +108,12 @@ ELEMENTWISE = [
     Case("Selu", CUBE, alpha=1.1, gamma=0.9),
     Case("HardSigmoid", CUBE, alpha=0.4, beta=0.3),
     Case("PRelu", IMAGE, positive(4, 1, 1)),
+    Case("PRelu", IMAGE, positive(1)),
+    Case("HardSwish", 4 * CUBE),
+    Case("Softplus", 40 * CUBE),
+    Case("Mish", 40 * CUBE),
+    Case("LogSoftmax", 100 * CUBE, axis=-1),
+    Case("Where", np.array([[True], [False]]), normal(3, 1, 4), normal(2, 1)),
     Case("Gelu", CUBE, opset=20),
     Case("Gelu", CUBE, opset=20, approximate="tanh"),
     Case("Clip", CUBE, np.float32(-0.5), np.float32(0.7)),
@@ -141,6 +147,19 @@ REDUCTIONS = [
     Case("GroupNormalization", IMAGE, normal(2), normal(2), num_groups=2),
     Case("GroupNormalization", IMAGE, normal(4), normal(4), num_groups=2, opset=21),
     Case("LpNormalization", CUBE, axis=1, p=2),
+    Case("LpNormalization", CUBE, axis=-1, p=1),
+    Case("MeanVarianceNormalization", IMAGE),
+    Case("MeanVarianceNormalization", CUBE, axes=[1, 2]),
+    Case("ReduceLogSum", positive(2, 3, 4), ints(1)),
+    Case("ReduceL2", CUBE, ints(-1), keepdims=0),
+    Case("MatMul", normal(2, 3, 4, 5), normal(2, 1, 5, 6)),
+    Case("MatMul", normal(3, 4), normal(2, 4, 5)),
+    Case("MatMul", normal(4), normal(2, 4, 5)),
+    Case("Gemm", MATRIX, normal(5, 4), normal(3, 1)),
+    Case("Einsum", normal(2, 3, 4, 5), normal(2, 6, 4, 5), equation="bqhd,bkhd->bhqk"),
+    Case("Einsum", MATRIX, normal(4, 5), equation="...i,oi->...o"),
+    Case("InstanceNormalization", normal(2, 4, 9), normal(4), normal(4)),
+    Case("GroupNormalization", normal(2, 4, 9), normal(4), normal(4), num_groups=2, opset=21),
     Case("LRN", IMAGE, size=3, alpha=0.3, beta=0.6, bias=1.5),
 ]
 
@@ -195,7 +214,19 @@ SHAPES = [
     Case("Slice", IMAGE, opset=9, starts=[1], ends=[-1], axes=[3]),
     Case("Gather", CUBE, np.array([[0, -1], [1, 1]]), axis=1),
     Case("Gather", CUBE, np.array(1), axis=2),
+    Case("Gather", np.arange(20).reshape(4, 5), ints(-1, 0), axis=0),
+    Case("GatherND", CUBE, np.array([[[0, -1]], [[1, 1]]])),
+    Case("GatherND", MATRIX, np.array([[0, -1], [2, 1]])),
+    Case("ScatterElements", MATRIX, np.array([[0, -1]]), normal(1, 2), axis=1),
+    Case("ScatterElements", MATRIX, np.array([[1, 1, 0, 2, 1]]), normal(1, 5), axis=0, reduction="add"),
+    Case("ScatterND", CUBE, np.array([[1], [0]]), normal(2, 3, 4)),
+    Case("ScatterND", MATRIX, np.array([[1, 1], [1, -4]]), normal(2), reduction="add"),
+    Case("OneHot", ints(0, 2, -1, 7), np.array(4), floats(-0.5, 1.5)),
+    Case("OneHot", np.array([[0, 2], [1, 3]]), np.array(4), ints(0, 1), axis=0),
+    Case("Trilu", CUBE),
+    Case("Trilu", CUBE, np.array(-1), upper=0),
     Case("GatherElements", MATRIX, np.array([[0, -1, 1, 2, 0]]), axis=0),
+    Case("GatherElements", CUBE, np.array([[[1, 0]], [[2, -1]]]), axis=2),
     Case("Pad", IMAGE, ints(0, 0, 1, 2, 0, 0, 0, -1), np.float32(0.5)),
     Case("Pad", IMAGE, ints(1, 2, 0, 1), None, ints(2, 3), mode="reflect"),
     Case("Pad", IMAGE, ints(0, 0, 1, 2, 0, 0, 3, 1), mode="edge"),
@@ -254,6 +285,14 @@ DIFFERENTIABLE = [
     Case("Mish", CUBE),
     Case("Softmax", CUBE, axis=1, opset=11),
     Case("ReduceL2", CUBE, ints(1)),
+    Case("LayerNormalization", CUBE, normal(4)),
+    Case("InstanceNormalization", IMAGE, normal(4), normal(4)),
+    Case("Gelu", CUBE, opset=20),
+    Case("Einsum", CUBE, normal(2, 4, 5), equation="bij,bjk->bik"),
+    Case("ScatterND", CUBE, np.array([[0]]), normal(1, 3, 4)),
+    Case("GatherND", CUBE, np.array([[0, -1], [0, 2]])),
+    Case("Trilu", CUBE),
+    Case("LpNormalization", CUBE, axis=1, p=2),
 ]
 
 
@@ -338,6 +377,8 @@ def test_a_half_precision_graph_is_evaluated_in_one_type() -> None:
         (Case("MaxPool", IMAGE, kernel_shape=[2, 2], outputs=2), "output 2"),
         (Case("AveragePool", IMAGE, kernel_shape=[2, 2], dilations=[2, 2], opset=19), "dilations"),
         (Case("ConvTranspose", IMAGE, normal(4, 2, 3, 3), output_shape=[9, 8]), "output_shape"),
+        (Case("ScatterND", MATRIX, np.array([[1, 1]]), normal(1), reduction="max"), "reduction = max"),
+        (Case("GatherND", CUBE, np.array([[0], [1]]), batch_dims=1), "batch_dims"),
     ],
     ids=str,
 )
@@ -401,3 +442,43 @@ def test_what_depends_on_no_input_is_computed_once() -> None:
     assert [tuple(buffer.shape) for buffer in module.buffers()] == [(2, 3)]
     y = module({"x": torch.tensor([[1.0, 10.0]])}).outputs["y"]
     assert y.tolist() == [[21.0, 43.0, 65.0]]
+
+
+def test_whole_numbers_look_up_rows_of_an_embedding_and_its_weights_can_be_free() -> None:
+    text = """
+    <ir_version: 9, opset_import: ["" : 18]>
+    net (int64[n, 3] tokens) => (float[n, 2] y) <float[4, 2] table = {1, 2, 3, 4, 5, 6, 7, 8}, int64[1] axis = {1}>
+    { e = Gather<axis = 0>(table, tokens)  y = ReduceMean<keepdims = 0>(e, axis) }
+    """
+    model = onnx.parser.parse_model(text)
+    tokens = np.array([[0, 1, 3], [2, 2, -1]])
+    np.testing.assert_allclose(run_torch(model, tokens)[0], run_onnxruntime(model, tokens)[0], rtol=1e-6)
+    table = torch.zeros(4, 2, requires_grad=True)
+    OnnxModule(model, free=["table"])({"tokens": torch.from_numpy(tokens)}, parameters={"table": table}).outputs[
+        "y"
+    ].sum().backward()
+    assert table.grad is not None
+    np.testing.assert_allclose(table.grad.numpy() * 3, [[1, 1], [1, 1], [2, 2], [2, 2]], rtol=1e-6)
+
+
+def test_moments_are_left_out_where_nobody_wants_them(batch_norm: OnnxModule) -> None:
+    x = {"x": torch.from_numpy(normal(5, 3, 4, 4))}
+    bare = batch_norm(x, moments=False)
+    assert not bare.batch_norms
+    assert torch.equal(bare.outputs["y"], batch_norm(x).outputs["y"])
+    with pytest.raises(InputError, match="moments"):
+        batch_norm(x, moments=False, statistics="batch")
+    with pytest.raises(InputError, match="moments"):
+        batch_norm(x, moments=False, until=["y"])
+
+
+def test_scale_and_shift_of_a_batch_norm_can_be_free() -> None:
+    module = OnnxModule(onnx.parser.parse_model(BATCH_NORM), free=["g", "b"])
+    x = torch.from_numpy(normal(5, 3, 4, 4))
+    g, b = torch.tensor([2.0, 0.1, -1.0], requires_grad=True), torch.tensor([1.0, 0.0, 3.0], requires_grad=True)
+    y = module({"x": x}, parameters={"g": g, "b": b}, moments=False).outputs["y"]
+    mean, var = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2.0, 0.5])
+    truth = torch.nn.functional.batch_norm(x.relu(), mean, var, g, b, eps=1e-3)
+    torch.testing.assert_close(y, truth, rtol=1e-5, atol=1e-6)
+    ours, theirs = (torch.autograd.grad(out.square().sum(), (g, b)) for out in (y, truth))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
