@@ -75,6 +75,8 @@ def right_answers(runner: Runner, samples: Samples, *, batch_size: int) -> Array
     """
     if samples.labels is None:
         raise DataError(f"{samples.name}: has no labels; accuracy needs them")
+    if samples.labels.dtype.kind not in "iu":
+        raise DataError(f"{samples.name}: its labels are numbers, not classes; accuracy needs whole numbers")
     right = np.zeros(len(samples), dtype=np.bool_)
     for rows, outputs in run_batches(runner, samples, batch_size):
         logits = next(iter(outputs.values()))

@@ -34,7 +34,8 @@ class Samples:
     Attributes:
         name: where they are from, for messages and reports.
         inputs: one array for each model input, by its name, shape (N, ...).
-        labels: the right class of each, shape (N,), or None.
+        labels: the right class of each, whole numbers of shape (N,); or what the first output should be, floats of its
+            shape; or None.
         split: `train`, `test`, or None where the source has no parts.
 
     Raises:
@@ -53,10 +54,11 @@ class Samples:
             _check_array(f"{self.name}: array '{name}'", array)
         lengths = {name: len(array) for name, array in self.inputs.items()}
         if self.labels is not None:
-            if self.labels.ndim != 1 or self.labels.dtype.kind not in "iu":
+            whole = self.labels.dtype.kind in "iu" and self.labels.ndim == 1
+            if not whole and (self.labels.dtype.kind != "f" or self.labels.ndim < 1):
                 raise DataError(
                     f"{self.name}: labels are {self.labels.dtype} of shape {self.labels.shape}; whole numbers of shape "
-                    "(N,) are needed"
+                    "(N,) are needed, or the targets of the first output, floats of its shape"
                 )
             lengths[_LABELS] = len(self.labels)
         if len(set(lengths.values())) > 1:

@@ -1,8 +1,7 @@
 """Which method repairs a model, and why: from what the file shows, what the data tells, and what was asked for.
 
-noise marked, data given        paired
-noise marked, no data           distill
-noise not shown, data given     the noise is inferred from the statistics; if it is found, paired
+noise marked                    match, toward the noise-averaged network; without data on inputs made from the model
+noise not shown, data given     the noise is inferred from the statistics; if it is found, match
 noise not shown, no data        an error: nothing tells a shift from a change of the data
 """
 
@@ -13,14 +12,15 @@ from dataclasses import dataclass
 
 from vsfix.graph_passes.batch_norm import find_batch_norms
 from vsfix.graph_passes.batches import Batch
-from vsfix.graph_passes.errors import DataError, InputError, ModelError
+from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.inference import OpenModel
+from vsfix.graph_passes.model_file import read_metadata
 from vsfix.graph_passes.noise_analysis import NoiseMap, analyse_noise
 from vsfix.graph_passes.noise_inference import Verdict
 
 from .lost_noise import LostNoise, is_lost, recover_noise
-from .preparation import PreparedModel
-from .repair_config import NEED_DATA, NEED_NOISE, RepairConfig
+from .preparation import REPAIR_KEY, PreparedModel
+from .repair_config import AVERAGING, NEED_NOISE, RepairConfig
 
 NOT_SHOWN = (
     "the file marks no noise layer, so a shift can't be told apart from other changes; export the network with `vsfix "
@@ -58,19 +58,20 @@ def choose_method(
         config: what was asked for.
 
     Raises:
-        DataError: the method that was asked for needs data.
+        InputError: the method that was asked for does not fit the file.
         ModelError: nothing can be decided from what there is.
     """
     if config.method == "none":
-        return MethodChoice("none", "the statistics are kept, as was asked for")
+        return MethodChoice("none", "the parameters are kept, as was asked for")
     if not find_batch_norms(prepared.graph):
-        return MethodChoice("none", "no BatchNorm is left: vsfix folded them all when it repaired this file")
-    if config.method in NEED_DATA and not batches:
-        raise DataError(f"--method {config.method} needs data: give --data; without any, take analytic or distill")
-    if config.method in ("exact", "stream") and config.layers != "auto":
+        if REPAIR_KEY in read_metadata(prepared.source):
+            return MethodChoice("none", "no BatchNorm is left: vsfix folded them all when it repaired this file")
+        if config.method not in AVERAGING:
+            raise InputError(f"--method {config.method} re-estimates BatchNorms, and the model has none; take match")
+    if config.method == "exact" and config.layers != "auto":
         return MethodChoice(config.method, "asked for")
     if not is_lost(prepared):
-        return _with_markers(analyse_noise(prepared.graph), batches, config)
+        return _with_markers(analyse_noise(prepared.graph), config)
     if config.method not in ("auto", *NEED_NOISE):
         raise InputError(
             f"the file marks no noise layer, so --method {config.method} does not know which BatchNorms are concerned; "
@@ -81,23 +82,17 @@ def choose_method(
     return _with_inference(recover_noise(prepared, batches, open_model, max_memory=config.max_memory), config)
 
 
-def _with_markers(noise_map: NoiseMap, batches: Sequence[Batch], config: RepairConfig) -> MethodChoice:
+def _with_markers(noise_map: NoiseMap, config: RepairConfig) -> MethodChoice:
     """The choice where the file shows where the noise was, or that there was none."""
     if not noise_map.sources:
         return MethodChoice("none", "the export says that the network has no noise layer: there is nothing to repair")
     if all(source.body for source in noise_map.sources):
         return MethodChoice("none", "all noise stands in the bodies of control-flow nodes, where none can be measured")
-    if config.layers == "auto" and not noise_map.reached:
+    if config.method not in AVERAGING and config.layers == "auto" and not noise_map.reached:
         return MethodChoice("none", "no noise reaches a BatchNorm: there is nothing to repair")
     if config.method != "auto":
         return MethodChoice(config.method, "asked for")
-    if batches:
-        return MethodChoice(
-            "paired", "the file says where the noise was, so the shift can be estimated from the difference it makes"
-        )
-    return MethodChoice(
-        "distill", "no data was given: inputs are made from what the file stores about its training data"
-    )
+    return MethodChoice("auto", "the file says where the noise was, so the network that it averages to can be run")
 
 
 def _with_inference(lost: LostNoise, config: RepairConfig) -> MethodChoice:
@@ -105,7 +100,7 @@ def _with_inference(lost: LostNoise, config: RepairConfig) -> MethodChoice:
     verdict = lost.inference.verdict
     if verdict is Verdict.FOUND:
         return MethodChoice(
-            "paired" if config.method == "auto" else config.method,
+            config.method,
             f"the file has lost its noise layers, and its statistics tell them: {lost.sentence}",
             changes=lost.changes,
         )

@@ -21,16 +21,19 @@ from .accuracy import AccuracyRow, accuracy_row, right_answers
 from .backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from .calibration import Samples, calibration_batches, labelled_samples
 from .environment import describe_machine
+from .label_judge import SIGNIFICANT, LabelJudge
+from .lost_noise import is_lost
 from .output_file import require_outputs
-from .preparation import prepare_model
+from .preparation import PreparedModel, prepare_model
 from .repair import needs_batch_norms, repair_model
-from .repair_config import RepairConfig
+from .repair_config import AVERAGING, RepairConfig
 from .repair_report import Repair, RepairReport
 from .report.sections import Origin, Report
 
 MAX_MISMATCH = 10.0  # of a repaired BatchNorm; a repair that works leaves it near 1
 MAX_UNEXPLAINED = 1000.0  # of a variance; pixels that were not divided by 255, or twice, are off by 65,000
 SAMPLES = 500  # what the inference of lost noise wants; the paired method stops when its intervals are narrow
+MATCHED = 256  # what a match takes where the file says where its noise was; more bring next to nothing
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,42 @@ class Outputs:
 
 
 @dataclass(frozen=True)
+class LabelScores:
+    """What labelled data says of the file as given and of the repaired one.
+
+    Attributes:
+        metric: `top-1`, a share, or `squared error`, a mean.
+        before: of the file as given.
+        after: of what is written.
+        p_value: of the paired test that both are equally good.
+    """
+
+    metric: str
+    before: float
+    after: float
+    p_value: float
+
+    @classmethod
+    def of(cls, judge: LabelJudge, original: onnx.ModelProto, repair: Repair) -> LabelScores:
+        """Scores both models on the same samples; errors stand here as negative scores."""
+        trained, repaired = judge.scores(original), judge.scores(repair.runnable)
+        return cls(judge.metric, float(trained.mean()), float(repaired.mean()), judge.p_value(trained, repaired))
+
+    def text(self, score: float) -> str:
+        """One of the scores for a person."""
+        return f"top-1 {100 * score:.2f} %" if self.metric == "top-1" else f"a mean squared error of {-score:.4g}"
+
+
+@dataclass(frozen=True)
 class Optimization:
-    """The outcome: the repair, the verdict in one sentence, the accuracies where labels were given, the files."""
+    """The outcome: the repair, the verdict in one sentence, what labels say where there are some, the files."""
 
     repair: Repair
     status: str
     verdict: str
     accuracies: tuple[AccuracyRow, ...]
     written: tuple[Path, ...]
+    scores: LabelScores | None = None
 
 
 def optimize(
@@ -93,7 +124,7 @@ def optimize(
     model = read_model(model_path)
     prepared = prepare_model(model, config.noise, needs_batch_norms=needs_batch_norms(model, config))
     deployable = export_model(prepared.graph, model)
-    cap = SAMPLES if config.method not in ("exact", "stream") else None
+    cap = None if config.method == "exact" else MATCHED if _is_match(prepared, config) else SAMPLES
     batches = (
         []
         if data is None
@@ -104,12 +135,15 @@ def optimize(
     labelled = (
         None if eval_data is None else labelled_samples(deployable, eval_data, split=eval_split, seed=config.seed)
     )
-    repair = repair_model(model, batches, open_for_small_runs, config)
-    accuracies = () if labelled is None else _accuracies(deployable, repair, labelled, batch_size)
-    status, verdict = judge(repair.report, accuracies)
-    result = Optimization(repair, status, verdict, accuracies, outputs.paths())
+    by_labels = None if labelled is None else LabelJudge(labelled, open_for_small_runs, batch_size)
+    repair = repair_model(model, batches, open_for_small_runs, config, judge=by_labels)
+    classes = by_labels is not None and by_labels.metric == "top-1"
+    accuracies = () if labelled is None or not classes else _accuracies(deployable, repair, labelled, batch_size)
+    scores = None if by_labels is None else LabelScores.of(by_labels, deployable, repair)
+    status, verdict = judge(repair.report, accuracies, scores)
+    result = Optimization(repair, status, verdict, accuracies, outputs.paths(), scores)
     try:
-        _require_no_loss(accuracies, eval_data)
+        _require_no_loss(scores, eval_data)
         require_plausible(repair.report, shown=bool(accuracies))
     except CheckFailedError as refusal:
         sentence = str(refusal)
@@ -131,12 +165,18 @@ def _accuracies(
     )
 
 
-def _require_no_loss(accuracies: tuple[AccuracyRow, ...], eval_data: str | None) -> None:
-    """Refuses a repair that is less often right on labelled data than the model as it was."""
-    if accuracies and accuracies[1].accuracy < accuracies[0].accuracy:
+def _is_match(prepared: PreparedModel, config: RepairConfig) -> bool:
+    """Whether the file is matched without its noise being inferred first."""
+    return config.method in AVERAGING and not is_lost(prepared)
+
+
+def _require_no_loss(scores: LabelScores | None, eval_data: str | None) -> None:
+    """Refuses a repair that is worse on labelled data than the model as it was, by more than chance."""
+    if scores is not None and scores.after < scores.before and scores.p_value < SIGNIFICANT:
         raise CheckFailedError(
-            f"refused: on {eval_data} the repaired model has {100 * accuracies[1].accuracy:.2f} %, the original "
-            f"{100 * accuracies[0].accuracy:.2f} %; no model is written; try more samples or another --method"
+            f"refused: on {eval_data} the repaired model has {scores.text(scores.after)}, the original "
+            f"{scores.text(scores.before)} (paired test: p = {scores.p_value:.2g}); no model is written; try "
+            "--method auto, which leaves a file as it is where the labels speak against every repair"
         )
 
 
@@ -181,30 +221,67 @@ def input_files(model: Path, *data: str | None) -> list[Path]:
     ]
 
 
-def judge(report: RepairReport, accuracies: tuple[AccuracyRow, ...] = ()) -> tuple[str, str]:
+def judge(
+    report: RepairReport, accuracies: tuple[AccuracyRow, ...] = (), scores: LabelScores | None = None
+) -> tuple[str, str]:
     """The status word and the verdict in one sentence."""
-    repaired = [outcome for outcome in report.batch_norms if outcome.repaired]
+    changed = report.method != "none" and (
+        report.severity_after is not None or any(outcome.repaired for outcome in report.batch_norms)
+    )
     folded = sum(outcome.folded for outcome in report.batch_norms)
     tail = (f"; {folded} of {len(report.batch_norms)} folded" if report.batch_norms else "") + _precision(report)
-    if not repaired:
-        why = report.method_reason if report.method == "none" else "the evidence supports no change"
-        return ("WARN" if report.warnings else "PASS"), f"Nothing repaired: {why}{tail}."
+    if not changed:
+        return ("WARN" if report.warnings else "PASS"), f"Nothing repaired: {report.method_reason}{tail}."
+    verdict = _what_was_done(report) + tail
+    if accuracies:
+        first, last = accuracies[0], accuracies[-1]
+        verdict += f"; top-1 {100 * first.accuracy:.1f} -> {100 * last.accuracy:.1f} %"
+    elif scores is not None:
+        verdict += f"; mean squared error {-scores.before:.4g} -> {-scores.after:.4g}"
+    before, after = report.severity_before, report.severity_after
+    if before is not None and after is not None:
+        better = scores is not None and scores.after > scores.before
+        if after.ratio > before.ratio and not better:
+            return "WARN", verdict + ": the file is farther from its noise-averaged network than before."
+        return ("WARN" if report.warnings else "PASS"), verdict + "."
+    return "WARN", verdict + _unproven(report)
+
+
+def _what_was_done(report: RepairReport) -> str:
+    """What changed, by which method, and R before and after."""
+    before, after = report.severity_before, report.severity_after
+    done = [row.before.name for row in report.batch_norms if row.repaired]
+    what = f"{len(done)} of {len(report.batch_norms)} BatchNorms" if done else "the linear layers"
+    verdict = f"Repaired {what} ({report.method}, {report.data})"
+    if before is not None and after is not None:
+        return verdict + f"; R, the distance to what was trained: {before.ratio:.2f} -> {after.ratio:.2f}"
+    shifts = _shifts(report)
+    return verdict if shifts is None else f"{verdict}; stored against real variance: {shifts[0]:.2f} -> {shifts[1]:.2f}"
+
+
+def _shifts(report: RepairReport) -> tuple[float, float] | None:
+    """The geometric mean of the repaired BatchNorms' variance ratios, before and after; None where not measured."""
+    repaired = [outcome for outcome in report.batch_norms if outcome.repaired]
+    if not report.judged_on or not repaired:
+        return None
     before, after = (
         geometric_mean(np.array([getattr(outcome, side).mismatch or np.nan for outcome in repaired]))
         for side in ("before", "after")
     )
-    verdict = f"Repaired {len(repaired)} of {len(report.batch_norms)} BatchNorms ({report.method}, {report.data})"
-    if report.judged_on and np.isfinite(before):
-        verdict += f"; stored against real variance: {before:.2f} -> {after:.2f}"
-    verdict += tail
-    if accuracies:
-        first, last = accuracies[0], accuracies[-1]
-        verdict += f"; top-1 {100 * first.accuracy:.1f} -> {100 * last.accuracy:.1f} %"
+    return (before, after) if np.isfinite(before) and np.isfinite(after) else None
+
+
+def _unproven(report: RepairReport) -> str:
+    """Why a repair whose R is unknown is no PASS."""
     if not report.judged_on:
-        return "WARN", verdict + ": nothing was run, since there was no data; check with `vsfix verify` or --eval-data."
-    if after > before:
-        return "WARN", verdict + ": the stored variances are farther from the real ones than before."
-    return ("WARN" if report.warnings else "PASS"), verdict + "."
+        return ": nothing was run, since there was no data; check with `vsfix verify` or --eval-data."
+    shifts = _shifts(report)
+    if shifts is not None and shifts[1] > shifts[0]:
+        return ": the stored variances are farther from the real ones than before."
+    return (
+        ": the statistics agree with the data; whether the network computes what it was trained to is unknown, since "
+        "no noise is known; check with --eval-data."
+    )
 
 
 def _precision(report: RepairReport) -> str:

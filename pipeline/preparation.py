@@ -19,7 +19,7 @@ from vsfix.graph_passes.deployment import deployment_passes
 from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.fold_constants import FoldBatchNormParameters
 from vsfix.graph_passes.graph_pass import PassPipeline
-from vsfix.graph_passes.marker import EXPORT_METADATA_KEY
+from vsfix.graph_passes.marker import EXPORT_METADATA_KEY, read_marker
 from vsfix.graph_passes.model_file import import_graph, read_metadata
 from vsfix.graph_passes.nodes import is_standard, label_of
 from vsfix.graph_passes.noise import Noise
@@ -61,20 +61,20 @@ def prepare_model(
     Args:
         model: a checked model.
         noise: noise that the file does not show, each as `NODE=KIND:VALUE`.
-        needs_batch_norms: whether nothing can be done without one.
+        needs_batch_norms: whether nothing can be done with a file that has neither a BatchNorm nor a marker.
 
     Raises:
-        ModelError: no BatchNorm is left in the file, or none can be read; the message says how to export one.
+        ModelError: no BatchNorm is left in such a file, or none can be read; the message says how to export one.
         InputError: a `noise` that fits nothing.
     """
     graph = import_graph(model)
     passes = PassPipeline([*deployment_passes(), RecomposeBatchNorm(), FoldBatchNormParameters()])
     done = passes(graph)
     warnings = [f"{kept.subject}: {kept.reason}" for kept in (*done.kept, *unreadable_batch_norms(graph))]
-    if needs_batch_norms:
+    inserted = InsertNoise(_sites(noise))(graph)
+    if needs_batch_norms and not has_noise(graph):
         require_batch_norms(graph)
     _require_no_draws(graph)
-    inserted = InsertNoise(_sites(noise))(graph)
     separate_statistics(graph)
     return PreparedModel(
         source=model,
@@ -83,6 +83,11 @@ def prepare_model(
         warnings=tuple(warnings),
         shows_its_noise=EXPORT_METADATA_KEY in read_metadata(model) or bool(noise),
     )
+
+
+def has_noise(graph: gs.Graph) -> bool:
+    """Whether a graph marks any noise."""
+    return any(read_marker(node) is not None for node in graph.nodes)
 
 
 def repaired_batch_norms(metadata: Mapping[str, str]) -> tuple[str, ...]:

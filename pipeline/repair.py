@@ -1,39 +1,37 @@
-"""The repair of a model: prepare, choose a method, estimate the statistics, write them, clean, fold, cast."""
+"""The repair of a model: prepare, choose a method, change the parameters, clean, fold, cast."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.batch_norm import find_batch_norms
 from vsfix.graph_passes.batches import (
     Batch,
-    first_samples,
-    prescribed_batch_size,
     require_different_samples,
     samples_in,
 )
-from vsfix.graph_passes.errors import CheckFailedError, InputError, VsfixError
+from vsfix.graph_passes.errors import CheckFailedError, VsfixError
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
 from vsfix.graph_passes.graph_pass import PassPipeline, PassResult
-from vsfix.graph_passes.inference import Array, OpenModel
+from vsfix.graph_passes.inference import OpenModel
 from vsfix.graph_passes.model_file import export_model, read_metadata
-from vsfix.graph_passes.noise_analysis import analyse_noise
 from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
-from vsfix.graph_passes.repair_statistics import RepairStatistics
 from vsfix.graph_passes.typed_batch_norm import check_half_batch_norms, require_statistics
 from vsfix.graph_passes.value_scan import doubtful_constants, require_finite_values
 
+from .averaging import MATCH, REFINE, Averaging
 from .calibration import fixed_batch_size, model_input_names
 from .casting import CastModel, cast_model
-from .estimation import Estimation, estimate_statistics
+from .changed_parameters import changed_parameters
+from .editing import Edited, edit_parameters
 from .inspection import Inspection, inspect_graph
+from .label_judge import LabelJudge
 from .method_choice import MethodChoice, choose_method
 from .preparation import REPAIR_KEY, PreparedModel, prepare_model, repaired_batch_norms
 from .quantization import quantize_model, require_calibration
@@ -44,7 +42,7 @@ from .rounding_floor import rounding_floor
 from .tensor_comparison import comparable, compare_tensors
 
 FEW_SAMPLES = 16
-JUDGED_SAMPLES = 256  # enough to tell a variance within a few percent
+AVERAGED = (MATCH, REFINE)
 # Folding reorders floating-point operations and nothing else; a fold that loses more than this is a wrong fold.
 MIN_FOLD_SNR_DB = 80.0
 MIN_FOLD_SNR_DB_HALF = 40.0
@@ -59,6 +57,7 @@ def repair_model(
     config: RepairConfig,
     *,
     judged_on: Sequence[Batch] | None = None,
+    judge: LabelJudge | None = None,
 ) -> Repair:
     """Repairs, cleans and folds a model; the input is not changed.
 
@@ -69,6 +68,7 @@ def repair_model(
         config: how to repair.
         judged_on: the data on which the shift is measured before and after; the first part of what the estimates rest
             on where not given.
+        judge: labelled data that chooses among the candidates.
 
     Raises:
         ModelError: nothing that can be repaired; the message says what to do.
@@ -83,33 +83,28 @@ def repair_model(
     graph = prepared.graph
     require_statistics(graph)
     choice = choose_method(prepared, batches, open_model, config)
-    layers, reasons = _choose_layers(graph, config.layers)
-    estimation = estimate_statistics(choice.method, prepared, batches, open_model, layers, config)
-    whole = prescribed_batch_size(graph) is not None
-    judges = judged_on or first_samples(estimation.batches, JUDGED_SAMPLES, whole=whole)
-    before = inspect_graph(graph, judges, open_model)
-    repair = RepairStatistics(estimation.estimates, {**reasons, **estimation.reasons})(graph)
-    after = inspect_graph(graph, judges, open_model)
-    statistics = _statistics(graph, repair)
+    edited = edit_parameters(prepared, choice, batches, open_model, config, judged_on, judge)
+    before, after = edited.before, inspect_graph(graph, edited.judges, open_model)
+    statistics = changed_parameters(prepared, edited)
     unfolded = export_model(graph, model)
     fold = FoldBatchNorm(forward=config.number_type not in QUANTIZED)
     clean = PassPipeline([RemoveMarkers(), RemoveIdentities(), *([fold] if config.fold else [])])
     clean(graph)
-    final = export_model(graph, model, _metadata(prepared, choice, estimation, repair, config))
-    inputs, unchecked = _inputs_of_check(unfolded, judges, open_model, config.seed)
+    final = export_model(graph, model, _metadata(prepared, edited, config))
+    inputs, unchecked = _inputs_of_check(unfolded, edited.judges, open_model, config.seed)
     fold_snr_db, amplified = _check_equal(unfolded, final, inputs, open_model, config.seed) if inputs else (None, ())
     cast = _cast(graph, final, inputs, batches, open_model, config)
     report = RepairReport(
-        method=choice.method,
-        method_reason=choice.reason,
-        data=estimation.data,
-        samples=estimation.samples,
+        method=edited.method,
+        method_reason=edited.reason,
+        data=edited.data,
+        samples=edited.samples,
         judged_on=before.samples,
-        batch_norms=_outcomes(before, after, estimation, repair, clean.results[2] if config.fold else None),
+        batch_norms=_outcomes(after, edited, clean.results[2] if config.fold else None),
         prepared=prepared.changes + choice.changes,
         removed=tuple(change.subject for result in clean.results[:2] for change in result.changed),
         warnings=(
-            *_warnings(prepared, choice, estimation, before, config),
+            *_warnings(prepared, choice, edited, config),
             *doubtful_constants(graph),
             *unchecked,
             *amplified,
@@ -118,6 +113,7 @@ def repair_model(
         fold_snr_db=fold_snr_db,
         precision=None if cast is None else cast.report,
         route=before.route,
+        **_averaged(edited.averaging),
     )
     runnable = final if cast is None else cast.runnable
     return Repair(final if cast is None else cast.model, unfolded, runnable, report, statistics)
@@ -148,35 +144,32 @@ def _cast(
     return None
 
 
-def _choose_layers(graph: gs.Graph, layers: str) -> tuple[list[str], dict[str, str]]:
-    """The BatchNorms to estimate, and the reason for each of the others."""
-    names = [batch_norm.name for batch_norm in find_batch_norms(graph)]
-    if layers == "auto":
-        reached = analyse_noise(graph).reached
-        chosen = [name for name in names if name in reached]
-        reason = "no noise reaches it"
-    elif layers == "all":
-        return names, {}
-    else:
-        chosen = [name for name in names if fnmatchcase(name, layers)]
-        reason = f"its name does not match '{layers}'"
-        if not chosen:
-            raise InputError(f"--layers '{layers}' matches no BatchNorm; `vsfix inspect` lists their names")
-    return chosen, {name: reason for name in names if name not in chosen}
+def _averaged(averaging: Averaging | None) -> dict[str, Any]:
+    """What the report says of the noise-averaged network."""
+    if averaging is None:
+        return {}
+    return {
+        "severity": averaging.severity,
+        "severity_before": averaging.before,
+        "severity_after": averaging.after,
+        "judges": averaging.judges,
+        "candidates": averaging.candidates,
+        "outputs": averaging.outputs,
+        "layers": averaging.layers,
+        "cross_fitted": averaging.cross_fitted,
+    }
 
 
-def _metadata(
-    prepared: PreparedModel, choice: MethodChoice, estimation: Estimation, repair: PassResult, config: RepairConfig
-) -> dict[str, str]:
+def _metadata(prepared: PreparedModel, edited: Edited, config: RepairConfig) -> dict[str, str]:
     """What the written file says about its repair; a cast or a fold leaves standing what was said before."""
     known = read_metadata(prepared.source)
-    earlier, now = repaired_batch_norms(known), [change.subject for change in repair.changed]
+    earlier, now = repaired_batch_norms(known), [change.subject for change in edited.changes.changed]
     if earlier and not now:
         return {REPAIR_KEY: known[REPAIR_KEY]}
     said = {
-        "method": choice.method,
-        "data": estimation.data,
-        "samples": estimation.samples,
+        "method": edited.method,
+        "data": edited.data,
+        "samples": edited.samples,
         "seed": config.seed,
         "vsfix": version("vsfix"),
         "repaired": list(dict.fromkeys([*earlier, *now])),
@@ -184,51 +177,36 @@ def _metadata(
     return {REPAIR_KEY: json.dumps(said)}
 
 
-def _warnings(
-    prepared: PreparedModel, choice: MethodChoice, estimation: Estimation, before: Inspection, config: RepairConfig
-) -> tuple[str, ...]:
+def _warnings(prepared: PreparedModel, choice: MethodChoice, edited: Edited, config: RepairConfig) -> tuple[str, ...]:
     """Everything that makes the result doubtful."""
-    warnings = (*prepared.warnings, *choice.warnings, *estimation.warnings, *before.warnings)
+    warnings = (*prepared.warnings, *choice.warnings, *edited.warnings, *edited.before.warnings)
     if config.number_type == TENSOR_FLOAT:
         told = "tf32 is no type of a file: it holds float32; build it with `vsfix build --precision tf32`"
         warnings = (*warnings, told)
-    if 0 < estimation.samples < FEW_SAMPLES:
-        few = f"the repair rests on {estimation.samples} samples; its statistics are surer from {FEW_SAMPLES} on"
+    if edited.method not in AVERAGED and 0 < edited.samples < FEW_SAMPLES:
+        few = f"the repair rests on {edited.samples} samples; its statistics are surer from {FEW_SAMPLES} on"
         return (*warnings, few)
     return warnings
 
 
-def _statistics(graph: gs.Graph, repair: PassResult) -> dict[str, Array]:
-    """The running statistics of the BatchNorms that were repaired, float32, by state_dict name."""
-    repaired = {change.subject for change in repair.changed}
-    arrays: dict[str, Array] = {}
-    for batch_norm in find_batch_norms(graph):
-        if batch_norm.name in repaired:
-            arrays[f"{batch_norm.name}.running_mean"] = batch_norm.mean.astype(np.float32)
-            arrays[f"{batch_norm.name}.running_var"] = batch_norm.variance.astype(np.float32)
-    return arrays
-
-
-def _outcomes(
-    before: Inspection, after: Inspection, estimation: Estimation, repair: PassResult, folds: PassResult | None
-) -> tuple[BatchNormOutcome, ...]:
+def _outcomes(after: Inspection, edited: Edited, folds: PassResult | None) -> tuple[BatchNormOutcome, ...]:
     """One outcome for each BatchNorm."""
-    actions = {change.subject: change.action for change in repair.changed}
-    kept = {subject.subject: f"kept: {subject.reason}" for subject in repair.kept}
+    actions = {change.subject: change.action for change in edited.changes.changed}
+    kept = {subject.subject: f"kept: {subject.reason}" for subject in edited.changes.kept}
     folded = {change.subject: change.action for change in folds.changed} if folds else {}
     unfolded = {subject.subject: subject.reason for subject in folds.kept} if folds else {}
     outcomes = []
-    for row, new in zip(before.rows, after.rows, strict=True):
-        estimate = estimation.estimates.get(row.name)
+    for row, new in zip(edited.before.rows, after.rows, strict=True):
+        estimate = edited.estimates.get(row.name)
         outcomes.append(
             BatchNormOutcome(
                 before=row,
                 after=new,
-                method=estimation.methods.get(row.name, ""),
+                method=edited.methods.get(row.name, ""),
                 shift=None if estimate is None or not np.isfinite(estimate.shift) else estimate.shift,
                 interval=None if estimate is None else estimate.interval,
                 repaired=row.name in actions,
-                action=actions.get(row.name) or kept[row.name],
+                action=actions.get(row.name) or kept.get(row.name, "kept"),
                 folded=row.name in folded,
                 fold_reason=folded.get(row.name) or unfolded.get(row.name, "folding was not asked for"),
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from vsfix.graph_passes.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.errors import InputError
@@ -11,9 +12,15 @@ from vsfix.graph_passes.precision import parse_precision
 
 QUANTIZED = ("int8", "fp8")
 TENSOR_FLOAT = "tf32"  # a float32 file, whose products the runtime may round
-METHODS = ("auto", "exact", "stream", "paired", "analytic", "distill", "none")
-NEED_DATA = ("exact", "stream", "paired")
-NEED_NOISE = ("paired", "analytic", "distill")
+METHODS = ("auto", "match", "paired", "exact", "analytic", "none")
+AVERAGING = ("auto", "match")  # bring the network to its noise-averaged one; the others estimate statistics
+NEED_DATA = ("exact", "paired")
+NEED_NOISE = ("match", "paired", "analytic")
+MEANINGS = ("classes", "probabilities", "values")
+GONE = {
+    "distill": "it is no method any more: without --data the inputs are made from the model, whatever the method",
+    "stream": "it is gone; take exact, which is one forward of the data too",
+}
 
 
 @dataclass(frozen=True)
@@ -21,15 +28,18 @@ class RepairConfig:
     """How to repair.
 
     Attributes:
-        method: one of `METHODS`; `auto` chooses, and the report says why; `none` keeps every statistic.
+        method: one of `METHODS`; `auto` matches where the file is far from its noise-averaged network, and the report
+            says why; `match` matches in any case; `none` keeps every parameter.
         layers: `auto` (the BatchNorms that noise reaches), `all`, or a glob over their names.
         noise: noise that the file does not show, each as `NODE=KIND:VALUE`.
         fold: fold BatchNorm into the linear layers around it.
-        seed: of the noise, and of distilled inputs.
+        refine: refine the match end to end in torch; None where it is worth its time.
+        output_kinds: what outputs mean, one of `MEANINGS`, by name; the others are recognised.
+        seed: of the noise, and of synthetic inputs.
         repeats: runs with the noise on for each run with the noise off in `paired`.
         precision: half the relative width of a shift's interval at which `paired` stops taking samples.
         max_memory: bytes that the process may hold; activations beyond go to the disk.
-        input_shape: of one input without the batch, for `distill` where the file does not say it.
+        input_shape: of one input without the batch, for synthetic inputs where the file does not say it.
         number_type: what the deployed graph computes in, as `--precision` names it; None to leave it as it is.
 
     Raises:
@@ -40,6 +50,8 @@ class RepairConfig:
     layers: str = "auto"
     noise: tuple[str, ...] = ()
     fold: bool = True
+    refine: bool | None = None
+    output_kinds: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     repeats: int = 8
     precision: float = 0.03
@@ -48,8 +60,13 @@ class RepairConfig:
     number_type: str | None = None
 
     def __post_init__(self) -> None:
+        if self.method in GONE:
+            raise InputError(f"method '{self.method}': {GONE[self.method]}")
         if self.method not in METHODS:
             raise InputError(f"method '{self.method}': choose one of {', '.join(METHODS)}")
+        for name, meaning in self.output_kinds.items():
+            if meaning not in MEANINGS:
+                raise InputError(f"output '{name}': '{meaning}' is none of {', '.join(MEANINGS)}")
         if self.repeats < 1:
             raise InputError(f"repeats {self.repeats}: at least one run with the noise on is needed")
         if self.precision < 0:

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 import onnx
 
 from vsfix.graph_passes.estimate import Interval
+from vsfix.graph_passes.estimators.severity import Severity
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.noise_route import NoiseRoute
 
+from .averaging import CandidateRow
 from .casting import PrecisionReport
 from .inspection import BatchNormRow
+from .noise_study import LayerRow
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,14 @@ class RepairReport:
             and folding; random ones where there was no data, 0 where none could be made.
         fold_snr_db: signal to noise of that comparison; None where they are equal to the bit, or were not compared.
         precision: what the cast to another precision did; None where none was asked for.
+        severity: R of the file as given, on everything that it was run on; None where no noise is known or nothing ran.
+        severity_before: the same on the samples that judge the repair; None where nothing was written.
+        severity_after: R of what is written, on the same samples.
+        judges: how many those are.
+        candidates: what was tried, the file as given first; one row for a method of re-estimation.
+        outputs: how each output is read, one line each.
+        layers: of every layer whose scale and shift are free, how far it is from the averaged network.
+        cross_fitted: see `Averaging`.
         route: the way of the noise to the BatchNorm that it shifted most before the repair; None where there is none.
     """
 
@@ -76,6 +87,14 @@ class RepairReport:
     fold_snr_db: float | None
     precision: PrecisionReport | None = None
     route: NoiseRoute | None = None
+    severity: Severity | None = None
+    severity_before: Severity | None = None
+    severity_after: Severity | None = None
+    judges: int = 0
+    candidates: tuple[CandidateRow, ...] = ()
+    outputs: tuple[str, ...] = ()
+    layers: tuple[LayerRow, ...] = ()
+    cross_fitted: float | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +107,8 @@ class Repair:
         runnable: what stands for the model where it is run on the CPU: itself, or, in a narrow precision, a float32
             model in which every weight and activation is rounded.
         report: what was done.
-        statistics: the repaired running statistics by state_dict name, `<module>.running_mean` and `.running_var`.
+        statistics: everything that changed by state_dict name: `<module>.weight`, `.bias`, and of a BatchNorm
+            `.running_mean` and `.running_var`.
     """
 
     model: onnx.ModelProto = field(repr=False)

@@ -54,6 +54,34 @@ def repair_table(report: RepairReport) -> Table:
     return table
 
 
+def layer_table(report: RepairReport) -> Table:
+    """How far what each layer gives is from the noise-averaged network, before and after."""
+    table = Table(title="Distance of each layer from the noise-averaged network", title_justify="left")
+    table.add_column("layer", overflow="fold")
+    for heading in ("before", "after"):
+        table.add_column(heading, justify="right")
+    for row in report.layers:
+        table.add_row(row.name, _number(row.before), _number(row.after))
+    return table
+
+
+def candidate_table(report: RepairReport) -> Table:
+    """What was tried, and how far each is from the noise-averaged network."""
+    table = Table(title=f"Candidates, on {report.judges} samples that judge", title_justify="left")
+    table.add_column("candidate", overflow="fold")
+    for heading in ("R", "against as trained (95 %)", "decisions that differ", "score on labels"):
+        table.add_column(heading, justify="right")
+    for number, row in enumerate(report.candidates):
+        table.add_row(
+            f"{row.name} (taken)" if row.name == report.method else row.name,
+            f"{row.severity:.2f}",
+            "-" if not number else f"{row.low:+.2f} to {row.high:+.2f}",
+            "-" if row.changed is None else f"{100 * row.changed:.1f} %",
+            "-" if row.score is None else f"{row.score:.4g}",
+        )
+    return table
+
+
 def precision_table(report: PrecisionReport) -> Table:
     """What the cast to another precision did, one line for each thing."""
     table = Table(title=f"Cast to {report.precision}", title_justify="left", show_header=False)

@@ -20,6 +20,7 @@ from .divergence import Meaning, NoisyOutputs, OutputKind
 
 HEALTHY = 0.6  # of R; below it no network of the ladder gained by a repair
 _REPETITIONS = 1000
+_FLIPS = 9999
 _LARGEST_DRAWS = 1 << 28  # bytes of all outputs under all draws
 
 
@@ -166,6 +167,31 @@ def severity_of(apart: Float64Array, noise: Float64Array, changed: float | None 
     ratios = np.maximum(apart[rows].mean(axis=1), 0) / np.maximum(below, np.finfo(np.float64).tiny)
     low, high = np.quantile(ratios, [0.025, 0.975])
     return Severity(max(float(apart.mean() / noise.mean()), 0.0), float(low), float(high), len(apart), changed)
+
+
+def bootstrap_interval(values: Float64Array) -> tuple[float, float]:
+    """The 95 % interval of a mean, by a bootstrap; the same values give the same interval.
+
+    Args:
+        values: shape (N,).
+    """
+    rows = np.random.default_rng(len(values)).integers(0, len(values), (_REPETITIONS, len(values)))
+    low, high = np.quantile(values[rows].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def sign_flip_p_value(differences: Float64Array) -> float:
+    """How often the mean of paired differences is as low as it is, if each could as well have the opposite sign.
+
+    A permutation test: no distribution is assumed, which matters for distances, whose few largest values are far from
+    the rest. One-sided; the same values give the same number.
+
+    Args:
+        differences: shape (N,).
+    """
+    signs = np.random.default_rng(len(differences)).choice([-1.0, 1.0], (_FLIPS, len(differences)))
+    flipped = signs @ differences
+    return float((1 + np.sum(flipped <= differences.sum())) / (1 + _FLIPS))
 
 
 class DrawCollector:

@@ -16,6 +16,7 @@ from .options import (
     input_shape_option,
     json_option,
     parse_bytes,
+    parse_output_kinds,
     samples_option,
     seed_option,
 )
@@ -29,13 +30,26 @@ from .options import (
 @batch_size_option
 @click.option(
     "--method",
-    type=click.Choice(["auto", "exact", "stream", "paired", "analytic", "distill", "none"]),
+    metavar="auto|match|paired|exact|analytic|none",
     default="auto",
     show_default=True,
-    help="paired: the difference that the noise makes on the same inputs, good with few samples. exact: the "
-    "statistics of the data with the noise off, wants many; stream: the same in one session, a little off. "
-    "analytic, distill: no data; closed forms, or inputs made from the model. none: fold and cast only. "
-    "auto: paired with data, distill without.",
+    help="match: scale and shift of each layer, so that the deployed network computes what the one with its noise "
+    "computes on average. auto: match where the file is far from that. paired, exact: the paper's re-estimation of the "
+    "statistics with the noise off. analytic: closed forms of the same, nothing is run. none: fold and cast only. "
+    "Without --data, inputs are made from the model.",
+)
+@click.option(
+    "--refine/--no-refine",
+    default=None,
+    help="Refine the match end to end, by gradient; needs torch.  [default: where its cost, known from the graph, is "
+    "moderate]",
+)
+@click.option(
+    "--output-kind",
+    "output_kinds",
+    multiple=True,
+    metavar="NAME=classes|probabilities|values",
+    help="What an output means, where that is not recognised. May be given again.",
 )
 @click.option(
     "--noise",
@@ -58,9 +72,13 @@ from .options import (
     help="Cast weights and activations, after the fold; inputs and outputs keep their type. tf32 is float32 in the "
     "file. int8 and fp8 insert Q/DQ by ModelOpt, with --data.  [default: as the file is]",
 )
-@click.option("--eval-data", metavar="D", help="Labelled data; a repair that loses accuracy on it is not written.")
+@click.option(
+    "--eval-data",
+    metavar="D",
+    help="Labelled data; it chooses among all methods, and what loses on it by more than chance is not written.",
+)
 @click.option("--eval-split", type=click.Choice(["train", "test"]), default="test", show_default=True)
-@input_shape_option("One input without the batch, for distill where the file does not say it.")
+@input_shape_option("One input without the batch, for synthetic inputs where the file does not say it.")
 @click.option(
     "--max-memory",
     default="2G",
@@ -83,6 +101,8 @@ def command(
     samples: int | None,
     batch_size: int,
     method: str,
+    refine: bool | None,
+    output_kinds: tuple[str, ...],
     noise: tuple[str, ...],
     layers: str,
     fold: bool,
@@ -98,17 +118,19 @@ def command(
     json_path: str | None,
     force: bool,
 ) -> None:
-    """Repair the BatchNorm statistics of MODEL, remove its noise markers, fold, cast, and write OUTPUT.
+    """Bring MODEL to the network that was trained, remove its noise markers, fold, cast, and write OUTPUT.
 
-    The data is the network's training data or anything like it; labels are not needed, and 32 samples are enough where
-    the file says where the noise was. Where it does not, the noise is inferred from the statistics, which wants some
-    hundred. Without --data, inputs are made from the model itself.
+    A network trained with noise is the average over that noise; deployed without it, it computes something else. The
+    data is the training data or anything like it; labels are not needed, and 32 samples are enough where the file says
+    where the noise was. Where it does not, the noise is inferred from the statistics, which wants some hundred. Without
+    --data, inputs are made from the model itself.
     """
     from vsfix.pipeline.console import print_table, require_json_target, write_json
     from vsfix.pipeline.environment import command_line
     from vsfix.pipeline.optimization import Optimization, Outputs, input_files, optimize
     from vsfix.pipeline.repair_config import RepairConfig
-    from vsfix.pipeline.tables import accuracy_table, precision_table, repair_table
+    from vsfix.pipeline.severity_text import severity_lines
+    from vsfix.pipeline.tables import accuracy_table, candidate_table, layer_table, precision_table, repair_table
 
     if output is None and not dry_run:
         raise click.UsageError("name the output with -o, or pass --dry-run")
@@ -120,6 +142,8 @@ def command(
         data,
         RepairConfig(
             method=method,
+            refine=refine,
+            output_kinds=parse_output_kinds(output_kinds),
             layers=layers,
             noise=noise,
             fold=fold,
@@ -140,6 +164,12 @@ def command(
                 print_line(f"prepared: {change}")
             if result.repair.report.batch_norms:
                 print_table(repair_table(result.repair.report))
+            if result.repair.report.layers:
+                print_table(layer_table(result.repair.report))
+            if result.repair.report.candidates:
+                print_table(candidate_table(result.repair.report))
+            for line in severity_lines(result.repair.report):
+                print_line(line)
             if result.repair.report.precision is not None:
                 print_table(precision_table(result.repair.report.precision))
             for warning in result.repair.report.warnings:
@@ -152,5 +182,8 @@ def command(
     finally:  # whoever reads what is printed may have gone
         if json_path:
             outcome = {"status": result.status, "verdict": result.verdict}
-            accuracies = {"accuracies": [asdict(row) for row in result.accuracies]}
+            accuracies = {
+                "accuracies": [asdict(row) for row in result.accuracies],
+                "scores": None if result.scores is None else asdict(result.scores),
+            }
             write_json(asdict(result.repair.report) | outcome | accuracies, json_path, force=force)

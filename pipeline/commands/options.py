@@ -87,3 +87,14 @@ def parse_bytes(text: str, option: str) -> int:
     if not 0 <= number * factor < 1 << 60:
         raise click.BadParameter(f"'{text}': out of range", param_hint=option)
     return int(number * factor)
+
+
+def parse_output_kinds(texts: tuple[str, ...]) -> dict[str, str]:
+    """Reads `NAME=MEANING` of each."""
+    kinds: dict[str, str] = {}
+    for text in texts:
+        name, found, meaning = text.rpartition("=")
+        if not found or not name:
+            raise click.BadParameter(f"'{text}': write NAME=classes, as in logits=classes", param_hint="--output-kind")
+        kinds[name] = meaning
+    return kinds

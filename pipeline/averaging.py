@@ -1,0 +1,388 @@
+"""The repair toward the noise-averaged network: the candidates, their distance to it, and the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from vsfix.graph_passes.batch_norm import find_batch_norms
+from vsfix.graph_passes.batches import Batch
+from vsfix.graph_passes.errors import CheckFailedError, InputError
+from vsfix.graph_passes.estimate import Estimate
+from vsfix.graph_passes.estimators.matching import match
+from vsfix.graph_passes.estimators.noise_average import run_deployed
+from vsfix.graph_passes.estimators.samples import SampleSet, held_out_rows
+from vsfix.graph_passes.estimators.severity import HEALTHY, Severity, bootstrap_interval, sign_flip_p_value
+from vsfix.graph_passes.estimators.stored_statistics import StoredAgainstNoisy
+from vsfix.graph_passes.estimators.units import FoundParameters, Unit, write_parameters
+from vsfix.graph_passes.graph_pass import Change
+from vsfix.graph_passes.inference import Array, OpenModel
+from vsfix.graph_passes.measurement import MeasurementConfig, as_measured, measure
+from vsfix.graph_passes.model_file import export_model
+from vsfix.graph_passes.noise_analysis import analyse_noise
+from vsfix.graph_passes.paired import PairedConfig, paired
+from vsfix.graph_passes.reestimation import exact
+from vsfix.graph_passes.remove_identities import RemoveMarkers
+from vsfix.graph_passes.repair_statistics import RepairStatistics
+
+from .label_judge import LabelJudge, cross_fitted
+from .noise_study import FEW, LayerRow, NoiseStudy
+from .preparation import PreparedModel
+from .refining import refine_units, refusal
+from .repair_config import RepairConfig
+
+CHANCE = 0.025  # one-sided
+LEAST_JUDGES = 6  # held-out samples; with fewer, every sample judges
+RE_ESTIMATED = 128  # samples from which stored statistics are re-estimated under the noise
+AS_TRAINED, MATCH, REFINE = "as trained", "match", "match+refine"
+
+
+@dataclass(frozen=True)
+class CandidateRow:
+    """One way to deploy the network.
+
+    Attributes:
+        name: `as trained`, `match`, `match+refine`, or a method of re-estimation.
+        severity: its R on the samples that judge.
+        score: the mean on labelled data, the higher the better; None without.
+        difference: its R less that of the file as given, on the same samples.
+        low: lower end of the 95 % interval of that, by a bootstrap over the samples.
+        high: upper end.
+        p_value: of the hypothesis that it is not nearer to F than the file as given: the share of random changes of
+            sign of the samples' differences that make their mean as low.
+        changed: see `Severity.changed`.
+    """
+
+    name: str
+    severity: float
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    changed: float | None
+    score: float | None = None
+
+    @property
+    def is_nearer(self) -> bool:
+        """Whether it is nearer to F than the file as given, by more than chance."""
+        return self.difference < 0 and self.p_value < CHANCE
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """What the averaged network says of a file, and what brings it there.
+
+    Attributes:
+        severity: R of the file as given, on all samples.
+        after: R of what is written, on the samples that judge; None where nothing is.
+        before: R of the file as given on the same samples.
+        judges: how many those are.
+        candidates: every one that was tried, the file as given first.
+        chosen: the name of the one that is taken.
+        outputs: how each output is read, one line each.
+        layers: of every unit, in the order of the graph.
+        parameters: to be written, by the name of the unit; empty where the file stays as it is.
+        units: of the graph.
+        statistics: BatchNorms whose statistics were re-estimated under the noise before anything else.
+        reason: why nothing is written; empty where something is.
+        warnings: what a person should know.
+        estimates: statistics to be written instead of `parameters`, where labels chose a method of re-estimation.
+        cross_fitted: the mean score that the choice by labels reaches on samples that had no part in it; None without.
+    """
+
+    severity: Severity
+    after: Severity | None
+    before: Severity | None
+    judges: int
+    candidates: tuple[CandidateRow, ...]
+    chosen: str
+    outputs: tuple[str, ...]
+    layers: tuple[LayerRow, ...] = ()
+    parameters: Mapping[str, FoundParameters] = field(default_factory=dict, repr=False)
+    units: tuple[Unit, ...] = field(default=(), repr=False)
+    statistics: tuple[str, ...] = ()
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
+    estimates: Mapping[str, Estimate] = field(default_factory=dict, repr=False)
+    cross_fitted: float | None = None
+
+    def write(self, graph: gs.Graph) -> tuple[Change, ...]:
+        """Writes what was found into the graph that it was found for."""
+        if self.estimates:
+            return RepairStatistics(self.estimates, {})(graph).changed
+        return write_parameters(graph, self.units, self.parameters)
+
+
+def average_repair(
+    prepared: PreparedModel,
+    batches: Sequence[Batch],
+    open_model: OpenModel,
+    config: RepairConfig,
+    judge: LabelJudge | None = None,
+) -> Averaging:
+    """Finds the parameters that bring a network to its noise-averaged one.
+
+    Args:
+        prepared: the model, its noise marked; its graph is changed only where its statistics are re-estimated under
+            the noise.
+        batches: the calibration set.
+        open_model: the runtime.
+        config: how to repair.
+        judge: labelled data; where it is given, methods of re-estimation are tried too, and the labels choose.
+
+    Raises:
+        DataError: too few samples, outputs that are not finite, or noise that changes nothing.
+        CheckFailedError: the stored statistics are not true under the noise, and the samples are too few to mend that.
+    """
+    study = _study(prepared, batches, open_model, config)
+    re_estimated: tuple[str, ...] = ()
+    wrong = [row for row in study.stored if row.differs]
+    if wrong:
+        _require_enough(wrong, len(study.samples))
+        re_estimated = _re_estimate(prepared.graph, study.samples, open_model, config)
+        study = _study(prepared, batches, open_model, config)
+    warnings = _sample_warnings(len(study.samples)) + _statistics_warnings(wrong, re_estimated)
+    plain = Averaging(
+        severity=study.severity,
+        after=None,
+        before=None,
+        judges=0,
+        candidates=(),
+        chosen=AS_TRAINED,
+        outputs=study.output_lines(),
+        units=study.units,
+        statistics=re_estimated,
+        warnings=warnings,
+    )
+    if study.severity.is_healthy and config.method == "auto" and judge is None:
+        return replace(plain, reason=_healthy(study.severity))
+    if not study.units:
+        return replace(plain, reason="no scale and shift behind the noise is free: nothing can be matched")
+    return _choose(plain, study, prepared, config, judge)
+
+
+def _study(
+    prepared: PreparedModel, batches: Sequence[Batch], open_model: OpenModel, config: RepairConfig
+) -> NoiseStudy:
+    """F, and the units whose names match `--layers`."""
+    study = NoiseStudy.of(prepared.graph, batches, open_model, config.seed, config.output_kinds)
+    if config.layers in ("auto", "all"):
+        return study
+    units = tuple(unit for unit in study.units if fnmatchcase(unit.name, config.layers))
+    if not units:
+        raise InputError(
+            f"--layers '{config.layers}' matches no layer whose scale and shift are free; those are "
+            f"{', '.join(unit.name for unit in study.units) or 'none'}"
+        )
+    return replace(study, units=units)
+
+
+def _choose(
+    plain: Averaging, study: NoiseStudy, prepared: PreparedModel, config: RepairConfig, judge: LabelJudge | None
+) -> Averaging:
+    """Tries the candidates, and takes one: by labels where there are some, else by the distance to F."""
+    judges = held_out_rows(len(study.samples))
+    if judges.sum() < LEAST_JUDGES:
+        judges = np.ones(len(study.samples), dtype=np.bool_)
+    tried, warnings = _matched(study, prepared, config)
+    graphs = {name: study.written(parameters) for name, parameters in tried.items()}
+    estimates = _re_estimates(study, config) if judge is not None else {}
+    for name, found in estimates.items():
+        graphs[name] = study.graph.copy()
+        RepairStatistics(found, {})(graphs[name])
+    rows = [candidate_row(AS_TRAINED, study.outputs, study, judges)]
+    outputs: dict[str, Mapping[str, Array]] = {}
+    for name, graph in graphs.items():
+        outputs[name] = run_deployed(graph, study.samples, study.open_model)
+        rows.append(candidate_row(name, outputs[name], study, judges))
+    before = study.reference.rows(judges).severity(_rows_of(study.outputs, judges), config.seed)
+    tried_out = replace(
+        plain,
+        before=before,
+        judges=int(judges.sum()),
+        candidates=tuple(rows),
+        warnings=(*plain.warnings, *warnings),
+    )
+    if judge is None:
+        best = _nearest(rows)
+    else:
+        tried_out, best = _by_labels(tried_out, {AS_TRAINED: study.graph, **graphs}, prepared, judge)
+    if best == AS_TRAINED:
+        return replace(tried_out, reason=_not_nearer(rows) if judge is None else _not_better(tried_out.candidates))
+    after = study.reference.rows(judges).severity(_rows_of(outputs[best], judges), config.seed)
+    if best in estimates:
+        layers = study.layer_rows(graphs[best])
+        return replace(tried_out, after=after, chosen=best, layers=layers, estimates=estimates[best])
+    parameters = study.with_moments(tried[best])
+    layers = study.layer_rows(study.written(parameters))
+    return replace(tried_out, after=after, chosen=best, layers=layers, parameters=parameters)
+
+
+def _matched(
+    study: NoiseStudy, prepared: PreparedModel, config: RepairConfig
+) -> tuple[dict[str, Mapping[str, FoundParameters]], tuple[str, ...]]:
+    """What the match finds, and what its refinement finds, by the name of the candidate; and warnings."""
+    found = match(
+        study.graph,
+        study.units,
+        study.targets,
+        study.samples,
+        study.average.shapes,
+        study.open_model,
+        config.max_memory,
+    )
+    tried: dict[str, Mapping[str, FoundParameters]] = {MATCH: {name: unit.parameters for name, unit in found.items()}}
+    if (why := refusal(study, config)) is not None:
+        return tried, (why,) if config.refine is not False else ()
+    refined = refine_units(study, tried[MATCH], prepared, config)
+    if isinstance(refined, str):
+        return tried, (refined,)
+    tried[REFINE] = refined
+    return tried, ()
+
+
+def _re_estimates(study: NoiseStudy, config: RepairConfig) -> dict[str, Mapping[str, Estimate]]:
+    """The statistics that methods of re-estimation find, by the name of the method."""
+    reached = analyse_noise(study.graph).reached
+    layers = [batch_norm.name for batch_norm in find_batch_norms(study.graph) if batch_norm.name in reached]
+    if not layers or len(study.samples) < FEW:
+        return {}
+    how = PairedConfig(config.seed, config.repeats, 0.0, config.max_memory)
+    return {
+        "paired": paired(study.graph, study.samples.batches, study.open_model, layers, how),
+        "exact": exact(study.graph, study.samples.batches, study.open_model, layers, max_memory=config.max_memory),
+    }
+
+
+def _nearest(rows: Sequence[CandidateRow]) -> str:
+    """The candidate that is nearest to F, where it is nearer than the file by more than chance; else the file."""
+    nearer = [row for row in rows if row.is_nearer]
+    return min(nearer, key=lambda row: row.severity).name if nearer else AS_TRAINED
+
+
+def _by_labels(
+    averaging: Averaging, graphs: Mapping[str, gs.Graph], prepared: PreparedModel, judge: LabelJudge
+) -> tuple[Averaging, str]:
+    """The candidate that scores best, where it is better than the file by more than chance; the scores in the rows.
+
+    Where labels tell none from the file, the one that is nearest to F is taken, if its R says that it is needed and no
+    label speaks against it.
+    """
+    scores = {name: judge.scores(_deployed_model(graph, prepared)) for name, graph in graphs.items()}
+    rows = tuple(replace(row, score=float(scores[row.name].mean())) for row in averaging.candidates)
+    trained = scores[AS_TRAINED]
+    scored = replace(averaging, candidates=rows, cross_fitted=float(cross_fitted(scores).mean()))
+    best = max(scores, key=lambda name: float(scores[name].mean()))
+    if judge.is_better(trained, scores[best]):
+        return scored, best
+    nearest = _nearest(rows)
+    if averaging.severity.is_healthy or judge.is_worse(trained, scores[nearest]):
+        return scored, AS_TRAINED
+    return scored, nearest
+
+
+def _deployed_model(graph: gs.Graph, prepared: PreparedModel) -> onnx.ModelProto:
+    """The model of a graph with its noise off."""
+    copy = graph.copy()
+    RemoveMarkers()(copy)
+    return export_model(copy, prepared.source)
+
+
+def _rows_of(outputs: Mapping[str, Array], rows: Array) -> dict[str, Array]:
+    """The outputs of some samples; the first axis may hold several rows for each."""
+    return {
+        name: array.reshape(len(rows), -1, *array.shape[1:])[rows].reshape(-1, *array.shape[1:])
+        for name, array in outputs.items()
+    }
+
+
+def candidate_row(
+    name: str, outputs: Mapping[str, Array], study: NoiseStudy, judges: Array | None = None
+) -> CandidateRow:
+    """One candidate, by the samples that judge; by all where none are named."""
+    if judges is None:
+        judges = np.ones(len(study.samples), dtype=np.bool_)
+    noise = float(study.reference.noise_distances()[judges].mean())
+    apart = study.reference.distances(outputs)[judges] / noise
+    moved = apart - study.reference.distances(study.outputs)[judges] / noise
+    low, high = bootstrap_interval(moved)
+    changed = study.reference.rows(judges).changed(_rows_of(outputs, judges))
+    return CandidateRow(
+        name, max(float(apart.mean()), 0.0), float(moved.mean()), low, high, sign_flip_p_value(moved), changed
+    )
+
+
+def _healthy(severity: Severity) -> str:
+    """Why a healthy file stays as it is."""
+    return (
+        f"R = {severity.ratio:.2f} ({severity.low:.2f} to {severity.high:.2f}) is below {HEALTHY}: without its noise "
+        "the network computes what it was trained to, far within what one draw of the noise does"
+    )
+
+
+def _not_nearer(rows: Sequence[CandidateRow]) -> str:
+    """Why no candidate was taken."""
+    best = min(rows[1:], key=lambda row: row.severity, default=None)
+    if best is None:
+        return "no candidate could be made"
+    return (
+        f"no repair is nearer to the noise-averaged network than the file by more than chance: '{best.name}' has R "
+        f"{best.severity:.2f}, the file {rows[0].severity:.2f}, on the samples that judge"
+    )
+
+
+def _not_better(rows: Sequence[CandidateRow]) -> str:
+    """Why labels left the file as it is."""
+    best = max(rows, key=lambda row: row.score or 0.0)
+    return (
+        f"no candidate is better than the file on the labelled data by more than chance: the best, '{best.name}', has "
+        f"{best.score:.4g}, the file {rows[0].score:.4g}"
+    )
+
+
+def _require_enough(wrong: Sequence[StoredAgainstNoisy], samples: int) -> None:
+    """Refuses a file whose statistics are not true under its noise, where too few samples are there to mend that."""
+    if samples >= RE_ESTIMATED:
+        return
+    first = wrong[0]
+    raise CheckFailedError(
+        f"refused: {len(wrong)} BatchNorms store other statistics than the network with its noise on shows, "
+        f"'{first.name}' the first (variance off by a factor of {first.ratio:.2f}, mean by {first.offset:.2f} "
+        f"deviations): the noise is not the only fault. If the data is that of the training, give {RE_ESTIMATED} "
+        "samples or more (--samples), and the statistics are re-estimated under the noise first; no model is written"
+    )
+
+
+def _re_estimate(graph: gs.Graph, samples: SampleSet, open_model: OpenModel, config: RepairConfig) -> tuple[str, ...]:
+    """Writes the statistics that every BatchNorm has with the noise on, each behind corrected predecessors."""
+    names = [batch_norm.name for batch_norm in find_batch_norms(graph)]
+    under_noise = MeasurementConfig(names, config.seed, max_memory=config.max_memory)
+    found = measure(graph, samples.batches, open_model, under_noise)
+    for batch_norm in find_batch_norms(graph):
+        batch_norm.with_statistics(*as_measured(batch_norm, found[batch_norm.name]))
+    return tuple(names)
+
+
+def _sample_warnings(samples: int) -> tuple[str, ...]:
+    """What is to be said of so few samples."""
+    if samples >= FEW:
+        return ()
+    return (f"the repair rests on {samples} samples; give {FEW} or more, 32 are plenty for most networks",)
+
+
+def _statistics_warnings(wrong: Sequence[StoredAgainstNoisy], re_estimated: tuple[str, ...]) -> tuple[str, ...]:
+    """What is to be said of statistics that were not true under the noise."""
+    if not re_estimated:
+        return ()
+    first = wrong[0]
+    return (
+        f"the stored statistics were not those of the network with its noise on ('{first.name}': variance off by a "
+        f"factor of {first.ratio:.2f}, mean by {first.offset:.2f} deviations): {len(re_estimated)} BatchNorms were "
+        "re-estimated under the noise first; that is right where the data is that of the training, preprocessed the "
+        "same way",
+    )

@@ -1,0 +1,196 @@
+"""One look at a network through its noise: F, R, the targets of its layers, stored statistics against noisy ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from vsfix.graph_passes.batches import Batch, prescribed_batch_size, samples_in
+from vsfix.graph_passes.errors import DataError
+from vsfix.graph_passes.estimators.divergence import Meaning, OutputKind, recognise_outputs
+from vsfix.graph_passes.estimators.layers import DeployedUnit, deployed_units
+from vsfix.graph_passes.estimators.matching import TargetCollector, UnitTarget, input_moments
+from vsfix.graph_passes.estimators.noise_average import NoiseAverage, run_deployed
+from vsfix.graph_passes.estimators.samples import SampleSet
+from vsfix.graph_passes.estimators.severity import DrawCollector, OutputReader, Reference, Severity
+from vsfix.graph_passes.estimators.stored_statistics import StoredAgainstNoisy, compare_stored
+from vsfix.graph_passes.estimators.units import (
+    FoundParameters,
+    Unit,
+    batch_norm_units,
+    find_units,
+    write_parameters,
+)
+from vsfix.graph_passes.inference import Array, Float64Array, OpenModel
+
+LEAST, FEW = 2, 8  # samples: none below, and a warning below
+FORWARDS = 4096  # samples times draws of the noise
+DRAWS = (4, 16)  # the fewest and the most
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """How far what one layer gives is from the averaged network; see `DeployedUnit.distance`."""
+
+    name: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseStudy:
+    """F of one graph on one set, and everything that is compared with it.
+
+    Attributes:
+        graph: as it was looked at.
+        samples: in their own order.
+        average: F.
+        units: whose scale and shift are free.
+        targets: of the units and of every BatchNorm, by name.
+        reference: the outputs of F.
+        outputs: of the deployed network.
+        kinds: how the outputs are read.
+        severity: R.
+        stored: what each BatchNorm stores against the noisy runs.
+        open_model: the runtime.
+    """
+
+    graph: gs.Graph
+    samples: SampleSet
+    average: NoiseAverage
+    units: tuple[Unit, ...]
+    targets: Mapping[str, UnitTarget]
+    reference: Reference
+    outputs: Mapping[str, Array]
+    kinds: Mapping[str, OutputKind]
+    severity: Severity
+    stored: tuple[StoredAgainstNoisy, ...]
+    open_model: OpenModel
+
+    @classmethod
+    def of(
+        cls,
+        graph: gs.Graph,
+        batches: Sequence[Batch],
+        open_model: OpenModel,
+        seed: int,
+        output_kinds: Mapping[str, str],
+    ) -> NoiseStudy:
+        """Runs the network with its noise off, and with it on as often as a fixed rule says.
+
+        Raises:
+            DataError: too few samples, outputs that are not finite, or noise that changes nothing.
+        """
+        samples = SampleSet.of(batches, prescribed_batch_size(graph))
+        if len(samples) < LEAST:
+            raise DataError(f"{len(samples)} sample: nothing can be told from fewer than {LEAST}; give at least {FEW}")
+        average = NoiseAverage(graph, samples, open_model, seed)
+        outputs = run_deployed(graph, samples, open_model)
+        kinds = recognise_outputs(graph, outputs, output_kinds)
+        units = find_units(graph, average.shapes)
+        known = {unit.name for unit in units}
+        others = [unit for unit in batch_norm_units(graph, average.shapes) if unit.name not in known]
+        draws = draws_for(len(samples))
+        readers = {
+            name: OutputReader.of(kind, outputs[name], len(samples), draws, len(kinds)) for name, kind in kinds.items()
+        }
+        drawn = DrawCollector(readers, draws, len(samples))
+        collected = TargetCollector(average, [*units, *others], samples, seed)
+        sizes = [samples_in(batch) for batch in samples.batches]
+        counts = dict(zip(samples.first, sizes, strict=True))
+        for run in average.runs(range(draws), collected.taps):
+            drawn.add(run.draw, run.first, counts[run.first], run.arrays)
+            collected.add(run.first, counts[run.first], run.arrays)
+        reference, targets = drawn.reference(), collected.result()
+        return cls(
+            graph=graph,
+            samples=samples,
+            average=average,
+            units=units,
+            targets=targets,
+            reference=reference,
+            outputs=outputs,
+            kinds=kinds,
+            severity=reference.severity(outputs, seed),
+            stored=compare_stored([*others, *units], targets),
+            open_model=open_model,
+        )
+
+    @property
+    def first_size(self) -> int:
+        """How many samples the first run has, which the shapes are of."""
+        return samples_in(self.samples.batches[0])
+
+    def joined_inputs(self) -> dict[str, Array]:
+        """All samples as one batch."""
+        names = self.samples.batches[0]
+        return {
+            name: np.concatenate([batch[name] for batch in self.samples.batches])
+            if np.ndim(names[name])
+            else names[name]
+            for name in names
+        }
+
+    def units_of(self, graph: gs.Graph) -> dict[str, DeployedUnit]:
+        """The units of a graph with the same tensors, with the noise off."""
+        return deployed_units(graph, self.units, self.targets, self.samples, self.average.shapes, self.open_model)
+
+    def mean_of(self, name: str) -> Array:
+        """F of one output, in the form in which draws are averaged, the classes where the output has them.
+
+        Outputs of which only some positions are compared are averaged anew, whole.
+        """
+        noisy = self.reference.outputs[name]
+        kind, shape = noisy.kind, self.outputs[name].shape
+        mean = noisy.mean if self.reference.readers[name].chosen is None else self._whole_mean(name)
+        if kind.meaning is Meaning.CLASSES:
+            last = np.moveaxis(np.empty(shape, dtype=np.bool_), kind.axis, -1).shape
+            return np.moveaxis(mean.reshape(last), -1, kind.axis).astype(np.float32)
+        return mean.reshape(shape).astype(np.float32)
+
+    def _whole_mean(self, name: str) -> Float64Array:
+        """F of one output at every position."""
+        draws = range(len(self.reference.outputs[name].draws))
+        total: Float64Array | None = None
+        for run in self.average.runs(draws):
+            values = self.kinds[name].probabilities(run.arrays[name])
+            if total is None:
+                total = np.zeros((len(self.outputs[name]), *values.shape[1:]))
+            rows = len(self.outputs[name]) // len(self.samples)
+            total[run.first * rows : run.first * rows + len(values)] += values
+        assert total is not None
+        return total / len(draws)
+
+    def layer_rows(self, graph: gs.Graph) -> tuple[LayerRow, ...]:
+        """How far each unit is from F in the graph as it was looked at, and in another one with the same tensors."""
+        before, after = self.units_of(self.graph), self.units_of(graph)
+        return tuple(LayerRow(name, before[name].distance, unit.distance) for name, unit in after.items())
+
+    def written(self, parameters: Mapping[str, FoundParameters]) -> gs.Graph:
+        """A copy of the graph with other parameters; its tensors keep their names."""
+        copy: gs.Graph = self.graph.copy()
+        write_parameters(copy, find_units(copy, self.average.shapes), parameters)
+        return copy
+
+    def with_moments(self, parameters: Mapping[str, FoundParameters]) -> dict[str, FoundParameters]:
+        """The same parameters with the moments that each BatchNorm's input has in the network that they make."""
+        plain = {name: replace(found, moments=None) for name, found in parameters.items()}
+        deployed = self.units_of(self.written(plain))
+        batch_norms = {unit.name for unit in self.units if unit.batch_norm is not None}
+        for name, found in plain.items():
+            if name in batch_norms and name in deployed:
+                z = (deployed[name].z - found.shift) / found.scale
+                plain[name] = replace(found, moments=input_moments(z, self.targets[name]))
+        return plain
+
+    def output_lines(self) -> tuple[str, ...]:
+        """How each output is read, one line each."""
+        return tuple(f"{name}: {kind.meaning.value} ({kind.reason})" for name, kind in self.kinds.items())
+
+
+def draws_for(samples: int) -> int:
+    """How many draws of the noise so many samples take: an even number, by a fixed rule."""
+    return int(np.clip(FORWARDS // max(samples, 1), *DRAWS)) // 2 * 2

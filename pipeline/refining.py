@@ -1,0 +1,140 @@
+"""Refinement end to end, in torch, of what the match found: whether it is worth its time, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from vsfix.graph_passes.estimators.divergence import Meaning
+from vsfix.graph_passes.estimators.units import FoundParameters, find_units, insert_affine
+from vsfix.graph_passes.inference import Array
+from vsfix.graph_passes.model_file import export_model
+from vsfix.graph_passes.remove_identities import RemoveMarkers
+
+from .noise_study import NoiseStudy
+from .preparation import PreparedModel
+from .repair_config import RepairConfig
+
+STEPS = 100
+BATCH = 64
+LARGEST_COST = 4e12  # multiplications of all steps; two minutes or so on one core
+_BACKWARD = 3  # a step costs a forward and twice as much again
+_LINEAR = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
+
+
+def refusal(study: NoiseStudy, config: RepairConfig) -> str | None:
+    """Why nothing is refined, or None. What it costs follows from the graph alone, never from a clock."""
+    if config.refine is False:
+        return "not asked for"
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        return "nothing was refined: that needs torch; run: pip install 'vsfix[train]'"
+    if config.refine is None:
+        cost = _BACKWARD * STEPS * min(BATCH, len(study.samples)) * multiply_adds(study.graph, study.average.shapes)
+        cost /= study.first_size
+        if cost > LARGEST_COST:
+            return f"nothing was refined: its steps take {cost:.1g} multiplications; --refine does it all the same"
+    return None
+
+
+def multiply_adds(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    """The multiplications of the linear operators in a run of the first batch."""
+    total = 0.0
+    for node in graph.nodes:
+        if node.op not in _LINEAR or node.outputs[0].name not in shapes:
+            continue
+        out = float(np.prod(shapes[node.outputs[0].name]))
+        weight = node.inputs[1]
+        sides = tuple(weight.shape) if isinstance(weight, gs.Constant) else shapes.get(weight.name, (1, 1))
+        if node.op in ("Gemm", "MatMul"):
+            inner = shapes.get(node.inputs[0].name, (1,))[-1]
+            total += out * inner
+        else:
+            total += out * float(np.prod(sides[1:]))
+    return total
+
+
+def refine_units(
+    study: NoiseStudy, start: Mapping[str, FoundParameters], prepared: PreparedModel, config: RepairConfig
+) -> dict[str, FoundParameters] | str:
+    """Refines the scale and shift of every unit, and the bias of the last layers, toward the outputs of F.
+
+    Args:
+        study: F and its units.
+        start: what the match found.
+        prepared: the model.
+        config: the seed.
+
+    Returns:
+        What was found, by the name of the unit; a sentence where the graph can't be differentiated.
+    """
+    from vsfix.trainers.onnx_call import UnsupportedOperatorError
+    from vsfix.trainers.refinement import RefinementConfig, Target, refine
+
+    graph = study.written(start)
+    chosen = {unit.name for unit in study.units}
+    units = [unit for unit in find_units(graph, study.average.shapes) if unit.name in chosen]
+    free = insert_affine(graph, units, study.average.shapes)
+    RemoveMarkers()(graph)
+    units_of_steps: dict[str, Array] = {}
+    for affine in free:
+        name = affine.unit.name
+        spread = _spread(study, name, affine.unit.channels)
+        if not affine.unit.is_last:
+            units_of_steps[affine.scale.name] = np.ones(affine.scale.shape)
+        units_of_steps[affine.shift.name] = spread.reshape(affine.shift.shape)
+    targets = {
+        name: Target(
+            _kind(noisy.kind.meaning, noisy.kind.form), noisy.kind.axis, study.mean_of(name), _variance(study, name)
+        )
+        for name, noisy in study.reference.outputs.items()
+    }
+    inputs = study.joined_inputs()
+    try:
+        refined = refine(
+            export_model(graph, prepared.source),
+            units_of_steps,
+            inputs,
+            targets,
+            RefinementConfig(steps=STEPS, batch_size=BATCH, seed=config.seed),
+        )
+    except UnsupportedOperatorError as error:
+        return f"the match was not refined: {error}"
+    found: dict[str, FoundParameters] = {}
+    for affine in free:
+        unit = affine.unit
+        earlier = start.get(unit.name) or FoundParameters(np.ones(unit.channels), np.zeros(unit.channels))
+        a = np.asarray(refined.values.get(affine.scale.name, np.ones(unit.channels))).reshape(-1)
+        b = np.asarray(refined.values[affine.shift.name]).reshape(-1)
+        if (a <= 0).any():
+            a, b = np.where(a > 0, a, 1.0), np.where(a > 0, b, 0.0)
+        found[unit.name] = FoundParameters(a * earlier.scale, a * earlier.shift + b)
+    return found
+
+
+def _spread(study: NoiseStudy, name: str, channels: int) -> Array:
+    """The unit in which the shift of a unit is moved: the deviation of its z."""
+    target = study.targets.get(name)
+    if target is None:
+        return np.ones(channels)
+    deviation = np.sqrt(target.noisy_variance)
+    typical = float(np.median(deviation)) or 1.0
+    return np.maximum(deviation, 1e-3 * typical)
+
+
+def _kind(meaning: Meaning, form: str) -> str:
+    """What the refinement calls it."""
+    if meaning is Meaning.VALUES:
+        return "values"
+    if meaning is Meaning.PROBABILITIES:
+        return "sigmoid-logits" if form == "logits" else "probabilities"
+    return {"logits": "logits", "probabilities": "softmax", "log": "log-softmax"}[form]
+
+
+def _variance(study: NoiseStudy, name: str) -> float:
+    """The unit of squared errors."""
+    noisy = study.reference.outputs[name]
+    return noisy.noise_variance if noisy.kind.meaning is Meaning.VALUES else 1.0
