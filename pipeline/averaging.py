@@ -218,8 +218,7 @@ def _choose(
     if best in estimates:
         layers = study.layer_rows(graphs[best])
         return replace(tried_out, after=after, chosen=best, layers=layers, estimates=estimates[best])
-    parameters = study.with_moments(tried[best])
-    layers = study.layer_rows(study.written(parameters))
+    parameters, layers = study.with_moments(tried[best])
     return replace(tried_out, after=after, chosen=best, layers=layers, parameters=parameters)
 
 

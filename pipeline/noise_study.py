@@ -166,7 +166,11 @@ class NoiseStudy:
 
     def layer_rows(self, graph: gs.Graph) -> tuple[LayerRow, ...]:
         """How far each unit is from F in the graph as it was looked at, and in another one with the same tensors."""
-        before, after = self.units_of(self.graph), self.units_of(graph)
+        return self._rows(self.units_of(graph))
+
+    def _rows(self, after: Mapping[str, DeployedUnit]) -> tuple[LayerRow, ...]:
+        """The rows of units of another graph."""
+        before = self.units_of(self.graph)
         return tuple(LayerRow(name, before[name].distance, unit.distance) for name, unit in after.items())
 
     def written(self, parameters: Mapping[str, FoundParameters]) -> gs.Graph:
@@ -175,8 +179,13 @@ class NoiseStudy:
         write_parameters(copy, find_units(copy, self.average.shapes), parameters)
         return copy
 
-    def with_moments(self, parameters: Mapping[str, FoundParameters]) -> dict[str, FoundParameters]:
-        """The same parameters with the moments that each BatchNorm's input has in the network that they make."""
+    def with_moments(
+        self, parameters: Mapping[str, FoundParameters]
+    ) -> tuple[dict[str, FoundParameters], tuple[LayerRow, ...]]:
+        """The same parameters with the moments that each BatchNorm's input has in the network that they make.
+
+        The moments change what is stored and not what is computed, so that the rows of the layers are those of both.
+        """
         plain = {name: replace(found, moments=None) for name, found in parameters.items()}
         deployed = self.units_of(self.written(plain))
         batch_norms = {unit.name for unit in self.units if unit.batch_norm is not None}
@@ -184,7 +193,7 @@ class NoiseStudy:
             if name in batch_norms and name in deployed:
                 z = (deployed[name].z - found.shift) / found.scale
                 plain[name] = replace(found, moments=input_moments(z, self.targets[name]))
-        return plain
+        return plain, self._rows(deployed)
 
     def output_lines(self) -> tuple[str, ...]:
         """How each output is read, one line each."""

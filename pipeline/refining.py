@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -20,6 +21,7 @@ from .repair_config import RepairConfig
 STEPS = 100
 BATCH = 64
 LARGEST_COST = 4e12  # multiplications of all steps; two minutes or so on one core
+SMALL_STEP = 1e10  # multiplications; below it several threads wait for each other longer than they compute
 _BACKWARD = 3  # a step costs a forward and twice as much again
 _LINEAR = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
 
@@ -33,11 +35,30 @@ def refusal(study: NoiseStudy, config: RepairConfig) -> str | None:
     except ImportError:
         return "nothing was refined: that needs torch; run: pip install 'vsfix[train]'"
     if config.refine is None:
-        cost = _BACKWARD * STEPS * min(BATCH, len(study.samples)) * multiply_adds(study.graph, study.average.shapes)
-        cost /= study.first_size
+        cost = STEPS * _step_cost(study)
         if cost > LARGEST_COST:
             return f"nothing was refined: its steps take {cost:.1g} multiplications; --refine does it all the same"
     return None
+
+
+def _step_cost(study: NoiseStudy) -> float:
+    """The multiplications of one step."""
+    one = multiply_adds(study.graph, study.average.shapes) / study.first_size
+    return _BACKWARD * min(BATCH, len(study.samples)) * one
+
+
+@contextmanager
+def _threads(study: NoiseStudy) -> Iterator[None]:
+    """One thread of torch for small steps; what was set before is set again."""
+    import torch
+
+    before = torch.get_num_threads()
+    if _step_cost(study) < SMALL_STEP:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def multiply_adds(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]]) -> float:
@@ -94,13 +115,14 @@ def refine_units(
     }
     inputs = study.joined_inputs()
     try:
-        refined = refine(
-            export_model(graph, prepared.source),
-            units_of_steps,
-            inputs,
-            targets,
-            RefinementConfig(steps=STEPS, batch_size=BATCH, seed=config.seed),
-        )
+        with _threads(study):
+            refined = refine(
+                export_model(graph, prepared.source),
+                units_of_steps,
+                inputs,
+                targets,
+                RefinementConfig(steps=STEPS, batch_size=BATCH, seed=config.seed),
+            )
     except UnsupportedOperatorError as error:
         return f"the match was not refined: {error}"
     found: dict[str, FoundParameters] = {}

@@ -41,7 +41,8 @@ from .units import FoundParameters, FreeAffine, InputMoments, Unit, insert_affin
 
 VALUES = 4096  # of a channel, over all samples
 LARGEST_TARGETS = 1 << 28  # bytes of the targets of all units
-ITERATIONS = 20
+ITERATIONS = 12
+_SMALLEST_GAIN = 1e-4  # of a step, beside what is left
 _SMALLEST_SCALE = 0.02  # of a; what lies below would switch a channel off
 _SMALLEST_VARIANCE = 1e-10  # of a channel, beside its squared mean
 
@@ -397,6 +398,6 @@ class _Fit:
             a, b = np.where(accepted, new_a, a), np.where(accepted, new_b, b)
             best = np.where(accepted, squares, best)
             damping = np.where(accepted, damping / 3, np.minimum(damping * 4, 1e6))
-            if not (accepted & (gain > 1e-7 * best)).any() and damping.min(initial=np.inf) > 1:
+            if not (accepted & (gain > _SMALLEST_GAIN * best)).any() and damping.min(initial=np.inf) > 1:
                 break
         return a, b
