@@ -14,6 +14,6 @@ noise of torch  noise_draws, noise_tracing, module_twin, noise_reach, noise_iden
 export          exportable, onnx_cleaning, onnx_conversion, onnx_markers, onnxruntime_library, onnx_agreement,
                 onnx_export
 torch of ONNX   onnx_call, onnx_elementwise, onnx_reductions, onnx_windows, onnx_shapes, onnx_resizing, onnx_operators,
-                onnx_evaluation, refinement
+                onnx_evaluation, refinement_samples, refinement
 no data         image_prior, synthetic_inputs
 """

@@ -20,25 +20,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import onnx
 import torch
 from torch.nn import functional
 
-from vsfix.graph_passes.batches import prescribed_batch_size
 from vsfix.graph_passes.errors import DataError, InputError, ModelError
 from vsfix.graph_passes.inference import Array, Float64Array
-from vsfix.graph_passes.model_file import import_graph
 
 from .onnx_call import UnsupportedOperatorError
-from .onnx_evaluation import OnnxModule
+from .refinement_samples import SampledNetwork, Samples
 
 _EVALUATE_EVERY = 10  # steps
 _LEAST_GAIN = 1e-9  # of the loss, in nats or in units of the noise: what is less than that is rounding
 _TINY = 1e-12  # of a probability
-_Tensors = Mapping[str, torch.Tensor]
+_ROUNDING = 1e-3  # of a probability, in half precision
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,8 @@ class Target:
         variance: of `values`: s2, the mean noise variance of the output.
 
     Raises:
-        InputError: another kind, an axis that is not there, or a variance that is not above 0.
+        InputError: another kind, an axis that is not there, a mean that is none of probabilities, or a variance that is
+            not above 0.
     """
 
     kind: str
@@ -69,6 +67,8 @@ class Target:
         rank = self.mean.ndim
         if rank < 1 or (self.kind in _OF_CLASSES and not (0 < self.axis < rank or -rank < self.axis < 0)):
             raise InputError(f"the classes of a target can't be on axis {self.axis} of shape {self.mean.shape}")
+        if self.kind != "values" and (np.any(self.mean < -_ROUNDING) or np.any(self.mean > 1 + _ROUNDING)):
+            raise InputError(f"the mean of a target of kind '{self.kind}' must be of probabilities")
         if not (self.variance > 0 and math.isfinite(self.variance)):
             raise InputError(f"the noise variance of a target must be above 0, not {self.variance}")
 
@@ -134,7 +134,8 @@ def refine(
     Args:
         model: in inference form; evaluated with its noise off and its stored statistics. Not changed.
         free: names of initializers that may change, each with the unit in which it is changed, of its shape.
-        inputs: by name, the samples first, at least 2 of them, in an order that says nothing.
+        inputs: by name, the samples first, at least 2 of them, in an order that says nothing; what has no axis is the
+            same for all of them.
         targets: by the name of the output; outputs without one don't count.
         config: how.
 
@@ -151,8 +152,8 @@ def refine(
     if unknown:
         raise InputError(f"'{unknown[0]}' is no output of the model")
     parameters = _Parameters(model, free)
-    samples = _Samples(inputs, targets)
-    network = _Network(model, free, samples)
+    samples = Samples(inputs, {name: target.mean for name, target in targets.items()})
+    network = SampledNetwork(model, free.keys(), samples)
     steps, held_out = _split(len(samples), config.held_out)
 
     def loss_of(rows: Array) -> torch.Tensor:
@@ -221,7 +222,9 @@ def _of_classes(log_q: Callable[[torch.Tensor, int], torch.Tensor]) -> _Divergen
     """KL(t || q), given how log q follows from the output."""
 
     def evaluate(output: torch.Tensor, target: Target, mean: torch.Tensor) -> torch.Tensor:
-        return (torch.xlogy(mean, mean) - mean * log_q(output, target.axis)).sum(target.axis)
+        t = mean.clamp(min=0)
+        crossed = torch.where(t > 0, t * log_q(output, target.axis), 0.0)  # 0 too where a class is masked: log q = -inf
+        return (torch.xlogy(t, t) - crossed).sum(target.axis)
 
     return evaluate
 
@@ -231,8 +234,9 @@ def _of_probabilities(log_chances: Callable[[torch.Tensor], tuple[torch.Tensor, 
 
     def evaluate(output: torch.Tensor, target: Target, mean: torch.Tensor) -> torch.Tensor:
         log_q, log_not_q = log_chances(output)
-        rest = 1 - mean
-        return torch.xlogy(mean, mean) + torch.xlogy(rest, rest) - mean * log_q - rest * log_not_q
+        t = mean.clamp(0, 1)
+        rest = 1 - t
+        return torch.xlogy(t, t) + torch.xlogy(rest, rest) - t * log_q - rest * log_not_q
 
     return evaluate
 
@@ -291,75 +295,6 @@ class _Parameters:
         with torch.no_grad():
             now = self()
         return {name: now[name].numpy() for name in self._order}
-
-
-class _Samples:
-    """Inputs and the means of the targets, sample by sample."""
-
-    def __init__(self, inputs: Mapping[str, Array], targets: Mapping[str, Target]) -> None:
-        self._inputs = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
-        self._means = {name: torch.from_numpy(target.mean.astype(np.float64)) for name, target in targets.items()}
-        counts = {len(tensor) for tensor in chain(self._inputs.values(), self._means.values())}
-        if len(counts) != 1 or min(counts) < 2:
-            raise DataError(
-                f"refinement: inputs and targets have {sorted(counts)} samples; all need one number, 2 at least"
-            )
-        if not all(bool(mean.isfinite().all()) for mean in self._means.values()):
-            raise DataError("refinement: a target is not finite")
-        self._count = min(counts)
-
-    def __len__(self) -> int:
-        return self._count
-
-    def inputs_at(self, rows: Array) -> dict[str, torch.Tensor]:
-        """The inputs of some samples."""
-        return {name: tensor[torch.from_numpy(rows)] for name, tensor in self._inputs.items()}
-
-    def means_at(self, rows: Array) -> dict[str, torch.Tensor]:
-        """The means of the targets of some samples."""
-        return {name: mean[torch.from_numpy(rows)] for name, mean in self._means.items()}
-
-
-class _Network:
-    """The graph, for any number of samples: one that takes a fixed number gets that many at once, again and again."""
-
-    def __init__(self, model: onnx.ModelProto, free: Mapping[str, Array], samples: _Samples) -> None:
-        self._module = OnnxModule(model, free=free.keys())
-        self._fixed = prescribed_batch_size(import_graph(model))
-        if self._fixed is not None and self._mixes_nothing(
-            samples.inputs_at(np.arange(2 * self._fixed) % len(samples))
-        ):
-            self._fixed = None
-
-    def __call__(self, inputs: _Tensors, parameters: _Tensors) -> dict[str, torch.Tensor]:
-        """The outputs by name."""
-        if self._fixed is None:
-            return self._run(inputs, parameters)
-        count = len(next(iter(inputs.values())))
-        filled = np.arange(count + -count % self._fixed).clip(max=count - 1)  # the last sample fills the last run
-        parts = [
-            self._run({name: tensor[torch.from_numpy(rows)] for name, tensor in inputs.items()}, parameters)
-            for rows in filled.reshape(-1, self._fixed)
-        ]
-        return {name: torch.cat([part[name] for part in parts])[:count] for name in parts[0]}
-
-    def _run(self, inputs: _Tensors, parameters: _Tensors) -> dict[str, torch.Tensor]:
-        outputs: dict[str, torch.Tensor] = self._module(inputs, parameters=parameters, moments=False).outputs
-        return outputs
-
-    def _mixes_nothing(self, inputs: _Tensors) -> bool:
-        """Whether more samples than the graph prescribes give what they give apart: often only its header says so."""
-        with torch.no_grad():
-            apart = self(inputs, {})
-            try:
-                together = self._run(inputs, {})
-            except ModelError:
-                return False
-        return all(
-            together[name].shape == y.shape
-            and torch.allclose(together[name].double(), y.double(), rtol=1e-4, atol=1e-5 * float(y.abs().max()))
-            for name, y in apart.items()
-        )
 
 
 def _split(count: int, held_out: float) -> tuple[Array, Array]:

@@ -170,6 +170,21 @@ def test_a_target_of_zeros_and_ones_has_a_finite_divergence() -> None:
         assert float(divergence(y, Target(kind, 1, certain.numpy()), certain)) == pytest.approx(0, abs=1e-9)
 
 
+def test_a_class_that_is_masked_counts_for_nothing() -> None:
+    scores = torch.tensor([[0.3, -1.0, -np.inf]], dtype=torch.float64, requires_grad=True)
+    mean = torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64)
+    whole = divergence(scores, Target("logits", 1, mean.numpy()), mean)
+    part = divergence(scores[:, :2], Target("logits", 1, mean.numpy()[:, :2]), mean[:, :2])
+    assert float(whole.detach()) == pytest.approx(float(part.detach()), rel=1e-12)
+    assert torch.isfinite(torch.autograd.grad(whole, scores)[0]).all()
+
+
+def test_a_mean_of_scores_where_probabilities_belong_is_refused() -> None:
+    for kind in KINDS[:-1]:
+        with pytest.raises(InputError, match="must be of probabilities"):
+            Target(kind, 1, np.array([[3.0, -2.0]]))
+
+
 def test_the_order_of_the_free_parameters_is_nothing(inputs: dict[str, Any]) -> None:
     model = network("logits")
     target = {"y": target_of("logits", with_values(model, g=TRUE_SCALE), inputs)}
@@ -297,6 +312,21 @@ def test_a_graph_that_takes_one_batch_size_is_run_with_it(inputs: dict[str, Any]
     fixed = refine(model, STEP, inputs, {"tall": target}, FAST)
     free = refine(network("values"), STEP, inputs, {"y": target}, FAST)
     np.testing.assert_allclose(fixed.losses, free.losses, rtol=1e-3)
+
+
+@pytest.mark.parametrize("batch", ["n", "5"])
+def test_an_input_without_samples_is_the_same_for_all(batch: str, inputs: dict[str, Any]) -> None:
+    plain, model = network("values"), network("values", batch, tail="louder")
+    model.graph.node.append(helper.make_node("Mul", ["y", "gain"], ["loud"]))
+    model.graph.node.append(helper.make_node("Reshape", ["loud", "shape"], ["louder"]))
+    shape = np.array([5 if batch == "5" else -1, CLASSES])
+    model.graph.initializer.append(numpy_helper.from_array(shape, "shape"))
+    model.graph.input.append(helper.make_tensor_value_info("gain", onnx.TensorProto.FLOAT, ()))
+    mean = outputs_of(with_values(plain, g=TRUE_SCALE), inputs).numpy()
+    one = refine(plain, STEP, inputs, {"y": Target("values", 1, mean)}, FAST)
+    scalar = {**inputs, "gain": np.float32(2)}
+    two = refine(model, STEP, scalar, {"louder": Target("values", 1, 2 * mean, 4.0)}, FAST)
+    np.testing.assert_allclose(one.losses, two.losses, rtol=1e-3)
 
 
 def test_a_free_constant_that_others_depend_on_is_not_computed_beforehand(inputs: dict[str, Any]) -> None:
