@@ -1,0 +1,117 @@
+"""What the outputs of a network are worth: a score and a loss for each test row, and the intervals of differences.
+
+    kind       score, whose mean is the metric                    loss
+    classes    100 where the highest class is the right one       negative log-likelihood
+    numbers    1 - |y - out|^2 / Var y, so that the mean is R2    |y - out|^2, summed over the numbers
+    mask       100 intersection / union, at probability 0.5       binary cross-entropy, mean over the pixels
+
+A class output is logits in a single run and probabilities in a mean over noisy runs; both come here as probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from ladder_tasks import INPUT, Array, Kind, Task
+
+from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
+from vsfix.trainers.onnx_evaluation import OnnxModule
+
+ROWS_AT_ONCE = 250
+DRAWS = 32
+RESAMPLES = 2000
+_LEAST = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One output of one network on the test rows.
+
+    Attributes:
+        score: float64, shape (M,); percentage points, or shares of the variance of numbers.
+        loss: float64, shape (M,).
+    """
+
+    score: Array
+    loss: Array
+
+
+def judge(task: Task, outputs: Mapping[str, Array]) -> dict[str, Scores]:
+    """Scores of each output; those of a class output are probabilities."""
+    return {
+        name: _judge_one(kind, outputs[name].astype(np.float64), task.test_targets[name])
+        for name, kind in task.kinds.items()
+    }
+
+
+def _judge_one(kind: Kind, output: Array, target: Array) -> Scores:
+    if kind == "classes":
+        right = output[np.arange(len(target)), target]
+        return Scores(100.0 * (output.argmax(1) == target), -np.log(np.maximum(right, _LEAST)))
+    if kind == "numbers":
+        errors = ((target - output) ** 2).sum(1)
+        return Scores(1 - errors / target.astype(np.float64).var(0).sum(), errors)
+    axes = tuple(range(1, target.ndim))
+    found, wanted = output > 0.5, target > 0.5
+    union = np.maximum((found | wanted).sum(axes), 1)
+    chance = np.clip(np.where(wanted, output, 1 - output), _LEAST, 1)
+    return Scores(100.0 * (found & wanted).sum(axes) / union, -np.log(chance).mean(axes))
+
+
+def plain_outputs(model: onnx.ModelProto, task: Task) -> dict[str, Array]:
+    """The outputs of a file on the test rows, noise off, by ONNX Runtime."""
+    inputs = task.test_inputs
+    with OnnxRuntimeRunner(model) as runner:
+        parts = [runner.run({INPUT: inputs[row : row + ROWS_AT_ONCE]}) for row in range(0, len(inputs), ROWS_AT_ONCE)]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in task.kinds}
+    return {name: _probabilities(task.kinds[name], torch.from_numpy(out)).numpy() for name, out in joined.items()}
+
+
+def noisy_scores(model: onnx.ModelProto, task: Task, seed: int) -> tuple[dict[str, Scores], dict[str, Scores]]:
+    """Scores with the noise on.
+
+    Returns:
+        Those of one noisy pass, as the mean over `DRAWS` of them, and those of the mean of their outputs.
+    """
+    module, generator = OnnxModule(model), torch.Generator().manual_seed(seed)
+    draws: list[dict[str, Array]] = []
+    with torch.no_grad():
+        for _ in range(DRAWS):
+            draws.append(_noisy_outputs(module, task, generator))
+    singles = [judge(task, draw) for draw in draws]
+    single = {
+        name: Scores(
+            np.mean([each[name].score for each in singles], axis=0),
+            np.mean([each[name].loss for each in singles], axis=0),
+        )
+        for name in task.kinds
+    }
+    return single, judge(task, {name: np.mean([draw[name] for draw in draws], axis=0) for name in task.kinds})
+
+
+def _noisy_outputs(module: OnnxModule, task: Task, generator: torch.Generator) -> dict[str, Array]:
+    rows = torch.split(torch.from_numpy(task.test_inputs), ROWS_AT_ONCE)
+    parts = [module({INPUT: batch}, noise=generator).outputs for batch in rows]
+    return {
+        name: _probabilities(kind, torch.cat([part[name] for part in parts])).numpy()
+        for name, kind in task.kinds.items()
+    }
+
+
+def _probabilities(kind: Kind, output: torch.Tensor) -> torch.Tensor:
+    """Softmax of class scores; anything else as it is."""
+    return output.double().softmax(1) if kind == "classes" else output
+
+
+def paired_interval(first: Array, second: Array) -> tuple[float, float, float]:
+    """The mean of first - second over the test rows, and its 95 % bootstrap interval; always of the same resamples."""
+    differences = first - second
+    count = len(differences)
+    weights = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
+    means = weights @ differences / count  # (RESAMPLES,)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(differences.mean()), float(low), float(high)
