@@ -17,7 +17,7 @@ from vsfix.graph_passes.estimate import Estimate
 from vsfix.graph_passes.estimators.matching import match
 from vsfix.graph_passes.estimators.noise_average import run_deployed
 from vsfix.graph_passes.estimators.samples import SampleSet, held_out_rows
-from vsfix.graph_passes.estimators.severity import HEALTHY, Severity, bootstrap_interval, sign_flip_p_value
+from vsfix.graph_passes.estimators.severity import Severity, bootstrap_interval, sign_flip_p_value
 from vsfix.graph_passes.estimators.stored_statistics import StoredAgainstNoisy
 from vsfix.graph_passes.estimators.units import FoundParameters, Unit, write_parameters
 from vsfix.graph_passes.graph_pass import Change
@@ -319,7 +319,7 @@ def candidate_row(
 def _healthy(severity: Severity) -> str:
     """Why a healthy file stays as it is."""
     return (
-        f"R = {severity.ratio:.2f} ({severity.low:.2f} to {severity.high:.2f}) is below {HEALTHY}: without its noise "
+        f"R = {severity.ratio:.2f} ({severity.low:.2f} to {severity.high:.2f}) is below {severity.bound}: without its noise "
         "the network computes what it was trained to, far within what one draw of the noise does"
     )
 

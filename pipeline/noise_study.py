@@ -25,10 +25,13 @@ from vsfix.graph_passes.estimators.units import (
     write_parameters,
 )
 from vsfix.graph_passes.inference import Array, Float64Array, OpenModel
+from vsfix.graph_passes.linear_layer import LINEAR_OPERATORS
 
 LEAST, FEW = 2, 8  # samples: none below, and a warning below
 FORWARDS = 4096  # samples times draws of the noise
 DRAWS = (4, 16)  # the fewest and the most
+MOST_DRAWS = 64  # of a network that costs next to nothing
+CHEAP = 2e9  # multiplications of all draws, up to which more than the usual are made
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ class NoiseStudy:
         units = find_units(graph, average.shapes)
         known = {unit.name for unit in units}
         others = [unit for unit in batch_norm_units(graph, average.shapes) if unit.name not in known]
-        draws = draws_for(len(samples))
+        one = multiply_adds(graph, average.shapes) / samples_in(samples.batches[0])
+        draws = draws_for(len(samples), one)
         readers = {
             name: OutputReader.of(kind, outputs[name], len(samples), draws, len(kinds)) for name, kind in kinds.items()
         }
@@ -200,6 +204,30 @@ class NoiseStudy:
         return tuple(f"{name}: {kind.meaning.value} ({kind.reason})" for name, kind in self.kinds.items())
 
 
-def draws_for(samples: int) -> int:
-    """How many draws of the noise so many samples take: an even number, by a fixed rule."""
-    return int(np.clip(FORWARDS // max(samples, 1), *DRAWS)) // 2 * 2
+def draws_for(samples: int, cost: float) -> int:
+    """How many draws of the noise so many samples take: an even number, by a rule that no clock decides.
+
+    Args:
+        samples: N.
+        cost: multiplications of one sample's forward.
+    """
+    usual = np.clip(FORWARDS // max(samples, 1), *DRAWS)
+    cheap = np.clip(CHEAP / max(samples * cost, 1.0), 0, MOST_DRAWS)
+    return int(max(usual, cheap)) // 2 * 2
+
+
+def multiply_adds(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    """The multiplications of the linear operators in a run of the first batch."""
+    total = 0.0
+    for node in graph.nodes:
+        if node.op not in LINEAR_OPERATORS or node.outputs[0].name not in shapes:
+            continue
+        out = float(np.prod(shapes[node.outputs[0].name]))
+        weight = node.inputs[1]
+        sides = tuple(weight.shape) if isinstance(weight, gs.Constant) else shapes.get(weight.name, (1, 1))
+        if node.op in ("Gemm", "MatMul"):
+            inner = shapes.get(node.inputs[0].name, (1,))[-1]
+            total += out * inner
+        else:
+            total += out * float(np.prod(sides[1:]))
+    return total

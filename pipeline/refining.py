@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.estimators.divergence import Meaning
 from vsfix.graph_passes.estimators.units import FoundParameters, find_units, insert_affine
@@ -14,16 +13,16 @@ from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import export_model
 from vsfix.graph_passes.remove_identities import RemoveMarkers
 
-from .noise_study import NoiseStudy
+from .noise_study import NoiseStudy, multiply_adds
 from .preparation import PreparedModel
 from .repair_config import RepairConfig
 
-STEPS = 100
+STEPS = (100, 300)  # of a network that costs much, and of one that costs next to nothing
+CHEAP = 2e11  # multiplications of all steps, up to which more than the fewest are made
 BATCH = 64
 LARGEST_COST = 4e12  # multiplications of all steps; two minutes or so on one core
 SMALL_STEP = 1e10  # multiplications; below it several threads wait for each other longer than they compute
 _BACKWARD = 3  # a step costs a forward and twice as much again
-_LINEAR = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
 
 
 def refusal(study: NoiseStudy, config: RepairConfig) -> str | None:
@@ -35,10 +34,15 @@ def refusal(study: NoiseStudy, config: RepairConfig) -> str | None:
     except ImportError:
         return "nothing was refined: that needs torch; run: pip install 'vsfix[train]'"
     if config.refine is None:
-        cost = STEPS * _step_cost(study)
+        cost = _steps(study) * _step_cost(study)
         if cost > LARGEST_COST:
             return f"nothing was refined: its steps take {cost:.1g} multiplications; --refine does it all the same"
     return None
+
+
+def _steps(study: NoiseStudy) -> int:
+    """How many steps of Adam, by a rule that depends on the graph and the samples alone."""
+    return int(np.clip(CHEAP / max(_step_cost(study), 1.0), *STEPS))
 
 
 def _step_cost(study: NoiseStudy) -> float:
@@ -59,23 +63,6 @@ def _threads(study: NoiseStudy) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def multiply_adds(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]]) -> float:
-    """The multiplications of the linear operators in a run of the first batch."""
-    total = 0.0
-    for node in graph.nodes:
-        if node.op not in _LINEAR or node.outputs[0].name not in shapes:
-            continue
-        out = float(np.prod(shapes[node.outputs[0].name]))
-        weight = node.inputs[1]
-        sides = tuple(weight.shape) if isinstance(weight, gs.Constant) else shapes.get(weight.name, (1, 1))
-        if node.op in ("Gemm", "MatMul"):
-            inner = shapes.get(node.inputs[0].name, (1,))[-1]
-            total += out * inner
-        else:
-            total += out * float(np.prod(sides[1:]))
-    return total
 
 
 def refine_units(
@@ -121,7 +108,7 @@ def refine_units(
                 units_of_steps,
                 inputs,
                 targets,
-                RefinementConfig(steps=STEPS, batch_size=BATCH, seed=config.seed),
+                RefinementConfig(steps=_steps(study), batch_size=BATCH, seed=config.seed),
             )
     except UnsupportedOperatorError as error:
         return f"the match was not refined: {error}"

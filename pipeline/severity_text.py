@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vsfix.graph_passes.estimators.severity import HEALTHY, Severity
+from vsfix.graph_passes.estimators.severity import Severity
 
 from .repair_report import RepairReport
 
@@ -14,7 +14,7 @@ def severity_sentence(severity: Severity) -> str:
     if severity.is_healthy:
         return (
             f"{number}: deployed without its noise, the network answers as it was trained to; what is left is "
-            f"less than {HEALTHY} of what a single draw of its training noise does{decisions}."
+            f"less than {severity.bound} of what a single draw of its training noise does{decisions}."
         )
     times = f"{severity.ratio:.1f} times as far" if severity.ratio >= 1 else f"{severity.ratio:.0%} as far"
     return (
