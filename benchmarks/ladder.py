@@ -11,7 +11,7 @@ the network was trained on. Rows for a repair are training rows without targets,
 measurement is a line of ladder/results.jsonl and is not taken again; delete lines to take them anew. Repairs that the
 installed vsfix doesn't know are left out. Exit code 1 where a target is missed:
 
-    match+refine 256   where R is above the bound: inside the 95 % interval of the noise average or better; no
+    auto 256           where R is above the bound: inside the 95 % interval of the noise average or better; no
                        classifier below the oracle, and at least 1 point above it where the noise average is 2 above
     every repair       not below as trained beyond the 95 % interval, nor by more than 0.2 points or 0.003 R2 with 256
                        rows, 0.3 or 0.01 with 32, 0.3 or 0.005 without data (no interval there); where R is not above

@@ -22,7 +22,6 @@ from vsfix.pipeline.repair import repair_model
 from vsfix.pipeline.repair_config import METHODS, RepairConfig
 
 BATCH_SIZE = 256
-HEALTHY = 0.6  # the severity up to which `auto` leaves a file as it is
 AS_TRAINED, ONE_PASS, NOISE_AVERAGE = "as trained", "one noisy pass", "mean of 32 passes"
 
 
@@ -52,11 +51,11 @@ class Column:
 ORACLE = Column("oracle", None, {"method": "exact", "layers": "all"}, seeded=False)
 PAIRED_32 = Column("paired 32", 32, {"method": "paired"})
 MATCH_32 = Column("match 32", 32, {"method": "match", "refine": False})
-REFINED_32 = Column("match+refine 32", 32, {"method": "match", "refine": True})
-REFINED_256 = Column("match+refine 256", 256, {"method": "match", "refine": True})
-NO_DATA = Column("no data", 0, {"method": "match", "refine": True})
-AUTO_256 = Column("auto 256", 256, {"method": "auto", "refine": True})  # of networks below the bound only
-REPAIRS = (ORACLE, PAIRED_32, MATCH_32, REFINED_32, REFINED_256, NO_DATA, AUTO_256)
+# What users get: match and refine above the bound of R, below it the file as it is.
+AUTO_32 = Column("auto 32", 32, {"method": "auto", "refine": True})
+AUTO_256 = Column("auto 256", 256, {"method": "auto", "refine": True})
+NO_DATA = Column("no data", 0, {"method": "auto", "refine": True})
+REPAIRS = (ORACLE, PAIRED_32, MATCH_32, AUTO_32, AUTO_256, NO_DATA)
 NAMES = (AS_TRAINED, *(column.name for column in REPAIRS), ONE_PASS, NOISE_AVERAGE)
 
 
@@ -72,7 +71,7 @@ class Measurement:
         losses: by output, the mean loss.
         seconds: of the repair.
         unchanged: whether each parameter of the repaired file is that of the given one, bit for bit.
-        severity: (R, low, high) of the given file, as the report has it.
+        severity: (R, low, high, bound) of the given file, as the report has it.
         error: why the repair was refused.
     """
 
@@ -83,7 +82,7 @@ class Measurement:
     losses: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     unchanged: bool = True
-    severity: tuple[float, float, float] | None = None
+    severity: tuple[float, float, float, float] | None = None
     error: str = ""
 
     @property
@@ -107,11 +106,9 @@ def read_measurements(folder: Path) -> list[Measurement]:
 def missing(rung: Rung, done: Sequence[Measurement], seeds: int, skip: Sequence[str]) -> Iterator[tuple[str, int]]:
     """Column and seed of each measurement of a network that is possible and not done."""
     keys = {measurement.key for measurement in done}
-    known = [m.severity[0] for m in done if (m.stem, m.column) == (rung.stem, REFINED_256.name) and m.severity]
-    is_left = rung.healthy or (bool(known) and sum(known) / len(known) <= HEALTHY)
     wanted = [(AS_TRAINED, 0), (NOISE_AVERAGE, 0)]
     for column in REPAIRS:
-        if column.is_possible and (column is not AUTO_256 or is_left):
+        if column.is_possible:
             wanted += [(column.name, seed) for seed in range(seeds if column.seeded else 1)]
     for name, seed in wanted:
         if (rung.stem, name, seed) not in keys and not any(name.startswith(prefix) for prefix in skip):
@@ -137,8 +134,8 @@ def measure(rung: Rung, model: onnx.ModelProto, task: Task, name: str, seed: int
     except VsfixError as error:
         return [_keep(Measurement(rung.stem, name, seed, error=f"{type(error).__name__}: {error}"), {}, folder)]
     seconds = time.perf_counter() - started
-    found = getattr(repair.report, "severity", None) or getattr(repair.report, "severity_before", None)
-    severity = None if found is None else (float(found.ratio), float(found.low), float(found.high))
+    found = repair.report.severity
+    severity = None if found is None else (found.ratio, found.low, found.high, found.bound)
     unchanged = parameters(repair.unfolded) == parameters(model)
     measurement = Measurement(rung.stem, name, seed, seconds=seconds, unchanged=unchanged, severity=severity)
     return [_keep(measurement, judge(task, plain_outputs(repair.runnable, task)), folder)]
