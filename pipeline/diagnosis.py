@@ -1,4 +1,4 @@
-"""What an inspection comes to: whether the noise of training shifts the stored variances, and by how much."""
+"""What an inspection comes to: by R where noise is known and something ran, else by the stored variances."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 
 from vsfix.graph_passes.jackknife import MIN_GROUPS
 
+from .averaging import RE_ESTIMATED
 from .inspection import BatchNormRow, Inspection
+from .severity_text import severity_sentence
 
 # A stored variance that is off by less moves no decision that could be measured; measured on 500 images, the variance
 # of a healthy BatchNorm is off by a few percent.
@@ -41,6 +43,10 @@ def judge_inspection(inspection: Inspection) -> tuple[str, str]:
     """
     if inspection.defect:
         return "FAIL", f"The weights can't be deployed, repaired or not: {inspection.defect}."
+    if inspection.stored:
+        return "WARN", wrong_statistics(inspection)
+    if inspection.severity is not None:
+        return _judge_severity(inspection)
     total = len(inspection.rows)
     reached = sum(bool(row.noise) for row in inspection.rows)
     shifted = shifted_rows(inspection.rows)
@@ -77,3 +83,37 @@ def judge_inspection(inspection: Inspection) -> tuple[str, str]:
         f"Nothing to repair: noise reaches {reached} of {total} BatchNorms, and their stored variances are off by a "
         f"factor of {max(known):.2f} at most ({basis})."
     )
+
+
+def wrong_statistics(inspection: Inspection) -> str:
+    """That stored statistics are not true under the noise, in one sentence with the first BatchNorm."""
+    first, count = inspection.stored[0], len(inspection.stored)
+    who = f"BatchNorm '{first.name}' stores" if count == 1 else f"{count} BatchNorms store"
+    where = "" if count == 1 else f"'{first.name}' the first, "
+    return (
+        f"The noise is not the only fault: {who} other statistics than the network with its noise on shows on this "
+        f"data ({where}variance off by a factor of {first.ratio:.2f}, mean by {first.offset:.2f} deviations). If it is "
+        f"the data of the training, preprocessed the same way, vsfix optimize re-estimates them from {RE_ESTIMATED} "
+        "samples or more first."
+    )
+
+
+def variances_beside(inspection: Inspection) -> str:
+    """What is to be said of stored variances that are off although the network is healthy; empty where none is."""
+    off = shifted_rows(inspection.rows)
+    if not off:
+        return ""
+    return (
+        f" {len(off)} of {len(inspection.rows)} stored variances are off by a tenth or more with the noise off (the "
+        f"worst, '{off[0].name}', by a factor of {off[0].known_mismatch:.2f}), and that moves the outputs no farther."
+    )
+
+
+def _judge_severity(inspection: Inspection) -> tuple[str, str]:
+    """The verdict where R is known and what is stored is true under the noise."""
+    assert inspection.severity is not None
+    said = severity_sentence(inspection.severity)
+    if inspection.severity.is_healthy:
+        status = "WARN" if inspection.warnings else "PASS"
+        return status, f"Nothing to repair: {said}{variances_beside(inspection)}"
+    return "WARN", f"Damaged: {said} The remedy is vsfix optimize."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -12,7 +12,9 @@ import onnx_graphsurgeon as gs
 from vsfix.graph_passes.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.batch_norm import BatchNorm, find_batch_norms
 from vsfix.graph_passes.batches import Batch, count_samples, require_different_samples
-from vsfix.graph_passes.errors import ModelError
+from vsfix.graph_passes.errors import DataError, ModelError
+from vsfix.graph_passes.estimators.severity import Severity
+from vsfix.graph_passes.estimators.stored_statistics import StoredAgainstNoisy
 from vsfix.graph_passes.inference import Float64Array, OpenModel
 from vsfix.graph_passes.measurement import MeasurementConfig, measure
 from vsfix.graph_passes.model_file import read_metadata
@@ -30,6 +32,7 @@ from vsfix.graph_passes.value_scan import describe_harm, doubtful_constants, sca
 from vsfix.graph_passes.weight_rounding import LIMITS
 
 from .lost_noise import is_lost, recover_noise
+from .noise_study import FEW, NoiseStudy
 from .preparation import REPAIR_KEY, prepare_model
 
 _LARGEST_FP16 = LIMITS[onnx.TensorProto.FLOAT16][0]
@@ -106,6 +109,11 @@ class Inspection:
         inferred: what the statistics say about noise that the file has lost; empty where nothing was inferred.
         defect: why the weights can't be deployed, repaired or not; empty where they can.
         route: the way of the noise to the BatchNorm that it shifts most; None where no noise reaches one.
+        severity: R, how far the deployed network is from its noise-averaged one; None where no noise is known or
+            nothing ran.
+        outputs: how each output is read for that, one line each.
+        stored: BatchNorms whose statistics are not those of the network with its noise on, in the order of the graph; R
+            is that of a network that nobody trained where there are any.
     """
 
     rows: tuple[BatchNormRow, ...]
@@ -116,38 +124,93 @@ class Inspection:
     inferred: str = ""
     defect: str = ""
     route: NoiseRoute | None = None
+    severity: Severity | None = None
+    outputs: tuple[str, ...] = ()
+    stored: tuple[StoredAgainstNoisy, ...] = ()
 
 
-def inspect_model(model: onnx.ModelProto, batches: Sequence[Batch], open_model: OpenModel) -> Inspection:
+@dataclass(frozen=True)
+class InspectionConfig:
+    """How to look at a model.
+
+    Attributes:
+        noise: noise that the file does not show, each as `NODE=KIND:VALUE`.
+        output_kinds: what outputs mean, by name; the others are recognised.
+        seed: of the noise.
+    """
+
+    noise: tuple[str, ...] = ()
+    output_kinds: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+
+
+def inspect_model(
+    model: onnx.ModelProto,
+    batches: Sequence[Batch],
+    open_model: OpenModel,
+    config: InspectionConfig | None = None,
+    *,
+    averaged_on: Sequence[Batch] = (),
+) -> Inspection:
     """Looks at a model as it would be deployed; noise that the file has lost is inferred where there is data.
 
     Args:
         model: a checked model; not changed.
         batches: calibration data; may be empty, then nothing is measured.
         open_model: the runtime.
+        config: how to look at it.
+        averaged_on: what R rests on where the noise need not be inferred, so that it is that of a repair on the same
+            samples; `batches` where not given.
 
     Raises:
-        ModelError: no BatchNorm, or one that can't be read.
+        ModelError: neither a BatchNorm nor noise, or a BatchNorm that can't be read.
+        InputError: noise or a meaning that fits nothing.
         DataError: data that is not finite, or copies of a few samples.
     """
+    config = config or InspectionConfig()
     require_different_samples(batches)
     if REPAIR_KEY in read_metadata(model) and all(node.op_type != "BatchNormalization" for node in model.graph.node):
         raise ModelError("no BatchNorm is left to look at: vsfix folded them all when it wrote this file")
-    prepared = prepare_model(model)
+    prepared = prepare_model(model, config.noise)
     inferred, warnings, changes = "", prepared.warnings, prepared.changes
+    judges = averaged_on or batches
     if is_lost(prepared):
+        judges = batches
         if batches:
             lost = recover_noise(prepared, batches, open_model, max_memory=DEFAULT_MAX_MEMORY)
             inferred, changes = lost.sentence, changes + lost.changes
         else:
             warnings = (*warnings, NOT_SHOWN)
-    found = inspect_graph(prepared.graph, batches, open_model)
+    found = _with_severity(
+        inspect_graph(prepared.graph, batches, open_model), prepared.graph, judges, open_model, config
+    )
     return replace(
         found,
         warnings=(*warnings, *found.warnings, *doubtful_constants(prepared.graph)),
         prepared=changes,
         inferred=inferred,
         defect=describe_harm(scan_values(prepared.graph)) or "",
+    )
+
+
+def _with_severity(
+    found: Inspection, graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, config: InspectionConfig
+) -> Inspection:
+    """Adds R where noise is known that can be switched on; a warning says why it can't be had."""
+    if not batches or not any(not source.body for source in analyse_noise(graph).sources):
+        return found
+    try:
+        study = NoiseStudy.of(graph, batches, open_model, config.seed, config.output_kinds)
+    except DataError as error:
+        unknown = f"how far the file is from its noise-averaged network is unknown: {error}"
+        return replace(found, warnings=(*found.warnings, unknown))
+    few = () if len(study.samples) >= FEW else (f"R rests on {len(study.samples)} samples; give {FEW} or more",)
+    return replace(
+        found,
+        warnings=(*found.warnings, *few),
+        severity=study.severity,
+        outputs=study.output_lines(),
+        stored=tuple(row for row in study.stored if row.differs),
     )
 
 

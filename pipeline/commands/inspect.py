@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from vsfix.pipeline.terminal_text import print_line
 
-from .options import batch_size_option, data_option, html_option, json_option, samples_option, seed_option
+from .options import (
+    batch_size_option,
+    data_option,
+    html_option,
+    json_option,
+    parse_output_kinds,
+    samples_option,
+    seed_option,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vsfix.graph_passes.batches import Batch
 
 SAMPLES = 500  # enough for a variance that is good to a percent or two, and for the inference of lost noise
 
@@ -19,6 +33,20 @@ SAMPLES = 500  # enough for a variance that is good to a percent or two, and for
 @data_option(required=False)
 @samples_option(f"{SAMPLES} or as many as there are")
 @batch_size_option
+@click.option(
+    "--noise",
+    multiple=True,
+    metavar="NODE=KIND:VALUE",
+    help="Noise that the file does not show, as bn2=dropout:0.5: directly in front of a BatchNorm, or behind a node "
+    "or on a tensor; NODE may be a glob. May be given again.",
+)
+@click.option(
+    "--output-kind",
+    "output_kinds",
+    multiple=True,
+    metavar="NAME=classes|probabilities|values",
+    help="What an output means, where that is not recognised. May be given again.",
+)
 @seed_option
 @html_option
 @json_option
@@ -27,55 +55,74 @@ def command(
     data: str | None,
     samples: int | None,
     batch_size: int,
+    noise: tuple[str, ...],
+    output_kinds: tuple[str, ...],
     seed: int,
     html: Path | None,
     json_path: str | None,
     force: bool,
 ) -> None:
-    """List the BatchNorms of MODEL, the noise that reaches each, and its shift.
+    """Say how far MODEL is from the network that was trained, and list its BatchNorms with their noise and shift.
+
+    A network trained with noise is the average over that noise. With --data and noise that is known, R is how far the
+    deployed network is from it, in units of what one draw of the noise does; below a bound that depends on the
+    outputs there is nothing to repair.
 
     The predicted shift needs no data: it follows from the stored statistics where the noise stands directly in front.
     With --data the real variance of every BatchNorm input is measured too, and noise that the file has lost is
     inferred from its statistics. Shift is the variance at inference over the stored variance; 1 is no shift.
     """
+    from vsfix.graph_passes.batches import count_samples
     from vsfix.graph_passes.model_file import read_model
     from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
     from vsfix.pipeline.calibration import calibration_batches
     from vsfix.pipeline.console import print_table, require_json_target, write_json
     from vsfix.pipeline.diagnosis import judge_inspection
     from vsfix.pipeline.environment import command_line
-    from vsfix.pipeline.inspection import inspect_model
+    from vsfix.pipeline.inspection import InspectionConfig, inspect_model
     from vsfix.pipeline.inspection_page import write_inspection_page
-    from vsfix.pipeline.optimization import input_files
+    from vsfix.pipeline.optimization import MATCHED, input_files
     from vsfix.pipeline.output_file import require_outputs
+    from vsfix.pipeline.severity_text import severity_sentence
     from vsfix.pipeline.tables import inspection_table
 
     inputs = input_files(model, data)
     require_outputs([html], force=force, inputs=inputs)
     require_json_target(json_path, force=force, inputs=inputs, outputs=[html])
     loaded = read_model(model)
-    batches = (
-        calibration_batches(
-            loaded, data, samples=samples or SAMPLES, at_most=samples is None, batch_size=batch_size, seed=seed
+    config = InspectionConfig(noise, parse_output_kinds(output_kinds), seed)
+
+    def draw(count: int) -> Sequence[Batch]:
+        """What is drawn of the data, as `vsfix optimize` draws it."""
+        if data is None:
+            return []
+        return calibration_batches(
+            loaded, data, samples=samples or count, at_most=samples is None, batch_size=batch_size, seed=seed
         )
-        if data is not None
-        else []
-    )
-    inspection = inspect_model(loaded, batches, open_for_small_runs)
+
+    batches = draw(SAMPLES)
+    averaged_on = draw(MATCHED) if samples is None and count_samples(batches) > MATCHED else ()
+    inspection = inspect_model(loaded, batches, open_for_small_runs, config, averaged_on=averaged_on)
+    status, verdict = judge_inspection(inspection)
     try:
         if json_path != "-":
             for change in inspection.prepared:
                 print_line(f"prepared: {change}")
-            print_table(inspection_table(inspection))
+            if inspection.rows:
+                print_table(inspection_table(inspection))
             print_line(f"noise layers: {', '.join(inspection.noise_sources) or 'none'}")
             if inspection.inferred:
                 print_line(f"inferred from the statistics: {inspection.inferred}")
+            for line in inspection.outputs:
+                print_line(f"output {line}")
+            if inspection.severity is not None and inspection.stored:
+                print_line(f"with the statistics as they are stored: {severity_sentence(inspection.severity)}")
             for warning in inspection.warnings:
                 print_line(f"WARN {warning}")
-            print_line(" ".join(judge_inspection(inspection)))
+            print_line(f"{status} {verdict}")
     finally:  # whoever reads what is printed may have gone
         if json_path:
-            write_json(asdict(inspection), json_path, force=force)
+            write_json(asdict(inspection) | {"status": status, "verdict": verdict}, json_path, force=force)
         if html is not None:
             write_inspection_page(inspection, model.name, html, command=command_line(), force=force)
     if html is not None and json_path != "-":

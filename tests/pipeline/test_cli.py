@@ -29,7 +29,7 @@ OPTIONS = {
     "--label-smoothing --log-shift --lr --model --noise --output --precision --recipe --samples --save-every --schedule "
     "--seed --site --sync-batchnorm --tensorboard --weight-decay --width --workers",
     "export": "--force --input-shape --opset --output --weights SOURCE",
-    "inspect": "--batch-size --data --force --html --json --samples --seed MODEL",
+    "inspect": "--batch-size --data --force --html --json --noise --output-kind --samples --seed MODEL",
     "optimize": "--batch-size --data --dry-run --eval-data --eval-split --fold --force --html --input-shape --json --layers "
     "--max-memory --method --noise --output --precision --samples --seed --statistics MODEL",
     "build": "--force --json --max-shapes --min-shapes --opt-shapes --output --precision --refit --runtime --shapes "

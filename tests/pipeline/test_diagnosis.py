@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from vsfix.graph_passes.estimators.severity import Severity
+from vsfix.graph_passes.estimators.stored_statistics import StoredAgainstNoisy
 from vsfix.pipeline.diagnosis import is_within_chance, judge_inspection, shifted_rows
 from vsfix.pipeline.inspection import BatchNormRow, Inspection
 
@@ -91,3 +95,33 @@ def test_a_variance_that_is_off_without_noise_is_not_laid_to_noise():
         row("fine", "dropout:0.1", None, 1.09),
     )
     assert [found.name for found in shifted_rows(rows)] == ["edge"]
+
+
+OFF = inspection(row("a", "dropout:0.5", 0.5, 1.9), samples=500)
+
+
+def test_a_network_near_its_average_passes_although_its_variances_differ():
+    status, verdict = judge_inspection(replace(OFF, severity=Severity(0.3, 0.2, 0.4, 256)))
+    assert status == "PASS"
+    assert verdict.startswith("Nothing to repair: R = 0.30 (0.20 to 0.40, 256 samples)")
+    assert verdict.endswith("(the worst, 'a', by a factor of 1.90), and that moves the outputs no farther.")
+    warned = replace(OFF, severity=Severity(0.3, 0.2, 0.4, 256), warnings=("read",))
+    assert judge_inspection(warned)[0] == "WARN"
+
+
+@pytest.mark.parametrize("found", [OFF, inspection(samples=500), inspection(row("a", "dropout:0.5", 0.99, 1.01))])
+def test_a_network_far_from_its_average_is_damaged_whatever_its_variances(found):
+    status, verdict = judge_inspection(replace(found, severity=Severity(9.0, 7.0, 11.0, 256, 0.35)))
+    assert status == "WARN"
+    assert verdict.startswith("Damaged: R = 9.00 (7.00 to 11.00, 256 samples)")
+    assert "35.0 % of its decisions differ" in verdict
+    assert verdict.endswith("The remedy is vsfix optimize.")
+
+
+@pytest.mark.parametrize("ratio", [0.1, 9.0])
+def test_statistics_that_are_not_those_under_the_noise_are_named_first(ratio):
+    stored = (StoredAgainstNoisy("b", 8.25, 0.1), StoredAgainstNoisy("c", 1.0, 2.0))
+    status, verdict = judge_inspection(replace(OFF, severity=Severity(ratio, 0.0, 11.0, 256), stored=stored))
+    assert status == "WARN"
+    assert "2 BatchNorms store other statistics" in verdict
+    assert "'b' the first, variance off by a factor of 8.25, mean by 0.10 deviations" in verdict

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from vsfix.graph_passes.batch_norm import find_batch_norms
-from vsfix.graph_passes.errors import DataError
+from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.graph_passes.measurement import measure
 from vsfix.graph_passes.model_file import import_graph
 from vsfix.pipeline.diagnosis import judge_inspection
-from vsfix.pipeline.inspection import inspect_graph, inspect_model
+from vsfix.pipeline.inspection import InspectionConfig, inspect_graph, inspect_model
+from vsfix.pipeline.noise_study import NoiseStudy
+from vsfix.pipeline.repair import repair_model
+from vsfix.pipeline.repair_config import RepairConfig
 
 
 def test_without_data_the_noise_and_the_prediction_are_there(residual, open_model):
@@ -145,3 +150,82 @@ def test_a_file_in_which_vsfix_folded_every_batch_norm_is_told_from_a_bad_export
     result = call("inspect", repaired)
     assert result.exit_code == 2
     assert result.stderr.endswith("no BatchNorm is left to look at: vsfix folded them all when it wrote this file\n")
+
+
+def test_the_distance_to_the_averaged_network_is_that_of_a_repair_on_the_same_samples(settled, images, open_model):
+    found = inspect_model(settled, [{"x": images}], open_model)
+    repaired = repair_model(settled, [{"x": images}], open_model, RepairConfig(refine=False)).report
+    assert found.severity == repaired.severity
+    assert found.severity.ratio > 1
+    assert found.outputs == repaired.outputs
+    assert found.stored == ()
+    assert judge_inspection(found)[0] == "WARN"
+    fewer = inspect_model(settled, [{"x": images}], open_model, averaged_on=[{"x": images[:20]}])
+    assert fewer.severity.samples == 20
+    assert fewer.samples == 60
+
+
+def test_the_distance_is_unknown_without_data_and_where_no_noise_is_known(settled, images, open_model):
+    assert inspect_model(settled, [], open_model).severity is None
+    bare = inspect_graph(import_graph(settled), [{"x": images}], open_model)
+    assert bare.severity is None
+
+
+def test_why_no_distance_can_be_had_is_a_warning(settled, images, open_model):
+    found = inspect_model(settled, [{"x": images[:1]}], open_model)
+    assert found.severity is None
+    assert any("is unknown: 1 sample" in warning for warning in found.warnings)
+
+
+def test_statistics_that_are_not_those_under_the_noise_are_found(residual, images, open_model):
+    found = inspect_model(residual, [{"x": images}], open_model)
+    study = NoiseStudy.of(import_graph(residual), [{"x": images}], open_model, 0, {})
+    assert found.stored == tuple(row for row in study.stored if row.differs) != ()
+    assert "The noise is not the only fault" in judge_inspection(found)[1]
+
+
+MATRIX = "(float[N, 6] x) => (float[N, 2] y) { h = MatMul (x, w)\n r = Relu (h)\n y = MatMul (r, u) }"
+
+
+@pytest.fixture
+def plain(parse):
+    """Two linear layers, no BatchNorm and no noise."""
+    rng = np.random.default_rng(3)
+    return parse(MATRIX, {"w": rng.normal(0, 1, (6, 9)).astype(np.float32), "u": np.ones((9, 2), np.float32)})
+
+
+def test_a_file_without_batch_norm_is_looked_at_where_its_noise_is_named(plain, open_model):
+    x = np.random.default_rng(4).normal(0, 1, (64, 6)).astype(np.float32)
+    config = InspectionConfig(noise=("h=dropout:0.5",), output_kinds={"y": "values"})
+    found = inspect_model(plain, [{"x": x}], open_model, config)
+    assert found.rows == ()
+    assert found.noise_sources != ()
+    assert found.severity is not None
+    assert found.outputs[0].startswith("y: values")
+    status, verdict = judge_inspection(found)
+    assert (status, verdict.startswith("Nothing to repair")) == ("PASS", True) or verdict.startswith("Damaged: R = ")
+    with pytest.raises(InputError):
+        inspect_model(plain, [{"x": x}], open_model, InspectionConfig(noise=("nowhere=dropout:0.5",)))
+
+
+def test_the_command_says_how_outputs_are_read_and_writes_the_distance(call, onnx_path, tmp_path):
+    found = tmp_path / "found.json"
+    arguments = ("inspect", onnx_path, "--data", "digits", "--samples", 64, "--json", found)
+    result = call(*arguments, "--output-kind", "logits=values")
+    assert result.exit_code == 0, result.output
+    assert "output logits: values" in result.stdout
+    written = json.loads(found.read_text())
+    assert written["severity"]["samples"] == 64
+    assert written["outputs"][0].startswith("logits: values")
+    assert result.stdout.splitlines()[-1] == f"{written['status']} {written['verdict']}"
+    assert f"R = {written['severity']['ratio']:.2f}" in written["verdict"]
+
+
+def test_the_command_reads_the_same_samples_as_a_repair(call, onnx_path, tmp_path):
+    seen = {}
+    for command, more in (("inspect", ()), ("optimize", ("--dry-run", "--no-refine"))):
+        path = tmp_path / f"{command}.json"
+        result = call(command, onnx_path, "--data", "digits", "--json", path, *more)
+        assert result.exit_code == 0, result.output
+        seen[command] = json.loads(path.read_text())["severity"]
+    assert seen["inspect"] == seen["optimize"]
