@@ -8,15 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from vsfix.graph_passes.shift import geometric_mean
-from vsfix.pipeline.diagnosis import SHIFTED, is_within_chance, shifted_rows
-from vsfix.pipeline.inspection import BatchNormRow
+from vsfix.pipeline.diagnosis import SHIFTED, is_within_chance, shifted_rows, variances_beside, wrong_statistics
+from vsfix.pipeline.inspection import BatchNormRow, Inspection
 from vsfix.pipeline.repair_report import RepairReport
+from vsfix.pipeline.severity_text import severity_sentence
 
 from .batch_norm_table import batch_norm_lines
 from .latency_figure import p50_p99
-from .number_text import count, milliseconds, probability, share_interval
+from .number_text import count, milliseconds, percent, points, probability, share_interval
 from .recovery import damage_in_accuracy, recovery_of_first, trained_and_first, worth_of_files
 from .sections import LatencySeries, Report
+from .severity_view import is_taken, severity_of
 
 _NAMED = 4  # latencies that a sentence can hold
 
@@ -43,7 +45,15 @@ def find_answers(report: Report) -> tuple[Answer, ...]:
 
 
 def _damage(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
-    """How many BatchNorms are off, by how much, and what that costs in accuracy."""
+    """R where it is known, else how many BatchNorms are off, and by how much; and what that costs in accuracy."""
+    severity = severity_of(report)
+    if report.inspection is not None and report.inspection.stored:
+        return f"Yes. {wrong_statistics(report.inspection)}"
+    if severity is not None and severity.is_healthy:
+        beside = Inspection(rows, (), _samples(report), ())
+        return f"No. {severity_sentence(severity)}{variances_beside(beside)}"
+    if severity is not None:
+        return f"Yes. {severity_sentence(severity)}" + _sentence(damage_in_accuracy(report.accuracies))
     if not rows:
         return ""
     shifted, known = shifted_rows(rows), [row for row in rows if row.known_mismatch is not None]
@@ -91,7 +101,12 @@ def _samples(report: Report) -> int:
 
 
 def _place(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
-    """The worst BatchNorm and its noise."""
+    """The worst BatchNorm and its noise; the layer that is farthest from the average where that was measured."""
+    severity = severity_of(report)
+    if severity is not None and severity.is_healthy:
+        return ""
+    if report.repair is not None and report.repair.layers:
+        return _farthest(report.repair, rows)
     shifted = shifted_rows(rows)
     if not shifted:
         return ""
@@ -103,8 +118,24 @@ def _place(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
     )
 
 
+def _farthest(repair: RepairReport, rows: tuple[BatchNormRow, ...]) -> str:
+    """The layer whose output is farthest from the noise-averaged network, and the noise that reaches it."""
+    worst = max(repair.layers, key=lambda row: row.before)
+    noise = next((row for row in rows if row.name == worst.name and row.noise), None)
+    behind = f", behind the noise layer '{noise.source}' ({noise.noise})" if noise is not None and noise.source else ""
+    return (
+        f"What '{worst.name}' gives{behind}, is farthest from the noise-averaged network: a distance of "
+        f"{worst.before:.3g}, now {worst.after:.3g}. The figure below shows each of {len(repair.layers)} layers."
+    )
+
+
 def _repair(report: Report) -> str:
     """What was done about it."""
+    severity = severity_of(report)
+    if report.inspection is not None and severity is not None:
+        if severity.is_healthy and not report.inspection.stored:
+            return "There is nothing to repair."
+        return "Not yet: the model was only looked at. The command vsfix optimize repairs it."
     if report.inspection is not None and shifted_rows(report.inspection.rows):
         return "Not yet: the model was only looked at. The command vsfix optimize repairs it."
     in_files = worth_of_files(report)
@@ -112,6 +143,8 @@ def _repair(report: Report) -> str:
         return in_files
     outcomes = report.repair.batch_norms
     repaired = [outcome for outcome in outcomes if outcome.repaired]
+    if severity is not None and not report.is_trial and report.status != "FAIL":
+        return _repair_by_severity(report.repair) + _sentence(recovery_of_first(report.accuracies))
     if report.is_trial and (repaired or in_files):
         tried = f"{len(repaired)} of {len(outcomes)} BatchNorms, by the method {report.repair.method}"
         again = f"{in_files} Tried anew" if in_files else "Tried"
@@ -133,9 +166,30 @@ def _repair(report: Report) -> str:
     return done + _sentence(recovery_of_first(report.accuracies))
 
 
+def _repair_by_severity(repair: RepairReport) -> str:
+    """What was done where R is known."""
+    before, after = repair.severity_before, repair.severity_after
+    if before is None or after is None or repair.method == "none":
+        healthy = repair.severity is not None and repair.severity.is_healthy
+        return "There was nothing to repair, and nothing was changed." if healthy else f"No: {repair.method_reason}."
+    decisions = (
+        ""
+        if before.changed is None or after.changed is None
+        else f"; decisions that differ: {percent(before.changed)} -> {percent(after.changed)}"
+    )
+    word = "Yes" if after.ratio < before.ratio else "Changed, and farther from the noise-averaged network than before"
+    return f"{word}: R {before.ratio:.2f} -> {after.ratio:.2f}, by the method {repair.method}{decisions}."
+
+
 def _certainty(report: Report) -> str:
     """What the numbers rest on."""
     parts = []
+    severity = severity_of(report)
+    if report.inspection is not None and severity is not None:
+        parts.append(
+            f"R rests on {count(severity.samples)} samples; its 95 % interval is {severity.low:.2f} – "
+            f"{severity.high:.2f}."
+        )
     if report.inspection is not None and report.inspection.samples:
         parts.append(f"The variances were measured on {count(report.inspection.samples)} samples with the noise off.")
     if report.repair is not None:
@@ -157,6 +211,12 @@ def _repair_certainty(repair: RepairReport) -> str:
     intervals = [outcome.interval for outcome in repair.batch_norms if outcome.interval is not None]
     sure = sum(not low <= 1 <= high for low, high in intervals)
     parts = [f"The repair rests on {repair.data}."] if repair.method != "none" else []
+    taken = next((row for row in repair.candidates if is_taken(row, repair)), None)
+    if taken is not None and taken.name != repair.candidates[0].name:
+        parts.append(
+            f"R changed by {points(taken.difference)} (95 % interval {points(taken.low)} to {points(taken.high)}) on "
+            f"{count(repair.judges)} samples that judge."
+        )
     if repair.judged_on:
         parts.append(f"The variances before and after were measured on {count(repair.judged_on)} samples.")
     if intervals:

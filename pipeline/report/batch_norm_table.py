@@ -112,7 +112,7 @@ _NAMES: tuple[Column[BatchNormLine], ...] = (
 _INSPECTED: tuple[Column[BatchNormLine], ...] = (
     Column("shift predicted", lambda line: line.before.predicted_shift, ratio),
     Column("shift measured", lambda line: line.before.measured_shift, ratio),
-    Column("mismatch", lambda line: line.before.mismatch, ratio),
+    Column("variance ratio", lambda line: line.before.mismatch, ratio),
     Column("gain", lambda line: _deployed(line).gain_high, text=_gain),
     Column("channels past fp16", _beyond),
 )
@@ -120,16 +120,17 @@ _REPAIRED: tuple[Column[BatchNormLine], ...] = (
     Column("shift before", lambda line: line.before.measured_shift, ratio),
     Column("shift after", lambda line: None if line.after is None else line.after.measured_shift, ratio),
     Column("shift estimated, 95 % interval", lambda line: line.shift, text=_estimate),
-    Column("mismatch before", lambda line: line.before.mismatch, ratio),
-    Column("mismatch after", lambda line: None if line.after is None else line.after.mismatch, ratio),
+    Column("variance ratio before", lambda line: line.before.mismatch, ratio),
+    Column("variance ratio after", lambda line: None if line.after is None else line.after.mismatch, ratio),
     Column("gain", lambda line: _deployed(line).gain_high, text=_gain),
     Column("channels past fp16", _beyond),
     Column("status", lambda line: line.status),
     Column("reason", lambda line: line.reason),
     Column("fold", lambda line: line.fold),
 )
-_MISMATCH = (
-    "Mismatch: the larger of stored over real and real over stored variance, channel by channel, their geometric mean."
+_VARIANCE_RATIO = (
+    "Variance ratio: the larger of stored over real and real over stored variance, channel by channel, their "
+    "geometric mean."
 )
 _LEGEND = {
     "#": "A click on a heading sorts.",
@@ -144,8 +145,8 @@ _LEGEND = {
         "Estimated: the ratio of the variances without and with the noise, behind corrected BatchNorms; where its "
         "interval includes 1 and the channels scatter no more than chance, the statistics are kept."
     ),
-    "mismatch": _MISMATCH,
-    "mismatch before": _MISMATCH,
+    "variance ratio": _VARIANCE_RATIO,
+    "variance ratio before": _VARIANCE_RATIO,
     "gain": (
         "Gain: the smallest and the largest |gamma| / sqrt(variance + epsilon) of its channels, by which a fold "
         "multiplies the weights of the layer; sorted by the largest."

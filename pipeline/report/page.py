@@ -42,20 +42,30 @@ def render_report(report: Report) -> str:
 def _views(report: Report) -> Mapping[str, Any]:
     """What the templates draw: the report, and its sections as tables and figures."""
     # Here, because matplotlib takes as long to load as a small repair.
-    from . import accuracy_figure, detail_tables, latency_figure, measurement_tables
+    from . import accuracy_figure, detail_tables, latency_figure, measurement_tables, severity_view
     from .answers import find_answers
     from .batch_norm_table import batch_norm_legend, batch_norm_lines, batch_norm_table
+    from .distance_figure import distance_figure
     from .figure import SERIES, SHAPES
     from .mismatch_figure import mismatch_figure
     from .route_boxes import route_boxes
 
     looked_at = report.repair or report.inspection
+    found = severity_view.severity_of(report)
     lines = batch_norm_lines(report)
     before = [line.before.mismatch for line in lines]
     after = [line.after.mismatch for line in lines if line.after is not None]
     return {
         "report": report,
         "answers": find_answers(report),
+        "severity": severity_view.severity_table(report) if found is not None else None,
+        "severity_sentence": severity_view.sentence(report),
+        "healthy": None if found is None else found.bound,
+        "candidates": severity_view.candidate_table(report),
+        "has_scores": report.repair is not None and any(row.score is not None for row in report.repair.candidates),
+        "distance": distance_figure(report.repair.layers if report.repair is not None else ()),
+        "layers": severity_view.layer_table(report),
+        "outputs": severity_view.output_lines(report),
         "mismatch": mismatch_figure(before, after) if any(before) else "",
         "measured_on": _measured_on(report),
         "warnings": report.warnings + (looked_at.warnings if looked_at else ()),

@@ -23,8 +23,11 @@ def trained_and_first(accuracies: Sequence[AccuracyRow]) -> tuple[AccuracyRow, A
 
 
 def damage_in_accuracy(accuracies: Sequence[AccuracyRow]) -> str:
-    """What the damage costs: the accuracy as trained, against that of the repair from most images."""
+    """What the damage costs: the accuracy as trained, against a second level, or the repair from most images."""
     trained, repaired = _split(accuracies)
+    if len(trained) > 1:  # a level to which nothing was repaired, as the mean of noisy passes
+        level = trained[1]
+        return f"As trained, top-1 is {percent(trained[0].accuracy)}; {level.model}: {percent(level.accuracy)}."
     if not trained or not repaired:
         return ""
     most = max(repaired, key=lambda row: row.images or 0)

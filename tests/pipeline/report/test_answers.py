@@ -4,8 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from vsfix.graph_passes.estimators.severity import Severity
+from vsfix.graph_passes.estimators.stored_statistics import StoredAgainstNoisy
 from vsfix.pipeline.accuracy import AccuracyRow
+from vsfix.pipeline.averaging import CandidateRow
 from vsfix.pipeline.inspection import BatchNormRow, Inspection
+from vsfix.pipeline.noise_study import LayerRow
 from vsfix.pipeline.proportion import proportion, wilson_interval
 from vsfix.pipeline.repair_report import BatchNormOutcome, RepairReport
 from vsfix.pipeline.report.answers import find_answers
@@ -249,3 +253,64 @@ def test_the_damage_is_told_by_the_repair_from_most_images_and_not_by_the_luckie
     found = accuracies((None, 75), (32, 94), (1297, 93))
     report = replace(repaired(outcome(3.0, 1.2, None)), accuracies=found)
     assert answers(report)[DAMAGE].endswith(f"As trained, top-1 is 75.0 %; {count(1297)} images bring it to 93.0 %.")
+
+
+FAR, NEAR = Severity(9.0, 7.0, 11.0, 256, 0.35), Severity(0.1, 0.05, 0.2, 256, 0.01)
+
+
+def averaged(before: Severity, after: Severity | None, method: str = "match") -> Report:
+    """The report of a repair whose R is known; nothing is written where there is no R after it."""
+    found = repaired(outcome(3.0, 1.0, None, after is not None)).repair
+    assert found is not None
+    rows = (
+        CandidateRow("as trained", before.ratio, 0.0, 0.0, 0.0, 1.0, before.changed),
+        CandidateRow("match", 0.1, -8.9, -11.0, -7.0, 0.0001, 0.01),
+    )
+    report = replace(
+        found,
+        method=method,
+        severity=before,
+        severity_before=before,
+        severity_after=after,
+        judges=85,
+        candidates=rows,
+        layers=(LayerRow("bn", 1.5, 0.2), LayerRow("fc", 0.7, 0.01)) if after is not None else (),
+    )
+    return replace(EMPTY, repair=report)
+
+
+def test_the_answers_of_a_repair_follow_its_distance_to_the_averaged_network():
+    told = answers(averaged(FAR, NEAR))
+    assert told[DAMAGE].startswith("Yes. R = 9.00 (7.00 to 11.00, 256 samples)")
+    assert told[PLACE].startswith("What 'bn' gives, behind the noise layer 'drop' (dropout:0.5), is farthest")
+    assert told[REPAIR] == "Yes: R 9.00 -> 0.10, by the method match; decisions that differ: 35.0 % -> 1.0 %."
+    assert "R changed by \N{MINUS SIGN}8.90 (95 % interval" in told[CERTAINTY]
+    assert answers(averaged(NEAR, FAR))[REPAIR].startswith("Changed, and farther from the noise-averaged network")
+
+
+def test_a_healthy_network_is_not_called_damaged_for_its_variances():
+    told = answers(averaged(NEAR, None, "none"))
+    assert told[DAMAGE].startswith("No. R = 0.10")
+    assert "by a factor of 3.00), and that moves the outputs no farther." in told[DAMAGE]
+    assert PLACE not in told
+    assert told[REPAIR] == "There was nothing to repair, and nothing was changed."
+    assert answers(averaged(FAR, None, "none"))[REPAIR] == "No: why."
+
+
+def test_an_inspection_answers_by_the_distance_and_by_statistics_that_noise_does_not_explain():
+    found = Inspection((row("a", 3.0),), (), 500, (), severity=NEAR)
+    told = answers(replace(EMPTY, inspection=found))
+    assert told[DAMAGE].startswith("No. R = 0.10")
+    assert told[REPAIR] == "There is nothing to repair."
+    assert told[CERTAINTY].startswith("R rests on 256 samples; its 95 % interval is 0.05 – 0.20.")
+    assert answers(replace(EMPTY, inspection=replace(found, severity=FAR)))[REPAIR].startswith("Not yet")
+    stale = replace(found, stored=(StoredAgainstNoisy("a", 8.0, 0.1),))
+    told = answers(replace(EMPTY, inspection=stale))
+    assert told[DAMAGE].startswith("Yes. The noise is not the only fault: BatchNorm 'a' stores")
+    assert told[REPAIR].startswith("Not yet")
+
+
+def test_a_second_level_of_accuracy_tells_what_was_lost():
+    level = AccuracyRow("mean of 16 noisy passes", None, 0.96, 0.94, 0.98)
+    report = replace(averaged(FAR, NEAR), accuracies=(*accuracies((None, 75), (32, 94)), level))
+    assert answers(report)[DAMAGE].endswith("As trained, top-1 is 75.0 %; mean of 16 noisy passes: 96.0 %.")

@@ -70,8 +70,8 @@ onload = () => {
 };
 """
 SORTS = [
-    ("batch-norms", "mismatch before"),
-    ("batch-norms", "mismatch before"),
+    ("batch-norms", "variance ratio before"),
+    ("batch-norms", "variance ratio before"),
     ("batch-norms", "BatchNorm"),
     ("batch-norms", "#"),
     ("benchmark", "SNR"),
@@ -104,9 +104,9 @@ def browse(page: str, folder: Path) -> Mapping[str, Any]:
 
 
 @pytest.fixture
-def repaired(residual, open_model):
+def repaired(settled, open_model):
     images = np.random.default_rng(11).normal(0.3, 1.2, (60, 3, 8, 8)).astype(np.float32)
-    report = repair_model(residual, [{"x": images}], open_model, RepairConfig()).report
+    report = repair_model(settled, [{"x": images}], open_model, RepairConfig(refine=False)).report
     # Ten BatchNorms, so that 10 stands behind 9, and long names.
     outcomes = tuple(
         replace(one, before=replace(one.before, name=f"bn{number}", mismatch=(number * 7) % 11 + 0.5))

@@ -7,9 +7,11 @@ import pytest
 
 from vsfix.pipeline.accuracy import AccuracyRow
 from vsfix.pipeline.error_budget import BudgetStep
+from vsfix.pipeline.noise_study import LayerRow
 from vsfix.pipeline.proportion import proportion
 from vsfix.pipeline.report.accuracy_figure import accuracy_figure, accuracy_lines
 from vsfix.pipeline.report.budget_figure import accuracy_waterfall, error_figure
+from vsfix.pipeline.report.distance_figure import distance_figure
 from vsfix.pipeline.report.figure import figure_svg, page_figure, spaced
 from vsfix.pipeline.report.latency_figure import DRAWN, latency_figure, p50_p99
 from vsfix.pipeline.report.mismatch_figure import mismatch_figure
@@ -160,3 +162,20 @@ def test_two_methods_with_as_many_images_do_not_hide_each_other():
     (one, _), (two, _) = (points(svg, f"var(--series-{number})")[-2:] for number in (1, 2))
     assert two[0] - one[0] > 6
     assert one[1] == two[1]
+
+
+def test_each_layer_is_a_point_before_and_after_and_nothing_is_drawn_of_none():
+    layers = [LayerRow("a", 1.0, 0.1), LayerRow("b", 0.5, 0.0), LayerRow("c", 0.2, 0.2)]
+    wide, narrow = re.findall("<svg.*?</svg>", distance_figure(layers), re.S)
+    for svg in (wide, narrow):
+        before, after = (points(svg, f"var(--series-{number})") for number in (1, 2))
+        assert [x for x, _ in before] == [x for x, _ in after]
+        assert after[0][1] > before[0][1], "nearer stands lower"
+        assert after[2][1] == before[2][1]
+    assert distance_figure([]) == ""
+
+
+@pytest.mark.parametrize("values", [(0.0, 0.0), (1e9, 1e-9), (0.3, 0.31)])
+def test_distances_of_any_spread_have_ticks(values):
+    svg = re.findall("<svg.*?</svg>", distance_figure([LayerRow("a", *values)]), re.S)[0]
+    assert len(words(svg)) > 3

@@ -18,6 +18,7 @@ from vsfix.pipeline.repair_config import RepairConfig
 from vsfix.pipeline.report.page import render_report, write_report
 from vsfix.pipeline.report.route_boxes import route_boxes
 from vsfix.pipeline.report.sections import BenchmarkRow, LatencySeries, Origin, Report
+from vsfix.pipeline.severity_text import severity_sentence
 
 from .full_report import full_report
 
@@ -72,8 +73,8 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def report(residual, images, open_model) -> Report:
-    repair = repair_model(residual, [{"x": images}], open_model, RepairConfig()).report
+def report(settled, images, open_model) -> Report:
+    repair = repair_model(settled, [{"x": images}], open_model, RepairConfig(refine=False)).report
     return full_report(repair)
 
 
@@ -99,15 +100,16 @@ def test_the_first_words_are_the_status_and_the_verdict(report):
     assert body.text.startswith(f"PASS {report.verdict}")
 
 
-def test_every_number_of_the_batch_norms_is_on_the_page(report):
+def test_every_number_of_the_batch_norms_is_on_the_page(settled, images, open_model):
+    report = full_report(repair_model(settled, [{"x": images}], open_model, RepairConfig(method="paired")).report)
     page = Page(render_report(report))
     outcomes = report.repair.batch_norms
     assert page.column("batch-norms", "BatchNorm") == [outcome.before.name for outcome in outcomes]
     for heading, values in {
         "shift before": [outcome.before.measured_shift for outcome in outcomes],
         "shift after": [outcome.after.measured_shift for outcome in outcomes],
-        "mismatch before": [outcome.before.mismatch for outcome in outcomes],
-        "mismatch after": [outcome.after.mismatch for outcome in outcomes],
+        "variance ratio before": [outcome.before.mismatch for outcome in outcomes],
+        "variance ratio after": [outcome.after.mismatch for outcome in outcomes],
     }.items():
         assert page.column("batch-norms", heading) == [f"{value:.3f}" for value in values]
     assert page.column("batch-norms", "shift estimated, 95 % interval") == [
@@ -168,14 +170,45 @@ def test_the_other_tables_say_what_was_measured(report):
     assert "torch 2.13" in page.text
 
 
+def test_what_is_said_of_the_averaged_network_comes_first_and_is_whole(report):
+    page = Page(render_report(report))
+    repair = report.repair
+    assert page.headings[:2] == [
+        "How far is the network from what it was trained to compute?",
+        "Does each BatchNorm divide by the variance that it sees?",
+    ]
+    assert [row[0] for row in page.tables["severity"][1:]] == ["as given, all samples", "before", "after"]
+    assert page.column("severity", "R, 95 % interval") == [
+        f"{found.ratio:.2f}{found.low:.2f} – {found.high:.2f}"
+        for found in (repair.severity, repair.severity_before, repair.severity_after)
+    ]
+    assert page.column("candidates", "candidate") == ["as trained", "matchtaken"]
+    assert page.column("candidates", "R") == [f"{row.severity:.2f}" for row in repair.candidates]
+    assert "score on labels" not in page.tables["candidates"][0]
+    assert page.column("layers", "distance after") == [f"{layer.after:.3f}" for layer in repair.layers]
+    assert repair.outputs[0] in page.text
+    scored = tuple(replace(row, score=0.5, changed=0.25) for row in repair.candidates)
+    page = Page(render_report(replace(report, repair=replace(repair, candidates=scored))))
+    assert page.column("candidates", "score on labels") == ["0.5", "0.5"]
+    assert page.column("candidates", "decisions that differ") == ["25.0 %", "25.0 %"]
+
+
+def test_a_repair_without_noise_says_nothing_of_an_average(report):
+    bare = replace(report.repair, severity=None, candidates=(), layers=(), outputs=())
+    page = Page(render_report(replace(report, repair=bare)))
+    assert not {"severity", "candidates", "layers"} & set(page.tables)
+    assert page.headings[0] == "Does each BatchNorm divide by the variance that it sees?"
+
+
 def test_the_questions_of_a_stranger_are_answered(report):
     page = Page(render_report(report))
-    worst = max(report.repair.batch_norms, key=lambda outcome: outcome.before.mismatch).before
+    repair = report.repair
+    worst = max(repair.layers, key=lambda layer: layer.before)
     for expected in (
-        f"the worst by a factor of {worst.mismatch:.2f}",
-        f"Most in '{worst.name}'",
-        f"'{worst.source}' (dropout:0.5)",
-        ": 3 of 3 BatchNorms, by the method paired",
+        f"Yes. {severity_sentence(repair.severity)}",
+        f"What '{worst.name}' gives",
+        f"a distance of {worst.before:.3g}, now {worst.after:.3g}",
+        f"Yes: R {repair.severity_before.ratio:.2f} -> {repair.severity_after.ratio:.2f}, by the method match",
         "measured on 60 samples",
         "73.1 – 80.5 % as trained and 90.4 – 94.9 % repaired, do not overlap",
         "Median latency: net.onnx 1.50 ms (batch 1), repaired.onnx 2.00 ms (batch 8)",
@@ -196,15 +229,17 @@ def test_a_section_that_is_not_there_leaves_nothing_behind(report):
     assert "<dl>" not in render_report(EMPTY)
 
 
-def test_an_inspection_shows_what_it_found_and_no_repair(residual, images, open_model):
-    found = inspect_model(residual, [{"x": images}], open_model)
+def test_an_inspection_shows_what_it_found_and_no_repair(settled, images, open_model):
+    found = inspect_model(settled, [{"x": images}], open_model)
     page = Page(render_report(replace(EMPTY, inspection=found)))
     assert page.column("batch-norms", "shift measured") == [f"{row.measured_shift:.3f}" for row in found.rows]
-    assert page.column("batch-norms", "mismatch") == [f"{row.mismatch:.3f}" for row in found.rows]
+    assert page.column("batch-norms", "variance ratio") == [f"{row.mismatch:.3f}" for row in found.rows]
     predicted = [row.predicted_shift for row in found.rows]
     assert page.column("batch-norms", "shift predicted") == ["–" if p is None else f"{p:.3f}" for p in predicted]
     assert "shift after" not in page.tables["batch-norms"][0]
     assert "after the repair" not in page.text
+    assert [row[0] for row in page.tables["severity"][1:]] == ["as given"]
+    assert f"Yes. {severity_sentence(found.severity)}" in page.text
     assert "Not yet: the model was only looked at." in page.text
 
 
