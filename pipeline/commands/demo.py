@@ -20,15 +20,17 @@ from vsfix.pipeline.terminal_text import print_line
 )
 @click.option("--force", is_flag=True, help="Replace what stands in the folder.")
 def command(output: Path, force: bool) -> None:
-    """Train, export, inspect, repair, fold and verify a small network on handwritten digits.
+    """Train, export, repair, fold and verify a small network on handwritten digits.
 
-    The network has strong Dropout directly in front of BatchNorm. Everything runs on the CPU in less than a minute
-    and ends with a report.
+    The network has strong Dropout directly in front of BatchNorm. As trained, matched with 32 unlabelled images,
+    re-estimated over all of them, and the mean of noisy passes stand beside each other. Everything runs on the CPU in
+    about a minute and ends with a report.
     """
     from vsfix.pipeline.console import print_table, progress_wanted
     from vsfix.pipeline.demo import run_demo
     from vsfix.pipeline.environment import command_line
-    from vsfix.pipeline.tables import accuracy_table, repair_table, step_table
+    from vsfix.pipeline.severity_text import severity_lines
+    from vsfix.pipeline.tables import accuracy_table, candidate_table, repair_table, step_table
 
     demo = run_demo(
         output,
@@ -38,6 +40,9 @@ def command(output: Path, force: bool) -> None:
         command=command_line(),
     )
     print_table(repair_table(demo.repair.report))
+    print_table(candidate_table(demo.repair.report))
+    for line in severity_lines(demo.repair.report):
+        print_line(line)
     print_table(accuracy_table(demo.accuracies))
     print_table(step_table(demo.steps))
     print_line(f"{demo.status} {demo.verdict}")

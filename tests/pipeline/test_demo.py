@@ -9,10 +9,11 @@ def test_the_demo_shows_the_damage_and_the_repair(call, tmp_path):
 
     said: list[str] = []
     demo = run_demo(tmp_path / "demo", force=False, progress=False, say=said.append)
-    trained, paired, exact, best = (row.accuracy for row in demo.accuracies)
-    assert best - trained > 0.05, "the damage must be plain"
-    assert paired > best - 0.02
+    trained, matched, exact, averaged = (row.accuracy for row in demo.accuracies)
+    assert averaged - trained > 0.05, "the damage must be plain"
+    assert matched > averaged - 0.03
     assert exact > trained
+    assert demo.repair.report.severity_after.ratio < 1 < demo.repair.report.severity_before.ratio
     assert [step.status for step in demo.steps] == ["PASS"] * 3
     assert all(step.snr_db > 100 for step in demo.steps)
     operators = [node.op_type for node in read_model(tmp_path / "demo" / "repaired.onnx").graph.node]
@@ -20,6 +21,7 @@ def test_the_demo_shows_the_damage_and_the_repair(call, tmp_path):
     assert load_checkpoint(tmp_path / "demo" / "training" / "checkpoint.pt").epoch == 15
     page = demo.report.read_text()
     assert "</html>" in page
+    assert "mean of 16 noisy passes" in page
     assert "Median latency: as trained " in page
     assert said[0].startswith("train")
 
