@@ -46,6 +46,15 @@ class Slot:
     types: frozenset[int]
 
 
+def state_types(graph: gs.Graph) -> None:
+    """Writes the type of every tensor of the main graph whose type can be told onto it."""
+    types = ElementTypes(graph)
+    for node in graph.nodes:
+        for tensor in node.outputs:
+            if (code := types.of(tensor)) is not None:
+                tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(code)
+
+
 def input_slot(node: gs.Node, index: int, opset: int) -> Slot | None:
     """The slot of an input; None where no schema is known or it takes no tensors."""
     slots = _slots(node.op, opset, True) if is_standard(node) else ()

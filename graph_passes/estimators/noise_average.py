@@ -17,6 +17,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batches import samples_in
+from vsfix.graph_passes.element_types import code_of, state_types
 from vsfix.graph_passes.inference import Array, OpenModel
 from vsfix.graph_passes.model_file import export_subgraph
 from vsfix.graph_passes.noise_sampling import draw_affine
@@ -71,6 +72,7 @@ class NoiseAverage:
 
     def __init__(self, graph: gs.Graph, samples: SampleSet, open_model: OpenModel, seed: int = 0) -> None:
         self._graph = graph.copy()
+        state_types(self._graph)
         self._samples = samples
         self._open_model = open_model
         self._seed = seed
@@ -135,7 +137,7 @@ class NoiseAverage:
             if data.dtype in (None, np.dtype(np.float32), np.float32):
                 return tensor
             cast = gs.Variable(f"{tensor.name}.cast", dtype=data.dtype)
-            replacing.append(gs.Node("Cast", attrs={"to": data.dtype}, inputs=[tensor], outputs=[cast]))
+            replacing.append(gs.Node("Cast", attrs={"to": code_of(data.dtype)}, inputs=[tensor], outputs=[cast]))
             return cast
 
         product = output if offset is None else gs.Variable(f"{name}.product", dtype=data.dtype)

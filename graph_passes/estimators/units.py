@@ -18,6 +18,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm import BatchNorm, find_batch_norms, stored_values
+from vsfix.graph_passes.element_types import state_types
 from vsfix.graph_passes.graph_pass import Change
 from vsfix.graph_passes.graph_tree import GraphTree
 from vsfix.graph_passes.inference import Float64Array
@@ -154,6 +155,7 @@ class FreeAffine:
 
 def insert_affine(graph: gs.Graph, units: Sequence[Unit], shapes: Mapping[str, tuple[int, ...]]) -> list[FreeAffine]:
     """Puts a = 1 and b = 0 behind the z of each unit; y takes the name of z, so that outputs keep theirs."""
+    state_types(graph)
     inserted = []
     for number, unit in enumerate(units):
         y, dtype = unit.z, unit.z.dtype or np.dtype(np.float32)
