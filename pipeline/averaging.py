@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm import find_batch_norms
 from vsfix.graph_passes.batches import Batch
-from vsfix.graph_passes.errors import CheckFailedError, InputError
+from vsfix.graph_passes.errors import CheckFailedError, DataError, InputError
 from vsfix.graph_passes.estimate import Estimate
 from vsfix.graph_passes.estimators.matching import match
 from vsfix.graph_passes.estimators.noise_average import run_deployed
@@ -29,6 +29,8 @@ from vsfix.graph_passes.paired import PairedConfig, paired
 from vsfix.graph_passes.reestimation import exact
 from vsfix.graph_passes.remove_identities import RemoveMarkers
 from vsfix.graph_passes.repair_statistics import RepairStatistics
+from vsfix.graph_passes.typed_batch_norm import check_half_batch_norms
+from vsfix.graph_passes.value_scan import require_finite_values
 
 from .label_judge import LabelJudge, cross_fitted
 from .noise_study import FEW, LayerRow, NoiseStudy
@@ -170,7 +172,12 @@ def _study(
     prepared: PreparedModel, batches: Sequence[Batch], open_model: OpenModel, config: RepairConfig
 ) -> NoiseStudy:
     """F, and the units whose names match `--layers`."""
-    study = NoiseStudy.of(prepared.graph, batches, open_model, config.seed, config.output_kinds)
+    try:
+        study = NoiseStudy.of(prepared.graph, batches, open_model, config.seed, config.output_kinds)
+    except DataError:  # the weights may be to blame, not the data
+        check_half_batch_norms(prepared.graph)
+        require_finite_values(prepared.graph)
+        raise
     if config.layers in ("auto", "all"):
         return study
     units = tuple(unit for unit in study.units if fnmatchcase(unit.name, config.layers))
@@ -211,7 +218,7 @@ def _choose(
     if judge is None:
         best = _nearest(rows)
     else:
-        tried_out, best = _by_labels(tried_out, {AS_TRAINED: study.graph, **graphs}, prepared, judge)
+        tried_out, best = _by_labels(tried_out, {AS_TRAINED: study.graph, **graphs}, prepared, config, judge)
     if best == AS_TRAINED:
         return replace(tried_out, reason=_not_nearer(rows) if judge is None else _not_better(tried_out.candidates))
     after = study.reference.rows(judges).severity(_rows_of(outputs[best], judges), config.seed)
@@ -265,7 +272,11 @@ def _nearest(rows: Sequence[CandidateRow]) -> str:
 
 
 def _by_labels(
-    averaging: Averaging, graphs: Mapping[str, gs.Graph], prepared: PreparedModel, judge: LabelJudge
+    averaging: Averaging,
+    graphs: Mapping[str, gs.Graph],
+    prepared: PreparedModel,
+    config: RepairConfig,
+    judge: LabelJudge,
 ) -> tuple[Averaging, str]:
     """The candidate that scores best, where it is better than the file by more than chance; the scores in the rows.
 
@@ -280,7 +291,8 @@ def _by_labels(
     if judge.is_better(trained, scores[best]):
         return scored, best
     nearest = _nearest(rows)
-    if averaging.severity.is_healthy or judge.is_worse(trained, scores[nearest]):
+    is_enough = config.method == "auto" and averaging.severity.is_healthy
+    if is_enough or judge.is_worse(trained, scores[nearest]):
         return scored, AS_TRAINED
     return scored, nearest
 
@@ -337,7 +349,7 @@ def _not_nearer(rows: Sequence[CandidateRow]) -> str:
 
 def _not_better(rows: Sequence[CandidateRow]) -> str:
     """Why labels left the file as it is."""
-    best = max(rows, key=lambda row: row.score or 0.0)
+    best = max(rows[1:], key=lambda row: row.score or 0.0)
     return (
         f"no candidate is better than the file on the labelled data by more than chance: the best, '{best.name}', has "
         f"{best.score:.4g}, the file {rows[0].score:.4g}"
@@ -352,8 +364,9 @@ def _require_enough(wrong: Sequence[StoredAgainstNoisy], samples: int) -> None:
     raise CheckFailedError(
         f"refused: {len(wrong)} BatchNorms store other statistics than the network with its noise on shows, "
         f"'{first.name}' the first (variance off by a factor of {first.ratio:.2f}, mean by {first.offset:.2f} "
-        f"deviations): the noise is not the only fault. If the data is that of the training, give {RE_ESTIMATED} "
-        "samples or more (--samples), and the statistics are re-estimated under the noise first; no model is written"
+        f"deviations): the noise is not the only fault. If the data is that of the training, preprocessed the same way, "
+        f"give {RE_ESTIMATED} samples or more (--samples), and the statistics are re-estimated under the noise first; "
+        "no model is written"
     )
 
 
