@@ -177,7 +177,9 @@ def insert_affine(graph: gs.Graph, units: Sequence[Unit], shapes: Mapping[str, t
 
 @dataclass(frozen=True)
 class InputMoments:
-    """Mean and variance of a BatchNorm input under the noise and without, from the same samples.
+    """Mean and variance of a BatchNorm's z under the noise and without, from the same samples.
+
+    z is scale x + shift of the input x, so that x has the same ratio, and moves by the sign of the scale times `move`.
 
     Attributes:
         log_ratio: log(Var_off / Var_on), shape (C,); 0 where a variance can't be told.
@@ -245,7 +247,8 @@ def _write_batch_norm(batch_norm: BatchNorm, found: FoundParameters) -> None:
     """See `write_parameters`."""
     mean, variance = batch_norm.mean, batch_norm.variance
     if found.moments is not None:
-        mean = mean + found.moments.move * np.sqrt(np.maximum(batch_norm.variance, 0))
+        move = np.sign(batch_norm.gamma) * found.moments.move
+        mean = mean + move * np.sqrt(np.maximum(batch_norm.variance, 0))
         variance = variance * np.exp(found.moments.log_ratio)
     dtype = stored_values(batch_norm.parameters[2]).dtype
     mean, variance = mean.astype(dtype).astype(np.float64), variance.astype(dtype).astype(np.float64)
