@@ -27,7 +27,12 @@ from vsfix.graph_passes.nodes import is_standard
 
 _TINY = 1e-12  # of a probability
 _PASSED = frozenset("Identity Cast Reshape Flatten Squeeze Unsqueeze Transpose Dropout Slice".split())
-_LINEAR = frozenset("Gemm MatMul Add Conv GlobalAveragePool ReduceMean AveragePool".split())
+_LINEAR = frozenset(
+    "Gemm MatMul Add Conv ConvTranspose GlobalAveragePool ReduceMean AveragePool Resize Upsample".split()
+)
+_ROUNDING = 1e-3  # of a probability, in half precision
+_SUM_ROUNDING = 1e-2  # of all of them
+_TOLD = "as was said"
 _LEAST_CLASSES = 3
 _CENTRED = 0.5  # the mean over the classes varies by less than half of what it would, were they independent
 _CONFIDENT = 2.0  # the largest probability, in units of one class of equals
@@ -200,8 +205,33 @@ def _recognise(tensor: gs.Variable, values: Array, told: str | None) -> OutputKi
     meaning = meanings[told]
     if by_graph is not None and by_graph.meaning is meaning:
         return by_graph
-    form = "values" if meaning is Meaning.VALUES else "logits"
-    return OutputKind(meaning, form, 1 if values.ndim != 3 else -1, "as was said")
+    if meaning is Meaning.VALUES:
+        return OutputKind(meaning, "values", -1, _TOLD)
+    if meaning is Meaning.PROBABILITIES:
+        return OutputKind(meaning, "probabilities" if _in_unit_interval(values) else "logits", -1, _TOLD)
+    if values.ndim < 2:
+        raise InputError(f"output '{tensor.name}' of shape {values.shape} has no axis of classes")
+    axis = 1 if values.ndim != 3 else -1
+    for form, scores in (("probabilities", values), ("log", np.exp(np.minimum(values, 1)))):
+        found = _axis_of_classes(scores, axis)
+        if found is not None:
+            return OutputKind(meaning, form, found, _TOLD)
+    return OutputKind(meaning, "logits", axis, _TOLD)
+
+
+def _in_unit_interval(values: Array) -> bool:
+    """Whether values may be probabilities, but for rounding."""
+    return bool(values.min() >= -_ROUNDING and values.max() <= 1 + _ROUNDING)
+
+
+def _axis_of_classes(values: Array, likely: int) -> int | None:
+    """The axis along which values are probabilities that sum to 1, the likely one first; None where there is none."""
+    if not _in_unit_interval(values):
+        return None
+    for axis in (likely, *range(values.ndim - 1, 0, -1)):
+        if np.abs(values.sum(axis=axis, dtype=np.float64) - 1).max() < _SUM_ROUNDING:
+            return int(axis)
+    return None
 
 
 def _last_nodes(tensor: gs.Variable) -> list[gs.Node]:
@@ -227,7 +257,12 @@ def _from_graph(last: gs.Node | None, values: Array) -> OutputKind | None:
         axis = int(last.attrs.get("axis", -1))
         axis = axis if -values.ndim <= axis < values.ndim else -1
         form = "probabilities" if last.op == "Softmax" else "log"
-        return OutputKind(Meaning.CLASSES, form, axis, f"{last.op} ends it")
+        found = _axis_of_classes(values if form == "probabilities" else np.exp(np.minimum(values, 1)), axis)
+        if found is not None:  # a view behind the node may have moved the classes
+            return OutputKind(Meaning.CLASSES, form, found, f"{last.op} ends it")
+        if form == "probabilities":  # some of the classes, or what sums to 1 over several axes
+            return OutputKind(Meaning.PROBABILITIES, form, -1, "a part of a Softmax ends it")
+        return None
     if last.op in ("Sigmoid", "HardSigmoid"):
         return OutputKind(Meaning.PROBABILITIES, "probabilities", -1, f"{last.op} ends it")
     return None
