@@ -18,13 +18,15 @@ from vsfix.graph_passes.inference import Array, Float64Array
 
 from .divergence import Meaning, NoisyOutputs, OutputKind
 
-# Of R, below which a file stays as it is; both follow from the ladder of networks (docs/methods.md). Where an output is a
-# value, D is the squared error itself, and to be nearer is to be better. Where it decides, D is not what is counted: up
-# to 0.8 a repair there gained two points on one network and lost eight of overlap on another.
+# Of R, below which a file stays as it is; both follow from the ladder of networks (docs/methods.md). Where an output
+# is a value, D is the squared error itself, and to be nearer is to be better. Where it decides, D is not what is
+# counted: up to 0.8 a repair there gained two points on one network and lost eight of overlap on another.
 HEALTHY = 0.85
 HEALTHY_VALUES = 0.4
 _REPETITIONS = 1000
 _FLIPS = 9999
+_FEW_SIGNS = 13  # differences, of which every pattern of signs is tried: no more than `_FLIPS`
+_SUM_ROUNDING = 1e-12  # of a sum, whose terms come in another order
 _LARGEST_DRAWS = 1 << 28  # bytes of all outputs under all draws
 
 
@@ -76,7 +78,15 @@ class OutputReader:
             samples: N.
             draws: K.
             outputs: how many share the memory.
+
+        Raises:
+            DataError: the first axis of the output is not that of the samples.
         """
+        if output.ndim < 1 or len(output) < samples or len(output) % samples:
+            raise DataError(
+                f"an output of shape {output.shape} does not hold {samples} samples on its first axis, so it can't be "
+                "compared sample by sample"
+            )
         positions, classes = _positions_and_classes(kind, kind.probabilities(output[: max(1, len(output) // samples)]))
         room = max(_LARGEST_DRAWS // (4 * draws * samples * classes * outputs), 1)
         if positions <= room:
@@ -197,14 +207,21 @@ def sign_flip_p_value(differences: Float64Array) -> float:
     """How often the mean of paired differences is as low as it is, if each could as well have the opposite sign.
 
     A permutation test: no distribution is assumed, which matters for distances, whose few largest values are far from
-    the rest. One-sided; the same values give the same number.
+    the rest. One-sided; the same values give the same number; every pattern of signs is tried where there are few, so
+    that the number is exact. Values that are not finite are no evidence: 1.
 
     Args:
         differences: shape (N,).
     """
-    signs = np.random.default_rng(len(differences)).choice([-1.0, 1.0], (_FLIPS, len(differences)))
-    flipped = signs @ differences
-    return float((1 + np.sum(flipped <= differences.sum())) / (1 + _FLIPS))
+    count = len(differences)
+    if not np.isfinite(differences).all():
+        return 1.0
+    bound = differences.sum() + _SUM_ROUNDING * np.abs(differences).sum()
+    if count <= _FEW_SIGNS:  # every pattern, once
+        patterns = np.arange(1 << count)[:, None] >> np.arange(count) & 1
+        return float(np.mean((1.0 - 2.0 * patterns) @ differences <= bound))
+    signs = np.random.default_rng(count).choice([-1.0, 1.0], (_FLIPS, count))
+    return float((1 + np.sum(signs @ differences <= bound)) / (1 + _FLIPS))
 
 
 class DrawCollector:
