@@ -257,8 +257,9 @@ def _quotient(node: gs.Node, operands: list[Dual]) -> Dual:
 
 
 def _power(node: gs.Node, operands: list[Dual]) -> Dual:
-    (u, du), (k, _) = operands
-    return u**k, k * u ** (k - 1) * du
+    (u, du), (k, dk) = operands
+    slope = np.where(k == 0, 0.0, k * u ** (k - 1)) * du
+    return u**k, slope + np.where(dk == 0, 0.0, u**k * np.log(u) * dk)
 
 
 def _prelu(node: gs.Node, operands: list[Dual]) -> Dual:
