@@ -18,11 +18,14 @@ import onnx
 import torch
 from ladder_tasks import INPUT, Array, Kind, Task
 
-from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
-from vsfix.trainers.onnx_evaluation import OnnxModule
+from vsfix.graph_passes.estimators.noise_average import NoiseAverage
+from vsfix.graph_passes.estimators.samples import SampleSet
+from vsfix.graph_passes.model_file import import_graph
+from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 
 ROWS_AT_ONCE = 250
 DRAWS = 32
+FIRST_SEED = 1_000_000
 RESAMPLES = 2000
 _LEAST = 1e-12
 
@@ -72,17 +75,21 @@ def plain_outputs(model: onnx.ModelProto, task: Task) -> dict[str, Array]:
 
 
 def noisy_scores(model: onnx.ModelProto, task: Task, seed: int) -> tuple[dict[str, Scores], dict[str, Scores]]:
-    """Scores with the noise on.
+    """Scores with the noise on, by ONNX Runtime; the noise has seeds of its own, which no repair uses.
 
     Returns:
         Those of one noisy pass, as the mean over `DRAWS` of them, and those of the mean of their outputs.
     """
-    module, generator = OnnxModule(model), torch.Generator().manual_seed(seed)
-    draws: list[dict[str, Array]] = []
-    with torch.no_grad():
-        for _ in range(DRAWS):
-            draws.append(_noisy_outputs(module, task, generator))
-    singles = [judge(task, draw) for draw in draws]
+    rows = range(0, len(task.test_inputs), ROWS_AT_ONCE)
+    batches = tuple({INPUT: task.test_inputs[row : row + ROWS_AT_ONCE]} for row in rows)
+    samples = SampleSet(batches, tuple((row,) for row in range(len(task.test_inputs))))
+    average = NoiseAverage(import_graph(model), samples, open_for_small_runs, FIRST_SEED + seed)
+    draws: list[dict[str, list[Array]]] = [{name: [] for name in task.kinds} for _ in range(DRAWS)]
+    for run in average.runs(range(DRAWS)):  # batches in their order within each draw
+        for name, kind in task.kinds.items():
+            draws[run.draw][name].append(_probabilities(kind, torch.from_numpy(run.arrays[name])).numpy())
+    outputs = [{name: np.concatenate(parts) for name, parts in draw.items()} for draw in draws]
+    singles = [judge(task, draw) for draw in outputs]
     single = {
         name: Scores(
             np.mean([each[name].score for each in singles], axis=0),
@@ -90,16 +97,7 @@ def noisy_scores(model: onnx.ModelProto, task: Task, seed: int) -> tuple[dict[st
         )
         for name in task.kinds
     }
-    return single, judge(task, {name: np.mean([draw[name] for draw in draws], axis=0) for name in task.kinds})
-
-
-def _noisy_outputs(module: OnnxModule, task: Task, generator: torch.Generator) -> dict[str, Array]:
-    rows = torch.split(torch.from_numpy(task.test_inputs), ROWS_AT_ONCE)
-    parts = [module({INPUT: batch}, noise=generator).outputs for batch in rows]
-    return {
-        name: _probabilities(kind, torch.cat([part[name] for part in parts])).numpy()
-        for name, kind in task.kinds.items()
-    }
+    return single, judge(task, {name: np.mean([draw[name] for draw in outputs], axis=0) for name in task.kinds})
 
 
 def _probabilities(kind: Kind, output: torch.Tensor) -> torch.Tensor:

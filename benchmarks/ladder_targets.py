@@ -17,7 +17,6 @@ from ladder_measure import (
     AS_TRAINED,
     AUTO_32,
     AUTO_256,
-    MATCH_32,
     NO_DATA,
     NOISE_AVERAGE,
     ONE_PASS,
