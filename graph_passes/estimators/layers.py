@@ -13,6 +13,7 @@ from vsfix.graph_passes.inference import Float64Array, OpenModel
 from vsfix.graph_passes.model_file import export_subgraph
 from vsfix.graph_passes.remove_identities import RemoveMarkers
 from vsfix.graph_passes.side_by_side import side_by_side
+from vsfix.graph_passes.tensors import Tensor
 
 from .matching import UnitTarget
 from .samples import SampleSet
@@ -53,18 +54,24 @@ def deployed_units(
         open_model: the runtime.
     """
     copy = graph.copy()
+    producers = {tensor.name: (node, index) for node in copy.nodes for index, tensor in enumerate(node.outputs)}
     RemoveMarkers()(copy)
-    tensors = copy.tensors()
+
+    def written(name: str) -> Tensor:  # a marker that wrote an output left its name to the tensor in front
+        node, index = producers[name]
+        tensor: Tensor = node.outputs[index]
+        return tensor
+
     size = samples_in(samples.batches[0])
     taps: dict[str, tuple[PositionTap, PositionTap]] = {}
     for unit in units:
         if unit.name not in targets:
             continue
         chosen, shape = targets[unit.name].chosen, shapes[unit.z.name]
-        z = tap_positions(tensors[unit.z.name], shape, size, unit.axis, chosen)
+        z = tap_positions(written(unit.z.name), shape, size, unit.axis, chosen)
         h = z
         if unit.activation.output is not unit.z:
-            h = tap_positions(tensors[unit.activation.output.name], shape, size, unit.axis, chosen)
+            h = tap_positions(written(unit.activation.output.name), shape, size, unit.axis, chosen)
         taps[unit.name] = (z, h)
     every = [tap for pair in taps.values() for tap in dict.fromkeys(pair)]
     nodes = [*copy.nodes, *(node for tap in every for node in tap.nodes)]
