@@ -48,7 +48,7 @@ def _damage(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
     """R where it is known, else how many BatchNorms are off, and by how much; and what that costs in accuracy."""
     severity = severity_of(report)
     if report.inspection is not None and report.inspection.stored:
-        return f"Yes. {wrong_statistics(report.inspection)}"
+        return f"Yes, or the data is not that of the training. {wrong_statistics(report.inspection)}"
     if severity is not None and severity.is_healthy:
         beside = Inspection(rows, (), _samples(report), ())
         return f"No. {severity_sentence(severity)}{variances_beside(beside)}"

@@ -61,6 +61,7 @@ def _views(report: Report) -> Mapping[str, Any]:
         "severity": severity_view.severity_table(report) if found is not None else None,
         "severity_sentence": severity_view.sentence(report),
         "healthy": None if found is None else found.bound,
+        "decides": found is not None and found.changed is not None,
         "candidates": severity_view.candidate_table(report),
         "has_scores": report.repair is not None and any(row.score is not None for row in report.repair.candidates),
         "distance": distance_figure(report.repair.layers if report.repair is not None else ()),
