@@ -331,8 +331,8 @@ def candidate_row(
 def _healthy(severity: Severity) -> str:
     """Why a healthy file stays as it is."""
     return (
-        f"R = {severity.ratio:.2f} ({severity.low:.2f} to {severity.high:.2f}) is below {severity.bound}: without its noise "
-        "the network computes what it was trained to, far within what one draw of the noise does"
+        f"R = {severity.ratio:.2f} ({severity.low:.2f} to {severity.high:.2f}) is below {severity.bound}: without its "
+        "noise the network computes what it was trained to, far within what one draw of the noise does"
     )
 
 
@@ -364,7 +364,7 @@ def _require_enough(wrong: Sequence[StoredAgainstNoisy], samples: int) -> None:
     raise CheckFailedError(
         f"refused: {len(wrong)} BatchNorms store other statistics than the network with its noise on shows, "
         f"'{first.name}' the first (variance off by a factor of {first.ratio:.2f}, mean by {first.offset:.2f} "
-        f"deviations): the noise is not the only fault. If the data is that of the training, preprocessed the same way, "
+        "deviations): the noise is not the only fault. If the data is that of the training, preprocessed the same way, "
         f"give {RE_ESTIMATED} samples or more (--samples), and the statistics are re-estimated under the noise first; "
         "no model is written"
     )
