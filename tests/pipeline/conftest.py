@@ -1,4 +1,4 @@
-"""A small network in each form that a user may have it in; random weights, since nothing here depends on good ones."""
+"""A small network in each form that a user may have it in, trained for a moment on the digits."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from vsfix.graph_passes.batch_norm import find_batch_norms
+from vsfix.graph_passes.measurement import MeasurementConfig, as_measured, measure
+from vsfix.graph_passes.model_file import export_model, import_graph
 from vsfix.graph_passes.noise import Noise
 from vsfix.pipeline.cli import vsfix
 from vsfix.pipeline.exporting import export_checkpoint
 from vsfix.trainers.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from vsfix.trainers.datasets import load_dataset
 from vsfix.trainers.network import NetworkConfig, build_network
 from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.preprocessing import Preprocessing
@@ -25,16 +30,20 @@ from .fake_tensorrt import fake_tensorrt
 
 @pytest.fixture(scope="session")
 def checkpoint_path(tmp_path_factory) -> Path:
-    """A perceptron for the digits, with statistics that are not the fresh ones."""
+    """A perceptron for the digits, whose statistics are true under its noise; its R is 0.4, so that `auto` keeps it."""
     network = NetworkConfig("mlp-2", 1, (8, 8), 10, NoiseSites(a=Noise.parse("dropout:0.5")))
+    preprocessing = Preprocessing(1, (8, 8), (0.3,), (0.37,), tuple("0123456789"))
+    digits = load_dataset("digits", "train")
+    images, labels = torch.from_numpy(preprocessing.apply(digits.images)), torch.from_numpy(digits.labels)
     with torch.random.fork_rng():
         torch.manual_seed(5)
         module = build_network(network).train()
-        with torch.no_grad():
-            for _ in range(20):
-                module(torch.randn(64, 1, 8, 8) + 0.3)
+        optimizer = torch.optim.Adam(module.parameters(), 3e-3)
+        for rows in [rows for _ in range(4) for rows in torch.randperm(1280).split(64)]:
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(module(images[rows]), labels[rows]).backward()
+            optimizer.step()
     path = tmp_path_factory.mktemp("run") / "checkpoint.pt"
-    preprocessing = Preprocessing(1, (8, 8), (0.3,), (0.37,), tuple("0123456789"))
     training = TrainingConfig("digits", network)
     save_checkpoint(Checkpoint(training, preprocessing, module.state_dict(), {}, {}, ()), path)
     return path
@@ -46,6 +55,17 @@ def onnx_path(checkpoint_path, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "network.onnx"
     export_checkpoint(load_checkpoint(checkpoint_path), path)
     return path
+
+
+@pytest.fixture
+def settled(residual, open_model) -> onnx.ModelProto:
+    """`residual` with the statistics that it has under its noise, as training leaves them; R is 10 on `images`."""
+    graph = import_graph(residual)
+    x = np.random.default_rng(1).normal(0.3, 1.2, (400, 3, 8, 8)).astype(np.float32)
+    under_noise = measure(graph, [{"x": x}], open_model, MeasurementConfig(["bn1", "bn2", "bn3"], noise_seed=0))
+    for batch_norm in find_batch_norms(graph):
+        batch_norm.with_statistics(*as_measured(batch_norm, under_noise[batch_norm.name]))
+    return export_model(graph, residual)
 
 
 @pytest.fixture

@@ -131,7 +131,8 @@ def test_a_bfloat16_model_is_judged_on_labels_though_the_runtime_can_not_run_it(
     with OnnxRuntimeRunner(onnx_path) as runner:
         labels = (runner.run({"input": x})["logits"].argmax(axis=1) + 1) % 10
     np.savez(tmp_path / "l.npz", input=x, labels=labels)
-    arguments = ("optimize", onnx_path, "--dry-run", "--data", "digits", "--samples", 32, "--precision", "bf16")
+    arguments = ("optimize", onnx_path, "--dry-run", "--data", "digits", "--samples", 32, "--method", "match")
+    arguments += ("--precision", "bf16")
     result = call(*arguments, "--eval-data", tmp_path / "l.npz")
     assert result.exit_code == 0, result.output
     assert "top-1 0.0 ->" in result.stdout
@@ -161,7 +162,7 @@ def test_a_gain_past_the_range_ends_optimize_with_the_channel_and_nothing_is_wri
     spoil(onnx_path, model, "layers.0.bn.weight", 1e6)
     before = sorted(tmp_path.iterdir())
     arguments = ("optimize", model, "-o", tmp_path / "o.onnx", "--data", "digits", "--samples", 32, "--no-fold")
-    result = call(*arguments, "--precision", "fp16")
+    result = call(*arguments, "--method", "none", "--precision", "fp16")
     assert result.exit_code == 1
     assert "gain of BatchNorm 'layers.0.bn', channel 3" in result.stderr
     assert len(result.stderr.splitlines()) == 1
@@ -181,8 +182,8 @@ def test_a_float16_file_that_a_runtime_would_make_infinite_is_refused_as_it_is(c
     write_model(model, tmp_path / "half.onnx", force=False)
     x = np.random.default_rng(0).normal(size=(32, 3, 2, 2)).astype(np.float16)
     np.savez(tmp_path / "x.npz", x=x)
-    out = tmp_path / "o.onnx"
-    result = call("optimize", tmp_path / "half.onnx", "-o", out, "--data", tmp_path / "x.npz", "--layers", "all")
+    out, exact = tmp_path / "o.onnx", ("--method", "exact", "--layers", "all")
+    result = call("optimize", tmp_path / "half.onnx", "-o", out, "--data", tmp_path / "x.npz", *exact)
     assert result.exit_code == 1, result.output
     assert "gain of BatchNorm 'y', channel 1" in result.stderr
     assert not out.exists()

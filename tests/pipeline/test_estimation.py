@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from functools import partial
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ import pytest
 from vsfix.graph_passes.batch_norm import find_batch_norms
 from vsfix.graph_passes.errors import ModelError
 from vsfix.pipeline.estimation import estimate_statistics
+from vsfix.pipeline.made_inputs import make_inputs
 from vsfix.pipeline.preparation import prepare_model
 from vsfix.pipeline.proxy_images import PROXY_SAMPLES, proxy_batch
 from vsfix.pipeline.repair_config import RepairConfig
@@ -15,7 +16,7 @@ from vsfix.pipeline.repair_config import RepairConfig
 ALL = ["bn1", "bn2", "bn3"]
 
 
-@pytest.mark.parametrize("method", ["exact", "stream", "paired"])
+@pytest.mark.parametrize("method", ["exact", "paired"])
 def test_each_method_with_data_says_what_it_rests_on(residual, images, open_model, method):
     prepared = prepare_model(residual)
     found = estimate_statistics(method, prepared, [{"x": images}], open_model, ALL, RepairConfig())
@@ -24,32 +25,34 @@ def test_each_method_with_data_says_what_it_rests_on(residual, images, open_mode
     assert found.samples <= 60
 
 
-def test_distilled_inputs_are_no_data_of_the_user(residual, open_model):
-    pytest.importorskip("torch")
-    prepared = prepare_model(residual)
-    found = estimate_statistics("distill", prepared, [], open_model, ALL, RepairConfig())
-    assert found.data.startswith("no data of the user")
-    assert set(found.methods.values()) == {"distill"}
+@pytest.mark.parametrize("method", ["exact", "paired"])
+def test_made_inputs_are_no_data_of_the_user(settled, open_model, method):
+    prepared = prepare_model(settled)
+    made = make_inputs(prepared, RepairConfig())
+    found = estimate_statistics(method, prepared, made.batches, open_model, ALL, RepairConfig(), made)
+    assert found.data == made.data
+    assert re.fullmatch(r"no data of the user: \d+ synthetic inputs, made from the model", found.data)
+    assert set(found.methods.values()) == {method}
     stored = find_batch_norms(prepared.graph)[0]
     assert (found.estimates["bn1"].variance < stored.variance).all()
 
 
-def test_a_search_that_the_clock_cut_short_is_told(residual, open_model, monkeypatch):
-    distillation = pytest.importorskip("vsfix.trainers.distillation")
-    config = partial(distillation.DistillationConfig, time_limit=1e-9)
-    monkeypatch.setattr(distillation, "DistillationConfig", config)
-    found = estimate_statistics("distill", prepare_model(residual), [], open_model, ALL, RepairConfig())
-    assert any("cut short after 0 s, in step 1 of" in warning for warning in found.warnings)
-
-
-def test_where_nothing_can_be_distilled_stand_ins_and_closed_forms_serve_and_say_so(residual, open_model):
+def test_where_no_inputs_can_be_made_proxy_images_serve_and_that_is_said(residual):
     for node in residual.graph.node:
-        if node.name == "" and node.op_type == "GlobalAveragePool":
+        if node.op_type == "GlobalAveragePool":
             node.op_type = "GlobalLpPool"  # no differentiable form
-    found = estimate_statistics("distill", prepare_model(residual), [], open_model, ALL, RepairConfig())
-    assert found.methods == {"bn1": "analytic", "bn2": "paired on stand-ins", "bn3": "paired on stand-ins"}
-    assert "stood in" in found.warnings[0]
-    assert "stand-in images" in found.data
+    made = make_inputs(prepare_model(residual), RepairConfig())
+    assert made.are_proxy
+    assert made.data == f"no data of the user: {PROXY_SAMPLES} proxy images"
+    assert "handwritten digits took the place of the data" in made.warnings[0]
+    assert sum(len(batch["x"]) for batch in made.batches) == PROXY_SAMPLES
+
+
+def test_closed_forms_name_what_they_can_not_see(residual, open_model):
+    found = estimate_statistics("analytic", prepare_model(residual), [], open_model, ALL, RepairConfig())
+    assert found.methods == {"bn1": "analytic", "bn2": "analytic"}
+    assert "say nothing of 1 BatchNorms" in found.warnings[0]
+    assert found.data == "no data of the user: closed forms"
 
 
 def test_stand_ins_have_the_shape_and_type_of_the_inputs(parse):

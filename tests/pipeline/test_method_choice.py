@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.graph_passes.planted_network import make_images, make_model, make_weights, plant
-from vsfix.graph_passes.errors import DataError, InputError, ModelError
+from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.marker import EXPORT_METADATA_KEY
 from vsfix.graph_passes.model_file import export_model, import_graph
 from vsfix.graph_passes.noise_analysis import analyse_noise
@@ -42,11 +42,11 @@ def blobs():
     return [{"x": make_images(400, seed=2)}]
 
 
-def test_marked_noise_is_paired_with_data_and_distilled_without(residual, batches, open_model):
-    assert choose(residual, batches, open_model).method == "paired"
-    without = choose(residual, [], open_model)
-    assert without.method == "distill"
-    assert "no data" in without.reason
+def test_marked_noise_is_averaged_over_with_data_and_without(residual, batches, open_model):
+    for data in (batches, []):
+        choice = choose(residual, data, open_model)
+        assert (choice.method, choice.warnings) == ("auto", ())
+        assert "where the noise was" in choice.reason
 
 
 def test_an_export_that_vouches_for_no_noise_is_believed(residual, batches, open_model):
@@ -56,11 +56,11 @@ def test_an_export_that_vouches_for_no_noise_is_believed(residual, batches, open
     assert choose(healthy, batches, open_model).method == "none"
 
 
-def test_lost_noise_is_inferred_put_back_and_paired(blobs, open_model):
+def test_lost_noise_is_inferred_and_put_back(blobs, open_model):
     torch.manual_seed(0)
     prepared = prepare_model(planted(dropout))
     choice = choose_method(prepared, blobs, open_model, RepairConfig())
-    assert choice.method == "paired", choice
+    assert choice.method == "auto", choice
     sources = analyse_noise(prepared.graph).sources
     assert [source.noise.value for source in sources] == pytest.approx([0.4] * 3, abs=0.05)
     assert len(choice.changes) == 3
@@ -88,14 +88,30 @@ def test_without_markers_and_without_data_nothing_can_be_said(residual, open_mod
         choose(export_model(graph, residual), [], open_model)
 
 
-@pytest.mark.parametrize("method", ["paired", "exact", "stream"])
-def test_a_method_that_needs_data_says_so(residual, open_model, method):
-    with pytest.raises(DataError, match="give --data"):
-        choose(residual, [], open_model, method=method)
+@pytest.mark.parametrize("method", ["match", "paired", "exact"])
+def test_every_method_is_taken_without_data_too(residual, open_model, method):
+    assert choose(residual, [], open_model, method=method).method == method
+
+
+@pytest.mark.parametrize(
+    ("method", "words"), [("stream", "take exact"), ("distill", "without --data the inputs are made from the model")]
+)
+def test_a_method_that_is_gone_says_what_took_its_place(method, words):
+    with pytest.raises(InputError, match=f"method '{method}': .*{words}"):
+        RepairConfig(method=method)
+
+
+@pytest.mark.parametrize("method", ["paired", "exact", "analytic"])
+def test_without_a_batch_norm_nothing_can_be_re_estimated(parse, open_model, method):
+    body = "(float[N, 3] x) => (float[N, 2] y) { d = Dropout (x, r)\n y = MatMul (d, w) }"
+    model = parse(body, {"w": np.ones((3, 2), np.float32), "r": np.float32(0.5)})
+    with pytest.raises(InputError, match="re-estimates BatchNorms, and the model has none; take match"):
+        choose(model, [{"x": np.eye(3, dtype=np.float32)}], open_model, method=method)
+    assert choose(model, [{"x": np.eye(3, dtype=np.float32)}], open_model).method == "auto"
 
 
 def test_a_method_that_is_asked_for_is_taken(residual, batches, open_model):
-    for method in ("exact", "stream", "paired", "analytic", "distill"):
+    for method in ("match", "exact", "paired", "analytic"):
         assert choose(residual, batches, open_model, method=method).method == method
 
 
@@ -104,7 +120,7 @@ def test_none_keeps_the_statistics_of_any_file(residual, open_model):
     RemoveMarkers()(stripped)
     for model in (residual, export_model(stripped, residual)):
         choice = choose(model, [], open_model, method="none")
-        assert (choice.method, choice.reason) == ("none", "the statistics are kept, as was asked for")
+        assert (choice.method, choice.reason) == ("none", "the parameters are kept, as was asked for")
 
 
 def test_noise_that_fits_nothing_is_an_error(residual, batches, open_model):

@@ -126,7 +126,7 @@ def test_a_batch_norm_that_is_cut_off_from_its_convolution_is_refused(stand_in, 
 
 
 def test_there_is_no_calibration_on_random_numbers(call, onnx_path, tmp_path):
-    result = call("optimize", onnx_path, "-o", tmp_path / "q.onnx", "--precision", "int8", "--method", "distill")
+    result = call("optimize", onnx_path, "-o", tmp_path / "q.onnx", "--precision", "int8", "--method", "match")
     assert result.exit_code == 2
     assert "--precision int8: the ranges of activations come from data; give it with --data" in result.stderr
     assert not (tmp_path / "q.onnx").exists()

@@ -41,7 +41,7 @@ def test_the_original_and_the_repaired_network_have_one_structure(form):
 
 @pytest.mark.parametrize("options", [(), ("--no-fold",), ("--method", "none"), ("--method", "none", "--no-fold")])
 def test_a_file_of_optimize_has_the_structure_of_the_original(call, onnx_path, tmp_path, options):
-    data = () if "none" in options else ("--data", "digits", "--samples", 32)
+    data = () if "none" in options else ("--data", "digits", "--samples", 32, "--method", "match")
     result = call("optimize", onnx_path, "-o", tmp_path / "o.onnx", *data, *options)
     assert result.exit_code == 0, result.output
     original, optimized = (take_refit_form(path, read_model(path)) for path in (onnx_path, tmp_path / "o.onnx"))
@@ -55,7 +55,10 @@ def test_a_cast_of_the_original_and_one_of_the_repaired_network_have_one_structu
     call, onnx_path, tmp_path, precision
 ):
     forms = []
-    for name, options in (("a", ("--method", "none")), ("b", ("--data", "digits", "--samples", 32))):
+    for name, options in (
+        ("a", ("--method", "none")),
+        ("b", ("--data", "digits", "--samples", 32, "--method", "match")),
+    ):
         path = tmp_path / f"{name}.onnx"
         result = call("optimize", onnx_path, "-o", path, *options, "--precision", precision)
         assert result.exit_code == 0, result.output
