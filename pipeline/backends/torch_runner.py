@@ -20,7 +20,7 @@ from vsfix.trainers.device_fault import SMALLER_BATCH, device_fault
 
 from .feeds import InputSpec, check_feeds
 
-_STATISTICS = ("running_mean", "running_var")
+_REPAIRED = ("running_mean", "running_var", "weight", "bias")
 _NO_COMPILER = {
     "InvalidCxxCompiler": "a C++ compiler (Debian: apt-get install g++)",
     "TritonMissing": "triton (pip install triton)",
@@ -141,14 +141,14 @@ class TorchRunner:
 
 
 def with_statistics(module: nn.Module, statistics: Mapping[str, Array]) -> nn.Module:
-    """A copy of a module with other running statistics.
+    """A copy of a module with other running statistics, scales, shifts, weights and biases.
 
     Args:
         module: any module; not changed.
-        statistics: running means and variances by their keys in the state_dict, shape (C,).
+        statistics: what a repair changed, by its keys in the state_dict, of the shapes there.
 
     Raises:
-        InputError: nothing given, a key that the module does not have or that is no running statistic, another shape,
+        InputError: nothing given, a key that the module does not have or that no repair changes, another shape,
             or a value that no BatchNorm can hold.
     """
     if not statistics:
@@ -157,8 +157,8 @@ def with_statistics(module: nn.Module, statistics: Mapping[str, Array]) -> nn.Mo
     state = changed.state_dict()
     for key, values in statistics.items():
         kind = key.rpartition(".")[2]
-        if key not in state or kind not in _STATISTICS:
-            raise InputError(f"statistics: '{key}' is no running statistic of {type(module).__name__}")
+        if key not in state or kind not in _REPAIRED:
+            raise InputError(f"statistics: '{key}' is no running statistic, weight or bias of {type(module).__name__}")
         if values.shape != tuple(state[key].shape):
             raise InputError(
                 f"statistics: '{key}' has the shape {values.shape}, but the module's has {tuple(state[key].shape)}"

@@ -31,7 +31,7 @@ OPTIONS = {
     "export": "--force --input-shape --opset --output --weights SOURCE",
     "inspect": "--batch-size --data --force --html --json --noise --output-kind --samples --seed MODEL",
     "optimize": "--batch-size --data --dry-run --eval-data --eval-split --fold --force --html --input-shape --json --layers "
-    "--max-memory --method --noise --output --precision --samples --seed --statistics MODEL",
+    "--max-memory --method --noise --output --output-kind --precision --refine --samples --seed --statistics MODEL",
     "build": "--force --json --max-shapes --min-shapes --opt-shapes --output --precision --refit --runtime --shapes "
     "--target --timing-cache --workspace MODEL",
     "refit": "--force --json --output ENGINE MODEL",
@@ -396,7 +396,7 @@ UNREADABLE_NAMES = {
     "nobody's home": ("inspect", "{net}", "--data", "~nobody-of-this-name/d.npz"),
     "folder of no one": ("inspect", "{net}", "--data", "imagefolder:~nobody-of-this-name"),
     "no data": ("inspect", "{net}", "--data", ""),
-    "seed": ("optimize", "{net}", "--method", "distill", "--dry-run", "--seed", str(1 << 64)),
+    "seed": ("optimize", "{net}", "--method", "match", "--dry-run", "--seed", str(1 << 64)),
     "no labelled data": ("optimize", "{net}", "--eval-data", "", "--dry-run"),
 }
 

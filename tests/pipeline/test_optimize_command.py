@@ -42,16 +42,23 @@ def test_optimize_writes_what_was_asked_for_and_leaves_the_input(call, network, 
     original = network.read_bytes()
     outputs = {name: tmp_path / f"out.{name}" for name in ("onnx", "npz", "html", "json")}
     result = call(
-        *("optimize", network, "-o", outputs["onnx"], "--data", "digits", "--samples", 32),
+        *("optimize", network, "-o", outputs["onnx"], "--data", "digits", "--samples", 32, "--method", "match"),
         *("--statistics", outputs["npz"], "--html", outputs["html"], "--json", outputs["json"]),
     )
     assert result.exit_code == 0, result.stderr
     assert network.read_bytes() == original
     assert {node.op_type for node in read_model(outputs["onnx"]).graph.node}.isdisjoint({"Dropout", "Identity"})
-    assert set(np.load(outputs["npz"])) == {f"layers.{i}.bn.running_{s}" for i in (0, 1) for s in ("mean", "var")}
-    assert json.loads(outputs["json"].read_text())["method"] == "paired"
+    kinds = ("weight", "bias", "running_mean", "running_var")
+    assert set(np.load(outputs["npz"])) == {
+        *(f"layers.{i}.bn.{kind}" for i in (0, 1) for kind in kinds),
+        *("layers.1.linear.weight", "layers.1.linear.bias", "classifier.bias"),
+    }
+    document = json.loads(outputs["json"].read_text())
+    assert document["method"] == "match+refine"
+    assert document["severity_after"]["ratio"] < 0.2 < document["severity_before"]["ratio"]
+    assert [row["name"] for row in document["candidates"]] == ["as trained", "match", "match+refine"]
     assert "</html>" in outputs["html"].read_text()
-    assert "PASS Repaired 2 of 2 BatchNorms (paired, 32 samples of the data)" in result.stdout
+    assert "PASS Repaired 2 of 2 BatchNorms (match+refine, 32 samples of the data)" in result.stdout
 
 
 def test_where_the_model_can_not_be_written_its_companions_stay_the_old_ones(call, network, tmp_path, monkeypatch):
@@ -76,7 +83,7 @@ def test_where_the_model_can_not_be_written_its_companions_stay_the_old_ones(cal
 def test_the_method_none_folds_and_changes_no_number(call, network, checkpoint_path, tmp_path):
     result = call("optimize", network, "-o", tmp_path / "out.onnx", "--method", "none")
     assert result.exit_code == 0, result.stderr
-    assert "PASS Nothing repaired: the statistics are kept, as was asked for; 2 of 2 folded." in result.stdout
+    assert "PASS Nothing repaired: the parameters are kept, as was asked for; 2 of 2 folded." in result.stdout
     assert {node.op_type for node in read_model(tmp_path / "out.onnx").graph.node}.isdisjoint(
         {"Dropout", "BatchNormalization"}
     )
@@ -86,7 +93,8 @@ def test_the_method_none_folds_and_changes_no_number(call, network, checkpoint_p
 
 def test_optimize_and_verify_agree_with_torch(call, network, checkpoint_path, tmp_path):
     output, statistics = tmp_path / "out.onnx", tmp_path / "s.npz"
-    call("optimize", network, "-o", output, "--data", "digits", "--samples", 64, "--statistics", statistics)
+    asked = ("--data", "digits", "--samples", 64, "--method", "match")
+    call("optimize", network, "-o", output, *asked, "--statistics", statistics)
     against = ("--against", checkpoint_path, "--data", "digits", "--min-snr", 100)
     assert call("verify", output, *against, "--statistics", statistics).exit_code == 0
     assert call("verify", output, *against).exit_code == 1, "other statistics must be seen"
@@ -110,7 +118,7 @@ def test_a_repair_that_loses_accuracy_is_refused_and_the_page_says_why(call, net
     before = set(tmp_path.iterdir())
     outputs = ("-o", tmp_path / "out.onnx", "--statistics", tmp_path / "out.npz", "--html", tmp_path / "out.html")
     result = call(
-        *("optimize", network, *outputs, "--data", "digits", "--samples", 32),
+        *("optimize", network, *outputs, "--data", "digits", "--samples", 32, "--method", "exact"),
         *("--eval-data", tmp_path / "labelled.npz"),
     )
     assert result.exit_code == 1
@@ -131,7 +139,7 @@ def make_input(tmp_path: Path, kind: str) -> str:
         },
         "empty": {"input": np.ones((0, 1, 8, 8), np.float32)},
         "other-name": {"image": np.ones((32, 1, 8, 8), np.float32)},
-        "few": {"input": np.random.default_rng(0).normal(size=(3, 1, 8, 8)).astype(np.float32)},
+        "few": {"input": np.random.default_rng(0).normal(size=(1, 1, 8, 8)).astype(np.float32)},
     }[kind]
     path = tmp_path / f"{kind}.npz"
     np.savez(path, **arrays)
@@ -145,7 +153,7 @@ def make_input(tmp_path: Path, kind: str) -> str:
         ("nan", "sample 5"),
         ("empty", "no sample"),
         ("other-name", "'input'"),
-        ("few", "at least 8 samples"),
+        ("few", "nothing can be told from fewer than 2; give at least 8"),
     ],
 )
 def test_bad_data_is_one_line_and_leaves_nothing(call, network, tmp_path, kind, said):

@@ -86,7 +86,7 @@ def test_statistics_are_loaded_into_a_copy():
     [
         ({}, "there are none"),
         ({"3.running_mean": np.zeros(3)}, "'3.running_mean' is no running statistic"),
-        ({"0.weight": np.zeros((3, 4))}, "'0.weight' is no running statistic"),
+        ({"2.num_batches_tracked": np.zeros(())}, "'2.num_batches_tracked' is no running statistic"),
         ({"2.running_mean": np.zeros(4)}, r"has the shape \(4,\), but the module's has \(3,\)"),
         ({"2.running_mean": np.array([0, np.nan, 0])}, "finite"),
         ({"2.running_var": np.array([0, -1.0, 0])}, "none below 0"),

@@ -72,7 +72,14 @@ def test_the_other_sections_are_filled_from_the_rows_and_the_trials(found):
 
 
 def test_what_a_repair_is_worth_and_the_budgets_of_repaired_rows_come_first(found, onnx_path, tmp_path):
-    optimize(onnx_path, "digits", RepairConfig(), Outputs(tmp_path / "repaired.onnx"), samples=32, batch_size=32)
+    optimize(
+        onnx_path,
+        "digits",
+        RepairConfig(method="match"),
+        Outputs(tmp_path / "repaired.onnx"),
+        samples=32,
+        batch_size=32,
+    )
     config = BenchmarkConfig("digits", samples=100, precisions=("fp32", "fp16"), repairs=(), latency=NO_LATENCY)
     repaired = benchmark([onnx_path, tmp_path / "repaired.onnx"], config)
     report = benchmark_report(repaired)
