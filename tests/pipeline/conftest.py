@@ -30,7 +30,7 @@ from .fake_tensorrt import fake_tensorrt
 
 @pytest.fixture(scope="session")
 def checkpoint_path(tmp_path_factory) -> Path:
-    """A perceptron for the digits, whose statistics are true under its noise; its R is 0.4, so that `auto` keeps it."""
+    """A perceptron for the digits, whose statistics are true under its noise; its R is 0.3 to 0.5, so that `auto` keeps it."""
     network = NetworkConfig("mlp-2", 1, (8, 8), 10, NoiseSites(a=Noise.parse("dropout:0.5")))
     preprocessing = Preprocessing(1, (8, 8), (0.3,), (0.37,), tuple("0123456789"))
     digits = load_dataset("digits", "train")

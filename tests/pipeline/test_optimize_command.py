@@ -352,3 +352,35 @@ def test_a_model_whose_weights_stay_in_a_file_is_repaired_to_the_same_numbers(
 
 def digest_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_method_that_is_gone_is_one_line_that_says_what_took_its_place(call, network, tmp_path):
+    result = call("optimize", network, "-o", tmp_path / "o.onnx", "--method", "distill")
+    assert (result.exit_code, (tmp_path / "o.onnx").exists()) == (2, False)
+    assert "method 'distill': it is no method any more: without --data the inputs are made" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_what_an_output_means_can_be_said(call, network):
+    arguments = ("optimize", network, "--dry-run", "--data", "digits", "--samples", 32)
+    assert "output logits: values (as was said)" in call(*arguments, "--output-kind", "logits=values").stdout
+    assert "output logits: classes" in call(*arguments).stdout
+    wrong = call(*arguments, "--output-kind", "logits=magic")
+    assert (wrong.exit_code, "none of classes, probabilities, values" in wrong.stderr) == (2, True)
+    nameless = call(*arguments, "--output-kind", "classes")
+    assert (nameless.exit_code, "write NAME=classes" in nameless.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(("option", "candidates"), [("--refine", 3), ("--no-refine", 2)])
+def test_the_refinement_is_tried_where_it_is_asked_for(call, network, tmp_path, option, candidates):
+    arguments = ("--data", "digits", "--samples", 256, "--method", "match", option, "--json", tmp_path / "o.json")
+    assert call("optimize", network, "-o", tmp_path / "o.onnx", *arguments).exit_code == 0
+    document = json.loads((tmp_path / "o.json").read_text())
+    assert len(document["candidates"]) == candidates
+    assert document["method"] == {2: "match", 3: "match+refine"}[candidates]
+
+
+def test_a_healthy_file_passes_with_its_r_and_nothing_is_repaired(call, network, tmp_path):
+    result = call("optimize", network, "-o", tmp_path / "o.onnx", "--data", "digits", "--samples", 32)
+    assert result.exit_code == 0
+    assert "PASS Nothing repaired: R = 0.3" in result.stdout

@@ -1,0 +1,190 @@
+"""The repair toward the noise-averaged network, on a small regressor that re-estimation destroys."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from vsfix.graph_passes.errors import CheckFailedError, DataError
+from vsfix.graph_passes.model_file import read_model
+from vsfix.pipeline.calibration import Samples
+from vsfix.pipeline.label_judge import LabelJudge
+from vsfix.pipeline.repair import repair_model
+from vsfix.pipeline.repair_config import RepairConfig
+from vsfix.trainers.onnx_export import export_onnx
+
+QUICK = RepairConfig(refine=False)
+
+
+def friedman(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Friedman's first function, standardized."""
+    x = np.random.default_rng(seed).random((rows, 10))
+    y = 10 * np.sin(np.pi * x[:, 0] * x[:, 1]) + 20 * (x[:, 2] - 0.5) ** 2 + 10 * x[:, 3] + 5 * x[:, 4]
+    return x.astype(np.float32), ((y - 14.4) / 4.9).astype(np.float32)[:, None]
+
+
+def trained(layers: list[nn.Module], path, epochs: int = 40) -> onnx.ModelProto:
+    """The exported network after a short training."""
+    x, y = (torch.from_numpy(array) for array in friedman(4000, 1))
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        module = nn.Sequential(*layers)
+        for layer in module:
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+        optimizer = torch.optim.Adam(module.parameters(), 3e-3)
+        for rows in [rows for _ in range(epochs) for rows in torch.randperm(4000).split(100)]:
+            optimizer.zero_grad()
+            ((module.train()(x[rows]) - y[rows]) ** 2).mean().backward()
+            optimizer.step()
+    export_onnx(module.eval(), x[:2], path)
+    return read_model(path)
+
+
+def r_squared(model: onnx.ModelProto, open_model) -> float:
+    x, y = friedman(1000, 3)
+    found = next(iter(open_model(model).run({"input": x}).values()))
+    return 1 - float(((y - found) ** 2).sum() / ((y - y.mean()) ** 2).sum())
+
+
+def samples(count: int) -> np.ndarray:
+    return friedman(count, 4)[0]
+
+
+@pytest.fixture(scope="module")
+def harmed(tmp_path_factory) -> onnx.ModelProto:
+    """(Linear - Dropout 0.5 - BatchNorm - ReLU) twice."""
+    block = lambda width: [nn.Linear(width, 64), nn.Dropout(0.5), nn.BatchNorm1d(64), nn.ReLU()]  # noqa: E731
+    return trained([*block(10), *block(64), nn.Linear(64, 1)], tmp_path_factory.mktemp("harmed") / "m.onnx")
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory) -> onnx.ModelProto:
+    """(Linear - BatchNorm - ReLU - Dropout 0.1) once: no BatchNorm behind the noise."""
+    layers = [nn.Linear(10, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.1), nn.Linear(64, 1)]
+    return trained(layers, tmp_path_factory.mktemp("healthy") / "m.onnx")
+
+
+def test_auto_raises_the_accuracy_of_a_regressor_and_lowers_r(harmed, open_model):
+    repair = repair_model(harmed, [{"input": samples(64)}], open_model, RepairConfig())
+    before, after = repair.report.severity_before, repair.report.severity_after
+    assert before.ratio > 0.6 > 0.3 > after.ratio
+    assert r_squared(repair.model, open_model) > r_squared(harmed, open_model) + 0.01
+
+
+def test_re_estimation_that_leads_away_is_warned_about(harmed, open_model):
+    exact = repair_model(harmed, [{"input": samples(256)}], open_model, replace(QUICK, method="exact"))
+    assert r_squared(exact.model, open_model) < r_squared(harmed, open_model) - 0.1
+    assert any("--method exact moves the file away from its noise-averaged" in line for line in exact.report.warnings)
+    assert exact.report.severity_after.ratio > exact.report.severity_before.ratio
+
+
+def test_a_healthy_network_stays_byte_for_byte(healthy, open_model):
+    repair = repair_model(healthy, [{"input": samples(64)}], open_model, replace(QUICK, fold=False))
+    assert repair.report.method == "none"
+    assert repair.report.method_reason.startswith(f"R = {repair.report.severity.ratio:.2f}")
+    assert repair.report.warnings == ()
+    before, after = ({t.name: t.raw_data for t in m.graph.initializer} for m in (healthy, repair.model))
+    assert after == {name: before[name] for name in after}
+    assert repair.statistics == {}
+
+
+def test_batch_sizes_and_the_order_of_samples_change_no_bit(harmed, open_model):
+    x = samples(64)
+    shuffled = x[np.random.default_rng(0).permutation(64)]
+    cuts = [np.split(x, range(size, 64, size)) for size in (1, 7, 64)] + [[shuffled], [x]]
+    files = [
+        repair_model(harmed, [{"input": part} for part in parts], open_model, QUICK).model.SerializeToString()
+        for parts in cuts
+    ]
+    assert files == [files[0]] * 5
+
+
+def test_one_sample_is_an_error_and_few_are_warned_about(harmed, open_model):
+    with pytest.raises(DataError, match="nothing can be told from fewer than 2; give at least 8"):
+        repair_model(harmed, [{"input": samples(1)}], open_model, QUICK)
+    for count, warned in ((7, True), (8, False)):
+        report = repair_model(harmed, [{"input": samples(count)}], open_model, QUICK).report
+        assert any(f"rests on {count} samples" in warning for warning in report.warnings) is warned
+
+
+def with_wrong_statistics(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Every running variance times 9."""
+    wrong = onnx.ModelProto.FromString(model.SerializeToString())
+    for tensor in wrong.graph.initializer:
+        if tensor.name.endswith("running_var"):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(9 * onnx.numpy_helper.to_array(tensor), tensor.name))
+    return wrong
+
+
+def test_wrong_statistics_are_refused_with_few_samples_and_mended_under_the_noise_with_many(harmed, open_model):
+    wrong = with_wrong_statistics(harmed)
+    with pytest.raises(CheckFailedError, match=r"2 BatchNorms store other statistics .* give 128 samples or more"):
+        repair_model(wrong, [{"input": samples(127)}], open_model, QUICK)
+    mended = repair_model(wrong, [{"input": samples(512)}], open_model, QUICK)
+    assert any("2 BatchNorms were re-estimated under the noise first" in line for line in mended.report.warnings)
+    right = repair_model(harmed, [{"input": samples(512)}], open_model, QUICK)
+    assert r_squared(mended.model, open_model) == pytest.approx(r_squared(right.model, open_model), abs=0.02)
+
+
+def test_dropout_without_any_batch_norm_is_repaired_in_its_linear_layers(tmp_path, open_model):
+    block = lambda width: [nn.Linear(width, 64), nn.ReLU(), nn.Dropout(0.5)]  # noqa: E731
+    layers = [*block(10), *block(64), *block(64), nn.Linear(64, 1)]
+    model = trained(layers, tmp_path / "m.onnx")
+    report = repair_model(model, [{"input": samples(256)}], open_model, RepairConfig(method="match")).report
+    assert report.batch_norms == ()
+    assert report.layers
+    assert report.severity_after.ratio < 0.5 * report.severity_before.ratio
+
+
+def test_a_folded_convolution_behind_noise_is_repaired(parse, open_model):
+    rng = np.random.default_rng(0)
+    body = """(float[N, 3, 6, 6] x) => (float[N, 4] y) {
+        d = Dropout (x, ratio)
+        h = Conv (d, w, b)
+        r = Relu (h)
+        p = GlobalAveragePool (r)
+        y = Flatten (p)
+    }"""
+    weights = {"w": rng.normal(size=(4, 3, 3, 3)), "b": np.full(4, -1.0), "ratio": np.array(0.5)}
+    model = parse(body, {name: values.astype(np.float32) for name, values in weights.items()})
+    x = rng.normal(size=(64, 3, 6, 6)).astype(np.float32)
+    repair = repair_model(model, [{"x": x}], open_model, QUICK)
+    assert repair.report.method == "match"
+    assert repair.report.severity_after.ratio < 0.2 * repair.report.severity_before.ratio
+    assert [node.op_type for node in repair.model.graph.node] == ["Conv", "Relu", "GlobalAveragePool", "Flatten"]
+
+
+def test_labels_choose_among_all_methods(harmed, open_model):
+    x, y = friedman(300, 6)
+    judge = LabelJudge(Samples("labelled", {"input": x}, y), open_model, 256)
+    report = repair_model(harmed, [{"input": samples(64)}], open_model, QUICK, judge=judge).report
+    scores = {row.name: row.score for row in report.candidates}
+    assert set(scores) == {"as trained", "match", "paired", "exact"}
+    assert report.method == max(scores, key=scores.get)
+    assert scores["exact"] < scores["as trained"] < scores[report.method]
+    assert report.cross_fitted is not None
+
+
+def test_the_changed_parameters_make_the_module_compute_what_the_repaired_file_does(tmp_path, open_model):
+    """README's three lines."""
+    block = lambda width: [nn.Linear(width, 64), nn.Dropout(0.5), nn.BatchNorm1d(64), nn.ReLU()]  # noqa: E731
+    module = nn.Sequential(*block(10), *block(64), nn.Linear(64, 1))
+    model = trained([*module], tmp_path / "m.onnx")
+    repair = repair_model(model, [{"input": samples(64)}], open_model, RepairConfig())
+    np.savez(tmp_path / "s.npz", **repair.statistics)
+    state = module.state_dict()
+    state.update({name: torch.from_numpy(values) for name, values in np.load(tmp_path / "s.npz").items()})
+    module.load_state_dict(state)
+    x = samples(50)
+    with torch.no_grad():
+        expected = module.eval()(torch.from_numpy(x)).numpy()
+    found = next(iter(open_model(repair.model).run({"input": x}).values()))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    before = next(iter(open_model(model).run({"input": x}).values()))
+    assert np.abs(before - expected).max() > 1e-2, "the repair must be seen"
