@@ -70,6 +70,10 @@ def test_the_statistics_that_a_report_names_may_be_any_and_no_others(cross_check
     assert cross_check.changed_beyond(source, with_weight("w", [9, 9]), ["a"]) == (
         "outputs ['y'] depend on something that was changed"
     )
+    assert cross_check.changed_beyond(source, with_weight("w", [9, 9]), [], {"w"}) == ""
+    assert cross_check.changed_beyond(source, with_weight("w", [9, 9]), [], {"n"}) == (
+        "outputs ['y'] depend on something that was changed"
+    )
     assert "names ['c'], which the file does not have once" in cross_check.changed_beyond(source, source, ["c"])
 
 

@@ -64,7 +64,7 @@ def prepare_network(exported: Path, checkpoint: Path, folder: Path) -> None:
     (folder / "checkpoint.pt").write_bytes(checkpoint.read_bytes())
     model = read_model(exported)
     batches = list(calibration_batches(model, DATA, samples=REPAIR_IMAGES, batch_size=REPAIR_IMAGES, seed=0))
-    repair = repair_model(model, batches, open_for_small_runs, RepairConfig(method="paired"))
+    repair = repair_model(model, batches, open_for_small_runs, RepairConfig(method="match"))
     np.savez(folder / "statistics.npz", **{str(name): array for name, array in repair.statistics.items()})
     for form, deployed in (("original", fold(model)), ("repaired", repair.model)):
         write_model(deployed, folder / f"{form}.onnx", force=True)

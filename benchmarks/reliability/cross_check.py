@@ -18,7 +18,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ from tests.trainers.random_networks import random_network
 from vsfix.trainers.onnx_export import export_onnx
 from vsfix.trainers.onnxruntime_library import import_onnxruntime
 
-METHODS = ("paired", "exact", "stream", "analytic", "auto")
+RESULTS = ("--json", "plain.json", "--statistics", "plain.npz")
+METHODS = ("match", "paired", "exact", "analytic", "auto")
 SAMPLES = 64
 LARGEST_CHANGE = 1e-5
 _MARKERS = ("Dropout", "Identity")
@@ -76,14 +77,17 @@ def check_network(seed: int, folder: Path) -> Check:
     np.savez(folder / "data.npz", **{onnx.load(folder / "net.onnx").graph.input[0].name: images})
     data = [] if method == "analytic" else ["--data", "data.npz"]
     command = ["optimize", "net.onnx", "--method", method, *data]
-    code, said = run_command([*command, "--no-fold", "-o", "plain.onnx", "--json", "plain.json"], folder)
+    code, said = run_command(
+        [*command, "--no-fold", "-o", "plain.onnx", "--json", "plain.json", "--statistics", "plain.npz"], folder
+    )
     if code:
         return Check(seed, method, "refused", wrong="" if "refused" in said or "error" in said else said[-500:])
     code, said = run_command([*command, "-o", "folded.onnx"], folder)
     report = json.loads((folder / "plain.json").read_text())
     named = [row["before"]["name"] for row in report["batch_norms"] if row["repaired"]]
     source, plain = onnx.load(folder / "net.onnx"), onnx.load(folder / "plain.onnx")
-    wrong = changed_beyond(source, plain, named) if code == 0 else f"with the fold: {said[-500:]}"
+    others = set(np.load(folder / "plain.npz")) if method in ("auto", "match") else set()
+    wrong = changed_beyond(source, plain, named, others) if code == 0 else f"with the fold: {said[-500:]}"
     change = largest_change(folder / "plain.onnx", folder / "folded.onnx", rng) if code == 0 else 0.0
     if not wrong and not change <= LARGEST_CHANGE:
         wrong = f"the fold changes an output by {change:.1e} of its largest value"
@@ -105,8 +109,17 @@ def settle(module: nn.Module, images: torch.Tensor, seed: int) -> None:
             module(images)
 
 
-def changed_beyond(source: onnx.ModelProto, found: onnx.ModelProto, repaired: list[str]) -> str:
-    """What differs between two models besides the statistics of some BatchNorms and the markers; empty for nothing."""
+def changed_beyond(
+    source: onnx.ModelProto, found: onnx.ModelProto, repaired: list[str], others: Collection[str] = ()
+) -> str:
+    """What differs between two models besides markers and what was repaired; empty for nothing.
+
+    Args:
+        source: before the repair.
+        found: after it.
+        repaired: BatchNorms whose running mean and variance may be any.
+        others: initializers that may be any.
+    """
     norms = {name: [node for node in source.graph.node if is_called(node, name)] for name in repaired}
     missing = [name for name, nodes in norms.items() if len(nodes) != 1]
     if missing:
@@ -116,7 +129,7 @@ def changed_beyond(source: onnx.ModelProto, found: onnx.ModelProto, repaired: li
         return "the inputs differ"
     if [port.name for port in source.graph.output] != [port.name for port in found.graph.output]:
         return "the outputs differ"
-    before, after = fingerprints(source, free), fingerprints(found, free)
+    before, after = (fingerprints(model, free, others) for model in (source, found))
     wrong = [port.name for port in source.graph.output if before[port.name] != after[port.name]]
     return f"outputs {wrong} depend on something that was changed" if wrong else ""
 
@@ -129,14 +142,16 @@ def is_called(node: onnx.NodeProto, name: str) -> bool:
     )
 
 
-def fingerprints(model: onnx.ModelProto, free: set[str]) -> dict[str, str]:
+def fingerprints(model: onnx.ModelProto, free: set[str], others: Collection[str] = ()) -> dict[str, str]:
     """For each tensor a digest of all that it depends on: operators, attributes, weights, inputs.
 
     Args:
         model: without local functions.
         free: the outputs of the BatchNorms whose running mean and variance may be any.
+        others: initializers that may be any.
     """
     known = {tensor.name: digest(weight_bytes(tensor)) for tensor in model.graph.initializer}
+    known |= {name: digest(b"any") for name in others}
     known |= {port.name: digest(port.name.encode()) for port in model.graph.input if port.name not in known}
     known[""] = ""
     for node in model.graph.node:  # in the order of their computation, as ONNX demands

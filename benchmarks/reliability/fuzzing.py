@@ -31,7 +31,7 @@ from model_mutation import mutate_model
 from seeds import npz_bytes, seed_checkpoint, seed_idx, seed_models, seed_npz
 from trial import Outcome, run_trial
 
-METHODS = ("auto", "paired", "exact", "stream", "analytic", "none")
+METHODS = ("auto", "match", "paired", "exact", "analytic", "none")
 KINDS = {"model": 0.7, "npz": 0.12, "checkpoint": 0.1, "idx": 0.08}
 
 
