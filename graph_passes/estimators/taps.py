@@ -80,7 +80,12 @@ def positions_of(shape: tuple[int, ...], samples: int, axis: int) -> int:
 
 
 def tap_positions(
-    tensor: Tensor, shape: tuple[int, ...], samples: int, axis: int, chosen: Sequence[int] | None
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    samples: int,
+    axis: int,
+    chosen: Sequence[int] | None,
+    label: str = "",
 ) -> PositionTap:
     """Makes the nodes that give out some positions.
 
@@ -90,8 +95,9 @@ def tap_positions(
         samples: N.
         axis: of the channels, 1 or -1.
         chosen: which of the P positions of a sample; None for all.
+        label: who asks, where several taps of one run may read the same tensor.
     """
-    name = f"{tensor.name}#vsfix"
+    name = f"{tensor.name}#vsfix{label}"
     folded = shape[0] // samples  # r: rows of one sample
     channels = shape[axis]
     nodes: list[gs.Node] = []
