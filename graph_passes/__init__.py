@@ -7,9 +7,10 @@ noise           noise, marker, noise_sampling, noise_insertion
 noise analysis  concat_slices, body_links, noise_spread, noise_analysis, noise_route, shift
 training form   random_expression, random_field, random_factor, decomposed_noise, training_mode, deployment
 lost noise      noise_candidates, mismatch, ratio_search, noise_search, noise_inference
-measurement     batches, moments, moment_taps, resident_memory, activation_cache, staging, measurement
+measurement     batches, moments, moment_taps, resident_memory, activation_cache, staging,
+                side_by_side, staged_run, measurement
 evidence        jackknife, shrinkage, evidence, estimate
-estimators      reestimation (exact), stream, paired, second_moment, linear_noise, analytic
+estimators      reestimation (exact), paired, second_moment, linear_noise, analytic
 patterns        constant_expression, elementwise_chain, batch_norm, primitive_batch_norm, recompose_batch_norm
 passes          graph_pass, repair_statistics, remove_identities, control_flow, fold_constants
 fold            node_order, graph_tree, channel_map, rounding, linear_layer, fold_candidates, fold_backward,

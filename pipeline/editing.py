@@ -28,6 +28,7 @@ from .noise_study import NoiseStudy
 from .preparation import PreparedModel, has_noise
 from .repair_config import AVERAGING, RepairConfig
 
+STUDIED_SAMPLES = 128  # of a set that may be the whole training set; F holds its outputs in memory
 JUDGED_SAMPLES = 256  # enough to tell a variance within a few percent
 
 
@@ -104,7 +105,7 @@ def edit_parameters(
             prepared, choice, batches, open_model, config, Basis(judges, before, data, warnings, judge)
         )
     layers, reasons = choose_layers(prepared.graph, config.layers)
-    study, trouble = _study(prepared.graph, batches, open_model, config)
+    study, trouble = _study(prepared.graph, _first(prepared, batches, STUDIED_SAMPLES), open_model, config)
     estimation = estimate_statistics(choice.method, prepared, batches, open_model, layers, config, made)
     changes = RepairStatistics(estimation.estimates, {**reasons, **estimation.reasons})(prepared.graph)
     averaging, moved = _judge_statistics(study, prepared.graph, choice.method, config)
@@ -190,9 +191,9 @@ def _toward_average(
     )
 
 
-def _first(prepared: PreparedModel, batches: Sequence[Batch]) -> list[Batch]:
-    """The samples on which statistics are compared."""
-    return first_samples(batches, JUDGED_SAMPLES, whole=prescribed_batch_size(prepared.graph) is not None)
+def _first(prepared: PreparedModel, batches: Sequence[Batch], count: int = JUDGED_SAMPLES) -> list[Batch]:
+    """The samples on which statistics, or outputs, are compared."""
+    return first_samples(batches, count, whole=prescribed_batch_size(prepared.graph) is not None)
 
 
 def _study(

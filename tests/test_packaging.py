@@ -78,7 +78,7 @@ def test_the_walk_of_the_readme_runs_on_small_data(tmp_path, monkeypatch):
     assert [line.split()[1] for line in commands] == walk
     assert "--precision int8" in commands[-1]  # which tests/pipeline/test_quantization.py runs
     for line in commands[:-1]:
-        small = line.replace("fashion-mnist", "digits").replace("--samples 20000", "--samples 640")
+        small = line.replace("fashion-mnist", "digits").replace("--samples 20000 --epochs 2", "--epochs 10")
         small = small.replace("preresnet-20", "preresnet-8").replace(" --eval-data digits", "")
         if line.startswith("vsfix benchmark"):
             small = small.replace(" --precision int8", " --seconds 0")

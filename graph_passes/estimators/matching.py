@@ -272,7 +272,8 @@ def _collect(
         unit = target.item.unit
         shape, chosen = shapes[unit.z.name], targets[unit.name].chosen
         taps[unit.name] = {
-            tensor.name: tap_positions(tensor, shape, size, unit.axis, chosen, f".{unit.name}") for tensor in target.tensors
+            tensor.name: tap_positions(tensor, shape, size, unit.axis, chosen, f".{unit.name}")
+            for tensor in target.tensors
         }
     every = [tap for of_unit in taps.values() for tap in of_unit.values()]
 

@@ -193,9 +193,9 @@ def test_weights_in_constant_nodes_are_not_cached(parse, open_model, monkeypatch
         y = BatchNormalization (h, g, b, m, v)
     }"""
     cached: set[str] = set()
-    put = measurement.ActivationCache.put
+    put = staged_run.ActivationCache.put
     monkeypatch.setattr(
-        measurement.ActivationCache, "put", lambda self, n, arrays: (cached.update(arrays), put(self, n, arrays))[1]
+        staged_run.ActivationCache, "put", lambda self, n, arrays: (cached.update(arrays), put(self, n, arrays))[1]
     )
     weights = {name: np.ones(2, np.float32) for name in "gbmv"}
     x = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)

@@ -158,3 +158,27 @@ def test_a_unit_whose_noise_writes_an_output_is_looked_at(parse, open_model):
     units, targets, samples, shapes_, _ = study(graph, x, open_model, 4)
     assert set(match(graph, units, targets, samples, shapes_, open_model)) >= {"a", "b"}
     assert set(deployed_units(graph, units, targets, samples, shapes_, open_model)) >= {"a", "b"}
+
+
+def test_two_units_of_one_stage_may_read_the_same_shortcut(parse, open_model):
+    def normalise(data: str, name: str) -> str:
+        names = ", ".join(f'"{name}.{part}"' for part in ("weight", "bias", "running_mean", "running_var"))
+        return f"BatchNormalization ({data}, {names})"
+
+    body = f"""(float[N, 4] x) => (float[N, 4] y) {{
+        s = Neg (x) d = Dropout (s, ratio, off) n = {normalise("d", "a")} m = {normalise("d", "b")}
+        p = Add (n, s) q = Add (m, s) r = Relu (p) t = Relu (q) y = Add (r, t) }}"""
+    rng = np.random.default_rng(0)
+    weights = batch_norm_weights("a", 4, rng) | batch_norm_weights("b", 4, rng)
+    weights |= {"ratio": np.array(0.5, np.float32), "off": np.array(False)}
+    graph = import_graph(parse(body, weights))
+    samples = SampleSet.of([{"x": rng.normal(size=(32, 4)).astype(np.float32)}])
+    average = NoiseAverage(graph, samples, open_model)
+    units = find_units(graph, average.shapes)
+    assert [[side.name for side in unit.activation.sides] for unit in units] == [["s"], ["s"]]
+    collected = TargetCollector(average, units, samples, 0)
+    for run in average.runs(range(4), collected.taps):
+        collected.add(run.first, len(samples.batches[0]["x"]), run.arrays)
+    found = match(graph, units, collected.result(), samples, average.shapes, open_model)
+    assert list(found) == ["a", "b"]
+    assert all(0 < unit.after <= unit.before for unit in found.values())
