@@ -10,6 +10,7 @@ lost noise      noise_candidates, mismatch, ratio_search, noise_search, noise_in
 measurement     batches, moments, moment_taps, resident_memory, activation_cache, staging,
                 side_by_side, staged_run, measurement
 evidence        jackknife, shrinkage, evidence, estimate
+noise average   estimators/ (F, its distance, match)
 estimators      reestimation (exact), paired, second_moment, linear_noise, analytic
 patterns        constant_expression, elementwise_chain, batch_norm, primitive_batch_norm, recompose_batch_norm
 passes          graph_pass, repair_statistics, remove_identities, control_flow, fold_constants

@@ -179,20 +179,20 @@ def test_a_runtime_that_does_not_repeat_itself_is_refused(residual, images, open
 
 
 def test_noise_that_changes_nothing_is_refused(residual, images, open_model, monkeypatch):
-    from vsfix.graph_passes import measurement
+    from vsfix.graph_passes import staged_run
 
-    monkeypatch.setattr(measurement, "apply_noise", lambda noise, values, rng: values)
+    monkeypatch.setattr(staged_run, "apply_noise", lambda noise, values, rng: values)
     with pytest.raises(CheckFailedError, match="nothing can be learnt"):
         paired(import_graph(residual), batches(images), open_model, ALL, PairedConfig(repeats=1))
 
 
 def test_noise_that_leaves_every_mean_changes_something_all_the_same(residual, images, open_model, monkeypatch):
-    from vsfix.graph_passes import measurement
+    from vsfix.graph_passes import staged_run
 
     def widened(noise, values, rng):
         return 2 * values - values.mean(axis=(2, 3), keepdims=True)
 
-    monkeypatch.setattr(measurement, "apply_noise", widened)
+    monkeypatch.setattr(staged_run, "apply_noise", widened)
     estimate = paired(import_graph(residual), batches(images), open_model, ["bn1"], PairedConfig(repeats=1))["bn1"]
     assert (estimate.variance < 0.3 * find_batch_norms(import_graph(residual))[0].variance).all()
 
