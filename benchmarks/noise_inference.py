@@ -4,7 +4,7 @@
 
 Each MODEL marks its noise (`vsfix export` of a network of `vsfix train`). The markers are the truth; they are removed,
 and the noise is inferred from the stored statistics. With --spoilt the same is done after the statistics or the images
-of each model were changed in ways that no noise explains. With --repair the file without markers is repaired by paired
+of each model were changed in ways that no noise explains. With --repair the file without markers is repaired by match
 with the inferred noise and 32 images, and its top-1 compared with that of the oracle, `exact` over 30,000; exit code 1
 where it is more than 0.5 points below.
 """
@@ -85,16 +85,16 @@ def _repair(model: onnx.ModelProto, answer: NoiseInference, data: str) -> bool:
     inferred = export_model(graph, model)
     few = calibration_batches(model, data, samples=REPAIR_IMAGES, batch_size=BATCH_SIZE, seed=0)
     many = calibration_batches(model, data, samples=ORACLE_IMAGES, batch_size=BATCH_SIZE, seed=0)
-    paired = repair_model(inferred, few, open_for_small_runs, RepairConfig("paired")).model
+    matched = repair_model(inferred, few, open_for_small_runs, RepairConfig("match")).model
     oracle = repair_model(stripped, many, open_for_small_runs, RepairConfig("exact", "all")).model
     labelled = labelled_samples(model, data, split="test", seed=0)
     top1 = []
-    for candidate in (stripped, oracle, paired):
+    for candidate in (stripped, oracle, matched):
         with OnnxRuntimeRunner(candidate) as runner:
             top1.append(100 * accuracy_of("", runner, labelled, batch_size=BATCH_SIZE).accuracy)
     near = top1[1] - top1[2] <= NEAR_ORACLE
     print(
-        f"    top-1 as trained {top1[0]:.2f}, oracle {top1[1]:.2f}, paired with {REPAIR_IMAGES} images {top1[2]:.2f}: "
+        f"    top-1 as trained {top1[0]:.2f}, oracle {top1[1]:.2f}, matched with {REPAIR_IMAGES} images {top1[2]:.2f}: "
         f"{'PASS' if near else 'MISS'}",
         flush=True,
     )

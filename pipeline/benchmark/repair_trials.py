@@ -18,7 +18,7 @@ from vsfix.pipeline.repair_config import NEED_DATA, RepairConfig
 from .result import RepairTrials
 
 AS_TRAINED = "as trained"
-_METHODS = ("auto", *NEED_DATA)
+_METHODS = ("auto", "match", *NEED_DATA)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def _parse(text: str) -> RepairTrial:
     """One way."""
     method, _, images = text.partition(":")
     if method not in _METHODS or not images.isdecimal() or int(images) < 1:
-        raise InputError(f"--repair {text}: write METHOD:IMAGES with a method of {', '.join(_METHODS)}, as paired:32")
+        raise InputError(f"--repair {text}: write METHOD:IMAGES with a method of {', '.join(_METHODS)}, as match:32")
     return RepairTrial(method, int(images))
 
 

@@ -43,7 +43,7 @@ from .options import batch_size_option, data_option, html_option, json_option, s
     "repairs",
     multiple=True,
     metavar="METHOD:IMAGES",
-    help="Repair the first model that is not repaired and judge it; auto, paired, exact or stream; may be given "
+    help="Repair the first model that is not repaired and judge it; auto, match, paired or exact; may be given "
     "several times; none for none.  [default: auto:32, exact:32, exact:1000]",
 )
 @click.option(

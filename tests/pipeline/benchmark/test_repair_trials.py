@@ -12,9 +12,9 @@ from vsfix.pipeline.repair_config import RepairConfig
 
 
 def test_ways_to_repair_are_read():
-    found = parse_repair_trials(["paired:32", "exact:1000"])
-    assert found == (RepairTrial("paired", 32), RepairTrial("exact", 1000))
-    assert str(found[0]) == "paired:32"
+    found = parse_repair_trials(["match:32", "exact:1000"])
+    assert found == (RepairTrial("match", 32), RepairTrial("exact", 1000))
+    assert str(found[0]) == "match:32"
     assert parse_repair_trials(["none"]) == ()
 
 
