@@ -26,7 +26,7 @@ from .options import (
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The repaired ONNX file.")
 @data_option(required=False)
-@samples_option("500 or as many as there are; all for --method exact and stream")
+@samples_option("256, or 500 where the noise has to be inferred; all for --method exact")
 @batch_size_option
 @click.option(
     "--method",
