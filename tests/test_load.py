@@ -21,7 +21,7 @@ def load():
 def test_many_samples_stay_below_the_limit_of_memory(load, tmp_path):
     row = load.many_samples(tmp_path, samples=10_000, limit=160)
     assert row.wrong == []
-    assert row.mebibytes < 1.25 * row.limit  # what the limit allows for
+    assert row.mebibytes < row.limit
     assert not load.is_over(row)
     assert load.is_over(load.Load("planted", 1.0, mebibytes=257, limit=256))
 
