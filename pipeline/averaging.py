@@ -42,6 +42,7 @@ CHANCE = 0.025  # one-sided
 LEAST_JUDGES = 6  # held-out samples; with fewer, every sample judges
 RE_ESTIMATED = 128  # samples from which stored statistics are re-estimated under the noise
 AS_TRAINED, MATCH, REFINE = "as trained", "match", "match+refine"
+UNDER_NOISE = "re-estimated under the noise"
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,14 @@ class Averaging:
     cross_fitted: float | None = None
 
     def write(self, graph: gs.Graph) -> tuple[Change, ...]:
-        """Writes what was found into the graph that it was found for."""
+        """Writes what was found into the graph that it was found for; names what was re-estimated before, too."""
         if self.estimates:
-            return RepairStatistics(self.estimates, {})(graph).changed
-        return write_parameters(graph, self.units, self.parameters)
+            written = RepairStatistics(self.estimates, {})(graph).changed
+        else:
+            written = write_parameters(graph, self.units, self.parameters)
+        names = {change.subject for change in written}
+        earlier = [Change(name, UNDER_NOISE) for name in self.statistics if name not in names]
+        return (*earlier, *written)
 
 
 def average_repair(

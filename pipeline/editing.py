@@ -18,7 +18,7 @@ from vsfix.graph_passes.inference import OpenModel
 from vsfix.graph_passes.noise_analysis import analyse_noise
 from vsfix.graph_passes.repair_statistics import RepairStatistics
 
-from .averaging import AS_TRAINED, Averaging, CandidateRow, average_repair, candidate_row
+from .averaging import AS_TRAINED, UNDER_NOISE, Averaging, CandidateRow, average_repair, candidate_row
 from .estimation import estimate_statistics
 from .inspection import Inspection, inspect_graph
 from .label_judge import LabelJudge
@@ -176,16 +176,17 @@ def _toward_average(
         if row.name not in changed
     )
     done = bool(changes)
+    method = averaging.chosen if averaging.chosen != AS_TRAINED else UNDER_NOISE
     return Edited(
-        method=averaging.chosen if done else "none",
-        reason=choice.reason if done else averaging.reason,
+        method=method if done else "none",
+        reason=averaging.reason or choice.reason,
         data=basis.data if done else "nothing was changed",
         samples=averaging.severity.samples,
         batches=batches,
         judges=basis.judges,
         before=basis.before,
         changes=PassResult("match", changes, kept),
-        methods=dict.fromkeys(changed, averaging.chosen),
+        methods=dict.fromkeys(changed, method),
         averaging=averaging,
         warnings=(*basis.warnings, *averaging.warnings),
     )

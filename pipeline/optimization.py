@@ -18,6 +18,7 @@ from vsfix.graph_passes.shift import geometric_mean
 from vsfix.trainers.user_path import user_path
 
 from .accuracy import AccuracyRow, accuracy_row, right_answers
+from .averaging import UNDER_NOISE
 from .backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from .calibration import Samples, calibration_batches, labelled_samples
 from .environment import describe_machine
@@ -272,7 +273,9 @@ def _shifts(report: RepairReport) -> tuple[float, float] | None:
 
 
 def _unproven(report: RepairReport) -> str:
-    """Why a repair whose R is unknown is no PASS."""
+    """Why a repair whose R before and after were not compared is no PASS."""
+    if report.method == UNDER_NOISE:
+        return f": the noise itself calls for no repair ({report.method_reason})."
     if not report.judged_on:
         return ": nothing was run, since there was no data; check with `vsfix verify` or --eval-data."
     shifts = _shifts(report)

@@ -14,6 +14,7 @@ from vsfix.graph_passes.errors import CheckFailedError, DataError
 from vsfix.graph_passes.model_file import read_model
 from vsfix.pipeline.calibration import Samples
 from vsfix.pipeline.label_judge import LabelJudge
+from vsfix.pipeline.optimization import judge
 from vsfix.pipeline.repair import repair_model
 from vsfix.pipeline.repair_config import RepairConfig
 from vsfix.trainers.onnx_export import export_onnx
@@ -130,6 +131,19 @@ def test_wrong_statistics_are_refused_with_few_samples_and_mended_under_the_nois
     assert any("2 BatchNorms were re-estimated under the noise first" in line for line in mended.report.warnings)
     right = repair_model(harmed, [{"input": samples(512)}], open_model, QUICK)
     assert r_squared(mended.model, open_model) == pytest.approx(r_squared(right.model, open_model), abs=0.02)
+
+
+def test_statistics_that_were_re_estimated_alone_are_said_to_be_changed_and_handed_out(healthy, open_model):
+    """The noise itself calls for no repair here; the file is changed all the same, and nothing may hide that."""
+    repair = repair_model(with_wrong_statistics(healthy), [{"input": samples(512)}], open_model, QUICK)
+    report = repair.report
+    assert report.method == "re-estimated under the noise"
+    assert [row.action for row in report.batch_norms] == ["re-estimated under the noise"]
+    assert {name.rpartition(".")[2] for name in repair.statistics} == {"running_mean", "running_var"}
+    status, verdict = judge(report)
+    assert status == "WARN"
+    assert "Repaired 1 of 1 BatchNorms (re-estimated under the noise" in verdict
+    assert "calls for no repair" in verdict
 
 
 def test_dropout_without_any_batch_norm_is_repaired_in_its_linear_layers(tmp_path, open_model):
