@@ -128,16 +128,6 @@ class NoiseStudy:
         """How many samples the first run has, which the shapes are of."""
         return samples_in(self.samples.batches[0])
 
-    def joined_inputs(self) -> dict[str, Array]:
-        """All samples as one batch."""
-        names = self.samples.batches[0]
-        return {
-            name: np.concatenate([batch[name] for batch in self.samples.batches])
-            if np.ndim(names[name])
-            else names[name]
-            for name in names
-        }
-
     def units_of(self, graph: gs.Graph) -> dict[str, DeployedUnit]:
         """The units of a graph with the same tensors, with the noise off."""
         return deployed_units(graph, self.units, self.targets, self.samples, self.average.shapes, self.open_model)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from vsfix.graph_passes.errors import ModelError
 from vsfix.graph_passes.estimators.divergence import Meaning
 from vsfix.graph_passes.estimators.units import FoundParameters, find_units, insert_affine
 from vsfix.graph_passes.inference import Array
@@ -79,7 +80,6 @@ def refine_units(
     Returns:
         What was found, by the name of the unit; a sentence where the graph can't be differentiated.
     """
-    from vsfix.trainers.onnx_call import UnsupportedOperatorError
     from vsfix.trainers.refinement import RefinementConfig, Target, refine
 
     graph = study.written(start)
@@ -100,17 +100,16 @@ def refine_units(
         )
         for name, noisy in study.reference.outputs.items()
     }
-    inputs = study.joined_inputs()
     try:
         with _threads(study):
             refined = refine(
                 export_model(graph, prepared.source),
                 units_of_steps,
-                inputs,
+                study.samples.joined(),
                 targets,
                 RefinementConfig(steps=_steps(study), batch_size=BATCH, seed=config.seed),
             )
-    except UnsupportedOperatorError as error:
+    except ModelError as error:  # it can't be differentiated, or not on these samples
         return f"the match was not refined: {error}"
     found: dict[str, FoundParameters] = {}
     for affine in free:

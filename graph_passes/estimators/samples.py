@@ -67,6 +67,10 @@ class SampleSet:
         ordered = take_rows(whole, np.asarray(order))
         return cls(tuple(cut_batches([ordered], prescribed or run_size([ordered]))), tuple(keys))
 
+    def joined(self) -> Mapping[str, Array]:
+        """All samples as one batch."""
+        return _joined(self.batches)
+
     def rows(self, chosen: Array) -> SampleSet:
         """Some of the samples, in the same order.
 
@@ -74,7 +78,7 @@ class SampleSet:
             chosen: shape (N,), true for those that are taken.
         """
         numbers = np.flatnonzero(chosen)
-        part = take_rows(_joined(self.batches), numbers)
+        part = take_rows(self.joined(), numbers)
         size = max(samples_in(batch) for batch in self.batches)
         return SampleSet(tuple(cut_batches([part], size)), tuple(self.keys[number] for number in numbers))
 
