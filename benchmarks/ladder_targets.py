@@ -110,7 +110,8 @@ def misses(rungs: Sequence[Rung], results: Results) -> list[str]:
 
 
 def _refused(rung: Rung, results: Results) -> Iterator[str]:
-    for column in () if rung.healthy else REPAIRED:  # one without noise may be refused
+    # One without noise may be refused, and without data one that needs nothing.
+    for column in () if rung.healthy else REPAIRED if _is_severe(rung, results) else REPAIRED[:2]:
         for refused in [m for m in results.of(rung, column) if m.error]:
             yield f"{column}, seed {refused.seed}, was refused: {refused.error}"
 

@@ -152,6 +152,7 @@ def average_repair(
     if wrong:
         _require_enough(wrong, len(study.samples))
         re_estimated = _re_estimate(prepared.graph, study.samples, open_model, config)
+        del study  # two of them are never held
         study = _study(prepared, batches, open_model, config)
     warnings = _sample_warnings(len(study.samples)) + _statistics_warnings(wrong, re_estimated)
     plain = Averaging(

@@ -18,7 +18,7 @@ from .noise_study import NoiseStudy, multiply_adds
 from .preparation import PreparedModel
 from .repair_config import RepairConfig
 
-STEPS = (100, 300)  # of a network that costs much, and of one that costs next to nothing
+STEPS = (100, 2000)  # of a network that costs much, and of one that costs next to nothing
 CHEAP = 2e11  # multiplications of all steps, up to which more than the fewest are made
 BATCH = 64
 LARGEST_COST = 4e12  # multiplications of all steps; two minutes or so on one core

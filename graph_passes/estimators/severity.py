@@ -25,6 +25,7 @@ HEALTHY = 0.85
 HEALTHY_VALUES = 0.4
 _REPETITIONS = 1000
 _FLIPS = 9999
+_FLIPS_AT_ONCE = 101  # divides `_FLIPS`; all at once would take more memory than the outputs
 _FEW_SIGNS = 13  # differences, of which every pattern of signs is tried: no more than `_FLIPS`
 _SUM_ROUNDING = 1e-12  # of a sum, whose terms come in another order
 _LARGEST_DRAWS = 1 << 28  # bytes of all outputs under all draws
@@ -185,9 +186,8 @@ def severity_of(apart: Float64Array, noise: Float64Array, changed: float | None 
         raise DataError("one sample can't tell how far a network is from its average; give at least 8")
     if not noise.mean() > 0:
         raise DataError("the noise changes no output on this data: nothing can be compared with it")
-    rows = np.random.default_rng((seed, len(apart))).integers(0, len(apart), (_REPETITIONS, len(apart)))
-    below = noise[rows].mean(axis=1)
-    ratios = np.maximum(apart[rows].mean(axis=1), 0) / np.maximum(below, np.finfo(np.float64).tiny)
+    above, below = _resampled_means(np.random.default_rng((seed, len(apart))), apart, noise)
+    ratios = np.maximum(above, 0) / np.maximum(below, np.finfo(np.float64).tiny)
     low, high = np.quantile(ratios, [0.025, 0.975])
     return Severity(max(float(apart.mean() / noise.mean()), 0.0), float(low), float(high), len(apart), changed)
 
@@ -198,9 +198,19 @@ def bootstrap_interval(values: Float64Array) -> tuple[float, float]:
     Args:
         values: shape (N,).
     """
-    rows = np.random.default_rng(len(values)).integers(0, len(values), (_REPETITIONS, len(values)))
-    low, high = np.quantile(values[rows].mean(axis=1), [0.025, 0.975])
+    (means,) = _resampled_means(np.random.default_rng(len(values)), values)
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def _resampled_means(rng: np.random.Generator, *columns: Float64Array) -> Float64Array:
+    """The means of each column, shape (N,), over the same resamples, shape (len(columns), _REPETITIONS)."""
+    count = len(columns[0])
+    means = np.empty((len(columns), _REPETITIONS))
+    for repetition in range(_REPETITIONS):
+        rows = rng.integers(0, count, count)
+        means[:, repetition] = [column[rows].mean() for column in columns]
+    return means
 
 
 def sign_flip_p_value(differences: Float64Array) -> float:
@@ -220,8 +230,11 @@ def sign_flip_p_value(differences: Float64Array) -> float:
     if count <= _FEW_SIGNS:  # every pattern, once
         patterns = np.arange(1 << count)[:, None] >> np.arange(count) & 1
         return float(np.mean((1.0 - 2.0 * patterns) @ differences <= bound))
-    signs = np.random.default_rng(count).choice([-1.0, 1.0], (_FLIPS, count))
-    return float((1 + np.sum(signs @ differences <= bound)) / (1 + _FLIPS))
+    rng = np.random.default_rng(count)
+    as_low = 0
+    for _ in range(0, _FLIPS, _FLIPS_AT_ONCE):
+        as_low += int(np.sum(rng.choice([-1.0, 1.0], (_FLIPS_AT_ONCE, count)) @ differences <= bound))
+    return (1 + as_low) / (1 + _FLIPS)
 
 
 class DrawCollector:

@@ -63,9 +63,6 @@ def repair_of(network: tuple[str, str | None, str]):
     with torch.random.fork_rng():
         torch.manual_seed(3)
         module = build_network(config).train()
-        for layer in module.modules():
-            if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
-                layer.momentum = None  # the plain mean of all runs
         with torch.no_grad():
             for _ in range(4):
                 module(images)
