@@ -1,4 +1,4 @@
-"""The ladder as one Markdown table: a row for each network, a column for each way to repair it."""
+"""The ladder as two Markdown tables, a row for each network: what each way to repair it gives, and what it costs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ DIGITS: dict[Kind, int] = {"classes": 2, "mask": 2, "numbers": 4}
 
 
 def table(rungs: Sequence[Rung], results: Results) -> str:
-    """Metrics with the loss in brackets, means over the seeds; then the severity and the seconds of each repair."""
-    heads = ["network", *NAMES, "R", "lost", *(f"{column.name}, s" for column in REPAIRS)]
-    lines = [_line(heads), _line(["---"] * len(heads))]
+    """Metrics with the loss in brackets, means over the seeds; below, the severity and the seconds of each repair."""
+    scores = [_line(["network", *NAMES]), _line(["---"] * (1 + len(NAMES)))]
+    heads = ["network", "R", "lost", *(f"{column.name}, s" for column in REPAIRS)]
+    costs = [_line(heads), _line(["---"] * len(heads))]
     for rung in rungs:
         severity, lost = results.severity(rung), true_loss(rung, results)
         shown_severity = "-" if severity is None else f"{severity[0]:.2f} [{severity[1]:.2f}, {severity[2]:.2f}]"
-        cells = [_cell(rung, results, name) for name in NAMES]
         seconds = [_seconds(rung, results, column.name) for column in REPAIRS]
-        lines.append(_line([rung.name, *cells, shown_severity, "-" if lost is None else f"{lost:.2f}", *seconds]))
+        scores.append(_line([rung.name, *(_cell(rung, results, name) for name in NAMES)]))
+        costs.append(_line([rung.name, shown_severity, "-" if lost is None else f"{lost:.2f}", *seconds]))
     correlation = severity_correlation(rungs, results)
     told = [] if correlation is None else ["", f"Rank correlation of R with what is lost: {correlation:.2f}"]
-    return "\n".join([*lines, *told])
+    return "\n".join([*scores, "", *costs, *told])
 
 
 def _line(cells: Sequence[str]) -> str:
