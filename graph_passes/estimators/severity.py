@@ -26,7 +26,7 @@ HEALTHY = 0.85
 HEALTHY_VALUES = 0.05
 _REPETITIONS = 1000
 _FLIPS = 9999
-_FLIPS_AT_ONCE = 101  # divides `_FLIPS`; all at once would take more memory than the outputs
+_DRAWN_AT_ONCE = 1 << 16  # numbers; all resamples or signs of a large set would take more memory than its outputs
 _FEW_SIGNS = 13  # differences, of which every pattern of signs is tried: no more than `_FLIPS`
 _SUM_ROUNDING = 1e-12  # of a sum, whose terms come in another order
 _LARGEST_DRAWS = 1 << 28  # bytes of all outputs under all draws
@@ -207,10 +207,11 @@ def bootstrap_interval(values: Float64Array) -> tuple[float, float]:
 def _resampled_means(rng: np.random.Generator, *columns: Float64Array) -> Float64Array:
     """The means of each column, shape (N,), over the same resamples, shape (len(columns), _REPETITIONS)."""
     count = len(columns[0])
+    at_once = max(1, _DRAWN_AT_ONCE // count)
     means = np.empty((len(columns), _REPETITIONS))
-    for repetition in range(_REPETITIONS):
-        rows = rng.integers(0, count, count)
-        means[:, repetition] = [column[rows].mean() for column in columns]
+    for first in range(0, _REPETITIONS, at_once):
+        rows = rng.integers(0, count, (min(at_once, _REPETITIONS - first), count))
+        means[:, first : first + len(rows)] = [column[rows].mean(axis=1) for column in columns]
     return means
 
 
@@ -232,9 +233,11 @@ def sign_flip_p_value(differences: Float64Array) -> float:
         patterns = np.arange(1 << count)[:, None] >> np.arange(count) & 1
         return float(np.mean((1.0 - 2.0 * patterns) @ differences <= bound))
     rng = np.random.default_rng(count)
+    at_once = max(1, _DRAWN_AT_ONCE // count)
     as_low = 0
-    for _ in range(0, _FLIPS, _FLIPS_AT_ONCE):
-        as_low += int(np.sum(rng.choice([-1.0, 1.0], (_FLIPS_AT_ONCE, count)) @ differences <= bound))
+    for first in range(0, _FLIPS, at_once):
+        signs = rng.choice([-1.0, 1.0], (min(at_once, _FLIPS - first), count))
+        as_low += int(np.sum(signs @ differences <= bound))
     return (1 + as_low) / (1 + _FLIPS)
 
 
