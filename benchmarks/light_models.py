@@ -21,7 +21,7 @@ import onnx.numpy_helper
 from vsfix.graph_passes.batch_norm import find_batch_norms, unreadable_batch_norms
 from vsfix.graph_passes.errors import VsfixError
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
-from vsfix.graph_passes.fold_constants import FoldBatchNormParameters
+from vsfix.graph_passes.fold_constants import FoldConstants
 from vsfix.graph_passes.graph_pass import PassPipeline
 from vsfix.graph_passes.model_file import export_model, import_graph, read_model
 from vsfix.graph_passes.noise_analysis import analyse_noise
@@ -89,7 +89,7 @@ def walk(name: str, model: onnx.ModelProto) -> str:
     started = time.perf_counter()
     graph = import_graph(model)
     before = len(graph.nodes)
-    PassPipeline([RecomposeBatchNorm(), FoldBatchNormParameters()])(graph)
+    PassPipeline([RecomposeBatchNorm(), FoldConstants()])(graph)
     batch_norms, unreadable = find_batch_norms(graph), unreadable_batch_norms(graph)
     noise = analyse_noise(graph)
     PassPipeline([RemoveMarkers(), RemoveIdentities()])(graph)

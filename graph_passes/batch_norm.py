@@ -172,7 +172,7 @@ def read_batch_norms(readings: Sequence[tuple[gs.Node, Parameters | str]]) -> tu
 def unreadable_batch_norms(graph: gs.Graph) -> tuple[Kept, ...]:
     """The BatchNormalization nodes that can't be measured or repaired, each with the reason.
 
-    Those are BatchNorms whose parameters are no constants (`FoldBatchNormParameters` computes the ones that can be),
+    Those are BatchNorms whose parameters are no constants (`FoldConstants` computes the ones that can be),
     or are not one value a channel, and BatchNorms inside the bodies of If, Loop and Scan.
 
     Raises:

@@ -1,60 +1,199 @@
-"""Computes the parameters of BatchNorms that the file spells out as a computation on constants.
+"""Computes what a file spells out as a computation on constants: parameters, weights, shapes, axes.
 
-A parameter may come through Cast, Reshape, ConstantOfShape or arithmetic on constants. Such a parameter is computed
-once, by onnx's reference evaluator, and stands in the file as a constant of its own afterwards. Nothing else is folded.
+Two passes. `ResolveShapes` comes before anything else looks at a graph: where the type and the sides of a tensor are
+known, CastLike becomes Cast and Shape becomes a constant. `FoldConstants` computes every expression of constants, node
+by node, in onnx's reference evaluator.
 
-Folding a whole graph would destroy evidence: a BatchNorm written as primitives loses its variance once sqrt(var + eps)
-is one number. `RecomposeBatchNorm` therefore goes before any other folding.
+The second one would destroy evidence: a BatchNorm written as primitives loses its variance once sqrt(var + eps) is one
+number. `RecomposeBatchNorm` therefore goes before it. What stays, always: weights in eight bits with their
+DequantizeLinear, which a runtime wants as they are, and whatever is drawn at random.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from .batch_norm import is_batch_norm, stored_values
+from .element_types import ElementTypes
 from .graph_pass import Change, Kept, PassResult
 from .inference import Array
 from .model_file import export_subgraph, first_line
-from .nodes import is_standard, name_of
-from .tensors import Tensor, constant_behind
+from .nodes import bodies_of, is_standard, name_of
+from .tensor_shapes import TensorShapes
+from .tensors import Tensor, constant_behind, is_graph_output
 
 MAX_ELEMENTS = 10**6
 # Deterministic, and none makes more out of its inputs than a shape among them says.
 FOLDABLE_OPERATORS = frozenset(
-    "Abs Add Cast CastLike Clip Concat Constant ConstantOfShape DequantizeLinear Div Exp Expand Flatten Gather "
-    "Identity Log Max Min Mul Neg Pow Reciprocal ReduceMean ReduceProd ReduceSum Reshape Shape Slice Split Sqrt "
-    "Squeeze Sub Sum Transpose Unsqueeze Where".split()
+    "Abs Add And Cast CastLike Ceil Clip Concat Constant ConstantOfShape DequantizeLinear Div Equal Erf Exp Expand "
+    "Flatten Floor Gather Greater GreaterOrEqual Identity Less LessOrEqual Log MatMul Max Min Mod Mul Neg Not Or Pow "
+    "Range Reciprocal ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Reshape "
+    "Shape Sigmoid Sign Size Slice Softplus Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Unsqueeze Where".split()
 )
+_EIGHT_BITS = "DequantizeLinear"
 _SIZED_BY_AN_INPUT = {"ConstantOfShape": 0, "Expand": 1}
+_BROADCAST = frozenset(
+    "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow Sub Sum Where".split()
+)
+_NUMBERS = "fiub"  # the kinds of numpy's own types
 
 
-class FoldBatchNormParameters:
-    """Makes constants of the BatchNorm parameters that can be computed from constants."""
+class ResolveShapes:
+    """Makes constants of what a file computes from sides that it knows, and Cast of CastLike."""
 
-    name = "fold BatchNorm parameters"
+    name = "resolve shapes and types"
 
     def __call__(self, graph: gs.Graph) -> PassResult:
         """Edits `graph` in place."""
-        changed: list[Change] = []
+        asked = [node for node in graph.nodes if node.op in ("Shape", "CastLike") and is_standard(node)]
+        if not asked:
+            return PassResult(self.name)
+        types, shapes = ElementTypes(graph), TensorShapes(graph, stated=False)
+        resolved = 0
+        for node in asked:
+            if node.op == "CastLike":
+                resolved += _state_cast(node, types)
+            else:
+                resolved += sum(_state_sides(graph, *known) for known in _known_sides(graph, node, shapes))
+        if resolved:
+            graph.cleanup()
+        count = f"{resolved} shape{'s' if resolved > 1 else ''} or type{'s' if resolved > 1 else ''} stated"
+        return PassResult(self.name, (Change("the graph", count),) if resolved else ())
+
+
+def _state_cast(node: gs.Node, types: ElementTypes) -> bool:
+    """Makes a Cast of a CastLike where the type is known."""
+    code = types.of(node.inputs[1])
+    if code is None:
+        return False
+    node.op, node.attrs = "Cast", {"to": code}
+    del node.inputs[1]
+    return True
+
+
+def _known_sides(graph: gs.Graph, node: gs.Node, shapes: TensorShapes) -> Iterator[tuple[Tensor, Array]]:
+    """The tensors that hold sides of what a Shape looks at: its own output, or what is taken out of it."""
+    shape = shapes.of(node.inputs[0])
+    if shape is None:
+        return
+    sides = np.array([-1 if side is None else side for side in shape], dtype=np.int64)  # -1: not known
+    sides = sides[slice(node.attrs.get("start", 0), node.attrs.get("end"))]
+    output = node.outputs[0]
+    if (sides >= 0).all():
+        yield output, sides
+        return
+    for reader in list(output.outputs):
+        if reader.op not in ("Gather", "Slice") or reader.inputs[0] is not output or not is_standard(reader):
+            continue
+        given = {output.name: sides}
+        for tensor in reader.inputs[1:]:
+            values = evaluate_constant(graph, tensor)
+            if isinstance(values, str):
+                break
+            given[tensor.name] = values
+        else:
+            chosen = _evaluate(graph, reader, given)
+            if chosen is not None and (chosen[0] >= 0).all():
+                yield reader.outputs[0], chosen[0]
+
+
+def _state_sides(graph: gs.Graph, tensor: Tensor, sides: Array) -> bool:
+    """Makes a constant of a tensor."""
+    if isinstance(tensor, gs.Constant) or is_graph_output(graph, tensor):
+        return False
+    tensor.inputs.clear()
+    tensor.to_constant(sides)
+    return True
+
+
+class FoldConstants:
+    """Computes every expression of constants, and says of BatchNorm parameters why they can't be computed."""
+
+    name = "fold constants"
+
+    def __call__(self, graph: gs.Graph) -> PassResult:
+        """Edits `graph` in place."""
+        outputs = {id(tensor) for tensor in graph.outputs}
+        computed = sum(_compute(graph, node, outputs) for node in graph.nodes)
         kept: list[Kept] = []
-        folded: dict[int, gs.Constant] = {}
         for node in [node for node in graph.nodes if is_batch_norm(node)]:
-            label = name_of(node)
             for index, tensor in enumerate(node.inputs[1:5], 1):
-                if constant_behind(tensor) is not None:
-                    continue
-                if id(tensor) not in folded:
+                if constant_behind(tensor) is None:
                     values = evaluate_constant(graph, tensor)
                     if isinstance(values, str):
-                        kept.append(Kept(label, f"its parameter '{tensor.name}' {values}"))
-                        continue
-                    folded[id(tensor)] = gs.Constant(f"{tensor.name}.folded", values)
-                node.inputs[index] = folded[id(tensor)]
-                changed.append(Change(label, f"its parameter '{tensor.name}' is a constant now"))
-        if changed:
+                        kept.append(Kept(name_of(node), f"its parameter '{tensor.name}' {values}"))
+                    else:  # one in eight bits, or an output of the graph
+                        node.inputs[index] = gs.Constant(f"{tensor.name}.folded", values)
+                        computed += 1
+        if computed:
             graph.cleanup()
-        return PassResult(self.name, tuple(changed), tuple(kept))
+        changed = (Change("constants", f"{computed} computed"),) if computed else ()
+        return PassResult(self.name, changed, tuple(kept))
+
+
+def _compute(graph: gs.Graph, node: gs.Node, outputs: set[int]) -> bool:
+    """Makes constants of what a node writes, where it reads constants alone."""
+    if node.op not in FOLDABLE_OPERATORS or node.op == _EIGHT_BITS or not is_standard(node) or bodies_of(node):
+        return False
+    if any(id(tensor) in outputs for tensor in node.outputs):
+        return False
+    if not all(isinstance(tensor, gs.Constant) or tensor.is_empty() for tensor in node.inputs):
+        return False
+    feeds = {tensor.name: np.asarray(tensor.values) for tensor in node.inputs if isinstance(tensor, gs.Constant)}
+    if any(array.dtype.kind not in _NUMBERS for array in feeds.values()) or _is_too_large(node):
+        return False
+    values = _evaluate(graph, node, feeds)
+    if values is None or any(array.dtype.kind not in _NUMBERS for array in values):
+        return False
+    for tensor, array in zip(list(node.outputs), values, strict=True):
+        tensor.inputs.clear()
+        tensor.to_constant(array)
+    return True
+
+
+def _is_too_large(node: gs.Node) -> bool:
+    """Whether what a node writes is larger than what it reads and than what is computed in advance."""
+    arrays = [np.asarray(tensor.values) for tensor in node.inputs if isinstance(tensor, gs.Constant)]
+    limit = max(MAX_ELEMENTS, sum(array.size for array in arrays))
+    try:
+        return _elements(node.op, arrays) > limit
+    except (ValueError, IndexError):  # it can't be computed at all
+        return True
+
+
+def _elements(op: str, arrays: list[Array]) -> float:
+    """How many elements a node writes; 0 where no operator of its kind writes more than it reads."""
+    if op in _SIZED_BY_AN_INPUT:
+        sides = arrays[_SIZED_BY_AN_INPUT[op]]
+        read = 1 if op == "ConstantOfShape" else arrays[0].size
+        return float(np.prod(sides.astype(np.float64))) * read
+    if op == "Tile":
+        return float(arrays[0].size * np.prod(arrays[1].astype(np.float64)))
+    if op == "Range":
+        return float(abs((arrays[1] - arrays[0]) / arrays[2]))
+    if op == "MatMul":
+        return float(arrays[0].size * arrays[1].shape[-1])
+    if op == "Gather":
+        return float(arrays[0].size * arrays[1].size)
+    if op in _BROADCAST:
+        return float(np.prod(np.broadcast_shapes(*(array.shape for array in arrays)), dtype=np.float64))
+    return 0.0
+
+
+def _evaluate(graph: gs.Graph, node: gs.Node, feeds: dict[str, Array]) -> list[Array] | None:
+    """What a node writes; None where it can't be computed."""
+    from onnx.reference import ReferenceEvaluator  # here, because few files need it, and it takes its time
+    from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+
+    try:
+        evaluator = ReferenceEvaluator(OnnxExporter.export_node(node), opsets={"": int(graph.opset)})
+        with np.errstate(all="ignore"):
+            return [np.asarray(array) for array in evaluator.run(None, feeds)]
+    except Exception:  # the evaluator has no error of its own; what it can't do stays as it is
+        return None
 
 
 def evaluate_constant(graph: gs.Graph, tensor: Tensor, *, max_elements: int = MAX_ELEMENTS) -> Array | str:

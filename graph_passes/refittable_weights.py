@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from .batch_norm import stored_values
 from .deployment import deployment_passes
 from .fold_batch_norm import FoldBatchNorm
-from .fold_constants import FoldBatchNormParameters
+from .fold_constants import FoldConstants
 from .graph_pass import GraphPass
 from .graph_tree import GraphTree
 from .linear_layer import LINEAR_OPERATORS, read_linear_layer
@@ -36,7 +36,7 @@ def refit_passes() -> list[GraphPass]:
     return [
         *deployment_passes(),
         RecomposeBatchNorm(),
-        FoldBatchNormParameters(),
+        FoldConstants(),
         RemoveMarkers(),
         RemoveIdentities(),
         FoldBatchNorm(),

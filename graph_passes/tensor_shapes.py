@@ -19,19 +19,21 @@ class TensorShapes:
 
     Args:
         graph: not changed.
+        stated: whether to believe what the file states of its inner tensors, which editors of graphs leave behind.
     """
 
-    def __init__(self, graph: gs.Graph) -> None:
+    def __init__(self, graph: gs.Graph, *, stated: bool = True) -> None:
         self._graph = graph
+        self._stated = stated
         self._inferred: dict[str, Shape] | None = None
 
     def of(self, tensor: Tensor) -> Shape | None:
         """The sides of a tensor, None for one that is not a number; None where not even their count is known."""
-        stated = _sides(tensor.shape)
+        stated = _sides(tensor.shape) if self._stated or not tensor.inputs else None
         if stated is not None and None not in stated[1:]:
             return stated
         if self._inferred is None:
-            self._inferred = _infer(self._graph)
+            self._inferred = _infer(self._graph, self._stated)
         return self._inferred.get(tensor.name, stated)
 
 
@@ -42,9 +44,12 @@ def _sides(shape: object) -> Shape | None:
     return tuple(side if isinstance(side, int) else None for side in shape)
 
 
-def _infer(graph: gs.Graph) -> dict[str, Shape]:
+def _infer(graph: gs.Graph, stated: bool) -> dict[str, Shape]:
     """Runs onnx's shape inference on the graph without its weights."""
     skeleton = graph.copy()
+    for node in () if stated else skeleton.nodes:
+        for tensor in node.outputs:
+            tensor.shape = None
     for tensor in skeleton.tensors().values():
         if isinstance(tensor, gs.Constant) and np.prod(tensor.shape) > _LARGE:
             variable = tensor.to_variable(tensor.export_dtype, tensor.shape)

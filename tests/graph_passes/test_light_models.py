@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from vsfix.graph_passes.batch_norm import find_batch_norms
-from vsfix.graph_passes.fold_constants import FoldBatchNormParameters
+from vsfix.graph_passes.fold_constants import FoldConstants
 from vsfix.graph_passes.model_file import export_model, import_graph, read_model
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "light_models.py"
@@ -44,7 +44,7 @@ def test_every_pass_takes_a_real_network_and_its_numbers_stay(light_models, name
 def test_a_changed_statistic_of_a_real_network_is_seen(light_models):
     model = light_models.with_weights(load(light_models, "shufflenet"))
     graph = import_graph(model)
-    FoldBatchNormParameters()(graph)
+    FoldConstants()(graph)
     last = find_batch_norms(graph)[-1]
     last.with_statistics(last.mean, last.variance * 1.01)
     with pytest.raises(ArithmeticError, match="the outputs differ"):
