@@ -4,6 +4,7 @@
     +-- InputError             2  a file, an option or a data set that can't be used as it is
     |   +-- ModelError         2  the model file: unreadable, invalid, or nothing in it that vsfix can work on
     |   +-- DataError          2  the data: empty, wrong shape, not finite
+    |   |   +-- UncomparableError 2 outputs that can't be averaged over noise: not finite, constant, or decisions alone
     |   |   +-- OutOfMemoryError 2  more of it at once than the memory of the device holds
     |   +-- OutputExistsError  2  the output is there already, and nobody said that it may be replaced
     +-- CheckFailedError       1  a check ran and failed: the numbers, the accuracy, a refused repair
@@ -36,6 +37,10 @@ class ModelError(InputError):
 
 class DataError(InputError):
     """Data that is empty, of the wrong shape, or not finite."""
+
+
+class UncomparableError(DataError):
+    """Outputs that can't be averaged over noise: not finite, constant, or decisions alone."""
 
 
 class OutOfMemoryError(DataError):

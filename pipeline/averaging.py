@@ -14,7 +14,7 @@ from vsfix.graph_passes.batch_norm import find_batch_norms
 from vsfix.graph_passes.batches import Batch
 from vsfix.graph_passes.errors import CheckFailedError, DataError, InputError
 from vsfix.graph_passes.estimate import Estimate
-from vsfix.graph_passes.estimators.matching import match
+from vsfix.graph_passes.estimators.matching import MatchedUnit, match
 from vsfix.graph_passes.estimators.noise_average import run_deployed
 from vsfix.graph_passes.estimators.samples import SampleSet, held_out_rows
 from vsfix.graph_passes.estimators.severity import Severity, bootstrap_interval, sign_flip_p_value
@@ -39,7 +39,7 @@ from .refining import refine_units, refusal
 from .repair_config import RepairConfig
 
 CHANCE = 0.025  # one-sided
-LEAST_JUDGES = 6  # held-out samples; with fewer, every sample judges
+LEAST_JUDGES = 6  # held-out samples; with fewer, every sample judges what was fitted to others
 RE_ESTIMATED = 128  # samples from which stored statistics are re-estimated under the noise
 AS_TRAINED, MATCH, REFINE = "as trained", "match", "match+refine"
 UNDER_NOISE = "re-estimated under the noise"
@@ -154,7 +154,7 @@ def average_repair(
         re_estimated = _re_estimate(prepared.graph, study.samples, open_model, config)
         del study  # two of them are never held
         study = _study(prepared, batches, open_model, config)
-    warnings = _sample_warnings(len(study.samples)) + _statistics_warnings(wrong, re_estimated)
+    warnings = _sample_warnings(study.samples) + _statistics_warnings(wrong, re_estimated)
     plain = Averaging(
         severity=study.severity,
         after=None,
@@ -168,7 +168,7 @@ def average_repair(
         warnings=warnings,
     )
     if study.severity.is_healthy and config.method == "auto" and judge is None:
-        return replace(plain, reason=_healthy(study.severity))
+        return replace(plain, reason=_healthy(study.severity), warnings=(*warnings, *study.open_question()))
     if not study.units:
         return replace(plain, reason="no scale and shift behind the noise is free: nothing can be matched")
     return _choose(plain, study, prepared, config, judge)
@@ -200,9 +200,13 @@ def _choose(
 ) -> Averaging:
     """Tries the candidates, and takes one: by labels where there are some, else by the distance to F."""
     judges = held_out_rows(len(study.samples))
-    if judges.sum() < LEAST_JUDGES:
+    is_cross_fitted = judges.sum() < LEAST_JUDGES
+    if is_cross_fitted:
+        if len(study.samples) < LEAST_JUDGES:
+            reason = f"{len(study.samples)} samples can't tell whether a repair is nearer; give {FEW} or more"
+            return replace(plain, reason=reason)
         judges = np.ones(len(study.samples), dtype=np.bool_)
-    tried, warnings = _matched(study, prepared, config)
+    tried, warnings = _matched(study, prepared, replace(config, refine=False) if is_cross_fitted else config)
     graphs = {name: study.written(parameters) for name, parameters in tried.items()}
     estimates = _re_estimates(study, config) if judge is not None else {}
     for name, found in estimates.items():
@@ -212,6 +216,8 @@ def _choose(
     outputs: dict[str, Mapping[str, Array]] = {}
     for name, graph in graphs.items():
         outputs[name] = run_deployed(graph, study.samples, study.open_model)
+        if is_cross_fitted and name == MATCH:
+            outputs[name] = _fitted_to_others(study, outputs[name], config)
         rows.append(candidate_row(name, outputs[name], study, judges))
     before = study.reference.rows(judges).severity(_rows_of(study.outputs, judges), config.seed)
     tried_out = replace(
@@ -235,11 +241,33 @@ def _choose(
     return replace(tried_out, after=after, chosen=best, layers=layers, parameters=parameters)
 
 
-def _matched(
-    study: NoiseStudy, prepared: PreparedModel, config: RepairConfig
-) -> tuple[dict[str, Mapping[str, FoundParameters]], tuple[str, ...]]:
-    """What the match finds, and what its refinement finds, by the name of the candidate; and warnings."""
-    found = match(
+def _fitted_to_others(study: NoiseStudy, outputs: Mapping[str, Array], config: RepairConfig) -> dict[str, Array]:
+    """The outputs of the match over each third of the samples, where it was fitted to the other two.
+
+    With so few samples none can be spared to judge alone, and those that a fit has seen judge it too well.
+
+    Args:
+        study: F over all samples.
+        outputs: of the match that was fitted to all of them, by name.
+        config: how to repair.
+    """
+    found = {name: array.copy() for name, array in outputs.items()}
+    thirds = np.arange(len(study.samples)) % 3
+    for third in range(3):
+        others = NoiseStudy.of(
+            study.graph, study.samples.rows(thirds != third).batches, study.open_model, config.seed, study.told
+        )
+        parameters = {name: unit.parameters for name, unit in _match(others, config).items()}
+        fitted = run_deployed(study.written(parameters), study.samples, study.open_model)
+        for name, array in found.items():
+            rows = np.repeat(thirds == third, len(array) // len(thirds))
+            array[rows] = fitted[name][rows]
+    return found
+
+
+def _match(study: NoiseStudy, config: RepairConfig) -> dict[str, MatchedUnit]:
+    """What the match finds, by the name of the unit."""
+    return match(
         study.graph,
         study.units,
         study.targets,
@@ -248,6 +276,13 @@ def _matched(
         study.open_model,
         config.max_memory,
     )
+
+
+def _matched(
+    study: NoiseStudy, prepared: PreparedModel, config: RepairConfig
+) -> tuple[dict[str, Mapping[str, FoundParameters]], tuple[str, ...]]:
+    """What the match finds, and what its refinement finds, by the name of the candidate; and warnings."""
+    found = _match(study, config)
     tried: dict[str, Mapping[str, FoundParameters]] = {MATCH: {name: unit.parameters for name, unit in found.items()}}
     if (why := refusal(study, config)) is not None:
         return tried, (why,) if config.refine is not False else ()
@@ -313,7 +348,7 @@ def _deployed_model(graph: gs.Graph, prepared: PreparedModel) -> onnx.ModelProto
 def _rows_of(outputs: Mapping[str, Array], rows: Array) -> dict[str, Array]:
     """The outputs of some samples; the first axis may hold several rows for each."""
     return {
-        name: array.reshape(len(rows), -1, *array.shape[1:])[rows].reshape(-1, *array.shape[1:])
+        name: array.reshape(len(rows), len(array) // len(rows), *array.shape[1:])[rows].reshape(-1, *array.shape[1:])
         for name, array in outputs.items()
     }
 
@@ -336,9 +371,12 @@ def candidate_row(
 
 def _healthy(severity: Severity) -> str:
     """Why a healthy file stays as it is."""
+    number = f"R = {severity.ratio:.2f} ({severity.low:.2f} to {severity.high:.2f}) is below {severity.bound}"
+    if severity.is_open:
+        return number
     return (
-        f"R = {severity.ratio:.2f} ({severity.low:.2f} to {severity.high:.2f}) is below {severity.bound}: without its "
-        "noise the network computes what it was trained to, far within what one draw of the noise does"
+        f"{number}: without its noise the network computes what it was trained to, far within what one draw of the "
+        "noise does"
     )
 
 
@@ -386,11 +424,13 @@ def _re_estimate(graph: gs.Graph, samples: SampleSet, open_model: OpenModel, con
     return tuple(names)
 
 
-def _sample_warnings(samples: int) -> tuple[str, ...]:
-    """What is to be said of so few samples."""
-    if samples >= FEW:
-        return ()
-    return (f"the repair rests on {samples} samples; give {FEW} or more, 32 are plenty for most networks",)
+def _sample_warnings(samples: SampleSet) -> tuple[str, ...]:
+    """What is to be said of so few samples, or of copies."""
+    warnings = samples.warnings
+    if len(samples) < FEW:
+        few = f"the repair rests on {len(samples)} samples; give {FEW} or more, 32 are plenty for most networks"
+        warnings = (few, *warnings)
+    return warnings
 
 
 def _statistics_warnings(wrong: Sequence[StoredAgainstNoisy], re_estimated: tuple[str, ...]) -> tuple[str, ...]:

@@ -113,6 +113,8 @@ def _judge_severity(inspection: Inspection) -> tuple[str, str]:
     """The verdict where R is known and what is stored is true under the noise."""
     assert inspection.severity is not None
     said = severity_sentence(inspection.severity)
+    if inspection.severity.is_open:
+        return "WARN", f"Not clear: {said}"
     if inspection.severity.is_healthy:
         status = "WARN" if inspection.warnings else "PASS"
         return status, f"Nothing to repair: {said}{variances_beside(inspection)}"

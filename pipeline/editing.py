@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm import find_batch_norms
-from vsfix.graph_passes.batches import Batch, count_samples, first_samples, prescribed_batch_size
-from vsfix.graph_passes.errors import DataError, InputError
+from vsfix.graph_passes.batches import Batch, first_samples, prescribed_batch_size
+from vsfix.graph_passes.errors import DataError, InputError, ModelError, UncomparableError
 from vsfix.graph_passes.estimate import Estimate
 from vsfix.graph_passes.estimators.noise_average import run_deployed
 from vsfix.graph_passes.graph_pass import Kept, PassResult
@@ -99,11 +99,17 @@ def edit_parameters(
     judges = judged_on or _first(prepared, batches)
     before = inspect_graph(prepared.graph, judges, open_model)
     warnings = made.warnings if made is not None else ()
-    data = made.data if made is not None else f"{count_samples(batches)} samples of the data"
+    made_of = made.data if made is not None else ""
     if choice.method in AVERAGING:
-        return _toward_average(
-            prepared, choice, batches, open_model, config, Basis(judges, before, data, warnings, judge)
-        )
+        try:
+            return _toward_average(
+                prepared, choice, batches, open_model, config, Basis(judges, before, made_of, warnings, judge)
+            )
+        except UncomparableError as error:
+            if config.method != "auto" or not analyse_noise(prepared.graph).reached:
+                raise
+            warnings = (*warnings, f"{error}: the statistics are re-estimated instead (paired)")
+            choice = replace(choice, method="paired", reason=f"nothing can be averaged over the noise: {error}")
     layers, reasons = choose_layers(prepared.graph, config.layers)
     study, trouble = _study(prepared.graph, _first(prepared, batches, STUDIED_SAMPLES), open_model, config)
     estimation = estimate_statistics(choice.method, prepared, batches, open_model, layers, config, made)
@@ -127,7 +133,7 @@ def edit_parameters(
 
 @dataclass(frozen=True)
 class Basis:
-    """What an edit rests on; the attributes are those of `Edited`, and the labelled data."""
+    """What an edit rests on: attributes of `Edited`, `data` empty for the user's own, and the labelled data."""
 
     judges: Sequence[Batch]
     before: Inspection
@@ -180,7 +186,7 @@ def _toward_average(
     return Edited(
         method=method if done else "none",
         reason=averaging.reason or choice.reason,
-        data=basis.data if done else "nothing was changed",
+        data=(basis.data or f"{averaging.severity.samples} samples of the data") if done else "nothing was changed",
         samples=averaging.severity.samples,
         batches=batches,
         judges=basis.judges,
@@ -205,7 +211,7 @@ def _study(
         return None, ()
     try:
         return NoiseStudy.of(graph.copy(), batches, open_model, config.seed, config.output_kinds), ()
-    except DataError as error:
+    except (DataError, ModelError) as error:
         return None, (f"how far the file is from its noise-averaged network is unknown: {error}",)
 
 

@@ -201,13 +201,13 @@ def _with_severity(
         return found
     try:
         study = NoiseStudy.of(graph, batches, open_model, config.seed, config.output_kinds)
-    except DataError as error:
+    except (DataError, ModelError) as error:
         unknown = f"how far the file is from its noise-averaged network is unknown: {error}"
         return replace(found, warnings=(*found.warnings, unknown))
     few = () if len(study.samples) >= FEW else (f"R rests on {len(study.samples)} samples; give {FEW} or more",)
     return replace(
         found,
-        warnings=(*found.warnings, *few),
+        warnings=(*found.warnings, *study.samples.warnings, *few, *study.open_question()),
         severity=study.severity,
         outputs=study.output_lines(),
         stored=tuple(row for row in study.stored if row.differs),

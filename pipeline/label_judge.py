@@ -1,7 +1,8 @@
 """What labelled data says of a model: one score a sample, and a paired test between two models.
 
 whole numbers      classes: 1 where the model decides for the label, else 0; McNemar's exact test
-numbers            targets of the output's shape: minus the squared error; the interval of the mean difference
+numbers            targets of the output's shape: minus the squared error; a permutation test of the differences' signs,
+                   or with many labels the normal distribution of their mean
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import onnx
 
 from vsfix.graph_passes.errors import DataError
+from vsfix.graph_passes.estimators.severity import sign_flip_p_value
 from vsfix.graph_passes.inference import Float64Array, OpenModel
 
 from .accuracy import right_answers
@@ -21,6 +23,8 @@ from .calibration import Samples
 from .proportion import mcnemar_p_value
 
 SIGNIFICANT = 0.05
+_FEWEST = 8  # labels, below which they tell nothing
+_NORMAL = 200  # labels, from which on the mean of their differences is normal
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +59,8 @@ class LabelJudge:
         with self.open_model(model) as runner:
             if self.metric == "top-1":
                 return right_answers(runner, self.samples, batch_size=self.batch_size).astype(np.float64)
+            if not np.isfinite(labels).all():
+                raise DataError(f"{self.samples.name}: labels that are not finite")
             scores = np.empty(len(self.samples))
             for rows, outputs in run_batches(runner, self.samples, self.batch_size):
                 found = next(iter(outputs.values())).astype(np.float64)
@@ -70,13 +76,17 @@ class LabelJudge:
 
     def p_value(self, reference: Float64Array, found: Float64Array) -> float:
         """Of the hypothesis that two models are equally good, from their scores on the same samples."""
+        if len(found) < _FEWEST:
+            return 1.0
         if self.metric == "top-1":
             worse, better = int(np.sum(reference > found)), int(np.sum(found > reference))
             return mcnemar_p_value(worse, better)
         moved = found - reference
-        deviation = float(moved.std(ddof=1)) if len(moved) > 1 else 0.0
-        if deviation == 0:
-            return 1.0 if not moved.any() else 0.0
+        if len(moved) < _NORMAL:
+            return min(1.0, 2 * min(sign_flip_p_value(moved), sign_flip_p_value(-moved)))
+        deviation = float(moved.std(ddof=1))
+        if not deviation > 0:
+            return 1.0 if not moved.any() or not np.isfinite(deviation) else 0.0
         z = abs(float(moved.mean())) / (deviation / np.sqrt(len(moved)))
         return float(2 * _upper_tail(z))
 

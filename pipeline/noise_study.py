@@ -59,6 +59,7 @@ class NoiseStudy:
         severity: R.
         stored: what each BatchNorm stores against the noisy runs.
         open_model: the runtime.
+        told: the meanings of outputs that a person said, by name.
     """
 
     graph: gs.Graph
@@ -72,6 +73,7 @@ class NoiseStudy:
     severity: Severity
     stored: tuple[StoredAgainstNoisy, ...]
     open_model: OpenModel
+    told: Mapping[str, str]
 
     @classmethod
     def of(
@@ -87,7 +89,8 @@ class NoiseStudy:
         Raises:
             DataError: too few samples, outputs that are not finite, or noise that changes nothing.
         """
-        samples = SampleSet.of(batches, prescribed_batch_size(graph))
+        prescribed = prescribed_batch_size(graph)
+        samples = SampleSet.of(batches, prescribed).without_copies(prescribed)
         if len(samples) < LEAST:
             raise DataError(f"{len(samples)} sample: nothing can be told from fewer than {LEAST}; give at least {FEW}")
         average = NoiseAverage(graph, samples, open_model, seed)
@@ -121,6 +124,7 @@ class NoiseStudy:
             severity=reference.severity(outputs, seed),
             stored=compare_stored([*others, *units], targets),
             open_model=open_model,
+            told=output_kinds,
         )
 
     @property
@@ -189,9 +193,28 @@ class NoiseStudy:
                 plain[name] = replace(found, moments=input_moments(z, self.targets[name]))
         return plain, self._rows(deployed)
 
+    def open_question(self) -> tuple[str, ...]:
+        """What is to be said where R is below its bound and yet leaves open whether a repair would gain."""
+        if not self.severity.is_open:
+            return ()
+        guessed = [name for name, kind in self.kinds.items() if kind.is_guessed]
+        told = f"; if '{guessed[0]}' is no score of classes, say --output-kind {guessed[0]}=values" if guessed else ""
+        return (
+            f"R = {self.severity.ratio:.2f} does not tell whether what is decided would be better after a repair: "
+            f"labelled data does (--eval-data){told}",
+        )
+
     def output_lines(self) -> tuple[str, ...]:
         """How each output is read, one line each."""
-        return tuple(f"{name}: {kind.meaning.value} ({kind.reason})" for name, kind in self.kinds.items())
+        read = tuple(f"{name}: {kind.meaning.value} ({kind.reason})" for name, kind in self.kinds.items())
+        compared = self.reference.outputs
+        still = tuple(f"{name}: not compared (no noise reaches it)" for name in self.kinds if name not in compared)
+        others = [tensor.name for tensor in self.graph.outputs if tensor.name not in self.kinds]
+        return (
+            *read,
+            *still,
+            *(f"{name}: not compared (no number that each sample has of its own)" for name in others),
+        )
 
 
 def draws_for(samples: int, cost: float) -> int:

@@ -12,6 +12,7 @@ import onnx
 
 from vsfix.graph_passes.atomic_file import atomic_path
 from vsfix.graph_passes.errors import CheckFailedError
+from vsfix.graph_passes.estimators.severity import HEALTHY
 from vsfix.graph_passes.external_data import external_data_files
 from vsfix.graph_passes.model_file import export_model, read_model, written_model
 from vsfix.graph_passes.shift import geometric_mean
@@ -138,6 +139,9 @@ def optimize(
     )
     by_labels = None if labelled is None else LabelJudge(labelled, open_for_small_runs, batch_size)
     repair = repair_model(model, batches, open_for_small_runs, config, judge=by_labels)
+    if outputs.statistics is not None:
+        warnings = (*repair.report.warnings, *repair.not_carried)
+        repair = replace(repair, report=replace(repair.report, warnings=warnings))
     classes = by_labels is not None and by_labels.metric == "top-1"
     accuracies = () if labelled is None or not classes else _accuracies(deployable, repair, labelled, batch_size)
     scores = None if by_labels is None else LabelScores.of(by_labels, deployable, repair)
@@ -232,6 +236,8 @@ def judge(
     folded = sum(outcome.folded for outcome in report.batch_norms)
     tail = (f"; {folded} of {len(report.batch_norms)} folded" if report.batch_norms else "") + _precision(report)
     if not changed:
+        if report.severity is not None and not report.severity.is_healthy:
+            return "WARN", f"Damaged (R = {report.severity.ratio:.2f}) and not repaired: {report.method_reason}{tail}."
         return ("WARN" if report.warnings else "PASS"), f"Nothing repaired: {report.method_reason}{tail}."
     verdict = _what_was_done(report) + tail
     if accuracies:
@@ -244,6 +250,8 @@ def judge(
         better = scores is not None and scores.after > scores.before
         if after.ratio > before.ratio and not better:
             return "WARN", verdict + ": the file is farther from its noise-averaged network than before."
+        if after.ratio >= HEALTHY:
+            return "WARN", verdict + ": it is nearer, and still far from its noise-averaged network."
         return ("WARN" if report.warnings else "PASS"), verdict + "."
     return "WARN", verdict + _unproven(report)
 
@@ -282,8 +290,8 @@ def _unproven(report: RepairReport) -> str:
     if shifts is not None and shifts[1] > shifts[0]:
         return ": the stored variances are farther from the real ones than before."
     return (
-        ": the statistics agree with the data; whether the network computes what it was trained to is unknown, since "
-        "no noise is known; check with --eval-data."
+        ": the statistics agree with the data; whether the network computes what it was trained to is unknown; check "
+        "with --eval-data."
     )
 
 

@@ -11,7 +11,7 @@ def severity_sentence(severity: Severity) -> str:
     """R with its interval, and what it means."""
     number = f"R = {severity.ratio:.2f} ({severity.low:.2f} to {severity.high:.2f}, {severity.samples} samples)"
     decisions = "" if severity.changed is None else f"; {100 * severity.changed:.1f} % of its decisions differ"
-    if severity.is_healthy:
+    if severity.is_healthy and not severity.is_open:
         return (
             f"{number}: deployed without its noise, the network answers as it was trained to; what is left is "
             f"less than {severity.bound} of what a single draw of its training noise does{decisions}."

@@ -123,6 +123,8 @@ def _sides_of(
     """What a node of the region reads from outside of it; None where it can't be part of the region."""
     if node.op not in _FUNCTIONS or not is_standard(node) or len(node.outputs) != 1:
         return None
+    if id(node) not in order.position:  # it stands in the body of an If, Loop or Scan
+        return None
     shape = order.shapes.get(z.name)
     begin = order.position.get(id(z.inputs[0]), -1) if z.inputs else -1
     sides: list[Tensor] = []

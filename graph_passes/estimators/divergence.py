@@ -21,7 +21,7 @@ from enum import Enum
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.errors import DataError, InputError
+from vsfix.graph_passes.errors import InputError, UncomparableError
 from vsfix.graph_passes.inference import Array, Float64Array
 from vsfix.graph_passes.nodes import is_standard
 
@@ -55,12 +55,14 @@ class OutputKind:
         form: `logits`, `probabilities` or `log` (of probabilities); `values` where it is taken as it is.
         axis: of the classes; the last one elsewhere.
         reason: how that was recognised, in words.
+        is_guessed: whether nothing but the values tells.
     """
 
     meaning: Meaning
     form: str
     axis: int
     reason: str
+    is_guessed: bool = False
 
     def probabilities(self, output: Array) -> Float64Array:
         """The output in the form in which draws are averaged, the classes on the last axis, float64."""
@@ -170,12 +172,13 @@ def recognise_outputs(
 
     Args:
         graph: the model.
-        outputs: what it gives on some samples, by name; whole numbers are no output that could be averaged.
+        outputs: what it gives on some samples, by name; what is not there, and whole numbers, are no output that could
+            be averaged.
         told: the meaning of outputs, by name, where a person says it.
 
     Raises:
         InputError: a meaning of an output that is not there, or of another kind.
-        DataError: an output that is not finite.
+        UncomparableError: an output that is not finite.
     """
     told = told or {}
     for name in told:
@@ -183,11 +186,11 @@ def recognise_outputs(
             raise InputError(f"output '{name}': the model has {', '.join(outputs)}")
     kinds: dict[str, OutputKind] = {}
     for tensor in graph.outputs:
-        values = outputs[tensor.name]
-        if values.dtype.kind != "f":
+        values = outputs.get(tensor.name)
+        if values is None or values.dtype.kind != "f":
             continue
         if not np.isfinite(values).all():
-            raise DataError(f"output '{tensor.name}' is not finite on this data")
+            raise UncomparableError(f"output '{tensor.name}' is not finite on this data")
         kinds[tensor.name] = _recognise(tensor, values, told.get(tensor.name))
     return kinds
 
@@ -290,5 +293,6 @@ def _from_values(ends: Sequence[gs.Node], values: Array) -> OutputKind:
             1,
             f"scores of {classes} classes: a linear layer ends it, and their mean varies by {share:.2f} of what "
             "independent values would",
+            is_guessed=True,
         )
     return plain

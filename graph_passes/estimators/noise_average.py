@@ -124,7 +124,7 @@ class NoiseAverage:
     def _feed(self, marker: NoisyMarker) -> _FedNoise:
         """Puts scale x + offset in the place of a marker."""
         node = marker.node
-        data, output = node.inputs[0], node.outputs[0]
+        data, output, *masks = node.inputs[0], *node.outputs
         name = f"vsfix.noise_{marker.number}"
         position = next(index for index, other in enumerate(self._graph.nodes) if other is node)
         node.outputs.clear()
@@ -134,7 +134,7 @@ class NoiseAverage:
         replacing: list[gs.Node] = []
 
         def typed(tensor: gs.Variable) -> gs.Variable:
-            if data.dtype in (None, np.dtype(np.float32), np.float32):
+            if data.dtype is None or np.dtype(data.dtype) == np.float32:  # numpy finds float64 and None equal
                 return tensor
             cast = gs.Variable(f"{tensor.name}.cast", dtype=data.dtype)
             replacing.append(gs.Node("Cast", attrs={"to": code_of(data.dtype)}, inputs=[tensor], outputs=[cast]))
@@ -144,6 +144,8 @@ class NoiseAverage:
         replacing.append(gs.Node("Mul", inputs=[data, typed(scale)], outputs=[product]))
         if offset is not None:
             replacing.append(gs.Node("Add", inputs=[product, typed(offset)], outputs=[output]))
+        for mask in masks:
+            replacing.append(gs.Node("Cast", attrs={"to": onnx.TensorProto.BOOL}, inputs=[scale], outputs=[mask]))
         self._graph.nodes[position : position + 1] = replacing
         return _FedNoise(marker, self._rows(data.name), data.name, scale, offset)
 
@@ -173,7 +175,10 @@ class NoiseAverage:
 
 
 def run_deployed(graph: gs.Graph, samples: SampleSet, open_model: OpenModel) -> dict[str, Array]:
-    """The outputs of the network with its noise off, f(x; 1), over all samples, by name."""
+    """The outputs of the network with its noise off, f(x; 1), over all samples, by name.
+
+    Left out is what does not hold one row, or as many rows, for each sample: a scalar, a shape, indices.
+    """
     copy = graph.copy()
     RemoveMarkers()(copy)
     model = export_subgraph(copy, copy.nodes, copy.inputs, copy.outputs)
@@ -184,4 +189,14 @@ def run_deployed(graph: gs.Graph, samples: SampleSet, open_model: OpenModel) -> 
             return runner.run({tensor.name: batch[tensor.name] for tensor in copy.inputs})
 
         found = list(side_by_side(run, range(len(samples.batches)), runner.concurrency))
-    return {name: np.concatenate([arrays[name] for arrays in found]) for name in found[0]}
+    sizes = [samples_in(batch) for batch in samples.batches]
+    whole = {name: [arrays[name] for arrays in found] for name in found[0]}
+    return {name: np.concatenate(parts) for name, parts in whole.items() if _holds_samples(parts, sizes)}
+
+
+def _holds_samples(parts: Sequence[Array], sizes: Sequence[int]) -> bool:
+    """Whether arrays, one for each run, hold the same number of rows of one shape for each sample."""
+    if any(np.ndim(part) < 1 for part in parts):
+        return False
+    rows = {(len(part) / size, np.shape(part)[1:]) for part, size in zip(parts, sizes, strict=True)}
+    return len(rows) == 1 and next(iter(rows))[0].is_integer() and next(iter(rows))[0] > 0

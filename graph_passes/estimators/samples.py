@@ -29,13 +29,22 @@ class SampleSet:
     Attributes:
         batches: in runs of one size, the last one may be smaller.
         keys: of each sample, words that seed its noise.
+        copies: how many samples were left out as copies of others.
     """
 
     batches: tuple[Batch, ...]
     keys: tuple[tuple[int, ...], ...]
+    copies: int = 0
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is to be said of copies."""
+        if not self.copies:
+            return ()
+        return (f"{self.copies} of {len(self) + self.copies} samples were left out: they are copies of others",)
 
     @property
     def first(self) -> tuple[int, ...]:
@@ -66,6 +75,23 @@ class SampleSet:
             seen[digests[row]] += 1
         ordered = take_rows(whole, np.asarray(order))
         return cls(tuple(cut_batches([ordered], prescribed or run_size([ordered]))), tuple(keys))
+
+    def without_copies(self, prescribed: int | None = None) -> SampleSet:
+        """The same without the samples that are copies of others: no sample then judges what its twin was fitted to.
+
+        Args:
+            prescribed: the batch size that the graph takes; copies stay where one batch can't be filled without them.
+        """
+        own = np.array([key[-1] == 0 for key in self.keys])
+        if own.all():
+            return self
+        if prescribed:
+            kept = int(own.sum()) // prescribed * prescribed
+            own = own & (np.cumsum(own) <= kept) if kept else np.arange(len(own)) < prescribed
+        numbers = np.flatnonzero(own)
+        part = take_rows(self.joined(), numbers)
+        batches = tuple(cut_batches([part], prescribed or run_size([part])))
+        return SampleSet(batches, tuple(self.keys[number] for number in numbers), len(own) - len(numbers))
 
     def joined(self) -> Mapping[str, Array]:
         """All samples as one batch."""

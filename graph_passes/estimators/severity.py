@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vsfix.graph_passes.errors import DataError
+from vsfix.graph_passes.errors import DataError, UncomparableError
 from vsfix.graph_passes.inference import Array, Float64Array
 
 from .divergence import Meaning, NoisyOutputs, OutputKind
@@ -23,12 +23,14 @@ from .divergence import Meaning, NoisyOutputs, OutputKind
 # R2. Where it decides, D is not what is counted: up to 0.8 a repair gained two points on one network and lost eight of
 # overlap on another.
 HEALTHY = 0.85
+OPEN = 0.4  # from here on it is not clear whether what decides would gain
 HEALTHY_VALUES = 0.05
 _REPETITIONS = 1000
 _FLIPS = 9999
 _DRAWN_AT_ONCE = 1 << 16  # numbers; all resamples or signs of a large set would take more memory than its outputs
 _FEW_SIGNS = 13  # differences, of which every pattern of signs is tried: no more than `_FLIPS`
 _SUM_ROUNDING = 1e-12  # of a sum, whose terms come in another order
+_ROUNDING_OF_RUNS = 1e-6  # of the size of an output: what runs of one network may differ by
 _LARGEST_DRAWS = 1 << 28  # bytes of all outputs under all draws
 
 
@@ -42,7 +44,7 @@ class Severity:
         high: upper end.
         samples: how many it rests on.
         changed: the share of decisions in which the deployed network differs from F; None where nothing is decided.
-        bound: of R, below which there is nothing to gain for sure.
+        bound: of R, below which the file stays as it is.
     """
 
     ratio: float
@@ -54,8 +56,13 @@ class Severity:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether there is nothing to gain for sure."""
+        """Whether the file stays as it is."""
         return self.ratio < self.bound
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it stays as it is although a repair may gain, or cost, something that R does not tell."""
+        return OPEN <= self.ratio < self.bound
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,9 @@ class Reference:
 
     def __post_init__(self) -> None:
         if not self.outputs:
-            raise DataError("the model has no floating-point output, so nothing can be averaged over the noise")
+            raise UncomparableError(
+                "the model has no floating-point output that holds the samples, so nothing can be averaged"
+            )
 
     def read(self, found: Mapping[str, Array]) -> dict[str, Float64Array]:
         """What a runtime gave over all samples, in the form in which it is compared."""
@@ -181,12 +190,13 @@ def severity_of(apart: Float64Array, noise: Float64Array, changed: float | None 
         seed: of the bootstrap.
 
     Raises:
-        DataError: fewer than two samples, or noise that does nothing.
+        DataError: fewer than two samples.
+        UncomparableError: noise that does nothing.
     """
     if len(apart) < 2:
         raise DataError("one sample can't tell how far a network is from its average; give at least 8")
     if not noise.mean() > 0:
-        raise DataError("the noise changes no output on this data: nothing can be compared with it")
+        raise UncomparableError("the noise changes no output on this data: nothing can be compared with it")
     above, below = _resampled_means(np.random.default_rng((seed, len(apart))), apart, noise)
     ratios = np.maximum(above, 0) / np.maximum(below, np.finfo(np.float64).tiny)
     low, high = np.quantile(ratios, [0.025, 0.975])
@@ -266,17 +276,24 @@ class DrawCollector:
             outputs: by name.
 
         Raises:
-            DataError: a value that is not finite.
+            UncomparableError: a value that is not finite.
         """
         for name, reader in self._readers.items():
             if not np.isfinite(outputs[name]).all():
-                raise DataError(f"output '{name}' is not finite with the noise on")
+                raise UncomparableError(f"output '{name}' is not finite with the noise on")
             values = reader(outputs[name], count)
             if name not in self._kept:
                 self._kept[name] = np.empty((self._draws, self._samples, *values.shape[1:]), dtype=np.float32)
             self._kept[name][place, first : first + count] = values
 
     def reference(self) -> Reference:
-        """F from what was collected."""
+        """F from what was collected: of the outputs that the noise reaches, unless it reaches none."""
         outputs = {name: NoisyOutputs(self._readers[name].kind, kept) for name, kept in self._kept.items()}
-        return Reference(outputs, self._readers)
+        noisy = {name: output for name, output in outputs.items() if _is_noisy(output)}
+        return Reference(noisy or outputs, self._readers)
+
+
+def _is_noisy(output: NoisyOutputs) -> bool:
+    """Whether an output differs from draw to draw by more than its rounding."""
+    size = float(np.sqrt(np.mean(np.square(output.draws[0], dtype=np.float64))))
+    return output.noise_variance > (_ROUNDING_OF_RUNS * size) ** 2

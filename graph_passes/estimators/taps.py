@@ -20,6 +20,11 @@ from vsfix.graph_passes.inference import Array, OpenModel
 from vsfix.graph_passes.model_file import export_subgraph
 from vsfix.graph_passes.tensors import Tensor
 
+# What they write is a sequence, a map, or perhaps nothing: it has no shape.
+_NO_TENSORS = frozenset(
+    "Optional SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceMap SplitToSequence ZipMap".split()
+)
+
 
 def concrete_shapes(graph: gs.Graph, batch: Batch, open_model: OpenModel) -> dict[str, tuple[int, ...]]:
     """The shape that each tensor of the main graph has when one batch runs, by its name.
@@ -29,7 +34,13 @@ def concrete_shapes(graph: gs.Graph, batch: Batch, open_model: OpenModel) -> dic
         batch: what to run.
         open_model: the runtime.
     """
-    tensors = [tensor for node in graph.nodes for tensor in node.outputs if not tensor.is_empty() and tensor.name]
+    tensors = [
+        tensor
+        for node in graph.nodes
+        if node.op not in _NO_TENSORS
+        for tensor in node.outputs
+        if not tensor.is_empty() and tensor.name
+    ]
     readers, outputs = [], []
     for number, tensor in enumerate(tensors):
         shape = gs.Variable(f"vsfix.shape_{number}", dtype=np.int64)

@@ -202,3 +202,48 @@ def test_the_changed_parameters_make_the_module_compute_what_the_repaired_file_d
     np.testing.assert_allclose(found, expected, atol=1e-5)
     before = next(iter(open_model(model).run({"input": x}).values()))
     assert np.abs(before - expected).max() > 1e-2, "the repair must be seen"
+
+
+def test_copies_of_samples_are_no_evidence(harmed, open_model):
+    few = samples(12)
+    alone = repair_model(harmed, [{"input": few}], open_model, QUICK)
+    copied = repair_model(harmed, [{"input": np.tile(few, (20, 1))}], open_model, QUICK)
+    assert copied.model.SerializeToString() == alone.model.SerializeToString()
+    assert "228 of 240 samples were left out: they are copies of others" in copied.report.warnings
+    with pytest.raises(CheckFailedError, match="give 128 samples or more"):
+        repair_model(with_wrong_statistics(harmed), [{"input": np.tile(samples(64), (4, 1))}], open_model, QUICK)
+
+
+def test_few_samples_judge_what_was_fitted_to_others(parse, open_model):
+    """The mean of a network that is linear behind its noise is the deployed one: every change is for the worse."""
+    repaired = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(400, 6)).astype(np.float32)
+        w = rng.normal(size=(6, 16)).astype(np.float32)
+        z = np.maximum(x @ w, 0)
+        noisy = z * (rng.random(z.shape) < 0.5) * 2
+        given = {
+            "w": w,
+            "ratio": np.array(0.5, np.float32),
+            "off": np.array(False),
+            "g": np.ones(16, np.float32),
+            "b": np.zeros(16, np.float32),
+            "m": noisy.mean(axis=0),
+            "v": noisy.var(axis=0),
+            "u": rng.normal(size=(16, 2)).astype(np.float32),
+        }
+        body = """(float[N, 6] x) => (float[N, 2] y) { a = MatMul (x, w)  r = Relu (a)  d = Dropout (r, ratio, off)
+            n = BatchNormalization (d, g, b, m, v)  y = MatMul (n, u) }"""
+        batches = [{"x": x[:14]}]
+        report = repair_model(parse(body, given), batches, open_model, replace(QUICK, method="match")).report
+        repaired += report.method != "none"
+    assert repaired <= 2, "at a level of 2.5 %"
+
+
+def test_what_is_damaged_and_stays_so_is_no_pass(harmed, open_model):
+    report = repair_model(harmed, [{"input": samples(5)}], open_model, QUICK).report
+    status, sentence = judge(report)
+    assert report.method == "none"
+    assert status == "WARN"
+    assert sentence.startswith(f"Damaged (R = {report.severity.ratio:.2f}) and not repaired: 5 samples can't tell")

@@ -50,9 +50,9 @@ def test_the_tests_are_mcnemar_and_that_of_the_mean_difference(open_model):
     assert classes.is_better(before, after)
     assert not classes.is_worse(before, after)
     rng = np.random.default_rng(1)
-    errors, found = -rng.random(40), -rng.random(40) - 0.3
+    errors, found = -rng.random(400), -rng.random(400) - 0.1
     moved = found - errors
-    z = abs(moved.mean()) / (moved.std(ddof=1) / np.sqrt(40))
+    z = abs(moved.mean()) / (moved.std(ddof=1) / np.sqrt(400))
     numbers = judge_of(X, open_model)
     assert numbers.p_value(errors, found) == pytest.approx(2 * scipy.stats.norm.sf(z))
     assert numbers.is_worse(errors, found)
@@ -64,3 +64,20 @@ def test_each_half_is_scored_by_the_choice_of_the_other():
     # The even samples prefer a, which has 0 and 0 on the odd ones; the odd ones prefer b, with 0 and 0 on the even ones.
     np.testing.assert_array_equal(cross_fitted(scores), np.zeros(4))
     np.testing.assert_array_equal(cross_fitted({"a": scores["a"]}), scores["a"])
+
+
+def test_a_handful_of_labels_tells_nothing(open_model):
+    numbers = judge_of(X, open_model)
+    for count in (1, 2, 7):
+        assert numbers.p_value(np.zeros(count), np.ones(count)) == 1.0
+    assert numbers.p_value(np.zeros(8), np.ones(8)) == pytest.approx(2 / 2**8)
+    rng = np.random.default_rng(3)  # under the hypothesis it is uniform
+    found = [numbers.p_value(np.zeros(20), rng.normal(size=20)) for _ in range(300)]
+    assert np.mean(np.less(found, 0.05)) == pytest.approx(0.05, abs=0.04)
+
+
+def test_labels_that_are_not_finite_are_refused(model, open_model):
+    targets = X.copy()
+    targets[3, 1] = np.nan
+    with pytest.raises(DataError, match="labels that are not finite"):
+        judge_of(targets, open_model).scores(model)

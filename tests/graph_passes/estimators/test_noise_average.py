@@ -194,3 +194,39 @@ def test_the_graph_is_not_changed(parse, open_model):
     draws_of(graph, RNG.normal(size=(9, 4)).astype(np.float32), open_model, 2)
     assert [(node.op, [tensor.name for tensor in node.inputs]) for node in graph.nodes] == before
     assert graph.outputs[0].inputs[0].op == "MatMul"
+
+
+def test_a_network_in_float64_has_its_noise_in_float64(parse, open_model):
+    body = "(double[N, 4] x) => (double[N, 3] y) { d = Dropout (x, ratio, off) y = MatMul (d, w) }"
+    graph = import_graph(parse(body, weights(dtype=np.float64)))
+    found = draws_of(graph, RNG.normal(size=(6, 4)), open_model, 4)
+    assert found.dtype == np.float64
+    assert found.std(axis=0).min() > 0
+
+
+def test_a_mask_that_is_read_is_true_where_the_data_is_kept(parse, open_model):
+    body = """(float[N, 4] x) => (float[N, 4] y, float[N, 4] z)
+    { d, m = Dropout (x, ratio, off)  y = Identity (d)  z = Cast <to: int = 1> (m) }"""
+    graph = import_graph(parse(body, {k: v for k, v in weights().items() if k != "w"}))
+    x = RNG.normal(size=(50, 4)).astype(np.float32)
+    kept, mask = (draws_of(graph, x, open_model, 1, output=name) for name in ("y", "z"))
+    np.testing.assert_array_equal(kept != 0, mask == 1)
+    assert 0 < mask.mean() < 1
+
+
+def test_outputs_that_do_not_hold_the_samples_are_left_out(parse, open_model):
+    body = """(float[N, 4] x) => (float[N, 4] y, float s, int64[2] n, int64[K, 2] i, float[M, 4] rows)
+    { y = Relu (x)  s = ReduceSum <keepdims: int = 0> (x)  n = Shape (x)  t = NonZero (y)
+      i = Transpose (t)  rows = Concat <axis: int = 0> (y, y) }"""
+    graph = import_graph(parse(body, {}))
+    samples = SampleSet.of([{"x": RNG.normal(size=(50, 4)).astype(np.float32)}])
+    assert set(run_deployed(graph, samples, open_model)) == {"y", "rows"}
+
+
+def test_sequences_beside_the_noise_are_no_obstacle(parse, open_model):
+    body = """(float[N, 4] x) => (float[N, 2] y)
+    { d = Dropout (x, ratio, off)  s = SplitToSequence <axis: int = 1> (d, two)  y = SequenceAt (s, one) }"""
+    given = {k: v for k, v in weights().items() if k != "w"} | {"two": np.array(2), "one": np.array(1)}
+    graph = import_graph(parse(body, given))
+    x = RNG.normal(size=(9, 4)).astype(np.float32)
+    assert draws_of(graph, x, open_model, 3).shape == (3, 9, 2)

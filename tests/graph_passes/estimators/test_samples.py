@@ -87,3 +87,22 @@ def test_one_in_three_is_held_out_and_none_of_two():
 def test_no_samples_are_refused():
     with pytest.raises(DataError, match="empty"):
         SampleSet.of([])
+
+
+def test_a_copy_is_left_out_and_counted():
+    rows = make_rows(20)
+    doubled = {name: np.concatenate([array, array[:7]]) for name, array in rows.items()}
+    found = SampleSet.of([doubled]).without_copies()
+    assert_equal(found, SampleSet.of([rows]))
+    assert found.copies == 7
+    assert found.warnings == ("7 of 27 samples were left out: they are copies of others",)
+    assert SampleSet.of([rows]).without_copies().warnings == ()
+
+
+@pytest.mark.parametrize(("own", "copies", "left"), [(20, 4, 16), (3, 5, 8), (16, 0, 16)])
+def test_a_graph_of_one_batch_size_keeps_whole_batches(own, copies, left):
+    rows = make_rows(own)
+    some = {name: np.concatenate([array, array[np.arange(copies) % own]]) for name, array in rows.items()}
+    found = SampleSet.of([some], 8).without_copies(8)
+    assert len(found) == left
+    assert {len(batch["x"]) for batch in found.batches} == {8}

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from vsfix.graph_passes.errors import DataError
+from vsfix.graph_passes.errors import DataError, UncomparableError
 from vsfix.graph_passes.estimators.divergence import Meaning, NoisyOutputs, OutputKind
 from vsfix.graph_passes.estimators.noise_average import NoiseAverage, run_deployed
 from vsfix.graph_passes.estimators.samples import SampleSet
@@ -181,3 +181,25 @@ def test_the_level_is_kept_under_the_null(skewed):
     assert np.mean(values < 0.025) < 0.05
     shifted = np.array([sign_flip_p_value(row - 1) for row in d[:100]])
     assert np.mean(shifted < 0.025) > 0.5, "a true gain must be seen"
+
+
+def test_an_output_that_no_noise_reaches_is_not_compared(parse, open_model):
+    body = """(float[N, 4] x) => (float[N, 4] y, float[N, 4] z)
+    { d = Dropout (x, ratio, off)  y = Mul (d, d)  z = Relu (x) }"""
+    graph = import_graph(parse(body, {"ratio": np.array(0.3, np.float32), "off": np.array(False)}))
+    samples = SampleSet.of([{"x": RNG.uniform(0.5, 1.5, (40, 4)).astype(np.float32)}])
+    collector = DrawCollector({name: OutputReader(VALUES, None) for name in "yz"}, 8, len(samples))
+    sizes = dict(zip(samples.first, (len(batch["x"]) for batch in samples.batches), strict=True))
+    for run in NoiseAverage(graph, samples, open_model).runs(range(8)):
+        collector.add(run.draw, run.first, sizes[run.first], run.arrays)
+    reference = collector.reference()
+    assert list(reference.outputs) == ["y"]
+    outputs = run_deployed(graph, samples, open_model)
+    rounded = {**outputs, "z": outputs["z"] * np.float32(1 + 1e-6)}  # as another fusion would
+    assert reference.severity(rounded).ratio == reference.severity(outputs).ratio < 2
+    only = DrawCollector({"z": OutputReader(VALUES, None)}, 8, len(samples))
+    for run in NoiseAverage(graph, samples, open_model).runs(range(8)):
+        only.add(run.draw, run.first, sizes[run.first], run.arrays)
+    silent = only.reference()
+    with pytest.raises(UncomparableError, match="the noise changes no output"):
+        silent.severity(outputs)
