@@ -83,9 +83,10 @@ def repair_model(
     graph = prepared.graph
     require_statistics(graph)
     choice = choose_method(prepared, batches, open_model, config)
+    unchanged = graph.copy()
     edited = edit_parameters(prepared, choice, batches, open_model, config, judged_on, judge)
     before, after = edited.before, inspect_graph(graph, edited.judges, open_model)
-    statistics = changed_parameters(prepared, edited)
+    changed = changed_parameters(prepared, unchanged, edited)
     unfolded = export_model(graph, model)
     fold = FoldBatchNorm(forward=config.number_type not in QUANTIZED)
     clean = PassPipeline([RemoveMarkers(), RemoveIdentities(), *([fold] if config.fold else [])])
@@ -116,7 +117,8 @@ def repair_model(
         **_averaged(edited.averaging),
     )
     runnable = final if cast is None else cast.runnable
-    return Repair(final if cast is None else cast.model, unfolded, runnable, report, statistics)
+    written = final if cast is None else cast.model
+    return Repair(written, unfolded, runnable, report, changed.arrays, changed.not_carried())
 
 
 def needs_batch_norms(model: onnx.ModelProto, config: RepairConfig) -> bool:
@@ -183,7 +185,7 @@ def _warnings(prepared: PreparedModel, choice: MethodChoice, edited: Edited, con
     if config.number_type == TENSOR_FLOAT:
         told = "tf32 is no type of a file: it holds float32; build it with `vsfix build --precision tf32`"
         warnings = (*warnings, told)
-    if edited.method not in AVERAGED and 0 < edited.samples < FEW_SAMPLES:
+    if edited.method not in (*AVERAGED, "none") and 0 < edited.samples < FEW_SAMPLES:
         few = f"the repair rests on {edited.samples} samples; its statistics are surer from {FEW_SAMPLES} on"
         return (*warnings, few)
     return warnings

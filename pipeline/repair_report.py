@@ -109,6 +109,7 @@ class Repair:
         report: what was done.
         statistics: everything that changed by state_dict name: `<module>.weight`, `.bias`, and of a BatchNorm
             `.running_mean` and `.running_var`.
+        not_carried: what changed and has no such name, one sentence each, for whoever asks for the statistics.
     """
 
     model: onnx.ModelProto = field(repr=False)
@@ -116,3 +117,4 @@ class Repair:
     runnable: onnx.ModelProto = field(repr=False)
     report: RepairReport
     statistics: Mapping[str, Array] = field(repr=False)
+    not_carried: tuple[str, ...] = ()
