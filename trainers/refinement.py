@@ -34,6 +34,7 @@ from .refinement_samples import SampledNetwork, Samples
 
 _EVALUATE_EVERY = 10  # steps
 _LEAST_GAIN = 1e-9  # of the loss, in nats or in units of the noise: what is less than that is rounding
+_FEW = 4096  # numbers of an output, for one sample
 _TINY = 1e-12  # of a probability
 _ROUNDING = 1e-3  # of a probability, in half precision
 
@@ -47,9 +48,12 @@ class Target:
             1), `log-softmax` (their logarithms), `probabilities` (independent of each other, as of a sigmoid),
             `sigmoid-logits` (before the sigmoid), or `values`.
         axis: of the classes; of no meaning for the last three kinds.
-        mean: over the passes with the noise on, in the shape of the output, (N, ...); of probabilities for every kind
-            but `values`.
+        mean: over the passes with the noise on, in the shape of the output, (N, ...), or (N rows, ...) where a sample
+            has several rows, which are adjacent; of probabilities for every kind but `values`. Where positions are
+            chosen, (N, P), and (N, P, classes) of scores of classes.
         variance: of `values`: s2, the mean noise variance of the output.
+        chosen: the P positions of a sample that count, numbered through its rows and all axes but that of the classes;
+            None for all.
 
     Raises:
         InputError: another kind, an axis that is not there, a mean that is none of probabilities, or a variance that is
@@ -60,12 +64,14 @@ class Target:
     axis: int
     mean: Array
     variance: float = 1.0
+    chosen: Array | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in _DIVERGENCES:
             raise InputError(f"the kind of a target: '{self.kind}' is none of {', '.join(_DIVERGENCES)}")
         rank = self.mean.ndim
-        if rank < 1 or (self.kind in _OF_CLASSES and not (0 < self.axis < rank or -rank < self.axis < 0)):
+        is_there = 0 < self.axis < rank or -rank < self.axis < 0 or (self.chosen is not None and self.axis != 0)
+        if rank < 1 or (self.kind in _OF_CLASSES and not is_there):
             raise InputError(f"the classes of a target can't be on axis {self.axis} of shape {self.mean.shape}")
         if self.kind != "values" and (np.any(self.mean < -_ROUNDING) or np.any(self.mean > 1 + _ROUNDING)):
             raise InputError(f"the mean of a target of kind '{self.kind}' must be of probabilities")
@@ -134,8 +140,8 @@ def refine(
     Args:
         model: in inference form; evaluated with its noise off and its stored statistics. Not changed.
         free: names of initializers that may change, each with the unit in which it is changed, of its shape.
-        inputs: by name, the samples first, at least 2 of them, in an order that says nothing; what has no axis is the
-            same for all of them.
+        inputs: by name, the samples first, N of them and at least 2, in an order that says nothing; what has no axis is
+            the same for all of them.
         targets: by the name of the output; outputs without one don't count.
         config: how.
 
@@ -205,26 +211,49 @@ def _descend(
 def divergence(output: torch.Tensor, target: Target, mean: torch.Tensor) -> torch.Tensor:
     """D of an output from its target, the mean over samples and positions, a float64 scalar.
 
+    It is computed in float64 where a sample has few numbers, else in the precision of the output.
+
     Args:
-        output: of some samples, (n, ...).
-        target: the kind, the axis and the variance.
-        mean: of the target, of the same samples and shape, float64.
+        output: of some samples, (n, ...), or (n rows, ...).
+        target: the kind, the axis, the variance, and the positions that count.
+        mean: of the target, of the same samples: of the same shape, or of its chosen positions.
 
     Raises:
         DataError: the two have different shapes.
     """
+    axis = target.axis
+    if target.chosen is not None:
+        output, axis = _at_chosen(output, target, len(mean)), -1
     if output.shape != mean.shape:
         raise DataError(f"an output of shape {tuple(output.shape)} has a target of shape {tuple(mean.shape)}")
-    return _DIVERGENCES[target.kind](output.double(), target, mean).mean()
+    if output.numel() <= _FEW * len(output):
+        output = output.double()
+    elif output.dtype in (torch.float16, torch.bfloat16):
+        output = output.float()
+    each = _DIVERGENCES[target.kind](output, mean.to(output.dtype), axis)
+    return each.mean(dtype=torch.float64) / (target.variance if target.kind == "values" else 1.0)
+
+
+def _at_chosen(output: torch.Tensor, target: Target, samples: int) -> torch.Tensor:
+    """The positions of an output that count, (n, P), or (n, P, classes)."""
+    assert target.chosen is not None
+    sides = [samples, -1]
+    if target.kind in _OF_CLASSES:
+        output = output.movedim(target.axis, -1)
+        sides.append(output.shape[-1])
+    last = int(target.chosen.max(initial=0))
+    if len(output) % samples or last * samples >= math.prod(output.shape) // math.prod(sides[2:]):
+        raise DataError(f"an output of shape {tuple(output.shape)} has no position {last} of {samples} samples")
+    return output.reshape(sides).index_select(1, torch.from_numpy(target.chosen))
 
 
 def _of_classes(log_q: Callable[[torch.Tensor, int], torch.Tensor]) -> _Divergence:
     """KL(t || q), given how log q follows from the output."""
 
-    def evaluate(output: torch.Tensor, target: Target, mean: torch.Tensor) -> torch.Tensor:
+    def evaluate(output: torch.Tensor, mean: torch.Tensor, axis: int) -> torch.Tensor:
         t = mean.clamp(min=0)
-        crossed = torch.where(t > 0, t * log_q(output, target.axis), 0.0)  # 0 too where a class is masked: log q = -inf
-        return (torch.xlogy(t, t) - crossed).sum(target.axis)
+        crossed = torch.where(t > 0, t * log_q(output, axis), 0.0)  # 0 too where a class is masked: log q = -inf
+        return (torch.xlogy(t, t) - crossed).sum(axis)
 
     return evaluate
 
@@ -232,7 +261,7 @@ def _of_classes(log_q: Callable[[torch.Tensor, int], torch.Tensor]) -> _Divergen
 def _of_probabilities(log_chances: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> _Divergence:
     """The KL divergence of each probability and its complement, given how their logarithms follow from the output."""
 
-    def evaluate(output: torch.Tensor, target: Target, mean: torch.Tensor) -> torch.Tensor:
+    def evaluate(output: torch.Tensor, mean: torch.Tensor, axis: int) -> torch.Tensor:
         log_q, log_not_q = log_chances(output)
         t = mean.clamp(0, 1)
         rest = 1 - t
@@ -241,15 +270,15 @@ def _of_probabilities(log_chances: Callable[[torch.Tensor], tuple[torch.Tensor, 
     return evaluate
 
 
-def _of_values(output: torch.Tensor, target: Target, mean: torch.Tensor) -> torch.Tensor:
-    return (output - mean).square() / target.variance
+def _of_values(output: torch.Tensor, mean: torch.Tensor, axis: int) -> torch.Tensor:
+    return (output - mean).square()
 
 
 def _log(q: torch.Tensor) -> torch.Tensor:
     return q.clamp(min=_TINY).log()
 
 
-_Divergence = Callable[[torch.Tensor, Target, torch.Tensor], torch.Tensor]
+_Divergence = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 _OF_CLASSES: Mapping[str, _Divergence] = {
     "logits": _of_classes(lambda y, axis: torch.log_softmax(y, axis)),
     "softmax": _of_classes(lambda y, axis: _log(y)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from itertools import chain
 
 import numpy as np
 import onnx
@@ -25,7 +24,8 @@ class Samples:
 
     Args:
         inputs: by name, (N, ...); what has no axis is the same for all samples.
-        means: by the name of the output, (N, ...).
+        means: by the name of the output, (N, ...), or (N rows, ...) where each sample has several rows, which are
+            adjacent.
 
     Raises:
         DataError: other numbers of samples, fewer than 2, or a mean that is not finite.
@@ -33,15 +33,16 @@ class Samples:
 
     def __init__(self, inputs: Mapping[str, Array], means: Mapping[str, Array]) -> None:
         self._inputs = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
-        self._means = {name: torch.from_numpy(mean.astype(np.float64)) for name, mean in means.items()}
-        counts = {len(tensor) for tensor in chain(self._inputs.values(), self._means.values()) if tensor.dim()}
-        if len(counts) != 1 or min(counts) < 2:
-            raise DataError(
-                f"refinement: inputs and targets have {sorted(counts)} samples; all need one number, 2 at least"
-            )
+        counts = {len(tensor) for tensor in self._inputs.values() if tensor.dim()}
+        lengths = {len(mean) for mean in means.values()}
+        count = max(counts, default=0)
+        if len(counts) != 1 or count < 2 or any(length == 0 or length % count for length in lengths):
+            found = sorted(counts | lengths)
+            raise DataError(f"refinement: inputs and targets have {found} samples; all need one number, 2 at least")
+        self._means = {name: torch.from_numpy(np.array(mean)) for name, mean in means.items()}
         if not all(bool(mean.isfinite().all()) for mean in self._means.values()):
             raise DataError("refinement: a target is not finite")
-        self._count = min(counts)
+        self._count = count
 
     def __len__(self) -> int:
         return self._count
@@ -51,8 +52,8 @@ class Samples:
         return _at(self._inputs, rows)
 
     def means_at(self, rows: Array) -> dict[str, torch.Tensor]:
-        """The means of the targets of some samples."""
-        return _at(self._means, rows)
+        """The means of the targets of some samples, all of their rows."""
+        return {name: _rows_at(mean, rows, self._count) for name, mean in self._means.items()}
 
 
 class SampledNetwork:
@@ -82,7 +83,8 @@ class SampledNetwork:
         count = max(len(tensor) for tensor in inputs.values() if tensor.dim())
         filled = np.arange(count + -count % self._fixed).clip(max=count - 1)  # the last sample fills the last run
         parts = [self._run(_at(inputs, rows), parameters) for rows in filled.reshape(-1, self._fixed)]
-        return {name: torch.cat([part[name] for part in parts])[:count] for name in parts[0]}
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {name: y[: len(y) // len(filled) * count] for name, y in joined.items()}
 
     def _run(self, inputs: Tensors, parameters: Tensors) -> dict[str, torch.Tensor]:
         outputs: dict[str, torch.Tensor] = self._module(inputs, parameters=parameters, moments=False).outputs
@@ -107,3 +109,9 @@ def _at(tensors: Tensors, rows: Array) -> dict[str, torch.Tensor]:
     """Some samples of each; what has no axis is the same for all of them."""
     places = torch.from_numpy(rows)
     return {name: tensor[places] if tensor.dim() else tensor for name, tensor in tensors.items()}
+
+
+def _rows_at(tensor: torch.Tensor, samples: Array, count: int) -> torch.Tensor:
+    """The rows of some of `count` samples, each of which has as many, one behind the other."""
+    by_sample = tensor.reshape(count, len(tensor) // count, *tensor.shape[1:])
+    return by_sample[torch.from_numpy(samples)].flatten(0, 1)

@@ -343,6 +343,77 @@ def test_a_free_constant_that_others_depend_on_is_not_computed_beforehand(inputs
     torch.testing.assert_close(module(x).outputs["y"].double(), outputs_of(model, inputs))
 
 
+@pytest.mark.parametrize("batch", ["n", "5"])
+@pytest.mark.parametrize("kind", ["logits", "values"])
+def test_several_rows_of_a_sample_are_what_positions_of_it_are(kind: str, batch: str, inputs: dict[str, Any]) -> None:
+    """Each sample is two rows, its own and one of half its size; the positions that are chosen run through both."""
+    model, plain = network(kind, batch, tail="rows"), network(kind)
+    nodes = model.graph.node
+    nodes.insert(0, helper.make_node("Mul", ["x", "sizes"], ["both"]))
+    nodes.insert(0, helper.make_node("Reshape", ["whole", "pairs"], ["x"]))
+    nodes.insert(2, helper.make_node("Reshape", ["both", "flat"], ["rows_in"]))
+    next(node for node in nodes if node.output[0] == "h").input[0] = "rows_in"
+    nodes.append(helper.make_node("Reshape", ["y", "last_shape"], ["rows"]))
+    model.graph.input[0].name = "whole"
+    constants = {
+        "sizes": np.array([1, 0.5], np.float32).reshape(1, 2, 1),
+        "pairs": np.array([-1, 1, FEATURES]),
+        "flat": np.array([10 if batch == "5" else -1, FEATURES]),
+        "last_shape": np.array([-1, CLASSES]),
+    }
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "m"
+    truth = with_values(plain, g=TRUE_SCALE)
+    pair = [target_of(kind, truth, {"x": scale * inputs["x"]}).mean for scale in (np.float32(1), np.float32(0.5))]
+    mean = np.stack(pair, axis=1)
+    whole = {"whole": inputs["x"]}
+    rows = refine(model, STEP, whole, {"rows": Target(kind, 1, mean.reshape(-1, CLASSES))}, FAST)
+    assert min(rows.losses) < 0.1 * rows.losses[0]
+    chosen = np.arange(2 if kind == "logits" else 2 * CLASSES)
+    chosen_mean = mean if kind == "logits" else mean.reshape(N, -1)
+    positions = refine(model, STEP, whole, {"rows": Target(kind, 1, chosen_mean, chosen=chosen)}, FAST)
+    np.testing.assert_allclose(positions.losses, rows.losses, rtol=1e-6)
+    first = refine(model, STEP, whole, {"rows": Target(kind, 1, chosen_mean[:, :1], chosen=chosen[:1])}, FAST)
+    if kind == "logits":
+        alone = refine(plain, STEP, inputs, {"y": Target(kind, 1, pair[0])}, FAST)
+        np.testing.assert_allclose(first.losses, alone.losses, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_divergence_of_a_large_output_keeps_its_precision(kind: str) -> None:
+    """In float32, classes in front of the positions: at all of them, and at those that are chosen."""
+    rng = np.random.default_rng(3)
+    scores, noisy = (torch.from_numpy(rng.standard_normal((3, CLASSES, 50, 50))) for _ in range(2))
+    forms = {
+        "softmax": lambda y: y.softmax(1),
+        "log-softmax": lambda y: y.log_softmax(1),
+        "probabilities": torch.sigmoid,
+    }
+    means = {"probabilities": torch.sigmoid, "sigmoid-logits": torch.sigmoid, "values": lambda y: y}
+    output, mean = forms.get(kind, lambda y: y)(scores), means.get(kind, lambda y: y.softmax(1))(noisy)
+    target = Target(kind, 1, mean.numpy(), 0.3)
+    exact = [float(divergence(output[i : i + 1, :, :20, :50], target, mean[i : i + 1, :, :20, :50])) for i in range(3)]
+    assert float(divergence(output[..., :20, :].float(), target, mean[..., :20, :])) == pytest.approx(np.mean(exact))
+    whole = divergence(output, target, mean)
+    large = divergence(output.float().requires_grad_(), target, mean.float())
+    assert large.dtype == torch.float64
+    assert float(large.detach()) == pytest.approx(float(whole), rel=1e-5)
+    classes = kind in ("logits", "softmax", "log-softmax")
+    places = np.arange(0, 2500 if classes else 2500 * CLASSES, 7)
+    part = mean.flatten(2).movedim(1, 2)[:, places] if classes else mean.flatten(1)[:, places]
+    moved = output.flatten(2).movedim(1, 2)[:, places] if classes else output.flatten(1)[:, places]
+    chosen = divergence(output, Target(kind, 1, part.numpy(), 0.3, places), part)
+    assert float(chosen) == pytest.approx(float(divergence(moved, Target(kind, -1, part.numpy(), 0.3), part)))
+
+
+def test_positions_that_are_not_there_are_refused() -> None:
+    target = Target("values", 0, np.zeros((2, 1)), chosen=np.array([6]))
+    with pytest.raises(DataError, match="no position 6 of 2 samples"):
+        divergence(torch.zeros(4, 3), target, torch.zeros(2, 1))
+    with pytest.raises(DataError, match="of 2 samples"):
+        divergence(torch.zeros(3, 30), target, torch.zeros(2, 1))
+
+
 def test_a_free_name_that_is_not_there_is_refused(inputs: dict[str, Any]) -> None:
     model = network("values")
     target = {"y": target_of("values", model, inputs)}
