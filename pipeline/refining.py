@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vsfix.graph_passes.errors import ModelError
+from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.estimators.divergence import Meaning
 from vsfix.graph_passes.estimators.units import FoundParameters, find_units, insert_affine
 from vsfix.graph_passes.inference import Array
@@ -18,12 +19,16 @@ from .noise_study import NoiseStudy, multiply_adds
 from .preparation import PreparedModel
 from .repair_config import RepairConfig
 
+if TYPE_CHECKING:  # torch may not be there
+    from vsfix.trainers.refinement import Target
+
 STEPS = (100, 2000)  # of a network that costs much, and of one that costs next to nothing
 CHEAP = 2e11  # multiplications of all steps, up to which more than the fewest are made
 BATCH = 64
 LARGEST_COST = 4e12  # multiplications of all steps; two minutes or so on one core
 SMALL_STEP = 1e10  # multiplications; below it several threads wait for each other longer than they compute
 _BACKWARD = 3  # a step costs a forward and twice as much again
+_LOSS = 50  # multiplications in the time that a step takes for one number that is compared
 
 
 def refusal(study: NoiseStudy, config: RepairConfig) -> str | None:
@@ -35,21 +40,22 @@ def refusal(study: NoiseStudy, config: RepairConfig) -> str | None:
     except ImportError:
         return "nothing was refined: that needs torch; run: pip install 'vsfix[train]'"
     if config.refine is None:
-        cost = _steps(study) * _step_cost(study)
+        cost = steps_of(study) * _step_cost(study)
         if cost > LARGEST_COST:
             return f"nothing was refined: its steps take {cost:.1g} multiplications; --refine does it all the same"
     return None
 
 
-def _steps(study: NoiseStudy) -> int:
+def steps_of(study: NoiseStudy) -> int:
     """How many steps of Adam, by a rule that depends on the graph and the samples alone."""
     return int(np.clip(CHEAP / max(_step_cost(study), 1.0), *STEPS))
 
 
 def _step_cost(study: NoiseStudy) -> float:
-    """The multiplications of one step."""
+    """The multiplications of one step, and what its outputs cost, in multiplications."""
     one = multiply_adds(study.graph, study.average.shapes) / study.first_size
-    return _BACKWARD * min(BATCH, len(study.samples)) * one
+    compared = sum(noisy.draws[0, 0].size for noisy in study.reference.outputs.values())
+    return float(min(BATCH, len(study.samples)) * (_BACKWARD * one + _LOSS * compared))
 
 
 @contextmanager
@@ -80,7 +86,7 @@ def refine_units(
     Returns:
         What was found, by the name of the unit; a sentence where the graph can't be differentiated.
     """
-    from vsfix.trainers.refinement import RefinementConfig, Target, refine
+    from vsfix.trainers.refinement import RefinementConfig, refine
 
     graph = study.written(start)
     chosen = {unit.name for unit in study.units}
@@ -94,22 +100,16 @@ def refine_units(
         if not affine.unit.is_last:
             units_of_steps[affine.scale.name] = np.ones(affine.scale.shape)
         units_of_steps[affine.shift.name] = spread.reshape(affine.shift.shape)
-    targets = {
-        name: Target(
-            _kind(noisy.kind.meaning, noisy.kind.form), noisy.kind.axis, study.mean_of(name), _variance(study, name)
-        )
-        for name, noisy in study.reference.outputs.items()
-    }
     try:
         with _threads(study):
             refined = refine(
                 export_model(graph, prepared.source),
                 units_of_steps,
                 study.samples.joined(),
-                targets,
-                RefinementConfig(steps=_steps(study), batch_size=BATCH, seed=config.seed),
+                {name: _target(study, name) for name in study.reference.outputs},
+                RefinementConfig(steps=steps_of(study), batch_size=BATCH, seed=config.seed),
             )
-    except ModelError as error:  # it can't be differentiated, or not on these samples
+    except InputError as error:  # it can't be differentiated, or not on these samples, or its outputs don't hold them
         return f"the match was not refined: {error}"
     found: dict[str, FoundParameters] = {}
     for affine in free:
@@ -121,6 +121,19 @@ def refine_units(
             a, b = np.where(a > 0, a, 1.0), np.where(a > 0, b, 0.0)
         found[unit.name] = FoundParameters(a * earlier.scale, a * earlier.shift + b)
     return found
+
+
+def _target(study: NoiseStudy, name: str) -> Target:
+    """What an output should be, at the positions that are compared."""
+    from vsfix.trainers.refinement import Target
+
+    noisy, chosen = study.reference.outputs[name], study.reference.readers[name].chosen
+    kind = _kind(noisy.kind.meaning, noisy.kind.form)
+    if chosen is None:
+        return Target(kind, noisy.kind.axis, study.mean_of(name), _variance(study, name))
+    mean = noisy.mean.astype(np.float32)  # (N, P, classes), the last of one element where there are none
+    mean = mean if noisy.kind.meaning is Meaning.CLASSES else mean[..., 0]
+    return Target(kind, noisy.kind.axis, mean, _variance(study, name), chosen)
 
 
 def _spread(study: NoiseStudy, name: str, channels: int) -> Array:
