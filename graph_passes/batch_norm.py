@@ -265,13 +265,14 @@ def _read(graph: gs.Graph, node: gs.Node) -> Parameters | str:
 
 def read_parameters(node: gs.Node) -> Parameters | str:
     """Gamma, beta, mean and var of a BatchNormalization in inference form, or the reason why they can't be had."""
-    if node.attrs.get("spatial", 1) == 0:
-        return "it has a statistic for each position (spatial = 0)"
     gamma, beta, mean, variance = (constant_behind(tensor) for tensor in node.inputs[1:5])
     if gamma is None or beta is None or mean is None or variance is None:
         computed = next(tensor.name for tensor in node.inputs[1:5] if constant_behind(tensor) is None)
         return f"its parameters must be constants, but '{computed}' is computed by the graph"
     parameters = (gamma, beta, mean, variance)
+    # spatial = 0 (before opset 9) means a statistic for each position; where there is one for each channel, nothing.
+    if node.attrs.get("spatial", 1) == 0 and any(len(constant.shape) > 1 for constant in parameters):
+        return "it has a statistic for each position (spatial = 0)"
     if len({prod(constant.shape) for constant in parameters}) > 1:
         return "its parameters are not of the same length"
     return parameters

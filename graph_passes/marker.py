@@ -70,7 +70,8 @@ def write_marker(name: str, noise: Noise, data: Tensor, output: gs.Variable) -> 
 def read_marker(node: gs.Node) -> Noise | None:
     """The noise that `node` marks, or None where it is no marker.
 
-    A ratio of 0 is no noise, and so no marker. Dropout before opset 12 (ratio as an attribute) is read too.
+    A ratio of 0 is no noise, and so no marker. Dropout before opset 12 (ratio as an attribute) is read too. One that is
+    switched off and whose ratio is no constant marks nothing: at inference its ratio has no effect.
 
     Raises:
         ModelError: a Dropout whose ratio can't be read from the file, or a tag that can't be understood.
@@ -83,9 +84,21 @@ def read_marker(node: gs.Node) -> Noise | None:
             noise = Noise.parse(f"{tag['kind']}:{tag['value']}")
         except InputError as error:
             raise ModelError(f"node '{node.name}': the noise tag can't be understood ({error})") from error
+    elif is_switched_off(node) and has_open_ratio(node):
+        return None
     else:
         noise = Noise(NoiseKind.DROPOUT, _ratio(node))
     return noise if noise.value else None
+
+
+def has_open_ratio(node: gs.Node) -> bool:
+    """Whether the ratio of a Dropout is an input of the graph or computed, so that nothing says how much it dropped."""
+    return (
+        "ratio" not in node.attrs
+        and len(node.inputs) > 1
+        and constant_behind(node.inputs[1]) is None
+        and (not node.inputs[1].is_empty())
+    )
 
 
 def is_dropout(node: gs.Node) -> bool:

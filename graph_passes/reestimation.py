@@ -1,13 +1,15 @@
 """exact: the statistics of the calibration set with the noise off, each behind corrected predecessors.
 
-What is written is what the evidence carries (`estimate`), and the BatchNorms behind see that: with many samples it is
-what was measured, with few it is drawn toward what was stored.
+What is written is what was measured, pooled over the whole set, and the BatchNorms behind see that. A channel without a
+usable variance keeps what it stores. The intervals are those of the evidence (`estimate`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from .activation_cache import DEFAULT_MAX_MEMORY
@@ -44,6 +46,12 @@ def exact(
 
     def correct(stored: BatchNorm, real: Moments) -> tuple[Float64Array, Float64Array]:
         estimate = weigh(stored, Evidence.of_reestimation(stored, real))
+        usable = ~estimate.unusable
+        estimate = replace(
+            estimate,
+            mean=np.where(usable, real.mean, stored.mean),
+            variance=np.where(usable, real.variance, stored.variance),
+        )
         estimates[stored.name] = estimate
         return estimate.mean, estimate.variance
 

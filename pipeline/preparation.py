@@ -19,7 +19,7 @@ from vsfix.graph_passes.deployment import deployment_passes
 from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.fold_constants import FoldConstants, ResolveShapes
 from vsfix.graph_passes.graph_pass import PassPipeline
-from vsfix.graph_passes.marker import EXPORT_METADATA_KEY, read_marker
+from vsfix.graph_passes.marker import EXPORT_METADATA_KEY, has_open_ratio, is_dropout, marker_label, read_marker
 from vsfix.graph_passes.model_file import import_graph, read_metadata
 from vsfix.graph_passes.nodes import is_standard, label_of
 from vsfix.graph_passes.noise import Noise
@@ -71,11 +71,14 @@ def prepare_model(
     passes = PassPipeline([ResolveShapes(), *deployment_passes(), RecomposeBatchNorm(), FoldConstants()])
     done = passes(graph)
     warnings = [f"{kept.subject}: {kept.reason}" for kept in (*done.kept, *unreadable_batch_norms(graph))]
+    warnings += [*_open_ratios(graph), *_replaceable(model)]
     inserted = InsertNoise(_sites(noise))(graph)
     if needs_batch_norms and not has_noise(graph):
         require_batch_norms(graph)
     _require_no_draws(graph)
     separate_statistics(graph)
+    for batch_norm in find_batch_norms(graph):
+        batch_norm.node.attrs.pop("spatial", None)  # its statistics are one for each channel, whatever it says
     return PreparedModel(
         source=model,
         graph=graph,
@@ -83,6 +86,27 @@ def prepare_model(
         warnings=tuple(warnings),
         shows_its_noise=EXPORT_METADATA_KEY in read_metadata(model) or bool(noise),
     )
+
+
+def _open_ratios(graph: gs.Graph) -> list[str]:
+    """What is to be said of Dropouts whose ratio is not in the file."""
+    return [
+        f"Dropout '{marker_label(node)}': its ratio is not in the file, so how much it dropped is unknown; say it with "
+        f"--noise '{marker_label(node)}=dropout:RATIO'"
+        for node in graph.nodes
+        if is_dropout(node) and has_open_ratio(node)
+    ]
+
+
+def _replaceable(model: onnx.ModelProto) -> list[str]:
+    """What is to be said of constants that are inputs too, so that a caller may replace them; exporters list all."""
+    inputs = {tensor.name for tensor in model.graph.input}
+    stored = {tensor.name for tensor in model.graph.initializer}
+    both = sorted(inputs & stored)
+    if not both or stored <= inputs or model.ir_version < 4:
+        return []
+    more = f" and {len(both) - 1} more" if len(both) > 1 else ""
+    return [f"'{both[0]}'{more} is an input with a default, which is folded in: the written file takes no other value"]
 
 
 def has_noise(graph: gs.Graph) -> bool:

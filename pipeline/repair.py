@@ -21,6 +21,7 @@ from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
 from vsfix.graph_passes.graph_pass import PassPipeline, PassResult
 from vsfix.graph_passes.inference import OpenModel
 from vsfix.graph_passes.model_file import export_model, read_metadata
+from vsfix.graph_passes.recompose_batch_norm import LeaveChannelsLast
 from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
 from vsfix.graph_passes.typed_batch_norm import check_half_batch_norms, require_statistics
 from vsfix.graph_passes.value_scan import doubtful_constants, require_finite_values
@@ -89,8 +90,9 @@ def repair_model(
     changed = changed_parameters(prepared, unchanged, edited)
     unfolded = export_model(graph, model)
     fold = FoldBatchNorm(forward=config.number_type not in QUANTIZED)
-    clean = PassPipeline([RemoveMarkers(), RemoveIdentities(), *([fold] if config.fold else [])])
+    clean = PassPipeline([RemoveMarkers(), RemoveIdentities(), *([fold, LeaveChannelsLast()] if config.fold else [])])
     clean(graph)
+    graph.cleanup()  # nodes that lead to no output, whoever left them
     final = export_model(graph, model, _metadata(prepared, edited, config))
     inputs, unchecked = _inputs_of_check(unfolded, edited.judges, open_model, config.seed)
     fold_snr_db, amplified = _check_equal(unfolded, final, inputs, open_model, config.seed) if inputs else (None, ())

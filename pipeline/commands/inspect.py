@@ -73,7 +73,7 @@ def command(
     inferred from its statistics. Shift is the variance at inference over the stored variance; 1 is no shift.
     """
     from vsfix.graph_passes.batches import count_samples
-    from vsfix.graph_passes.model_file import read_model
+    from vsfix.graph_passes.model_file import export_model, read_model
     from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
     from vsfix.pipeline.calibration import calibration_batches
     from vsfix.pipeline.console import print_table, require_json_target, write_json
@@ -83,6 +83,7 @@ def command(
     from vsfix.pipeline.inspection_page import write_inspection_page
     from vsfix.pipeline.optimization import MATCHED, input_files
     from vsfix.pipeline.output_file import require_outputs
+    from vsfix.pipeline.preparation import prepare_model
     from vsfix.pipeline.severity_text import severity_sentence
     from vsfix.pipeline.tables import inspection_table
 
@@ -90,6 +91,8 @@ def command(
     require_outputs([html], force=force, inputs=inputs)
     require_json_target(json_path, force=force, inputs=inputs, outputs=[html])
     loaded = read_model(model)
+    # What the data must hold is asked of the prepared model: an input that only switches Dropout is gone from it.
+    deployable = export_model(prepare_model(loaded, noise, needs_batch_norms=False).graph, loaded)
     config = InspectionConfig(noise, parse_output_kinds(output_kinds), seed)
 
     def draw(count: int) -> Sequence[Batch]:
@@ -97,7 +100,7 @@ def command(
         if data is None:
             return []
         return calibration_batches(
-            loaded, data, samples=samples or count, at_most=samples is None, batch_size=batch_size, seed=seed
+            deployable, data, samples=samples or count, at_most=samples is None, batch_size=batch_size, seed=seed
         )
 
     batches = draw(SAMPLES)

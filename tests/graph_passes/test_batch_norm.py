@@ -140,9 +140,9 @@ def test_batch_norms_in_a_body_are_reported(parse):
 
 
 def test_a_statistic_for_each_position_is_reported(parse):
-    model = parse("(float[N, 3] x) => (float[N, 3] y) { y = BatchNormalization (x, g, b, m, v) }", ONES, opset=8)
-    model.graph.node[0].attribute.append(onnx.helper.make_attribute("spatial", 0))
-    graph = import_graph(model)
+    each = {name: np.ones((3, 2), np.float32) for name in ONES}
+    body = "(float[N, 3, 2] x) => (float[N, 3, 2] y) { y = BatchNormalization <spatial: int = 0> (x, g, b, m, v) }"
+    graph = import_graph(parse(body, each, opset=8))
     assert find_batch_norms(graph) == ()
     assert "spatial = 0" in unreadable_batch_norms(graph)[0].reason
 

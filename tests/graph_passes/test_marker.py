@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vsfix.graph_passes.errors import ModelError
-from vsfix.graph_passes.marker import is_switched_off, marker_label, marker_ratio, read_marker, write_marker
+from vsfix.graph_passes.marker import (
+    has_open_ratio,
+    is_switched_off,
+    marker_label,
+    marker_ratio,
+    read_marker,
+    write_marker,
+)
 from vsfix.graph_passes.noise import UOUT_FORMS, Noise, NoiseKind
 
 NOISES = st.builds(Noise, st.sampled_from(NoiseKind), st.floats(0.01, 0.99))
@@ -79,8 +86,12 @@ def test_a_tag_that_means_nothing_is_an_error(name):
         read_marker(gs.Node("Dropout", name, inputs=[gs.Variable("x")], outputs=[gs.Variable("y")]))
 
 
-def test_a_ratio_that_is_computed_is_an_error():
+def test_a_ratio_that_is_computed_has_no_effect_at_inference_and_is_an_error_in_training():
     ratio = gs.Variable("r")
     gs.Node("Sqrt", inputs=[gs.Variable("a")], outputs=[ratio])
+    off = gs.Node("Dropout", "d", inputs=[gs.Variable("x"), ratio], outputs=[gs.Variable("y")])
+    assert read_marker(off) is None
+    assert has_open_ratio(off)
+    on = gs.Constant("t", np.array(True))
     with pytest.raises(ModelError, match="computed by the graph"):
-        read_marker(gs.Node("Dropout", "d", inputs=[gs.Variable("x"), ratio], outputs=[gs.Variable("y")]))
+        read_marker(gs.Node("Dropout", "d", inputs=[gs.Variable("x"), ratio, on], outputs=[gs.Variable("y")]))

@@ -13,8 +13,9 @@ import torch
 
 from vsfix.graph_passes.batch_norm import find_batch_norms
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
+from vsfix.graph_passes.graph_pass import PassPipeline
 from vsfix.graph_passes.model_file import export_model, import_graph
-from vsfix.graph_passes.recompose_batch_norm import RecomposeBatchNorm
+from vsfix.graph_passes.recompose_batch_norm import LeaveChannelsLast, RecomposeBatchNorm
 
 C = 5
 RNG = np.random.default_rng(5)
@@ -366,3 +367,32 @@ def test_a_standardisation_at_the_output_is_no_batch_norm(parse):
     result = RecomposeBatchNorm()(graph)
     assert not result.changed
     assert "says BatchNorm" in result.kept[0].reason
+
+
+@pytest.mark.parametrize("sides", ["N, 4, 5", "N, 4, 3, 5", "N, 4, 3, 2, 5"])
+def test_what_could_not_be_folded_leaves_the_last_axis_without_transposes(sides, open_model):
+    body, letters = SPELLINGS["division"]
+    rank = sides.count(",") + 1
+    model = build(body, constants(letters, (C,)), rank, shape=sides)
+    graph = import_graph(model)
+    PassPipeline([RecomposeBatchNorm(), LeaveChannelsLast()])(graph)
+    after = export_model(graph, model)
+    onnx.checker.check_model(after, full_check=True)
+    operators = [node.op_type for node in after.graph.node]
+    assert operators.count("Transpose") == operators.count("BatchNormalization") == 0
+    assert operators[-2:] == ["Mul", "Add"]
+    x = random_input(model)
+    expected = open_model(model).run({"x": x})["y"]
+    np.testing.assert_allclose(open_model(after).run({"x": x})["y"], expected, rtol=1e-5, atol=1e-5)
+    assert not LeaveChannelsLast()(graph).modified
+
+
+def test_what_is_read_between_the_transposes_keeps_them(parse):
+    body = """(float[N, 4, 5] x) => (float[N, 4, 5] y, float[N, 5, 4] z) {
+        a = Transpose <perm: ints = [0, 2, 1]> (x)
+        b = BatchNormalization (a, g, c, m, v)
+        y = Transpose <perm: ints = [0, 2, 1]> (b)
+        z = Relu (b)
+    }"""
+    graph = import_graph(parse(body, {"g": GAMMA, "c": BETA, "m": MEAN, "v": VAR}))
+    assert not LeaveChannelsLast()(graph).modified
