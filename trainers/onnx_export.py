@@ -58,6 +58,8 @@ class ExportResult:
         unmarked: one description for each noise that the file does not show.
         max_abs_error: the largest difference to torch in any output.
         snr_db: 10 log10(sum ref^2 / sum (ref - out)^2), the lower one of two batch sizes; inf where they are equal.
+        untracked: the name of each BatchNorm module that keeps no statistics (track_running_stats=False) and so
+            normalises each batch by itself, deployed too.
     """
 
     path: Path
@@ -67,6 +69,7 @@ class ExportResult:
     unmarked: tuple[str, ...]
     max_abs_error: float
     snr_db: float
+    untracked: tuple[str, ...] = ()
 
 
 def export_onnx(
@@ -123,7 +126,22 @@ def export_onnx(
     for description in unmarked:
         _logger.warning("%s: the file does not show %s", path, description)
     return ExportResult(
-        path, opset, markers, batch_norms, unmarked, max_abs_error=agreement.max_abs_error, snr_db=agreement.snr_db
+        path,
+        opset,
+        markers,
+        batch_norms,
+        unmarked,
+        max_abs_error=agreement.max_abs_error,
+        snr_db=agreement.snr_db,
+        untracked=_untracked(module),
+    )
+
+
+def _untracked(module: nn.Module) -> tuple[str, ...]:
+    """The names of the BatchNorms without running statistics."""
+    kinds = nn.modules.batchnorm._BatchNorm
+    return tuple(
+        name for name, layer in module.named_modules() if isinstance(layer, kinds) and layer.running_mean is None
     )
 
 

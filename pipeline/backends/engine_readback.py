@@ -154,10 +154,13 @@ def _wanted_by_node(graph: gs.Graph) -> Iterator[tuple[str, _Wanted]]:
             stored = {
                 name: constant_behind(tensor) for name, tensor in zip(("kernel", "bias"), node.inputs[1:], strict=False)
             }
-            # A quantised kernel is computed, from a CONSTANT that is compared as such; its bias is the layer's own.
+            # A quantised kernel is computed, from a CONSTANT that is compared as such; its bias is the layer's own. One
+            # that comes through Identity is a tensor to the parser, which adds it behind the layer.
             floats = {
                 name: constant for name, constant in stored.items() if constant is not None and _float_type(constant)
             }
+            if len(node.inputs) > 2 and any(producer.op == "Identity" for producer in node.inputs[2].inputs):
+                floats.pop("bias", None)
             if floats:
                 yield label, _wanted_kernel(name_of(node), node.op, floats)
 

@@ -62,6 +62,11 @@ def command(
     print_line(f"noise layers marked: {len(result.markers)}")
     for name, noise in result.markers:
         print_line(f"  {name} {noise}")
+    if result.untracked:
+        print_line(
+            f"WARN {len(result.untracked)} BatchNorms keep no statistics ('{result.untracked[0]}' the first, "
+            "track_running_stats=False): the file's answer for a sample depends on the others of its batch"
+        )
     for description in result.unmarked:
         print_line(f"WARN not marked: {description}")
     snr = "exact" if result.snr_db == float("inf") else f"{result.snr_db:.1f} dB"

@@ -157,3 +157,15 @@ def test_the_bias_of_a_quantised_convolution_is_compared(parse, weights):
     conv["bias"][2] *= np.float32(1.001)
     with pytest.raises(CheckFailedError, match=r"bias of 'conv', channel 2, is off by 0\.001"):
         require_read_back(read_back(graph, layers(held)))
+
+
+def test_a_bias_behind_an_identity_is_the_tensor_that_tensorrt_adds(parse, weights):
+    body = """(float[N, 2, 6, 6] x) => (float[N, C, H, W] y) { i = Identity (b) [conv] y = Conv (x, w, i) }"""
+    graph = import_graph(parse(body, {"w": weights["w"], "b": weights["b"]}))
+    conv = {"kernel": weights["w"].copy(), "bias": np.zeros(0, np.float32)}
+    held = {("conv", "CONVOLUTION"): conv, ("b", "CONSTANT"): {"weights": weights["b"].copy()}}
+    result = read_back(graph, layers(held))
+    assert result.status == "PASS"
+    assert ("b", "weights") in [(row.node, row.value) for row in result.rows if row.status == "PASS"]
+    conv["kernel"][0] *= np.float32(1.001)
+    assert read_back(graph, layers(held)).status == "FAIL"

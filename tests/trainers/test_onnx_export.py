@@ -404,3 +404,10 @@ def test_a_file_that_is_worse_than_torch_is_still_refused(tmp_path, monkeypatch)
     with pytest.raises(CheckFailedError, match="departs from torch: SNR"):
         export_onnx(module.eval(), x, tmp_path / "m.onnx")
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_batch_norms_that_keep_no_statistics_are_named(tmp_path):
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.BatchNorm2d(4))
+    result = export_onnx(module.eval(), torch.randn(4, 1, 8, 8), tmp_path / "m.onnx")
+    assert result.untracked == ("1",)
+    assert result.batch_norms == ("2",)
