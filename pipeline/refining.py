@@ -28,7 +28,7 @@ BATCH = 64
 LARGEST_COST = 4e12  # multiplications of all steps; two minutes or so on one core
 SMALL_STEP = 1e10  # multiplications; below it several threads wait for each other longer than they compute
 _BACKWARD = 3  # a step costs a forward and twice as much again
-_LOSS = 50  # multiplications in the time that a step takes for one number that is compared
+_LOSS = 50  # multiplications in the time that a step takes for one number of an output
 
 
 def refusal(study: NoiseStudy, config: RepairConfig) -> str | None:
@@ -54,8 +54,8 @@ def steps_of(study: NoiseStudy) -> int:
 def _step_cost(study: NoiseStudy) -> float:
     """The multiplications of one step, and what its outputs cost, in multiplications."""
     one = multiply_adds(study.graph, study.average.shapes) / study.first_size
-    compared = sum(noisy.draws[0, 0].size for noisy in study.reference.outputs.values())
-    return float(min(BATCH, len(study.samples)) * (_BACKWARD * one + _LOSS * compared))
+    given = sum(study.outputs[name].size for name in study.reference.outputs) / len(study.samples)
+    return float(min(BATCH, len(study.samples)) * (_BACKWARD * one + _LOSS * given))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from vsfix.graph_passes.batches import (
 )
 from vsfix.graph_passes.errors import CheckFailedError, VsfixError
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
-from vsfix.graph_passes.graph_pass import PassPipeline, PassResult
+from vsfix.graph_passes.graph_pass import GraphPass, PassPipeline, PassResult
 from vsfix.graph_passes.inference import OpenModel
 from vsfix.graph_passes.model_file import export_model, read_metadata
 from vsfix.graph_passes.recompose_batch_norm import LeaveChannelsLast
@@ -90,7 +90,8 @@ def repair_model(
     changed = changed_parameters(prepared, unchanged, edited)
     unfolded = export_model(graph, model)
     fold = FoldBatchNorm(forward=config.number_type not in QUANTIZED)
-    clean = PassPipeline([RemoveMarkers(), RemoveIdentities(), *([fold, LeaveChannelsLast()] if config.fold else [])])
+    folds: list[GraphPass] = [fold, LeaveChannelsLast()] if config.fold else []
+    clean = PassPipeline([RemoveMarkers(), RemoveIdentities(), *folds])
     clean(graph)
     graph.cleanup()  # nodes that lead to no output, whoever left them
     final = export_model(graph, model, _metadata(prepared, edited, config))

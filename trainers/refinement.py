@@ -237,14 +237,19 @@ def divergence(output: torch.Tensor, target: Target, mean: torch.Tensor) -> torc
 def _at_chosen(output: torch.Tensor, target: Target, samples: int) -> torch.Tensor:
     """The positions of an output that count, (n, P), or (n, P, classes)."""
     assert target.chosen is not None
-    sides = [samples, -1]
-    if target.kind in _OF_CLASSES:
-        output = output.movedim(target.axis, -1)
-        sides.append(output.shape[-1])
+    axis = target.axis % output.dim() if target.kind in _OF_CLASSES else output.dim()
+    classes = output.shape[axis] if axis < output.dim() else 1
+    behind = math.prod(output.shape[axis + 1 :])
     last = int(target.chosen.max(initial=0))
-    if len(output) % samples or last * samples >= math.prod(output.shape) // math.prod(sides[2:]):
+    if len(output) % samples or last * samples >= output.numel() // classes:
         raise DataError(f"an output of shape {tuple(output.shape)} has no position {last} of {samples} samples")
-    return output.reshape(sides).index_select(1, torch.from_numpy(target.chosen))
+    places = torch.from_numpy(target.chosen)
+    if behind == 1:
+        found = output.reshape(samples, -1, classes).index_select(1, places)
+    else:  # nothing is copied whole where the classes stand in front of all positions
+        in_front = output.reshape(samples, -1, classes, behind).transpose(1, 2).reshape(samples, classes, -1)
+        found = in_front.gather(2, places.expand(samples, classes, -1)).transpose(1, 2)
+    return found if target.kind in _OF_CLASSES else found.squeeze(-1)
 
 
 def _of_classes(log_q: Callable[[torch.Tensor, int], torch.Tensor]) -> _Divergence:

@@ -59,14 +59,20 @@ def test_what_can_not_be_refined_keeps_its_match_and_says_why(tmp_path, open_mod
     assert report.severity_after is not None
 
 
-def study(inner: int, compared: int) -> SimpleNamespace:
-    """64 samples, one layer of `inner` multiplications a sample, `compared` numbers of its output."""
+def study(inner: int, given: int) -> SimpleNamespace:
+    """64 samples, one layer of `inner` multiplications a sample, and an output of `given` numbers."""
     x, y = gs.Variable("x"), gs.Variable("y")
     graph = gs.Graph([gs.Node("MatMul", inputs=[x, gs.Constant("w", np.ones((inner, 1)))], outputs=[y])], [x], [y])
-    noisy = SimpleNamespace(draws=np.empty((2, 64, compared)))
     average = SimpleNamespace(shapes={"x": (64, inner), "y": (64, 1)})
-    reference = SimpleNamespace(outputs={"y": noisy})
-    return SimpleNamespace(graph=graph, average=average, first_size=64, samples=range(64), reference=reference)
+    reference = SimpleNamespace(outputs={"y": None})
+    return SimpleNamespace(
+        graph=graph,
+        average=average,
+        first_size=64,
+        samples=range(64),
+        reference=reference,
+        outputs={"y": SimpleNamespace(size=64 * given)},
+    )
 
 
 def test_the_steps_follow_from_the_multiplications_and_from_the_size_of_the_outputs():

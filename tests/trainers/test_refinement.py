@@ -403,7 +403,12 @@ def test_the_divergence_of_a_large_output_keeps_its_precision(kind: str) -> None
     part = mean.flatten(2).movedim(1, 2)[:, places] if classes else mean.flatten(1)[:, places]
     moved = output.flatten(2).movedim(1, 2)[:, places] if classes else output.flatten(1)[:, places]
     chosen = divergence(output, Target(kind, 1, part.numpy(), 0.3, places), part)
-    assert float(chosen) == pytest.approx(float(divergence(moved, Target(kind, -1, part.numpy(), 0.3), part)))
+    wanted = float(divergence(moved, Target(kind, -1, part.numpy(), 0.3), part))
+    assert float(chosen) == pytest.approx(wanted)
+    if classes:  # the same with the classes behind the positions, and between them
+        for axis, turned in ((3, output.movedim(1, 3)), (2, output.movedim(1, 2))):
+            other = divergence(turned, Target(kind, axis, part.numpy(), 0.3, places), part)
+            assert float(other) == pytest.approx(wanted)
 
 
 def test_positions_that_are_not_there_are_refused() -> None:
