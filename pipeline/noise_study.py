@@ -24,7 +24,7 @@ from vsfix.graph_passes.estimators.units import (
     find_units,
     write_parameters,
 )
-from vsfix.graph_passes.inference import Array, Float64Array, OpenModel
+from vsfix.graph_passes.inference import Array, OpenModel
 from vsfix.graph_passes.linear_layer import LINEAR_OPERATORS
 
 LEAST, FEW = 2, 8  # samples: none below, and a warning below
@@ -139,28 +139,15 @@ class NoiseStudy:
     def mean_of(self, name: str) -> Array:
         """F of one output, in the form in which draws are averaged, the classes where the output has them.
 
-        Outputs of which only some positions are compared are averaged anew, whole.
+        Args:
+            name: of an output of which all positions are compared.
         """
         noisy = self.reference.outputs[name]
-        kind, shape = noisy.kind, self.outputs[name].shape
-        mean = noisy.mean if self.reference.readers[name].chosen is None else self._whole_mean(name)
+        kind, shape, mean = noisy.kind, self.outputs[name].shape, noisy.mean
         if kind.meaning is Meaning.CLASSES:
             last = np.moveaxis(np.empty(shape, dtype=np.bool_), kind.axis, -1).shape
             return np.moveaxis(mean.reshape(last), -1, kind.axis).astype(np.float32)
         return mean.reshape(shape).astype(np.float32)
-
-    def _whole_mean(self, name: str) -> Float64Array:
-        """F of one output at every position."""
-        draws = range(len(self.reference.outputs[name].draws))
-        total: Float64Array | None = None
-        for run in self.average.runs(draws):
-            values = self.kinds[name].probabilities(run.arrays[name])
-            if total is None:
-                total = np.zeros((len(self.outputs[name]), *values.shape[1:]))
-            rows = len(self.outputs[name]) // len(self.samples)
-            total[run.first * rows : run.first * rows + len(values)] += values
-        assert total is not None
-        return total / len(draws)
 
     def layer_rows(self, graph: gs.Graph) -> tuple[LayerRow, ...]:
         """How far each unit is from F in the graph as it was looked at, and in another one with the same tensors."""
