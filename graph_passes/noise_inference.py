@@ -59,6 +59,7 @@ class NoiseInference:
         hypotheses: everything that was tried, the best first.
         untried: the number of places, the rarest, that the limit left out.
         samples: the number of images.
+        is_partial: whether noise was found that leaves more than chance unexplained.
     """
 
     verdict: Verdict
@@ -74,6 +75,7 @@ class NoiseInference:
     hypotheses: tuple[Hypothesis, ...]
     untried: int
     samples: int
+    is_partial: bool = False
 
 
 def infer_noise(
@@ -126,6 +128,7 @@ def _conclude(search: NoiseSearch) -> NoiseInference:
         hypotheses=tuple(trial.row() for trial in _everything(search)),
         untried=search.untried,
         samples=samples,
+        is_partial=verdict is Verdict.FOUND and best is not None and not best.explains,
     )
 
 

@@ -179,6 +179,7 @@ def inspect_model(
         if batches:
             lost = recover_noise(prepared, batches, open_model, max_memory=DEFAULT_MAX_MEMORY)
             inferred, changes = lost.sentence, changes + lost.changes
+            warnings = (*warnings, *lost.doubts)
         else:
             warnings = (*warnings, NOT_SHOWN)
     found = _with_severity(

@@ -34,6 +34,16 @@ class LostNoise:
         """The verdict for a person."""
         return f"{self.inference.description} ({self.inference.confidence})"
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What is to be said where the noise that was found does not explain everything."""
+        if not self.inference.is_partial:
+            return ()
+        return (
+            "the noise is inferred and leaves a part of the stored statistics unexplained, so what R and the repair "
+            "rest on may not be the noise of the training: say where it was with --noise, or check with --eval-data",
+        )
+
 
 def is_lost(prepared: PreparedModel) -> bool:
     """Whether the file neither shows its noise nor vouches that it has none."""

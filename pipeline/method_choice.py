@@ -103,6 +103,7 @@ def _with_inference(lost: LostNoise, config: RepairConfig) -> MethodChoice:
             config.method,
             f"the file has lost its noise layers, and its statistics tell them: {lost.sentence}",
             changes=lost.changes,
+            warnings=lost.doubts,
         )
     if verdict is Verdict.NO_NOISE:
         return MethodChoice("none", f"the statistics show no noise: {lost.sentence}")

@@ -295,5 +295,7 @@ class DrawCollector:
 
 def _is_noisy(output: NoisyOutputs) -> bool:
     """Whether an output differs from draw to draw by more than its rounding."""
-    size = float(np.sqrt(np.mean(np.square(output.draws[0], dtype=np.float64))))
-    return output.noise_variance > (_ROUNDING_OF_RUNS * size) ** 2
+    first = output.draws[0].astype(np.float64)
+    size = float(np.mean(first**2))
+    apart = max(float(np.mean((draw - first) ** 2)) for draw in output.draws[1:])  # one draw after the other
+    return apart > _ROUNDING_OF_RUNS**2 * size

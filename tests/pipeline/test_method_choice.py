@@ -126,3 +126,17 @@ def test_none_keeps_the_statistics_of_any_file(residual, open_model):
 def test_noise_that_fits_nothing_is_an_error(residual, batches, open_model):
     with pytest.raises(InputError, match="nowhere"):
         choose(residual, batches, open_model, noise=("nowhere=dropout:0.5",))
+
+
+def test_noise_that_explains_a_part_alone_is_doubted(blobs, open_model):
+    torch.manual_seed(0)
+    weights = plant(make_weights(seed=0), make_images(2000, seed=1), "a", dropout)
+    assert choose(make_model(weights), blobs, open_model).warnings == ()
+    rng = np.random.default_rng(0)
+    blurred = {
+        name: array * rng.uniform(0.75, 1.33, array.shape).astype(array.dtype) if "var" in name else array
+        for name, array in weights.items()
+    }
+    assert blurred.keys() == weights.keys()
+    (warning,) = choose(make_model(blurred), blobs, open_model).warnings
+    assert "say where it was with --noise" in warning
