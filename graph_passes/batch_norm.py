@@ -226,7 +226,10 @@ def require_batch_norms(graph: gs.Graph) -> tuple[BatchNorm, ...]:
         raise ModelError(f"BatchNorm '{first.subject}' can't be read: {first.reason}{more}; {KEEPING_EXPORT}")
     operators = {node.op for node in graph.nodes}
     story = "they were folded into the layers in front" if operators & FOLD_TARGETS else "it never had any"
-    raise ModelError(f"the model has no BatchNormalization: most likely {story}; {KEEPING_EXPORT}")
+    raise ModelError(
+        f"the model has no BatchNormalization: most likely {story}; {KEEPING_EXPORT}; where a network never had "
+        "any, say where its noise was, with --noise 'NODE=dropout:RATIO'"
+    )
 
 
 def is_batch_norm(node: gs.Node) -> bool:

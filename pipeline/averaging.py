@@ -388,6 +388,7 @@ def _not_nearer(rows: Sequence[CandidateRow]) -> str:
     return (
         f"no repair is nearer to the noise-averaged network than the file by more than chance: '{best.name}' has R "
         f"{best.severity:.2f}, the file {rows[0].severity:.2f}, on the samples that judge"
+        + ("; more samples may tell" if best.severity < rows[0].severity else "")
     )
 
 

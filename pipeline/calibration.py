@@ -190,7 +190,10 @@ def labelled_samples(
     )
     _require_fitting(model, loaded)
     if loaded.labels is None:
-        raise DataError(f"{loaded.name}: has no array 'labels'; accuracy needs one whole number per sample")
+        raise DataError(
+            f"{loaded.name}: has no array 'labels': a whole number for the class of each sample, or numbers of the "
+            "output's shape"
+        )
     return loaded
 
 

@@ -13,12 +13,44 @@ from .severity_text import severity_sentence
 # A stored variance that is off by less moves no decision that could be measured; measured on 500 images, the variance
 # of a healthy BatchNorm is off by a few percent.
 SHIFTED = 1.1
+MOVED = 0.5  # deviations, by which the mean of a channel may be off
 
 
 def shifted_rows(rows: tuple[BatchNormRow, ...]) -> tuple[BatchNormRow, ...]:
     """The BatchNorms that noise reaches and whose stored variance is off by a tenth or more, the worst first."""
     off = [row for row in rows if row.noise and (row.known_mismatch or 0.0) >= SHIFTED]
     return tuple(sorted(off, key=lambda row: -(row.known_mismatch or 0.0)))
+
+
+def unexplained_rows(inspection: Inspection) -> tuple[BatchNormRow, ...]:
+    """The BatchNorms that no noise reaches and whose statistics the data does not show, the worst first."""
+    off = [row for row in inspection.rows if not row.noise and _is_off(row, inspection.samples)]
+    return tuple(sorted(off, key=lambda row: -(row.mismatch or 0.0)))
+
+
+def unexplained_statistics(inspection: Inspection) -> str:
+    """What is to be said of statistics that no noise reaches and that the data does not show; empty where all agree."""
+    off = unexplained_rows(inspection)
+    if not off:
+        return ""
+    worst = off[0]
+    return (
+        f"no noise that the file shows reaches them, and {len(off)} of {len(inspection.rows)} BatchNorms store other "
+        f"statistics than this data shows, the worst, '{worst.name}', a variance that is off by a factor of "
+        f"{worst.mismatch:.2f} and the mean of a channel by {worst.largest_offset or 0.0:.2f} deviations. Either the "
+        "statistics are stale (vsfix optimize --method exact --layers all writes those of the data), or noise was lost "
+        f"(say it with --noise '{worst.name}=dropout:RATIO'), or the data is not that of the training, preprocessed "
+        "the same way"
+    )
+
+
+def _is_off(row: BatchNormRow, samples: int) -> bool:
+    """Whether a variance is off by a tenth or more, beyond chance, or the mean of a channel by half a deviation."""
+    if row.mismatch is None or samples < MIN_GROUPS:
+        return False
+    by_variance = row.mismatch >= SHIFTED and not is_within_chance(row.mismatch, samples)
+    chance = 4 / math.sqrt(samples)  # of the mean of so many samples, in deviations
+    return by_variance or (row.largest_offset or 0.0) > max(MOVED, chance)
 
 
 def is_within_chance(mismatch: float, samples: int) -> bool:
@@ -65,6 +97,10 @@ def judge_inspection(inspection: Inspection) -> tuple[str, str]:
             "vsfix optimize repairs it."
         )
     status = "WARN" if inspection.warnings else "PASS"
+    if not reached and inspection.noise_sources:
+        return "WARN", "Not clear: the file marks noise, and how far it moves the outputs only data tells (--data)."
+    if not reached and (doubt := unexplained_statistics(inspection)):
+        return "WARN", f"Not clear: {doubt}."
     if not reached:
         return status, f"Nothing to repair: no noise that the file shows reaches any of its {total} BatchNorms."
     known = [row.known_mismatch for row in inspection.rows if row.noise and row.known_mismatch is not None]

@@ -19,6 +19,7 @@ from vsfix.graph_passes.noise_analysis import analyse_noise
 from vsfix.graph_passes.repair_statistics import RepairStatistics
 
 from .averaging import AS_TRAINED, UNDER_NOISE, Averaging, CandidateRow, average_repair, candidate_row
+from .diagnosis import unexplained_statistics
 from .estimation import estimate_statistics
 from .inspection import Inspection, inspect_graph
 from .label_judge import LabelJudge
@@ -90,8 +91,18 @@ def edit_parameters(
         judges = judged_on or _first(prepared, batches)
         before = inspect_graph(prepared.graph, judges, open_model)
         kept = tuple(Kept(row.name, choice.reason) for row in before.rows)
-        nothing = PassResult("keep parameters", (), kept)
-        return Edited("none", choice.reason, "nothing was estimated", 0, batches, judges, before, nothing)
+        doubt = "" if config.method == "none" else unexplained_statistics(before)
+        return Edited(
+            method="none",
+            reason=choice.reason,
+            data="nothing was estimated",
+            samples=0,
+            batches=batches,
+            judges=judges,
+            before=before,
+            changes=PassResult("keep parameters", (), kept),
+            warnings=(doubt,) if doubt else (),
+        )
     made = None
     if not batches and choice.method != "analytic":
         made = make_inputs(prepared, config)
@@ -185,7 +196,7 @@ def _toward_average(
     method = averaging.chosen if averaging.chosen != AS_TRAINED else UNDER_NOISE
     return Edited(
         method=method if done else "none",
-        reason=averaging.reason or choice.reason,
+        reason=averaging.reason or choice.reason + ("" if basis.judge is None else "; the labels chose"),
         data=(basis.data or f"{averaging.severity.samples} samples of the data") if done else "nothing was changed",
         samples=averaging.severity.samples,
         batches=batches,

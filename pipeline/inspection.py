@@ -70,6 +70,7 @@ class BatchNormRow:
         gain_low: the smallest |gamma| / sqrt(var + epsilon) of a channel, by which a fold multiplies its weights; None
             where one is not finite.
         gain_high: the largest.
+        largest_offset: as `mean_offset`, of the channel where it is largest.
         beyond_fp16: channels whose gain or shift float16 can't hold, or is not finite.
     """
 
@@ -87,6 +88,7 @@ class BatchNormRow:
     gain_low: float | None = None
     gain_high: float | None = None
     beyond_fp16: int = 0
+    largest_offset: float | None = None
 
     @property
     def known_mismatch(self) -> float | None:
@@ -262,7 +264,7 @@ def _row(batch_norm: BatchNorm, paths: NoisePaths, real: Mapping[str, Moments]) 
     if direct and all(noise.is_multiplicative for noise in direct):
         expected = predicted_shift_ratio(batch_norm, joint_variance(direct))
         predicted = _number(geometric_mean(expected))
-    measured = mismatch = offset = unexplained = None
+    measured = mismatch = offset = unexplained = largest = None
     if batch_norm.name in real:
         ratio = shift_ratio(batch_norm, real[batch_norm.name])
         measured, mismatch = _number(geometric_mean(ratio)), _number(variance_mismatch(ratio))
@@ -271,7 +273,8 @@ def _row(batch_norm: BatchNorm, paths: NoisePaths, real: Mapping[str, Moments]) 
         )
         with np.errstate(all="ignore"):  # statistics that are not finite are named elsewhere
             deviation = np.sqrt(batch_norm.variance + batch_norm.epsilon)
-            offset = _number(float(np.mean(np.abs(real[batch_norm.name].mean - batch_norm.mean) / deviation)))
+            offsets = np.abs(real[batch_norm.name].mean - batch_norm.mean) / deviation
+            offset, largest = _number(float(np.mean(offsets))), _number(float(np.max(offsets, initial=0.0)))
     gain, shift = np.abs(batch_norm.scale), np.abs(batch_norm.shift)
     return BatchNormRow(
         name=batch_norm.name,
@@ -285,6 +288,7 @@ def _row(batch_norm: BatchNorm, paths: NoisePaths, real: Mapping[str, Moments]) 
         mean_offset=offset,
         source=nearest.source.name if nearest else "",
         unexplained=unexplained,
+        largest_offset=largest,
         gain_low=_number(float(gain.min(initial=np.inf))),
         gain_high=_number(float(gain.max(initial=0.0))),
         beyond_fp16=int(np.sum(~((gain <= _LARGEST_FP16) & (shift <= _LARGEST_FP16)))),

@@ -188,7 +188,7 @@ class NoiseStudy:
         told = f"; if '{guessed[0]}' is no score of classes, say --output-kind {guessed[0]}=values" if guessed else ""
         return (
             f"R = {self.severity.ratio:.2f} does not tell whether what is decided would be better after a repair: "
-            f"labelled data does (--eval-data){told}",
+            f"labelled data does (--eval-data); without any, --method match repairs it all the same{told}",
         )
 
     def output_lines(self) -> tuple[str, ...]:

@@ -148,7 +148,7 @@ def optimize(
     status, verdict = judge(repair.report, accuracies, scores)
     result = Optimization(repair, status, verdict, accuracies, outputs.paths(), scores)
     try:
-        _require_no_loss(scores, eval_data)
+        _require_no_loss(scores, eval_data, config.method)
         require_plausible(repair.report, shown=bool(accuracies))
     except CheckFailedError as refusal:
         sentence = str(refusal)
@@ -175,13 +175,15 @@ def _is_match(prepared: PreparedModel, config: RepairConfig) -> bool:
     return config.method in AVERAGING and not is_lost(prepared)
 
 
-def _require_no_loss(scores: LabelScores | None, eval_data: str | None) -> None:
+def _require_no_loss(scores: LabelScores | None, eval_data: str | None, method: str) -> None:
     """Refuses a repair that is worse on labelled data than the model as it was, by more than chance."""
+    advice = "try --method auto, which leaves a file as it is where the labels speak against every repair"
+    if method == "auto":
+        advice = "is --data that of the training, preprocessed in the same way as the labelled data?"
     if scores is not None and scores.after < scores.before and scores.p_value < SIGNIFICANT:
         raise CheckFailedError(
             f"refused: on {eval_data} the repaired model has {scores.text(scores.after)}, the original "
-            f"{scores.text(scores.before)} (paired test: p = {scores.p_value:.2g}); no model is written; try "
-            "--method auto, which leaves a file as it is where the labels speak against every repair"
+            f"{scores.text(scores.before)} (paired test: p = {scores.p_value:.2g}); no model is written; " + advice
         )
 
 
@@ -247,13 +249,17 @@ def judge(
         verdict += f"; mean squared error {-scores.before:.4g} -> {-scores.after:.4g}"
     before, after = report.severity_before, report.severity_after
     if before is not None and after is not None:
-        better = scores is not None and scores.after > scores.before
-        if after.ratio > before.ratio and not better:
+        better = scores is not None and scores.after > scores.before and scores.p_value < SIGNIFICANT
+        if after.ratio > before.ratio and better:
+            verdict += ": farther from its noise-averaged network, and better on the labels"
+        elif after.ratio > before.ratio:
             return "WARN", verdict + ": the file is farther from its noise-averaged network than before."
-        if after.ratio >= HEALTHY:
+        elif after.ratio >= HEALTHY:
             return "WARN", verdict + ": it is nearer, and still far from its noise-averaged network."
         return ("WARN" if report.warnings else "PASS"), verdict + "."
-    return "WARN", verdict + _unproven(report)
+    if scores is not None and scores.p_value < SIGNIFICANT and scores.after > scores.before:
+        return ("WARN" if report.warnings else "PASS"), verdict + ": better on the labels, by more than chance."
+    return "WARN", verdict + _unproven(report, labelled=scores is not None)
 
 
 def _what_was_done(report: RepairReport) -> str:
@@ -280,7 +286,7 @@ def _shifts(report: RepairReport) -> tuple[float, float] | None:
     return (before, after) if np.isfinite(before) and np.isfinite(after) else None
 
 
-def _unproven(report: RepairReport) -> str:
+def _unproven(report: RepairReport, *, labelled: bool) -> str:
     """Why a repair whose R before and after were not compared is no PASS."""
     if report.method == UNDER_NOISE:
         return f": the noise itself calls for no repair ({report.method_reason})."
@@ -289,6 +295,8 @@ def _unproven(report: RepairReport) -> str:
     shifts = _shifts(report)
     if shifts is not None and shifts[1] > shifts[0]:
         return ": the stored variances are farther from the real ones than before."
+    if labelled:
+        return ": the statistics agree with the data, and the labels do not tell the files apart."
     return (
         ": the statistics agree with the data; whether the network computes what it was trained to is unknown; check "
         "with --eval-data."

@@ -14,7 +14,7 @@ from vsfix.graph_passes.errors import CheckFailedError, DataError
 from vsfix.graph_passes.model_file import read_model
 from vsfix.pipeline.calibration import Samples
 from vsfix.pipeline.label_judge import LabelJudge
-from vsfix.pipeline.optimization import judge
+from vsfix.pipeline.optimization import LabelScores, judge
 from vsfix.pipeline.repair import repair_model
 from vsfix.pipeline.repair_config import RepairConfig
 from vsfix.trainers.onnx_export import export_onnx
@@ -247,3 +247,12 @@ def test_what_is_damaged_and_stays_so_is_no_pass(harmed, open_model):
     assert report.method == "none"
     assert status == "WARN"
     assert sentence.startswith(f"Damaged (R = {report.severity.ratio:.2f}) and not repaired: 5 samples can't tell")
+
+
+def test_what_the_labels_call_better_passes_although_it_leads_away(harmed, open_model):
+    report = repair_model(harmed, [{"input": samples(64)}], open_model, QUICK).report
+    farther = replace(report, severity_before=report.severity_after, severity_after=report.severity_before)
+    assert judge(farther)[0] == "WARN"
+    for p_value, status, words in ((1e-6, "PASS", "better on the labels"), (0.4, "WARN", "farther from its")):
+        said, sentence = judge(farther, scores=LabelScores("squared error", -0.2, -0.1, p_value))
+        assert (said, words in sentence) == (status, True)

@@ -125,3 +125,37 @@ def test_statistics_that_are_not_those_under_the_noise_are_named_first(ratio):
     assert status == "WARN"
     assert "2 BatchNorms store other statistics" in verdict
     assert "'b' the first, variance off by a factor of 8.25, mean by 0.10 deviations" in verdict
+
+
+@pytest.mark.parametrize(
+    ("mismatch", "offset", "samples", "status"),
+    [
+        (1.4, 0.1, 500, "WARN"),  # a variance
+        (1.02, 0.8, 500, "WARN"),  # the mean of one channel
+        (1.02, 0.1, 500, "PASS"),
+        (1.4, 0.1, 20, "PASS"),  # no more than so few samples show by chance
+        (1.02, 0.8, 20, "PASS"),
+    ],
+)
+def test_statistics_that_no_noise_reaches_and_the_data_does_not_show_are_no_pass(mismatch, offset, samples, status):
+    found = inspection(replace(row("a", mismatch=mismatch), largest_offset=offset), samples=samples)
+    said, sentence = judge_inspection(found)
+    assert said == status
+    assert ("--method exact --layers all" in sentence) == (status == "WARN")
+
+
+def test_noise_that_nothing_ran_with_is_not_called_harmless():
+    status, sentence = judge_inspection(Inspection((), ("drop dropout:0.5",), 0, ()))
+    assert (status, "--data" in sentence) == ("WARN", True)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "changed", "status"),
+    [(0.19, 0.16, "WARN"), (0.19, 0.02, "PASS"), (0.04, 0.2, "PASS"), (0.5, 0.0, "WARN")],
+)
+def test_a_classifier_many_of_whose_decisions_differ_is_not_called_healthy(ratio, changed, status):
+    severity = Severity(ratio, ratio - 0.02, ratio + 0.02, 256, changed)
+    found = replace(inspection(row("a", "dropout:0.5", None, 1.1), samples=256), severity=severity)
+    said, sentence = judge_inspection(found)
+    assert said == status
+    assert sentence.startswith("Not clear: R = " if status == "WARN" else "Nothing to repair: R = ")
