@@ -1,6 +1,6 @@
 """Makes the kit that `run_all.py` takes to a host with a GPU: networks, their repaired forms, images.
 
-    python benchmarks/ladder.py ladder --skip distill                   # trains the networks, where that is not done
+    python benchmarks/ladder_train.py ladder                            # trains the networks, where that is not done
     python benchmarks/gpu/prepare.py ladder gpu-kit
 
 For each network of the ladder with Dropout in it: the checkpoint, the statistics that a repair with 32 images found,
@@ -30,11 +30,11 @@ from vsfix.pipeline.repair_config import RepairConfig
 
 DATA = "fashion-mnist"
 NETWORKS = {
-    "preresnet-20-a": "preresnet-20-dropout-0.5-at-a",
-    "preresnet-20-b": "preresnet-20-dropout-0.5-at-b",
-    "wrn-16-1": "wrn-16-1-dropout-0.5-at-b",
-    "densenet-22-8": "densenet-bc-22-8-dropout-0.5-at-b",
-    "resnext-11-4x4d": "resnext-11-4x4d-dropout-0.5-at-a",
+    "preresnet-20-a": "preresnet-20-dropout-0.5-a-0",
+    "preresnet-20-b": "preresnet-20-dropout-0.5-b-0",
+    "wrn-16-1": "wrn-16-1-dropout-0.5-b-0",
+    "densenet-22-8": "densenet-22-8-dropout-0.5-b-0",
+    "resnext-11-4x4d": "resnext-11-4x4d-dropout-0.5-a-0",
 }
 REPAIR_IMAGES = 32
 TEST_IMAGES = 10000

@@ -15,6 +15,8 @@ from .options import (
     data_option,
     html_option,
     json_option,
+    noise_option,
+    output_kind_option,
     parse_output_kinds,
     samples_option,
     seed_option,
@@ -33,20 +35,8 @@ SAMPLES = 500  # enough for a variance that is good to a percent or two, and for
 @data_option(required=False)
 @samples_option(f"{SAMPLES} or as many as there are")
 @batch_size_option
-@click.option(
-    "--noise",
-    multiple=True,
-    metavar="NODE=KIND:VALUE",
-    help="Noise that the file does not show, as bn2=dropout:0.5: directly in front of a BatchNorm, or behind a node "
-    "or on a tensor; NODE may be a glob. May be given again.",
-)
-@click.option(
-    "--output-kind",
-    "output_kinds",
-    multiple=True,
-    metavar="NAME=classes|probabilities|values",
-    help="What an output means, where that is not recognised. May be given again.",
-)
+@noise_option
+@output_kind_option
 @seed_option
 @html_option
 @json_option

@@ -15,6 +15,8 @@ from .options import (
     html_option,
     input_shape_option,
     json_option,
+    noise_option,
+    output_kind_option,
     parse_bytes,
     parse_output_kinds,
     samples_option,
@@ -44,20 +46,8 @@ from .options import (
     help="Refine the match end to end, by gradient; needs torch.  [default: where its cost, known from the graph, is "
     "moderate]",
 )
-@click.option(
-    "--output-kind",
-    "output_kinds",
-    multiple=True,
-    metavar="NAME=classes|probabilities|values",
-    help="What an output means, where that is not recognised. May be given again.",
-)
-@click.option(
-    "--noise",
-    multiple=True,
-    metavar="NODE=KIND:VALUE",
-    help="Noise that the file does not show, as bn2=dropout:0.5: directly in front of a BatchNorm, or behind a node "
-    "or on a tensor; NODE may be a glob. May be given again.",
-)
+@output_kind_option
+@noise_option
 @click.option(
     "--layers",
     default="auto",

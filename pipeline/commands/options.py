@@ -46,6 +46,23 @@ seed_option = click.option(
 )
 
 
+noise_option = click.option(
+    "--noise",
+    multiple=True,
+    metavar="NODE=KIND:VALUE",
+    help="Noise that the file does not show, as bn2=dropout:0.5: directly in front of a BatchNorm, or behind a node "
+    "or on a tensor; NODE may be a glob. May be given again.",
+)
+
+output_kind_option = click.option(
+    "--output-kind",
+    "output_kinds",
+    multiple=True,
+    metavar="NAME=classes|probabilities|values",
+    help="What an output means, where that is not recognised. May be given again.",
+)
+
+
 def json_option(function: F) -> F:
     """`--json FILE|-` and the `--force` that lets it, and the other outputs, replace a file."""
     function = click.option("--force", is_flag=True, help="Replace outputs that exist.")(function)
