@@ -79,10 +79,15 @@ class Samples:
         return replace(self, inputs=inputs, labels=None if self.labels is None else self.labels[:count])
 
     def subset(self, samples: int | None, *, seed: int) -> Samples:
-        """A random choice without replacement, in the order of the whole; all, where there are no more."""
-        if samples is None:
-            return self
-        rows = choose_rows(len(self), samples, seed, self.name)
+        """A random choice without replacement, in random order; all in theirs where no number is given."""
+        return self if samples is None else self._rows(choose_rows(len(self), samples, seed, self.name))
+
+    def shuffled(self, seed: int) -> Samples:
+        """All samples in random order: whatever is computed over parts of them takes them for exchangeable."""
+        return self._rows(choose_rows(len(self), len(self), seed, self.name))
+
+    def _rows(self, rows: Array) -> Samples:
+        """Some of the samples, in the order given."""
         inputs = {name: array[rows] for name, array in self.inputs.items()}
         return replace(self, inputs=inputs, labels=None if self.labels is None else self.labels[rows])
 
@@ -95,6 +100,7 @@ def load_samples(
     input_names: Sequence[str],
     samples: int | None,
     seed: int,
+    at_most: bool = False,
 ) -> Samples:
     """Loads the data that `--data` names.
 
@@ -103,15 +109,17 @@ def load_samples(
         split: `train` or `test`; an `.npz` file has no parts.
         preprocessing: what the model says about its input; needed for a named data set.
         input_names: the inputs of the model.
-        samples: how many to choose at random; None takes all.
+        samples: how many to choose at random; None takes all, in their order.
         seed: of the choice.
+        at_most: fewer than `samples` are as good, and no warning.
 
     Raises:
         InputError: unknown data, a missing file, or a named data set for a model that says nothing of its input.
         DataError: data that is empty, has other arrays than the model needs, or is not finite.
     """
     if spec.endswith(".npz"):
-        return _from_npz(user_path(spec), input_names).subset(samples, seed=seed)
+        found = _from_npz(user_path(spec), input_names)
+        return found.subset(_no_more(samples, len(found), at_most), seed=seed)
     size = DEFAULT_SIZE if preprocessing is None else preprocessing.size
     dataset = load_dataset(spec, cast("Split", split), size=size)
     if preprocessing is None:
@@ -124,10 +132,11 @@ def load_samples(
             f"data '{spec}': holds one image per sample, but the model has the inputs {', '.join(input_names)}; "
             "give an .npz file"
         )
+    samples = _no_more(samples, len(dataset.images), at_most)
     if samples is None:
         images, labels = dataset.images[:], dataset.labels
     else:
-        # Chosen before they are preprocessed: the float images are four times larger.
+        # Chosen before they are decoded and preprocessed: the set may be larger than the memory.
         rows = choose_rows(len(dataset.images), samples, seed, dataset.name)
         images, labels = dataset.images[rows], dataset.labels[rows]
     return Samples(dataset.name, {input_names[0]: preprocessing.apply(images)}, labels, split)
@@ -154,12 +163,13 @@ def calibration_batches(
         split="train",
         preprocessing=read_preprocessing(model),
         input_names=model_input_names(model),
-        samples=None if at_most else samples,
+        samples=samples,
         seed=seed,
+        at_most=at_most,
     )
     _require_fitting(model, loaded)
-    if at_most and samples is not None:
-        loaded = loaded.subset(min(samples, len(loaded)), seed=seed)
+    if samples is None:
+        loaded = loaded.shuffled(seed)
     fixed = fixed_batch_size(model)
     if fixed is None:
         return list(loaded.batches(batch_size))
@@ -225,7 +235,7 @@ def fixed_batch_size(model: onnx.ModelProto) -> int | None:
 
 
 def choose_rows(total: int, samples: int, seed: int, name: str) -> Array:
-    """The rows of a random choice without replacement, in ascending order.
+    """The rows of a random choice without replacement, in random order: a folder of images is ordered by its classes.
 
     Asked for more than there are, it takes all and says so in the log.
     """
@@ -233,8 +243,12 @@ def choose_rows(total: int, samples: int, seed: int, name: str) -> Array:
         _logger.warning(
             "%s: has %d samples, fewer than the %d that were asked for; all are taken", name, total, samples
         )
-    chosen = np.random.default_rng(seed).choice(total, min(samples, total), replace=False)
-    return np.asarray(np.sort(chosen))
+    return np.asarray(np.random.default_rng(seed).choice(total, min(samples, total), replace=False))
+
+
+def _no_more(samples: int | None, total: int, at_most: bool) -> int | None:
+    """The number to choose, where fewer are as good."""
+    return min(samples, total) if at_most and samples is not None else samples
 
 
 def _from_npz(path: Path, input_names: Sequence[str]) -> Samples:

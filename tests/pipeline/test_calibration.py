@@ -49,7 +49,7 @@ def test_a_random_choice_is_part_of_the_whole_and_the_same_every_time():
         int(np.flatnonzero((whole.inputs["input"] == image).all(axis=(1, 2, 3)))[0]) for image in first.inputs["input"]
     ]
     assert len(set(rows)) == 20
-    assert rows == sorted(rows)
+    assert rows != sorted(rows)
     np.testing.assert_array_equal(first.labels, whole.labels[rows])
     np.testing.assert_array_equal(first.inputs["input"], again.inputs["input"])
     assert not np.array_equal(first.inputs["input"], other.inputs["input"])
@@ -154,3 +154,20 @@ def test_a_named_data_set_for_a_model_of_two_inputs_is_refused():
 def test_unknown_data_is_refused():
     with pytest.raises(InputError, match="unknown"):
         load("mnist")
+
+
+@pytest.mark.parametrize("samples", [None, 300, 32])
+def test_a_set_ordered_by_class_is_not_taken_in_that_order(samples, parse, tmp_path):
+    """Heads, halves and groups are taken of a calibration set, and each must be like the whole."""
+    classes = np.repeat(np.arange(10, dtype=np.float32), 40)
+    path = save(tmp_path / "d.npz", x=np.tile(classes[:, None], (1, 3)))
+    model = parse("(float[N, 3] x) => (float[N, 3] y) { y = Relu (x) }", {})
+    batches = calibration_batches(model, str(path), samples=samples, batch_size=16, seed=0)
+    order = np.concatenate([batch["x"][:, 0] for batch in batches])
+    assert len(order) == (samples or 400)
+    assert len(np.unique(order[:32])) >= 8
+    if samples != 32:
+        halves = np.array_split(order, 2)
+        assert abs(halves[0].mean() - halves[1].mean()) < 1
+    if samples is None:
+        np.testing.assert_array_equal(np.sort(order), classes)
