@@ -171,7 +171,12 @@ def average_repair(
         return replace(plain, reason=_healthy(study.severity), warnings=(*warnings, *study.open_question()))
     if not study.units:
         return replace(plain, reason="no scale and shift behind the noise is free: nothing can be matched")
-    return _choose(plain, study, prepared, config, judge)
+    found = _choose(plain, study, prepared, config, judge)
+    if not re_estimated or not found.candidates:
+        return found
+    # What the candidates were held against is no longer the file as given.
+    first, *others = found.candidates
+    return replace(found, candidates=(replace(first, name=UNDER_NOISE), *others))
 
 
 def _study(

@@ -129,6 +129,7 @@ def test_wrong_statistics_are_refused_with_few_samples_and_mended_under_the_nois
         repair_model(wrong, [{"input": samples(127)}], open_model, QUICK)
     mended = repair_model(wrong, [{"input": samples(512)}], open_model, QUICK)
     assert any("2 BatchNorms were re-estimated under the noise first" in line for line in mended.report.warnings)
+    assert mended.report.candidates[0].name == "re-estimated under the noise", "no file as given is compared"
     right = repair_model(harmed, [{"input": samples(512)}], open_model, QUICK)
     assert r_squared(mended.model, open_model) == pytest.approx(r_squared(right.model, open_model), abs=0.02)
 
