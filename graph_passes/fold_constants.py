@@ -11,7 +11,7 @@ DequantizeLinear, which a runtime wants as they are, and whatever is drawn at ra
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -20,7 +20,7 @@ from .batch_norm import is_batch_norm, stored_values
 from .element_types import ElementTypes
 from .graph_pass import Change, Kept, PassResult
 from .inference import Array
-from .model_file import export_subgraph, first_line
+from .model_file import first_line
 from .nodes import bodies_of, is_standard, name_of
 from .tensor_shapes import TensorShapes
 from .tensors import Tensor, constant_behind, is_graph_output
@@ -95,8 +95,8 @@ def _known_sides(graph: gs.Graph, node: gs.Node, shapes: TensorShapes) -> Iterat
                 break
             given[tensor.name] = values
         else:
-            chosen = _evaluate(graph, reader, given)
-            if chosen is not None and (chosen[0] >= 0).all():
+            chosen = _evaluate(graph, reader, given, MAX_ELEMENTS)
+            if not isinstance(chosen, str) and (chosen[0] >= 0).all():
                 yield reader.outputs[0], chosen[0]
 
 
@@ -142,26 +142,16 @@ def _compute(graph: gs.Graph, node: gs.Node, outputs: set[int]) -> bool:
         return False
     if not all(isinstance(tensor, gs.Constant) or tensor.is_empty() for tensor in node.inputs):
         return False
-    feeds = {tensor.name: np.asarray(tensor.values) for tensor in node.inputs if isinstance(tensor, gs.Constant)}
-    if any(array.dtype.kind not in _NUMBERS for array in feeds.values()) or _is_too_large(node):
+    feeds = {tensor.name: stored_values(tensor) for tensor in node.inputs if isinstance(tensor, gs.Constant)}
+    if any(array.dtype.kind not in _NUMBERS for array in feeds.values()):
         return False
-    values = _evaluate(graph, node, feeds)
-    if values is None or any(array.dtype.kind not in _NUMBERS for array in values):
+    values = _evaluate(graph, node, feeds, max(MAX_ELEMENTS, sum(array.size for array in feeds.values())))
+    if isinstance(values, str) or any(array.dtype.kind not in _NUMBERS for array in values):
         return False
     for tensor, array in zip(list(node.outputs), values, strict=True):
         tensor.inputs.clear()
         tensor.to_constant(array)
     return True
-
-
-def _is_too_large(node: gs.Node) -> bool:
-    """Whether what a node writes is larger than what it reads and than what is computed in advance."""
-    arrays = [np.asarray(tensor.values) for tensor in node.inputs if isinstance(tensor, gs.Constant)]
-    limit = max(MAX_ELEMENTS, sum(array.size for array in arrays))
-    try:
-        return _elements(node.op, arrays) > limit
-    except (ValueError, IndexError):  # it can't be computed at all
-        return True
 
 
 def _elements(op: str, arrays: list[Array]) -> float:
@@ -183,17 +173,26 @@ def _elements(op: str, arrays: list[Array]) -> float:
     return 0.0
 
 
-def _evaluate(graph: gs.Graph, node: gs.Node, feeds: dict[str, Array]) -> list[Array] | None:
-    """What a node writes; None where it can't be computed."""
+def _evaluate(graph: gs.Graph, node: gs.Node, feeds: Mapping[str, Array], limit: float) -> list[Array] | str:
+    """What a node writes, or the reason why that is not computed.
+
+    Args:
+        graph: of the node, for its opset.
+        node: deterministic.
+        feeds: what it reads, by the names of the tensors.
+        limit: how many elements it may write.
+    """
     from onnx.reference import ReferenceEvaluator  # here, because few files need it, and it takes its time
     from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
     try:
+        if _elements(node.op, [feeds[tensor.name] for tensor in node.inputs if not tensor.is_empty()]) > limit:
+            return f"has more than {limit:.0f} elements"
         evaluator = ReferenceEvaluator(OnnxExporter.export_node(node), opsets={"": int(graph.opset)})
         with np.errstate(all="ignore"):
-            return [np.asarray(array) for array in evaluator.run(None, feeds)]
-    except Exception:  # the evaluator has no error of its own; what it can't do stays as it is
-        return None
+            return [np.asarray(array) for array in evaluator.run(None, dict(feeds))]
+    except Exception as error:  # the evaluator has no error of its own
+        return f"can't be computed ({first_line(error)})"
 
 
 def evaluate_constant(graph: gs.Graph, tensor: Tensor, *, max_elements: int = MAX_ELEMENTS) -> Array | str:
@@ -205,49 +204,30 @@ def evaluate_constant(graph: gs.Graph, tensor: Tensor, *, max_elements: int = MA
         max_elements: no tensor on the way may be larger.
     """
     known = constant_behind(tensor)
-    if known is not None:
-        return stored_values(known)
-    nodes: list[gs.Node] = []
-    reason = _collect(tensor, nodes, set(), max_elements)
-    for number, node in enumerate(nodes):
-        if reason is None and node.op in _SIZED_BY_AN_INPUT:
-            shape = node.inputs[_SIZED_BY_AN_INPUT[node.op]]
-            constant = constant_behind(shape)
-            sides = np.asarray(constant.values) if constant is not None else _run(graph, nodes[:number], shape)
-            if isinstance(sides, str) or np.prod(sides.astype(np.float64)) > max_elements:
-                reason = f"has more than {max_elements} elements"
-    return reason or _run(graph, nodes, tensor)
+    return stored_values(known) if known is not None else _value(graph, tensor, {}, max_elements)
 
 
-def _collect(tensor: Tensor, nodes: list[gs.Node], seen: set[int], max_elements: int) -> str | None:
-    """Puts the nodes that compute `tensor` into `nodes`, in order; returns what stands in the way."""
+def _value(graph: gs.Graph, tensor: Tensor, known: dict[int, Array], limit: int) -> Array | str:
+    """The same; what was computed on the way is kept in `known`, by the id of its tensor."""
     if isinstance(tensor, gs.Constant):
-        return f"has more than {max_elements} elements" if np.prod(tensor.shape) > max_elements else None
-    if tensor.is_empty():
-        return None
+        return f"has more than {limit} elements" if np.prod(tensor.shape) > limit else stored_values(tensor)
+    if id(tensor) in known:
+        return known[id(tensor)]
     if not tensor.inputs:
         return f"depends on '{tensor.name}', an input of the graph"
     node = tensor.inputs[0]
-    if id(node) in seen:
-        return None
-    seen.add(id(node))
     if node.op not in FOLDABLE_OPERATORS or not is_standard(node):
         return f"is computed by {node.op}, which is not computed in advance"
+    feeds: dict[str, Array] = {}
     for needed in node.inputs:
-        reason = _collect(needed, nodes, seen, max_elements)
-        if reason is not None:
-            return reason
-    nodes.append(node)
-    return None
-
-
-def _run(graph: gs.Graph, nodes: list[gs.Node], output: Tensor) -> Array | str:
-    """One output of some nodes that need no input."""
-    from onnx.reference import ReferenceEvaluator  # here, because few files need it, and it takes its time
-
-    try:
-        model = export_subgraph(graph, nodes, [], [output])
-        (values,) = ReferenceEvaluator(model).run(None, {})
-    except Exception as error:  # the evaluator has no error of its own
-        return f"can't be computed ({first_line(error)})"
-    return np.asarray(values)
+        if needed.is_empty():
+            continue
+        found = _value(graph, needed, known, limit)
+        if isinstance(found, str):
+            return found
+        feeds[needed.name] = found
+    written = _evaluate(graph, node, feeds, limit)
+    if isinstance(written, str):
+        return written
+    known.update((id(output), array) for output, array in zip(node.outputs, written, strict=True))
+    return known[id(tensor)]

@@ -17,9 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from .affine_batch_norm import AffineBatchNorm
 from .batch_norm import BatchNorm, find_batch_norms, stored_values
+from .fold_candidates import FoldCandidate
 from .fold_constants import evaluate_constant
 from .graph_pass import Change, Kept, PassResult
+from .graph_tree import GraphTree
 from .nodes import is_standard
 from .primitive_batch_norm import (
     BatchNormParameter,
@@ -30,7 +33,7 @@ from .primitive_batch_norm import (
 )
 from .rounding import RoundingError, round_channels
 from .tensor_shapes import TensorShapes
-from .tensors import Tensor, constant_behind, is_graph_output
+from .tensors import Tensor, constant_behind
 
 _FLOATS = (np.float16, np.float32, np.float64)
 
@@ -150,51 +153,40 @@ class LeaveChannelsLast:
     def __call__(self, graph: gs.Graph) -> PassResult:
         """Edits `graph` in place."""
         changed: list[Change] = []
+        tree = GraphTree(graph)
         for batch_norm in find_batch_norms(graph):
-            first, last = _around(batch_norm)
-            if (
-                first is None
-                or last is None
-                or any(is_graph_output(graph, tensor) for tensor in (batch_norm.input, batch_norm.output))
-            ):
+            around = _around(tree, batch_norm)
+            if around is None:
                 continue
             try:
-                rows = [
-                    round_channels(row, batch_norm.parameters[0].dtype) for row in (batch_norm.scale, batch_norm.shift)
-                ]
+                dtype = batch_norm.parameters[0].dtype
+                affine = AffineBatchNorm(*(round_channels(row, dtype) for row in (batch_norm.scale, batch_norm.shift)))
             except RoundingError:
                 continue
-            scale, shift = (
-                gs.Constant(f"{batch_norm.name}.{kind}", row) for kind, row in zip(("gain", "shift"), rows, strict=True)
-            )
-            product = gs.Variable(f"{batch_norm.name}.scaled")
-            x, y = first.inputs[0], last.outputs[0]
-            for node in (first, batch_norm.node, last):
-                node.outputs.clear()
-            mul = gs.Node("Mul", f"{batch_norm.name}.mul", inputs=[x, scale], outputs=[product])
-            add = gs.Node("Add", f"{batch_norm.name}.add", inputs=[product, shift], outputs=[y])
-            position = next(index for index, node in enumerate(graph.nodes) if node is batch_norm.node)
-            graph.nodes[position : position + 1] = [mul, add]
+            first, last = around
+            y = last.outputs[0]
+            last.outputs.clear()
+            batch_norm.node.inputs[0], batch_norm.node.outputs[0] = first.inputs[0], y
+            affine.apply(tree, FoldCandidate(batch_norm, graph))
             changed.append(Change(batch_norm.name, "a Mul and an Add on the last axis, without Transposes"))
         if changed:
             graph.cleanup()
         return PassResult(self.name, tuple(changed))
 
 
-def _around(batch_norm: BatchNorm) -> tuple[gs.Node | None, gs.Node | None]:
+def _around(tree: GraphTree, batch_norm: BatchNorm) -> tuple[gs.Node, gs.Node] | None:
     """The Transposes that bring the channels of a BatchNorm to axis 1 and back, where nothing else reads between."""
-    readers = list(batch_norm.output.outputs)
-    producers = list(batch_norm.input.inputs)
-    if len(producers) != 1 or len(readers) != 1 or len(producers[0].outputs[0].outputs) != 1:
-        return None, None
-    first, last = producers[0], readers[0]
+    x, y = batch_norm.input, batch_norm.output
+    if not x.inputs or any(tree.obstacle(tensor, "it") for tensor in (x, y)):
+        return None
+    first, last = x.inputs[0], y.outputs[0]
     if first.op != "Transpose" or last.op != "Transpose" or not (is_standard(first) and is_standard(last)):
-        return None, None
+        return None
     forth = list(first.attrs.get("perm", ()))
     rank = len(forth)
     is_moved = forth == [0, rank - 1, *range(1, rank - 1)]
     is_back = list(last.attrs.get("perm", ())) == [0, *range(2, rank), 1]
-    return (first, last) if rank > 2 and is_moved and is_back else (None, None)
+    return (first, last) if rank > 2 and is_moved and is_back else None
 
 
 def _transposed(x: Tensor, y: Tensor, rank: int, label: str, nodes: list[gs.Node]) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ input already: one array for each model input, by its name, batch first, and opt
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,14 +81,9 @@ class Samples:
 
     def subset(self, samples: int | None, *, seed: int) -> Samples:
         """A random choice without replacement, in random order; all in theirs where no number is given."""
-        return self if samples is None else self._rows(choose_rows(len(self), samples, seed, self.name))
-
-    def shuffled(self, seed: int) -> Samples:
-        """All samples in random order: whatever is computed over parts of them takes them for exchangeable."""
-        return self._rows(choose_rows(len(self), len(self), seed, self.name))
-
-    def _rows(self, rows: Array) -> Samples:
-        """Some of the samples, in the order given."""
+        if samples is None:
+            return self
+        rows = choose_rows(len(self), samples, seed, self.name)
         inputs = {name: array[rows] for name, array in self.inputs.items()}
         return replace(self, inputs=inputs, labels=None if self.labels is None else self.labels[rows])
 
@@ -163,13 +159,11 @@ def calibration_batches(
         split="train",
         preprocessing=read_preprocessing(model),
         input_names=model_input_names(model),
-        samples=samples,
+        samples=sys.maxsize if samples is None else samples,  # all, but not in their order
         seed=seed,
-        at_most=at_most,
+        at_most=at_most or samples is None,
     )
     _require_fitting(model, loaded)
-    if samples is None:
-        loaded = loaded.shuffled(seed)
     fixed = fixed_batch_size(model)
     if fixed is None:
         return list(loaded.batches(batch_size))

@@ -17,7 +17,7 @@ from vsfix.graph_passes.batch_norm import (
 )
 from vsfix.graph_passes.deployment import deployment_passes
 from vsfix.graph_passes.errors import InputError, ModelError
-from vsfix.graph_passes.fold_constants import FoldConstants, ResolveShapes
+from vsfix.graph_passes.fold_constants import FoldConstants
 from vsfix.graph_passes.graph_pass import PassPipeline
 from vsfix.graph_passes.marker import EXPORT_METADATA_KEY, has_open_ratio, is_dropout, marker_label, read_marker
 from vsfix.graph_passes.model_file import import_graph, read_metadata
@@ -68,7 +68,7 @@ def prepare_model(
         InputError: a `noise` that fits nothing.
     """
     graph = import_graph(model)
-    passes = PassPipeline([ResolveShapes(), *deployment_passes(), RecomposeBatchNorm(), FoldConstants()])
+    passes = PassPipeline([*deployment_passes(), RecomposeBatchNorm(), FoldConstants()])
     done = passes(graph)
     warnings = [f"{kept.subject}: {kept.reason}" for kept in (*done.kept, *unreadable_batch_norms(graph))]
     warnings += [*_open_ratios(graph), *_replaceable(model)]

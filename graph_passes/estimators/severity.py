@@ -23,11 +23,11 @@ from .divergence import Meaning, NoisyOutputs, OutputKind
 # R2. Where it decides, D is not what is counted: up to 0.8 a repair gained two points on one network and lost eight of
 # overlap on another.
 HEALTHY = 0.85
+HEALTHY_VALUES = 0.05
 # What decides may gain below the bound too: from here on that is not clear, and from the second where decisions differ.
 OPEN = 0.4
 OPEN_DECISIONS = 0.1
 MANY_DECISIONS = 0.05  # the share that differs from the average's; 7 to 16 % cost small networks 3 to 5 points
-HEALTHY_VALUES = 0.05
 _REPETITIONS = 1000
 _FLIPS = 9999
 _DRAWN_AT_ONCE = 1 << 16  # numbers; all resamples or signs of a large set would take more memory than its outputs
