@@ -11,7 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm import find_batch_norms
-from vsfix.graph_passes.batches import Batch
+from vsfix.graph_passes.batches import Batch, prescribed_batch_size
 from vsfix.graph_passes.errors import CheckFailedError, DataError, InputError
 from vsfix.graph_passes.estimate import Estimate
 from vsfix.graph_passes.estimators.matching import MatchedUnit, match
@@ -207,8 +207,11 @@ def _choose(
     judges = held_out_rows(len(study.samples))
     is_cross_fitted = judges.sum() < LEAST_JUDGES
     if is_cross_fitted:
-        if len(study.samples) < LEAST_JUDGES:
-            reason = f"{len(study.samples)} samples can't tell whether a repair is nearer; give {FEW} or more"
+        # A graph that takes batches of one size can't be run on two thirds of its samples.
+        is_whole = (prescribed_batch_size(study.graph) or 1) > 1
+        if is_whole or len(study.samples) < LEAST_JUDGES:
+            enough = 3 * LEAST_JUDGES if is_whole else FEW
+            reason = f"{len(study.samples)} samples can't tell whether a repair is nearer; give {enough} or more"
             return replace(plain, reason=reason)
         judges = np.ones(len(study.samples), dtype=np.bool_)
     tried, warnings = _matched(study, prepared, replace(config, refine=False) if is_cross_fitted else config)
@@ -258,11 +261,13 @@ def _fitted_to_others(study: NoiseStudy, outputs: Mapping[str, Array], config: R
     """
     found = {name: array.copy() for name, array in outputs.items()}
     thirds = np.arange(len(study.samples)) % 3
+    chosen = {unit.name for unit in study.units}  # by --layers
     for third in range(3):
         others = NoiseStudy.of(
             study.graph, study.samples.rows(thirds != third).batches, study.open_model, config.seed, study.told
         )
-        parameters = {name: unit.parameters for name, unit in _match(others, config).items()}
+        free = tuple(unit for unit in others.units if unit.name in chosen)
+        parameters = {name: unit.parameters for name, unit in _match(replace(others, units=free), config).items()}
         fitted = run_deployed(study.written(parameters), study.samples, study.open_model)
         for name, array in found.items():
             rows = np.repeat(thirds == third, len(array) // len(thirds))

@@ -257,3 +257,35 @@ def test_what_the_labels_call_better_passes_although_it_leads_away(harmed, open_
     for p_value, status, words in ((1e-6, "PASS", "better on the labels"), (0.4, "WARN", "farther from its")):
         said, sentence = judge(farther, scores=LabelScores("squared error", -0.2, -0.1, p_value))
         assert (said, words in sentence) == (status, True)
+
+
+def test_few_samples_of_a_graph_with_one_batch_size_leave_it_as_it_is(parse, open_model):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 6)).astype(np.float32)
+    w = rng.normal(size=(6, 16)).astype(np.float32)
+    noisy = np.maximum(x @ w, 0) * (rng.random((400, 16)) < 0.5) * 2
+    given = {
+        "w": w,
+        "ratio": np.array(0.5, np.float32),
+        "off": np.array(False),
+        "s": np.array([8, 16]),
+        "g": np.ones(16, np.float32),
+        "b": np.zeros(16, np.float32),
+        "m": noisy.mean(axis=0),
+        "v": noisy.var(axis=0),
+    }
+    body = """(float[8, 6] x) => (float[8, 16] y) { a = MatMul (x, w)  r = Relu (a)  d = Dropout (r, ratio, off)
+        e = Reshape (d, s)  n = BatchNormalization (e, g, b, m, v)  y = Relu (n) }"""
+    model = parse(body, given)
+    for count in (8, 16):
+        batches = [{"x": x[start : start + 8]} for start in range(0, count, 8)]
+        report = repair_model(model, batches, open_model, replace(QUICK, method="match")).report
+        assert report.method_reason == f"{count} samples can't tell whether a repair is nearer; give 18 or more"
+
+
+def test_few_samples_judge_the_chosen_layers_alone(harmed, open_model):
+    """What judges is what is written: with `--layers` it must leave the other layers as they are, too."""
+    config = replace(QUICK, method="match", layers="2")
+    all_of_it = repair_model(harmed, [{"input": samples(16)}], open_model, replace(config, layers="auto")).report
+    one = repair_model(harmed, [{"input": samples(16)}], open_model, config).report
+    assert one.candidates[1].severity > all_of_it.candidates[1].severity
