@@ -4,9 +4,9 @@ command line    cli (the group), commands/ (one module for each), terminal_text,
 data            calibration, proxy_images, random_inputs, batch_runs
 runtimes        backends/ (one module for each runner), environment, gpu_state, doctor
 inspect         preparation, lost_noise, inspection, diagnosis, inspection_page
-optimize        repair_config, method_choice, made_inputs, label_judge, noise_study, refining, averaging, estimation,
-                editing, changed_parameters, rounding_floor, repair, repair_report, severity_text, casting, accuracy,
-                quantizer, quantization, optimization
+optimize        repair_config, method_choice, made_inputs, label_judge, noise_study, refining, candidates, averaging,
+                estimation, editing, changed_parameters, rounding_floor, repair, repair_report, severity_text, casting,
+                accuracy, quantizer, quantization, optimization
 build           build_config, file_description, refit_form, precision_proof, building, build_progress, build_table
 refit           engine_sidecar, refitting
 package         served_model, text_format, triton_config, kserve, packaging

@@ -18,7 +18,8 @@ from vsfix.graph_passes.inference import OpenModel
 from vsfix.graph_passes.noise_analysis import analyse_noise
 from vsfix.graph_passes.repair_statistics import RepairStatistics
 
-from .averaging import AS_TRAINED, UNDER_NOISE, Averaging, CandidateRow, average_repair, candidate_row
+from .averaging import UNDER_NOISE, Averaging, average_repair
+from .candidates import AS_TRAINED, CandidateRow, candidate_row
 from .diagnosis import unexplained_statistics
 from .estimation import estimate_statistics
 from .inspection import Inspection, inspect_graph

@@ -12,11 +12,12 @@ from vsfix.graph_passes.batches import Batch, prescribed_batch_size, samples_in
 from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.estimators.divergence import Meaning, OutputKind, recognise_outputs
 from vsfix.graph_passes.estimators.layers import DeployedUnit, deployed_units
-from vsfix.graph_passes.estimators.matching import TargetCollector, UnitTarget, input_moments
+from vsfix.graph_passes.estimators.matching import TargetCollector
 from vsfix.graph_passes.estimators.noise_average import NoiseAverage, run_deployed
 from vsfix.graph_passes.estimators.samples import SampleSet
 from vsfix.graph_passes.estimators.severity import DrawCollector, OutputReader, Reference, Severity
 from vsfix.graph_passes.estimators.stored_statistics import StoredAgainstNoisy, compare_stored
+from vsfix.graph_passes.estimators.unit_fit import UnitTarget, input_moments
 from vsfix.graph_passes.estimators.units import (
     FoundParameters,
     Unit,
@@ -188,7 +189,7 @@ class NoiseStudy:
         told = f"; if '{guessed[0]}' is no score of classes, say --output-kind {guessed[0]}=values" if guessed else ""
         return (
             f"R = {self.severity.ratio:.2f} does not tell whether what is decided would be better after a repair: "
-            f"labelled data does (--eval-data); without any, --method match repairs it all the same{told}",
+            f"labelled data does (--eval-data); without any, --method match takes what is nearer to the average{told}",
         )
 
     def output_lines(self) -> tuple[str, ...]:

@@ -177,10 +177,12 @@ def _is_match(prepared: PreparedModel, config: RepairConfig) -> bool:
 
 def _require_no_loss(scores: LabelScores | None, eval_data: str | None, method: str) -> None:
     """Refuses a repair that is worse on labelled data than the model as it was, by more than chance."""
-    advice = "try --method auto, which leaves a file as it is where the labels speak against every repair"
-    if method == "auto":
-        advice = "is --data that of the training, preprocessed in the same way as the labelled data?"
     if scores is not None and scores.after < scores.before and scores.p_value < SIGNIFICANT:
+        advice = (
+            "is --data that of the training, preprocessed in the same way as the labelled data?"
+            if method == "auto"
+            else "try --method auto, which leaves a file as it is where the labels speak against every repair"
+        )
         raise CheckFailedError(
             f"refused: on {eval_data} the repaired model has {scores.text(scores.after)}, the original "
             f"{scores.text(scores.before)} (paired test: p = {scores.p_value:.2g}); no model is written; " + advice
@@ -247,9 +249,9 @@ def judge(
         verdict += f"; top-1 {100 * first.accuracy:.1f} -> {100 * last.accuracy:.1f} %"
     elif scores is not None:
         verdict += f"; mean squared error {-scores.before:.4g} -> {-scores.after:.4g}"
+    better = scores is not None and scores.after > scores.before and scores.p_value < SIGNIFICANT
     before, after = report.severity_before, report.severity_after
     if before is not None and after is not None:
-        better = scores is not None and scores.after > scores.before and scores.p_value < SIGNIFICANT
         if after.ratio > before.ratio and better:
             verdict += ": farther from its noise-averaged network, and better on the labels"
         elif after.ratio > before.ratio:
@@ -257,7 +259,7 @@ def judge(
         elif after.ratio >= HEALTHY:
             return "WARN", verdict + ": it is nearer, and still far from its noise-averaged network."
         return ("WARN" if report.warnings else "PASS"), verdict + "."
-    if scores is not None and scores.p_value < SIGNIFICANT and scores.after > scores.before:
+    if better:
         return ("WARN" if report.warnings else "PASS"), verdict + ": better on the labels, by more than chance."
     return "WARN", verdict + _unproven(report, labelled=scores is not None)
 

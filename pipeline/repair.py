@@ -26,8 +26,9 @@ from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
 from vsfix.graph_passes.typed_batch_norm import check_half_batch_norms, require_statistics
 from vsfix.graph_passes.value_scan import doubtful_constants, require_finite_values
 
-from .averaging import MATCH, REFINE, Averaging
+from .averaging import Averaging
 from .calibration import fixed_batch_size, model_input_names
+from .candidates import MATCH, REFINE
 from .casting import CastModel, cast_model
 from .changed_parameters import changed_parameters
 from .editing import Edited, edit_parameters

@@ -12,7 +12,7 @@ from vsfix.graph_passes.estimators.severity import Severity
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.noise_route import NoiseRoute
 
-from .averaging import CandidateRow
+from .candidates import CandidateRow
 from .casting import PrecisionReport
 from .inspection import BatchNormRow
 from .noise_study import LayerRow

@@ -7,6 +7,7 @@ noise_average     F(x) = E_n f(x; n): seeded runs with the noise on
 severity          R: how far the deployed network is from F, in units of what one draw of the noise does
 activations       the function that follows a scale and a shift, with its derivative
 units             the places whose scale and shift are free, and how new ones are written
+unit_fit          the scale and shift of one unit, against its targets
 matching          match: scale and shift of each unit, layer by layer
 layers            how far each unit of a deployed network is from F
 stored_statistics what is stored against what the network with its noise shows

@@ -15,9 +15,9 @@ from vsfix.graph_passes.remove_identities import RemoveMarkers
 from vsfix.graph_passes.side_by_side import side_by_side
 from vsfix.graph_passes.tensors import Tensor
 
-from .matching import UnitTarget
 from .samples import SampleSet
 from .taps import PositionTap, tap_positions
+from .unit_fit import UnitTarget
 from .units import Unit
 
 

@@ -6,21 +6,18 @@ that follows:
     t       mean over K noisy passes of g(z), or of g(z + s) behind a sum; the passes use the file as it is
     solve   min over a > 0 and b of  sum (g(a z + b + s) - t)^2      for each channel, over samples and positions
 
-by Gauss-Newton with damping (Levenberg, Marquardt) from a = 1, b = 0. Why the mean: the next layer is linear, and
-E[W h] = W E[h], so that conditional means that match upstream give the right mean downstream.
+from a = 1, b = 0 (`unit_fit`). Why the mean: the next layer is linear, and E[W h] = W E[h], so that conditional means
+that match upstream give the right mean downstream.
 
-Two of three samples are fitted, the third judges: a channel that is not nearer to its targets there keeps a = 1, b = 0.
 Memory is bounded by a fixed number of positions for each channel, chosen under a seed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
-import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.activation_cache import DEFAULT_MAX_MEMORY, ActivationCache
@@ -37,51 +34,11 @@ from .activations import Activation
 from .noise_average import NoiseAverage
 from .samples import SampleSet, held_out_rows
 from .taps import PositionTap, choose_positions, positions_of, tap_positions
-from .units import FoundParameters, FreeAffine, InputMoments, Unit, insert_affine
+from .unit_fit import MatchedUnit, SeenUnit, UnitTarget, solve_unit
+from .units import FreeAffine, Unit, insert_affine
 
 VALUES = 4096  # of a channel, over all samples
 LARGEST_TARGETS = 1 << 28  # bytes of the targets of all units
-ITERATIONS = 12
-_SMALLEST_GAIN = 1e-4  # of a step, beside what is left
-_SMALLEST_SCALE = 0.02  # of a; what lies below would switch a channel off
-_SMALLEST_VARIANCE = 1e-10  # of a channel, beside its squared mean
-
-
-@dataclass(frozen=True)
-class UnitTarget:
-    """What one unit should give.
-
-    Attributes:
-        chosen: the positions that are compared; None for all.
-        mean: t, shape (N, M, C).
-        noisy_mean: of z with the noise on, shape (C,).
-        noisy_variance: the same.
-        sample_means: of z with the noise on, shape (N, C), for its sampling error.
-        sample_squares: of z^2, the same.
-    """
-
-    chosen: list[int] | None
-    mean: Float64Array
-    noisy_mean: Float64Array
-    noisy_variance: Float64Array
-    sample_means: Float64Array
-    sample_squares: Float64Array
-
-
-@dataclass(frozen=True)
-class MatchedUnit:
-    """What was found for one unit.
-
-    Attributes:
-        parameters: a, b, and the moments of a BatchNorm's input.
-        before: mean squared distance of g(z) from t over its variance, on the samples that judge, z as it was in the
-            deployed network with the units upstream matched.
-        after: the same for g(a z + b).
-    """
-
-    parameters: FoundParameters
-    before: float
-    after: float
 
 
 class TargetCollector:
@@ -250,14 +207,6 @@ def _upstream_of_markers(tensor: Tensor) -> Tensor:
     return tensor
 
 
-@dataclass(frozen=True)
-class SeenUnit:
-    """What a unit reads with the noise off: z, shape (N, M, C), and what is added to it, by name, the same."""
-
-    z: Float64Array
-    sides: Mapping[str, Float64Array]
-
-
 def _collect(
     run: StagedRun,
     stage: Stage[FreeAffine],
@@ -295,110 +244,3 @@ def _collect(
         )
         for target in stage.measured
     }
-
-
-def solve_unit(
-    activation: Activation, seen: SeenUnit, target: UnitTarget, held_out: npt.NDArray[np.bool_]
-) -> MatchedUnit:
-    """a and b of one unit.
-
-    Args:
-        activation: g.
-        seen: with the noise off.
-        target: t.
-        held_out: the samples that judge, shape (N,).
-    """
-    channels = seen.z.shape[2]
-    fitted = ~held_out
-    fit = _Fit(activation, *_columns(seen, target, fitted))
-    a, b = fit.solve()
-    judge = _Fit(activation, *_columns(seen, target, held_out if held_out.any() else fitted))
-    plain = judge.squares(np.ones(channels), np.zeros(channels))
-    better = judge.squares(a, b) < plain
-    a, b = np.where(better, a, 1.0), np.where(better, b, 0.0)
-    spread = np.maximum(judge.target_variance(), np.finfo(np.float64).tiny)
-    alive = judge.target_variance() > _SMALLEST_VARIANCE
-    count = judge.count
-    before, after = (
-        float((squares[alive] / count / spread[alive]).mean()) if alive.any() else 0.0
-        for squares in (plain, judge.squares(a, b))
-    )
-    return MatchedUnit(FoundParameters(a, b, input_moments(seen.z, target)), before, after)
-
-
-def input_moments(z: Float64Array, target: UnitTarget) -> InputMoments:
-    """How the input of a BatchNorm moves when the noise is switched off; z is a fixed affine map of it."""
-    mean, variance = z.mean(axis=(0, 1)), z.var(axis=(0, 1))
-    known = (variance > _SMALLEST_VARIANCE * (1 + mean**2)) & (
-        target.noisy_variance > _SMALLEST_VARIANCE * (1 + target.noisy_mean**2)
-    )
-    on = np.where(known, target.noisy_variance, 1.0)
-    log_ratio = np.where(known, np.log(np.where(known, variance, 1.0) / on), 0.0)
-    return InputMoments(log_ratio, np.where(known, (mean - target.noisy_mean) / np.sqrt(on), 0.0))
-
-
-def _columns(
-    seen: SeenUnit, target: UnitTarget, rows: npt.NDArray[np.bool_]
-) -> tuple[Float64Array, dict[str, Float64Array], Float64Array]:
-    """z, what is added to it, and t of some samples, each (V, C)."""
-    channels = seen.z.shape[2]
-    flat = {name: side[rows].reshape(-1, channels) for name, side in seen.sides.items()}
-    return seen.z[rows].reshape(-1, channels), flat, target.mean[rows].reshape(-1, channels)
-
-
-class _Fit:
-    """Least squares over two numbers a channel, all channels at once."""
-
-    def __init__(
-        self, activation: Activation, z: Float64Array, sides: Mapping[str, Float64Array], t: Float64Array
-    ) -> None:
-        self._g = activation
-        self._z = z
-        self._sides = sides
-        self._t = t
-        self.count = len(z)
-
-    def target_variance(self) -> Float64Array:
-        """Of t, shape (C,)."""
-        return np.asarray(self._t.var(axis=0))
-
-    def squares(self, a: Float64Array, b: Float64Array) -> Float64Array:
-        """The sum of squared distances, shape (C,)."""
-        value, _ = self._g.evaluate(a * self._z + b, self._sides)
-        return np.asarray(np.einsum("vc,vc->c", value - self._t, value - self._t))
-
-    def solve(self) -> tuple[Float64Array, Float64Array]:
-        """a and b, each (C,), by damped Gauss-Newton steps in the coordinates of a standardised z."""
-        channels = self._z.shape[1]
-        a, b = np.ones(channels), np.zeros(channels)
-        centre, scale = self._z.mean(axis=0), self._z.std(axis=0)
-        scale = np.where(scale > 0, scale, 1.0)
-        standard = (self._z - centre) / scale  # (V, C)
-        damping = np.full(channels, 1e-3)
-        best = self.squares(a, b)
-        for _ in range(ITERATIONS):
-            value, slope = self._g.evaluate(a * self._z + b, self._sides)
-            residual = value - self._t
-            # derivatives in a' = a scale and b' = b + a centre: slope * standard and slope
-            h11 = np.einsum("vc,vc->c", slope * standard, slope * standard)
-            h12 = np.einsum("vc,vc->c", slope * standard, slope)
-            h22 = np.einsum("vc,vc->c", slope, slope)
-            g1 = np.einsum("vc,vc->c", slope * standard, residual)
-            g2 = np.einsum("vc,vc->c", slope, residual)
-            d11, d22 = h11 * (1 + damping), h22 * (1 + damping)
-            determinant = d11 * d22 - h12**2
-            solvable = determinant > 1e-12 * np.maximum(d11 * d22, np.finfo(np.float64).tiny)
-            safe = np.where(solvable, determinant, 1.0)
-            step1 = np.where(solvable, -(d22 * g1 - h12 * g2) / safe, 0.0)
-            step2 = np.where(solvable, -(d11 * g2 - h12 * g1) / safe, 0.0)
-            new_a = a + step1 / scale
-            new_b = b + step2 - (new_a - a) * centre
-            squares = self.squares(new_a, new_b)
-            accepted = solvable & (new_a > _SMALLEST_SCALE) & (squares < best)
-            gain = np.where(accepted, best - squares, 0.0)
-            a, b = np.where(accepted, new_a, a), np.where(accepted, new_b, b)
-            best = np.where(accepted, squares, best)
-            damping = np.where(accepted, damping / 3, np.minimum(damping * 4, 1e6))
-            if not (accepted & (gain > _SMALLEST_GAIN * best)).any() and damping.min(initial=np.inf) > 1:
-                break
-        return a, b

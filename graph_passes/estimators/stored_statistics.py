@@ -21,7 +21,7 @@ import numpy as np
 from vsfix.graph_passes.inference import Float64Array
 from vsfix.graph_passes.jackknife import standard_error
 
-from .matching import UnitTarget
+from .unit_fit import UnitTarget
 from .units import Unit
 
 MAX_RATIO = 1.5  # of a variance, either way

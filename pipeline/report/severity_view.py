@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vsfix.graph_passes.estimators.severity import Severity
-from vsfix.pipeline.averaging import CandidateRow
+from vsfix.pipeline.candidates import CandidateRow
 from vsfix.pipeline.noise_study import LayerRow
 from vsfix.pipeline.repair_report import RepairReport
 from vsfix.pipeline.severity_text import severity_sentence

@@ -9,9 +9,10 @@ import pytest
 from tests.conftest import batch_norm_weights
 from vsfix.graph_passes.estimators.activations import Activation
 from vsfix.graph_passes.estimators.layers import deployed_units
-from vsfix.graph_passes.estimators.matching import SeenUnit, TargetCollector, UnitTarget, match, solve_unit
+from vsfix.graph_passes.estimators.matching import TargetCollector, match
 from vsfix.graph_passes.estimators.noise_average import NoiseAverage, run_deployed
 from vsfix.graph_passes.estimators.samples import SampleSet, held_out_rows
+from vsfix.graph_passes.estimators.unit_fit import SeenUnit, UnitTarget, solve_unit
 from vsfix.graph_passes.estimators.units import find_units, write_parameters
 from vsfix.graph_passes.model_file import import_graph
 

@@ -7,10 +7,10 @@ import pytest
 
 from tests.conftest import batch_norm_weights
 from vsfix.graph_passes.batch_norm import find_batch_norms
-from vsfix.graph_passes.estimators.matching import UnitTarget, input_moments
 from vsfix.graph_passes.estimators.noise_average import run_deployed
 from vsfix.graph_passes.estimators.samples import SampleSet
 from vsfix.graph_passes.estimators.taps import concrete_shapes
+from vsfix.graph_passes.estimators.unit_fit import UnitTarget, input_moments
 from vsfix.graph_passes.estimators.units import (
     FoundParameters,
     InputMoments,

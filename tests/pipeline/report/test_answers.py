@@ -7,7 +7,7 @@ import pytest
 from vsfix.graph_passes.estimators.severity import Severity
 from vsfix.graph_passes.estimators.stored_statistics import StoredAgainstNoisy
 from vsfix.pipeline.accuracy import AccuracyRow
-from vsfix.pipeline.averaging import CandidateRow
+from vsfix.pipeline.candidates import CandidateRow
 from vsfix.pipeline.inspection import BatchNormRow, Inspection
 from vsfix.pipeline.noise_study import LayerRow
 from vsfix.pipeline.proportion import proportion, wilson_interval
