@@ -13,18 +13,96 @@ from math import erfc
 import numpy as np
 import onnx
 
-from vsfix.graph_passes.errors import DataError
+from vsfix.graph_passes.errors import CheckFailedError, DataError
 from vsfix.graph_passes.estimators.severity import sign_flip_p_value
 from vsfix.graph_passes.inference import Float64Array, OpenModel
+from vsfix.graph_passes.jackknife import MIN_GROUPS, student_t
 
 from .accuracy import right_answers
 from .batch_runs import run_batches
 from .calibration import Samples
-from .proportion import mcnemar_p_value
+from .proportion import SIGNIFICANT, mcnemar_p_value, paired_difference_interval
 
-SIGNIFICANT = 0.05
+TOP_1, SQUARED_ERROR = "top-1", "squared error"
+_ROUNDING = 1e-9  # of a loss, which one sample makes up exactly
 _FEWEST = 8  # labels, below which they tell nothing
 _NORMAL = 200  # labels, from which on the mean of their differences is normal
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """What labelled data says of the file as given and of the repaired one. Errors are negative scores.
+
+    Attributes:
+        metric: `top-1`, a share, or `squared error`, a mean.
+        before: of the file as given.
+        after: of what is written.
+        p_value: of the paired test that both are equally good.
+        interval: of `after` less `before`, 95 %; infinite where nothing is known.
+        samples: how many were scored.
+        max_loss: the largest loss that is accepted, in the unit of `loss`; None accepts what may be chance.
+    """
+
+    metric: str
+    before: float
+    after: float
+    p_value: float
+    interval: tuple[float, float] = (-np.inf, np.inf)
+    samples: int = 0
+    max_loss: float | None = None
+
+    @property
+    def loss(self) -> float:
+        """By how much it is worse: in percentage points of top-1, or as a mean squared error."""
+        return (self.before - self.after) * (100 if self.metric == TOP_1 else 1)
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the repaired file is lower by more than chance."""
+        return not self.after >= self.before and self.p_value < SIGNIFICANT
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the repaired file is higher by more than chance."""
+        return self.after > self.before and self.p_value < SIGNIFICANT
+
+    def text(self, score: float) -> str:
+        """One of the scores for a person."""
+        return f"top-1 {100 * score:.2f} %" if self.metric == TOP_1 else f"a mean squared error of {-score:.4g}"
+
+    def arrow(self) -> str:
+        """Both scores in the verdict."""
+        if self.metric == TOP_1:
+            return f"top-1 {100 * self.before:.1f} -> {100 * self.after:.1f} %"
+        return f"mean squared error {-self.before:.4g} -> {-self.after:.4g}"
+
+    def difference(self) -> str:
+        """Repaired less as given with its interval and the test, in the unit of the metric."""
+        sign, unit = (100.0, " points") if self.metric == TOP_1 else (-1.0, "")
+        moved = sign * (self.after - self.before)
+        low, high = sorted(sign * end for end in self.interval)
+        number = "+.2f" if self.metric == TOP_1 else "+.4g"
+        ends = f" (95 % interval {low:{number}} to {high:{number}})" if np.isfinite(low) else ""
+        return f"{moved:{number}}{unit}{ends}, paired test p = {self.p_value:.2g}, {self.samples} samples"
+
+    def require_no_loss(self, data: str, advice: str) -> None:
+        """Refuses a loss beyond `max_loss`; where none is given, one that is more than chance.
+
+        Raises:
+            CheckFailedError: with both scores, the interval and the test.
+        """
+        if self.max_loss is None:
+            if not self.is_worse:
+                return
+            beyond = ""
+        elif self.loss <= self.max_loss * (1 + _ROUNDING) + _ROUNDING:
+            return
+        else:
+            beyond = f" is beyond --max-loss {self.max_loss:g}"
+        raise CheckFailedError(
+            f"refused: on {data} the repaired model has {self.text(self.after)}, the original "
+            f"{self.text(self.before)}: {self.difference()}{beyond}; no model is written; {advice}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +123,10 @@ class LabelJudge:
     def metric(self) -> str:
         """What a score is: `top-1` or `squared error`."""
         labels = self.samples.labels
-        return "top-1" if labels is not None and labels.dtype.kind in "iu" else "squared error"
+        return TOP_1 if labels is not None and labels.dtype.kind in "iu" else SQUARED_ERROR
 
     def scores(self, model: onnx.ModelProto) -> Float64Array:
-        """One score a sample, the higher the better, shape (N,).
+        """One score a sample, the higher the better, shape (N,); minus infinity where an output is not finite.
 
         Raises:
             DataError: no labels, or labels that do not fit the first output.
@@ -57,7 +135,7 @@ class LabelJudge:
         if labels is None:
             raise DataError(f"{self.samples.name}: has no labels")
         with self.open_model(model) as runner:
-            if self.metric == "top-1":
+            if self.metric == TOP_1:
                 return right_answers(runner, self.samples, batch_size=self.batch_size).astype(np.float64)
             if not np.isfinite(labels).all():
                 raise DataError(f"{self.samples.name}: labels that are not finite")
@@ -72,23 +150,55 @@ class LabelJudge:
                     )
                 errors = (found.reshape(targets.shape) - targets) ** 2
                 scores[rows] = -errors.reshape(len(errors), -1).mean(axis=1)
-        return scores
+        return np.where(np.isfinite(scores), scores, -np.inf)
 
     def p_value(self, reference: Float64Array, found: Float64Array) -> float:
         """Of the hypothesis that two models are equally good, from their scores on the same samples."""
         if len(found) < _FEWEST:
             return 1.0
-        if self.metric == "top-1":
+        if self.metric == TOP_1:
             worse, better = int(np.sum(reference > found)), int(np.sum(found > reference))
             return mcnemar_p_value(worse, better)
+        if not (np.isfinite(reference).all() and np.isfinite(found).all()):
+            return 0.0 if np.isfinite(reference).all() != np.isfinite(found).all() else 1.0
         moved = found - reference
         if len(moved) < _NORMAL:
             return min(1.0, 2 * min(sign_flip_p_value(moved), sign_flip_p_value(-moved)))
         deviation = float(moved.std(ddof=1))
         if not deviation > 0:
-            return 1.0 if not moved.any() or not np.isfinite(deviation) else 0.0
+            return 0.0 if moved.any() else 1.0
         z = abs(float(moved.mean())) / (deviation / np.sqrt(len(moved)))
         return float(2 * _upper_tail(z))
+
+    def interval(self, reference: Float64Array, found: Float64Array) -> tuple[float, float]:
+        """The 95 % interval of the mean score of the second of two models less that of the first."""
+        if self.metric == TOP_1:
+            right, still_right = reference > 0, found > 0
+            both, total = int(np.sum(right & still_right)), len(found)
+            return paired_difference_interval(both, int(right.sum()) - both, int(still_right.sum()) - both, total)
+        if len(found) < MIN_GROUPS or not (np.isfinite(reference).all() and np.isfinite(found).all()):
+            return -np.inf, np.inf
+        moved = found - reference
+        margin = student_t(len(moved) - 1) * float(moved.std(ddof=1)) / len(moved) ** 0.5
+        return float(moved.mean()) - margin, float(moved.mean()) + margin
+
+    def compare(self, reference: Float64Array, found: Float64Array, max_loss: float | None = None) -> LabelScores:
+        """What the labels say of a model beside a reference.
+
+        Args:
+            reference: its scores, shape (N,).
+            found: those of the model on the same samples.
+            max_loss: see `LabelScores`.
+        """
+        return LabelScores(
+            self.metric,
+            float(reference.mean()),
+            float(found.mean()),
+            self.p_value(reference, found),
+            self.interval(reference, found),
+            len(found),
+            max_loss,
+        )
 
     def is_worse(self, reference: Float64Array, found: Float64Array) -> bool:
         """Whether the second of two models is worse, by more than chance."""

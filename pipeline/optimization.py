@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from vsfix.graph_passes.atomic_file import atomic_path
-from vsfix.graph_passes.errors import CheckFailedError
+from vsfix.graph_passes.errors import CheckFailedError, InputError
 from vsfix.graph_passes.estimators.severity import HEALTHY
 from vsfix.graph_passes.external_data import external_data_files
+from vsfix.graph_passes.inference import Float64Array
 from vsfix.graph_passes.model_file import export_model, read_model, written_model
 from vsfix.graph_passes.shift import geometric_mean
 from vsfix.trainers.user_path import user_path
 
-from .accuracy import AccuracyRow, accuracy_row, right_answers
+from .accuracy import AccuracyRow, accuracy_row
 from .averaging import UNDER_NOISE
-from .backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
-from .calibration import Samples, calibration_batches, labelled_samples
+from .backends.onnxruntime_runner import open_for_small_runs
+from .calibration import calibration_batches, labelled_samples
 from .environment import describe_machine
-from .label_judge import SIGNIFICANT, LabelJudge
+from .label_judge import TOP_1, LabelJudge, LabelScores
 from .lost_noise import is_lost
 from .output_file import require_outputs
 from .preparation import PreparedModel, prepare_model
@@ -55,33 +55,6 @@ class Outputs:
 
 
 @dataclass(frozen=True)
-class LabelScores:
-    """What labelled data says of the file as given and of the repaired one.
-
-    Attributes:
-        metric: `top-1`, a share, or `squared error`, a mean.
-        before: of the file as given.
-        after: of what is written.
-        p_value: of the paired test that both are equally good.
-    """
-
-    metric: str
-    before: float
-    after: float
-    p_value: float
-
-    @classmethod
-    def of(cls, judge: LabelJudge, original: onnx.ModelProto, repair: Repair) -> LabelScores:
-        """Scores both models on the same samples; errors stand here as negative scores."""
-        trained, repaired = judge.scores(original), judge.scores(repair.runnable)
-        return cls(judge.metric, float(trained.mean()), float(repaired.mean()), judge.p_value(trained, repaired))
-
-    def text(self, score: float) -> str:
-        """One of the scores for a person."""
-        return f"top-1 {100 * score:.2f} %" if self.metric == "top-1" else f"a mean squared error of {-score:.4g}"
-
-
-@dataclass(frozen=True)
 class Optimization:
     """The outcome: the repair, the verdict in one sentence, what labels say where there are some, the files."""
 
@@ -91,6 +64,18 @@ class Optimization:
     accuracies: tuple[AccuracyRow, ...]
     written: tuple[Path, ...]
     scores: LabelScores | None = None
+
+
+class RefusedRepairError(CheckFailedError):
+    """A repair that was made and is not written.
+
+    Attributes:
+        result: what it would have been, its status FAIL and its verdict the reason.
+    """
+
+    def __init__(self, reason: str, result: Optimization) -> None:
+        super().__init__(reason)
+        self.result = replace(result, status="FAIL", verdict=reason[:1].upper() + reason[1:], written=())
 
 
 def optimize(
@@ -103,6 +88,7 @@ def optimize(
     batch_size: int,
     eval_data: str | None = None,
     eval_split: str = "test",
+    max_loss: float | None = None,
 ) -> Optimization:
     """Repairs a model file.
 
@@ -113,15 +99,21 @@ def optimize(
         outputs: where the results go.
         samples: how many calibration samples to take; None for all.
         batch_size: samples per run.
-        eval_data: labelled data, as `--eval-data` takes it; a repair that loses accuracy on it is refused.
+        eval_data: labelled data, as `--eval-data` takes it; a repair that loses on it is refused.
         eval_split: which part of a named labelled set.
+        max_loss: the largest loss on labelled data that is written, in percentage points of top-1 or as a mean squared
+            error; None refuses what is lower by more than chance.
 
     Raises:
-        InputError: unreadable input, or an output that may not be written; nothing is written then.
-        CheckFailedError: the repair loses accuracy or is not plausible; the page says why, where one was asked for, and
-            nothing else is written. The fold is wrong, or the precision that was asked for can't hold the weights or
-            gives other outputs; nothing is written then.
+        InputError: unreadable input, or an output that may not be written; nothing is written then. `max_loss` without
+            labelled data, or a negative one.
+        RefusedRepairError: the repair loses on labelled data or is not plausible; the page says why, where one was
+            asked for, and nothing else is written.
+        CheckFailedError: the fold is wrong, or the precision that was asked for can't hold the weights or gives other
+            outputs; nothing is written then.
     """
+    if max_loss is not None and (eval_data is None or not 0 <= max_loss < np.inf):
+        raise InputError(f"--max-loss {max_loss:g}: needs --eval-data to measure a loss, and a number from 0 on")
     require_outputs(outputs.paths(), force=outputs.force, inputs=input_files(model_path, data, eval_data))
     model = read_model(model_path)
     prepared = prepare_model(model, config.noise, needs_batch_norms=needs_batch_norms(model, config))
@@ -142,51 +134,45 @@ def optimize(
     if outputs.statistics is not None:
         warnings = (*repair.report.warnings, *repair.not_carried)
         repair = replace(repair, report=replace(repair.report, warnings=warnings))
-    classes = by_labels is not None and by_labels.metric == "top-1"
-    accuracies = () if labelled is None or not classes else _accuracies(deployable, repair, labelled, batch_size)
-    scores = None if by_labels is None else LabelScores.of(by_labels, deployable, repair)
-    status, verdict = judge(repair.report, accuracies, scores)
+    scores, accuracies = None, ()
+    if by_labels is not None:
+        trained, repaired = by_labels.scores(deployable), by_labels.scores(repair.runnable)
+        scores = by_labels.compare(trained, repaired, max_loss)
+        accuracies = _accuracies(scores, trained, repaired, repair.report.samples)
+    status, verdict = judge(repair.report, scores)
     result = Optimization(repair, status, verdict, accuracies, outputs.paths(), scores)
     try:
-        _require_no_loss(scores, eval_data, config.method)
+        if scores is not None:
+            scores.require_no_loss(str(eval_data), _advice(config.method))
         require_plausible(repair.report, shown=bool(accuracies))
     except CheckFailedError as refusal:
-        sentence = str(refusal)
-        _write_page(replace(result, status="FAIL", verdict=sentence[:1].upper() + sentence[1:]), outputs, model_path)
-        raise
+        refused = RefusedRepairError(str(refusal), result)
+        _write_page(refused.result, outputs, model_path)
+        raise refused from None
     _write(result, outputs, model_path)
     return result
 
 
 def _accuracies(
-    original: onnx.ModelProto, repair: Repair, labelled: Samples, batch_size: int
+    scores: LabelScores, trained: Float64Array, repaired: Float64Array, images: int
 ) -> tuple[AccuracyRow, ...]:
-    """Top-1 of the original in its deployable form, and of the repaired model."""
-    with OnnxRuntimeRunner(original) as before, OnnxRuntimeRunner(repair.runnable) as after:
-        trained, repaired = (right_answers(runner, labelled, batch_size=batch_size) for runner in (before, after))
-    return (
-        accuracy_row("as trained", trained),
-        accuracy_row("repaired", repaired, images=repair.report.samples, trained=trained),
-    )
+    """Top-1 of the file in its deployable form and of the repaired one; nothing where labels are no classes."""
+    if scores.metric != TOP_1:
+        return ()
+    before, after = trained > 0, repaired > 0
+    return accuracy_row("as trained", before), accuracy_row("repaired", after, images=images, trained=before)
+
+
+def _advice(method: str) -> str:
+    """What to do about a loss."""
+    if method == "auto":
+        return "is --data that of the training, preprocessed in the same way as the labelled data?"
+    return "try --method auto, which leaves a file as it is where the labels speak against every repair"
 
 
 def _is_match(prepared: PreparedModel, config: RepairConfig) -> bool:
     """Whether the file is matched without its noise being inferred first."""
     return config.method in AVERAGING and not is_lost(prepared)
-
-
-def _require_no_loss(scores: LabelScores | None, eval_data: str | None, method: str) -> None:
-    """Refuses a repair that is worse on labelled data than the model as it was, by more than chance."""
-    if scores is not None and scores.after < scores.before and scores.p_value < SIGNIFICANT:
-        advice = (
-            "is --data that of the training, preprocessed in the same way as the labelled data?"
-            if method == "auto"
-            else "try --method auto, which leaves a file as it is where the labels speak against every repair"
-        )
-        raise CheckFailedError(
-            f"refused: on {eval_data} the repaired model has {scores.text(scores.after)}, the original "
-            f"{scores.text(scores.before)} (paired test: p = {scores.p_value:.2g}); no model is written; " + advice
-        )
 
 
 def require_plausible(report: RepairReport, *, shown: bool = False) -> None:
@@ -230,10 +216,17 @@ def input_files(model: Path, *data: str | None) -> list[Path]:
     ]
 
 
-def judge(
-    report: RepairReport, accuracies: tuple[AccuracyRow, ...] = (), scores: LabelScores | None = None
-) -> tuple[str, str]:
+def judge(report: RepairReport, scores: LabelScores | None = None) -> tuple[str, str]:
     """The status word and the verdict in one sentence."""
+    status, verdict = _judge(report, scores)
+    if scores is None or not scores.is_worse:
+        return status, verdict
+    allowed = "" if scores.max_loss is None else f", within --max-loss {scores.max_loss:g}"
+    return "WARN", f"{verdict.rstrip('.')}; on the labels it is lower by more than chance{allowed}."
+
+
+def _judge(report: RepairReport, scores: LabelScores | None) -> tuple[str, str]:
+    """The same by R and by what labels gain."""
     changed = report.method != "none" and (
         report.severity_after is not None or any(outcome.repaired for outcome in report.batch_norms)
     )
@@ -244,12 +237,9 @@ def judge(
             return "WARN", f"Damaged (R = {report.severity.ratio:.2f}) and not repaired: {report.method_reason}{tail}."
         return ("WARN" if report.warnings else "PASS"), f"Nothing repaired: {report.method_reason}{tail}."
     verdict = _what_was_done(report) + tail
-    if accuracies:
-        first, last = accuracies[0], accuracies[-1]
-        verdict += f"; top-1 {100 * first.accuracy:.1f} -> {100 * last.accuracy:.1f} %"
-    elif scores is not None:
-        verdict += f"; mean squared error {-scores.before:.4g} -> {-scores.after:.4g}"
-    better = scores is not None and scores.after > scores.before and scores.p_value < SIGNIFICANT
+    if scores is not None:
+        verdict += f"; {scores.arrow()}"
+    better = scores is not None and scores.is_better
     before, after = report.severity_before, report.severity_after
     if before is not None and after is not None:
         if after.ratio > before.ratio and better:
@@ -331,6 +321,7 @@ def _write_page(result: Optimization, outputs: Outputs, source: Path) -> None:
         verdict=result.verdict,
         repair=result.repair.report,
         accuracies=result.accuracies,
+        scores=result.scores,
         origin=Origin(outputs.command, describe_machine()),
     )
     write_report(page, outputs.html, force=outputs.force)

@@ -7,6 +7,7 @@ from rich.table import Table
 from .accuracy import AccuracyRow
 from .casting import PrecisionReport
 from .inspection import Inspection
+from .label_judge import LabelScores
 from .repair_report import RepairReport
 from .report.sections import StepRow
 
@@ -114,6 +115,15 @@ def accuracy_table(rows: tuple[AccuracyRow, ...]) -> Table:
         images = "-" if row.images is None else str(row.images)
         interval = f"{100 * row.low:.1f} - {100 * row.high:.1f} %"
         table.add_row(row.model, images, f"{100 * row.accuracy:.1f} %", interval)
+    return table
+
+
+def score_table(scores: LabelScores) -> Table:
+    """What labelled data says of the file as given and of the repaired one."""
+    table = Table(title="On labelled data", title_justify="left")
+    for heading in ("as trained", "repaired", "repaired less as trained"):
+        table.add_column(heading)
+    table.add_row(scores.text(scores.before), scores.text(scores.after), scores.difference())
     return table
 
 

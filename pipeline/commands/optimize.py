@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +23,9 @@ from .options import (
     samples_option,
     seed_option,
 )
+
+if TYPE_CHECKING:
+    from vsfix.pipeline.optimization import Optimization
 
 
 @click.command(name="optimize")
@@ -67,6 +71,13 @@ from .options import (
     metavar="D",
     help="Labelled data; it chooses among all methods, and what loses on it by more than chance is not written.",
 )
+@click.option(
+    "--max-loss",
+    type=float,
+    metavar="X",
+    help="Write what loses up to X on --eval-data, chance or not, and nothing that loses more; in percentage points of "
+    "top-1, or in units of the mean squared error.  [default: refuse what is lower by more than chance, p < 0.05]",
+)
 @click.option("--eval-split", type=click.Choice(["train", "test"]), default="test", show_default=True)
 @input_shape_option("One input without the batch, for synthetic inputs where the file does not say it.")
 @click.option(
@@ -99,6 +110,7 @@ def command(
     precision: str | None,
     eval_data: str | None,
     eval_split: str,
+    max_loss: float | None,
     input_shape: tuple[int, ...] | None,
     max_memory: str,
     statistics: Path | None,
@@ -115,65 +127,100 @@ def command(
     where the noise was. Where it does not, the noise is inferred from the statistics, which wants some hundred. Without
     --data, inputs are made from the model itself.
     """
-    from vsfix.pipeline.console import print_table, require_json_target, write_json
+    from vsfix.graph_passes.errors import CheckFailedError
+    from vsfix.pipeline.console import require_json_target, write_json
     from vsfix.pipeline.environment import command_line
-    from vsfix.pipeline.optimization import Optimization, Outputs, input_files, optimize
+    from vsfix.pipeline.optimization import Outputs, RefusedRepairError, input_files, optimize
     from vsfix.pipeline.repair_config import RepairConfig
-    from vsfix.pipeline.severity_text import severity_lines
-    from vsfix.pipeline.tables import accuracy_table, candidate_table, layer_table, precision_table, repair_table
 
     if output is None and not dry_run:
         raise click.UsageError("name the output with -o, or pass --dry-run")
     require_json_target(
         json_path, force=force, inputs=input_files(model, data, eval_data), outputs=[output, statistics, html]
     )
-    result: Optimization = optimize(
-        model,
-        data,
-        RepairConfig(
-            method=method,
-            refine=refine,
-            output_kinds=parse_output_kinds(output_kinds),
-            layers=layers,
-            noise=noise,
-            fold=fold,
-            seed=seed,
-            max_memory=parse_bytes(max_memory, "--max-memory"),
-            input_shape=input_shape,
-            number_type=precision,
-        ),
-        Outputs(output, statistics, html, force=force, dry_run=dry_run, command=command_line()),
-        samples=samples,
-        batch_size=batch_size,
-        eval_data=eval_data,
-        eval_split=eval_split,
+    config = RepairConfig(
+        method=method,
+        refine=refine,
+        output_kinds=parse_output_kinds(output_kinds),
+        layers=layers,
+        noise=noise,
+        fold=fold,
+        seed=seed,
+        max_memory=parse_bytes(max_memory, "--max-memory"),
+        input_shape=input_shape,
+        number_type=precision,
     )
+    document: dict[str, Any] = {}
     try:
+        result = optimize(
+            model,
+            data,
+            config,
+            Outputs(output, statistics, html, force=force, dry_run=dry_run, command=command_line()),
+            samples=samples,
+            batch_size=batch_size,
+            eval_data=eval_data,
+            eval_split=eval_split,
+            max_loss=max_loss,
+        )
+        document = _document(result)
         if json_path != "-":
-            for change in result.repair.report.prepared:
-                print_line(f"prepared: {change}")
-            if result.repair.report.batch_norms:
-                print_table(repair_table(result.repair.report))
-            if result.repair.report.layers:
-                print_table(layer_table(result.repair.report))
-            if result.repair.report.candidates:
-                print_table(candidate_table(result.repair.report))
-            for line in severity_lines(result.repair.report):
-                print_line(line)
-            if result.repair.report.precision is not None:
-                print_table(precision_table(result.repair.report.precision))
-            for warning in result.repair.report.warnings:
-                print_line(f"WARN {warning}")
-            if result.accuracies:
-                print_table(accuracy_table(result.accuracies))
-            print_line(f"{result.status} {result.verdict}")
-            for written in result.written:
-                print_line(f"wrote {written}")
-    finally:  # whoever reads what is printed may have gone
-        if json_path:
-            outcome = {"status": result.status, "verdict": result.verdict}
-            accuracies = {
-                "accuracies": [asdict(row) for row in result.accuracies],
-                "scores": None if result.scores is None else asdict(result.scores),
-            }
-            write_json(asdict(result.repair.report) | outcome | accuracies, json_path, force=force)
+            _print(result)
+    except RefusedRepairError as refusal:
+        document = _document(refusal.result)
+        if json_path != "-":
+            _print(refusal.result)
+        raise
+    except CheckFailedError as refusal:
+        document = {"status": "FAIL", "verdict": str(refusal), "warnings": []}
+        raise
+    finally:  # also where whoever reads what is printed has gone
+        if json_path and document:
+            write_json(document, json_path, force=force)
+
+
+def _print(result: Optimization) -> None:
+    """The result for a person."""
+    from vsfix.pipeline.console import print_table
+    from vsfix.pipeline.severity_text import severity_lines
+    from vsfix.pipeline.tables import (
+        accuracy_table,
+        candidate_table,
+        layer_table,
+        precision_table,
+        repair_table,
+        score_table,
+    )
+
+    report = result.repair.report
+    for change in report.prepared:
+        print_line(f"prepared: {change}")
+    if report.batch_norms:
+        print_table(repair_table(report))
+    if report.layers:
+        print_table(layer_table(report))
+    if report.candidates:
+        print_table(candidate_table(report))
+    for line in severity_lines(report):
+        print_line(line)
+    if report.precision is not None:
+        print_table(precision_table(report.precision))
+    for warning in report.warnings:
+        print_line(f"WARN {warning}")
+    if result.accuracies:
+        print_table(accuracy_table(result.accuracies))
+    if result.scores is not None:
+        print_table(score_table(result.scores))
+    print_line(f"{result.status} {result.verdict}")
+    for written in result.written:
+        print_line(f"wrote {written}")
+
+
+def _document(result: Optimization) -> dict[str, Any]:
+    """The result as JSON holds it."""
+    return asdict(result.repair.report) | {
+        "status": result.status,
+        "verdict": result.verdict,
+        "accuracies": [asdict(row) for row in result.accuracies],
+        "scores": None if result.scores is None else asdict(result.scores),
+    }

@@ -203,6 +203,8 @@ def _certainty(report: Report) -> str:
             f"The 95 % intervals of top-1, {share_interval(first.low, first.high)} as trained and "
             f"{share_interval(last.low, last.high)} repaired, {apart}{paired}."
         )
+    if report.scores is not None:
+        parts.append(f"On the labels, {report.scores.metric} moved by {report.scores.difference()}.")
     return " ".join(part for part in parts if part)
 
 

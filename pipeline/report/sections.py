@@ -11,6 +11,7 @@ from vsfix.graph_passes.estimate import Interval
 from vsfix.pipeline.accuracy import AccuracyRow
 from vsfix.pipeline.error_budget import BudgetStep
 from vsfix.pipeline.inspection import Inspection
+from vsfix.pipeline.label_judge import LabelScores
 from vsfix.pipeline.proportion import Proportion
 from vsfix.pipeline.repair_report import RepairReport
 
@@ -153,6 +154,7 @@ class Report:
         is_trial: whether the repair was made for its numbers alone, and not written.
         inspection: the BatchNorms of a model that was looked at only; not together with `repair`.
         accuracies: top-1 by method and number of images.
+        scores: what labelled data says of the file as given and of the repaired one.
         benchmark: one row for each model, backend and precision.
         tensors: the outputs of each such row against those of another.
         files: what each such row ran.
@@ -171,6 +173,7 @@ class Report:
     is_trial: bool = False
     inspection: Inspection | None = None
     accuracies: tuple[AccuracyRow, ...] = ()
+    scores: LabelScores | None = None
     benchmark: tuple[BenchmarkRow, ...] = ()
     tensors: tuple[TensorRow, ...] = ()
     files: tuple[FileRow, ...] = ()

@@ -13,8 +13,8 @@ from torch import nn
 from vsfix.graph_passes.errors import CheckFailedError, DataError
 from vsfix.graph_passes.model_file import read_model
 from vsfix.pipeline.calibration import Samples
-from vsfix.pipeline.label_judge import LabelJudge
-from vsfix.pipeline.optimization import LabelScores, judge
+from vsfix.pipeline.label_judge import LabelJudge, LabelScores
+from vsfix.pipeline.optimization import judge
 from vsfix.pipeline.repair import repair_model
 from vsfix.pipeline.repair_config import RepairConfig
 from vsfix.trainers.onnx_export import export_onnx
