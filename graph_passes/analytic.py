@@ -1,10 +1,11 @@
 """analytic: the deployed statistics from the closed forms of the paper, without any data.
 
-    directly behind noise       v = (var + mean^2) / (1 + s2) - mean^2
-    behind a linear map         v = var - s2 sum_i w_i^2 E[x_i^2]           (`linear_noise`, `second_moment`)
+    directly downstream of noise      v = (var + mean^2) / (1 + s2) - mean^2
+    downstream of a linear map        v = var - a      with a = s2 sum_i w_i^2 E[x_i^2]    (`linear_noise`)
+    both, one noise after the other   v = (var + mean^2) / (1 + s2) - mean^2 - a
 
-The mean stays, since E[n] = 1. Exact for the first BatchNorm behind the noise, as far as what is stored is exact and
-what stands in front is Gaussian; blind to what the noise does behind the next non-linearity or BatchNorm.
+The mean stays, since E[n] = 1. Exact for the first BatchNorm downstream of the noise, as far as what is stored is exact
+and what is upstream of it is Gaussian; blind to what the noise does downstream of the next non-linearity or BatchNorm.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ import onnx_graphsurgeon as gs
 from .batch_norm import BatchNorm, find_batch_norms
 from .estimate import Estimate
 from .inference import Float64Array
-from .linear_noise import linear_noise
+from .linear_noise import LinearNoiseReader
+from .marker import is_dropout
 from .noise_analysis import Distance, NoisePaths, analyse_noise
+from .second_moment import COPIES
 from .shift import geometric_mean, joint_variance, predicted_shift_ratio
+from .tensors import Tensor
 
 # A closed form that takes away more than this of the variance contradicts what is stored.
 LEAST_RATIO = 0.02
@@ -39,7 +43,7 @@ def analytic(
         The estimates, and for each of the other layers the reason why there is none, by name.
     """
     batch_norms = find_batch_norms(graph)
-    by_node = {id(batch_norm.node): batch_norm for batch_norm in batch_norms}
+    reader = LinearNoiseReader(graph)
     noise_map = analyse_noise(graph)
     estimates: dict[str, Estimate] = {}
     reasons: dict[str, str] = {}
@@ -47,7 +51,7 @@ def analytic(
         if batch_norm.name not in layers:
             continue
         paths = noise_map.reaching[batch_norm.name]
-        ratio, reason = _ratio(batch_norm, paths, by_node)
+        ratio, reason = _ratio(batch_norm, paths, reader)
         if alone and paths.at(Distance.DOWNSTREAM):
             reason = "noise arrives through a non-linearity too"
         if reason:
@@ -57,24 +61,30 @@ def analytic(
     return estimates, reasons
 
 
-def _ratio(batch_norm: BatchNorm, paths: NoisePaths, by_node: dict[int, BatchNorm]) -> tuple[Float64Array, str]:
+def _ratio(batch_norm: BatchNorm, paths: NoisePaths, reader: LinearNoiseReader) -> tuple[Float64Array, str]:
     """v / var for each channel, or the reason why no closed form holds."""
     nothing = np.ones(batch_norm.channels)
     if not paths:
         return nothing, "no noise reaches it"
     direct = [path.source.noise for path in paths.at(Distance.DIRECT)]
-    if direct:
-        if not all(noise.is_multiplicative for noise in direct):
-            return nothing, f"no closed form for {direct[0]}"
-        return predicted_shift_ratio(batch_norm, joint_variance(direct)), ""
-    if not paths.at(Distance.LINEAR):
-        return nothing, "the noise comes through a non-linearity: no closed form"
-    found = linear_noise(batch_norm.input, by_node)
-    seen = {path.source.name for path in paths.at(Distance.LINEAR)}
-    if found.obstacle or found.sources != seen:
+    if not all(noise.is_multiplicative for noise in direct):
+        return nothing, f"no closed form for {direct[0]}"
+    ratio = predicted_shift_ratio(batch_norm, joint_variance(direct)) if direct else nothing
+    mapped = {path.source.name for path in paths.at(Distance.LINEAR)}
+    if not mapped:
+        return (ratio, "") if direct else (nothing, "the noise comes through a non-linearity: no closed form")
+    found = reader.of(_upstream_of_markers(batch_norm.input))
+    if found.obstacle or found.sources != mapped:
         return nothing, found.obstacle or "the noise comes through a map without a closed form"
     with np.errstate(divide="ignore", invalid="ignore"):
-        return 1 - found.variance / batch_norm.variance, ""
+        return ratio - found.variance / batch_norm.variance, ""
+
+
+def _upstream_of_markers(tensor: Tensor) -> Tensor:
+    """What the noise directly upstream of a tensor is put on."""
+    while len(tensor.inputs) == 1 and (is_dropout(tensor.inputs[0]) or tensor.inputs[0].op in COPIES):
+        tensor = tensor.inputs[0].inputs[0]
+    return tensor
 
 
 def _estimate(batch_norm: BatchNorm, ratio: Float64Array) -> Estimate:

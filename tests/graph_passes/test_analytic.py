@@ -152,6 +152,58 @@ def test_behind_a_matmul_and_a_sum_with_a_clean_branch(parse):
     np.testing.assert_allclose(found, truth, rtol=0.03)
 
 
+TWO = """(float[N, 4] x) => (float[N, 4] y) {
+    n = BatchNormalization (x, a_g, a_b, a_m, a_v)
+    r = Relu (n)
+    d = Dropout (r)
+    c = MatMul (d, w)
+    e = Dropout (c, q)
+    y = BatchNormalization (e, g, b, m, v)
+}"""
+
+
+def test_noise_that_arrives_through_a_map_and_other_noise_directly_both_go(parse):
+    weight = RNG.normal(0, 1, (4, 4))
+    first = first_layer(4)
+    h = F.relu(normal(400000, 4) * torch.tensor(first["a_g"]) + torch.tensor(first["a_b"]))
+    torch.manual_seed(0)
+    noisy, clean = F.dropout(F.dropout(h, 0.5) @ torch.tensor(weight), 0.3), h @ torch.tensor(weight)
+    weights = first | statistics("", noisy) | affine("", 4) | {"w": weight.astype(np.float32), "q": np.float32(0.3)}
+    (estimate,) = analytic(import_graph(parse(TWO, weights)), ["y"])[0].values()
+    truth = statistics("", clean)["v"]
+    np.testing.assert_allclose(estimate.variance, truth, rtol=0.05)
+    mapped = statistics("", F.dropout(h, 0.5) @ torch.tensor(weight))["v"]
+    assert (mapped > 1.3 * truth).all(), "what comes through the map must matter"
+
+
+@pytest.mark.parametrize("other", ["c = Conv (d, w)", "p = Conv (d, w)\n c = Relu (p)"])
+def test_noise_that_is_added_to_what_a_map_or_a_non_linearity_made_of_it_is_refused_by_name(parse, other):
+    """x + Conv(x) of one draw: the parts are correlated, and no sum of variances is right."""
+    body = f"(float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {{ {HEAD}\n {other}\n s = Add (c, d)\n y = BatchNormalization (s, g, b, m, v) }}"
+    weights = (
+        first_layer(4) | {name: np.ones(4, np.float32) for name in "gbmv"} | {"w": np.ones((4, 4, 1, 1), np.float32)}
+    )
+    assert analytic(import_graph(parse(body, weights)), ["y"]) == ({}, {"y": "one noise arrives along two paths"})
+
+
+def test_epsilon_counts_where_the_variance_upstream_is_as_small(parse):
+    """Activations of 1e-3: with epsilon 1e-5 the BatchNorm gives them a tenth of the variance that gamma says."""
+    body = """(float[N, 4] x) => (float[N, 4] y) {
+        n = BatchNormalization (x, a_g, a_b, a_m, a_v)
+        d = Dropout (n)
+        c = MatMul (d, w)
+        y = BatchNormalization (c, g, b, m, v)
+    }"""
+    weight, x = RNG.normal(0, 1, (4, 4)), 1e-3 * normal(200000, 4)
+    first = first_layer(4) | {"a_v": np.full(4, 1e-6, np.float32), "a_b": np.zeros(4, np.float32)}
+    n = x * torch.tensor(first["a_g"]) / np.sqrt(1e-6 + 1e-5)
+    torch.manual_seed(0)
+    noisy, clean = F.dropout(n, 0.5) @ torch.tensor(weight), n @ torch.tensor(weight)
+    weights = first | statistics("", noisy) | affine("", 4) | {"w": weight.astype(np.float32)}
+    (estimate,) = analytic(import_graph(parse(body, weights)), ["y"])[0].values()
+    np.testing.assert_allclose(estimate.variance, statistics("", clean)["v"], rtol=0.03)
+
+
 def test_noise_behind_a_non_linearity_has_a_reason_and_no_estimate(residual):
     graph = import_graph(residual)
     estimates, reasons = analytic(graph, [batch_norm.name for batch_norm in find_batch_norms(graph)])

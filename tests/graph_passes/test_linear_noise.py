@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vsfix.graph_passes.batch_norm import find_batch_norms
-from vsfix.graph_passes.linear_noise import LinearNoise, linear_noise
+from vsfix.graph_passes.linear_noise import LinearNoise, LinearNoiseReader
 from vsfix.graph_passes.model_file import import_graph
 
 GAMMA, BETA = np.float32([1.5, -0.7, 0.2, 2.0]), np.float32([0.3, 0.4, -1.0, -0.2])
-MOMENT = GAMMA.astype(np.float64) ** 2 + BETA.astype(np.float64) ** 2  # of what the noise stands behind
+# Of what the noise stands behind: the variance of what is normalised is 1, and epsilon 1e-5.
+MOMENT = GAMMA.astype(np.float64) ** 2 / (1 + 1e-5) + BETA.astype(np.float64) ** 2
 S2 = 0.25  # of Dropout 0.2
 FRONT = "n = BatchNormalization (x, g, b, m, v)\n d = Dropout (n, ratio)"
 
@@ -21,16 +21,16 @@ def drawn(*shape: int) -> np.ndarray:
     return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
 
 
-def noise_of(parse, tail: str, weights, *, image="", out="", front=FRONT, marker="") -> LinearNoise:
+def noise_of(parse, tail: str, weights, *, image="", out="", front=FRONT, marker="", rows="N") -> LinearNoise:
     """What the noise adds to `h`, which `tail` computes from the noisy `d` and the clean `n`."""
-    body = f"(float[N, 4{image}] x) => (float[N, C{out}] y) <float[N, 4{image}] d> {{ {front}\n {tail}\n y = Identity (h) }}"
+    body = f"(float[{rows}, 4{image}] x) => (float[M, C{out}] y) <float[{rows}, 4{image}] d> {{ {front}\n {tail}\n y = Identity (h) }}"
     ones = {"m": np.ones(4, np.float32), "v": np.ones(4, np.float32)}
     constants = {"g": GAMMA, "b": BETA, "ratio": np.float32(0.2), "off": np.array(False)} | ones | weights
     graph = import_graph(parse(body, {name: value for name, value in constants.items() if name in body}))
     for node in graph.nodes:
         if marker and node.op == "Dropout":
             node.name = f"d#vsfix.noise:{marker}"
-    return linear_noise(graph.outputs[0], {id(found.node): found for found in find_batch_norms(graph)})
+    return LinearNoiseReader(graph).of(graph.outputs[0])
 
 
 CONVOLUTIONS = {
@@ -112,13 +112,47 @@ def test_noises_of_two_branches_add(parse):
     [
         ("p = MatMul (d, s)\n h = MatMul (p, w)", "two linear maps follow each other"),
         ("e = Dropout (n, ratio)\n p = MatMul (e, s)\n q = Add (p, d)\n h = MatMul (q, w)", "two linear maps follow"),
-        ("p = MatMul (d, w)\n q = MatMul (d, w)\n h = Add (p, q)", "one noise arrives along two ways"),
-        ("p = MatMul (d, s)\n e = Dropout (p, ratio)\n h = MatMul (e, w)", "stands behind a linear map of other noise"),
+        ("p = MatMul (d, w)\n q = MatMul (d, w)\n h = Add (p, q)", "one noise arrives along two paths"),
+        (
+            "p = MatMul (d, s)\n e = Dropout (p, ratio)\n h = MatMul (e, w)",
+            "stands downstream of a linear map of other noise",
+        ),
+        ("h = Add (d, d)", "one noise arrives along two paths"),
+        ("p = MatMul (d, s)\n h = Add (p, d)", "one noise arrives along two paths"),
+        ("p = MatMul (d, s)\n q = Relu (p)\n h = Add (q, d)", "one noise arrives along two paths"),
+        ("q = Relu (d)\n p = MatMul (d, s)\n h = Sum (q, p)", "one noise arrives along two paths"),
+        ("p = MatMul (d, s)\n h = Gemm (d, s, p)", "noise reaches more than one operand of Gemm"),
+        ("h = MatMul (d, d)", "noise reaches more than one operand of MatMul"),
     ],
 )
 def test_what_the_formula_does_not_cover_has_a_reason(parse, tail, reason):
     found = noise_of(parse, tail, {"w": W, "s": np.eye(4, dtype=np.float32)})
     assert reason in found.obstacle
+
+
+@pytest.mark.parametrize(
+    ("shape", "tail", "reason"),
+    [
+        (", 4", "h = MatMul (d, s)", "MatMul contracts another axis than the channels"),
+        (", 7, 4", "h = MatMul (d, s)", "MatMul contracts another axis than the channels"),
+        ("", "h = Gemm <transA = 1> (d, s)", "Gemm with transA contracts the samples"),
+        ("", "p = MatMul (d, s)\n h = Add (p, wide)", "may lie along different axes"),
+    ],
+)
+def test_a_map_along_another_axis_than_the_channels_has_no_closed_form(parse, shape, tail, reason):
+    """The sides are equal throughout, so that nothing but the axes tells the right sum from a wrong one."""
+    weights = {"s": drawn(4, 4), "wide": drawn(4, 4, 4)}
+    out = {"": "", ", 4": ", D", ", 7, 4": ", D, E"}[shape]
+    out = ", D" if "wide" in tail else out
+    assert reason in noise_of(parse, tail, weights, image=shape, out=out, rows=4).obstacle
+
+
+def test_what_is_repeated_along_the_positions_has_one_draw_for_many(parse):
+    """A sum over taps of one draw is no sum of squares: the second map must be refused, as behind a first one."""
+    tail = "p = Add (d, image)\n h = Conv (p, w)"
+    weights = {"image": drawn(1, 4, 5, 5), "w": drawn(3, 4, 3, 3)}
+    found = noise_of(parse, tail, weights, image=", 1, 1", out=", H, W")
+    assert found.obstacle == "two linear maps follow each other"
 
 
 @pytest.mark.parametrize(
