@@ -1,7 +1,9 @@
 """An If whose condition is a constant becomes the branch that it always takes.
 
 Exports of scripted modules hold such nodes. What stands in a branch is out of reach for every other pass; moved into
-the graph around it, it is served like everything else.
+the graph around it, it is served like everything else. A condition is constant where the graph computes it from
+constants, or from sides that are known: what a branch leaves behind may show the sides on which the next condition
+rests.
 
     If(true) { then: a = f(x), else: ... } -> y        a = f(x);  Identity(a) -> y
 """
@@ -10,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
+from .fold_constants import ResolveShapes, evaluate_constant
 from .graph_pass import Change, Kept, PassResult
 from .marker import marker_label
 from .nodes import bodies_of, is_standard
-from .tensors import Tensor, constant_behind
+from .tensors import Tensor
 
 
 class InlineConstantIf:
@@ -27,8 +29,9 @@ class InlineConstantIf:
     def __call__(self, graph: gs.Graph) -> PassResult:
         """Edits `graph` in place; names that are taken already get a number."""
         inliner = _Inliner(graph)
-        if inliner.is_needed:
+        while inliner.is_needed:
             inliner.flatten(graph)
+            inliner.changed += ResolveShapes()(graph).changed
         kept = [Kept(marker_label(node), "its condition is computed at run time") for node in inliner.remaining()]
         return PassResult(self.name, tuple(inliner.changed), tuple(kept))
 
@@ -43,7 +46,7 @@ class _Inliner:
     @property
     def is_needed(self) -> bool:
         """Whether there is an If to inline."""
-        return any(_taken_branch(node) is not None for node in _all_nodes(self._graph.nodes))
+        return any(self._taken_branch(node) is not None for node in _all_nodes(self._graph.nodes))
 
     def remaining(self) -> Iterator[gs.Node]:
         """Every If that is still there."""
@@ -55,7 +58,7 @@ class _Inliner:
         flat: list[gs.Node] = []
         while waiting:
             node = waiting.pop()
-            branch = _taken_branch(node)
+            branch = self._taken_branch(node)
             if branch is None:
                 flat.append(node)
                 continue
@@ -67,6 +70,13 @@ class _Inliner:
         for node in flat:
             for body in bodies_of(node):
                 self.flatten(body)
+
+    def _taken_branch(self, node: gs.Node) -> gs.Graph | None:
+        """The branch that an If always takes, or None."""
+        if node.op != "If" or not is_standard(node) or not node.inputs:
+            return None
+        condition = evaluate_constant(self._graph, node.inputs[0])
+        return None if isinstance(condition, str) else node.attrs["then_branch" if condition.any() else "else_branch"]
 
     def _take_out(self, node: gs.Node, branch: gs.Graph) -> list[gs.Node]:
         """The nodes that do what an If with a constant condition does; the If itself is cut off."""
@@ -97,25 +107,6 @@ class _Inliner:
         names = {str(other.name) for other in outside}
         for inner in _all_nodes(branch.nodes):
             inner.name = _unused(str(inner.name), names) if inner.name else inner.name
-
-
-def _taken_branch(node: gs.Node) -> gs.Graph | None:
-    """The branch that an If always takes, or None."""
-    if node.op != "If" or not is_standard(node) or not node.inputs:
-        return None
-    condition = _truth(node.inputs[0])
-    return None if condition is None else node.attrs["then_branch" if condition else "else_branch"]
-
-
-def _truth(tensor: Tensor) -> bool | None:
-    """The truth of a constant, seen through Cast and Not, or None."""
-    constant = constant_behind(tensor)
-    if constant is not None:
-        return bool(np.asarray(constant.values).any())
-    if len(tensor.inputs) != 1 or tensor.inputs[0].op not in ("Identity", "Cast", "Not"):
-        return None
-    truth = _truth(tensor.inputs[0].inputs[0])
-    return not truth if truth is not None and tensor.inputs[0].op == "Not" else truth
 
 
 def _all_nodes(nodes: Sequence[gs.Node], *, but: gs.Node | None = None) -> Iterator[gs.Node]:

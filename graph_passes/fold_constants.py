@@ -2,7 +2,7 @@
 
 Two passes. `ResolveShapes` comes before anything else looks at a graph: where the type and the sides of a tensor are
 known, CastLike becomes Cast and Shape becomes a constant. `FoldConstants` computes every expression of constants, node
-by node, in onnx's reference evaluator.
+by node, in onnx's reference evaluator, in the bodies of If, Loop and Scan too.
 
 The second one would destroy evidence: a BatchNorm written as primitives loses its variance once sqrt(var + eps) is one
 number. `RecomposeBatchNorm` therefore goes before it. What stays, always: weights in eight bits with their
@@ -21,22 +21,24 @@ from .element_types import ElementTypes
 from .graph_pass import Change, Kept, PassResult
 from .inference import Array
 from .model_file import first_line
-from .nodes import bodies_of, is_standard, name_of
+from .nodes import graphs_of, is_standard, name_of, nodes_of
 from .tensor_shapes import TensorShapes
 from .tensors import Tensor, constant_behind, is_graph_output
 
 MAX_ELEMENTS = 10**6
 # Deterministic, and none makes more out of its inputs than a shape among them says.
 FOLDABLE_OPERATORS = frozenset(
-    "Abs Add And Cast CastLike Ceil Clip Concat Constant ConstantOfShape DequantizeLinear Div Equal Erf Exp Expand "
-    "Flatten Floor Gather Greater GreaterOrEqual Identity Less LessOrEqual Log MatMul Max Min Mod Mul Neg Not Or Pow "
-    "Range Reciprocal ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Reshape "
-    "Shape Sigmoid Sign Size Slice Softplus Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Unsqueeze Where".split()
+    "Abs Add And ArgMax ArgMin Cast CastLike Ceil Clip Concat Constant ConstantOfShape Cos CumSum DequantizeLinear Div "
+    "Equal Erf Exp Expand EyeLike Flatten Floor Gather GatherElements GatherND Gelu Greater GreaterOrEqual HardSigmoid "
+    "HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log LogSoftmax MatMul Max Mean Min Mod Mul Neg NonZero "
+    "Not Or Pad Pow Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin "
+    "ReduceProd ReduceSum ReduceSumSquare Relu Reshape Round ScatterElements ScatterND Shape Sigmoid Sign Sin Size "
+    "Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tan Tanh Tile Transpose Trilu Unsqueeze Where Xor".split()
 )
 _EIGHT_BITS = "DequantizeLinear"
 _SIZED_BY_AN_INPUT = {"ConstantOfShape": 0, "Expand": 1}
 _BROADCAST = frozenset(
-    "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow Sub Sum Where".split()
+    "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or Pow Sub Sum Where Xor".split()
 )
 _NUMBERS = "fiub"  # the kinds of numpy's own types
 
@@ -48,7 +50,8 @@ class ResolveShapes:
 
     def __call__(self, graph: gs.Graph) -> PassResult:
         """Edits `graph` in place."""
-        asked = [node for node in graph.nodes if node.op in ("Shape", "CastLike") and is_standard(node)]
+        asked = [node for node in graph.nodes if node.op == "Shape" and is_standard(node)]
+        asked += [node for node in nodes_of(graph) if node.op == "CastLike" and is_standard(node)]
         if not asked:
             return PassResult(self.name)
         types, shapes = ElementTypes(graph), TensorShapes(graph, stated=False)
@@ -116,10 +119,11 @@ class FoldConstants:
 
     def __call__(self, graph: gs.Graph) -> PassResult:
         """Edits `graph` in place."""
-        outputs = {id(tensor) for tensor in graph.outputs}
-        computed = sum(_compute(graph, node, outputs) for node in graph.nodes)
+        graphs = list(graphs_of(graph))
+        outputs = {id(tensor) for owner in graphs for tensor in owner.outputs}
+        computed = sum(_compute(graph, owner, node, outputs) for owner in graphs for node in list(owner.nodes))
         kept: list[Kept] = []
-        for node in [node for node in graph.nodes if is_batch_norm(node)]:
+        for node in [node for node in nodes_of(graph) if is_batch_norm(node)]:
             for index, tensor in enumerate(node.inputs[1:5], 1):
                 if constant_behind(tensor) is None:
                     values = evaluate_constant(graph, tensor)
@@ -134,13 +138,14 @@ class FoldConstants:
         return PassResult(self.name, changed, tuple(kept))
 
 
-def _compute(graph: gs.Graph, node: gs.Node, outputs: set[int]) -> bool:
-    """Makes constants of what a node writes, where it reads constants alone."""
-    if node.op not in FOLDABLE_OPERATORS or node.op == _EIGHT_BITS or not is_standard(node) or bodies_of(node):
-        return False
-    if any(id(tensor) in outputs for tensor in node.outputs):
+def _compute(graph: gs.Graph, owner: gs.Graph, node: gs.Node, outputs: set[int]) -> bool:
+    """Makes constants of what a node of `owner` writes, where it reads constants alone."""
+    if node.op not in FOLDABLE_OPERATORS or node.op == _EIGHT_BITS or not is_standard(node):
         return False
     if not all(isinstance(tensor, gs.Constant) or tensor.is_empty() for tensor in node.inputs):
+        return False
+    returned = any(id(tensor) in outputs for tensor in node.outputs)
+    if returned and node.op in ("Constant", "Identity"):
         return False
     feeds = {tensor.name: stored_values(tensor) for tensor in node.inputs if isinstance(tensor, gs.Constant)}
     if any(array.dtype.kind not in _NUMBERS for array in feeds.values()):
@@ -150,12 +155,18 @@ def _compute(graph: gs.Graph, node: gs.Node, outputs: set[int]) -> bool:
         return False
     for tensor, array in zip(list(node.outputs), values, strict=True):
         tensor.inputs.clear()
-        tensor.to_constant(array)
+        if id(tensor) not in outputs:
+            tensor.to_constant(array)
+            continue
+        attributes = {"value": gs.Constant(str(tensor.name), array)}
+        position = next(index for index, other in enumerate(owner.nodes) if other is node)
+        owner.nodes.insert(position, gs.Node("Constant", name_of(node), attributes, outputs=[tensor]))
     return True
 
 
-def _elements(op: str, arrays: list[Array]) -> float:
+def _elements(node: gs.Node, arrays: list[Array]) -> float:
     """How many elements a node writes; 0 where no operator of its kind writes more than it reads."""
+    op = node.op
     if op in _SIZED_BY_AN_INPUT:
         sides = arrays[_SIZED_BY_AN_INPUT[op]]
         read = 1 if op == "ConstantOfShape" else arrays[0].size
@@ -167,7 +178,15 @@ def _elements(op: str, arrays: list[Array]) -> float:
     if op == "MatMul":
         return float(arrays[0].size * arrays[1].shape[-1])
     if op == "Gather":
+        side = arrays[0].shape[node.attrs.get("axis", 0)]
+        return float(arrays[1].size * arrays[0].size / max(side, 1))
+    if op == "GatherND":
         return float(arrays[0].size * arrays[1].size)
+    if op == "Pad" and len(arrays) > 1:
+        sides, pads = np.array(arrays[0].shape, dtype=np.float64), arrays[1].reshape(2, -1).sum(axis=0)
+        some = sides.size != pads.size
+        sides[arrays[-1] if some else slice(None)] += pads
+        return float(np.prod(sides))
     if op in _BROADCAST:
         return float(np.prod(np.broadcast_shapes(*(array.shape for array in arrays)), dtype=np.float64))
     return 0.0
@@ -186,7 +205,7 @@ def _evaluate(graph: gs.Graph, node: gs.Node, feeds: Mapping[str, Array], limit:
     from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
     try:
-        if _elements(node.op, [feeds[tensor.name] for tensor in node.inputs if not tensor.is_empty()]) > limit:
+        if _elements(node, [feeds[tensor.name] for tensor in node.inputs if not tensor.is_empty()]) > limit:
             return f"has more than {limit:.0f} elements"
         evaluator = ReferenceEvaluator(OnnxExporter.export_node(node), opsets={"": int(graph.opset)})
         with np.errstate(all="ignore"):

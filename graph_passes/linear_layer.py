@@ -161,6 +161,8 @@ def read_linear_layer(tree: GraphTree, node: gs.Node) -> LinearLayer | str:
     if weight is None:
         if node.op == "MatMul" and constant_behind(node.inputs[0]) is not None:
             return "the weight of MatMul stands on the left"
+        if any(producer.op == "DequantizeLinear" for producer in node.inputs[1].inputs):
+            return f"the weight of {node.op} is quantised, and stays as it is"
         return f"the weight of {node.op} is computed by the graph"
     if node.op in ("Gemm", "MatMul") and len(weight.shape) != 2:
         return f"the weight of {node.op} has {len(weight.shape)} axes, not 2"

@@ -1,9 +1,10 @@
-"""Removes the nodes that do nothing at inference: noise markers and Identity nodes.
+"""Removes the nodes that do nothing at inference, in the bodies of If, Loop and Scan too: noise markers and Identities.
 
 Both stand between a producer and its readers and break the fusions of a runtime (Conv, marker, BatchNorm is not
-Conv, BatchNorm). The readers take the tensor in front instead. Where the node writes a graph output, that output keeps
-its name and the producer in front writes it; where that is impossible (a graph input or a constant stands in front, or
-what stands in front is a graph output too) the node becomes, or stays, an Identity.
+Conv, BatchNorm). The readers take the tensor in front instead. Where the node writes an output of its graph, that
+output keeps its name and the producer in front writes it; where that is impossible (nothing in the same graph produces
+what stands in front, or that is an output too) the node becomes, or stays, an Identity. A Dropout whose mask is read or
+is an output stays a Dropout.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import onnx_graphsurgeon as gs
 
 from .graph_pass import Change, Kept, PassResult
 from .marker import is_dropout, marker_label, require_switched_off
-from .tensors import captured_tensors, is_graph_output, redirect_readers
+from .nodes import graphs_of, is_standard, nodes_of
+from .tensors import redirect_readers
 
 
 class RemoveMarkers:
@@ -28,7 +30,7 @@ class RemoveMarkers:
         Raises:
             ModelError: a Dropout that is switched on: the file drops at inference too.
         """
-        for node in graph.nodes:
+        for node in nodes_of(graph):
             require_switched_off(node)
         return _remove(graph, self.name, is_dropout)
 
@@ -40,22 +42,39 @@ class RemoveIdentities:
 
     def __call__(self, graph: gs.Graph) -> PassResult:
         """Edits `graph` in place."""
-        return _remove(graph, self.name, lambda node: node.op == "Identity" and not node.domain)
+        return _remove(graph, self.name, lambda node: node.op == "Identity" and is_standard(node))
 
 
 def _remove(graph: gs.Graph, name: str, matches: Callable[[gs.Node], bool]) -> PassResult:
     """Takes out every node that matches and can be taken out."""
-    captured = {id(tensor) for node in graph.nodes for tensor in captured_tensors(node)}
+    graphs = list(graphs_of(graph))
+    returned = {id(tensor) for owner in graphs for tensor in owner.outputs}
     changed: list[Change] = []
     kept: list[Kept] = []
+    for owner in graphs:
+        if any(matches(node) for node in owner.nodes):
+            _remove_in(owner, matches, returned, changed, kept)
+    return PassResult(name, tuple(changed), tuple(kept))
+
+
+def _remove_in(
+    owner: gs.Graph,
+    matches: Callable[[gs.Node], bool],
+    returned: set[int],
+    changed: list[Change],
+    kept: list[Kept],
+) -> None:
+    """Takes out what it can of one graph, and adds to both lists."""
+    written = {id(tensor) for node in owner.nodes for tensor in node.outputs}
+    own = {id(tensor) for tensor in owner.outputs}
     remaining: list[gs.Node] = []
-    for node in graph.nodes:
+    for node in owner.nodes:
         if not matches(node):
             remaining.append(node)
             continue
-        label, reason = marker_label(node), _obstacle(graph, node, captured)
+        label, reason = marker_label(node), _obstacle(node, written, own, returned)
         if reason is None:
-            _take_out(graph, node)
+            _take_out(node, own)
             changed.append(Change(label, "removed"))
             continue
         remaining.append(node)
@@ -67,34 +86,38 @@ def _remove(graph: gs.Graph, name: str, matches: Callable[[gs.Node], bool]) -> P
             changed.append(Change(label, f"made an Identity, since {reason}"))
         else:
             kept.append(Kept(label, reason))
-    if len(remaining) != len(graph.nodes):
-        graph.nodes.clear()
-        graph.nodes.extend(remaining)
-    return PassResult(name, tuple(changed), tuple(kept))
+    if len(remaining) != len(owner.nodes):
+        owner.nodes.clear()
+        owner.nodes.extend(remaining)
 
 
-def _obstacle(graph: gs.Graph, node: gs.Node, captured: set[int]) -> str | None:
-    """Why a node can't be taken out, or None."""
-    if any(output.outputs or is_graph_output(graph, output) for output in node.outputs[1:]):
+def _obstacle(node: gs.Node, written: set[int], own: set[int], returned: set[int]) -> str | None:
+    """Why a node can't be taken out, or None.
+
+    Args:
+        node: of one graph.
+        written: ids of what the nodes of that graph write.
+        own: ids of the outputs of that graph.
+        returned: ids of the outputs of all graphs.
+    """
+    if any(output.outputs or id(output) in returned for output in node.outputs[1:]):
         return "its mask is used"
     data, output = node.inputs[0], node.outputs[0]
-    if id(output) in captured:
-        return "the body of a control-flow node reads it"
-    if not is_graph_output(graph, output):
+    if id(output) not in returned:
         return None
-    if not data.inputs:
+    if id(output) not in own:
+        return "the body of a control-flow node returns it"
+    if id(data) not in written:
         return "a graph output must be written by a node"
-    if is_graph_output(graph, data):
-        return "it joins two graph outputs"
-    return "the body of a control-flow node reads what it copies" if id(data) in captured else None
+    return "it joins two graph outputs" if id(data) in returned else None
 
 
-def _take_out(graph: gs.Graph, node: gs.Node) -> None:
-    """Connects the readers of a node's output with its input, or its producer with the graph output."""
+def _take_out(node: gs.Node, own: set[int]) -> None:
+    """Connects the readers of a node's output with its input, or its producer with the output of the graph."""
     data, output = node.inputs[0], node.outputs[0]
     node.inputs.clear()
     node.outputs.clear()
-    if is_graph_output(graph, output):
+    if id(output) in own:
         old, new = data, output
         producer = data.inputs[0]
         producer.outputs[next(i for i, tensor in enumerate(producer.outputs) if tensor is data)] = output
