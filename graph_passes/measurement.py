@@ -94,8 +94,8 @@ def measure(
     _hold_constants(copy)
     if config.noise_seed is None:
         RemoveMarkers()(copy)  # at each that a tap reads the runtime would copy an activation
-        if prescribed_batch_size(copy) is None:  # with the noise on, the draws depend on the batches
-            batches = list(cut_batches(batches, run_size(batches)))
+    if prescribed_batch_size(copy) is None:
+        batches = list(cut_batches(batches, run_size(batches)))
     batch_norms = find_batch_norms(copy)
     for batch_norm in batch_norms:
         if isinstance(batch_norm.input, gs.Constant):

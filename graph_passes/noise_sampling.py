@@ -13,6 +13,8 @@ runs. Draws are float32; half-precision values are computed in float32 and round
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -24,18 +26,19 @@ _SELU_SATURATION = -1.7580993408473766
 _CHANNELS_TOGETHER = frozenset({NoiseKind.FEATURE_DROPOUT, NoiseKind.FEATURE_ALPHA_DROPOUT})
 
 
-def apply_noise(noise: Noise, values: Array, rng: np.random.Generator) -> Array:
+def apply_noise(noise: Noise, values: Array, rng: np.random.Generator | Sequence[np.random.Generator]) -> Array:
     """Puts noise on `values`, as a training run does.
 
     Args:
         noise: its kind and parameter.
         values: shape (N, C, ...), a float type; not changed.
-        rng: where the draws come from.
+        rng: where the draws come from; one for all, or one for each sample, which share out the first axis evenly.
 
     Returns:
         A new array of the same shape and type.
     """
-    scale, offset = draw_affine(noise, values.shape, rng)
+    own = [rng] if isinstance(rng, np.random.Generator) else rng
+    scale, offset = draw_by_sample(noise, (len(values) // len(own), *values.shape[1:]), own)
     wide = values.astype(np.result_type(values.dtype, np.float32), copy=False)
     noisy = wide * scale if offset is None else wide * scale + offset
     result: Array = noisy.astype(values.dtype, copy=False)
@@ -60,6 +63,29 @@ def draw_affine(
     if noise.is_multiplicative:
         return _factor(noise, drawn, rng), None
     return _alpha_map(noise.value, rng.random(drawn, dtype=np.float32))
+
+
+def generators_of(seeds: Iterable[Sequence[int]]) -> list[np.random.Generator]:
+    """One generator for each sample, from seeds of its own: no cut of the set changes a bit of its draws."""
+    return [np.random.Generator(np.random.SFC64(list(seed))) for seed in seeds]
+
+
+def draw_by_sample(
+    noise: Noise, shape: tuple[int, ...], rngs: Sequence[np.random.Generator]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+    """The draws of several samples, each from its own generator.
+
+    Args:
+        noise: its kind and parameter.
+        shape: of one sample, its rows on the first axis.
+        rngs: one for each sample.
+
+    Returns:
+        As `draw_affine`, the samples along the first axis.
+    """
+    draws = [draw_affine(noise, shape, rng) for rng in rngs]
+    offsets = [offset for _, offset in draws if offset is not None]
+    return np.concatenate([scale for scale, _ in draws]), np.concatenate(offsets) if offsets else None
 
 
 def _shape_of_draws(kind: NoiseKind, shape: tuple[int, ...]) -> tuple[int, ...]:

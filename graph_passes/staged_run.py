@@ -14,7 +14,7 @@ from .activation_cache import ActivationCache
 from .batches import Batch, samples_in
 from .inference import Array, OpenModel
 from .model_file import export_subgraph
-from .noise_sampling import apply_noise
+from .noise_sampling import apply_noise, generators_of
 from .side_by_side import side_by_side
 from .staging import Item, Stage
 
@@ -109,11 +109,14 @@ class StagedRun:
         return samples_in(self._batches[number % len(self._batches)])
 
     def _make_noise(self, stage: Stage[Item], number: int) -> None:
-        """Caches what the markers make of one run; the draws depend on the seed, the marker and the run alone."""
+        """Caches what the markers make of one run; a draw depends on the seed, marker, repeat and sample alone."""
+        repeat, batch = divmod(number, len(self._batches))
         for marker in stage.markers:
-            rng = np.random.default_rng((self._seed, marker.number, number))
-            noisy = apply_noise(marker.noise, self.array(number, marker.node.inputs[0].name), rng)
-            self._cache.put(number, {marker.node.outputs[0].name: noisy})
+            values = self.array(number, marker.node.inputs[0].name)
+            first, count = self._first_samples[batch], self.samples_of(number)
+            own = range(first, first + count) if len(values) % count == 0 else range(first, first + 1)
+            rngs = generators_of((self._seed, marker.number, repeat, sample) for sample in own)
+            self._cache.put(number, {marker.node.outputs[0].name: apply_noise(marker.noise, values, rngs)})
 
     def _part(self, stage: Stage[Item], nodes: Sequence[gs.Node], outputs: Sequence[gs.Variable]) -> onnx.ModelProto:
         """The model of one stage."""

@@ -134,7 +134,8 @@ def optimize(
     if outputs.statistics is not None:
         warnings = (*repair.report.warnings, *repair.not_carried)
         repair = replace(repair, report=replace(repair.report, warnings=warnings))
-    scores, accuracies = None, ()
+    scores: LabelScores | None = None
+    accuracies: tuple[AccuracyRow, ...] = ()
     if by_labels is not None:
         trained, repaired = by_labels.scores(deployable), by_labels.scores(repair.runnable)
         scores = by_labels.compare(trained, repaired, max_loss)

@@ -20,7 +20,7 @@ from vsfix.graph_passes.batches import samples_in
 from vsfix.graph_passes.element_types import code_of, state_types
 from vsfix.graph_passes.inference import Array, OpenModel
 from vsfix.graph_passes.model_file import export_subgraph
-from vsfix.graph_passes.noise_sampling import draw_affine
+from vsfix.graph_passes.noise_sampling import draw_by_sample, generators_of
 from vsfix.graph_passes.remove_identities import RemoveMarkers
 from vsfix.graph_passes.side_by_side import side_by_side
 from vsfix.graph_passes.staging import NoisyMarker, noisy_markers
@@ -162,15 +162,11 @@ class NoiseAverage:
             shape = (fed.rows, *shape[1:])
         else:  # one draw for the whole run
             keys = keys[:1]
-        scales, offsets = [], []
-        for key in keys:
-            rng = np.random.Generator(np.random.SFC64([self._seed, fed.marker.number, draw, *key]))
-            scale, offset = draw_affine(fed.marker.noise, shape, rng)
-            scales.append(scale)
-            offsets.append(offset)
-        feeds: dict[str, Array] = {fed.scale.name: np.concatenate(scales)}
-        if fed.offset is not None:
-            feeds[fed.offset.name] = np.concatenate([offset for offset in offsets if offset is not None])
+        rngs = generators_of((self._seed, fed.marker.number, draw, *key) for key in keys)
+        scale, offset = draw_by_sample(fed.marker.noise, shape, rngs)
+        feeds: dict[str, Array] = {fed.scale.name: scale}
+        if fed.offset is not None and offset is not None:
+            feeds[fed.offset.name] = offset
         return feeds
 
 

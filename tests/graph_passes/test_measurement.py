@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -106,7 +107,7 @@ def test_each_marker_and_each_batch_draws_apart(residual, images, open_model, mo
     monkeypatch.setattr(staged_run, "apply_noise", spy)
     twice = [{"x": images[:20]}, {"x": images[:20]}]
     measure(import_graph(residual), twice, open_model, MeasurementConfig(ALL, noise_seed=0))
-    assert len(draws) == len(set(draws)) == 4
+    assert len(draws) == len(set(draws)) == 2 * 2 * 3  # markers, batches, runs of 8, 8 and 4
 
 
 def test_noise_behind_noise_and_noise_on_the_input_are_made(parse, open_model):
@@ -128,13 +129,29 @@ def test_noise_does_not_depend_on_the_opset(parse, open_model, opset):
     model = parse(body, {name: np.ones(3, np.float32) for name in ("g", "b", "m", "v")}, opset)
     x = np.ones((400, 3), dtype=np.float32)
     (found,) = measure(import_graph(model), [{"x": x}], open_model, MeasurementConfig(noise_seed=1)).values()
-    rng = np.random.default_rng((1, 0, 0))
-    np.testing.assert_array_equal(found.mean, (2.0 * (rng.random((400, 3), dtype=np.float32) < 0.5)).mean(0))
+    rngs = [np.random.Generator(np.random.SFC64([1, 0, 0, sample])) for sample in range(400)]
+    kept = np.concatenate([rng.random((1, 3), dtype=np.float32) < 0.5 for rng in rngs])
+    np.testing.assert_array_equal(found.mean, (2.0 * kept).mean(0))
 
 
-def test_spilling_to_disk_changes_no_bit(residual, images, open_model):
-    held = measure(import_graph(residual), split(images, [20, 40]), open_model, MeasurementConfig(ALL))
-    spilled = measure(import_graph(residual), split(images, [20, 40]), open_model, MeasurementConfig(ALL, max_memory=0))
+@pytest.mark.parametrize("sizes", [[1] * 60, [59, 1], [7, 20, 33]])
+def test_the_noise_of_a_sample_does_not_depend_on_how_the_set_is_cut(residual, images, open_model, sizes):
+    whole, cut = (
+        measure(import_graph(residual), split(images, parts), open_model, MeasurementConfig(ALL, 5, repeats=3))
+        for parts in ([60], sizes)
+    )
+    for name in ALL:
+        np.testing.assert_allclose(cut[name].variance, whole[name].variance, rtol=1e-5)
+
+
+@pytest.mark.parametrize("noise_seed", [None, 3])
+def test_the_memory_at_hand_changes_no_bit(residual, images, open_model, noise_seed):
+    """Nor the noise: what does not fit goes to the disk."""
+    how = MeasurementConfig(ALL, noise_seed, repeats=1 if noise_seed is None else 4)
+    held, spilled = (
+        measure(import_graph(residual), split(images, [20, 40]), open_model, replace(how, max_memory=size))
+        for size in (2**40, 0)
+    )
     for name in ALL:
         assert held[name].mean.tobytes() == spilled[name].mean.tobytes()
         assert held[name].centred_sum.tobytes() == spilled[name].centred_sum.tobytes()
