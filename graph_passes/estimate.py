@@ -4,8 +4,17 @@ Whatever the method, what the evidence does not support is not written:
 
 - a channel without a variance that can be told keeps its statistics;
 - the moves of the other channels are drawn toward what they have in common, the mean log ratio of the BatchNorm where
-  its 95 % interval excludes 0, else 0, each as far as it is unsure (`shrinkage`);
-- so a BatchNorm whose interval includes 1 and whose channels scatter no more than chance keeps every statistic.
+  that is more than chance, else 0, each as far as it is unsure (`shrinkage`);
+- so a BatchNorm keeps every statistic where neither the common ratio, nor the scatter of its channels, nor the moves of
+  their means are more than chance.
+
+Three things are looked at, as often as there are looks at a growing set. With Bonferroni's inequality each of them has
+its share of the level, so that a BatchNorm without any shift is changed with a probability of 5 % at most:
+
+    decisions    each at 0.05 / (3 looks)        intervals    each at 0.05 / looks
+
+Sources: Dunn, "Multiple comparisons among means", 1961; Jennison, Turnbull, "Interim analyses: the repeated confidence
+interval approach", 1989 (intervals that hold at every look, whatever decides when to stop).
 """
 
 from __future__ import annotations
@@ -18,13 +27,14 @@ import numpy.typing as npt
 from .batch_norm import BatchNorm
 from .evidence import Evidence
 from .inference import Float64Array
-from .jackknife import standard_error, student_t
-from .shrinkage import ERROR_FLOOR, shrink
+from .jackknife import LEVEL, effective_degrees, standard_error, student_t
+from .shrinkage import ERROR_FLOOR, scatter_p_value, shrink
 
 Interval = tuple[float, float]
 MAX_ERROR = (
     0.5  # of a channel's log ratio; a channel that is less sure, one that is nearly dead, says nothing of the rest
 )
+DECISIONS = 3  # the common ratio, the scatter of the channels around it, the moves of their means
 MAX_LOG = 20.0  # keeps the ends of an interval finite
 
 
@@ -62,24 +72,31 @@ class Estimate:
         return 0.0 if self.interval is None else float(np.log(self.interval[1] / self.interval[0]) / 2)
 
 
-def weigh(stored: BatchNorm, evidence: Evidence) -> Estimate:
+def weigh(stored: BatchNorm, evidence: Evidence, looks: int = 1) -> Estimate:
     """Takes as much of the evidence as it supports itself.
 
     Args:
         stored: the BatchNorm as it is.
         evidence: from at least four groups of samples.
+        looks: how often evidence from a growing set is looked at, at most.
     """
-    usable = evidence.usable
-    degrees = len(evidence.log_ratio_without) - 1
-    t = student_t(degrees)
-    heavy = np.sqrt(degrees / (degrees - 2))  # the deviation of Student's t: errors from few groups are errors too
+    usable, level = evidence.usable, LEVEL / looks
     log_ratio, move = np.zeros(stored.channels), np.zeros(stored.channels)
     errors = standard_error(evidence.log_ratio_without)  # (C,)
-    common, margin = _common(evidence, usable & (errors < MAX_ERROR), t)
-    centre = common if abs(common) > margin else 0.0
-    log_ratio[usable] = shrink(evidence.log_ratio[usable], heavy * errors[usable], centre)
-    move_errors = standard_error(evidence.mean_move_without)
-    move[usable] = shrink(evidence.mean_move[usable], heavy * move_errors[usable], 0.0)
+    informative = usable & (errors < MAX_ERROR)
+    common, without, error = _common(evidence, informative)
+    degrees = effective_degrees(evidence.log_ratio_without[:, informative])
+    t = student_t(degrees, level)
+    margin = min(t * error + evidence.bias, MAX_LOG)
+    is_shifted = abs(common) > student_t(degrees, level / DECISIONS) * error + evidence.bias
+    centre, moved = (common, without) if is_shifted else (0.0, np.zeros(len(without)))
+    if usable.any():
+        log_ratio[usable] = _weighed(
+            evidence.log_ratio[usable], evidence.log_ratio_without[:, usable], centre, moved, level / DECISIONS
+        )
+        move[usable] = _weighed(
+            evidence.mean_move[usable], evidence.mean_move_without[:, usable], 0.0, 0 * moved, level / DECISIONS
+        )
     ends = evidence.log_ratio[:, None] + t * errors[:, None] * np.array([-1.0, 1.0])  # (C, 2)
     return Estimate(
         mean=np.where(move == 0, stored.mean, stored.mean + move * np.sqrt(np.maximum(stored.variance, 0))),
@@ -92,10 +109,20 @@ def weigh(stored: BatchNorm, evidence: Evidence) -> Estimate:
     )
 
 
-def _common(evidence: Evidence, telling: npt.NDArray[np.bool_], t: float) -> tuple[float, float]:
-    """The mean log ratio of the channels that tell anything, and half its interval."""
-    if not telling.any():
-        return 0.0, MAX_LOG
-    without = evidence.log_ratio_without[:, telling].mean(axis=1)  # (G,)
-    margin = t * max(float(standard_error(without)), ERROR_FLOOR) + evidence.bias
-    return float(evidence.log_ratio[telling].mean()), min(margin, MAX_LOG)
+def _weighed(
+    values: Float64Array, without: Float64Array, centre: float, centre_without: Float64Array, level: float
+) -> Float64Array:
+    """Readings drawn toward a centre, which is known without each group too, shape (G,)."""
+    degrees = effective_degrees(without)
+    heavy = np.sqrt(degrees / (degrees - 2))  # the deviation of Student's t: errors from few groups are errors too
+    chance = scatter_p_value(values - centre, without - centre_without[:, None], degrees)
+    return shrink(values, heavy * standard_error(without), centre, scatters=chance < level)
+
+
+def _common(evidence: Evidence, informative: npt.NDArray[np.bool_]) -> tuple[float, Float64Array, float]:
+    """The mean log ratio of the informative channels, the same without each group, and its standard error."""
+    without = evidence.log_ratio_without
+    if not informative.any():
+        return 0.0, np.zeros(len(without)), MAX_LOG
+    common = without[:, informative].mean(axis=1)  # (G,)
+    return float(evidence.log_ratio[informative].mean()), common, max(float(standard_error(common)), ERROR_FLOOR)

@@ -6,7 +6,7 @@ Behind independent noise, X_j = sum_i w_ji n_i x_i with E n = 1 and Var n = s2 h
 
 whatever the correlation between the x_i. Here: noise, then at most one Conv, Gemm or MatMul that contracts the channels,
 then sums of what carries different noise. What went through a non-linearity or a BatchNorm before is not seen; noise
-that also arrives along a second path, of whatever kind, has no closed form here, for the two parts are correlated.
+that arrives along two paths, whatever the second one is, has no closed form here: the two parts are correlated.
 """
 
 from __future__ import annotations

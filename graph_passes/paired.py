@@ -10,7 +10,9 @@ stores, as the training left it; in the clean run with what it will be deployed 
 predecessors.
 
 The set is taken in growing parts, 32 samples, 64, 128 and so on, until the interval of every shift is narrow enough or
-the samples are spent.
+the samples are spent. Each part is a look at the same shifts, and the intervals and decisions of every look are those
+of as many looks as the set allows (`estimate`). A BatchNorm of which no channel has a variance tells nothing from more
+samples either, and so none is taken for its sake.
 """
 
 from __future__ import annotations
@@ -83,13 +85,23 @@ def paired(
         raise DataError("the calibration set is empty; give at least one sample")
     whole = prescribed_batch_size(graph) is not None
     _require_repeatable(graph, first_samples(batches, REPEATED_SAMPLES, whole=whole), open_model)
-    part = min(FIRST_PART, total) if config.precision else total
-    while True:
-        estimates = _estimate(graph, first_samples(batches, part, whole=whole), open_model, layers, config)
-        widest = max((estimate.half_width for estimate in estimates.values()), default=0.0)
-        if part == total or widest <= config.precision:
-            return estimates
-        part = min(2 * part, total)
+    estimates: dict[str, Estimate] = {}
+    parts = growing_parts(total) if config.precision else [total]
+    for part in parts:
+        few = first_samples(batches, part, whole=whole)
+        estimates = _estimate(graph, few, open_model, layers, config, looks=len(parts))
+        alive = [estimate for estimate in estimates.values() if not estimate.unusable.all()]
+        if max((estimate.half_width for estimate in alive), default=0.0) <= config.precision:
+            break
+    return estimates
+
+
+def growing_parts(total: int) -> list[int]:
+    """The sizes of the parts of a set that are looked at, each twice the one before, the last one all of it."""
+    parts = [min(FIRST_PART, total)]
+    while parts[-1] < total:
+        parts.append(min(2 * parts[-1], total))
+    return parts
 
 
 def _estimate(
@@ -98,8 +110,9 @@ def _estimate(
     open_model: OpenModel,
     layers: Sequence[str],
     config: PairedConfig,
+    looks: int,
 ) -> dict[str, Estimate]:
-    """The estimates from one part of the set."""
+    """The estimates from one part of the set, which is one of so many looks."""
     everywhere = frozenset(batch_norm.name for batch_norm in find_batch_norms(graph))
     own = everywhere if config.foreign else frozenset[str]()
     on = measure(graph, batches, open_model, MeasurementConfig(own, config.seed, config.repeats, config.max_memory))
@@ -107,7 +120,7 @@ def _estimate(
     unmoved: set[str] = set()
 
     def correct(stored: BatchNorm, off: Moments) -> tuple[Float64Array, Float64Array]:
-        estimate = weigh(stored, Evidence.of_pair(stored, on[stored.name], off))
+        estimate = weigh(stored, Evidence.of_pair(stored, on[stored.name], off), looks)
         estimates[stored.name] = estimate
         if _close(on[stored.name], off):
             unmoved.add(stored.name)

@@ -66,4 +66,4 @@ def _no_evidence(estimate: Estimate) -> str:
     if estimate.interval is None:
         return "the estimate equals what is stored"
     low, high = estimate.interval
-    return f"the data shows no shift: {low:.3f} to {high:.3f} includes 1, and its channels scatter no more than chance"
+    return f"the data shows no shift beyond chance: {low:.3f} to {high:.3f}, and its channels scatter no more"

@@ -53,7 +53,58 @@ def test_a_healthy_batch_norm_is_left_alone_most_of_the_time(stored):
         estimate = weigh(stored, Evidence.of_reestimation(stored, drawn(np.random.default_rng(seed), 32)))
         left += (estimate.variance == stored.variance).all()
         assert np.abs(np.log(estimate.variance)).mean() < 0.35
-    assert left >= 70
+    assert left >= 90
+
+
+def activations(rng: np.random.Generator, samples: int, contrast: float, factors: int) -> np.ndarray:
+    """What a convolution gives of images: channels that share factors, samples that differ in contrast."""
+    mixed = np.einsum("nks,kc->ncs", rng.normal(size=(samples, factors, 16)), rng.normal(size=(factors, 12)))
+    values = mixed + 0.5 * rng.normal(size=mixed.shape)
+    return values * np.exp(contrast * rng.normal(size=(samples, 1, 1))) + 0.3
+
+
+@pytest.mark.parametrize(("samples", "contrast", "factors"), [(16, 0.5, 2), (32, 0.5, 2), (32, 0.25, 5), (64, 0.0, 1)])
+def test_noise_that_shifts_nothing_changes_a_batch_norm_in_one_of_twenty_cases_at_most(
+    stored, samples, contrast, factors
+):
+    """Two draws of one noise on the same samples: whatever differs is chance, in correlated channels."""
+    changed, runs = 0, 300
+    for seed in range(runs):
+        rng = np.random.default_rng(seed)
+        x = activations(rng, samples, contrast, factors)
+        on, off = (Moments.of(x * (1 + 0.5 * rng.normal(size=(samples, 1, 16)))) for _ in range(2))
+        estimate = weigh(stored, Evidence.of_pair(stored, on, off))
+        changed += bool((estimate.variance != stored.variance).any() or (estimate.mean != stored.mean).any())
+    assert scipy.stats.binomtest(changed, runs, 0.05, alternative="greater").pvalue > 0.01
+
+
+@pytest.mark.parametrize("samples", [16, 64])
+def test_the_interval_covers_where_channels_are_correlated_and_contrasts_differ(stored, samples):
+    covered, runs = 0, 300
+    for seed in range(runs):
+        rng = np.random.default_rng(seed)
+        x = activations(rng, samples, 0.5, 2)
+        on, off = (Moments.of(x * (1 + 0.5 * rng.normal(size=(samples, 1, 16)))) for _ in range(2))
+        low, high = weigh(stored, Evidence.of_pair(stored, on, off)).interval
+        covered += low <= 1 <= high
+    assert 0.91 * runs <= covered <= 0.99 * runs
+
+
+@pytest.mark.parametrize("looks", [1, 4])
+def test_a_growing_set_that_is_looked_at_often_claims_no_more_than_one_look(stored, looks):
+    """Samples are taken until an interval excludes 1: with each look at 5 % that happens far oftener than that."""
+    excluded, runs = 0, 300
+    for seed in range(runs):
+        rng = np.random.default_rng(seed)
+        x = activations(rng, 128, 0.25, 2)
+        on, off = (x * (1 + 0.5 * rng.normal(size=(128, 1, 16))) for _ in range(2))
+        seen = [
+            weigh(stored, Evidence.of_pair(stored, Moments.of(on[:part]), Moments.of(off[:part])), looks).interval
+            for part in (16, 32, 64, 128)
+        ]
+        excluded += any(not low <= 1 <= high for low, high in seen)
+    within = scipy.stats.binomtest(excluded, runs, 0.05, alternative="greater").pvalue > 0.01
+    assert bool(within) is (looks == 4)
 
 
 def test_with_little_data_the_weighed_variances_are_nearer_to_the_truth_than_the_measured_ones(stored):
@@ -124,7 +175,7 @@ def evidence_of(log_ratio, mean_move, error: float, signs=None, **changes) -> Ev
 
     Where the errors have signs, those of the channels cancel in their mean.
     """
-    pattern = np.array([1.0, -1.0, 0.0, 0.0, 0.0])[:, None] * error / np.sqrt(2 * 4 / 5)  # (G, 1)
+    pattern = np.array([1.0, -1.0, 1.0, -1.0, 0.0])[:, None] * error / np.sqrt(4 * 4 / 5)  # (G, 1)
     spread = pattern * (np.ones(12) if signs is None else signs)
     log_ratio, mean_move = np.broadcast_to(log_ratio, 12), np.broadcast_to(mean_move, 12)
     fields = {"usable": np.ones(12, bool), "samples": 5} | changes
@@ -136,9 +187,15 @@ SIGNS = np.resize([1.0, -1.0], 12)
 
 def test_errors_from_few_groups_are_taken_for_larger_than_they_seem(stored):
     """With five groups Student's t has four degrees of freedom, and the variance 4 / (4 - 2)."""
-    estimate = weigh(stored, evidence_of(0.3 * SIGNS, 0.6 * SIGNS, 0.1, SIGNS))
-    np.testing.assert_allclose(np.log(estimate.variance), (1 - 2 * 0.1**2 / 0.3**2) * 0.3 * SIGNS, rtol=1e-9)
-    np.testing.assert_allclose(estimate.mean, (1 - 2 * 0.1**2 / 0.6**2) * 0.6 * SIGNS, rtol=1e-9)
+    estimate = weigh(stored, evidence_of(0.6 * SIGNS, 1.2 * SIGNS, 0.1, SIGNS))
+    np.testing.assert_allclose(np.log(estimate.variance), (1 - 2 * 0.1**2 / 0.6**2) * 0.6 * SIGNS, rtol=1e-9)
+    np.testing.assert_allclose(estimate.mean, (1 - 2 * 0.1**2 / 1.2**2) * 1.2 * SIGNS, rtol=1e-9)
+
+
+def test_more_looks_make_the_interval_that_of_a_smaller_level(stored):
+    estimate = weigh(stored, evidence_of(0.3, 0.0, 0.1), looks=5)
+    margin = scipy.stats.t.ppf(1 - 0.05 / 5 / 2, 4) * 0.1
+    assert estimate.interval == pytest.approx((np.exp(0.3 - margin), np.exp(0.3 + margin)), rel=1e-6)
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.05])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from vsfix.graph_passes.jackknife import standard_error, student_t, unbiased
+from vsfix.graph_passes.jackknife import effective_degrees, f_tail, standard_error, student_t, unbiased
 
 
 def test_the_jackknife_of_a_mean_is_its_textbook_error():
@@ -32,7 +32,22 @@ def test_the_correction_leaves_a_mean_alone():
     np.testing.assert_allclose(unbiased(x.mean(axis=0), without), x.mean(axis=0), rtol=1e-12)
 
 
-@pytest.mark.parametrize(("degrees", "error"), [(3, 1.3e-3), (4, 3.2e-4), (7, 2.1e-5), (15, 5e-7), (31, 1.3e-8)])
-def test_the_quantile_is_that_of_student(degrees, error):
-    """The tolerance is the error of the expansion: one term that is wrong is more."""
-    assert student_t(degrees) == pytest.approx(scipy.stats.t.ppf(0.975, degrees), rel=error)
+@pytest.mark.parametrize("level", [0.05, 0.05 / 3, 0.001])
+@pytest.mark.parametrize("degrees", [3, 4.7, 15, 31, 400])
+def test_the_quantile_is_that_of_student(degrees, level):
+    assert student_t(degrees, level) == pytest.approx(scipy.stats.t.ppf(1 - level / 2, degrees), rel=1e-9)
+
+
+@pytest.mark.parametrize("degrees", [(1, 3), (2.5, 7.3), (31, 31), (400, 12.5), (700, 300)])
+@pytest.mark.parametrize("f", [1e-3, 0.7, 1.0, 1.9, 8.0, 300.0])
+def test_the_tail_is_that_of_fisher(f, degrees):
+    assert f_tail(f, *degrees) == pytest.approx(scipy.stats.f.sf(f, *degrees), rel=1e-8, abs=1e-14)
+
+
+def test_equal_groups_count_in_full_and_a_few_large_ones_as_few():
+    rng = np.random.default_rng(0)
+    u = rng.normal(size=(32, 400))
+    assert effective_degrees(u) == pytest.approx(31, abs=1)
+    u[4:] *= 0.01
+    assert effective_degrees(u) == 3
+    assert effective_degrees(np.zeros((32, 5))) == 31

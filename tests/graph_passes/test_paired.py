@@ -8,7 +8,7 @@ from vsfix.graph_passes.errors import CheckFailedError, DataError
 from vsfix.graph_passes.measurement import MeasurementConfig, measure
 from vsfix.graph_passes.model_file import import_graph
 from vsfix.graph_passes.noise import Noise
-from vsfix.graph_passes.paired import PairedConfig, paired
+from vsfix.graph_passes.paired import PairedConfig, growing_parts, paired
 from vsfix.graph_passes.reestimation import exact
 from vsfix.graph_passes.repair_statistics import RepairStatistics
 
@@ -120,6 +120,28 @@ def test_samples_are_taken_until_the_intervals_are_narrow_enough(residual, open_
     assert (coarse.samples, never.samples) == (32, 256)
     assert coarse.half_width > 0.01 >= fine.half_width
     assert fine.samples in (64, 128, 256)
+
+
+def test_a_batch_norm_whose_channels_are_all_dead_takes_no_samples(residual, open_model):
+    images = np.random.default_rng(3).normal(0.3, 1.2, (256, 3, 8, 8)).astype(np.float32)
+    for initializer in residual.graph.initializer:
+        if initializer.name == "conv2.weight":
+            initializer.raw_data = np.zeros((6, 6, 3, 3), np.float32).tobytes()
+    config = PairedConfig(precision=0.5)
+    found = paired(import_graph(residual), batches(images), open_model, ["bn1", "bn2"], config)
+    assert (found["bn1"].samples, found["bn2"].samples) == (32, 32)
+    assert found["bn2"].unusable.all()
+
+
+def test_a_set_that_allows_more_looks_gives_wider_intervals_from_the_same_samples(residual, open_model):
+    images = np.random.default_rng(3).normal(0.3, 1.2, (256, 3, 8, 8)).astype(np.float32)
+    once, often = (
+        paired(import_graph(residual), batches(images[:total]), open_model, ["bn1"], PairedConfig(precision=0.5))["bn1"]
+        for total in (32, 256)
+    )
+    assert once.samples == often.samples == 32
+    assert 1.1 * once.half_width < often.half_width < 1.6 * once.half_width
+    assert growing_parts(256) == [32, 64, 128, 256]
 
 
 def test_a_set_that_is_no_power_of_two_is_spent_to_the_last_sample(residual, open_model):
