@@ -10,9 +10,9 @@ t then has G_e - 1 degrees of freedom, pooled over the channels:
     G_e = mean_c 3 (sum_g u_g^2)^2 / sum_g u_g^4 - 2, at most G
 
 Sources: Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 11; matching the first two moments of a
-variance by degrees of freedom is Satterthwaite, "An approximate distribution of estimates of variance components", 1946.
-The tail of Fisher's F is the incomplete beta function by its continued fraction (DLMF 8.17.22), and t^2 is F with one
-degree above.
+variance by degrees of freedom is Satterthwaite, "An approximate distribution of estimates of variance components",
+1946. The tail of Fisher's F is the incomplete beta function by its continued fraction (DLMF 8.17.22), and t^2 is F with
+one degree above.
 """
 
 from __future__ import annotations

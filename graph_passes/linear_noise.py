@@ -4,9 +4,10 @@ Behind independent noise, X_j = sum_i w_ji n_i x_i with E n = 1 and Var n = s2 h
 
     Var_train[X_j] - Var_test[X_j] = s2 sum_i w_ji^2 E[x_i^2]
 
-whatever the correlation between the x_i. Here: noise, then at most one Conv, Gemm or MatMul that contracts the channels,
-then sums of what carries different noise. What went through a non-linearity or a BatchNorm before is not seen; noise
-that arrives along two paths, whatever the second one is, has no closed form here: the two parts are correlated.
+whatever the correlation between the x_i. Here: noise, then at most one Conv, Gemm or MatMul that contracts the
+channels, then sums of what carries different noise. What went through a non-linearity or a BatchNorm before is not
+seen; noise that arrives along two paths, whatever the second one is, has no closed form here: the two parts are
+correlated.
 """
 
 from __future__ import annotations
