@@ -86,6 +86,11 @@ class Outcome:
         """Whether nothing is wrong with it."""
         return not self.spoilt and not self.noise
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether both commands said something."""
+        return "verdict" in self.answer.inspect and "verdict" in self.answer.optimize
+
     @cached_property
     def said(self) -> str:
         """The fault that `vsfix inspect` names."""

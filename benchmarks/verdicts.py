@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("step", choices=("train", "judge", "table"))
     parser.add_argument("folder", type=Path, help="where the networks and the results are kept")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="networks whose name matches, as '1?-*'")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws; other networks, in a folder of their own")
     parser.add_argument("--lost", action="store_true", help="of each network the file that has lost its noise")
     parser.add_argument("--again", action="store_true", help="judge what was judged before too")
     options = parser.parse_args()
@@ -58,7 +59,7 @@ def train(options: argparse.Namespace) -> int:
     """Trains what is missing; goes on with the next network where one fails."""
     torch.set_num_threads(1)
     failed = 0
-    for draw in draw_networks():
+    for draw in draw_networks(options.seed):
         if not fnmatchcase(draw.name, options.only) or (options.folder / draw.name / "truth.json").exists():
             continue
         started = time.perf_counter()
@@ -72,8 +73,8 @@ def train(options: argparse.Namespace) -> int:
 
 
 def judge(options: argparse.Namespace) -> None:
-    """Runs both commands on every trained network that was not judged yet."""
-    done = set() if options.again else {outcome.truth["name"] for outcome in _outcomes(options)}
+    """Runs both commands on every trained network that has no verdict of both yet."""
+    done = set() if options.again else {outcome.truth["name"] for outcome in _outcomes(options) if outcome.is_judged}
     for truth in sorted(options.folder.glob("*/truth.json")):
         name = truth.parent.name
         if name in done or not fnmatchcase(name, options.only):
