@@ -108,13 +108,19 @@ def equivalents(path: Path, tensors: list[str], kind: str) -> list[str]:
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    crossed = _CHANNELS if kind in ("feature-dropout", "drop-path") else _ELEMENTS
     edges = [
         (node.input[0], node.output[0])
         for node in graph.node
-        if node.op_type in crossed and len(readers[node.input[0]]) == 1
+        if _is_crossed(node, kind) and len(readers[node.input[0]]) == 1
     ]
     found = list(tensors)
     while new := [b for a, b in [*edges, *((b, a) for a, b in edges)] if a in found and b not in found]:
         found += [new[0]]
     return found
+
+
+def _is_crossed(node: onnx.NodeProto, kind: str) -> bool:
+    """Whether noise of a kind may be moved across a node: what drops whole samples also across maps without a bias."""
+    if kind == "drop-path" and node.op_type in ("Conv", "Gemm"):
+        return not any(node.input[2:])
+    return node.op_type in (_CHANNELS if kind in ("feature-dropout", "drop-path") else _ELEMENTS)

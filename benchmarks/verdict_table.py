@@ -138,7 +138,8 @@ class Outcome:
                 said = ", ".join(f"{ratio:.3f}" for ratio in ratios) or "nothing"
                 found.append(f"{layer['module']} dropout:{layer['value']:g}: {said}")
         places = {tensor for layer in self.truth["noise"] for tensor in layer["tensors"]}
-        return found + [f"{tensor} {ratio:.3f}: nothing is there" for tensor, ratio in self.claims.items() - places]
+        wrong = [(tensor, ratio) for tensor, ratio in self.claims.items() if tensor not in places]
+        return found + [f"{tensor} {ratio:.3f}: nothing is there" for tensor, ratio in wrong]
 
 
 def read_outcomes(folder: Path, results: Path) -> list[Outcome]:
