@@ -4,7 +4,7 @@
     python benchmarks/pass_peers.py --models models --out pass_peers.json
 
     vsfix              what `vsfix optimize --method none` does to a graph: prepare, remove noise markers and
-                       identities, fold, export, the full ONNX checker
+                       identities, simplify shapes, fold, export, the full ONNX checker
     vsfix, compared    `repair_model`, which that command calls: it then also runs both graphs in ONNX Runtime
     onnxslim           onnxslim.slim(model)
     onnxslim, compared the same with model_check=True, which runs both graphs in ONNX Runtime
@@ -49,10 +49,10 @@ import onnx.checker
 from onnx import helper, numpy_helper
 from random_network import DROPOUT, export_random_network
 
+from vsfix.graph_passes.deployment import cleaning_passes
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
 from vsfix.graph_passes.graph_pass import PassPipeline
 from vsfix.graph_passes.model_file import export_model, first_line, read_model
-from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.pipeline.environment import describe_environment
 from vsfix.pipeline.preparation import prepare_model
@@ -76,7 +76,8 @@ Facts = dict[str, Any]
 
 def vsfix_passes(model: Model) -> Model:
     prepared = prepare_model(model, needs_batch_norms=False)
-    PassPipeline([RemoveMarkers(), RemoveIdentities(), FoldBatchNorm()])(prepared.graph)
+    PassPipeline(cleaning_passes(FoldBatchNorm()))(prepared.graph)
+    prepared.graph.cleanup()
     result = export_model(prepared.graph, model)
     onnx.checker.check_model(result, full_check=True)
     return result

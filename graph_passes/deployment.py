@@ -1,11 +1,15 @@
-"""The passes that turn a file in any form of training into a deployable graph with noise markers."""
+"""The order of the passes: from a file in any form of training to noise markers, and from there to what is deployed."""
 
 from __future__ import annotations
 
 from .control_flow import InlineConstantIf
 from .decomposed_noise import MarkDecomposedNoise
+from .fold_batch_norm import FoldBatchNorm
 from .fold_constants import ResolveShapes
 from .graph_pass import GraphPass
+from .recompose_batch_norm import LeaveChannelsLast
+from .remove_identities import RemoveIdentities, RemoveMarkers
+from .simplify_shapes import SimplifyShapes
 from .training_mode import LeaveTrainingMode
 
 
@@ -17,3 +21,16 @@ def deployment_passes() -> list[GraphPass]:
     as primitives.
     """
     return [ResolveShapes(), InlineConstantIf(), MarkDecomposedNoise(), LeaveTrainingMode()]
+
+
+def cleaning_passes(fold: FoldBatchNorm | None) -> list[GraphPass]:
+    """The passes that make a repaired graph what is deployed, in their order.
+
+    Shapes come before the fold, since a convolution whose shape is asked for is read twice, and again after it, since
+    BatchNorms stand between a Reshape and its opposite.
+
+    Args:
+        fold: how BatchNorms are folded; None where they stay.
+    """
+    folds: list[GraphPass] = [] if fold is None else [fold, LeaveChannelsLast(), SimplifyShapes()]
+    return [RemoveMarkers(), RemoveIdentities(), SimplifyShapes(), *folds]

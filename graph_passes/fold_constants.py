@@ -28,15 +28,15 @@ from .tensors import Tensor, constant_behind, is_graph_output
 MAX_ELEMENTS = 10**6
 # Deterministic, and none makes more out of its inputs than a shape among them says.
 FOLDABLE_OPERATORS = frozenset(
-    "Abs Add And ArgMax ArgMin Cast CastLike Ceil Clip Concat Constant ConstantOfShape Cos CumSum DequantizeLinear Div "
-    "Equal Erf Exp Expand EyeLike Flatten Floor Gather GatherElements GatherND Gelu Greater GreaterOrEqual HardSigmoid "
-    "HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log LogSoftmax MatMul Max Mean Min Mod Mul Neg NonZero "
-    "Not Or Pad Pow Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin "
-    "ReduceProd ReduceSum ReduceSumSquare Relu Reshape Round ScatterElements ScatterND Shape Sigmoid Sign Sin Size "
-    "Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tan Tanh Tile Transpose Trilu Unsqueeze Where Xor".split()
+    "Abs Add And ArgMax ArgMin Cast CastLike Ceil Clip Concat Constant ConstantOfShape Conv Cos CumSum "
+    "DequantizeLinear Div Equal Erf Exp Expand EyeLike Flatten Floor Gather GatherElements GatherND Gelu Greater "
+    "GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log LogSoftmax MatMul Max "
+    "Mean Min Mod Mul Neg NonZero Not Or Pad Pow Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp "
+    "ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Round ScatterElements ScatterND "
+    "Shape Sigmoid Sign Sin Size Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tan Tanh Tile Transpose Trilu "
+    "Unsqueeze Where Xor".split()
 )
 _EIGHT_BITS = "DequantizeLinear"
-_SIZED_BY_AN_INPUT = {"ConstantOfShape": 0, "Expand": 1}
 _BROADCAST = frozenset(
     "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or Pow Sub Sum Where Xor".split()
 )
@@ -158,7 +158,7 @@ def _compute(graph: gs.Graph, owner: gs.Graph, node: gs.Node, outputs: set[int])
         if id(tensor) not in outputs:
             tensor.to_constant(array)
             continue
-        attributes = {"value": gs.Constant(str(tensor.name), array)}
+        attributes: dict[str, object] = {"value": gs.Constant(str(tensor.name), array)}
         position = next(index for index, other in enumerate(owner.nodes) if other is node)
         owner.nodes.insert(position, gs.Node("Constant", name_of(node), attributes, outputs=[tensor]))
     return True
@@ -167,10 +167,14 @@ def _compute(graph: gs.Graph, owner: gs.Graph, node: gs.Node, outputs: set[int])
 def _elements(node: gs.Node, arrays: list[Array]) -> float:
     """How many elements a node writes; 0 where no operator of its kind writes more than it reads."""
     op = node.op
-    if op in _SIZED_BY_AN_INPUT:
-        sides = arrays[_SIZED_BY_AN_INPUT[op]]
-        read = 1 if op == "ConstantOfShape" else arrays[0].size
-        return float(np.prod(sides.astype(np.float64))) * read
+    if op == "ConstantOfShape":
+        return float(np.prod(arrays[0], dtype=np.float64))
+    if op == "Conv":
+        sides = np.array(arrays[0].shape[2:], dtype=np.float64) + sum(node.attrs.get("pads", ()))
+        return float(arrays[0].shape[0] * arrays[1].shape[0] * np.prod(sides))
+    if op == "Expand":
+        sides = np.broadcast_shapes(arrays[0].shape, tuple(int(side) for side in arrays[1]))
+        return float(np.prod(sides, dtype=np.float64))
     if op == "Tile":
         return float(arrays[0].size * np.prod(arrays[1].astype(np.float64)))
     if op == "Range":
@@ -181,7 +185,8 @@ def _elements(node: gs.Node, arrays: list[Array]) -> float:
         side = arrays[0].shape[node.attrs.get("axis", 0)]
         return float(arrays[1].size * arrays[0].size / max(side, 1))
     if op == "GatherND":
-        return float(arrays[0].size * arrays[1].size)
+        first = node.attrs.get("batch_dims", 0) + arrays[1].shape[-1]
+        return float(np.prod((*arrays[1].shape[:-1], *arrays[0].shape[first:]), dtype=np.float64))
     if op == "Pad" and len(arrays) > 1:
         sides, pads = np.array(arrays[0].shape, dtype=np.float64), arrays[1].reshape(2, -1).sum(axis=0)
         some = sides.size != pads.size

@@ -6,7 +6,6 @@ nothing is known of is a symbol of its own.
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
 import onnx.shape_inference
 import onnx_graphsurgeon as gs
@@ -36,7 +35,7 @@ class SymbolicShapes:
             return tuple(tensor.shape)
         source = _template(tensor)
         if len(source.inputs) == 1 and source.inputs[0].op in _SHAPE_INPUT and _fills(source.inputs[0]):
-            dimensions = self._elements(source.inputs[0].inputs[_SHAPE_INPUT[source.inputs[0].op]])
+            dimensions = self.elements(source.inputs[0].inputs[_SHAPE_INPUT[source.inputs[0].op]])
             if dimensions is not None:
                 return dimensions
         return self._shapes.get(tensor.name)
@@ -56,10 +55,13 @@ class SymbolicShapes:
         pairs = zip(first, second, strict=False)
         return len(first) == len(second) and not any(a != b and isinstance(a, int) for a, b in pairs)
 
-    def _elements(self, shape: Tensor) -> tuple[Dimension, ...] | None:
-        """What stands in a tensor that a shape is computed from; None where that can't be told.
+    def elements(self, shape: Tensor) -> tuple[Dimension, ...] | None:
+        """What stands in a tensor of integers that a shape is computed from; None where that can't be told.
 
-        Inference tells this too, but not before opset 13.
+        Inference tells this too, but not before opset 13. What is computed in another way from dimensions is a symbol.
+
+        Args:
+            shape: with at most one axis.
         """
         constant = constant_behind(shape)
         if constant is not None:
@@ -67,21 +69,40 @@ class SymbolicShapes:
         if len(shape.inputs) != 1:
             return None
         node = shape.inputs[0]
-        if node.op in ("Unsqueeze", "Squeeze", "Cast", "Identity"):
-            return self._elements(node.inputs[0])
+        if node.op in ("Unsqueeze", "Squeeze", "Cast", "Identity") or (node.op == "Reshape" and self._axes(shape) == 1):
+            return self.elements(node.inputs[0])
         if node.op == "Where" and _replaces_minus_one(node):
-            return self._elements(node.inputs[2])
+            return self.elements(node.inputs[2])
         if node.op == "Concat":
-            parts = [self._elements(tensor) for tensor in node.inputs]
+            parts = [self.elements(tensor) for tensor in node.inputs]
             return None if None in parts else tuple(entry for part in parts for entry in part or ())
         if node.op == "Shape":
             dimensions = self.of(node.inputs[0])
             return None if dimensions is None else dimensions[node.attrs.get("start", 0) : node.attrs.get("end")]
-        chosen = constant_behind(node.inputs[1]) if node.op == "Gather" else None
-        source = None if chosen is None else self._elements(node.inputs[0])
-        if chosen is None or source is None or np.abs(chosen.values).max(initial=0) >= len(source):
+        if node.op in ("Gather", "Slice"):
+            return self._chosen(node)
+        known = self._shapes.get(shape.name)
+        if known is None or len(known) > 1 or not all(isinstance(side, int) for side in known):
             return None
-        return tuple(source[int(index)] for index in chosen.values.reshape(-1))
+        return tuple(f"{shape.name}[{index}]" for index in range(int(known[0]) if known else 1))
+
+    def _axes(self, tensor: Tensor) -> int | None:
+        """How many axes a tensor has, where that is known."""
+        shape = self._shapes.get(tensor.name)
+        return None if shape is None else len(shape)
+
+    def _chosen(self, node: gs.Node) -> tuple[Dimension, ...] | None:
+        """What a Gather or a Slice takes out of a tensor that a shape is computed from."""
+        source = self.elements(node.inputs[0])
+        where = [constant_behind(tensor) for tensor in node.inputs[1:]]
+        if source is None or not all(where):
+            return None
+        chosen = [int(index) for constant in where if constant is not None for index in constant.values.reshape(-1)]
+        if node.op == "Slice":
+            first, last, step = chosen[0], chosen[1], chosen[3] if len(chosen) == 4 else 1
+            return source[slice(first, last, step)] if len(chosen) in (2, 3, 4) else None
+        is_inside = all(-len(source) <= index < len(source) for index in chosen)
+        return tuple(source[index] for index in chosen) if is_inside else None
 
 
 def _fills(node: gs.Node) -> bool:

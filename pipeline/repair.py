@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -11,18 +11,20 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from vsfix.graph_passes.batch_norm import find_modules
 from vsfix.graph_passes.batches import (
     Batch,
     require_different_samples,
     samples_in,
+    take_rows,
 )
+from vsfix.graph_passes.deployment import cleaning_passes
 from vsfix.graph_passes.errors import CheckFailedError, VsfixError
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
-from vsfix.graph_passes.graph_pass import GraphPass, PassPipeline, PassResult
+from vsfix.graph_passes.graph_pass import PassPipeline, PassResult
 from vsfix.graph_passes.inference import OpenModel
+from vsfix.graph_passes.measurement import LARGEST_INPUT
 from vsfix.graph_passes.model_file import export_model, read_metadata
-from vsfix.graph_passes.recompose_batch_norm import LeaveChannelsLast
-from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
 from vsfix.graph_passes.typed_batch_norm import check_half_batch_norms, require_statistics
 from vsfix.graph_passes.value_scan import doubtful_constants, require_finite_values
 
@@ -90,9 +92,9 @@ def repair_model(
     before, after = edited.before, inspect_graph(graph, edited.judges, open_model)
     changed = changed_parameters(prepared, unchanged, edited)
     unfolded = export_model(graph, model)
-    fold = FoldBatchNorm(forward=config.number_type not in QUANTIZED)
-    folds: list[GraphPass] = [fold, LeaveChannelsLast()] if config.fold else []
-    clean = PassPipeline([RemoveMarkers(), RemoveIdentities(), *folds])
+    uses = {module.name: [use.name for use in module.uses] for module in find_modules(graph)}
+    fold = FoldBatchNorm(forward=config.number_type not in QUANTIZED) if config.fold else None
+    clean = PassPipeline(cleaning_passes(fold))
     clean(graph)
     graph.cleanup()  # nodes that lead to no output, whoever left them
     final = export_model(graph, model, _metadata(prepared, edited, config))
@@ -105,7 +107,7 @@ def repair_model(
         data=edited.data,
         samples=edited.samples,
         judged_on=before.samples,
-        batch_norms=_outcomes(after, edited, clean.results[2] if config.fold else None),
+        batch_norms=_outcomes(after, edited, uses, _result_of(clean, FoldBatchNorm.name)),
         prepared=prepared.changes + choice.changes,
         removed=tuple(change.subject for result in clean.results[:2] for change in result.changed),
         warnings=(
@@ -195,8 +197,15 @@ def _warnings(prepared: PreparedModel, choice: MethodChoice, edited: Edited, con
     return warnings
 
 
-def _outcomes(after: Inspection, edited: Edited, folds: PassResult | None) -> tuple[BatchNormOutcome, ...]:
-    """One outcome for each BatchNorm."""
+def _result_of(passes: PassPipeline, name: str) -> PassResult | None:
+    """What the pass of a name said; None where there was none."""
+    return next((result for result in passes.results if result.pass_name == name), None)
+
+
+def _outcomes(
+    after: Inspection, edited: Edited, uses: Mapping[str, Sequence[str]], folds: PassResult | None
+) -> tuple[BatchNormOutcome, ...]:
+    """One outcome for each BatchNorm, which is folded where all of its uses are."""
     actions = {change.subject: change.action for change in edited.changes.changed}
     kept = {subject.subject: f"kept: {subject.reason}" for subject in edited.changes.kept}
     folded = {change.subject: change.action for change in folds.changed} if folds else {}
@@ -204,6 +213,8 @@ def _outcomes(after: Inspection, edited: Edited, folds: PassResult | None) -> tu
     outcomes = []
     for row, new in zip(edited.before.rows, after.rows, strict=True):
         estimate = edited.estimates.get(row.name)
+        is_folded = all(use in folded for use in uses[row.name])
+        said = [unfolded.get(use) if not is_folded else folded[use] for use in uses[row.name]]
         outcomes.append(
             BatchNormOutcome(
                 before=row,
@@ -213,8 +224,8 @@ def _outcomes(after: Inspection, edited: Edited, folds: PassResult | None) -> tu
                 interval=None if estimate is None else estimate.interval,
                 repaired=row.name in actions,
                 action=actions.get(row.name) or kept.get(row.name, "kept"),
-                folded=row.name in folded,
-                fold_reason=folded.get(row.name) or unfolded.get(row.name, "folding was not asked for"),
+                folded=is_folded,
+                fold_reason="; ".join(dict.fromkeys(filter(None, said))) or "folding was not asked for",
             )
         )
     return tuple(outcomes)
@@ -225,7 +236,7 @@ def _inputs_of_check(
 ) -> tuple[Batch, tuple[str, ...]]:
     """What the deployed graph is compared on, random numbers where there is no data; or a warning that nothing is."""
     if judges:
-        return judges[0], ()
+        return _few(judges[0], fixed_batch_size(model)), ()
     names = model_input_names(model)
     shapes = [stated_shape(model, name) for name in names]
     try:
@@ -235,6 +246,12 @@ def _inputs_of_check(
     except VsfixError as error:  # not every model runs on any numbers
         return {}, (f"the deployed graph was not compared with the repaired one: {error}",)
     return inputs, ()
+
+
+def _few(batch: Batch, fixed: int | None) -> Batch:
+    """The first samples of a batch, no more than a run of large ones holds."""
+    sample = sum(array.nbytes for array in take_rows(batch, slice(1)).values())
+    return batch if fixed is not None else dict(take_rows(batch, slice(max(1, LARGEST_INPUT // max(sample, 1)))))
 
 
 def _check_equal(
