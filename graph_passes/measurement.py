@@ -24,7 +24,7 @@ import onnx_graphsurgeon as gs
 
 from .activation_cache import DEFAULT_MAX_MEMORY, ActivationCache
 from .batch_norm import BatchNorm, find_batch_norms
-from .batches import Batch, count_samples, cut_batches, prescribed_batch_size, samples_in
+from .batches import Batch, count_samples, cut_batches, prescribed_batch_size, take_rows
 from .errors import DataError, ModelError
 from .inference import Array, Float64Array, OpenModel
 from .moment_taps import MomentTap, tap_moments
@@ -120,9 +120,9 @@ def measure(
 
 def run_size(batches: Sequence[Batch]) -> int:
     """How many samples to run at once; it depends on nothing but the data, so that any machine does the same."""
-    sample = sum(array.nbytes for array in batches[0].values()) / samples_in(batches[0])
+    sample = sum(array.nbytes for array in take_rows(batches[0], slice(1)).values())
     wanted = min(LARGEST_RUN, max(SMALLEST_RUN, math.ceil(count_samples(batches) / LEAST_RUNS)))
-    return max(1, min(wanted, int(LARGEST_INPUT // max(sample, 1))))
+    return max(1, min(wanted, LARGEST_INPUT // max(sample, 1)))
 
 
 def _hold_constants(graph: gs.Graph) -> None:

@@ -79,11 +79,24 @@ def right_answers(runner: Runner, samples: Samples, *, batch_size: int) -> Array
         raise DataError(f"{samples.name}: its labels are numbers, not classes; accuracy needs whole numbers")
     right = np.zeros(len(samples), dtype=np.bool_)
     for rows, outputs in run_batches(runner, samples, batch_size):
-        logits = next(iter(outputs.values()))
-        if logits.ndim != 2:
-            raise DataError(f"the first output has the shape {logits.shape}; top-1 accuracy needs (N, classes)")
-        if samples.labels.min() < 0 or samples.labels.max() >= logits.shape[1]:
-            raise DataError(f"{samples.name}: its labels name other classes than the {logits.shape[1]} of the model")
-        decided = finite_rows(as_float64(logits, "the output"))
-        right[rows] = decided & (logits.argmax(axis=1) == samples.labels[rows])
+        right[rows] = right_rows(next(iter(outputs.values())), samples.labels[rows], samples.name)
     return right
+
+
+def right_rows(logits: Array, labels: Array, name: str) -> Array:
+    """Which samples of one run are right, shape (N,), of bools; one whose logits are not finite is none of them.
+
+    Args:
+        logits: shape (N, classes).
+        labels: shape (N,), whole numbers.
+        name: of the data, for messages.
+
+    Raises:
+        DataError: no logits, or labels of other classes.
+    """
+    if logits.ndim != 2:
+        raise DataError(f"the first output has the shape {logits.shape}; top-1 accuracy needs (N, classes)")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise DataError(f"{name}: its labels name other classes than the {logits.shape[1]} of the model")
+    decided = finite_rows(as_float64(logits, "the output"))
+    return np.asarray(decided & (logits.argmax(axis=1) == labels))

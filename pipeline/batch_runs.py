@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
+from vsfix.graph_passes.batches import take_rows
 from vsfix.graph_passes.errors import BuildError, DataError, OutOfMemoryError
 from vsfix.graph_passes.inference import Array, Runner
 
@@ -36,7 +37,7 @@ def run_batches(runner: Runner, samples: Samples, batch_size: int) -> Iterator[t
     while start < len(samples):
         rows = slice(start, min(start + size, len(samples)))
         try:
-            outputs = runner.run({name: array[rows] for name, array in samples.inputs.items()})
+            outputs = runner.run(dict(take_rows(samples.inputs, rows)))
         except OutOfMemoryError as error:
             count = rows.stop - rows.start
             if count == 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -16,6 +16,8 @@ from typing import cast
 import numpy as np
 import onnx
 
+from vsfix.graph_passes.activation_cache import DEFAULT_MAX_MEMORY
+from vsfix.graph_passes.batches import Batch, LazyBatch, cut_batches, samples_in, take_rows
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import read_metadata
@@ -25,16 +27,17 @@ from vsfix.trainers.preprocessing import METADATA_KEY, Preprocessing
 from vsfix.trainers.user_path import user_path
 
 _LABELS = "labels"
+HELD = 8  # this part of the memory may hold a decoded set; a larger one is decoded run by run
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Inputs of a model, all of them in memory.
+    """Inputs of a model, in memory or decoded where they are asked for.
 
     Attributes:
         name: where they are from, for messages and reports.
-        inputs: one array for each model input, by its name, shape (N, ...).
+        inputs: one array for each model input, by its name, shape (N, ...); a `LazyBatch` was checked by its maker.
         labels: the right class of each, whole numbers of shape (N,); or what the first output should be, floats of its
             shape; or None.
         split: `train`, `test`, or None where the source has no parts.
@@ -44,16 +47,19 @@ class Samples:
     """
 
     name: str
-    inputs: Mapping[str, Array]
+    inputs: Batch
     labels: Array | None = None
     split: str | None = None
 
     def __post_init__(self) -> None:
         if not self.inputs:
             raise DataError(f"{self.name}: holds no input")
-        for name, array in self.inputs.items():
-            _check_array(f"{self.name}: array '{name}'", array)
-        lengths = {name: len(array) for name, array in self.inputs.items()}
+        if isinstance(self.inputs, LazyBatch):
+            lengths = dict.fromkeys(self.inputs, self.inputs.samples)
+        else:
+            for name, array in self.inputs.items():
+                _check_array(f"{self.name}: array '{name}'", array)
+            lengths = {name: len(array) for name, array in self.inputs.items()}
         if self.labels is not None:
             whole = self.labels.dtype.kind in "iu" and self.labels.ndim == 1
             if not whole and (self.labels.dtype.kind != "f" or self.labels.ndim < 1):
@@ -67,25 +73,33 @@ class Samples:
             raise DataError(f"{self.name}: the arrays differ in length: {found}; give one sample of each per row")
 
     def __len__(self) -> int:
-        return len(next(iter(self.inputs.values())))
+        return samples_in(self.inputs)
 
-    def batches(self, size: int) -> Iterator[dict[str, Array]]:
+    def batches(self, size: int) -> Iterator[Batch]:
         """The samples in their order, `size` at a time; the last batch may be smaller."""
-        for start in range(0, len(self), size):
-            yield {name: array[start : start + size] for name, array in self.inputs.items()}
+        return cut_batches([self.inputs], size)
+
+    def lazily(self) -> Samples:
+        """The same samples, their batches parts that can be reordered without a copy of all."""
+        inputs = self.inputs
+        if isinstance(inputs, LazyBatch):
+            return self
+        return replace(
+            self, inputs=LazyBatch(lambda name, rows: inputs[name][rows], list(inputs), np.arange(len(self)))
+        )
 
     def first(self, count: int) -> Samples:
         """The first so many samples."""
-        inputs = {name: array[:count] for name, array in self.inputs.items()}
-        return replace(self, inputs=inputs, labels=None if self.labels is None else self.labels[:count])
+        return self._take(slice(count))
 
     def subset(self, samples: int | None, *, seed: int) -> Samples:
         """A random choice without replacement, in random order; all in theirs where no number is given."""
-        if samples is None:
-            return self
-        rows = choose_rows(len(self), samples, seed, self.name)
-        inputs = {name: array[rows] for name, array in self.inputs.items()}
-        return replace(self, inputs=inputs, labels=None if self.labels is None else self.labels[rows])
+        return self if samples is None else self._take(choose_rows(len(self), samples, seed, self.name))
+
+    def _take(self, rows: Array | slice) -> Samples:
+        """Some of the samples."""
+        labels = None if self.labels is None else self.labels[rows]
+        return replace(self, inputs=take_rows(self.inputs, rows), labels=labels)
 
 
 def load_samples(
@@ -97,6 +111,7 @@ def load_samples(
     samples: int | None,
     seed: int,
     at_most: bool = False,
+    max_memory: int | None = None,
 ) -> Samples:
     """Loads the data that `--data` names.
 
@@ -108,6 +123,8 @@ def load_samples(
         samples: how many to choose at random; None takes all, in their order.
         seed: of the choice.
         at_most: fewer than `samples` are as good, and no warning.
+        max_memory: bytes that the process may hold; images that would take too much of it are decoded each time when
+            they are asked for. None decodes them at once.
 
     Raises:
         InputError: unknown data, a missing file, or a named data set for a model that says nothing of its input.
@@ -129,18 +146,31 @@ def load_samples(
             "give an .npz file"
         )
     samples = _no_more(samples, len(dataset.images), at_most)
-    if samples is None:
-        images, labels = dataset.images[:], dataset.labels
-    else:
-        # Chosen before they are decoded and preprocessed: the set may be larger than the memory.
-        rows = choose_rows(len(dataset.images), samples, seed, dataset.name)
-        images, labels = dataset.images[rows], dataset.labels[rows]
-    return Samples(dataset.name, {input_names[0]: preprocessing.apply(images)}, labels, split)
+    total = len(dataset.images)
+    rows = np.arange(total) if samples is None else choose_rows(total, samples, seed, dataset.name)
+    (name,) = input_names
+
+    def decode(_: str, chosen: Array) -> Array:
+        array = preprocessing.apply(dataset.images[chosen])
+        _check_array(f"{dataset.name}: array '{name}'", array)
+        return array
+
+    inputs = LazyBatch(decode, input_names, rows)
+    decoded = len(rows) * int(np.prod(dataset.images.shape[1:])) * np.dtype(np.float32).itemsize
+    is_held = max_memory is None or decoded <= max_memory // HELD
+    return Samples(dataset.name, dict(inputs) if is_held else inputs, dataset.labels[rows], split)
 
 
 def calibration_batches(
-    model: onnx.ModelProto, data: str, *, samples: int | None, batch_size: int, seed: int, at_most: bool = False
-) -> list[dict[str, Array]]:
+    model: onnx.ModelProto,
+    data: str,
+    *,
+    samples: int | None,
+    batch_size: int,
+    seed: int,
+    at_most: bool = False,
+    max_memory: int = DEFAULT_MAX_MEMORY,
+) -> list[Batch]:
     """The calibration set of a model, from the training part of a named data set or from an `.npz` file.
 
     Args:
@@ -150,6 +180,7 @@ def calibration_batches(
         batch_size: samples per batch, where the model leaves that open.
         seed: of the choice.
         at_most: fewer than `samples` are as good, and no warning.
+        max_memory: see `load_samples`.
 
     Raises:
         InputError, DataError: see `load_samples`; too few samples for one batch of a prescribed size.
@@ -162,7 +193,8 @@ def calibration_batches(
         samples=sys.maxsize if samples is None else samples,  # all, but not in their order
         seed=seed,
         at_most=at_most or samples is None,
-    )
+        max_memory=max_memory,
+    ).lazily()
     _require_fitting(model, loaded)
     fixed = fixed_batch_size(model)
     if fixed is None:
@@ -176,9 +208,15 @@ def calibration_batches(
 
 
 def labelled_samples(
-    model: onnx.ModelProto, data: str, *, split: str, seed: int, samples: int | None = None
+    model: onnx.ModelProto,
+    data: str,
+    *,
+    split: str,
+    seed: int,
+    samples: int | None = None,
+    max_memory: int = DEFAULT_MAX_MEMORY,
 ) -> Samples:
-    """Samples that have labels, for a measurement of accuracy.
+    """Samples that have labels, for a measurement of accuracy; see `load_samples`.
 
     Raises:
         DataError: no labels; also see `load_samples`.
@@ -191,6 +229,7 @@ def labelled_samples(
         input_names=model_input_names(model),
         samples=samples,
         seed=seed,
+        max_memory=max_memory,
     )
     _require_fitting(model, loaded)
     if loaded.labels is None:
@@ -258,8 +297,9 @@ def _from_npz(path: Path, input_names: Sequence[str]) -> Samples:
 
 def _require_fitting(model: onnx.ModelProto, loaded: Samples) -> None:
     """Refuses data of another type or shape than the model states for its inputs."""
+    one = dict(take_rows(loaded.inputs, slice(1)))
     for value in model.graph.input:
-        array, tensor = loaded.inputs.get(value.name), value.type.tensor_type
+        array, tensor = one.get(value.name), value.type.tensor_type
         if array is None:
             continue
         what = f"{loaded.name}: array '{value.name}'"

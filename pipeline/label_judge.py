@@ -13,14 +13,16 @@ from math import erfc
 import numpy as np
 import onnx
 
+from vsfix.graph_passes.batches import take_rows
 from vsfix.graph_passes.errors import CheckFailedError, DataError
 from vsfix.graph_passes.estimators.severity import sign_flip_p_value
-from vsfix.graph_passes.inference import Float64Array, OpenModel
+from vsfix.graph_passes.inference import Array, Float64Array, OpenModel
 from vsfix.graph_passes.jackknife import MIN_GROUPS, student_t
+from vsfix.graph_passes.measurement import run_size
+from vsfix.graph_passes.side_by_side import side_by_side
 
-from .accuracy import right_answers
-from .batch_runs import run_batches
-from .calibration import Samples
+from .accuracy import right_rows
+from .calibration import Samples, fixed_batch_size
 from .proportion import SIGNIFICANT, mcnemar_p_value, paired_difference_interval
 
 TOP_1, SQUARED_ERROR = "top-1", "squared error"
@@ -112,7 +114,7 @@ class LabelJudge:
     Attributes:
         samples: with labels.
         open_model: the runtime.
-        batch_size: samples per run.
+        batch_size: samples per run, at most; large ones make small runs, so that a set of any size is streamed.
     """
 
     samples: Samples
@@ -134,23 +136,32 @@ class LabelJudge:
         labels = self.samples.labels
         if labels is None:
             raise DataError(f"{self.samples.name}: has no labels")
+        if self.metric == SQUARED_ERROR and not np.isfinite(labels).all():
+            raise DataError(f"{self.samples.name}: labels that are not finite")
+        size = fixed_batch_size(model) or min(self.batch_size, run_size([self.samples.inputs]))
         with self.open_model(model) as runner:
-            if self.metric == TOP_1:
-                return right_answers(runner, self.samples, batch_size=self.batch_size).astype(np.float64)
-            if not np.isfinite(labels).all():
-                raise DataError(f"{self.samples.name}: labels that are not finite")
-            scores = np.empty(len(self.samples))
-            for rows, outputs in run_batches(runner, self.samples, self.batch_size):
-                found = next(iter(outputs.values())).astype(np.float64)
-                targets = labels[rows].astype(np.float64)
-                if found.size != targets.size:
-                    raise DataError(
-                        f"{self.samples.name}: labels of shape {labels.shape[1:]} a sample do not fit the first "
-                        f"output, {found.shape[1:]}"
-                    )
-                errors = (found.reshape(targets.shape) - targets) ** 2
-                scores[rows] = -errors.reshape(len(errors), -1).mean(axis=1)
+
+            def score(start: int) -> Float64Array:
+                rows = slice(start, start + size)
+                outputs = runner.run(dict(take_rows(self.samples.inputs, rows)))
+                return self._scores(next(iter(outputs.values())), labels[rows])
+
+            parts = list(side_by_side(score, range(0, len(self.samples), size), runner.concurrency))
+        scores = np.concatenate(parts)
         return np.where(np.isfinite(scores), scores, -np.inf)
+
+    def _scores(self, output: Array, labels: Array) -> Float64Array:
+        """The scores of one run."""
+        if self.metric == TOP_1:
+            return right_rows(output, labels, self.samples.name).astype(np.float64)
+        found, targets = output.astype(np.float64), labels.astype(np.float64)
+        if found.size != targets.size:
+            raise DataError(
+                f"{self.samples.name}: labels of shape {labels.shape[1:]} a sample do not fit the first output, "
+                f"{found.shape[1:]}"
+            )
+        errors = (found.reshape(targets.shape) - targets) ** 2
+        return np.asarray(-errors.reshape(len(errors), -1).mean(axis=1))
 
     def p_value(self, reference: Float64Array, found: Float64Array) -> float:
         """Of the hypothesis that two models are equally good, from their scores on the same samples."""

@@ -123,11 +123,19 @@ def optimize(
         []
         if data is None
         else calibration_batches(
-            deployable, data, samples=samples or cap, batch_size=batch_size, seed=config.seed, at_most=samples is None
+            deployable,
+            data,
+            samples=samples or cap,
+            batch_size=batch_size,
+            seed=config.seed,
+            at_most=samples is None,
+            max_memory=config.max_memory,
         )
     )
     labelled = (
-        None if eval_data is None else labelled_samples(deployable, eval_data, split=eval_split, seed=config.seed)
+        None
+        if eval_data is None
+        else labelled_samples(deployable, eval_data, split=eval_split, seed=config.seed, max_memory=config.max_memory)
     )
     by_labels = None if labelled is None else LabelJudge(labelled, open_for_small_runs, batch_size)
     repair = repair_model(model, batches, open_for_small_runs, config, judge=by_labels)

@@ -105,7 +105,7 @@ def refine_units(
             refined = refine(
                 export_model(graph, prepared.source),
                 units_of_steps,
-                study.samples.joined(),
+                dict(study.samples.joined()),
                 {name: _target(study, name) for name in study.reference.outputs},
                 RefinementConfig(steps=steps_of(study), batch_size=BATCH, seed=config.seed),
             )

@@ -8,13 +8,13 @@ hand. The digest also seeds the noise of a sample; the second of two equal sampl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
 
-from vsfix.graph_passes.batches import Batch, cut_batches, samples_in
+from vsfix.graph_passes.batches import Batch, cut_batches, join_batches, samples_in, take_rows
 from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.measurement import run_size
@@ -65,8 +65,9 @@ class SampleSet:
         """
         if not batches:
             raise DataError("the calibration set is empty; give at least one sample")
-        whole = _joined(batches)
-        digests = [_digest(whole, row) for row in range(samples_in(whole))]
+        whole = join_batches(batches)
+        parts = cut_batches([whole], run_size([whole]))
+        digests = [digest for part in parts for digest in _digests(part)]
         order = sorted(range(len(digests)), key=digests.__getitem__)
         seen: Counter[tuple[int, ...]] = Counter()
         keys = []
@@ -93,9 +94,9 @@ class SampleSet:
         batches = tuple(cut_batches([part], prescribed or run_size([part])))
         return SampleSet(batches, tuple(self.keys[number] for number in numbers), len(own) - len(numbers))
 
-    def joined(self) -> Mapping[str, Array]:
+    def joined(self) -> Batch:
         """All samples as one batch."""
-        return _joined(self.batches)
+        return join_batches(self.batches)
 
     def rows(self, chosen: Array) -> SampleSet:
         """Some of the samples, in the same order.
@@ -115,32 +116,11 @@ def held_out_rows(samples: int, share: int = 3) -> Array:
     return rows
 
 
-def take_rows(batch: Batch, rows: Array) -> dict[str, Array]:
-    """Some samples of a batch, in the order given; what has no batch axis stays whole."""
-    return {name: array[rows] if np.ndim(array) else array for name, array in batch.items()}
-
-
-def _joined(batches: Sequence[Batch]) -> Mapping[str, Array]:
-    """All batches as one."""
-    if len(batches) == 1:
-        return batches[0]
-    names = batches[0].keys()
-    return {
-        name: np.concatenate([batch[name] for batch in batches]) if np.ndim(batches[0][name]) else batches[0][name]
-        for name in names
-    }
-
-
-def _digest(batch: Batch, row: int) -> tuple[int, ...]:
-    """What tells a sample from others."""
-    digest = blake2b(digest_size=4 * _WORDS)
-    for array in _arrays(batch):
-        digest.update(np.ascontiguousarray(array[row]).tobytes())
-    return tuple(int(word) for word in np.frombuffer(digest.digest(), dtype="<u4"))
-
-
-def _arrays(batch: Batch) -> Iterator[Array]:
-    """The arrays that have a batch axis, by their names."""
-    for name in sorted(batch):
-        if np.ndim(batch[name]):
-            yield batch[name]
+def _digests(batch: Batch) -> Iterator[tuple[int, ...]]:
+    """What tells each sample of a batch from others."""
+    arrays = [array for _, array in sorted(batch.items()) if np.ndim(array)]
+    for row in range(samples_in(batch)):
+        digest = blake2b(digest_size=4 * _WORDS)
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array[row]).tobytes())
+        yield tuple(int(word) for word in np.frombuffer(digest.digest(), dtype="<u4"))
