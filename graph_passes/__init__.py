@@ -18,7 +18,7 @@ fold            node_order, graph_tree, channel_map, rounding, linear_layer, fol
                 fold_concat, fold_forward, affine_batch_norm, fold_batch_norm, value_scan
 precision       element_types, integer_arithmetic, opset, constant_rounding, weight_rounding, typed_batch_norm,
                 split_activations, float_cast, precision, rounded_activations, quantized_layers
-shapes          tensor_shapes, symbolic_shapes, simplify_shapes
+shapes          tensor_shapes, symbolic_shapes, split_sequences, simplify_shapes
 deployment      deployment (the order of the passes)
 refit           refittable_weights, structure_digest
 files           named_file, file_lock, temporary_files, atomic_file, message_text, stored_tensors, local_functions,

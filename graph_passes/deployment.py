@@ -10,6 +10,7 @@ from .graph_pass import GraphPass
 from .recompose_batch_norm import LeaveChannelsLast
 from .remove_identities import RemoveIdentities, RemoveMarkers
 from .simplify_shapes import SimplifyShapes
+from .split_sequences import SplitSequences
 from .training_mode import LeaveTrainingMode
 
 
@@ -17,10 +18,10 @@ def deployment_passes() -> list[GraphPass]:
     """The passes, in the order in which they must run.
 
     What follows from known types and sides comes first, and then branches that are always taken, so that the others see
-    what is in them. A Dropout keeps its training form until its mask is known not to be part of noise that is written
-    as primitives.
+    what is in them; noise is not followed through a sequence. A Dropout keeps its training form until its mask is known
+    not to be part of noise that is written as primitives.
     """
-    return [ResolveShapes(), InlineConstantIf(), MarkDecomposedNoise(), LeaveTrainingMode()]
+    return [ResolveShapes(), InlineConstantIf(), SplitSequences(), MarkDecomposedNoise(), LeaveTrainingMode()]
 
 
 def cleaning_passes(fold: FoldBatchNorm | None) -> list[GraphPass]:

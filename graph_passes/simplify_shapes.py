@@ -20,13 +20,15 @@ import onnx_graphsurgeon as gs
 
 from .element_types import ElementTypes, code_of
 from .fold_constants import FoldConstants, ResolveShapes
-from .graph_pass import Change, PassResult
+from .graph_pass import Change, GraphPass, PassResult
 from .nodes import is_standard, name_of
 from .remove_identities import RemoveIdentities
+from .split_sequences import SplitSequences
 from .symbolic_shapes import Dimension, SymbolicShapes
 from .tensors import Tensor, constant_behind, is_graph_output, redirect_readers
 
 _ROUNDS = 8  # each shows sides to the next; a chain of shapes is rarely more than three deep
+_SEEN_BY_SHAPE = frozenset(("Expand", "Slice", "ScatterND", "Cast"))
 _SAME_ELEMENTS = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze"))
 
 
@@ -53,7 +55,7 @@ def _is_asked(node: gs.Node) -> bool:
     if node.op == "Transpose":
         order = list(node.attrs.get("perm", ()))
         return _producer(node.inputs[0]) == "Transpose" or (bool(order) and order == sorted(order))
-    return len(node.inputs) == 1 if node.op == "Concat" else node.op in ("Expand", "Slice", "ScatterND", "Cast")
+    return len(node.inputs) == 1 if node.op == "Concat" else node.op in _SEEN_BY_SHAPE
 
 
 def _producer(tensor: Tensor) -> str:
@@ -75,7 +77,8 @@ def _round(graph: gs.Graph) -> list[Change]:
             changed.append(Change(name_of(node), action))
     if changed:
         graph.cleanup()
-        for graph_pass in (RemoveIdentities(), ResolveShapes(), FoldConstants()):
+        following: list[GraphPass] = [SplitSequences(), RemoveIdentities(), ResolveShapes(), FoldConstants()]
+        for graph_pass in following:
             changed += graph_pass(graph).changed
     return changed
 
