@@ -21,6 +21,7 @@ from vsfix.trainers.user_path import user_path
 from .accuracy import AccuracyRow, accuracy_row
 from .averaging import UNDER_NOISE
 from .backends.onnxruntime_runner import open_for_small_runs
+from .backends.tensorrt_library import ParserCheck, check_parser
 from .calibration import calibration_batches, labelled_samples
 from .environment import describe_machine
 from .label_judge import TOP_1, LabelJudge, LabelScores
@@ -56,7 +57,10 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Optimization:
-    """The outcome: the repair, the verdict in one sentence, what labels say where there are some, the files."""
+    """The outcome: the repair, the verdict in one sentence, what labels say where there are some, the files.
+
+    And what TensorRT's parser says of the model, where one is installed that parses without a GPU.
+    """
 
     repair: Repair
     status: str
@@ -64,6 +68,7 @@ class Optimization:
     accuracies: tuple[AccuracyRow, ...]
     written: tuple[Path, ...]
     scores: LabelScores | None = None
+    parser: ParserCheck | None = None
 
 
 class RefusedRepairError(CheckFailedError):
@@ -159,7 +164,7 @@ def optimize(
         _write_page(refused.result, outputs, model_path)
         raise refused from None
     _write(result, outputs, model_path)
-    return result
+    return replace(result, parser=check_parser(repair.model))
 
 
 def _accuracies(

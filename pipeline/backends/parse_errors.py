@@ -47,12 +47,28 @@ def describe_parse_errors(path: Path, errors: Sequence[ParseError], model: onnx.
         errors: at least one.
         model: the graph that was parsed, for the names of its nodes.
     """
-    first = next((error for error in errors if error.node >= 0 or error.operator), errors[0])
+    first = _first(errors)
+    cure = _cure(path, first, _identify(first, model.graph)[0])
+    return f"{path}: TensorRT can't parse it: {describe_refusal(errors, model)}; {cure}"
+
+
+def describe_refusal(errors: Sequence[ParseError], model: onnx.ModelProto) -> str:
+    """What the parser says of the first node that it refuses, and how many more there are.
+
+    Args:
+        errors: at least one.
+        model: the graph that was parsed, for the names of its nodes.
+    """
+    first = _first(errors)
     operator, name = _identify(first, model.graph)
     nodes = {(error.node, error.name, error.operator) for error in errors if error.node >= 0 or error.operator}
     more = f" ({len(nodes) - 1} more nodes like it)" if len(nodes) > 1 else ""
-    subject = f"{operator} '{name}'{more}: " if operator else ""
-    return f"{path}: TensorRT can't parse it: {subject}{_reason(first.text, operator)}; {_cure(path, first, operator)}"
+    return (f"{operator} '{name}'{more}: " if operator else "") + _reason(first.text, operator)
+
+
+def _first(errors: Sequence[ParseError]) -> ParseError:
+    """The first error that is about a node, where one is."""
+    return next((error for error in errors if error.node >= 0 or error.operator), errors[0])
 
 
 def _identify(error: ParseError, graph: onnx.GraphProto) -> tuple[str, str]:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx.checker
 
 from vsfix.graph_passes.errors import BuildError, InputError, MissingComponentError
 from vsfix.graph_passes.inference import Array
@@ -32,7 +33,7 @@ from vsfix.graph_passes.model_file import first_line
 from .engine_layers import ParsedLayer
 from .engine_loading import NO_GPU, LoadedEngine
 from .engine_refit import mark_refittable, refit_engine
-from .parse_errors import ParseError, describe_parse_errors
+from .parse_errors import ParseError, describe_parse_errors, describe_refusal
 from .parsed_network import ParsedNetwork, read_errors, read_network
 from .shape_profile import ShapeRange
 from .tensorrt_log import BuildProgress, Interruption, Log, first_error, make_log, make_monitor
@@ -78,6 +79,42 @@ class BuiltEngine:
     plan: bytes = field(repr=False)
     timings: bytes | None = field(repr=False, default=None)
     refit: str = ""
+
+
+@dataclass(frozen=True)
+class ParserCheck:
+    """What the parser of TensorRT says of a model.
+
+    Attributes:
+        runtime: its name and version.
+        refusal: the node and the reason; empty where the parser takes the model.
+    """
+
+    runtime: str
+    refusal: str
+
+    @property
+    def line(self) -> str:
+        """One line with a status word."""
+        if self.refusal:
+            return f"WARN TensorRT's parser does not take it ({self.runtime}): {self.refusal}"
+        return f"PASS TensorRT's parser takes it ({self.runtime})"
+
+
+def check_parser(model: onnx.ModelProto, runtime: str = "tensorrt-rtx") -> ParserCheck | None:
+    """Parses a model and builds nothing; None where the runtime is not installed or the model is too large for that.
+
+    Args:
+        model: with its weights.
+        runtime: one of `RUNTIMES`; TensorRT-RTX needs no GPU for it.
+    """
+    if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
+        return None
+    try:
+        library = open_library(runtime)
+        return ParserCheck(f"{runtime} {library.version}", library.refusal(model))
+    except MissingComponentError:
+        return None
 
 
 def open_library(runtime: str) -> TensorRt:
@@ -151,14 +188,19 @@ class TensorRt:
             BuildError: TensorRT refuses the file; names the node, its operator and what cures it.
             InputError: an input holds a shape.
         """
-        self._log.errors.clear()
-        builder = self._make_builder()
-        network = builder.create_network(self._network_flags())
-        parser = self._trt.OnnxParser(network, self._log)
+        builder, network, parser = self._make_parser()
         if not parser.parse_from_file(str(path.absolute())):
-            errors = read_errors(parser) or [ParseError(text) for text in self._log.errors] or [ParseError("")]
-            raise BuildError(describe_parse_errors(path, errors, model))
+            raise BuildError(describe_parse_errors(path, self._errors(parser), model))
         return read_network(self._trt, builder, network, parser)
+
+    def refusal(self, model: onnx.ModelProto) -> str:
+        """Why the parser does not take a model; empty where it does.
+
+        Raises:
+            MissingComponentError: no builder can be made here.
+        """
+        _builder, _network, parser = self._make_parser()  # each lives as long as what was made of it
+        return "" if parser.parse(model.SerializeToString()) else describe_refusal(self._errors(parser), model)
 
     def build(self, parsed: ParsedNetwork, options: BuildOptions, progress: BuildProgress | None = None) -> BuiltEngine:
         """Builds an engine.
@@ -207,6 +249,17 @@ class TensorRt:
         """
         with self.load(plan) as loaded:
             return refit_engine(self._trt, self._log, loaded.engine, changed, known)
+
+    def _make_parser(self) -> tuple[Any, Any, Any]:
+        """A builder, an empty network, and a parser that fills it."""
+        self._log.errors.clear()
+        builder = self._make_builder()
+        network = builder.create_network(self._network_flags())
+        return builder, network, self._trt.OnnxParser(network, self._log)
+
+    def _errors(self, parser: Any) -> list[ParseError]:
+        """What a parser that failed says, or what its log says, or nothing."""
+        return read_errors(parser) or [ParseError(text) for text in self._log.errors] or [ParseError("")]
 
     def _make_builder(self) -> Any:
         """A builder, or the reason why none can be made."""

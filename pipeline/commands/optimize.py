@@ -214,6 +214,8 @@ def _print(result: Optimization) -> None:
     print_line(f"{result.status} {result.verdict}")
     for written in result.written:
         print_line(f"wrote {written}")
+    if result.parser is not None:
+        print_line(result.parser.line)
 
 
 def _document(result: Optimization) -> dict[str, Any]:
@@ -223,4 +225,5 @@ def _document(result: Optimization) -> dict[str, Any]:
         "verdict": result.verdict,
         "accuracies": [asdict(row) for row in result.accuracies],
         "scores": None if result.scores is None else asdict(result.scores),
+        "tensorrt_parser": None if result.parser is None else asdict(result.parser),
     }

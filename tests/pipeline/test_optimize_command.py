@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -384,3 +385,12 @@ def test_a_healthy_file_passes_with_its_r_and_nothing_is_repaired(call, network,
     result = call("optimize", network, "-o", tmp_path / "o.onnx", "--data", "digits", "--samples", 32)
     assert result.exit_code == 0
     assert "PASS Nothing repaired: R = 0.3" in result.stdout
+
+
+def test_without_tensorrt_nothing_is_said_of_its_parser(call, network, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)  # as if it were not installed
+    result = call("optimize", network, "-o", tmp_path / "o.onnx", "--method", "none")
+    assert result.exit_code == 0, result.stderr
+    assert "parser" not in result.stdout
+    document = json.loads(call("optimize", network, "--dry-run", "--method", "none", "--json", "-").stdout)
+    assert document["tensorrt_parser"] is None

@@ -21,7 +21,7 @@ from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
 from vsfix.pipeline.backends.engine_file import sidecar_path
 from vsfix.pipeline.backends.engine_readback import read_back, require_read_back
 from vsfix.pipeline.backends.shape_profile import ShapeOptions
-from vsfix.pipeline.backends.tensorrt_library import open_library
+from vsfix.pipeline.backends.tensorrt_library import check_parser, open_library
 from vsfix.pipeline.build_config import BuildConfig
 from vsfix.pipeline.building import build_engine
 from vsfix.pipeline.casting import cast_model
@@ -203,3 +203,34 @@ def test_the_sidecar_says_what_was_built_and_how_it_is_known(networks, tmp_path)
     assert proof["source"] == ("parsed network" if proof["engine"] is None else "engine inspector")
     assert (document["read_back"]["status"], document["workspace"]) == ("PASS", 1 << 26)
     assert document["environment"]["tensorrt-rtx-cu13"] in document["version"]
+
+
+POOLED = """(float[N, 3, 8, 8] x) => (float[N, 3] y) {
+    s = Shape <end: int = 1> (x)
+    a = Reshape (places, flat)
+    g = ReduceMean (x, a)
+    t = Concat <axis: int = 0> (s, three)
+    y = Reshape (g, t)
+}"""
+
+
+def test_optimize_ends_with_the_word_of_the_parser_that_takes_the_file(call, parse, tmp_path):
+    weights = {"places": np.array([[2, 3]]), "flat": np.array([-1]), "three": np.array([3])}
+    model = parse(POOLED, weights)
+    assert "build-time constant" in check_parser(model).refusal
+    onnx.save(model, tmp_path / "m.onnx")
+    result = call("optimize", tmp_path / "m.onnx", "-o", tmp_path / "o.onnx", "--method", "none")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[-1].startswith("PASS TensorRT's parser takes it (tensorrt-rtx ")
+
+
+def test_optimize_ends_with_the_words_of_the_parser_that_refuses_the_file(call, parse, tmp_path):
+    onnx.save(parse("(float[N, 3, 3] x) => (float[N] y) { [area] y = Det (x) }", {}), tmp_path / "m.onnx")
+    arguments = ("optimize", tmp_path / "m.onnx", "-o", tmp_path / "o.onnx", "--method", "none", "--force")
+    result = call(*arguments)
+    assert result.exit_code == 0, result.stderr
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith("WARN TensorRT's parser does not take it")
+    assert last.endswith("Det 'area': there is no Det in TensorRT")
+    document = json.loads(call(*arguments, "--json", "-").stdout)
+    assert document["tensorrt_parser"]["refusal"] == "Det 'area': there is no Det in TensorRT"
