@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from .batch_norm import BatchNorm, find_batch_norms
+from .batch_norm import BatchNorm, find_modules
 from .estimate import Estimate
 from .inference import Float64Array
 from .linear_noise import LinearNoiseReader
@@ -42,16 +42,17 @@ def analytic(
     Returns:
         The estimates, and for each of the other layers the reason why there is none, by name.
     """
-    batch_norms = find_batch_norms(graph)
     reader = LinearNoiseReader(graph)
     noise_map = analyse_noise(graph)
     estimates: dict[str, Estimate] = {}
     reasons: dict[str, str] = {}
-    for batch_norm in batch_norms:
+    for batch_norm in find_modules(graph):
         if batch_norm.name not in layers:
             continue
         paths = noise_map.reaching[batch_norm.name]
         ratio, reason = _ratio(batch_norm, paths, reader)
+        if batch_norm.others:
+            reason = "it is used several times, and its statistics hold all of its inputs together: no closed form"
         if alone and paths.at(Distance.DOWNSTREAM):
             reason = "noise arrives through a non-linearity too"
         if reason:

@@ -1,6 +1,11 @@
 """The BatchNormalization nodes of a graph: their names, their parameters, and how new statistics get into them.
 
 Y = gamma (X - mean) / sqrt(var + epsilon) + beta          X of shape (N, C) or (N, C, *positions), the rest (C,)
+
+A module that a network uses several times, as two-view networks do, is several nodes with the same parameters. It has
+one mean and one variance, and whoever measures or writes those takes all of its nodes together (`find_modules`);
+whoever looks at what a node computes takes them one by one (`find_batch_norms`). Where one use is downstream of another
+the nodes count as BatchNorms of their own, for no single run shows what all of them would see.
 """
 
 from __future__ import annotations
@@ -41,17 +46,24 @@ class BatchNorm:
             `<module>.running_var`, else the node's name, else the name of its output.
         node: the node itself.
         parameters: gamma, beta, mean and var as constants, each of shape (C,), in the node's order.
+        others: the other uses of the same module; empty for a single node.
     """
 
     name: str
     node: gs.Node
     parameters: Parameters
+    others: tuple[BatchNorm, ...] = ()
 
     @property
     def input(self) -> Tensor:
         """X, the tensor that is normalised."""
         tensor: Tensor = self.node.inputs[0]
         return tensor
+
+    @property
+    def uses(self) -> tuple[BatchNorm, ...]:
+        """Every use of the module as a node of its own, this one first."""
+        return (BatchNorm(self.name, self.node, self.parameters), *self.others)
 
     @property
     def output(self) -> Tensor:
@@ -102,10 +114,10 @@ class BatchNorm:
             return np.asarray(self.beta - self.scale * self.mean)
 
     def with_statistics(self, mean: Float64Array, variance: Float64Array) -> BatchNorm:
-        """Writes new statistics into the node and returns its new view.
+        """Writes new statistics into the node, and into every other use of the module, and returns the new view.
 
-        Each is rounded once, to the dtype that was stored. A tensor that another node reads too is left as it is and
-        a new one is made for this node.
+        Each is rounded once, to the dtype that was stored. A tensor that something else reads too is left as it is and
+        a new one is made.
 
         Args:
             mean: shape (C,).
@@ -127,10 +139,12 @@ class BatchNorm:
         if np.any(variance < 0):
             raise ModelError(f"BatchNorm '{self.name}': refusing to write a negative variance")
         written = [self._replace(index, values) for index, values in enumerate((gamma, beta, mean, variance), 1)]
-        return BatchNorm(self.name, self.node, (written[0], written[1], written[2], written[3]))
+        parameters = (written[0], written[1], written[2], written[3])
+        others = tuple(BatchNorm(other.name, other.node, parameters) for other in self.others)
+        return BatchNorm(self.name, self.node, parameters, others)
 
     def _replace(self, index: int, values: Float64Array) -> gs.Constant:
-        """Puts `values` at input `index`, in place where this node is the only reader."""
+        """Puts `values` at input `index`, in place where the uses of this module are the only readers."""
         constant: gs.Constant = self.parameters[index - 1]
         stored = stored_values(constant)
         with np.errstate(over="ignore"):
@@ -139,12 +153,18 @@ class BatchNorm:
             return constant
         if not np.isfinite(rounded.astype(np.float64)).all():
             raise ModelError(f"BatchNorm '{self.name}': refusing to write a parameter that is not finite")
-        if self.node.inputs[index] is constant and len(constant.outputs) == 1:
+        if self.reads_alone(index):
             constant.values = rounded
         else:
             constant = gs.Constant(f"{self.name}.{_PARAMETER_NAMES[index - 1]}.own", rounded)
-            self.node.inputs[index] = constant
+            for use in self.uses:
+                use.node.inputs[index] = constant
         return constant
+
+    def reads_alone(self, index: int) -> bool:
+        """Whether the uses of this module, and nothing else, read the constant of an input of the node."""
+        constant = self.parameters[index - 1]
+        return len(constant.outputs) == len(self.uses) and all(use.node.inputs[index] is constant for use in self.uses)
 
 
 def find_batch_norms(graph: gs.Graph) -> tuple[BatchNorm, ...]:
@@ -158,15 +178,74 @@ def find_batch_norms(graph: gs.Graph) -> tuple[BatchNorm, ...]:
     return read_batch_norms([(node, _read(graph, node)) for node in graph.nodes if is_batch_norm(node)])
 
 
+def find_modules(graph: gs.Graph) -> tuple[BatchNorm, ...]:
+    """The same, but a module that the graph uses several times is one BatchNorm, at the place of its first use.
+
+    Raises:
+        ModelError: one is in training form.
+    """
+    modules = _grouped(find_batch_norms(graph))
+    return tuple(BatchNorm(first.name, first.node, first.parameters, tuple(others)) for first, *others in modules)
+
+
 def read_batch_norms(readings: Sequence[tuple[gs.Node, Parameters | str]]) -> tuple[BatchNorm, ...]:
-    """Those of the nodes whose parameters could be read, by names that are unique among them."""
+    """Those of the nodes whose parameters could be read, by names that are unique among them.
+
+    The first use of a module that is used several times has the name of the module.
+    """
     readable = [(node, constants) for node, constants in readings if not isinstance(constants, str)]
-    names = [_candidate_name(node, constants) for node, constants in readable]
-    repeated = {name for name, count in Counter(names).items() if count > 1}
+    found = [BatchNorm(_candidate_name(node, constants), node, constants) for node, constants in readable]
+    modules = _grouped(found)
+    later = {id(use.node) for _, *others in modules for use in others}
+    repeated = {name for name, count in Counter(first.name for first, *_ in modules).items() if count > 1}
     return tuple(
-        BatchNorm(node.outputs[0].name if name in repeated else name, node, constants)
-        for name, (node, constants) in zip(names, readable, strict=True)
+        BatchNorm(use.node.outputs[0].name, use.node, use.parameters)
+        if id(use.node) in later or use.name in repeated
+        else use
+        for use in found
     )
+
+
+def _grouped(batch_norms: Sequence[BatchNorm]) -> list[list[BatchNorm]]:
+    """The uses of each module, in the order of the first ones.
+
+    Equal constants are one tensor after some exporters, so that new BatchNorms, of mean 0 and variance 1, share theirs
+    without being one module.
+    """
+    groups: dict[tuple[int, int, int], list[BatchNorm]] = {}
+    for number, use in enumerate(batch_norms):
+        mean, variance = use.parameters[2:]
+        shared = len(mean.outputs) > 1 and len(variance.outputs) > 1 and (use.mean.any() or (use.variance != 1).any())
+        groups.setdefault((id(mean), id(variance), -1) if shared else (0, 0, number), []).append(use)
+    modules: list[list[BatchNorm]] = []
+    for uses in groups.values():
+        modules += [uses] if len(uses) == 1 or _is_one_module(uses) else [[use] for use in uses]
+    place = {id(use.node): number for number, use in enumerate(batch_norms)}
+    return sorted(modules, key=lambda uses: place[id(uses[0].node)])
+
+
+def _is_one_module(uses: Sequence[BatchNorm]) -> bool:
+    """Whether nodes with the same statistics compute the same, none downstream of another."""
+    first = uses[0]
+    alike = all(
+        use.epsilon == first.epsilon and np.array_equal(use.gamma, first.gamma) and np.array_equal(use.beta, first.beta)
+        for use in uses
+    )
+    return alike and not _follow_each_other([use.node for use in uses])
+
+
+def _follow_each_other(nodes: Sequence[gs.Node]) -> bool:
+    """Whether one of some nodes reads, at whatever distance, what another one writes."""
+    sought, seen = {id(node) for node in nodes}, set[int]()
+    pending = [tensor for node in nodes for tensor in node.outputs]
+    while pending:
+        for reader in pending.pop().outputs:
+            if id(reader) in sought:
+                return True
+            if id(reader) not in seen:
+                seen.add(id(reader))
+                pending += reader.outputs
+    return False
 
 
 def unreadable_batch_norms(graph: gs.Graph) -> tuple[Kept, ...]:
@@ -192,22 +271,21 @@ def unreadable_batch_norms(graph: gs.Graph) -> tuple[Kept, ...]:
 
 
 def separate_statistics(graph: gs.Graph) -> None:
-    """Gives each BatchNorm whose statistics something else reads too its own copy, under its own name.
+    """Gives each module whose statistics something else reads too its own copy, under its own name.
 
     Afterwards every BatchNorm keeps its name when new statistics are written.
     """
-    for batch_norm in find_batch_norms(graph):
-        constants = batch_norm.parameters[2:]
+    for module in find_modules(graph):
+        constants = module.parameters[2:]
         own = [
-            batch_norm.node.inputs[index] is constant
-            and len(constant.outputs) == 1
-            and not is_graph_output(graph, constant)
+            module.reads_alone(index) and not is_graph_output(graph, constant)
             for index, constant in zip((3, 4), constants, strict=True)
         ]
         if not all(own):
             for index, constant, kind in zip((3, 4), constants, ("mean", "var"), strict=True):
-                name = f"{batch_norm.name}.running_{kind}"
-                batch_norm.node.inputs[index] = gs.Constant(name, np.array(stored_values(constant)))
+                copy = gs.Constant(f"{module.name}.running_{kind}", np.array(stored_values(constant)))
+                for use in module.uses:
+                    use.node.inputs[index] = copy
 
 
 def require_batch_norms(graph: gs.Graph) -> tuple[BatchNorm, ...]:

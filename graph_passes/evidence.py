@@ -3,7 +3,8 @@
     log ratio d = ln(Var_inference / Var_training)          var'  = var exp(d)
     mean move m = (Mean_inference - Mean_training) / sqrt(Var_training)      mean' = mean + m sqrt(var)
 
-For re-estimation what stands for the training is what is stored; for the paired method, the run with the noise on. Each
+For re-estimation what stands for the training is what is stored; for the paired method, the run with the noise on, and
+of a module that is used several times in the way in which its stored variance was made (`Moments.as_stored`). Each
 is also known without each group of samples in turn, for the jackknife, which takes most of the bias out of d too: the
 logarithm of a variance from n values lies about 1/n too low, in every channel alike.
 """
@@ -68,10 +69,11 @@ class Evidence:
             DataError: too few samples.
         """
         _require_samples(stored, off)
-        on_without, off_without = on.without_each_group(), off.without_each_group()
-        lasts = _lasts(on_without[1], on.variance) & _lasts(off_without[1], off.variance)
+        trained = on.as_stored(stored.variance)
+        on_without, off_without = trained.without_each_group(), off.without_each_group()
+        lasts = _lasts(on_without[1], trained.variance) & _lasts(off_without[1], off.variance)
         usable = ~on.degenerate & ~off.degenerate & (stored.variance > 0) & lasts
-        log_ratio, move = _moves(off.mean, off.variance, on.mean, on.variance, usable)
+        log_ratio, move = _moves(off.mean, off.variance, trained.mean, trained.variance, usable)
         without = _moves(*off_without, *on_without, usable)
         return cls(unbiased(log_ratio, without[0]), move, *without, usable, off.samples)
 

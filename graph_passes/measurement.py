@@ -23,7 +23,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from .activation_cache import DEFAULT_MAX_MEMORY, ActivationCache
-from .batch_norm import BatchNorm, find_batch_norms
+from .batch_norm import BatchNorm, find_modules
 from .batches import Batch, count_samples, cut_batches, prescribed_batch_size, take_rows
 from .errors import DataError, ModelError
 from .inference import Array, Float64Array, OpenModel
@@ -80,8 +80,9 @@ def measure(
         config: what is corrected, and whether the noise is on.
 
     Returns:
-        The moments by the name of the BatchNorm, in the order of the graph. A sample's group depends on its place in
-        the set alone, so that two measurements of one set can be compared group by group.
+        The moments by the name of the BatchNorm, in the order of the graph. Those of a module that is used several
+        times are pooled over its uses, of which the others stand beside it under names of their own. A sample's group
+        depends on its place in the set alone, so that two measurements of one set can be compared group by group.
 
     Raises:
         DataError: no batches, or values that are not finite.
@@ -91,21 +92,23 @@ def measure(
     if not batches:
         raise DataError("the calibration set is empty; give at least one sample")
     copy = graph.copy()
-    _hold_constants(copy)
+    hold_constants(copy)
     if config.noise_seed is None:
         RemoveMarkers()(copy)  # at each that a tap reads the runtime would copy an activation
     if prescribed_batch_size(copy) is None:
         batches = list(cut_batches(batches, run_size(batches)))
-    batch_norms = find_batch_norms(copy)
-    for batch_norm in batch_norms:
-        if isinstance(batch_norm.input, gs.Constant):
-            raise ModelError(
-                f"BatchNorm '{batch_norm.name}' normalises a constant; fold the constants of the model first"
-            )
+    modules = find_modules(copy)
+    for use in (use for module in modules for use in module.uses):
+        if isinstance(use.input, gs.Constant):
+            raise ModelError(f"BatchNorm '{use.name}' normalises a constant; fold the constants of the model first")
     markers = noisy_markers(copy) if config.noise_seed is not None else []
     targets = [
-        Target(batch_norm, (batch_norm.input,), batch_norm.node if batch_norm.name in config.corrected else None)
-        for batch_norm in batch_norms
+        Target(
+            module,
+            tuple(use.input for use in module.uses),
+            tuple(use.node for use in module.uses) if module.name in config.corrected else (),
+        )
+        for module in modules
     ]
     moments: dict[str, Moments] = {}
     with ActivationCache(config.max_memory) as cache:
@@ -113,9 +116,9 @@ def measure(
         for stage in run.stages(plan_stages(copy, targets, markers)):
             moments |= _measure_stage(run, stage, copy.opset)
             for target in stage.measured:
-                if target.cut is not None:
+                if target.cuts:
                     target.item.with_statistics(*config.correction(target.item, moments[target.item.name]))
-    return {batch_norm.name: moments[batch_norm.name] for batch_norm in batch_norms}
+    return {use.name: moments[use.name] for module in modules for use in module.uses}
 
 
 def run_size(batches: Sequence[Batch]) -> int:
@@ -125,7 +128,7 @@ def run_size(batches: Sequence[Batch]) -> int:
     return max(1, min(wanted, LARGEST_INPUT // max(sample, 1)))
 
 
-def _hold_constants(graph: gs.Graph) -> None:
+def hold_constants(graph: gs.Graph) -> None:
     """Turns Constant nodes into constants, which every stage has without caching them."""
     for node in graph.nodes:
         value = node.attrs.get("value") if node.op == "Constant" else None
@@ -139,22 +142,22 @@ def _hold_constants(graph: gs.Graph) -> None:
 def _measure_stage(run: StagedRun, stage: Stage[BatchNorm], opset: int) -> dict[str, Moments]:
     """The moments of the inputs that a stage computes, by the name of the BatchNorm."""
     computed = {tensor.name for node in stage.nodes for tensor in node.outputs}
-    taps = {
-        target.item.input.name: tap_moments(target.item.input, opset)
-        for target in stage.measured
-        if target.item.input.name in computed
-    }
-    accumulators = {target.item.name: MomentsAccumulator() for target in stage.measured}
+    uses = [use for target in stage.measured for use in target.item.uses]
+    taps = {use.input.name: tap_moments(use.input, opset) for use in uses if use.input.name in computed}
+    accumulators = {use.name: MomentsAccumulator() for use in uses}
 
     def read(number: int, arrays: Mapping[str, Array]) -> list[SampleMoments]:
-        return [_sample_moments(run, target.item, taps, arrays, number) for target in stage.measured]
+        return [_sample_moments(run, use, taps, arrays, number) for use in uses]
 
     nodes = [node for tap in taps.values() for node in tap.nodes]
     outputs = [output for tap in taps.values() for output in tap.outputs]
     for first, found in run.run_stage(stage, nodes, outputs, read):
-        for target, moments in zip(stage.measured, found, strict=True):
-            accumulators[target.item.name].add(moments, first)
-    return {name: accumulator.result() for name, accumulator in accumulators.items()}
+        for use, moments in zip(uses, found, strict=True):
+            accumulators[use.name].add(moments, first)
+    results = {name: accumulator.result() for name, accumulator in accumulators.items()}
+    for module in (target.item for target in stage.measured if target.item.others):
+        results[module.name] = Moments.pooled([results[use.name] for use in module.uses])
+    return results
 
 
 def _sample_moments(

@@ -9,10 +9,15 @@ The variance is M / n, biased: it is what BatchNorm divides by in training, and 
 
 The samples are kept apart in up to G groups on the way, so that the pooled moments can be had without each group in
 turn: that is what the jackknife needs to tell how much they would change with other samples.
+
+A module that is used several times has several inputs and one variance. Training updates it use by use, and so stores
+the mean of their variances; what all of its values have together is more, by the variance between the uses' means. Both
+are true, so that what is stored is held against the one that it is nearer to.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,12 +104,14 @@ class Moments:
         counts: the number of values of a channel in each group, samples times positions, shape (G,).
         group_means: shape (G, C).
         group_centred_sums: squared distances from the group's own mean, summed, shape (G, C).
+        uses: of a module that is used several times, the moments of each use; empty for one.
     """
 
     samples: int
     counts: npt.NDArray[np.int64]
     group_means: Float64Array
     group_centred_sums: Float64Array
+    uses: tuple[Moments, ...] = ()
 
     @classmethod
     def of(cls, values: Array) -> Moments:
@@ -112,6 +119,37 @@ class Moments:
         accumulator = MomentsAccumulator()
         accumulator.add(SampleMoments.of(values), first=0)
         return accumulator.result()
+
+    @classmethod
+    def pooled(cls, uses: Sequence[Moments]) -> Moments:
+        """Those of several inputs of one module, over the same samples, as if they were one.
+
+        Args:
+            uses: at least one.
+        """
+        counts = np.sum([use.counts for use in uses], axis=0)  # (G,)
+        shares = [(use.counts / counts)[:, None] for use in uses]  # (G, 1) each
+        means = sum((share * use.group_means for share, use in zip(shares, uses, strict=True)), np.zeros(()))
+        centred = sum(
+            (use.group_centred_sums + use.counts[:, None] * (use.group_means - means) ** 2 for use in uses),
+            np.zeros(()),
+        )
+        return cls(uses[0].samples, counts, means, centred, tuple(uses))
+
+    def as_stored(self, variance: Float64Array) -> Moments | AveragedMoments:
+        """The moments in the way in which a stored variance was made: pooled over the uses, or averaged over them.
+
+        Args:
+            variance: what is stored, shape (C,).
+        """
+        if not self.uses:
+            return self
+        averaged = AveragedMoments(self.uses)
+        known = ~self.degenerate & (variance > 0) & (averaged.variance > 0)
+        if not known.any():
+            return self
+        logs = [np.log(variance[known] / found.variance[known]) for found in (self, averaged)]
+        return self if float(np.abs(logs[0]).sum()) < float(np.abs(logs[1]).sum()) else averaged
 
     @property
     def count(self) -> int:
@@ -157,6 +195,33 @@ class Moments:
         shift = -weight * offset / rest  # mean without the group, seen from the pooled mean
         squares = self.centred_sum - self.group_centred_sums - weight * offset**2  # around the pooled mean
         return self.mean + shift, np.maximum(squares / rest - shift**2, 0)
+
+
+@dataclass(frozen=True)
+class AveragedMoments:
+    """The moments of the uses of one module, averaged over them, as training averages what it stores.
+
+    Attributes:
+        uses: at least one.
+    """
+
+    uses: tuple[Moments, ...]
+
+    @property
+    def mean(self) -> Float64Array:
+        """Shape (C,)."""
+        return np.asarray(np.mean([use.mean for use in self.uses], axis=0))
+
+    @property
+    def variance(self) -> Float64Array:
+        """Shape (C,)."""
+        return np.asarray(np.mean([use.variance for use in self.uses], axis=0))
+
+    def without_each_group(self) -> tuple[Float64Array, Float64Array]:
+        """See `Moments.without_each_group`."""
+        without = [use.without_each_group() for use in self.uses]
+        means, variances = (np.asarray(np.mean(kind, axis=0)) for kind in zip(*without, strict=True))
+        return means, variances
 
 
 class MomentsAccumulator:

@@ -23,10 +23,10 @@ from typing import overload
 
 import onnx_graphsurgeon as gs
 
-from .batch_norm import find_batch_norms
+from .batch_norm import find_modules
 from .marker import marker_label
 from .noise import Noise
-from .noise_spread import NOWHERE, SHAPE_READERS, Distance, Found, NoiseSpread, PassedNode
+from .noise_spread import NOWHERE, SHAPE_READERS, Distance, Found, NoiseSpread, PassedNode, State, joined
 from .tensors import constant_behind
 
 __all__ = ["SHAPE_READERS", "Distance", "NoiseMap", "NoisePath", "NoisePaths", "NoiseSource", "analyse_noise"]
@@ -82,11 +82,11 @@ class NoisePaths(Sequence[NoisePath]):
     Nearest first: by distance, and at the same distance the source that stands later in the graph.
     """
 
-    def __init__(self, spread: NoiseSpread, sources: Sequence[NoiseSource], target: int) -> None:
+    def __init__(self, spread: NoiseSpread, sources: Sequence[NoiseSource], targets: Sequence[int]) -> None:
         self._spread = spread
         self._sources = sources
-        self._target = target
-        self._state = spread.states.get(target, NOWHERE)
+        self._targets = targets
+        self._state: State = joined([spread.states.get(target, NOWHERE) for target in targets])
 
     def at(self, distance: Distance) -> tuple[NoisePath, ...]:
         """The paths of one distance."""
@@ -98,7 +98,9 @@ class NoisePaths(Sequence[NoisePath]):
         while bits:
             number = bits.bit_length() - 1
             bits ^= 1 << number
-            yield NoisePath(self._sources[number], distance, self._spread, number, self._target)
+            states = {target: self._spread.states.get(target, NOWHERE) for target in self._targets}
+            target = next(target for target, state in states.items() if state[distance] >> number & 1)
+            yield NoisePath(self._sources[number], distance, self._spread, number, target)
 
     def __iter__(self) -> Iterator[NoisePath]:
         for distance in Distance:
@@ -129,7 +131,8 @@ class NoiseMap:
     Attributes:
         sources: every marker, in the order of the graph; those in bodies stand where their control-flow node does.
         reaching: for each BatchNorm of the main graph, by its name and in the order of the graph, the paths that reach
-            its input. None at all means that no noise reaches it.
+            its input, or one of them where a module is used several times; the other uses have entries of their own
+            beside it. None at all means that no noise reaches it.
         in_bodies: the same for each BatchNorm in a body of If, Loop or Scan, which no repair touches.
     """
 
@@ -157,20 +160,23 @@ def analyse_noise(graph: gs.Graph) -> NoiseMap:
     Raises:
         ModelError: a marker or a BatchNorm that can't be read, or one in training form.
     """
-    batch_norms = find_batch_norms(graph)
+    modules = find_modules(graph)
     spread = NoiseSpread(graph)
     sources = tuple(
         NoiseSource(marker_label(found.node), found.node.outputs[0].name, found.noise, found.body)
         for found in spread.sources
         if found.noise is not None
     )
-    reaching = {batch_norm.name: NoisePaths(spread, sources, id(batch_norm.input)) for batch_norm in batch_norms}
+    reaching: dict[str, NoisePaths] = {}
+    for module in modules:
+        reaching |= {use.name: NoisePaths(spread, sources, [id(use.input)]) for use in module.uses}
+        reaching[module.name] = NoisePaths(spread, sources, [id(use.input) for use in module.uses])
     in_bodies: dict[str, NoisePaths] = {}
     for found in spread.batch_norms:
         name = _name_in_body(found)
         while name in in_bodies:
             name = f"{name}_"
-        in_bodies[name] = NoisePaths(spread, sources, id(found.node.inputs[0]))
+        in_bodies[name] = NoisePaths(spread, sources, [id(found.node.inputs[0])])
     return NoiseMap(sources, reaching, in_bodies)
 
 

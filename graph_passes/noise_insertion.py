@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from .batch_norm import find_batch_norms
+from .batch_norm import find_modules
 from .errors import InputError
 from .graph_pass import Change, Kept, PassResult
 from .marker import is_dropout, marker_node_name, marker_ratio, read_marker, write_marker
@@ -116,7 +116,10 @@ def _find_sites(graph: gs.Graph, name: str, tensors_only: bool) -> list[_Site]:
     tensors = {str(tensor.name): _behind(tensor) for tensor in _tensors(graph)}
     tables = [tensors]
     if not tensors_only:
-        batch_norms = {found.name: _Site(found.name, found.input, (found.node,)) for found in find_batch_norms(graph)}
+        uses = {module.name: module.uses for module in find_modules(graph)}
+        if name in uses:
+            return [_Site(name, use.input, (use.node,)) for use in uses[name]]
+        batch_norms = {use.name: _Site(use.name, use.input, (use.node,)) for of in uses.values() for use in of}
         nodes = {node.name: _behind(node.outputs[0]) for node in graph.nodes if node.name and node.outputs}
         tables = [batch_norms, nodes, tensors]
     for table in tables:

@@ -175,7 +175,7 @@ class NoiseSpread:
         if number == len(self.sources):
             self.sources.append(Found(node, body, noise))
         key = id(node.outputs[0])
-        self.states[key] = _joined([self.states.get(key, NOWHERE), (1 << number, 0, 0)])
+        self.states[key] = joined([self.states.get(key, NOWHERE), (1 << number, 0, 0)])
 
     def _add_batch_norm(self, node: gs.Node, body: str) -> None:
         """Remembers a BatchNorm that stands in a body."""
@@ -270,7 +270,7 @@ def _sources(states: Iterable[State]) -> int:
     return bits
 
 
-def _joined(states: Sequence[State]) -> State:
+def joined(states: Sequence[State]) -> State:
     """Every source of any of the states, at its smallest distance."""
     direct = linear = downstream = 0
     for state in states:
@@ -280,7 +280,7 @@ def _joined(states: Sequence[State]) -> State:
 
 def _moved(states: Sequence[State], step: Step) -> State:
     """The state behind a step."""
-    direct, linear, downstream = states[0] if len(states) == 1 else _joined(states)
+    direct, linear, downstream = states[0] if len(states) == 1 else joined(states)
     if step.distance is Distance.DOWNSTREAM:
         return 0, 0, direct | linear | downstream
     if step.bilinear and len(states) > 1:

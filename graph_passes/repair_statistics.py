@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import onnx_graphsurgeon as gs
 
-from .batch_norm import find_batch_norms
+from .batch_norm import find_modules
 from .estimate import Estimate
 from .graph_pass import Change, Kept, PassResult
 
@@ -33,7 +33,7 @@ class RepairStatistics:
         """
         changed: list[Change] = []
         kept: list[Kept] = []
-        for batch_norm in find_batch_norms(graph):
+        for batch_norm in find_modules(graph):
             estimate = self._estimates.get(batch_norm.name)
             if estimate is None:
                 kept.append(Kept(batch_norm.name, self._reasons.get(batch_norm.name, "no estimate was made")))

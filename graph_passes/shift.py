@@ -13,10 +13,15 @@ from .noise import Noise
 
 
 def shift_ratio(stored: BatchNorm, real: Moments) -> Float64Array:
-    """Real over stored variance, shape (C,); 1 is no shift. Channels that store no variance, or have none, give NaN."""
+    """Real over stored variance, shape (C,); 1 is no shift. Channels that store no variance, or have none, give NaN.
+
+    Of a module that is used several times the real variance is the one that what is stored is nearer to, see
+    `Moments.as_stored`.
+    """
     ratio = np.full(stored.channels, np.nan)
-    usable = (stored.variance > 0) & (real.variance > np.finfo(np.float32).tiny)
-    np.divide(real.variance, stored.variance, out=ratio, where=usable)
+    variance = real.as_stored(stored.variance).variance
+    usable = (stored.variance > 0) & (variance > np.finfo(np.float32).tiny)
+    np.divide(variance, stored.variance, out=ratio, where=usable)
     return ratio
 
 

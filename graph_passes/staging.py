@@ -38,12 +38,12 @@ class Target(Generic[Item]):
     Attributes:
         item: what it is.
         tensors: what must be known for it.
-        cut: the node that may run only when the target has been measured; None where nothing waits for it.
+        cuts: the nodes that may run only when the target has been measured; empty where nothing waits for it.
     """
 
     item: Item
     tensors: tuple[Tensor, ...]
-    cut: gs.Node | None = None
+    cuts: tuple[gs.Node, ...] = ()
 
 
 @dataclass
@@ -97,14 +97,15 @@ def plan_stages(graph: gs.Graph, targets: Sequence[Target[Item]], markers: Seque
 
     Args:
         graph: nodes in topological order.
-        targets: what is to be measured; the producers of a target's tensors stand before its cut in the graph.
+        targets: what is to be measured; no tensor of a target is downstream of its cuts.
         markers: those whose noise is on.
     """
-    cuts = {id(target.cut): target for target in targets if target.cut is not None}
+    cuts = {id(cut): target for target in targets for cut in target.cuts}
     noisy = {id(marker.node): marker for marker in markers}
     stage_of: dict[int, int] = {}
     stages: list[Stage[Item]] = [Stage()]
-    for node in _nodes_leading_to(graph, [tensor for target in targets for tensor in target.tensors]):
+    leading = _nodes_leading_to(graph, [tensor for target in targets for tensor in target.tensors])
+    for node in _after_what_they_await(leading, cuts):
         awaited = cuts[id(node)].tensors if id(node) in cuts else ()
         number = max((stage_of.get(id(tensor), 0) for tensor in (*consumed_tensors(node), *awaited)), default=0)
         number += id(node) in cuts or id(node) in noisy
@@ -151,3 +152,32 @@ def _nodes_leading_to(graph: gs.Graph, targets: Iterable[Tensor]) -> list[gs.Nod
             wanted.update(id(tensor) for tensor in consumed_tensors(node))
     leading.reverse()
     return leading
+
+
+def _after_what_they_await(nodes: Sequence[gs.Node], cuts: Mapping[int, Target[Item]]) -> list[gs.Node]:
+    """The nodes in an order in which each cut stands behind the producers of what its target measures."""
+    place = {id(tensor): number for number, node in enumerate(nodes) for tensor in node.outputs}
+    if all(
+        place.get(id(tensor), -1) < number
+        for number, node in enumerate(nodes)
+        if id(node) in cuts
+        for tensor in cuts[id(node)].tensors
+    ):
+        return list(nodes)
+    done: set[int] = set()
+    ordered: list[gs.Node] = []
+    for start in nodes:
+        pending = [start]
+        while pending:
+            node = pending[-1]
+            awaited = cuts[id(node)].tensors if id(node) in cuts else ()
+            needed = [nodes[place[id(tensor)]] for tensor in (*consumed_tensors(node), *awaited) if id(tensor) in place]
+            missing = [other for other in needed if id(other) not in done]
+            if missing:
+                pending += missing
+                continue
+            pending.pop()
+            if id(node) not in done:
+                done.add(id(node))
+                ordered.append(node)
+    return ordered

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.batch_norm import find_batch_norms
+from vsfix.graph_passes.batch_norm import find_modules
 from vsfix.graph_passes.batches import Batch, prescribed_batch_size
 from vsfix.graph_passes.errors import CheckFailedError, DataError, InputError
 from vsfix.graph_passes.estimate import Estimate
@@ -308,10 +308,10 @@ def _require_enough(wrong: Sequence[StoredAgainstNoisy], samples: int) -> None:
 
 def _re_estimate(graph: gs.Graph, samples: SampleSet, open_model: OpenModel, config: RepairConfig) -> tuple[str, ...]:
     """Writes the statistics that every BatchNorm has with the noise on, each behind corrected predecessors."""
-    names = [batch_norm.name for batch_norm in find_batch_norms(graph)]
+    names = [batch_norm.name for batch_norm in find_modules(graph)]
     under_noise = MeasurementConfig(names, config.seed, max_memory=config.max_memory)
     found = measure(graph, samples.batches, open_model, under_noise)
-    for batch_norm in find_batch_norms(graph):
+    for batch_norm in find_modules(graph):
         batch_norm.with_statistics(*as_measured(batch_norm, found[batch_norm.name]))
     return tuple(names)
 

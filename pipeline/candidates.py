@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vsfix.graph_passes.batch_norm import find_batch_norms
+from vsfix.graph_passes.batch_norm import find_modules
 from vsfix.graph_passes.estimate import Estimate
 from vsfix.graph_passes.estimators.matching import match
 from vsfix.graph_passes.estimators.noise_average import run_deployed
@@ -116,7 +116,7 @@ def matched(
 def re_estimates(study: NoiseStudy, config: RepairConfig) -> dict[str, Mapping[str, Estimate]]:
     """The statistics that methods of re-estimation find, by the name of the method."""
     reached = analyse_noise(study.graph).reached
-    layers = [batch_norm.name for batch_norm in find_batch_norms(study.graph) if batch_norm.name in reached]
+    layers = [batch_norm.name for batch_norm in find_modules(study.graph) if batch_norm.name in reached]
     if not layers or len(study.samples) < FEW:
         return {}
     how = PairedConfig(config.seed, config.repeats, 0.0, config.max_memory)

@@ -17,7 +17,7 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.batch_norm import BatchNorm, find_batch_norms, is_batch_norm, stored_values
+from vsfix.graph_passes.batch_norm import BatchNorm, find_modules, is_batch_norm, stored_values
 from vsfix.graph_passes.inference import Array, Float64Array
 from vsfix.graph_passes.linear_layer import LINEAR_OPERATORS
 from vsfix.graph_passes.model_file import import_graph
@@ -74,8 +74,8 @@ def changed_parameters(prepared: PreparedModel, before: gs.Graph, edited: Edited
     subjects = {change.subject for change in edited.changes.changed}
     arrays: dict[str, Array] = {}
     reasons: dict[str, str] = {}
-    earlier = {batch_norm.name: batch_norm for batch_norm in find_batch_norms(before)}
-    for batch_norm in find_batch_norms(prepared.graph):
+    earlier = {batch_norm.name: batch_norm for batch_norm in find_modules(before)}
+    for batch_norm in find_modules(prepared.graph):
         if batch_norm.name in subjects:
             found = _of_batch_norm(batch_norm, earlier[batch_norm.name], known)
             if isinstance(found, str):
@@ -120,9 +120,12 @@ class _KnownNames:
         tensors = graph.tensors().items()
         self._constants = {name: tensor for name, tensor in tensors if isinstance(tensor, gs.Constant)}
 
-    def __contains__(self, name: str) -> bool:
-        """Whether the file has it, under a name that a module could have for it, for one reader."""
-        return name in self._constants and _is_module_name(name) and len(self._constants[name].outputs) == 1
+    def holds(self, name: str, module: BatchNorm) -> bool:
+        """Whether the file has it, under a name that a module could have for it, for the uses of that module alone."""
+        if name not in self._constants or not _is_module_name(name):
+            return False
+        readers = list(self._constants[name].outputs)
+        return len(readers) == 1 or (len(readers) == len(module.uses) and all(map(is_batch_norm, readers)))
 
     def obstacle(self, change: _Change) -> str | None:
         """Why a module can't be told of a change by the name of the constant, or None."""
@@ -202,7 +205,7 @@ def _owner(node: gs.Node) -> str:
 def _of_batch_norm(batch_norm: BatchNorm, before: BatchNorm, known: _KnownNames) -> dict[str, Array] | str:
     """What a state_dict has to hold of one, or why it can't; scale and shift only where they are not those before."""
     name = batch_norm.name
-    if not all(f"{name}.{kind}" in known for kind in _STATISTICS):
+    if not all(known.holds(f"{name}.{kind}", batch_norm) for kind in _STATISTICS):
         return _NO_STATISTICS
     arrays: dict[str, Array] = {}
     mean, variance = batch_norm.mean, batch_norm.variance
@@ -214,7 +217,7 @@ def _of_batch_norm(batch_norm: BatchNorm, before: BatchNorm, known: _KnownNames)
         )
     ]
     carried = [
-        constant.name == f"{name}.{kind}" and constant.name in known
+        constant.name == f"{name}.{kind}" and known.holds(constant.name, batch_norm)
         for kind, constant in zip(_SCALE_AND_SHIFT, batch_norm.parameters[:2], strict=True)
     ]
     if any(new and not named for new, named in zip(changed, carried, strict=True)):

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.batch_norm import find_batch_norms
+from vsfix.graph_passes.batch_norm import find_modules
 from vsfix.graph_passes.batches import Batch, first_samples, prescribed_batch_size
 from vsfix.graph_passes.errors import DataError, InputError, ModelError, UncomparableError
 from vsfix.graph_passes.estimate import Estimate
@@ -160,7 +160,7 @@ def choose_layers(graph: gs.Graph, layers: str) -> tuple[list[str], dict[str, st
     Raises:
         InputError: a glob that matches none.
     """
-    names = [batch_norm.name for batch_norm in find_batch_norms(graph)]
+    names = [batch_norm.name for batch_norm in find_modules(graph)]
     if layers == "auto":
         reached = analyse_noise(graph).reached
         chosen = [name for name in names if name in reached]

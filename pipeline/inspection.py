@@ -10,7 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.activation_cache import DEFAULT_MAX_MEMORY
-from vsfix.graph_passes.batch_norm import BatchNorm, find_batch_norms
+from vsfix.graph_passes.batch_norm import BatchNorm, find_modules
 from vsfix.graph_passes.batches import Batch, count_samples, require_different_samples
 from vsfix.graph_passes.errors import DataError, ModelError
 from vsfix.graph_passes.estimators.severity import Severity
@@ -229,7 +229,7 @@ def inspect_graph(graph: gs.Graph, batches: Sequence[Batch], open_model: OpenMod
         ModelError: no BatchNorm, or one that can't be read.
         DataError: data that is not finite.
     """
-    batch_norms = find_batch_norms(graph)
+    batch_norms = find_modules(graph)
     noise_map = analyse_noise(graph)
     real = measure(graph, batches, open_model, MeasurementConfig()) if batches and batch_norms else {}
     rows = tuple(_row(batch_norm, noise_map.reaching[batch_norm.name], real) for batch_norm in batch_norms)

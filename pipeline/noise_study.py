@@ -22,6 +22,7 @@ from vsfix.graph_passes.estimators.units import (
     FoundParameters,
     Unit,
     batch_norm_units,
+    by_module,
     find_units,
     write_parameters,
 )
@@ -157,7 +158,16 @@ class NoiseStudy:
     def _rows(self, after: Mapping[str, DeployedUnit]) -> tuple[LayerRow, ...]:
         """The rows of units of another graph."""
         before = self.units_of(self.graph)
-        return tuple(LayerRow(name, before[name].distance, unit.distance) for name, unit in after.items())
+        modules = [[unit.name for unit in uses if unit.name in after] for uses in by_module(self.units)]
+        return tuple(
+            LayerRow(
+                names[0],
+                float(np.mean([before[name].distance for name in names])),
+                float(np.mean([after[name].distance for name in names])),
+            )
+            for names in modules
+            if names
+        )
 
     def written(self, parameters: Mapping[str, FoundParameters]) -> gs.Graph:
         """A copy of the graph with other parameters; its tensors keep their names."""
@@ -174,11 +184,15 @@ class NoiseStudy:
         """
         plain = {name: replace(found, moments=None) for name, found in parameters.items()}
         deployed = self.units_of(self.written(plain))
-        batch_norms = {unit.name for unit in self.units if unit.batch_norm is not None}
-        for name, found in plain.items():
-            if name in batch_norms and name in deployed:
-                z = (deployed[name].z - found.shift) / found.scale
-                plain[name] = replace(found, moments=input_moments(z, self.targets[name]))
+        for uses in by_module([unit for unit in self.units if unit.batch_norm is not None]):
+            if all(unit.name in plain and unit.name in deployed for unit in uses):
+                moments = input_moments(
+                    [
+                        ((deployed[name].z - plain[name].shift) / plain[name].scale, self.targets[name])
+                        for name in (unit.name for unit in uses)
+                    ]
+                )
+                plain |= {unit.name: replace(plain[unit.name], moments=moments) for unit in uses}
         return plain, self._rows(deployed)
 
     def open_question(self) -> tuple[str, ...]:

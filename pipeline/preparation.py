@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm import (
     find_batch_norms,
+    find_modules,
     require_batch_norms,
     separate_statistics,
     unreadable_batch_norms,
@@ -134,7 +135,7 @@ def unrepaired_noise(model: onnx.ModelProto) -> str:
         return ""
     graph = import_graph(model)
     noisy = analyse_noise(graph).reached
-    reached = [batch_norm.name for batch_norm in find_batch_norms(graph) if batch_norm.name in noisy]
+    reached = [module.name for module in find_modules(graph) if module.name in noisy]
     if not reached:
         return ""
     others = len(reached) - 1

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from vsfix.graph_passes.atomic_file import atomic_path, require_writable
-from vsfix.graph_passes.batch_norm import find_batch_norms
+from vsfix.graph_passes.batch_norm import find_modules
 from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
 from vsfix.graph_passes.marker import EXPORT_METADATA_KEY
 from vsfix.graph_passes.model_file import check_model, export_model, import_graph
@@ -147,8 +147,9 @@ def _untracked(module: nn.Module) -> tuple[str, ...]:
 
 def _kept_batch_norms(graph: gs.Graph, tracer: NoiseTracer, program: torch.export.ExportedProgram) -> tuple[str, ...]:
     """The names of the BNs in the graph, which must be as many as torch's output depends on."""
-    kept = tuple(batch_norm.name for batch_norm in find_batch_norms(graph))
-    if len(kept) < _needed_batch_norms(program):
+    modules = find_modules(graph)
+    kept = tuple(module.name for module in modules)
+    if sum(len(module.uses) for module in modules) < _needed_batch_norms(program):
         lost = sorted(set(tracer.batch_norms) - set(kept))
         raise ModelError(f"torch.onnx did not keep {len(lost)} BatchNorms ({', '.join(lost)}); nothing is written")
     return kept

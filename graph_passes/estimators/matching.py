@@ -34,8 +34,8 @@ from .activations import Activation
 from .noise_average import NoiseAverage
 from .samples import SampleSet, held_out_rows
 from .taps import PositionTap, choose_positions, positions_of, tap_positions
-from .unit_fit import MatchedUnit, SeenUnit, UnitTarget, solve_unit
-from .units import FreeAffine, Unit, insert_affine
+from .unit_fit import MatchedUnit, SeenUnit, UnitTarget, UnitUse, solve_unit
+from .units import FreeAffine, Unit, by_module, insert_affine
 
 VALUES = 4096  # of a channel, over all samples
 LARGEST_TARGETS = 1 << 28  # bytes of the targets of all units
@@ -140,16 +140,17 @@ def match(
     Args:
         graph: not changed.
         units: of the graph; the last layers are left out, for no activation says what is right there.
-        targets: by the name of the unit; a unit without one stays as it is.
+        targets: by the name of the unit; a module with a unit without one stays as it is.
         samples: the ones that the targets are of, in the same order.
         shapes: of the tensors in a run of the first batch.
         open_model: the runtime.
         max_memory: bytes that the process may hold; activations beyond go to the disk.
 
     Returns:
-        What was found, by the name of the unit, in the order of the graph.
+        What was found, by the name of the unit, in the order of the graph; the units of one module have the same.
     """
-    chosen = [unit for unit in units if unit.name in targets and not unit.is_last]
+    modules = [uses for uses in by_module(units) if all(unit.name in targets and not unit.is_last for unit in uses)]
+    chosen = [unit for uses in modules for unit in uses]
     copy = _Copy(graph, chosen, shapes)
     size = samples_in(samples.batches[0])
     held_out = held_out_rows(len(samples))
@@ -159,11 +160,14 @@ def match(
         for stage in run.stages(plan_stages(copy.graph, copy.targets(), [])):
             seen = _collect(run, stage, targets, shapes, size, len(samples))
             for target in stage.measured:
-                affine = target.item
-                name = affine.unit.name
-                solved = solve_unit(affine.unit.activation, seen[name], targets[name], held_out)
-                affine.write(solved.parameters.scale, solved.parameters.shift)
-                found[name] = solved
+                units_of_module = [affine.unit for affine in target.item]
+                solved = solve_unit(
+                    [UnitUse(unit.activation, seen[unit.name], targets[unit.name]) for unit in units_of_module],
+                    held_out,
+                )
+                for affine in target.item:
+                    affine.write(solved.parameters.scale, solved.parameters.shift)
+                found |= dict.fromkeys([unit.name for unit in units_of_module], solved)
     return found
 
 
@@ -177,9 +181,18 @@ class _Copy:
         self.free = insert_affine(self.graph, self._units, shapes)
         RemoveMarkers()(self.graph)
 
-    def targets(self) -> list[Target[FreeAffine]]:
-        """What is measured, and what waits for it."""
-        return [Target(affine, (affine.z, *affine.unit.activation.sides), affine.nodes[0]) for affine in self.free]
+    def targets(self) -> list[Target[tuple[FreeAffine, ...]]]:
+        """What is measured, and what waits for it: all the units of a module at once."""
+        of_unit = {affine.unit.name: affine for affine in self.free}
+        modules = [tuple(of_unit[unit.name] for unit in uses) for uses in by_module(self._units)]
+        return [
+            Target(
+                module,
+                tuple(tensor for affine in module for tensor in (affine.z, *affine.unit.activation.sides)),
+                tuple(affine.nodes[0] for affine in module),
+            )
+            for module in modules
+        ]
 
 
 def _moved(unit: Unit, tensors: Mapping[str, Tensor]) -> Unit:
@@ -209,7 +222,7 @@ def _upstream_of_markers(tensor: Tensor) -> Tensor:
 
 def _collect(
     run: StagedRun,
-    stage: Stage[FreeAffine],
+    stage: Stage[tuple[FreeAffine, ...]],
     targets: Mapping[str, UnitTarget],
     shapes: Mapping[str, tuple[int, ...]],
     size: int,
@@ -217,12 +230,13 @@ def _collect(
 ) -> dict[str, SeenUnit]:
     """Runs one stage and keeps the chosen positions of what its units read."""
     taps: dict[str, dict[str, PositionTap]] = {}
-    for target in stage.measured:
-        unit = target.item.unit
+    measured = [affine for target in stage.measured for affine in target.item]
+    for affine in measured:
+        unit = affine.unit
         shape, chosen = shapes[unit.z.name], targets[unit.name].chosen
         taps[unit.name] = {
             tensor.name: tap_positions(tensor, shape, size, unit.axis, chosen, f".{unit.name}")
-            for tensor in target.tensors
+            for tensor in (affine.z, *unit.activation.sides)
         }
     every = [tap for of_unit in taps.values() for tap in of_unit.values()]
 
@@ -238,9 +252,9 @@ def _collect(
                     kept[name][tensor] = np.empty((samples, *values.shape[1:]))
                 kept[name][tensor][first : first + len(values)] = values
     return {
-        target.item.unit.name: SeenUnit(
-            kept[target.item.unit.name][target.item.z.name],
-            {side.name: kept[target.item.unit.name][side.name] for side in target.item.unit.activation.sides},
+        affine.unit.name: SeenUnit(
+            kept[affine.unit.name][affine.z.name],
+            {side.name: kept[affine.unit.name][side.name] for side in affine.unit.activation.sides},
         )
-        for target in stage.measured
+        for affine in measured
     }

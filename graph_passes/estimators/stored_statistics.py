@@ -22,7 +22,7 @@ from vsfix.graph_passes.inference import Float64Array
 from vsfix.graph_passes.jackknife import standard_error
 
 from .unit_fit import UnitTarget
-from .units import Unit
+from .units import Unit, by_module
 
 MAX_RATIO = 1.5  # of a variance, either way
 MAX_OFFSET = 0.5  # of a mean, in stored deviations
@@ -57,25 +57,36 @@ def compare_stored(units: Sequence[Unit], targets: Mapping[str, UnitTarget]) -> 
         units: of the graph; linear layers store nothing and are left out.
         targets: by the name of the unit.
     """
+    modules = by_module([unit for unit in units if unit.batch_norm is not None])
     return tuple(
-        _compare(unit, targets[unit.name]) for unit in units if unit.batch_norm is not None and unit.name in targets
+        _compare(uses[0], [targets[unit.name] for unit in uses])
+        for uses in modules
+        if all(unit.name in targets for unit in uses)
     )
 
 
-def _compare(unit: Unit, target: UnitTarget) -> StoredAgainstNoisy:
-    """One BatchNorm, by what its output should be: mean beta, variance gamma^2 var / (var + eps)."""
+def _compare(unit: Unit, targets: Sequence[UnitTarget]) -> StoredAgainstNoisy:
+    """One BatchNorm, by what its output should be: mean beta, variance gamma^2 var / (var + eps).
+
+    Of several uses the variance may lie anywhere between the mean of theirs, which training stores, and that of all of
+    their values together.
+    """
     batch_norm = unit.batch_norm
     assert batch_norm is not None
+    noisy_variance = np.mean([target.noisy_variance for target in targets], axis=0)
     claimed = batch_norm.gamma**2 * batch_norm.variance / (batch_norm.variance + batch_norm.epsilon)
-    known = (batch_norm.variance > _LEAST_VARIANCE * batch_norm.epsilon) & (claimed > 0) & (target.noisy_variance > 0)
-    if not known.any() or len(target.sample_means) < 2:
-        return StoredAgainstNoisy(unit.name, 1.0, 0.0)
+    known = (batch_norm.variance > _LEAST_VARIANCE * batch_norm.epsilon) & (claimed > 0) & (noisy_variance > 0)
+    if not known.any() or len(targets[0].sample_means) < 2:
+        return StoredAgainstNoisy(unit.module, 1.0, 0.0)
     claimed, beta = claimed[known], batch_norm.beta[known]
-    means, squares = target.sample_means[:, known], target.sample_squares[:, known]
+    means = np.stack([target.sample_means[:, known] for target in targets], axis=1)  # (N, uses, C)
+    squares = np.stack([target.sample_squares[:, known] for target in targets], axis=1)
 
     def moved(rows: Float64Array, of_squares: Float64Array) -> tuple[Float64Array, Float64Array]:
-        mean = rows.mean(axis=0)
-        variance = np.maximum(of_squares.mean(axis=0) - mean**2, np.finfo(np.float64).tiny)
+        of_uses, tiny = rows.mean(axis=0), np.finfo(np.float64).tiny
+        mean = of_uses.mean(axis=0)
+        averaged = np.maximum((of_squares.mean(axis=0) - of_uses**2).mean(axis=0), tiny)
+        variance = np.clip(claimed, averaged, averaged + of_uses.var(axis=0))
         return np.log(variance / claimed), (mean - beta) / np.sqrt(claimed)
 
     groups = np.arange(len(means)) % min(_GROUPS, len(means))
@@ -83,4 +94,4 @@ def _compare(unit: Unit, target: UnitTarget) -> StoredAgainstNoisy:
     excess = []
     for value, others in zip(moved(means, squares), zip(*without, strict=True), strict=True):
         excess.append(float(np.median(np.maximum(np.abs(value) - 2 * standard_error(np.stack(others)), 0))))
-    return StoredAgainstNoisy(unit.name, float(np.exp(excess[0])), excess[1])
+    return StoredAgainstNoisy(unit.module, float(np.exp(excess[0])), excess[1])

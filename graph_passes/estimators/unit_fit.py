@@ -6,7 +6,7 @@ Two of three samples are fitted, the third judges: a channel that is not nearer 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,22 +68,26 @@ class SeenUnit:
     sides: Mapping[str, Float64Array]
 
 
-def solve_unit(
-    activation: Activation, seen: SeenUnit, target: UnitTarget, held_out: npt.NDArray[np.bool_]
-) -> MatchedUnit:
-    """a and b of one unit.
+@dataclass(frozen=True)
+class UnitUse:
+    """One use of a unit: g, what it reads with the noise off, and t."""
+
+    activation: Activation
+    seen: SeenUnit
+    target: UnitTarget
+
+
+def solve_unit(uses: Sequence[UnitUse], held_out: npt.NDArray[np.bool_]) -> MatchedUnit:
+    """a and b of one unit, or of all the uses of one module together.
 
     Args:
-        activation: g.
-        seen: with the noise off.
-        target: t.
+        uses: at least one.
         held_out: the samples that judge, shape (N,).
     """
-    channels = seen.z.shape[2]
+    channels = uses[0].seen.z.shape[2]
     fitted = ~held_out
-    fit = _Fit(activation, *_columns(seen, target, fitted))
-    a, b = fit.solve()
-    judge = _Fit(activation, *_columns(seen, target, held_out if held_out.any() else fitted))
+    a, b = _Fit([_columns(use, fitted) for use in uses]).solve()
+    judge = _Fit([_columns(use, held_out if held_out.any() else fitted) for use in uses])
     plain = judge.squares(np.ones(channels), np.zeros(channels))
     better = judge.squares(a, b) < plain
     a, b = np.where(better, a, 1.0), np.where(better, b, 0.0)
@@ -94,62 +98,84 @@ def solve_unit(
         float((squares[alive] / count / spread[alive]).mean()) if alive.any() else 0.0
         for squares in (plain, judge.squares(a, b))
     )
-    return MatchedUnit(FoundParameters(a, b, input_moments(seen.z, target)), before, after)
+    moments = input_moments([(use.seen.z, use.target) for use in uses])
+    return MatchedUnit(FoundParameters(a, b, moments), before, after)
 
 
-def input_moments(z: Float64Array, target: UnitTarget) -> InputMoments:
-    """How the input of a BatchNorm moves when the noise is switched off; z is a fixed affine map of it."""
-    mean, variance = z.mean(axis=(0, 1)), z.var(axis=(0, 1))
+def input_moments(uses: Sequence[tuple[Float64Array, UnitTarget]]) -> InputMoments:
+    """How the input of a BatchNorm moves when the noise is switched off, all of its uses together.
+
+    Args:
+        uses: z, a fixed affine map of the input, with the noise off, shape (N, M, C), and what it should give.
+    """
+    mean, variance = _pooled([(z.mean(axis=(0, 1)), z.var(axis=(0, 1))) for z, _ in uses])
+    noisy_mean, noisy_variance = _pooled([(target.noisy_mean, target.noisy_variance) for _, target in uses])
     known = (variance > _SMALLEST_VARIANCE * (1 + mean**2)) & (
-        target.noisy_variance > _SMALLEST_VARIANCE * (1 + target.noisy_mean**2)
+        noisy_variance > _SMALLEST_VARIANCE * (1 + noisy_mean**2)
     )
-    on = np.where(known, target.noisy_variance, 1.0)
+    on = np.where(known, noisy_variance, 1.0)
     log_ratio = np.where(known, np.log(np.where(known, variance, 1.0) / on), 0.0)
-    return InputMoments(log_ratio, np.where(known, (mean - target.noisy_mean) / np.sqrt(on), 0.0))
+    return InputMoments(log_ratio, np.where(known, (mean - noisy_mean) / np.sqrt(on), 0.0))
 
 
-def _columns(
-    seen: SeenUnit, target: UnitTarget, rows: npt.NDArray[np.bool_]
-) -> tuple[Float64Array, dict[str, Float64Array], Float64Array]:
-    """z, what is added to it, and t of some samples, each (V, C)."""
-    channels = seen.z.shape[2]
-    flat = {name: side[rows].reshape(-1, channels) for name, side in seen.sides.items()}
-    return seen.z[rows].reshape(-1, channels), flat, target.mean[rows].reshape(-1, channels)
+def _pooled(moments: Sequence[tuple[Float64Array, Float64Array]]) -> tuple[Float64Array, Float64Array]:
+    """Mean and variance of what has several means and variances, each as often, each of shape (C,)."""
+    means, variances = (np.stack(kind) for kind in zip(*moments, strict=True))
+    return means.mean(axis=0), variances.mean(axis=0) + means.var(axis=0)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """g, z, what is added to it, and t of some samples, each (V, C)."""
+
+    g: Activation
+    z: Float64Array
+    sides: Mapping[str, Float64Array]
+    t: Float64Array
+
+
+def _columns(use: UnitUse, rows: npt.NDArray[np.bool_]) -> _Columns:
+    """The samples of some rows."""
+    channels = use.seen.z.shape[2]
+    sides = {name: side[rows].reshape(-1, channels) for name, side in use.seen.sides.items()}
+    z, t = (values[rows].reshape(-1, channels) for values in (use.seen.z, use.target.mean))
+    return _Columns(use.activation, z, sides, t)
 
 
 class _Fit:
     """Least squares over two numbers a channel, all channels at once."""
 
-    def __init__(
-        self, activation: Activation, z: Float64Array, sides: Mapping[str, Float64Array], t: Float64Array
-    ) -> None:
-        self._g = activation
-        self._z = z
-        self._sides = sides
-        self._t = t
-        self.count = len(z)
+    def __init__(self, parts: Sequence[_Columns]) -> None:
+        self._parts = parts
+        self.count = sum(len(part.z) for part in parts)
 
     def target_variance(self) -> Float64Array:
         """Of t, shape (C,)."""
-        return np.asarray(self._t.var(axis=0))
+        return np.asarray(np.concatenate([part.t for part in self._parts]).var(axis=0))
 
     def squares(self, a: Float64Array, b: Float64Array) -> Float64Array:
         """The sum of squared distances, shape (C,)."""
-        value, _ = self._g.evaluate(a * self._z + b, self._sides)
-        return np.asarray(np.einsum("vc,vc->c", value - self._t, value - self._t))
+        total = np.zeros(a.shape)
+        for part in self._parts:
+            value, _ = part.g.evaluate(a * part.z + b, part.sides)
+            total += np.einsum("vc,vc->c", value - part.t, value - part.t)
+        return total
 
     def solve(self) -> tuple[Float64Array, Float64Array]:
         """a and b, each (C,), by damped Gauss-Newton steps in the coordinates of a standardised z."""
-        channels = self._z.shape[1]
+        z = np.concatenate([part.z for part in self._parts]) if len(self._parts) > 1 else self._parts[0].z
+        t = np.concatenate([part.t for part in self._parts]) if len(self._parts) > 1 else self._parts[0].t
+        channels = z.shape[1]
         a, b = np.ones(channels), np.zeros(channels)
-        centre, scale = self._z.mean(axis=0), self._z.std(axis=0)
+        centre, scale = z.mean(axis=0), z.std(axis=0)
         scale = np.where(scale > 0, scale, 1.0)
-        standard = (self._z - centre) / scale  # (V, C)
+        standard = (z - centre) / scale  # (V, C)
         damping = np.full(channels, 1e-3)
         best = self.squares(a, b)
         for _ in range(ITERATIONS):
-            value, slope = self._g.evaluate(a * self._z + b, self._sides)
-            residual = value - self._t
+            evaluated = [part.g.evaluate(a * part.z + b, part.sides) for part in self._parts]
+            value, slope = (np.concatenate(kind) if len(kind) > 1 else kind[0] for kind in zip(*evaluated, strict=True))
+            residual = value - t
             # derivatives in a' = a scale and b' = b + a centre: slope * standard and slope
             h11 = np.einsum("vc,vc->c", slope * standard, slope * standard)
             h12 = np.einsum("vc,vc->c", slope * standard, slope)

@@ -1,6 +1,7 @@
 """The places of a network whose scale and shift are free: one pair (a, b) for each channel, y = a z + b.
 
-    BatchNorm        z is its output; written as scale <- a scale, shift <- a shift + b
+    BatchNorm        z is its output; written as scale <- a scale, shift <- a shift + b; a module that is used several
+                     times has one unit for each use, and all of them have the same a and b
     linear layer     a Conv, ConvTranspose, Gemm or MatMul whose output goes into a non-linearity without a BatchNorm in
                      between (there was none, or it was folded away): weight <- a weight, bias <- a bias + b
     last layer       the same for the linear layer that writes an output; its b alone is free, and only end to end
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.batch_norm import BatchNorm, find_batch_norms, stored_values
+from vsfix.graph_passes.batch_norm import BatchNorm, find_modules, stored_values
 from vsfix.graph_passes.element_types import state_types
 from vsfix.graph_passes.graph_pass import Change
 from vsfix.graph_passes.graph_tree import GraphTree
@@ -40,12 +41,12 @@ class Unit:
     """One place with a free scale and shift.
 
     Attributes:
-        name: of the BatchNorm or of the linear layer.
+        name: of the BatchNorm, or of this use of it, or of the linear layer.
         z: the tensor that is scaled and shifted.
         axis: of its channels, 1 or -1.
         channels: C.
         activation: what follows it.
-        batch_norm: the BatchNorm; None for a linear layer.
+        batch_norm: the BatchNorm with all of its uses; None for a linear layer.
         layer: the linear layer; None for a BatchNorm.
         is_last: the layer that writes an output.
     """
@@ -59,6 +60,19 @@ class Unit:
     layer: LinearLayer | None = None
     is_last: bool = False
 
+    @property
+    def module(self) -> str:
+        """The name that the units with the same scale and shift share."""
+        return self.name if self.batch_norm is None else self.batch_norm.name
+
+
+def by_module(units: Sequence[Unit]) -> list[list[Unit]]:
+    """The units that have one scale and one shift together, in the order of the first of each."""
+    groups: dict[str, list[Unit]] = {}
+    for unit in units:
+        groups.setdefault(unit.module, []).append(unit)
+    return list(groups.values())
+
 
 def find_units(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Unit, ...]:
     """The units that noise reaches, in the order of the graph.
@@ -70,15 +84,14 @@ def find_units(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[
     states = NoiseSpread(graph).states
     order = _order(graph, shapes)
     tree = GraphTree(graph)
-    by_node = {id(batch_norm.node): batch_norm for batch_norm in find_batch_norms(graph)}
+    reached = [module for module in find_modules(graph) if any(id(use.input) in states for use in module.uses)]
+    by_node = {id(use.node): (use, module) for module in reached for use in module.uses}
     units: dict[str, Unit] = {}
     for node in graph.nodes:
-        if not node.inputs or id(node.inputs[0]) not in states:
-            continue
         unit = None
         if id(node) in by_node:
-            unit = _batch_norm_unit(by_node[id(node)], order)
-        elif node.op in LINEAR_OPERATORS and is_standard(node):
+            unit = _batch_norm_unit(*by_node[id(node)], order)
+        elif node.op in LINEAR_OPERATORS and is_standard(node) and id(node.inputs[0]) in states:
             unit = _linear_unit(tree, graph, node, order)
         if unit is not None and unit.z.name in shapes:
             units.setdefault(unit.name, unit)
@@ -88,7 +101,7 @@ def find_units(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[
 def batch_norm_units(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Unit, ...]:
     """Every BatchNorm as a unit, whether noise reaches it or not; see `find_units`."""
     order = _order(graph, shapes)
-    return tuple(_batch_norm_unit(batch_norm, order) for batch_norm in find_batch_norms(graph))
+    return tuple(_batch_norm_unit(use, module, order) for module in find_modules(graph) for use in module.uses)
 
 
 def _order(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]]) -> GraphOrder:
@@ -97,10 +110,13 @@ def _order(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]]) -> GraphOrder
     return GraphOrder(position, {id(tensor) for tensor in graph.outputs}, shapes)
 
 
-def _batch_norm_unit(batch_norm: BatchNorm, order: GraphOrder) -> Unit:
-    """The unit of a BatchNorm."""
-    activation = find_activation(batch_norm.output, 1, order)
-    return Unit(batch_norm.name, batch_norm.node.outputs[0], 1, batch_norm.channels, activation, batch_norm)
+def _batch_norm_unit(use: BatchNorm, module: BatchNorm, order: GraphOrder) -> Unit:
+    """The unit of a BatchNorm, or of one use of it."""
+    z = use.node.outputs[0]
+    activation = find_activation(z, 1, order)
+    if module.others and activation.sides:  # what is added may come from another use, which waits for the same a and b
+        activation = Activation(z, z)
+    return Unit(use.name, z, 1, use.channels, activation, module)
 
 
 def _linear_unit(tree: GraphTree, graph: gs.Graph, node: gs.Node, order: GraphOrder) -> Unit | None:
@@ -154,9 +170,13 @@ class FreeAffine:
 
 
 def insert_affine(graph: gs.Graph, units: Sequence[Unit], shapes: Mapping[str, tuple[int, ...]]) -> list[FreeAffine]:
-    """Puts a = 1 and b = 0 behind the z of each unit; y takes the name of z, so that outputs keep theirs."""
+    """Puts a = 1 and b = 0 behind the z of each unit; y takes the name of z, so that outputs keep theirs.
+
+    The units of one module read the same two constants.
+    """
     state_types(graph)
-    inserted = []
+    inserted: list[FreeAffine] = []
+    constants: dict[tuple[str, int], tuple[gs.Constant, gs.Constant]] = {}
     for number, unit in enumerate(units):
         y, dtype = unit.z, unit.z.dtype or np.dtype(np.float32)
         z = gs.Variable(f"vsfix.z_{number}", dtype=y.dtype, shape=y.shape)
@@ -164,8 +184,11 @@ def insert_affine(graph: gs.Graph, units: Sequence[Unit], shapes: Mapping[str, t
         producer.outputs[next(index for index, tensor in enumerate(producer.outputs) if tensor is y)] = z
         sides = [1] * len(shapes[unit.z.name])
         sides[unit.axis] = unit.channels
-        scale = gs.Constant(f"vsfix.scale_{number}", np.ones(sides, dtype=dtype))
-        shift = gs.Constant(f"vsfix.shift_{number}", np.zeros(sides, dtype=dtype))
+        own = (
+            gs.Constant(f"vsfix.scale_{number}", np.ones(sides, dtype=dtype)),
+            gs.Constant(f"vsfix.shift_{number}", np.zeros(sides, dtype=dtype)),
+        )
+        scale, shift = constants.setdefault((unit.module, len(sides)), own)
         product = gs.Variable(f"vsfix.scaled_{number}", dtype=y.dtype, shape=y.shape)
         multiply = gs.Node("Mul", f"vsfix.multiply_{number}", inputs=[z, scale], outputs=[product])
         add = gs.Node("Add", f"vsfix.add_{number}", inputs=[product, shift], outputs=[y])
@@ -223,7 +246,7 @@ def write_parameters(
     Args:
         graph: the one that the units are of; edited in place.
         units: as `find_units` gave them.
-        found: by the name of the unit.
+        found: by the name of the unit; of a module that is used several times those of its first unit are written.
 
     Raises:
         ModelError: a parameter that is not finite in its type.
@@ -231,7 +254,7 @@ def write_parameters(
     """
     tree = GraphTree(graph)
     changes = []
-    for unit in units:
+    for unit, *_ in by_module(units):
         parameters = found.get(unit.name)
         if parameters is None or (parameters.moments is None and not parameters.changed):
             continue
@@ -239,7 +262,7 @@ def write_parameters(
             _write_batch_norm(unit.batch_norm, parameters)
         elif unit.layer is not None:
             _write_layer(tree, graph, unit, parameters)
-        changes.append(Change(unit.name, f"repaired in {parameters.changed} of {unit.channels} channels"))
+        changes.append(Change(unit.module, f"repaired in {parameters.changed} of {unit.channels} channels"))
     return tuple(changes)
 
 

@@ -12,7 +12,7 @@ from vsfix.graph_passes.estimators.layers import deployed_units
 from vsfix.graph_passes.estimators.matching import TargetCollector, match
 from vsfix.graph_passes.estimators.noise_average import NoiseAverage, run_deployed
 from vsfix.graph_passes.estimators.samples import SampleSet, held_out_rows
-from vsfix.graph_passes.estimators.unit_fit import SeenUnit, UnitTarget, solve_unit
+from vsfix.graph_passes.estimators.unit_fit import SeenUnit, UnitTarget, UnitUse, solve_unit
 from vsfix.graph_passes.estimators.units import find_units, write_parameters
 from vsfix.graph_passes.model_file import import_graph
 
@@ -50,7 +50,7 @@ def noisy_targets(seed: int, samples: int = 150, channels: int = 5) -> tuple[np.
 def test_a_unit_is_solved_as_brute_force_solves_it():
     z, t = noisy_targets(1)
     held_out = held_out_rows(len(z))
-    found = solve_unit(relu(), SeenUnit(z, {}), target_of(t), held_out).parameters
+    found = solve_unit([UnitUse(relu(), SeenUnit(z, {}), target_of(t))], held_out).parameters
     fitted = ~held_out
     for channel in range(5):
         a, b = brute_force(z[fitted, 0, channel], t[fitted, 0, channel])
@@ -68,9 +68,11 @@ def test_targets_of_other_data_change_nothing():
     z, _ = noisy_targets(1)
     t = RNG.normal(size=z.shape)
     z_fit = z.copy()
-    found = solve_unit(relu(), SeenUnit(z_fit, {}), target_of(np.maximum(z, 0)), held_out_rows(len(z))).parameters
+    found = solve_unit(
+        [UnitUse(relu(), SeenUnit(z_fit, {}), target_of(np.maximum(z, 0)))], held_out_rows(len(z))
+    ).parameters
     assert found.changed == 0
-    wrong = solve_unit(relu(), SeenUnit(z, {}), target_of(t), held_out_rows(len(z)))
+    wrong = solve_unit([UnitUse(relu(), SeenUnit(z, {}), target_of(t))], held_out_rows(len(z)))
     assert wrong.after > 0.8
 
 
@@ -78,10 +80,10 @@ def test_a_channel_that_gains_only_where_it_is_fitted_stays():
     z, t = noisy_targets(2)
     held_out = held_out_rows(len(z))
     t[held_out] = np.maximum(z[held_out], 0)  # those that judge are right already
-    found = solve_unit(relu(), SeenUnit(z, {}), target_of(t), held_out).parameters
+    found = solve_unit([UnitUse(relu(), SeenUnit(z, {}), target_of(t))], held_out).parameters
     np.testing.assert_array_equal(found.scale, 1)
     np.testing.assert_array_equal(found.shift, 0)
-    ignored = solve_unit(relu(), SeenUnit(z, {}), target_of(t), np.zeros(len(z), bool)).parameters
+    ignored = solve_unit([UnitUse(relu(), SeenUnit(z, {}), target_of(t))], np.zeros(len(z), bool)).parameters
     assert ignored.changed == 5, "without those that judge every channel would move"
 
 

@@ -154,7 +154,7 @@ def test_the_stored_moments_become_those_without_the_noise(parse):
     z_on, z_off = (scale * (x - batch_norm.mean) + batch_norm.beta for x in (on, off))
     target = UnitTarget(None, z_on[:, None], z_on.mean(axis=0), z_on.var(axis=0), z_on, z_on**2)
     unit = find_units(graph, {"n": (12, 4), "y": (12, 4)})[0]
-    found = FoundParameters(np.ones(4), np.zeros(4), input_moments(z_off[:, None], target))
+    found = FoundParameters(np.ones(4), np.zeros(4), input_moments([(z_off[:, None], target)]))
     write_parameters(graph, [unit], {"a": found})
     written = find_batch_norms(graph)[0]
     np.testing.assert_allclose(written.variance, off.var(axis=0), rtol=1e-5)
