@@ -7,8 +7,9 @@
     healthy              none is called damaged, and none is changed
     damaged              none that loses 2 points and more is called PASS, before or after `vsfix optimize`
 
-The loss is that against the average over the noise, or against re-estimated statistics, whichever is larger; it counts
-where its 95 % interval is above 0. A ratio is that of the Dropout with the same variance. The fault that a verdict
+The loss is that against the average over the noise, the network that was trained, and counts where its 95 % interval is
+above 0. What statistics that are re-estimated without noise gain beyond that average, where they do, stands beside it
+and is no damage. A ratio is that of the Dropout with the same variance. The fault that a verdict
 names is read from its sentence: `CLAIMS`, the first pattern that fits.
 """
 
@@ -73,8 +74,7 @@ class Outcome:
     @cached_property
     def loss(self) -> float:
         """Points that the network loses as deployed, beyond chance; 0 where none."""
-        pairs = (self.truth["below_average"], self.truth["below_reestimated"])
-        return max([mean for mean, low, _ in pairs if low > 0], default=0.0)
+        return _beyond_chance(self.truth["below_average"])
 
     @property
     def is_damaged(self) -> bool:
@@ -169,6 +169,12 @@ def misses(outcomes: Sequence[Outcome]) -> Iterator[tuple[str, str, str]]:
             yield "damaged", name, f"optimize: PASS, and {left:.1f} of {outcome.loss:.1f} points are still lost"
 
 
+def _beyond_chance(difference: Sequence[float]) -> float:
+    """The mean of a mean with its interval; 0 where that reaches down to 0."""
+    mean, low, _ = difference
+    return mean if low > 0 else 0.0
+
+
 def _expected(outcome: Outcome) -> str:
     if outcome.spoilt or outcome.is_healthy:
         return outcome.spoilt or "healthy"
@@ -207,6 +213,7 @@ def print_table(outcomes: Sequence[Outcome]) -> bool:
 def _row(outcome: Outcome) -> str:
     truth, answer = outcome.truth, outcome.answer
     severity = answer.inspect.get("severity") or {}
+    more = _beyond_chance(truth["below_reestimated"])
     ratio = severity.get("ratio")
     found = f"{len(outcome.claims)} for {len(outcome.noise)}" if outcome.noise or outcome.claims else ""
     noise = ", ".join(dict.fromkeys(f"{layer['kind']}:{layer['value']:g}" for layer in outcome.noise))
@@ -216,7 +223,7 @@ def _row(outcome: Outcome) -> str:
             f"| {truth['name']}",
             truth["draw"]["fault"] + (f" ({noise})" if noise else "") + (", ordered" * truth["draw"]["is_ordered"]),
             "lost" if answer.file == "lost.onnx" else truth["draw"]["form"],
-            f"{outcome.loss:.1f}",
+            f"{outcome.loss:.1f}" + (f" ({more:.1f})" if more - outcome.loss >= DAMAGE else ""),
             ("" if outcome.is_right else "MISS ") + outcome.said,
             "" if ratio is None else f"{ratio:.2f}",
             str(answer.optimize.get("repaired", "")),
