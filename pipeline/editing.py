@@ -126,7 +126,7 @@ def edit_parameters(
     study, trouble = _study(prepared.graph, _first(prepared, batches, STUDIED_SAMPLES), open_model, config)
     estimation = estimate_statistics(choice.method, prepared, batches, open_model, layers, config, made)
     changes = RepairStatistics(estimation.estimates, {**reasons, **estimation.reasons})(prepared.graph)
-    averaging, moved = _judge_statistics(study, prepared.graph, choice.method, config)
+    averaging, moved = _judge_statistics(study, prepared.graph, choice.method, config, judge)
     return Edited(
         method=choice.method,
         reason=choice.reason,
@@ -228,7 +228,7 @@ def _study(
 
 
 def _judge_statistics(
-    study: NoiseStudy | None, graph: gs.Graph, method: str, config: RepairConfig
+    study: NoiseStudy | None, graph: gs.Graph, method: str, config: RepairConfig, judge: LabelJudge | None
 ) -> tuple[Averaging | None, tuple[str, ...]]:
     """R before and after a method of re-estimation, and a warning where it leads away from F."""
     if study is None:
@@ -253,7 +253,7 @@ def _judge_statistics(
         return averaging, ()
     warning = (
         f"--method {method} moves the file away from its noise-averaged network: R {study.severity.ratio:.2f} -> "
-        f"{after.ratio:.2f}; where the size of the outputs matters that can cost much: take --method match, or check "
-        "with --eval-data"
+        f"{after.ratio:.2f}; where the size of the outputs matters that can cost much: take --method match"
+        + (", or check with --eval-data" if judge is None else "")
     )
     return averaging, (warning,)

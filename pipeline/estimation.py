@@ -87,7 +87,7 @@ def _by_closed_forms(prepared: PreparedModel, batches: Sequence[Batch], layers: 
     if reasons:
         warnings = (
             f"the closed forms say nothing of {len(reasons)} BatchNorms that noise reaches too; those keep statistics "
-            "that no longer fit, which can cost more than it brings: take match or paired, or check with --eval-data",
+            "that no longer fit, which can cost more than it brings: take match or paired",
         )
     return Estimation(
         closed, dict.fromkeys(closed, "analytic"), reasons, NO_USER_DATA + "closed forms", batches, warnings
