@@ -14,6 +14,7 @@ from vsfix.graph_passes.estimators.units import FoundParameters, find_units, ins
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import export_model
 from vsfix.graph_passes.remove_identities import RemoveMarkers
+from vsfix.graph_passes.resident_memory import return_freed_memory
 
 from .noise_study import NoiseStudy, multiply_adds
 from .preparation import PreparedModel
@@ -27,6 +28,8 @@ CHEAP = 2e11  # multiplications of all steps, up to which more than the fewest a
 BATCH = 64
 LARGEST_COST = 4e12  # multiplications of all steps; two minutes or so on one core
 SMALL_STEP = 1e10  # multiplications; below it several threads wait for each other longer than they compute
+LEAST_MEMORY = 512 << 20  # bytes; torch itself holds half of that
+RUN_BYTES = 64 << 20  # of the activations of one run, which are held until its gradient is known
 _BACKWARD = 3  # a step costs a forward and twice as much again
 _LOSS = 50  # multiplications in the time that a step takes for one number of an output
 
@@ -40,6 +43,9 @@ def refusal(study: NoiseStudy, config: RepairConfig) -> str | None:
     except ImportError:
         return "nothing was refined: that needs torch; run: pip install 'vsfix[train]'"
     if config.refine is None:
+        if config.max_memory < LEAST_MEMORY:
+            least = f"{LEAST_MEMORY >> 20}M"
+            return f"nothing was refined: torch takes a --max-memory of {least} or more; --refine does it all the same"
         cost = steps_of(study) * _step_cost(study)
         if cost > LARGEST_COST:
             return f"nothing was refined: its steps take {cost:.1g} multiplications; --refine does it all the same"
@@ -56,6 +62,12 @@ def _step_cost(study: NoiseStudy) -> float:
     one = multiply_adds(study.graph, study.average.shapes) / study.first_size
     given = sum(study.outputs[name].size for name in study.reference.outputs) / len(study.samples)
     return float(min(BATCH, len(study.samples)) * (_BACKWARD * one + _LOSS * given))
+
+
+def _run_size(study: NoiseStudy) -> int:
+    """Samples of one run forward and back, by what the graph makes of them."""
+    values = sum(float(np.prod(shape)) for shape in study.average.shapes.values()) / study.first_size
+    return int(np.clip(RUN_BYTES / (4 * max(values, 1.0)), 1, BATCH))
 
 
 @contextmanager
@@ -107,10 +119,12 @@ def refine_units(
                 units_of_steps,
                 dict(study.samples.joined()),
                 {name: _target(study, name) for name in study.reference.outputs},
-                RefinementConfig(steps=steps_of(study), batch_size=BATCH, seed=config.seed),
+                RefinementConfig(steps_of(study), batch_size=BATCH, seed=config.seed, run_size=_run_size(study)),
             )
     except InputError as error:  # it can't be differentiated, or not on these samples, or its outputs don't hold them
         return f"the match was not refined: {error}"
+    finally:
+        return_freed_memory()
     found: dict[str, FoundParameters] = {}
     for affine in free:
         unit = affine.unit

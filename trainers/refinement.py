@@ -89,6 +89,7 @@ class RefinementConfig:
         batch_size: samples of a step; all there are where they are fewer.
         seed: of the order of the samples; the same seed gives the same bits.
         held_out: the part of the samples that only chooses the step, up to a half: every third of them for 1/3.
+        run_size: samples of one run forward and back, whose gradients add up to that of the step; None for all of them.
 
     Raises:
         InputError: a number is out of range.
@@ -99,12 +100,13 @@ class RefinementConfig:
     batch_size: int = 64
     seed: int = 0
     held_out: float = 1 / 3
+    run_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InputError(f"refinement: {self.steps} steps; take at least 1")
-        if self.batch_size < 1:
-            raise InputError(f"refinement: {self.batch_size} samples a step; take at least 1")
+        if min(self.batch_size, self.run_size or 1) < 1:
+            raise InputError(f"refinement: {self.batch_size} samples a step, {self.run_size} a run; take at least 1")
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise InputError(f"refinement: the learning rate must be above 0, not {self.learning_rate}")
         if self.seed < 0:
@@ -169,10 +171,7 @@ def refine(
 
     def held_out_loss() -> float:
         with torch.no_grad():
-            parts = [
-                float(loss_of(rows)) * len(rows)
-                for rows in np.split(held_out, range(config.batch_size, len(held_out), config.batch_size))
-            ]
+            parts = [float(loss_of(rows)) * len(rows) for rows in _runs(held_out, config)]
         return _finite(sum(parts) / len(held_out))
 
     return _descend(parameters, loss_of, held_out_loss, _draw_batches(steps, config), config)
@@ -191,13 +190,14 @@ def _descend(
     losses = [held_out_loss()]
     best, values, kept = losses[0], parameters.values(), 0
     for step, rows in enumerate(batches, 1):
-        with torch.enable_grad():
-            loss = loss_of(rows)
-            _finite(float(loss.detach()))
-            if not loss.requires_grad:
-                raise UnsupportedOperatorError("no gradient of any output reaches the free parameters")
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.zero_grad()
+        for run in _runs(rows, config):
+            with torch.enable_grad():
+                loss = loss_of(run) * (len(run) / len(rows))
+                _finite(float(loss.detach()))
+                if not loss.requires_grad:
+                    raise UnsupportedOperatorError("no gradient of any output reaches the free parameters")
+                loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         if step % _EVALUATE_EVERY and step != config.steps:
@@ -348,6 +348,12 @@ def _draw_batches(rows: Array, config: RefinementConfig) -> Array:
     passes = math.ceil(config.steps * size / len(rows))
     order = np.concatenate([rng.permutation(rows) for _ in range(passes)])
     return order[: config.steps * size].reshape(config.steps, size)
+
+
+def _runs(rows: Array, config: RefinementConfig) -> list[Array]:
+    """Samples that are run one part after the other."""
+    size = min(config.batch_size, config.run_size or config.batch_size)
+    return np.split(rows, range(size, len(rows), size))
 
 
 def _finite(loss: float) -> float:

@@ -87,3 +87,9 @@ def test_a_large_output_alone_can_cost_too_much():
     too_much = study(10, round(1.1 * LARGEST_COST / (100 * 64 * 50)))
     assert "its steps take 4e+12 multiplications" in str(refusal(too_much, RepairConfig()))
     assert refusal(too_much, RepairConfig(refine=True)) is None
+
+
+def test_memory_that_torch_alone_would_fill_leaves_the_match_as_it_is():
+    little = RepairConfig(max_memory=300 << 20)
+    assert "torch takes a --max-memory of 512M" in str(refusal(study(10_000, 1_000), little))
+    assert refusal(study(10_000, 1_000), RepairConfig(max_memory=300 << 20, refine=True)) is None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -207,6 +208,18 @@ def test_a_seed_gives_the_same_bits_whatever_was_drawn_before_and_another_one_ot
     assert same_bits(one, refine(model, STEP, inputs, target, FAST))
     other = RefinementConfig(steps=60, learning_rate=0.03, batch_size=16, seed=1)
     assert not same_bits(one, refine(model, STEP, inputs, target, other))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradients_of_small_runs_add_up_to_that_of_the_step(kind: str, inputs: dict[str, Any]) -> None:
+    model = network(kind)
+    target = target_of(kind, with_values(model, g=TRUE_SCALE), inputs, 0.5)
+    whole, parts = (
+        refine(model, STEP, inputs, {"y": target}, replace(FAST, run_size=size))
+        for size in (None, 5)  # of 16
+    )
+    assert parts.losses == pytest.approx(whole.losses, rel=1e-3, abs=1e-6)
+    np.testing.assert_allclose(parts.values["g"], whole.values["g"], atol=2e-4)
 
 
 def test_the_state_of_torch_is_left_as_it_was(inputs: dict[str, Any]) -> None:
