@@ -12,6 +12,8 @@
     onnxoptimizer      every fuse and elimination pass
     onnxscript         onnxscript.optimizer.optimize(model)
 
+What each leaves of exports that are not optimised stands in `pass_counts`.
+
 All of them from a ModelProto in memory to another, in one process. The networks are vsfix's own, exported with their
 BatchNorms, random weights, and the statistics of a random batch; those of small images with Dropout marked in front of
 the last BatchNorm of each block, those of large ones (resnet, resnext-50, seresnet) without. The synthetic ones are
