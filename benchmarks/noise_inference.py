@@ -28,7 +28,7 @@ from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.marker import read_marker
 from vsfix.graph_passes.model_file import export_model, import_graph, read_model
 from vsfix.graph_passes.noise import Noise
-from vsfix.graph_passes.noise_inference import NoiseInference, infer_noise
+from vsfix.graph_passes.noise_inference.inference import NoiseInference, infer_noise
 from vsfix.graph_passes.noise_insertion import InsertNoise
 from vsfix.graph_passes.remove_identities import RemoveMarkers
 from vsfix.pipeline.accuracy import accuracy_of
@@ -115,9 +115,6 @@ def _report(name: str, truth: Mapping[str, Noise], answer: NoiseInference) -> No
     print(f"{name}: truth {expected}; {answer.verdict.value}{', ' + place if answer.sites else ''}")
     print(f"    {answer.description}")
     print(f"    {answer.confidence}")
-    interval = "" if answer.interval is None else f"; ratio {answer.interval[0]:.3f} to {answer.interval[1]:.3f}"
-    runs = sum(row.noise is not None for row in answer.hypotheses)
-    print(f"    without {answer.without:.4g}, chance {answer.expected:.2g}{interval}; {runs} hypotheses run")
 
 
 def _unchanged(graph: gs.Graph, batches: Batches) -> Batches:

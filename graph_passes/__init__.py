@@ -15,7 +15,7 @@ estimators      reestimation (exact), paired, second_moment, linear_noise, analy
 patterns        constant_expression, elementwise_chain, batch_norm, primitive_batch_norm, recompose_batch_norm
 passes          graph_pass, repair_statistics, remove_identities, control_flow, fold_constants
 fold            node_order, graph_tree, channel_map, rounding, linear_layer, fold_candidates, fold_backward,
-                fold_concat, fold_forward, affine_batch_norm, fold_batch_norm, value_scan
+                fold_concat, fold_forward, affine_batch_norm, fold_batch_norm, fold_affine, value_scan
 precision       element_types, integer_arithmetic, opset, constant_rounding, weight_rounding, typed_batch_norm,
                 split_activations, float_cast, precision, rounded_activations, quantized_layers
 shapes          tensor_shapes, symbolic_shapes, split_sequences, simplify_shapes

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from vsfix.graph_passes.batches import Batch, cut_batches, prescribed_batch_size
 from vsfix.graph_passes.inference import OpenModel
 from vsfix.graph_passes.noise_analysis import analyse_noise
-from vsfix.graph_passes.noise_inference import NoiseInference, Verdict, infer_noise
+from vsfix.graph_passes.noise_inference.inference import NoiseInference, Verdict, infer_noise
 from vsfix.graph_passes.noise_insertion import InsertNoise
-from vsfix.graph_passes.noise_search import InferenceConfig
 
 from .preparation import PreparedModel
 
-BATCH_SIZE = 64  # the inference compares halves of the set, and tries its places on a part of it
+BATCH_SIZE = 64  # the inference tries its places on a part of the set
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,8 @@ def recover_noise(
     Raises:
         DataError: data that no statistic can be compared with.
     """
-    config = InferenceConfig(max_memory=max_memory)
     size = prescribed_batch_size(prepared.graph) or BATCH_SIZE
-    inference = infer_noise(prepared.graph, list(cut_batches(batches, size)), open_model, config)
+    inference = infer_noise(prepared.graph, list(cut_batches(batches, size)), open_model, max_memory=max_memory)
     if inference.verdict is not Verdict.FOUND:
         return LostNoise(inference, ())
     inserted = InsertNoise(inference.sites, tensors_only=True)(prepared.graph)

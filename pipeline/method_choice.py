@@ -16,7 +16,7 @@ from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.inference import OpenModel
 from vsfix.graph_passes.model_file import read_metadata
 from vsfix.graph_passes.noise_analysis import NoiseMap, analyse_noise
-from vsfix.graph_passes.noise_inference import Verdict
+from vsfix.graph_passes.noise_inference.inference import Verdict
 
 from .lost_noise import LostNoise, is_lost, recover_noise
 from .preparation import REPAIR_KEY, PreparedModel

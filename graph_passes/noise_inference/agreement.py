@@ -1,0 +1,142 @@
+"""What the BatchNorms of a network say together: which kinds of places carry noise, and how much of it.
+
+A network is built of blocks, and whoever puts noise into one puts it into others, at the same kind of place. So the
+kinds of places are chosen for the network as a whole: of all sets of up to three, the smallest that leaves no more of
+the stored variances unexplained than a larger one would. A BatchNorm that this leaves far off may have a place of its
+own.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from itertools import combinations
+
+import numpy as np
+
+from vsfix.graph_passes.inference import Float64Array
+from vsfix.graph_passes.noise import NoiseKind
+
+from .telling import MOST_AT_ONCE, TRAINING_SAMPLES, Fit, Kind, Source, Telling, jackknife_error
+
+GAIN = 0.05  # of all that is to be explained: another kind of place must explain so much more
+EQUAL = 0.01  # of the same: a difference that small is none
+OWN_GAIN = 0.3  # of what one BatchNorm has to be explained: the same for a place of its own
+SURE = 3.0  # standard errors
+NOTICEABLE = 0.03  # a relative residual, root mean square, that asks for a place of its own
+MOST_KINDS = 12  # that are combined, those that explain most by themselves
+
+Kinds = frozenset[Kind]
+
+
+class Agreement:
+    """What was told so far, and what explains it.
+
+    Args:
+        samples: of the calibration set.
+    """
+
+    def __init__(self, samples: int) -> None:
+        self.tellings: list[Telling] = []
+        self.inflation = float(np.sqrt(1 + samples / TRAINING_SAMPLES))  # the stored statistics have errors too
+        self._explained: defaultdict[Kind, float] = defaultdict(float)
+        self._fits: dict[tuple[int, Kinds], Fit] = {}
+
+    def add(self, telling: Telling) -> Mapping[Source, float]:
+        """Takes one more BatchNorm into account.
+
+        Returns:
+            The s2 of the sources that explain it: as few as explain what more would, and of equals those of a kind
+            that explained others before.
+        """
+        self.tellings.append(telling)
+        if not telling.sources:
+            return {}
+        fits = telling.fits(range(len(telling.sources)))
+        best = min(fits, key=lambda fit: float(fit.left[0]))
+        near = [fit for fit in fits if not self._is_better(best, fit, GAIN * telling.without[0])]
+        chosen = min(near, key=lambda fit: (len(fit.chosen), -self._popularity(telling, fit)))
+        for index in chosen.chosen:
+            self._explained[telling.sources[index].of] += float(telling.without[0] - chosen.left[0])
+        return {telling.sources[i]: float(s2) for i, s2 in zip(chosen.chosen, chosen.variances[0], strict=True)}
+
+    def kinds(self) -> Kinds:
+        """The smallest set of kinds of places that explains what was told."""
+        telling = self._telling()
+        chosen: Kinds = frozenset()
+        left = nothing = self.left(chosen)
+        useful = self._useful(telling)
+        for size in range(1, min(MOST_AT_ONCE, len(useful)) + 1):
+            sets = [frozenset(kinds) for kinds in combinations(useful, size)]
+            kinds = min(sets, key=lambda kinds: float(self.left(kinds)[0]))
+            rest = self.left(kinds)
+            gain = left - rest
+            if not self._is_sure(gain, GAIN * nothing[0]):
+                break
+            chosen, left = kinds, rest
+        return chosen
+
+    def rivals(self, chosen: Kinds) -> list[Kinds]:
+        """Other sets of as many kinds that explain as much, as far as chance can tell."""
+        telling = self._telling()
+        left, nothing = self.left(chosen), self.left(frozenset())[0]
+        found = []
+        for kinds in combinations(self._useful(telling), len(chosen)):
+            more = self.left(frozenset(kinds)) - left
+            margin = max(2 * self.inflation * jackknife_error(more), EQUAL * nothing)
+            if frozenset(kinds) != chosen and more[0] < margin:
+                found.append(frozenset(kinds))
+        return found
+
+    def own_places(self, chosen: Kinds) -> frozenset[tuple[str, NoiseKind]]:
+        """The sources, by place and kind, that a single BatchNorm needs beside the kinds that were chosen."""
+        found: set[tuple[str, NoiseKind]] = set()
+        for telling in self._telling():
+            common = [i for i, source in enumerate(telling.sources) if source.of in chosen]
+            fit = telling.fit(common)
+            if fit.left[0] < max(NOTICEABLE**2, OWN_GAIN * telling.without[0]):
+                continue
+            others = [i for i in range(len(telling.sources)) if i not in common]
+            more = min((telling.fit([*fit.chosen, i]) for i in others), key=lambda one: float(one.left[0]), default=fit)
+            if self._is_better(more, fit, OWN_GAIN * telling.without[0]):
+                found |= {telling.sources[i].key for i in more.chosen if i not in fit.chosen}
+        return frozenset(found)
+
+    def left(self, kinds: Kinds) -> Float64Array:
+        """What a set of kinds leaves, the sum over the BatchNorms that have something to explain, shape (1 + G,)."""
+        telling = self._telling()
+        return np.asarray(np.sum([self._fit(one, kinds).left for one in telling], axis=0) if telling else np.zeros(2))
+
+    def _popularity(self, telling: Telling, fit: Fit) -> float:
+        """How much the kinds of the sources of a fit have explained so far."""
+        return sum(self._explained[telling.sources[index].of] for index in fit.chosen)
+
+    def _telling(self) -> list[Telling]:
+        """Those that have something to explain."""
+        return [telling for telling in self.tellings if telling.sources]
+
+    def _is_better(self, one: Fit, other: Fit, margin: float) -> bool:
+        """Whether a fit leaves less than another by more than a margin and more than chance."""
+        return self._is_sure(other.left - one.left, margin)
+
+    def _is_sure(self, gain: Float64Array, margin: float) -> bool:
+        """Whether a gain, shape (1 + G,), is more than a margin and more than chance.
+
+        A gain is a square: its root is so many times its standard error as twice the gain is of its own.
+        """
+        return bool(gain[0] > max(margin, SURE / 2 * self.inflation * jackknife_error(gain)))
+
+    def _useful(self, telling: Iterable[Telling]) -> list[Kind]:
+        """The kinds that explain something by themselves, the best first, as many as can be combined."""
+        known = dict.fromkeys(source.of for one in telling for source in one.sources)
+        nothing = self.left(frozenset())[0]
+        alone = {kind: float(self.left(frozenset([kind]))[0]) for kind in known}
+        return sorted((kind for kind in known if alone[kind] < nothing), key=lambda kind: alone[kind])[:MOST_KINDS]
+
+    def _fit(self, telling: Telling, kinds: Kinds) -> Fit:
+        """The best fit of one BatchNorm with some kinds; each is computed once."""
+        own = kinds & {source.of for source in telling.sources}
+        key = id(telling), own
+        if key not in self._fits:
+            self._fits[key] = telling.fit([i for i, one in enumerate(telling.sources) if one.of in own])
+        return self._fits[key]

@@ -1,0 +1,356 @@
+"""Finds the noise of a training run from the statistics that it left behind, where the file has lost its markers.
+
+    explore    a walk that tries every place on the way, and switches on what the BatchNorms seen so far agree on
+    agree      the few kinds of places that explain the network (see `agreement`)
+    compare    where the own BatchNorm can't tell the kind of the noise, or whom it is for, those behind it can: a walk
+               for each alternative, with nothing else tried
+    confirm    a walk with what was found on; its residuals are those of the answer
+
+The verdict:
+
+    no noise                 the variances without noise are off by no more than chance, or by no more than noise of a
+                             variance of 0.02 makes
+    found                    the noise leaves no more than chance, or a fifth, and the means agree
+    ambiguous                other places explain as much
+    not explained by noise   noise leaves more: another data domain, another preprocessing, stale statistics
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import cached_property
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from vsfix.graph_passes.activation_cache import DEFAULT_MAX_MEMORY, ActivationCache
+from vsfix.graph_passes.batch_norm import require_batch_norms
+from vsfix.graph_passes.batches import Batch, count_samples, first_samples
+from vsfix.graph_passes.errors import DataError, InputError
+from vsfix.graph_passes.inference import Float64Array, OpenModel
+from vsfix.graph_passes.marker import marker_label, read_marker
+from vsfix.graph_passes.measurement import hold_constants
+from vsfix.graph_passes.noise import Noise, NoiseKind
+
+from .agreement import Agreement, Kinds
+from .claims import Claim, claims_of
+from .places import Place, Signature, describe
+from .plan import Plan
+from .telling import TRAINING_SAMPLES, Source, Telling, jackknife_error
+from .walk import Decision, Walk
+
+FEW = 256  # samples that compare the kinds of noise
+DRIFT = 0.03  # a relative residual that weights leave which moved while the statistics were gathered
+MOSTLY = 0.8  # of what is to be explained: noise that explains so much is there, whatever else is
+MEANS = 0.15  # deviations, root mean square over the channels, by which means may be off
+TIED_KINDS = (NoiseKind.DROPOUT, NoiseKind.FEATURE_DROPOUT, NoiseKind.DROP_PATH)
+WORST = 4.0  # times what chance makes of one BatchNorm's residual
+
+
+class Verdict(Enum):
+    """What the statistics say."""
+
+    FOUND = "found"
+    NO_NOISE = "no noise"
+    NOT_EXPLAINED = "not explained by noise"
+    AMBIGUOUS = "ambiguous"
+
+
+@dataclass(frozen=True)
+class Residual:
+    """What is left of one BatchNorm's difference between stored and measured.
+
+    Attributes:
+        before: of the variances, relative, root mean square over the channels, without noise in front of it.
+        after: with the noise that was found.
+        means: of the means, in stored deviations.
+        chance: what the sampling of the training, and weights that moved meanwhile, may make of the first two.
+    """
+
+    before: float
+    after: float
+    means: float
+    chance: float
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether no more is left than chance may leave of the worst of many BatchNorms."""
+        return self.after <= WORST * self.chance
+
+
+@dataclass(frozen=True)
+class NoiseInference:
+    """What the stored statistics say about the noise of the training run.
+
+    Attributes:
+        verdict: in one word.
+        claims: the noise, by kind of place and ratio; empty unless `found` or `ambiguous`.
+        confidence: why it may be believed, or what speaks against it.
+        residuals: by BatchNorm, in the order of the graph.
+        samples: the size of the calibration set.
+        untried: the number of places beyond the limit of a region.
+        is_partial: whether noise was found that leaves more than chance unexplained.
+    """
+
+    verdict: Verdict
+    claims: tuple[Claim, ...]
+    confidence: str
+    residuals: Mapping[str, Residual]
+    samples: int
+    untried: int = 0
+    is_partial: bool = False
+
+    @property
+    def sites(self) -> dict[str, Noise]:
+        """The noise by the name of its site, for `InsertNoise(sites, tensors_only=True)`; empty unless `found`."""
+        if self.verdict is not Verdict.FOUND:
+            return {}
+        return {site: claim.noise for claim in self.claims for site in claim.sites}
+
+    @property
+    def description(self) -> str:
+        """The answer in words."""
+        said = "; ".join(claim.sentence for claim in self.claims)
+        if self.verdict is Verdict.NO_NOISE:
+            return "the stored statistics show no noise"
+        if self.verdict is Verdict.NOT_EXPLAINED:
+            nearest = f"; the nearest is {said}" if said else ""
+            return f"no noise explains the stored statistics{nearest}"
+        return said
+
+
+def infer_noise(
+    graph: gs.Graph,
+    batches: Sequence[Batch],
+    open_model: OpenModel,
+    *,
+    seed: int = 0,
+    max_memory: int = DEFAULT_MAX_MEMORY,
+) -> NoiseInference:
+    """Looks for the noise that explains the stored statistics.
+
+    Args:
+        graph: not changed; it must mark no noise.
+        batches: the calibration set, some hundred shuffled samples of the training data in batches of about 64.
+        open_model: opens a part of the graph in a runtime.
+        seed: of the draws.
+        max_memory: bytes that the process may hold; activations beyond go to the disk.
+
+    Raises:
+        InputError: the graph marks noise already.
+        ModelError: it has no BatchNorm.
+        DataError: fewer than two samples, or data that no statistic can be compared with.
+    """
+    require_batch_norms(graph)
+    for node in graph.nodes:
+        if read_marker(node) is not None:
+            raise InputError(f"the file marks its noise already, as Dropout '{marker_label(node)}': nothing to infer")
+    if count_samples(batches) < 2:
+        raise DataError("the calibration set has fewer than two samples; give some hundred")
+    search = _Search(graph, batches, open_model, seed, max_memory)
+    found = search.explore(NoiseKind.DROPOUT)
+    if not any(telling.channels for telling in found.tellings):
+        raise DataError("no BatchNorm varies enough over these samples to be compared; give some hundred")
+    if found.is_tied and (
+        len(found.kinds) + len(found.own) > 1 or found.left[0] > _by_chance(found.tellings, search.few)
+    ):
+        for kind in (NoiseKind.FEATURE_DROPOUT, NoiseKind.DROP_PATH):
+            other = search.explore(kind)
+            gain = found.left - other.left
+            found = other if gain[0] > 2 * jackknife_error(gain) else found
+    if not found.kinds and not found.own:
+        return _conclude(search.walk(Plan(only=frozenset())), Plan(), (), search.samples)
+    plan = search.compare(found)
+    return _conclude(search.walk(plan), plan, found.rivals, search.samples)
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What one exploration came to.
+
+    Attributes:
+        tellings: of its BatchNorms.
+        plan: of the walk.
+        kinds: the kinds of places that explain the network.
+        own: the sources that single BatchNorms need beside.
+        rivals: other kinds that explain as much.
+    """
+
+    tellings: Sequence[Telling]
+    plan: Plan
+    kinds: Kinds
+    own: frozenset[tuple[str, NoiseKind]]
+    rivals: Sequence[Kinds]
+
+    @property
+    def narrowed(self) -> Plan:
+        """The plan that tries only what was found."""
+        return replace(self.plan, only=self.kinds, own=self.own)
+
+    @property
+    def places(self) -> list[Place]:
+        """Where noise was found."""
+        return [
+            source.place
+            for telling in self.tellings
+            for source in telling.sources
+            if source.of in self.kinds or source.key in self.own
+        ]
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the kind of some noise is told only by the BatchNorms behind its own."""
+        return any(place.is_tied for place in self.places)
+
+    @cached_property
+    def left(self) -> Float64Array:
+        """What is left of all BatchNorms, shape (1 + G,)."""
+        return _left(self.tellings, self.kinds, self.own)
+
+
+class _Search:
+    """Walks over one graph.
+
+    Attributes:
+        samples: of the whole set.
+        few: of the part that explores.
+    """
+
+    def __init__(
+        self, graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, seed: int, max_memory: int
+    ) -> None:
+        self._graph = graph
+        self._batches = batches
+        self._open_model = open_model
+        self._seed = seed
+        self._max_memory = max_memory
+        self.samples = count_samples(batches)
+        has_positions = any(node.op == "Conv" for node in graph.nodes)
+        self._few = first_samples(batches, FEW, whole=True) if has_positions else list(batches)
+        self.few = count_samples(self._few)
+
+    def explore(self, kind: NoiseKind) -> _Found:
+        """Tries every place, with one kind of noise where the own BatchNorm can't tell it."""
+        plan = Plan(default=kind)
+        agreement = Agreement(self.few)
+        tellings = self._walk(plan, self._few, agreement.add)
+        kinds = agreement.kinds()
+        return _Found(tellings, plan, kinds, agreement.own_places(kinds), agreement.rivals(kinds))
+
+    def compare(self, found: _Found) -> Plan:
+        """Whom the noise at shared places is for, and its kind where there are several: the plan that leaves least."""
+        plan = found.narrowed
+        shared = dict.fromkeys(place.signature for place in found.places if place.is_shared)
+        tied = dict.fromkeys(place.signature for place in found.places if place.is_tied)
+        alternatives: list[tuple[Signature, NoiseKind | None]] = [(signature, None) for signature in shared]
+        if len(tied) > 1:
+            alternatives += [(signature, kind) for signature in tied for kind in TIED_KINDS]
+        least = _left(self.walk(plan, self._few)) if alternatives else np.zeros(1)
+        for signature, kind in alternatives:
+            if kind is None:
+                other = replace(plan, for_all=plan.for_all | {signature})
+            else:
+                other = replace(plan, kinds={**plan.kinds, signature: kind})
+            left = _left(self.walk(other, self._few))
+            gain = least - left
+            if gain[0] > 2 * jackknife_error(gain):
+                plan, least = other, left
+        return plan
+
+    def walk(self, plan: Plan, batches: Sequence[Batch] | None = None) -> list[Telling]:
+        """What the BatchNorms tell of what a plan tries, with that switched on which fits best."""
+
+        def decide(telling: Telling) -> dict[Source, float]:
+            fit = telling.fit(range(len(telling.sources)))
+            return {telling.sources[i]: float(s2) for i, s2 in zip(fit.chosen, fit.variances[0], strict=True)}
+
+        return self._walk(plan, batches or self._batches, decide)
+
+    def _walk(self, plan: Plan, batches: Sequence[Batch], decide: Decision) -> list[Telling]:
+        """One walk over a copy of the graph."""
+        copy = self._graph.copy()
+        hold_constants(copy)
+        with ActivationCache(self._max_memory) as cache:
+            walk = Walk(copy, batches, self._open_model, cache, self._seed, plan)
+            return list(walk.tellings(decide))
+
+
+def _left(
+    tellings: Sequence[Telling], kinds: Kinds | None = None, own: frozenset[tuple[str, NoiseKind]] = frozenset()
+) -> Float64Array:
+    """What is left of all BatchNorms with some sources, or with all of those tried, shape (1 + G,)."""
+    fits = [
+        telling.fit(
+            [i for i, one in enumerate(telling.sources) if kinds is None or one.of in kinds or one.key in own]
+        ).left
+        for telling in tellings
+        if telling.channels
+    ]
+    groups = min(len(left) for left in fits)
+    return np.asarray(np.sum([left[:groups] for left in fits], axis=0))
+
+
+def _by_chance(tellings: Sequence[Telling], samples: int) -> float:
+    """What the errors of the stored statistics, and weights that moved, leave of all BatchNorms."""
+    return sum(telling.chance * samples / TRAINING_SAMPLES + DRIFT**2 for telling in tellings if telling.channels)
+
+
+def _conclude(tellings: Sequence[Telling], plan: Plan, rivals: Sequence[Kinds], samples: int) -> NoiseInference:
+    """Puts the last walk into words and numbers."""
+    claims, left = claims_of(tellings, plan, float(np.sqrt(1 + samples / TRAINING_SAMPLES)))
+    residuals = {telling.batch_norm: _residual(telling, left, samples) for telling in tellings if telling.channels}
+    verdict, confidence = _judge(list(residuals.values()), claims, rivals, samples)
+    partial = verdict is Verdict.FOUND and not all(one.is_explained for one in residuals.values())
+    return NoiseInference(verdict, claims, confidence, residuals, samples, is_partial=partial)
+
+
+def _residual(telling: Telling, left: Mapping[str, float], samples: int) -> Residual:
+    """What is left of one BatchNorm."""
+    return Residual(
+        before=_root(telling.without[0]),
+        after=_root(left[telling.batch_norm]),
+        means=_root(telling.means),
+        chance=_root(telling.chance * samples / TRAINING_SAMPLES + DRIFT**2),
+    )
+
+
+def _judge(
+    residuals: Sequence[Residual], claims: Sequence[Claim], rivals: Sequence[Kinds], samples: int
+) -> tuple[Verdict, str]:
+    """The verdict, and the reason."""
+    before, after, chance = (
+        _root(np.mean([getattr(one, name) ** 2 for one in residuals])) for name in ("before", "after", "chance")
+    )
+    off = [one for one in residuals if not one.is_explained]
+    moved = [one for one in residuals if one.means > MEANS]
+    size = f"the stored variances are off by {before:.3f} (root mean square over {len(residuals)} BatchNorms)"
+    said = f"{size} without noise and by {after:.3f} with it; chance makes about {chance:.3f} on {samples} samples"
+    if moved:
+        worst = max(one.means for one in moved)
+        return Verdict.NOT_EXPLAINED, (
+            f"the means of {len(moved)} of {len(residuals)} BatchNorms are off too, by up to {worst:.2f} deviations, "
+            "and unbiased noise moves no mean"
+        )
+    if not claims:
+        if not off and after <= 2 * chance:
+            return (
+                Verdict.NO_NOISE,
+                f"{size}, where chance makes about {chance:.3f} on {samples} samples; weaker noise can't be excluded",
+            )
+        return Verdict.NOT_EXPLAINED, f"{size}, where chance makes about {chance:.3f}; no noise lowers it"
+    if after**2 > (1 - MOSTLY) * before**2 and (off or after > 2 * chance):
+        return Verdict.NOT_EXPLAINED, said
+    here = {claim.signature for claim in claims}
+    elsewhere = [kinds for kinds in rivals if {signature for signature, _ in kinds} != here]
+    if elsewhere:
+        others = " and ".join(describe(signature) for signature, _ in elsewhere[0])
+        return Verdict.AMBIGUOUS, f"{said}; noise {others} explains as much"
+    same = " and ".join(sorted({kind.value for kinds in rivals for _, kind in kinds}))
+    return Verdict.FOUND, f"{said}; {same} there explains it as well" if same else said
+
+
+def _root(square: float) -> float:
+    """The root; 0 for what is below it by chance."""
+    return float(np.sqrt(max(square, 0.0)))
