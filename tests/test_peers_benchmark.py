@@ -80,6 +80,35 @@ def test_a_tool_that_spoils_or_breaks_a_model_is_shown(passes, monkeypatch):
     assert passes.missed({"models": [row], "growth": []}) == ["vsfix breaks synthetic-20"]
 
 
+def test_what_is_left_of_a_graph_is_counted_in_its_bodies_too(script):
+    module = script("pass_counts")
+    row = module.compare("a body", module.chain("a body"), ["vsfix"])
+    assert row["given"] == {"batch norms": 0, "constants": 2, "shape operators": 2, "nodes": 6}
+    ours = row["tools"]["vsfix"]
+    assert {key: ours[key] for key in row["given"]} == {
+        "batch norms": 0,
+        "constants": 0,
+        "shape operators": 1,  # the condition of the loop, handed on
+        "nodes": 3,
+    }
+    assert module.missed([row]) == []
+    better = ours | {"shape operators": 0}
+    assert module.missed([row | {"tools": {"vsfix": ours, "other": better}}]) == ["a body: 1 shape operators, best 0"]
+    wrong = better | {"difference": 0.1}
+    assert module.missed([row | {"tools": {"vsfix": ours, "other": wrong}}]) == []
+    assert module.missed([row | {"tools": {"vsfix": wrong}}]) == ["a body: vsfix gives other outputs"]
+
+
+def test_every_chain_of_constants_is_computed(script, tmp_path, capsys):
+    module = script("pass_counts")
+    out = tmp_path / "found.json"
+    code = module.main(["--architectures", "--out", str(out)])
+    assert code == ("MISS" in capsys.readouterr().out)
+    rows = {row["graph"]: row["tools"]["vsfix"] for row in json.loads(out.read_text())["graphs"]}
+    assert set(rows) == set(module.CHAINS)
+    assert all(row["batch norms"] == row["constants"] == 0 for row in rows.values())
+
+
 def test_the_power_law_of_the_growth_is_found_again_and_a_long_run_left_out(passes):
     rows = [{"nodes": n, "seconds": {"vsfix": 2e-4 * n, "onnxslim": 1e-6 * n**2}} for n in (100, 300, 1000)]
     assert passes.power_law(rows, "vsfix")[0] == pytest.approx(1)
@@ -164,7 +193,7 @@ def test_both_training_loops_do_the_same_first_step(script, tmp_path, capsys):
 
 
 def test_without_its_peers_a_script_says_how_to_get_them():
-    for name in ("pass_peers", "verify_peers", "start_time"):
+    for name in ("pass_peers", "pass_counts", "verify_peers", "start_time"):
         text = (BENCHMARKS / f"{name}.py").read_text()
         assert "\n    pip install " in text.split('"""')[1]
     done = subprocess.run([sys.executable, BENCHMARKS / "start_time.py", "--help"], capture_output=True, text=True)
