@@ -53,7 +53,7 @@ def files(tmp_path_factory) -> Mapping[str, Path]:
     with torch.no_grad():
         for module in (noisy, quiet):
             module.train()(torch.from_numpy(np.tile(rows(), (20, 1))))
-    made = {name: folder / f"{name}.onnx" for name in ("marked", "lost", "quiet", "stale", "taken")}
+    made = {name: folder / f"{name}.onnx" for name in ("marked", "lost", "quiet", "stale", "taken", "bare")}
     example = torch.from_numpy(rows(4))
     export_onnx(noisy.eval(), example, made["marked"])
     export_onnx(quiet.eval(), example, made["quiet"])
@@ -64,6 +64,7 @@ def files(tmp_path_factory) -> Mapping[str, Path]:
             tensor.CopyFrom(onnx.numpy_helper.from_array(4 * onnx.numpy_helper.to_array(tensor), tensor.name))
     onnx.save(stale, made["stale"])
     made["taken"].write_bytes(made["marked"].read_bytes())
+    _fold(made["lost"], made["bare"])
     made["data"] = folder / "data.npz"
     np.savez(made["data"], input=rows())
     made["labels"] = folder / "labels.npz"
@@ -80,6 +81,15 @@ def _without_markers(model: onnx.ModelProto) -> onnx.ModelProto:
     result = export_model(graph, model)
     del result.metadata_props[:]
     return result
+
+
+def _fold(path: Path, folded: Path) -> None:
+    """As a default export of PyTorch is: no BatchNorm, and no word of the noise."""
+    line = f"optimize {path} --method none -o {folded}"
+    assert CliRunner().invoke(vsfix, line.split()).exit_code == 0
+    model = onnx.load(folded)
+    del model.metadata_props[:]
+    onnx.save(model, folded)
 
 
 @pytest.fixture
@@ -132,6 +142,19 @@ SITUATIONS = [
         LOST + " --method exact --data {data} \\1",
         "Repaired 2 of 2",
     ),
+    Advice(
+        "inspect {bare} --data {data}",
+        "where a network never had any, say where its noise was, with --noise 'NODE=dropout:RATIO'",
+        "inspect {bare} --data {data} --noise node_linear=dropout:0.5",
+        "R = ",
+    ),
+    Advice(
+        "optimize {bare} --no-refine -o {out} --data {data}",
+        "with --noise 'NODE=dropout:RATIO'",
+        "optimize {bare} --no-refine -o {out} --data {data} --noise node_linear=dropout:0.5 --method match",
+        "Repaired",
+    ),
+    Advice("inspect {bare}", "export it again with `vsfix export`", "inspect {marked}", "noise layers: 1"),
     # Statistics that are not those of the data.
     Advice("inspect {stale} --data {data}", EXACT_ALL, STALE + " \\1", "Repaired 2 of 2"),
     Advice(STALE, EXACT_ALL, STALE + " \\1", "Repaired 2 of 2"),
