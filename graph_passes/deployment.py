@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .control_flow import InlineConstantIf
 from .decomposed_noise import MarkDecomposedNoise
+from .fold_affine import FoldAffine
 from .fold_batch_norm import FoldBatchNorm
 from .fold_constants import ResolveShapes
 from .graph_pass import GraphPass
@@ -33,5 +34,5 @@ def cleaning_passes(fold: FoldBatchNorm | None) -> list[GraphPass]:
     Args:
         fold: how BatchNorms are folded; None where they stay.
     """
-    folds: list[GraphPass] = [] if fold is None else [fold, LeaveChannelsLast(), SimplifyShapes()]
+    folds: list[GraphPass] = [] if fold is None else [fold, FoldAffine(fold), LeaveChannelsLast(), SimplifyShapes()]
     return [RemoveMarkers(), RemoveIdentities(), SimplifyShapes(), *folds]

@@ -23,6 +23,14 @@ from .fold_constants import evaluate_constant
 from .inference import Float64Array
 from .tensors import Tensor, constant_behind, is_graph_output
 
+MERGED = (
+    "its variance is merged into its scale, so that neither is known; Keras on torch exports that way unless its own "
+    "exporter is left out: with KERAS_BACKEND=torch take torch.onnx.export(model.eval(), args, file, dynamo=True, "
+    "optimize=False)"
+)
+PLAIN_AFFINE = (
+    "it is a scale and a shift of each channel, as a frozen BatchNorm is: no mean and variance is in the file"
+)
 # What copies its input without arithmetic: behind it, an input of the graph is still what the user fed.
 _COPIES = frozenset("Identity Cast Reshape Flatten Squeeze Unsqueeze Transpose".split())
 # A scale and a shift behind one of these belong to it: the affine part of a normalisation, not a merged BatchNorm.
@@ -88,16 +96,16 @@ def find_primitive_batch_norms(graph: gs.Graph) -> list[PrimitiveBatchNorm | Loo
 def _match(graph: gs.Graph, chain: Chain) -> PrimitiveBatchNorm | Lookalike | None:
     """A BatchNorm at the beginning of a chain: a shift or none, scales, a shift or none."""
     first = 1 if chain[0].shifts else 0
-    if first and not _is_row(graph, chain[0]):
+    if first and not is_row(graph, chain[0]):
         return None
     end = first
-    while end < len(chain) and not chain[end].shifts and _is_row(graph, chain[end]):
+    while end < len(chain) and not chain[end].shifts and is_row(graph, chain[end]):
         end += 1
     scales = chain[first:end]
     if not scales:
         return None
     center = chain[0] if first else None
-    shift = chain[end] if end < len(chain) and chain[end].shifts and _is_row(graph, chain[end]) else None
+    shift = chain[end] if end < len(chain) and chain[end].shifts and is_row(graph, chain[end]) else None
     steps = chain[: end + (shift is not None)]
     try:
         product = [factor for step in scales for factor in factors(graph, step.operand, step.sign)]
@@ -140,7 +148,7 @@ def _match_merged(
         if _is_fed(graph, data):
             return Lookalike(steps, "it normalises an input of the graph, as preprocessing does")
         if len(divisors) != 1 or not (divisors[0].values > 0).all():
-            return Lookalike(steps, f"its variance and its scale were merged into one constant; {KEEPING_EXPORT}")
+            return Lookalike(steps, MERGED)
         c = divisors[0]
         if not _is_vouched_for(graph, steps, shift):
             return Lookalike(steps, "it standardises a tensor, and neither a root nor what follows says BatchNorm")
@@ -152,7 +160,7 @@ def _match_merged(
         return None
     if values_of(graph, shift.operand).size < 2:
         return None
-    return Lookalike(steps, f"if it was a BatchNorm, its mean and variance are no longer in the file; {KEEPING_EXPORT}")
+    return Lookalike(steps, PLAIN_AFFINE)
 
 
 def _is_vouched_for(graph: gs.Graph, steps: Chain, shift: Step | None) -> bool:
@@ -210,7 +218,7 @@ def _added(graph: gs.Graph, step: Step | None, sign: int = 1) -> BatchNormParame
     return BatchNormParameter(values + 0.0, look_through(step.operand))  # + 0.0: no negative zeros
 
 
-def _is_row(graph: gs.Graph, step: Step) -> bool:
+def is_row(graph: gs.Graph, step: Step) -> bool:
     """Whether the operand has one value for each position of one axis at most."""
     shape = operand_shape(graph, step)
     return shape is not None and sum(side != 1 for side in shape) <= 1

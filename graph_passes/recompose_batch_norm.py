@@ -39,7 +39,7 @@ _FLOATS = (np.float16, np.float32, np.float64)
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
     """Where the channels of the data lie, C and the axis, and the number of axes; and the type of the data."""
 
     channels: int
@@ -60,7 +60,9 @@ class RecomposeBatchNorm:
         shapes = TensorShapes(graph)
         found = find_primitive_batch_norms(graph)
         # All are decided before the first is rewritten: shapes can't be inferred on a graph that is half edited.
-        decisions = [match.reason if isinstance(match, Lookalike) else _layout(graph, match, shapes) for match in found]
+        decisions = [
+            match.reason if isinstance(match, Lookalike) else find_layout(graph, match, shapes) for match in found
+        ]
         taken = {tensor.name for node in graph.nodes for tensor in (*node.inputs, *node.outputs)} if found else set()
         for match, decision in zip(found, decisions, strict=True):
             last = match.steps[-1]
@@ -68,13 +70,13 @@ class RecomposeBatchNorm:
             if isinstance(match, Lookalike) or isinstance(decision, str):
                 kept.append(Kept(label, str(decision)))
             else:
-                changed.append(Change(label, _rewrite(graph, match, decision, label, taken)))
+                changed.append(Change(label, write_batch_norm(graph, match, decision, label, taken)))
         if changed:
             graph.cleanup()
         return PassResult(self.name, tuple(changed), tuple(kept))
 
 
-def _layout(graph: gs.Graph, match: PrimitiveBatchNorm, shapes: TensorShapes) -> _Layout | str:
+def find_layout(graph: gs.Graph, match: PrimitiveBatchNorm, shapes: TensorShapes) -> Layout | str:
     """Where the channels lie, or the reason why the match can't be written as a BatchNormalization."""
     if graph.opset < 7:
         return f"the model has opset {graph.opset}; convert it to 7 or newer with onnx.version_converter"
@@ -98,7 +100,7 @@ def _layout(graph: gs.Graph, match: PrimitiveBatchNorm, shapes: TensorShapes) ->
         return f"its constants have {channels} channels, its input {shape[axis] or 'an unknown number'}"
     values = evaluate_constant(graph, match.steps[0].operand)
     dtype = np.float32 if isinstance(values, str) else values.dtype
-    return _number_problem(match, channels, dtype) or _Layout(channels, axis, rank, dtype)
+    return _number_problem(match, channels, dtype) or Layout(channels, axis, rank, dtype)
 
 
 def _number_problem(match: PrimitiveBatchNorm, channels: int, dtype: npt.DTypeLike) -> str | None:
@@ -117,7 +119,7 @@ def _number_problem(match: PrimitiveBatchNorm, channels: int, dtype: npt.DTypeLi
     return None
 
 
-def _rewrite(graph: gs.Graph, match: PrimitiveBatchNorm, layout: _Layout, label: str, taken: set[str]) -> str:
+def write_batch_norm(graph: gs.Graph, match: PrimitiveBatchNorm, layout: Layout, label: str, taken: set[str]) -> str:
     """Puts the BatchNormalization in the place of the steps; returns what was done."""
     x, y = match.steps[0].data, match.steps[-1].output
     inputs = [
@@ -203,7 +205,7 @@ def _transposed(x: Tensor, y: Tensor, rank: int, label: str, nodes: list[gs.Node
     return x, normalised
 
 
-def _constant(parameter: BatchNormParameter, layout: _Layout, name: str, taken: set[str]) -> gs.Constant:
+def _constant(parameter: BatchNormParameter, layout: Layout, name: str, taken: set[str]) -> gs.Constant:
     """A parameter as a constant of shape (C,): the one that the file has, where it fits, else a new one."""
     values = np.broadcast_to(parameter.values, layout.channels).astype(layout.dtype)
     stored = None if parameter.source is None else constant_behind(parameter.source)

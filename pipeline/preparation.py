@@ -19,13 +19,14 @@ from vsfix.graph_passes.batch_norm import (
 from vsfix.graph_passes.deployment import deployment_passes
 from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.fold_constants import FoldConstants
-from vsfix.graph_passes.graph_pass import PassPipeline
+from vsfix.graph_passes.graph_pass import Kept, PassPipeline
 from vsfix.graph_passes.marker import EXPORT_METADATA_KEY, has_open_ratio, is_dropout, marker_label, read_marker
 from vsfix.graph_passes.model_file import import_graph, read_metadata
 from vsfix.graph_passes.nodes import is_standard, label_of
 from vsfix.graph_passes.noise import Noise
 from vsfix.graph_passes.noise_analysis import analyse_noise
 from vsfix.graph_passes.noise_insertion import InsertNoise, parse_noise_option
+from vsfix.graph_passes.primitive_batch_norm import MERGED, PLAIN_AFFINE
 from vsfix.graph_passes.random_expression import RANDOM_OPERATORS
 from vsfix.graph_passes.recompose_batch_norm import RecomposeBatchNorm
 from vsfix.graph_passes.tensors import consumed_tensors
@@ -71,10 +72,18 @@ def prepare_model(
     graph = import_graph(model)
     passes = PassPipeline([*deployment_passes(), RecomposeBatchNorm(), FoldConstants()])
     done = passes(graph)
-    warnings = [f"{kept.subject}: {kept.reason}" for kept in (*done.kept, *unreadable_batch_norms(graph))]
+    lookalikes = [kept for kept in done.kept if kept.reason in (MERGED, PLAIN_AFFINE)]
+    others = [kept for kept in done.kept if kept not in lookalikes]
+    warnings = [f"{kept.subject}: {kept.reason}" for kept in (*others, *unreadable_batch_norms(graph))]
+    warnings += [sentence for reason in (MERGED, PLAIN_AFFINE) if (sentence := _together(lookalikes, reason))]
     warnings += [*_open_ratios(graph), *_replaceable(model)]
     inserted = InsertNoise(_sites(noise))(graph)
     if needs_batch_norms and not has_noise(graph):
+        if lookalikes and not find_batch_norms(graph):
+            raise ModelError(
+                f"no BatchNorm of the model can be measured: {warnings[-1]}; to repair it all the same, say where its "
+                "noise was, with --noise 'NODE=dropout:RATIO'; to fold it alone, take --method none"
+            )
         require_batch_norms(graph)
     _require_no_draws(graph)
     separate_statistics(graph)
@@ -87,6 +96,13 @@ def prepare_model(
         warnings=tuple(warnings),
         shows_its_noise=EXPORT_METADATA_KEY in read_metadata(model) or bool(noise),
     )
+
+
+def _together(kept: Sequence[Kept], reason: str) -> str:
+    """One sentence for all that were kept for one reason; empty for none."""
+    names = [each.subject for each in kept if each.reason == reason]
+    more = f" (and {len(names) - 1} more like it)" if len(names) > 1 else ""
+    return f"{names[0]}{more}: {reason}" if names else ""
 
 
 def _open_ratios(graph: gs.Graph) -> list[str]:
