@@ -19,8 +19,10 @@ from vsfix.graph_passes.noise import NoiseKind
 
 from .telling import MOST_AT_ONCE, TRAINING_SAMPLES, Fit, Kind, Source, Telling, jackknife_error
 
-GAIN = 0.05  # of all that is to be explained: another kind of place must explain so much more
-EQUAL = 0.01  # of the same: a difference that small is none
+GAIN = 0.3  # of what is left: another kind of place must explain so much more
+LEAST_GAIN = 0.015  # a relative residual, root mean square over the BatchNorms that have something to explain
+EQUAL = 0.01  # of what is to be explained: a difference that small is none
+EASY = 0.05  # the same of one BatchNorm on the way
 OWN_GAIN = 0.3  # of what one BatchNorm has to be explained: the same for a place of its own
 SURE = 3.0  # standard errors
 NOTICEABLE = 0.03  # a relative residual, root mean square, that asks for a place of its own
@@ -42,6 +44,13 @@ class Agreement:
         self._explained: defaultdict[Kind, float] = defaultdict(float)
         self._fits: dict[tuple[int, Kinds], Fit] = {}
 
+    @classmethod
+    def of(cls, tellings: Iterable[Telling], samples: int) -> Agreement:
+        """What a whole walk told."""
+        agreement = cls(samples)
+        agreement.tellings += tellings
+        return agreement
+
     def add(self, telling: Telling) -> Mapping[Source, float]:
         """Takes one more BatchNorm into account.
 
@@ -54,8 +63,8 @@ class Agreement:
             return {}
         fits = telling.fits(range(len(telling.sources)))
         best = min(fits, key=lambda fit: float(fit.left[0]))
-        near = [fit for fit in fits if not self._is_better(best, fit, GAIN * telling.without[0])]
-        chosen = min(near, key=lambda fit: (len(fit.chosen), -self._popularity(telling, fit)))
+        near = [fit for fit in fits if not self._is_better(best, fit, EASY * telling.without[0])]
+        chosen = min(near, key=lambda fit: (len(fit.chosen), -self._popularity(telling, fit), float(fit.left[0])))
         for index in chosen.chosen:
             self._explained[telling.sources[index].of] += float(telling.without[0] - chosen.left[0])
         return {telling.sources[i]: float(s2) for i, s2 in zip(chosen.chosen, chosen.variances[0], strict=True)}
@@ -64,14 +73,16 @@ class Agreement:
         """The smallest set of kinds of places that explains what was told."""
         telling = self._telling()
         chosen: Kinds = frozenset()
-        left = nothing = self.left(chosen)
+        left = self.left(chosen)
         useful = self._useful(telling)
         for size in range(1, min(MOST_AT_ONCE, len(useful)) + 1):
-            sets = [frozenset(kinds) for kinds in combinations(useful, size)]
+            sets = [kinds for kinds in map(frozenset, combinations(useful, size)) if _is_possible(kinds)]
+            if not sets:
+                break
             kinds = min(sets, key=lambda kinds: float(self.left(kinds)[0]))
             rest = self.left(kinds)
             gain = left - rest
-            if not self._is_sure(gain, GAIN * nothing[0]):
+            if not self._is_sure(gain, max(GAIN * float(left[0]), len(telling) * LEAST_GAIN**2)):
                 break
             chosen, left = kinds, rest
         return chosen
@@ -83,8 +94,8 @@ class Agreement:
         found = []
         for kinds in combinations(self._useful(telling), len(chosen)):
             more = self.left(frozenset(kinds)) - left
-            margin = max(2 * self.inflation * jackknife_error(more), EQUAL * nothing)
-            if frozenset(kinds) != chosen and more[0] < margin:
+            margin = max(self.inflation * jackknife_error(more), EQUAL * nothing)
+            if frozenset(kinds) != chosen and _is_possible(kinds) and more[0] < margin:
                 found.append(frozenset(kinds))
         return found
 
@@ -107,9 +118,10 @@ class Agreement:
         telling = self._telling()
         return np.asarray(np.sum([self._fit(one, kinds).left for one in telling], axis=0) if telling else np.zeros(2))
 
-    def _popularity(self, telling: Telling, fit: Fit) -> float:
-        """How much the kinds of the sources of a fit have explained so far."""
-        return sum(self._explained[telling.sources[index].of] for index in fit.chosen)
+    def _popularity(self, telling: Telling, fit: Fit) -> int:
+        """Which share of all that was explained so far the kinds of the sources of a fit explained, in tenths."""
+        own = sum(self._explained[telling.sources[index].of] for index in fit.chosen)
+        return round(10 * own / max(sum(self._explained.values()), 1e-12))
 
     def _telling(self) -> list[Telling]:
         """Those that have something to explain."""
@@ -140,3 +152,9 @@ class Agreement:
         if key not in self._fits:
             self._fits[key] = telling.fit([i for i, one in enumerate(telling.sources) if one.of in own])
         return self._fits[key]
+
+
+def _is_possible(kinds: Iterable[Kind]) -> bool:
+    """Whether the places of each kind have one kind of noise."""
+    signatures = [signature for signature, _ in kinds]
+    return len(set(signatures)) == len(signatures)

@@ -15,6 +15,7 @@ from .plan import Plan
 from .telling import Fit, Source, Telling, jackknife_error
 
 SMALL = 0.1  # of s2: in one place alone this is chance
+CLEAR = 0.09  # a relative residual: one BatchNorm alone must be off by more
 TOO_SMALL = 0.02  # of s2: the weights moved by as much while the statistics were gathered
 ONE_RATIO = 0.06  # drop ratios no farther apart are one
 STANDARD_ERRORS = 1.96
@@ -149,6 +150,8 @@ def _pooled(group: Sequence[_Amount]) -> Float64Array:
 def _is_no_chance(group: Sequence[_Amount], inflation: float) -> bool:
     """Whether several places agree on more than chance, or one has much."""
     pooled = _pooled(group)
+    if len(group) == 1 and group[0].telling.without[0] < CLEAR**2:
+        return False
     if pooled[0] >= SMALL:
         return True
     return len(group) > 1 and bool(pooled[0] > 2 * STANDARD_ERRORS * inflation * jackknife_error(pooled))

@@ -46,6 +46,7 @@ DRIFT = 0.03  # a relative residual that weights leave which moved while the sta
 MOSTLY = 0.8  # of what is to be explained: noise that explains so much is there, whatever else is
 MEANS = 0.15  # deviations, root mean square over the channels, by which means may be off
 TIED_KINDS = (NoiseKind.DROPOUT, NoiseKind.FEATURE_DROPOUT, NoiseKind.DROP_PATH)
+STRENGTHS = (0.1, 0.8)  # the weakest and the strongest noise that is tried
 WORST = 4.0  # times what chance makes of one BatchNorm's residual
 
 
@@ -153,17 +154,20 @@ def infer_noise(
     found = search.explore(NoiseKind.DROPOUT)
     if not any(telling.channels for telling in found.tellings):
         raise DataError("no BatchNorm varies enough over these samples to be compared; give some hundred")
-    if found.is_tied and (
-        len(found.kinds) + len(found.own) > 1 or found.left[0] > _by_chance(found.tellings, search.few)
-    ):
+    if found.is_tied and not found.is_simple(search.few):
         for kind in (NoiseKind.FEATURE_DROPOUT, NoiseKind.DROP_PATH):
             other = search.explore(kind)
             gain = found.left - other.left
-            found = other if gain[0] > 2 * jackknife_error(gain) else found
+            found = other if gain[0] > jackknife_error(gain) else found
     if not found.kinds and not found.own:
         return _conclude(search.walk(Plan(only=frozenset())), Plan(), (), search.samples)
-    plan = search.compare(found)
-    return _conclude(search.walk(plan), plan, found.rivals, search.samples)
+    plan = search.compare(replace(found, plan=replace(found.plan, strengths=found.strengths)))
+    tellings = search.walk(plan)
+    needed = Agreement.of(tellings, search.samples)
+    if needed.kinds() < found.kinds:
+        plan = replace(plan, only=needed.kinds(), own=needed.own_places(needed.kinds()))
+        tellings = search.walk(plan)
+    return _conclude(tellings, plan, found.rivals, search.samples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,9 +204,23 @@ class _Found:
         ]
 
     @property
+    def strengths(self) -> dict[tuple[str, NoiseKind], float]:
+        """The drop ratio of each source where it was found."""
+        found = {}
+        for telling in self.tellings:
+            fit = telling.fit(_chosen(telling, self.kinds, self.own))
+            for index, s2 in zip(fit.chosen, fit.variances[0], strict=True):
+                found[telling.sources[index].key] = float(np.clip(s2 / (1 + s2), *STRENGTHS))
+        return found
+
+    @property
     def is_tied(self) -> bool:
         """Whether the kind of some noise is told only by the BatchNorms behind its own."""
         return any(place.is_tied for place in self.places)
+
+    def is_simple(self, samples: int) -> bool:
+        """Whether one kind of place explains everything."""
+        return len(self.kinds) + len(self.own) < 2 and bool(self.left[0] <= _by_chance(self.tellings, samples))
 
     @cached_property
     def left(self) -> Float64Array:
@@ -245,17 +263,25 @@ class _Search:
         shared = dict.fromkeys(place.signature for place in found.places if place.is_shared)
         tied = dict.fromkeys(place.signature for place in found.places if place.is_tied)
         alternatives: list[tuple[Signature, NoiseKind | None]] = [(signature, None) for signature in shared]
-        if len(tied) > 1:
-            alternatives += [(signature, kind) for signature in tied for kind in TIED_KINDS]
+        if len(tied) > 1 or found.is_simple(self.few):
+            branches = {place.signature for place in found.places if place.is_branch}
+            for signature in tied:
+                kinds = TIED_KINDS if signature in branches else TIED_KINDS[:2]
+                alternatives += [(signature, kind) for kind in kinds]
         least = _left(self.walk(plan, self._few)) if alternatives else np.zeros(1)
         for signature, kind in alternatives:
             if kind is None:
                 other = replace(plan, for_all=plan.for_all | {signature})
             else:
                 other = replace(plan, kinds={**plan.kinds, signature: kind})
+            if all(
+                other.kind(place) is plan.kind(place) and other.sites(place) == plan.sites(place)
+                for place in found.places
+            ):
+                continue
             left = _left(self.walk(other, self._few))
             gain = least - left
-            if gain[0] > 2 * jackknife_error(gain):
+            if gain[0] > jackknife_error(gain):
                 plan, least = other, left
         return plan
 
@@ -282,14 +308,17 @@ def _left(
 ) -> Float64Array:
     """What is left of all BatchNorms with some sources, or with all of those tried, shape (1 + G,)."""
     fits = [
-        telling.fit(
-            [i for i, one in enumerate(telling.sources) if kinds is None or one.of in kinds or one.key in own]
-        ).left
+        telling.fit(range(len(telling.sources)) if kinds is None else _chosen(telling, kinds, own)).left
         for telling in tellings
         if telling.channels
     ]
     groups = min(len(left) for left in fits)
     return np.asarray(np.sum([left[:groups] for left in fits], axis=0))
+
+
+def _chosen(telling: Telling, kinds: Kinds, own: frozenset[tuple[str, NoiseKind]]) -> list[int]:
+    """The numbers of the sources of some kinds, and of some places."""
+    return [i for i, source in enumerate(telling.sources) if source.of in kinds or source.key in own]
 
 
 def _by_chance(tellings: Sequence[Telling], samples: int) -> float:

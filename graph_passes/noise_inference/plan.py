@@ -12,6 +12,8 @@ from vsfix.graph_passes.noise import NoiseKind
 from .places import Place, Signature
 from .telling import Kind, Source
 
+UNIT = 0.5  # the drop ratio whose noise has the variance 1
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -25,6 +27,8 @@ class Plan:
         kinds: the same, by signature.
         for_all: the signatures of shared places whose noise is for all readers; elsewhere it is for those in front of
             the BatchNorm alone.
+        strengths: the drop ratio with which a source is tried, by the name of the place and the kind. It matters where
+            the variance does not grow in proportion to that of the noise; elsewhere it is that of unit noise.
     """
 
     only: frozenset[Kind] | None = None
@@ -32,6 +36,7 @@ class Plan:
     default: NoiseKind = NoiseKind.DROPOUT
     kinds: Mapping[Signature, NoiseKind] = field(default_factory=dict)
     for_all: frozenset[Signature] = frozenset()
+    strengths: Mapping[tuple[str, NoiseKind], float] = field(default_factory=dict)
 
     def sources(self, place: Place, shape: tuple[int, ...] | None = None) -> list[Source]:
         """The kinds of noise to try at a place.
@@ -49,6 +54,10 @@ class Plan:
             if place.is_branch:
                 kinds.append(NoiseKind.DROP_PATH)
         return [source for kind in kinds if self._is_tried(source := Source(place, kind))]
+
+    def strength(self, source: Source) -> float:
+        """The drop ratio with which a source is tried."""
+        return UNIT if source.place.is_linear else self.strengths.get(source.key, UNIT)
 
     def kind(self, place: Place) -> NoiseKind:
         """Of a place whose own BatchNorm can't tell it."""

@@ -104,9 +104,12 @@ class Telling:
         return np.asarray(self.products[:, 0, 0])
 
     def fits(self, allowed: Collection[int]) -> list[Fit]:
-        """The least squares of every set of up to three of the allowed sources in which each has some noise."""
+        """The least squares of every set of up to three of the allowed sources in which each has some noise.
+
+        A place has one kind of noise.
+        """
         sets = (chosen for size in range(1, MOST_AT_ONCE + 1) for chosen in combinations(allowed, size))
-        found = (self._solve(chosen) for chosen in sets)
+        found = (self._solve(chosen) for chosen in sets if len({self.sources[i].place for i in chosen}) == len(chosen))
         return [Fit((), np.zeros((len(self.products), 0)), self.without), *(fit for fit in found if fit is not None)]
 
     def fit(self, allowed: Collection[int]) -> Fit:

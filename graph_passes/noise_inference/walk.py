@@ -5,7 +5,8 @@ For each region (see `places`)
     clean     its nodes run once; the moments of the BatchNorm's input are compared with what is stored
     tried     where they differ, its nodes run with unit noise on each place in turn: Dropout 0.5, whose variance is 1.
               Where the BatchNorm's input is linear in it, the noise adds E[(x_noisy - x_clean)^2] to the variance; else
-              it is the variance that is compared. Noise on what the BatchNorm reads needs no run: it adds E[x^2]
+              it is the variances that are compared, under noise about as strong as it is. Noise on what the BatchNorm
+              reads needs no run: it adds E[x^2]
     noisy     where noise is found it is switched on, for all that follows
 
 The BatchNorm then normalises with what was measured, as it did in training. Activations are held only as long as a
@@ -37,7 +38,6 @@ from .trial import Trial
 NOTHING = 0.02  # a relative residual, root mean square over the channels, that needs no explanation
 ENOUGH_POSITIONS, ENOUGH_SAMPLES = 16, 128  # where a sample has so many values, so many samples show what noise adds
 DRAWS_OF_VALUES = 4  # where a sample has fewer
-UNIT = 0.5  # the drop ratio whose noise has the variance 1
 
 Decision = Callable[[Telling], Mapping[Source, float]]  # the s2 of what is to be switched on
 
@@ -137,7 +137,8 @@ class Walk:
         difference = gs.Variable(f"{target.name}#difference", dtype=before.dtype)
         subtract = gs.Node("Sub", inputs=[target, before], outputs=[difference])
         has_positions = clean.count >= ENOUGH_POSITIONS * clean.samples
-        numbers = self._activations.few(ENOUGH_SAMPLES) if has_positions else self._activations.numbers
+        enough = ENOUGH_SAMPLES if all(mask.place.is_linear for mask in trial.masks) else 2 * ENOUGH_SAMPLES
+        numbers = self._activations.few(enough) if has_positions else self._activations.numbers
         reference = group_variances(self._activations.moments(target.name, numbers))
         is_linear = all(mask.place.is_linear for mask in trial.masks)
         with self._parts.open(
@@ -147,14 +148,16 @@ class Walk:
         ) as run:
 
             def added(source: Source, draw: int) -> Float64Array:
+                noise = Noise(source.kind, self._plan.strength(source))
+
                 def feed(batch: int) -> dict[str, Array]:
-                    factors = self._factors(trial, {source.place: Noise(source.kind, UNIT)}, batch, draw)
+                    factors = self._factors(trial, {source.place: noise}, batch, draw)
                     return factors | {before.name: self._activations.get(batch, target.name)}
 
                 found = run(numbers, feed)
                 if source.place.is_linear:
                     return _mean_squares(found[difference.name])
-                return group_variances(found[target.name]) - reference
+                return (group_variances(found[target.name]) - reference) / noise.variance
 
             draws = range(1 if has_positions else DRAWS_OF_VALUES)
             for mask in trial.masks:
