@@ -34,5 +34,5 @@ def cleaning_passes(fold: FoldBatchNorm | None) -> list[GraphPass]:
     Args:
         fold: how BatchNorms are folded; None where they stay.
     """
-    folds: list[GraphPass] = [] if fold is None else [fold, FoldAffine(fold), LeaveChannelsLast(), SimplifyShapes()]
+    folds: list[GraphPass] = [] if fold is None else [fold, LeaveChannelsLast(), FoldAffine(fold), SimplifyShapes()]
     return [RemoveMarkers(), RemoveIdentities(), SimplifyShapes(), *folds]

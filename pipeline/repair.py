@@ -21,10 +21,11 @@ from vsfix.graph_passes.batches import (
 from vsfix.graph_passes.deployment import cleaning_passes
 from vsfix.graph_passes.errors import CheckFailedError, VsfixError
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
-from vsfix.graph_passes.graph_pass import PassPipeline, PassResult
+from vsfix.graph_passes.graph_pass import Change, PassPipeline, PassResult
 from vsfix.graph_passes.inference import OpenModel
 from vsfix.graph_passes.measurement import LARGEST_INPUT
 from vsfix.graph_passes.model_file import export_model, read_metadata
+from vsfix.graph_passes.recompose_batch_norm import LeaveChannelsLast
 from vsfix.graph_passes.typed_batch_norm import check_half_batch_norms, require_statistics
 from vsfix.graph_passes.value_scan import doubtful_constants, require_finite_values
 
@@ -107,7 +108,7 @@ def repair_model(
         data=edited.data,
         samples=edited.samples,
         judged_on=before.samples,
-        batch_norms=_outcomes(after, edited, uses, _result_of(clean, FoldBatchNorm.name)),
+        batch_norms=_outcomes(after, edited, uses, _folds(clean, graph)),
         prepared=prepared.changes + choice.changes,
         removed=tuple(change.subject for result in clean.results[:2] for change in result.changed),
         warnings=(
@@ -195,6 +196,22 @@ def _warnings(prepared: PreparedModel, choice: MethodChoice, edited: Edited, con
         few = f"the repair rests on {edited.samples} samples; its statistics are surer from {FEW_SAMPLES} on"
         return (*warnings, few)
     return warnings
+
+
+def _folds(clean: PassPipeline, graph: gs.Graph) -> PassResult | None:
+    """What became of the BatchNorms; None where none was to be folded.
+
+    One that was written as a Mul and an Add on the last axis is folded where these are.
+    """
+    folds, written = (_result_of(clean, name) for name in (FoldBatchNorm.name, LeaveChannelsLast.name))
+    if folds is None or written is None:
+        return folds
+    nodes = {node.name for node in graph.nodes}
+    names = {change.subject for change in written.changed if f"{change.subject}.mul" not in nodes}
+    late = tuple(Change(name, "folded as a scale and a shift of the last axis") for name in sorted(names))
+    return PassResult(
+        folds.pass_name, (*folds.changed, *late), tuple(kept for kept in folds.kept if kept.subject not in names)
+    )
 
 
 def _result_of(passes: PassPipeline, name: str) -> PassResult | None:
