@@ -6,6 +6,7 @@ What handles such a model here moves its tensors one by one.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path
 
@@ -16,13 +17,14 @@ import onnx.helper
 import onnx.numpy_helper
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
-from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, update_import_domains
+from onnx_graphsurgeon.ir.tensor import SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from .file_values import FileValues, can_stay_in_file, file_of, is_large, put_into_file, refer_to_file, values_of
-from .inference import Array
 from .named_file import why_unreadable
 from .stored_tensors import external_location, tensors_of
+from .tensors import Tensor
 
 MAX_MODEL_BYTES = 2**31  # a protobuf message ends here
 # The limit of protobuf, less what the nodes of even a large graph take.
@@ -128,31 +130,49 @@ def save_with_external_data(model: onnx.ModelProto, path: Path) -> None:
 def export_any_size(graph: gs.Graph) -> onnx.ModelProto:
     """The graph as a model, however large.
 
-    onnx-graphsurgeon copies the graph into the model, which ends at 2 GiB. Past that, the weights are taken out of the
-    graph for the time of the export and put into the finished model.
+    onnx-graphsurgeon copies each weight three times, twice between messages, which end at 2 GiB. Here each is written
+    into the model itself; past 2 GiB what was computed goes into a file.
     """
-    read = {id(tensor): tensor for node in graph.nodes for tensor in node.inputs}
-    large = [tensor for tensor in read.values() if isinstance(tensor, gs.Constant) and _bytes(tensor) >= INLINE_BELOW]
     with G_LOGGER.suppress(G_LOGGER.ERROR):
-        total = sum(map(_bytes, large))
-        if total <= MAX_SINGLE_FILE_WEIGHTS and not any(isinstance(c._values, FileValues) for c in large):
-            return gs.export_onnx(graph, do_type_check=False)
-        if total > MAX_SINGLE_FILE_WEIGHTS:
-            for constant in large:
+        tensors = list(graph.tensors().values())
+        constants = [tensor for tensor in tensors if isinstance(tensor, gs.Constant)]
+        if sum(map(_bytes, constants)) > MAX_SINGLE_FILE_WEIGHTS:
+            for constant in constants:
                 if isinstance(constant._values, np.ndarray) and is_large(constant._values.nbytes):
                     constant.values = FileValues(put_into_file(constant._values))
-        held = {constant.name: constant._values for constant in large}  # .values would load what is still a message
-        try:
-            for constant in large:
-                constant.values = LazyValues(onnx.TensorProto(data_type=onnx.TensorProto.FLOAT, dims=[0]))
-            model = gs.export_onnx(graph, do_type_check=False)
-        finally:
-            for constant in large:
-                constant.values = held[constant.name]
-    for tensor in model.graph.initializer:
-        if tensor.name in held:
-            _fill(tensor, held[tensor.name])
+        model = onnx.ModelProto(
+            ir_version=onnx.IR_VERSION if graph.ir_version is None else graph.ir_version,
+            producer_name=graph.producer_name,
+            producer_version=graph.producer_version,
+            opset_import=update_import_domains(graph),
+            functions=map(OnnxExporter.export_function, graph.functions),
+        )
+        model.graph.name = graph.name
+        if graph.doc_string:
+            model.graph.doc_string = graph.doc_string
+        model.graph.node.extend(map(OnnxExporter.export_node, graph.nodes))
+        for messages, stated in (
+            (model.graph.input, graph.inputs),
+            (model.graph.output, graph.outputs),
+            (model.graph.value_info, _inner_variables(graph, tensors)),
+        ):
+            messages.extend(OnnxExporter.export_value_info_proto(tensor, False) for tensor in stated)
+        for constant in constants:
+            if isinstance(constant._values, SparseValues):
+                model.graph.sparse_initializer.append(OnnxExporter.export_sparse_tensor_proto(constant))
+            else:
+                _fill(model.graph.initializer.add(), constant)
     return model
+
+
+def _inner_variables(graph: gs.Graph, tensors: Iterable[Tensor]) -> Iterator[gs.Variable]:
+    """The variables whose type or shape is stated, but for the inputs and outputs of the graph."""
+    outer = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
+    for tensor in tensors:
+        if not isinstance(tensor, gs.Variable) or tensor.name in outer:
+            continue
+        if tensor.dtype is not None or tensor.shape is not None:
+            yield tensor
 
 
 def _bytes(constant: gs.Constant) -> int:
@@ -165,22 +185,21 @@ def _bytes(constant: gs.Constant) -> int:
     return _size(values.tensor)
 
 
-def _fill(tensor: onnx.TensorProto, values: FileValues | LazyValues | Array) -> None:
-    """Puts the values that were taken out of the graph into a tensor of the model."""
-    if isinstance(values, FileValues):
-        name = tensor.name
-        tensor.CopyFrom(values.tensor)  # the reference alone
-        tensor.name = name
+def _fill(tensor: onnx.TensorProto, constant: gs.Constant) -> None:
+    """Puts a constant into a tensor of a model."""
+    values = constant._values
+    is_small = _bytes(constant) < INLINE_BELOW or constant.dtype != constant.export_dtype
+    if isinstance(values, FileValues) or is_small:
+        tensor.CopyFrom(values.tensor if isinstance(values, FileValues) else OnnxExporter.export_tensor_proto(constant))
+        tensor.name = constant.name
         return
     raw: bytes | memoryview
     if isinstance(values, np.ndarray):
         shape, code, raw = values.shape, onnx.helper.np_dtype_to_tensor_dtype(values.dtype), values.tobytes()
     else:
         shape, code, raw = values.tensor.dims, values.tensor.data_type, _raw(values.tensor)
-    del tensor.dims[:]
+    tensor.name, tensor.data_type, tensor.raw_data = constant.name, code, bytes(raw)
     tensor.dims.extend(shape)
-    tensor.data_type = code
-    tensor.raw_data = bytes(raw)
 
 
 def _size(tensor: onnx.TensorProto) -> int:
