@@ -5,13 +5,22 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.checker
 import onnx.helper
 import onnx.parser
+import onnx.shape_inference
 import pytest
 
 from vsfix.graph_passes import external_data
 from vsfix.graph_passes.errors import InputError, ModelError, OutputExistsError
-from vsfix.graph_passes.model_file import export_model, import_graph, read_metadata, read_model, write_model
+from vsfix.graph_passes.model_file import (
+    check_without_weights,
+    export_model,
+    import_graph,
+    read_metadata,
+    read_model,
+    write_model,
+)
 
 
 def test_a_model_survives_the_round_trip(residual, tmp_path, images, open_model):
@@ -65,6 +74,33 @@ def test_what_the_checker_refuses_is_not_written(residual, tmp_path):
     with pytest.raises(ModelError):
         write_model(residual, tmp_path / "out.onnx", force=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def _weight(model: onnx.ModelProto) -> onnx.TensorProto:
+    return next(tensor for tensor in model.graph.initializer if tensor.name == "conv2.weight")
+
+
+FAULTS = {
+    "a name that nothing writes": lambda model: model.graph.node[3].input.__setitem__(0, "nowhere"),
+    "a weight of other sides": lambda model: _weight(model).dims.__setitem__(slice(0, 2), [4, 9]),
+    "a weight of another type": lambda model: setattr(_weight(model), "data_type", onnx.TensorProto.INT32),
+    "a weight twice": lambda model: model.graph.initializer.append(_weight(model)),
+    "an attribute that is not there": lambda model: model.graph.node[0].attribute.add(name="no", i=1, type=2),
+    "an operator that is not there": lambda model: setattr(model.graph.node[3], "op_type", "Nothing"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_without_the_weights_the_checker_refuses_what_it_refuses_with_them(residual, fault):
+    assert len(_weight(residual).raw_data) >= external_data.INLINE_BELOW
+    before = residual.SerializeToString(deterministic=True)
+    check_without_weights(residual, Path("m.onnx"))
+    assert residual.SerializeToString(deterministic=True) == before
+    FAULTS[fault](residual)
+    with pytest.raises((onnx.checker.ValidationError, onnx.shape_inference.InferenceError)):
+        onnx.checker.check_model(residual, full_check=True)
+    with pytest.raises(ModelError, match=r"m\.onnx: the ONNX checker refuses it"):
+        check_without_weights(residual, Path("m.onnx"))
 
 
 def test_an_existing_output_needs_force(residual, tmp_path):
