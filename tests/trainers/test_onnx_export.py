@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vsfix.graph_passes.batch_norm import find_batch_norms
+from vsfix.graph_passes.batch_norm import find_batch_norms, find_modules
 from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError, OutputExistsError
 from vsfix.graph_passes.marker import EXPORT_METADATA_KEY, is_switched_off, marker_label, read_marker
 from vsfix.graph_passes.model_file import import_graph, read_metadata, read_model
@@ -368,7 +368,7 @@ def test_a_batch_norm_that_the_output_does_not_depend_on_is_left_out(tmp_path):
 
 
 def test_a_batch_norm_that_the_exporter_lost_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_export, "find_batch_norms", lambda graph: find_batch_norms(graph)[1:])
+    monkeypatch.setattr(onnx_export, "find_modules", lambda graph: find_modules(graph)[1:])
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4))
     with pytest.raises(ModelError, match=r"did not keep 1 BatchNorms \(2\)"):
         export_onnx(module, torch.randn(2, 1, 8, 8), tmp_path / "m.onnx")
