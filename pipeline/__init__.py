@@ -3,7 +3,7 @@
 command line    cli (the group), commands/ (one module for each), terminal_text, console, tables, output_file
 data            calibration, proxy_images, random_inputs, batch_runs
 runtimes        backends/ (one module for each runner), environment, gpu_state, doctor
-inspect         preparation, lost_noise, inspection, diagnosis, inspection_page
+inspect         preparation, fault, lost_noise, inspection, diagnosis, inspection_page
 optimize        repair_config, method_choice, made_inputs, label_judge, noise_study, refining, candidates, averaging,
                 estimation, editing, changed_parameters, rounding_floor, repair, repair_report, severity_text, casting,
                 accuracy, quantizer, quantization, optimization

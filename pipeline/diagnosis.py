@@ -7,50 +7,19 @@ import math
 from vsfix.graph_passes.jackknife import MIN_GROUPS
 
 from .averaging import RE_ESTIMATED
+from .fault import FaultKind
 from .inspection import BatchNormRow, Inspection
 from .severity_text import severity_sentence
 
 # A stored variance that is off by less moves no decision that could be measured; measured on 500 images, the variance
 # of a healthy BatchNorm is off by a few percent.
 SHIFTED = 1.1
-MOVED = 0.5  # deviations, by which the mean of a channel may be off
 
 
 def shifted_rows(rows: tuple[BatchNormRow, ...]) -> tuple[BatchNormRow, ...]:
     """The BatchNorms that noise reaches and whose stored variance is off by a tenth or more, the worst first."""
     off = [row for row in rows if row.noise and (row.known_mismatch or 0.0) >= SHIFTED]
     return tuple(sorted(off, key=lambda row: -(row.known_mismatch or 0.0)))
-
-
-def unexplained_rows(inspection: Inspection) -> tuple[BatchNormRow, ...]:
-    """The BatchNorms that no noise reaches and whose statistics the data does not show, the worst first."""
-    off = [row for row in inspection.rows if not row.noise and _is_off(row, inspection.samples)]
-    return tuple(sorted(off, key=lambda row: -(row.mismatch or 0.0)))
-
-
-def unexplained_statistics(inspection: Inspection) -> str:
-    """What is to be said of statistics that no noise reaches and that the data does not show; empty where all agree."""
-    off = unexplained_rows(inspection)
-    if not off:
-        return ""
-    worst = off[0]
-    return (
-        f"no noise that the file shows reaches them, and {len(off)} of {len(inspection.rows)} BatchNorms store other "
-        f"statistics than this data shows, the worst, '{worst.name}', a variance that is off by a factor of "
-        f"{worst.mismatch:.2f} and the mean of a channel by {worst.largest_offset or 0.0:.2f} deviations. Either the "
-        "statistics are stale (vsfix optimize --method exact --layers all writes those of the data), or noise was lost "
-        f"(say it with --noise '{worst.name}=dropout:RATIO'), or the data is not that of the training, preprocessed "
-        "the same way"
-    )
-
-
-def _is_off(row: BatchNormRow, samples: int) -> bool:
-    """Whether a variance is off by a tenth or more, beyond chance, or the mean of a channel by half a deviation."""
-    if row.mismatch is None or samples < MIN_GROUPS:
-        return False
-    by_variance = row.mismatch >= SHIFTED and not is_within_chance(row.mismatch, samples)
-    chance = 4 / math.sqrt(samples)  # of the mean of so many samples, in deviations
-    return by_variance or (row.largest_offset or 0.0) > max(MOVED, chance)
 
 
 def is_within_chance(mismatch: float, samples: int) -> bool:
@@ -77,6 +46,10 @@ def judge_inspection(inspection: Inspection) -> tuple[str, str]:
         return "FAIL", f"The weights can't be deployed, repaired or not: {inspection.defect}."
     if inspection.stored:
         return "WARN", wrong_statistics(inspection)
+    if inspection.fault is not None:
+        return "WARN", f"{inspection.fault.sentence[:1].upper()}{inspection.fault.sentence[1:]}."
+    if inspection.question:
+        return "WARN", f"Not clear: {inspection.question}."
     if inspection.severity is not None:
         return _judge_severity(inspection)
     total = len(inspection.rows)
@@ -99,8 +72,6 @@ def judge_inspection(inspection: Inspection) -> tuple[str, str]:
     status = "WARN" if inspection.warnings else "PASS"
     if not reached and inspection.noise_sources:
         return "WARN", "Not clear: the file marks noise, and how far it moves the outputs only data tells (--data)."
-    if not reached and (doubt := unexplained_statistics(inspection)):
-        return "WARN", f"Not clear: {doubt}."
     if not reached:
         return status, f"Nothing to repair: no noise that the file shows reaches any of its {total} BatchNorms."
     known = [row.known_mismatch for row in inspection.rows if row.noise and row.known_mismatch is not None]
@@ -124,13 +95,16 @@ def judge_inspection(inspection: Inspection) -> tuple[str, str]:
 def wrong_statistics(inspection: Inspection) -> str:
     """That stored statistics are not true under the noise, in one sentence with the first BatchNorm."""
     first, count = inspection.stored[0], len(inspection.stored)
+    if inspection.fault is not None and inspection.fault.kind is FaultKind.INPUT:
+        return f"The noise is not the only fault: {inspection.fault.sentence}."
+    what = "" if inspection.fault is None else f" Most likely {inspection.fault.description}."
     who = f"BatchNorm '{first.name}' stores" if count == 1 else f"{count} BatchNorms store"
     where = "" if count == 1 else f"'{first.name}' the first, "
     return (
         f"The noise is not the only fault: {who} other statistics than the network with its noise on shows on this "
         f"data ({where}variance off by a factor of {first.ratio:.2f}, mean by {first.offset:.2f} deviations). If it is "
         f"the data of the training, preprocessed the same way, vsfix optimize re-estimates them from {RE_ESTIMATED} "
-        "samples or more first."
+        f"samples or more first.{what}"
     )
 
 

@@ -20,7 +20,6 @@ from vsfix.graph_passes.repair_statistics import RepairStatistics
 
 from .averaging import UNDER_NOISE, Averaging, average_repair
 from .candidates import AS_TRAINED, CandidateRow, candidate_row
-from .diagnosis import unexplained_statistics
 from .estimation import estimate_statistics
 from .inspection import Inspection, inspect_graph
 from .label_judge import LabelJudge
@@ -92,7 +91,6 @@ def edit_parameters(
         judges = judged_on or _first(prepared, batches)
         before = inspect_graph(prepared.graph, judges, open_model)
         kept = tuple(Kept(row.name, choice.reason) for row in before.rows)
-        doubt = "" if config.method == "none" else unexplained_statistics(before)
         return Edited(
             method="none",
             reason=choice.reason,
@@ -102,7 +100,6 @@ def edit_parameters(
             judges=judges,
             before=before,
             changes=PassResult("keep parameters", (), kept),
-            warnings=(doubt,) if doubt else (),
         )
     made = None
     if not batches and choice.method != "analytic":

@@ -20,6 +20,7 @@ from vsfix.graph_passes.measurement import MeasurementConfig, measure
 from vsfix.graph_passes.model_file import read_metadata
 from vsfix.graph_passes.moments import Moments
 from vsfix.graph_passes.noise_analysis import Distance, NoiseMap, NoisePaths, analyse_noise
+from vsfix.graph_passes.noise_inference.claims import Claim
 from vsfix.graph_passes.noise_route import NoiseRoute, noise_route
 from vsfix.graph_passes.shift import (
     geometric_mean,
@@ -31,6 +32,7 @@ from vsfix.graph_passes.shift import (
 from vsfix.graph_passes.value_scan import describe_harm, doubtful_constants, scan_values
 from vsfix.graph_passes.weight_rounding import LIMITS
 
+from .fault import Fault, find_fault
 from .lost_noise import is_lost, recover_noise
 from .noise_study import FEW, NoiseStudy
 from .preparation import REPAIR_KEY, prepare_model
@@ -116,6 +118,9 @@ class Inspection:
         outputs: how each output is read for that, one line each.
         stored: BatchNorms whose statistics are not those of the network with its noise on, in the order of the graph; R
             is that of a network that nobody trained where there are any.
+        fault: what is wrong beside noise; None where nothing is.
+        claims: the lost noise that was inferred, by kind of place.
+        question: what is to be said where no noise is certain and something is off all the same; empty elsewhere.
     """
 
     rows: tuple[BatchNormRow, ...]
@@ -129,6 +134,9 @@ class Inspection:
     severity: Severity | None = None
     outputs: tuple[str, ...] = ()
     stored: tuple[StoredAgainstNoisy, ...] = ()
+    fault: Fault | None = None
+    claims: tuple[Claim, ...] = ()
+    question: str = ""
 
 
 @dataclass(frozen=True)
@@ -176,24 +184,43 @@ def inspect_model(
     prepared = prepare_model(model, config.noise)
     inferred, warnings, changes = "", prepared.warnings, prepared.changes
     judges = averaged_on or batches
+    claims: tuple[Claim, ...] = ()
+    fault, question = None, ""
     if is_lost(prepared):
         judges = batches
         if batches:
             lost = recover_noise(prepared, batches, open_model, max_memory=DEFAULT_MAX_MEMORY)
             inferred, changes = lost.sentence, changes + lost.changes
             warnings = (*warnings, *lost.doubts)
+            claims, fault, question = lost.inference.claims, lost.fault, lost.question
         else:
             warnings = (*warnings, NOT_SHOWN)
     found = _with_severity(
         inspect_graph(prepared.graph, batches, open_model), prepared.graph, judges, open_model, config
     )
+    if not inferred:
+        fault = _fault_beside_noise(prepared.graph, batches, open_model, found)
     return replace(
         found,
+        fault=fault,
+        claims=claims,
+        question=question,
         warnings=(*warnings, *found.warnings, *doubtful_constants(prepared.graph)),
         prepared=changes,
         inferred=inferred,
         defect=describe_harm(scan_values(prepared.graph)) or "",
     )
+
+
+def _fault_beside_noise(
+    graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, found: Inspection
+) -> Fault | None:
+    """What is wrong beside the noise that a file shows; of what is in its way only that which makes R doubtful."""
+    fault = find_fault(graph, batches, open_model)
+    reached = {row.name for row in found.rows if row.noise}
+    if fault is None or found.stored or not set(fault.batch_norms) <= reached:
+        return fault
+    return None
 
 
 def _with_severity(

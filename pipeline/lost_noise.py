@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vsfix.graph_passes.batches import Batch, cut_batches, prescribed_batch_size
 from vsfix.graph_passes.inference import OpenModel
 from vsfix.graph_passes.noise_analysis import analyse_noise
-from vsfix.graph_passes.noise_inference.inference import NoiseInference, Verdict, infer_noise
+from vsfix.graph_passes.noise_inference.inference import infer_noise
+from vsfix.graph_passes.noise_inference.verdict import NoiseInference, Verdict
 from vsfix.graph_passes.noise_insertion import InsertNoise
 
+from .fault import REESTIMATE, Fault, find_fault
 from .preparation import PreparedModel
 
 BATCH_SIZE = 64  # the inference tries its places on a part of the set
+NAMED = 3  # sites that are spelled out
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,12 @@ class LostNoise:
     Attributes:
         inference: the verdict with its numbers.
         changes: the markers that were inserted, one line each; none unless the noise was found.
+        fault: what is wrong beside noise; None where nothing is.
     """
 
     inference: NoiseInference
     changes: tuple[str, ...]
+    fault: Fault | None = None
 
     @property
     def sentence(self) -> str:
@@ -35,13 +40,34 @@ class LostNoise:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What is to be said where the noise that was found does not explain everything."""
+        """What is to be said where noise was found that does not explain everything."""
         if not self.inference.is_partial:
             return ()
         return (
             "the noise is inferred and leaves a part of the stored statistics unexplained, so what R and the repair "
             "rest on may not be the noise of the training: say where it was with --noise, or check with --eval-data",
         )
+
+    @property
+    def question(self) -> str:
+        """What is to be said where no noise is certain, and something is off all the same; else empty."""
+        if self.fault is not None:
+            return self.fault.sentence
+        verdict = self.inference.verdict
+        if verdict is Verdict.AMBIGUOUS:
+            return f"{self.sentence}; say which it was: {self._spelled_out()}"
+        if verdict is Verdict.NOT_EXPLAINED:
+            return f"{self.sentence}; if noise was lost, say it ({self._spelled_out()}); else {REESTIMATE}"
+        return ""
+
+    def _spelled_out(self) -> str:
+        """The likeliest noise as `--noise` takes it, for this file."""
+        said = [f"--noise '{site}={claim.noise}'" for claim in self.inference.claims for site in claim.sites]
+        if not said:
+            name = max(self.inference.residuals, key=lambda name: self.inference.residuals[name].after)
+            return f"--noise '{name}=dropout:RATIO'"
+        more = f" and {len(said) - NAMED} more" if len(said) > NAMED else ""
+        return f"for the first, {' '.join(said[:NAMED])}{more}"
 
 
 def is_lost(prepared: PreparedModel) -> bool:
@@ -56,16 +82,23 @@ def recover_noise(
 
     Args:
         prepared: a model that marks no noise.
-        batches: some hundred images like the training data.
+        batches: some hundred samples like the training data.
         open_model: the runtime.
         max_memory: bytes that the process may hold; activations beyond go to the disk.
 
     Raises:
         DataError: data that no statistic can be compared with.
     """
-    size = prescribed_batch_size(prepared.graph) or BATCH_SIZE
-    inference = infer_noise(prepared.graph, list(cut_batches(batches, size)), open_model, max_memory=max_memory)
-    if inference.verdict is not Verdict.FOUND:
-        return LostNoise(inference, ())
-    inserted = InsertNoise(inference.sites, tensors_only=True)(prepared.graph)
-    return LostNoise(inference, tuple(f"{change.subject}: {change.action}" for change in inserted.changed))
+    graph = prepared.graph
+    cut = list(cut_batches(batches, prescribed_batch_size(graph) or BATCH_SIZE))
+    inference = infer_noise(graph, cut, open_model, max_memory=max_memory)
+    if inference.verdict is Verdict.FOUND:
+        inserted = InsertNoise(inference.sites, tensors_only=True)(graph)
+        changes = tuple(f"{change.subject}: {change.action}" for change in inserted.changed)
+        return LostNoise(inference, changes)
+    fault = find_fault(graph, cut, open_model, inference.residuals, max_memory=max_memory)
+    if fault is not None and fault.input_map is not None:
+        beside = infer_noise(graph, fault.input_map.apply(cut), open_model, max_memory=max_memory)
+        if beside.verdict is Verdict.FOUND:
+            fault = replace(fault, beside=beside.description)
+    return LostNoise(inference, (), fault)

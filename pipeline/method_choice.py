@@ -8,7 +8,7 @@ noise not shown, no data        an error: nothing tells a shift from a change of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vsfix.graph_passes.batch_norm import find_batch_norms
 from vsfix.graph_passes.batches import Batch
@@ -16,8 +16,9 @@ from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.inference import OpenModel
 from vsfix.graph_passes.model_file import read_metadata
 from vsfix.graph_passes.noise_analysis import NoiseMap, analyse_noise
-from vsfix.graph_passes.noise_inference.inference import Verdict
+from vsfix.graph_passes.noise_inference.verdict import Verdict
 
+from .fault import find_fault
 from .lost_noise import LostNoise, is_lost, recover_noise
 from .preparation import REPAIR_KEY, PreparedModel
 from .repair_config import AVERAGING, NEED_NOISE, RepairConfig
@@ -26,7 +27,6 @@ NOT_SHOWN = (
     "the file marks no noise layer, so a shift can't be told apart from other changes; export the network with `vsfix "
     "export`, give --data so that the noise can be inferred from the statistics, or say where it was with --noise"
 )
-REESTIMATE = "to re-estimate every BatchNorm from data all the same: --method exact --layers all"
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,11 @@ def choose_method(
     if config.method == "exact" and config.layers != "auto":
         return MethodChoice(config.method, "asked for")
     if not is_lost(prepared):
-        return _with_markers(analyse_noise(prepared.graph), config)
+        choice = _with_markers(analyse_noise(prepared.graph), config)
+        if choice.method != "none":
+            return choice
+        fault = find_fault(prepared.graph, batches, open_model, seed=config.seed, max_memory=config.max_memory)
+        return choice if fault is None else replace(choice, warnings=(*choice.warnings, fault.sentence))
     if config.method not in ("auto", *NEED_NOISE):
         raise InputError(
             f"the file marks no noise layer, so --method {config.method} does not know which BatchNorms are concerned; "
@@ -107,5 +111,9 @@ def _with_inference(lost: LostNoise, config: RepairConfig) -> MethodChoice:
         )
     if verdict is Verdict.NO_NOISE:
         return MethodChoice("none", f"the statistics show no noise: {lost.sentence}")
-    advice = "say which it was with --noise" if verdict is Verdict.AMBIGUOUS else REESTIMATE
-    return MethodChoice("none", "no noise is certain enough to repair", warnings=(f"{lost.sentence}; {advice}",))
+    reason = (
+        "no noise is certain enough to repair"
+        if lost.fault is None
+        else f"the fault is another: {lost.fault.kind.value}"
+    )
+    return MethodChoice("none", reason, warnings=(lost.question,))

@@ -8,5 +8,7 @@ trial           a region with a factor on each of its places
 walk            runs the graph BatchNorm by BatchNorm, with the noise found so far on
 agreement       what the BatchNorms say together: which kinds of places, and one ratio where all agree
 claims          one number where places of one kind agree, with its interval and what it leaves
-inference       the verdict, the noise for `InsertNoise`, and the reasons
+residuals       what is left of each BatchNorm, with all noise that is known on
+verdict         what was found, and whether it may be believed
+inference       the search, from a graph to the verdict
 """

@@ -17,14 +17,13 @@ import numpy as np
 from vsfix.graph_passes.inference import Float64Array
 from vsfix.graph_passes.noise import NoiseKind
 
-from .telling import MOST_AT_ONCE, TRAINING_SAMPLES, Fit, Kind, Source, Telling, jackknife_error
+from .telling import MOST_AT_ONCE, TRAINING_SAMPLES, Fit, Kind, Source, Telling, is_sure, jackknife_error
 
 GAIN = 0.3  # of what is left: another kind of place must explain so much more
 LEAST_GAIN = 0.015  # a relative residual, root mean square over the BatchNorms that have something to explain
 EQUAL = 0.01  # of what is to be explained: a difference that small is none
 EASY = 0.05  # the same of one BatchNorm on the way
 OWN_GAIN = 0.3  # of what one BatchNorm has to be explained: the same for a place of its own
-SURE = 3.0  # standard errors
 NOTICEABLE = 0.03  # a relative residual, root mean square, that asks for a place of its own
 MOST_KINDS = 12  # that are combined, those that explain most by themselves
 
@@ -82,7 +81,7 @@ class Agreement:
             kinds = min(sets, key=lambda kinds: float(self.left(kinds)[0]))
             rest = self.left(kinds)
             gain = left - rest
-            if not self._is_sure(gain, max(GAIN * float(left[0]), len(telling) * LEAST_GAIN**2)):
+            if not is_sure(gain, max(GAIN * float(left[0]), len(telling) * LEAST_GAIN**2), self.inflation):
                 break
             chosen, left = kinds, rest
         return chosen
@@ -129,14 +128,7 @@ class Agreement:
 
     def _is_better(self, one: Fit, other: Fit, margin: float) -> bool:
         """Whether a fit leaves less than another by more than a margin and more than chance."""
-        return self._is_sure(other.left - one.left, margin)
-
-    def _is_sure(self, gain: Float64Array, margin: float) -> bool:
-        """Whether a gain, shape (1 + G,), is more than a margin and more than chance.
-
-        A gain is a square: its root is so many times its standard error as twice the gain is of its own.
-        """
-        return bool(gain[0] > max(margin, SURE / 2 * self.inflation * jackknife_error(gain)))
+        return is_sure(other.left - one.left, margin, self.inflation)
 
     def _useful(self, telling: Iterable[Telling]) -> list[Kind]:
         """The kinds that explain something by themselves, the best first, as many as can be combined."""

@@ -83,7 +83,9 @@ class _Amount:
         return inflation * jackknife_error(self.variances / (1 + self.variances))
 
 
-def claims_of(tellings: Sequence[Telling], plan: Plan, inflation: float) -> tuple[tuple[Claim, ...], dict[str, float]]:
+def claims_of(
+    tellings: Sequence[Telling], plan: Plan, inflation: float
+) -> tuple[tuple[Claim, ...], dict[str, Float64Array]]:
     """What the BatchNorms claim together, and what it leaves of each.
 
     Args:
@@ -92,7 +94,8 @@ def claims_of(tellings: Sequence[Telling], plan: Plan, inflation: float) -> tupl
         inflation: how much larger than the sampling error of the calibration set the whole error is.
 
     Returns:
-        The claims, those with most places first, and the squared relative residual of each BatchNorm, by its name.
+        The claims, those with most places first, and the squared relative residual of each BatchNorm, by its name, on
+        all groups and without each, shape (1 + G,).
     """
     total: dict[object, int] = {}
     amounts: dict[object, list[_Amount]] = {}
@@ -159,7 +162,7 @@ def _is_no_chance(group: Sequence[_Amount], inflation: float) -> bool:
 
 def _claim(
     group: Sequence[_Amount],
-    left: Mapping[str, float],
+    left: Mapping[str, Float64Array],
     total: int,
     plan: Plan,
     inflation: float,
@@ -171,7 +174,7 @@ def _claim(
     ratio = float(ratios[0])
     tellings = list({id(amount.telling): amount.telling for amount in group}.values())
     before = float(np.mean([telling.without[0] for telling in tellings]))
-    after = float(np.mean([left[telling.batch_norm] for telling in tellings]))
+    after = float(np.mean([left[telling.batch_norm][0] for telling in tellings]))
     place = group[0].source.place
     return Claim(
         noise=Noise(group[0].source.kind, round(ratio, 3)),

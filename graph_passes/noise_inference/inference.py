@@ -17,9 +17,8 @@ The verdict:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import cached_property
 
 import numpy as np
@@ -32,94 +31,19 @@ from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.graph_passes.inference import Float64Array, OpenModel
 from vsfix.graph_passes.marker import marker_label, read_marker
 from vsfix.graph_passes.measurement import hold_constants
-from vsfix.graph_passes.noise import Noise, NoiseKind
+from vsfix.graph_passes.noise import NoiseKind
 
 from .agreement import Agreement, Kinds
-from .claims import Claim, claims_of
-from .places import Place, Signature, describe
+from .places import Place, Signature
 from .plan import Plan
+from .residuals import DRIFT
 from .telling import TRAINING_SAMPLES, Source, Telling, jackknife_error
+from .verdict import NoiseInference, conclude
 from .walk import Decision, Walk
 
 FEW = 256  # samples that compare the kinds of noise
-DRIFT = 0.03  # a relative residual that weights leave which moved while the statistics were gathered
-MOSTLY = 0.8  # of what is to be explained: noise that explains so much is there, whatever else is
-MEANS = 0.15  # deviations, root mean square over the channels, by which means may be off
 TIED_KINDS = (NoiseKind.DROPOUT, NoiseKind.FEATURE_DROPOUT, NoiseKind.DROP_PATH)
 STRENGTHS = (0.1, 0.8)  # the weakest and the strongest noise that is tried
-WORST = 4.0  # times what chance makes of one BatchNorm's residual
-
-
-class Verdict(Enum):
-    """What the statistics say."""
-
-    FOUND = "found"
-    NO_NOISE = "no noise"
-    NOT_EXPLAINED = "not explained by noise"
-    AMBIGUOUS = "ambiguous"
-
-
-@dataclass(frozen=True)
-class Residual:
-    """What is left of one BatchNorm's difference between stored and measured.
-
-    Attributes:
-        before: of the variances, relative, root mean square over the channels, without noise in front of it.
-        after: with the noise that was found.
-        means: of the means, in stored deviations.
-        chance: what the sampling of the training, and weights that moved meanwhile, may make of the first two.
-    """
-
-    before: float
-    after: float
-    means: float
-    chance: float
-
-    @property
-    def is_explained(self) -> bool:
-        """Whether no more is left than chance may leave of the worst of many BatchNorms."""
-        return self.after <= WORST * self.chance
-
-
-@dataclass(frozen=True)
-class NoiseInference:
-    """What the stored statistics say about the noise of the training run.
-
-    Attributes:
-        verdict: in one word.
-        claims: the noise, by kind of place and ratio; empty unless `found` or `ambiguous`.
-        confidence: why it may be believed, or what speaks against it.
-        residuals: by BatchNorm, in the order of the graph.
-        samples: the size of the calibration set.
-        untried: the number of places beyond the limit of a region.
-        is_partial: whether noise was found that leaves more than chance unexplained.
-    """
-
-    verdict: Verdict
-    claims: tuple[Claim, ...]
-    confidence: str
-    residuals: Mapping[str, Residual]
-    samples: int
-    untried: int = 0
-    is_partial: bool = False
-
-    @property
-    def sites(self) -> dict[str, Noise]:
-        """The noise by the name of its site, for `InsertNoise(sites, tensors_only=True)`; empty unless `found`."""
-        if self.verdict is not Verdict.FOUND:
-            return {}
-        return {site: claim.noise for claim in self.claims for site in claim.sites}
-
-    @property
-    def description(self) -> str:
-        """The answer in words."""
-        said = "; ".join(claim.sentence for claim in self.claims)
-        if self.verdict is Verdict.NO_NOISE:
-            return "the stored statistics show no noise"
-        if self.verdict is Verdict.NOT_EXPLAINED:
-            nearest = f"; the nearest is {said}" if said else ""
-            return f"no noise explains the stored statistics{nearest}"
-        return said
 
 
 def infer_noise(
@@ -160,14 +84,14 @@ def infer_noise(
             gain = found.left - other.left
             found = other if gain[0] > jackknife_error(gain) else found
     if not found.kinds and not found.own:
-        return _conclude(search.walk(Plan(only=frozenset())), Plan(), (), search.samples)
+        return conclude(search.walk(Plan(only=frozenset())), Plan(), (), search.samples)
     plan = search.compare(replace(found, plan=replace(found.plan, strengths=found.strengths)))
     tellings = search.walk(plan)
     needed = Agreement.of(tellings, search.samples)
     if needed.kinds() < found.kinds:
         plan = replace(plan, only=needed.kinds(), own=needed.own_places(needed.kinds()))
         tellings = search.walk(plan)
-    return _conclude(tellings, plan, found.rivals, search.samples)
+    return conclude(tellings, plan, found.rivals, search.samples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -324,62 +248,3 @@ def _chosen(telling: Telling, kinds: Kinds, own: frozenset[tuple[str, NoiseKind]
 def _by_chance(tellings: Sequence[Telling], samples: int) -> float:
     """What the errors of the stored statistics, and weights that moved, leave of all BatchNorms."""
     return sum(telling.chance * samples / TRAINING_SAMPLES + DRIFT**2 for telling in tellings if telling.channels)
-
-
-def _conclude(tellings: Sequence[Telling], plan: Plan, rivals: Sequence[Kinds], samples: int) -> NoiseInference:
-    """Puts the last walk into words and numbers."""
-    claims, left = claims_of(tellings, plan, float(np.sqrt(1 + samples / TRAINING_SAMPLES)))
-    residuals = {telling.batch_norm: _residual(telling, left, samples) for telling in tellings if telling.channels}
-    verdict, confidence = _judge(list(residuals.values()), claims, rivals, samples)
-    partial = verdict is Verdict.FOUND and not all(one.is_explained for one in residuals.values())
-    return NoiseInference(verdict, claims, confidence, residuals, samples, is_partial=partial)
-
-
-def _residual(telling: Telling, left: Mapping[str, float], samples: int) -> Residual:
-    """What is left of one BatchNorm."""
-    return Residual(
-        before=_root(telling.without[0]),
-        after=_root(left[telling.batch_norm]),
-        means=_root(telling.means),
-        chance=_root(telling.chance * samples / TRAINING_SAMPLES + DRIFT**2),
-    )
-
-
-def _judge(
-    residuals: Sequence[Residual], claims: Sequence[Claim], rivals: Sequence[Kinds], samples: int
-) -> tuple[Verdict, str]:
-    """The verdict, and the reason."""
-    before, after, chance = (
-        _root(np.mean([getattr(one, name) ** 2 for one in residuals])) for name in ("before", "after", "chance")
-    )
-    off = [one for one in residuals if not one.is_explained]
-    moved = [one for one in residuals if one.means > MEANS]
-    size = f"the stored variances are off by {before:.3f} (root mean square over {len(residuals)} BatchNorms)"
-    said = f"{size} without noise and by {after:.3f} with it; chance makes about {chance:.3f} on {samples} samples"
-    if moved:
-        worst = max(one.means for one in moved)
-        return Verdict.NOT_EXPLAINED, (
-            f"the means of {len(moved)} of {len(residuals)} BatchNorms are off too, by up to {worst:.2f} deviations, "
-            "and unbiased noise moves no mean"
-        )
-    if not claims:
-        if not off and after <= 2 * chance:
-            return (
-                Verdict.NO_NOISE,
-                f"{size}, where chance makes about {chance:.3f} on {samples} samples; weaker noise can't be excluded",
-            )
-        return Verdict.NOT_EXPLAINED, f"{size}, where chance makes about {chance:.3f}; no noise lowers it"
-    if after**2 > (1 - MOSTLY) * before**2 and (off or after > 2 * chance):
-        return Verdict.NOT_EXPLAINED, said
-    here = {claim.signature for claim in claims}
-    elsewhere = [kinds for kinds in rivals if {signature for signature, _ in kinds} != here]
-    if elsewhere:
-        others = " and ".join(describe(signature) for signature, _ in elsewhere[0])
-        return Verdict.AMBIGUOUS, f"{said}; noise {others} explains as much"
-    same = " and ".join(sorted({kind.value for kinds in rivals for _, kind in kinds}))
-    return Verdict.FOUND, f"{said}; {same} there explains it as well" if same else said
-
-
-def _root(square: float) -> float:
-    """The root; 0 for what is below it by chance."""
-    return float(np.sqrt(max(square, 0.0)))

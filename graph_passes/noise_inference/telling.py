@@ -37,6 +37,7 @@ WORST = 3.0  # no channel is farther off than this: one dying unit must not deci
 LEAST_STEADY = 0.3  # relative sampling error of a variance, above which a channel is no evidence
 MODEL_ERROR = 0.05  # relative, of a stored variance: the weights moved while it was gathered
 TRAINING_SAMPLES = 1200  # what stored statistics rest on: (2 - 0.1) / 0.1 batches of 64
+SURE = 3.0  # standard errors
 HIGHEST = 9.0  # of s2: a drop ratio of 0.9
 _TINY = float(np.finfo(np.float32).tiny)
 Kind = tuple[Signature, NoiseKind]
@@ -85,7 +86,8 @@ class Telling:
         sources: what may explain it; none where it has nothing to explain.
         products: U, on all groups and without each, shape (1 + G, 1 + sources, 1 + sources).
         chance: what the sampling error alone makes of a squared relative residual.
-        means: the squared offset of the means in stored deviations, mean over the channels, without chance.
+        means: the squared offset of the means in stored deviations, mean over the channels, without chance, on all
+            groups and without each, shape (1 + G,).
         excess: the mean over the channels of log V - log v0.
         channels: how many tell anything.
     """
@@ -94,7 +96,7 @@ class Telling:
     sources: tuple[Source, ...]
     products: Float64Array
     chance: float
-    means: float
+    means: Float64Array
     excess: float
     channels: int
 
@@ -116,12 +118,12 @@ class Telling:
         """The non-negative least squares of the sources that are allowed, of no more than three of them."""
         return min(self.fits(allowed), key=lambda fit: float(fit.left[0]))
 
-    def left_by(self, variances: Mapping[int, float]) -> float:
-        """What some s2, by the number of the source, leave."""
+    def left_by(self, variances: Mapping[int, float]) -> Float64Array:
+        """What some s2, by the number of the source, leave, shape (1 + G,)."""
         rows = np.array(list(variances), dtype=np.intp) + 1
         values = np.array(list(variances.values()))
-        square = self.products[0][np.ix_(rows, rows)]
-        return float(self.without[0] - 2 * values @ self.products[0][rows, 0] + values @ square @ values)
+        square = self.products[:, rows[:, None], rows]
+        return np.asarray(self.without - 2 * self.products[:, rows, 0] @ values + values @ square @ values)
 
     def _solve(self, chosen: tuple[int, ...]) -> Fit | None:
         """Least squares of some sources; None where one of them would be negative, or can't be told from another."""
@@ -162,7 +164,7 @@ class ChannelEvidence:
     weights: Float64Array
     left: Float64Array
     chance: float
-    means: float
+    means: Float64Array
     excess: float
 
     @property
@@ -183,7 +185,7 @@ class ChannelEvidence:
             usable &= error < LEAST_STEADY * found.variance / variance
         if not usable.any():
             nothing = np.zeros(len(variance))
-            return cls(variance, nothing, np.zeros_like(real), 0.0, 0.0, 0.0)
+            return cls(variance, nothing, np.zeros_like(real), 0.0, np.zeros(1 + groups), 0.0)
         weights = np.where(usable, 1 / (error**2 + MODEL_ERROR**2), 0.0)
         weights *= np.count_nonzero(usable) / weights.sum()
         mean = np.where(usable, (found.group_means - stored.mean) / np.sqrt(variance), 0.0)
@@ -193,7 +195,7 @@ class ChannelEvidence:
             weights=weights,
             left=np.clip(np.where(usable, 1 - real, 0.0), -WORST, None),
             chance=float(np.average(error**2, weights=weights)),
-            means=float(_products(np.clip(mean, -WORST, WORST)[None], weights)[0, 0, 0]),
+            means=_products(np.clip(mean, -WORST, WORST)[None], weights)[:, 0, 0],
             excess=float(np.average(excess, weights=weights)),
         )
 
@@ -236,3 +238,16 @@ def jackknife_error(values: npt.NDArray[np.float64]) -> float:
     if groups < 2:
         return float("inf")
     return float(np.sqrt((groups - 1) / groups * np.sum((rest - rest.mean()) ** 2)))
+
+
+def is_sure(gain: Float64Array, margin: float, inflation: float = 1.0) -> bool:
+    """Whether a mean square is more than a margin, and more than chance.
+
+    Its root is so many times its standard error as twice the square is of its own.
+
+    Args:
+        gain: on all groups and without each, shape (1 + G,).
+        margin: what is no matter.
+        inflation: how much larger the whole error is than that of the calibration set.
+    """
+    return bool(gain[0] > max(margin, SURE / 2 * inflation * jackknife_error(gain)))

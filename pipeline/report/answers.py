@@ -49,6 +49,11 @@ def _damage(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
     severity = severity_of(report)
     if report.inspection is not None and report.inspection.stored:
         return f"Yes, or the data is not that of the training. {wrong_statistics(report.inspection)}"
+    if report.inspection is not None and report.inspection.fault is not None:
+        fault = report.inspection.fault
+        return f"Yes, but not by noise alone: {fault.sentence}."
+    if report.inspection is not None and report.inspection.question:
+        return f"Not clear: {report.inspection.question}."
     if severity is not None and severity.is_healthy:
         beside = Inspection(rows, (), _samples(report), ())
         return f"No. {severity_sentence(severity)}{variances_beside(beside)}"

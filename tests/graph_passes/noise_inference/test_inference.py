@@ -14,7 +14,8 @@ from vsfix.graph_passes.batch_norm import find_batch_norms
 from vsfix.graph_passes.errors import DataError, InputError, ModelError
 from vsfix.graph_passes.marker import read_marker
 from vsfix.graph_passes.model_file import export_model, import_graph
-from vsfix.graph_passes.noise_inference.inference import NoiseInference, Verdict, infer_noise
+from vsfix.graph_passes.noise_inference.inference import infer_noise
+from vsfix.graph_passes.noise_inference.verdict import NoiseInference, Verdict
 from vsfix.graph_passes.noise_insertion import InsertNoise
 
 
