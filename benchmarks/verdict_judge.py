@@ -25,7 +25,18 @@ from verdict_training import scores
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
 
 LIMIT = 120.0  # seconds of one command
-_KEPT = ("status", "verdict", "warnings", "inferred", "noise_sources", "stored", "severity", "prepared", "method")
+_KEPT = (
+    "status",
+    "verdict",
+    "warnings",
+    "fault",
+    "inferred",
+    "noise_sources",
+    "stored",
+    "severity",
+    "prepared",
+    "method",
+)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@
 
 The loss is that against the average over the noise, the network that was trained, and counts where its 95 % interval is
 above 0. What statistics that are re-estimated without noise gain beyond that average, where they do, stands beside it
-and is no damage. A ratio is that of the Dropout with the same variance. The fault that a verdict
-names is read from its sentence: `CLAIMS`, the first pattern that fits.
+and is no damage. A ratio is that of the Dropout with the same variance. The fault beside noise is that of the JSON; else
+it is read from the sentence: `CLAIMS`, the first pattern that fits.
 """
 
 from __future__ import annotations
@@ -30,15 +30,12 @@ from vsfix.graph_passes.noise import Noise
 RIGHT_SHARE, FOUND_SHARE = 57 / 60, 0.95
 DAMAGE, LEAST_RATIO, WITHIN = 2.0, 0.2, 0.05
 CLAIMS = (
-    (r"Either the statistics are stale", "unknown"),
-    (r"never set|unset", "unset"),
     (r"not the only fault", "stale"),
-    (r"stale", "stale"),
-    (r"preprocess", "input"),
     (r"^Damaged", "noise"),
     (r"^Not clear: R = ", "noise, open"),
     (r"^Nothing to repair", "healthy"),
 )
+_FAULTS = {"statistics never set": "unset", "stale statistics": "stale", "another input": "input"}
 _SPOILT = {
     "unset": "unset",
     "early epoch": "stale",
@@ -97,6 +94,8 @@ class Outcome:
         report = self.answer.inspect
         if "verdict" not in report:
             return f"error {report['exit']}"
+        if report.get("fault"):
+            return _FAULTS[report["fault"]["kind"]]
         found = (fault for pattern, fault in CLAIMS if re.search(pattern, report["verdict"]))
         return next(found, "unknown")
 
