@@ -25,7 +25,7 @@ from verdict_training import scores
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
 
 LIMIT = 120.0  # seconds of one command
-_KEPT = (
+_KEPT = tuple("status verdict warnings fault inferred noise_sources stored severity prepared method".split())
     "status",
     "verdict",
     "warnings",

@@ -9,8 +9,8 @@
 
 The loss is that against the average over the noise, the network that was trained, and counts where its 95 % interval is
 above 0. What statistics that are re-estimated without noise gain beyond that average, where they do, stands beside it
-and is no damage. A ratio is that of the Dropout with the same variance. The fault beside noise is that of the JSON; else
-it is read from the sentence: `CLAIMS`, the first pattern that fits.
+and is no damage. A ratio is that of the Dropout with the same variance. The fault beside noise is that of the JSON;
+else it is read from the sentence: `CLAIMS`, the first pattern that fits.
 """
 
 from __future__ import annotations
