@@ -26,17 +26,6 @@ from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
 
 LIMIT = 120.0  # seconds of one command
 _KEPT = tuple("status verdict warnings fault inferred noise_sources stored severity prepared method".split())
-    "status",
-    "verdict",
-    "warnings",
-    "fault",
-    "inferred",
-    "noise_sources",
-    "stored",
-    "severity",
-    "prepared",
-    "method",
-)
 
 
 @dataclass(frozen=True)
