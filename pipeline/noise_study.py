@@ -30,6 +30,7 @@ from vsfix.graph_passes.inference import Array, OpenModel
 from vsfix.graph_passes.linear_layer import LINEAR_OPERATORS
 
 LEAST, FEW = 2, 8  # samples: none below, and a warning below
+MOST = 1024  # samples: more bring next to nothing, take memory for each, and leave fewer positions of each
 FORWARDS = 4096  # samples times draws of the noise
 DRAWS = (4, 16)  # the fewest and the most
 MOST_DRAWS = 64  # of a network that costs next to nothing
@@ -51,7 +52,7 @@ class NoiseStudy:
 
     Attributes:
         graph: as it was looked at.
-        samples: in their own order.
+        samples: in their own order, `MOST` of them at most.
         average: F.
         units: whose scale and shift are free.
         targets: of the units and of every BatchNorm, by name.
@@ -92,7 +93,7 @@ class NoiseStudy:
             DataError: too few samples, outputs that are not finite, or noise that changes nothing.
         """
         prescribed = prescribed_batch_size(graph)
-        samples = SampleSet.of(batches, prescribed).without_copies(prescribed)
+        samples = SampleSet.of(batches, prescribed).without_copies(prescribed).first_of(MOST, prescribed)
         if len(samples) < LEAST:
             raise DataError(f"{len(samples)} sample: nothing can be told from fewer than {LEAST}; give at least {FEW}")
         average = NoiseAverage(graph, samples, open_model, seed)

@@ -28,7 +28,7 @@ CHEAP = 2e11  # multiplications of all steps, up to which more than the fewest a
 BATCH = 64
 LARGEST_COST = 4e12  # multiplications of all steps; two minutes or so on one core
 SMALL_STEP = 1e10  # multiplications; below it several threads wait for each other longer than they compute
-LEAST_MEMORY = 512 << 20  # bytes; torch itself holds half of that
+LEAST_MEMORY = 512 << 20  # bytes
 RUN_BYTES = 64 << 20  # of the activations of one run, which are held until its gradient is known
 _BACKWARD = 3  # a step costs a forward and twice as much again
 _LOSS = 50  # multiplications in the time that a step takes for one number of an output
@@ -38,14 +38,14 @@ def refusal(study: NoiseStudy, config: RepairConfig) -> str | None:
     """Why nothing is refined, or None. What it costs follows from the graph alone, never from a clock."""
     if config.refine is False:
         return "not asked for"
+    if config.refine is None and config.max_memory < LEAST_MEMORY:  # the import alone takes half of that
+        least = f"{LEAST_MEMORY >> 20}M"
+        return f"nothing was refined: torch takes a --max-memory of {least} or more; --refine does it all the same"
     try:
         import torch  # noqa: F401
     except ImportError:
         return "nothing was refined: that needs torch; run: pip install 'vsfix[train]'"
     if config.refine is None:
-        if config.max_memory < LEAST_MEMORY:
-            least = f"{LEAST_MEMORY >> 20}M"
-            return f"nothing was refined: torch takes a --max-memory of {least} or more; --refine does it all the same"
         cost = steps_of(study) * _step_cost(study)
         if cost > LARGEST_COST:
             return f"nothing was refined: its steps take {cost:.1g} multiplications; --refine does it all the same"

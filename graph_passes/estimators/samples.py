@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import numpy as np
@@ -93,6 +93,18 @@ class SampleSet:
         part = take_rows(self.joined(), numbers)
         batches = tuple(cut_batches([part], prescribed or run_size([part])))
         return SampleSet(batches, tuple(self.keys[number] for number in numbers), len(own) - len(numbers))
+
+    def first_of(self, most: int, prescribed: int | None = None) -> SampleSet:
+        """As many samples as are wanted at most: a random part, for a digest orders them.
+
+        Args:
+            most: how many; at least one batch of a prescribed size is taken.
+            prescribed: the batch size that the graph takes.
+        """
+        if len(self) <= most:
+            return self
+        kept = max(most // prescribed * prescribed, prescribed) if prescribed else most
+        return replace(self.rows(np.arange(len(self)) < kept), copies=self.copies)
 
     def joined(self) -> Batch:
         """All samples as one batch."""
