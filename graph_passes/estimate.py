@@ -13,6 +13,8 @@ its share of the level, so that a BatchNorm without any shift is changed with a 
 
     decisions    each at 0.05 / (3 looks)        intervals    each at 0.05 / looks
 
+What all channels may be off by alike (`Evidence.bias`) is added as an independent error is, in quadrature.
+
 Sources: Dunn, "Multiple comparisons among means", 1961; Jennison, Turnbull, "Interim analyses: the repeated confidence
 interval approach", 1989 (intervals that hold at every look, whatever decides when to stop).
 """
@@ -87,8 +89,8 @@ def weigh(stored: BatchNorm, evidence: Evidence, looks: int = 1) -> Estimate:
     common, without, error = _common(evidence, informative)
     degrees = effective_degrees(evidence.log_ratio_without[:, informative])
     t = student_t(degrees, level)
-    margin = min(t * error + evidence.bias, MAX_LOG)
-    is_shifted = abs(common) > student_t(degrees, level / DECISIONS) * error + evidence.bias
+    margin = min(float(np.hypot(t * error, evidence.bias)), MAX_LOG)
+    is_shifted = abs(common) > np.hypot(student_t(degrees, level / DECISIONS) * error, evidence.bias)
     centre, moved = (common, without) if is_shifted else (0.0, np.zeros(len(without)))
     if usable.any():
         log_ratio[usable] = _weighed(

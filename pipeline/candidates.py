@@ -11,7 +11,7 @@ from vsfix.graph_passes.batch_norm import find_modules
 from vsfix.graph_passes.estimate import Estimate
 from vsfix.graph_passes.estimators.matching import match
 from vsfix.graph_passes.estimators.noise_average import run_deployed
-from vsfix.graph_passes.estimators.severity import bootstrap_interval, sign_flip_p_value
+from vsfix.graph_passes.estimators.severity import mean_interval, sign_flip_p_value
 from vsfix.graph_passes.estimators.unit_fit import MatchedUnit
 from vsfix.graph_passes.estimators.units import FoundParameters
 from vsfix.graph_passes.inference import Array
@@ -37,7 +37,7 @@ class CandidateRow:
         severity: its R on the samples that judge.
         score: the mean on labelled data, the higher the better; None without.
         difference: its R less that of the file as given, on the same samples.
-        low: lower end of the 95 % interval of that, by a bootstrap over the samples.
+        low: lower end of the 95 % interval of that.
         high: upper end.
         p_value: of the hypothesis that it is not nearer to F than the file as given: the share of random changes of
             sign of the samples' differences that make their mean as low.
@@ -143,7 +143,7 @@ def candidate_row(
     noise = float(study.reference.noise_distances()[judges].mean())
     apart = study.reference.distances(outputs)[judges] / noise
     moved = apart - study.reference.distances(study.outputs)[judges] / noise
-    low, high = bootstrap_interval(moved)
+    low, high = mean_interval(moved)
     changed = study.reference.rows(judges).changed(rows_of(outputs, judges))
     return CandidateRow(
         name, max(float(apart.mean()), 0.0), float(moved.mean()), low, high, sign_flip_p_value(moved), changed

@@ -15,9 +15,9 @@ import onnx
 
 from vsfix.graph_passes.batches import take_rows
 from vsfix.graph_passes.errors import CheckFailedError, DataError
-from vsfix.graph_passes.estimators.severity import sign_flip_p_value
+from vsfix.graph_passes.estimators.severity import mean_interval, sign_flip_p_value
 from vsfix.graph_passes.inference import Array, Float64Array, OpenModel
-from vsfix.graph_passes.jackknife import MIN_GROUPS, student_t
+from vsfix.graph_passes.jackknife import MIN_GROUPS
 from vsfix.graph_passes.measurement import run_size
 from vsfix.graph_passes.side_by_side import side_by_side
 
@@ -189,9 +189,7 @@ class LabelJudge:
             return paired_difference_interval(both, int(right.sum()) - both, int(still_right.sum()) - both, total)
         if len(found) < MIN_GROUPS or not (np.isfinite(reference).all() and np.isfinite(found).all()):
             return -np.inf, np.inf
-        moved = found - reference
-        margin = student_t(len(moved) - 1) * float(moved.std(ddof=1)) / len(moved) ** 0.5
-        return float(moved.mean()) - margin, float(moved.mean()) + margin
+        return mean_interval(found - reference)
 
     def compare(self, reference: Float64Array, found: Float64Array, max_loss: float | None = None) -> LabelScores:
         """What the labels say of a model beside a reference.

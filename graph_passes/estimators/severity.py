@@ -3,7 +3,13 @@
     R = D(F, f(.; 1)) / E_n D(F, f(.; n))        D of `divergence`; several outputs add up
 
 1 says that switching the noise off moved the outputs as far from those of the trained network as one draw of it does;
-0 that they are the same. The interval is that of a bootstrap over the samples, under a seed.
+0 that they are the same. Distances are skewed, so that the quantiles of resampled R are too narrow; the interval is
+that of the bootstrap-t over the samples, under a seed: with the error s of R from u_i = D_i - R N_i, and R* and s* of a
+resample,
+
+    t* = (R* - R) / s*        interval = R - s t*_97.5 .. R - s t*_2.5
+
+Source: Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 12.
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ import numpy as np
 
 from vsfix.graph_passes.errors import DataError, UncomparableError
 from vsfix.graph_passes.inference import Array, Float64Array
+from vsfix.graph_passes.jackknife import effective_degrees, student_t
 
 from .divergence import Meaning, NoisyOutputs, OutputKind
 
@@ -29,6 +36,7 @@ OPEN = 0.4
 OPEN_DECISIONS = 0.1
 MANY_DECISIONS = 0.05  # the share that differs from the average's; 7 to 16 % cost small networks 3 to 5 points
 _REPETITIONS = 1000
+_LEAST_ERROR = 0.25  # of a resample, beside that of the samples: one of few has hardly any
 _FLIPS = 9999
 _DRAWN_AT_ONCE = 1 << 16  # numbers; all resamples or signs of a large set would take more memory than its outputs
 _FEW_SIGNS = 13  # differences, of which every pattern of signs is tried: no more than `_FLIPS`
@@ -201,21 +209,36 @@ def severity_of(apart: Float64Array, noise: Float64Array, changed: float | None 
         raise DataError("one sample can't tell how far a network is from its average; give at least 8")
     if not noise.mean() > 0:
         raise UncomparableError("the noise changes no output on this data: nothing can be compared with it")
-    above, below = _resampled_means(np.random.default_rng((seed, len(apart))), apart, noise)
-    ratios = np.maximum(above, 0) / np.maximum(below, np.finfo(np.float64).tiny)
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return Severity(max(float(apart.mean() / noise.mean()), 0.0), float(low), float(high), len(apart), changed)
+    ratio = float(apart.mean() / noise.mean())
+    low, high = _ratio_interval(apart, noise, np.random.default_rng((seed, len(apart))))
+    return Severity(max(ratio, 0.0), max(low, 0.0), max(high, 0.0), len(apart), changed)
 
 
-def bootstrap_interval(values: Float64Array) -> tuple[float, float]:
-    """The 95 % interval of a mean, by a bootstrap; the same values give the same interval.
+def _ratio_interval(apart: Float64Array, noise: Float64Array, rng: np.random.Generator) -> tuple[float, float]:
+    """The interval of R, see the module's docstring."""
+    ratio = float(apart.mean() / noise.mean())
+    error = float(np.sqrt(np.mean((apart - ratio * noise) ** 2) / len(apart)) / noise.mean())
+    if not error > 0:
+        return ratio, ratio
+    above, below, squares, products, of_noise = _resampled_means(rng, apart, noise, apart**2, apart * noise, noise**2)
+    below = np.maximum(below, np.finfo(np.float64).tiny)
+    ratios = above / below
+    spreads = np.maximum(squares - 2 * ratios * products + ratios**2 * of_noise, 0)
+    errors = np.sqrt(spreads / len(apart)) / below
+    t = (ratios - ratio) / np.maximum(errors, _LEAST_ERROR * error)
+    low, high = np.quantile(t, [0.025, 0.975])
+    return ratio - error * float(high), ratio - error * float(low)
+
+
+def mean_interval(values: Float64Array) -> tuple[float, float]:
+    """The 95 % interval of a mean, by Student's t; a few large values leave it fewer degrees of freedom.
 
     Args:
-        values: shape (N,).
+        values: shape (N,), N of at least 2.
     """
-    (means,) = _resampled_means(np.random.default_rng(len(values)), values)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    error = float(values.std(ddof=1)) / len(values) ** 0.5
+    margin = student_t(min(effective_degrees(values[:, None]), len(values) - 1)) * error
+    return float(values.mean()) - margin, float(values.mean()) + margin
 
 
 def _resampled_means(rng: np.random.Generator, *columns: Float64Array) -> Float64Array:

@@ -201,7 +201,7 @@ def test_more_looks_make_the_interval_that_of_a_smaller_level(stored):
 @pytest.mark.parametrize("bias", [0.0, 0.05])
 def test_the_interval_of_the_shift_is_students_and_as_much_wider_as_it_may_be_biased(stored, bias):
     estimate = weigh(stored, evidence_of(0.3, 0.0, 0.1, bias=bias))
-    margin = scipy.stats.t.ppf(0.975, 4) * 0.1 + bias
+    margin = np.hypot(scipy.stats.t.ppf(0.975, 4) * 0.1, bias)
     assert estimate.shift == pytest.approx(np.exp(0.3), rel=1e-12)
     assert estimate.interval == pytest.approx((np.exp(0.3 - margin), np.exp(0.3 + margin)), rel=1e-3)
     assert estimate.half_width == pytest.approx(margin, rel=1e-3)
