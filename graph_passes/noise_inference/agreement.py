@@ -21,8 +21,9 @@ from .telling import MOST_AT_ONCE, TRAINING_SAMPLES, Fit, Kind, Source, Telling,
 
 GAIN = 0.3  # of what is left: another kind of place must explain so much more
 LEAST_GAIN = 0.015  # a relative residual, root mean square over the BatchNorms that have something to explain
-EQUAL = 0.01  # of what is to be explained: a difference that small is none
 EASY = 0.05  # the same of one BatchNorm on the way
+MOSTLY = 0.8  # of what is to be explained
+EQUAL = 0.03  # of what the places that differ explain: they explain as much
 OWN_GAIN = 0.3  # of what one BatchNorm has to be explained: the same for a place of its own
 NOTICEABLE = 0.03  # a relative residual, root mean square, that asks for a place of its own
 MOST_KINDS = 12  # that are combined, those that explain most by themselves
@@ -87,13 +88,19 @@ class Agreement:
         return chosen
 
     def rivals(self, chosen: Kinds) -> list[Kinds]:
-        """Other sets of as many kinds that explain as much, as far as chance can tell."""
+        """Other sets of as many kinds that explain as much, as far as chance can tell.
+
+        A set that shares the kinds that explain most is none: what else there is, is a small matter then.
+        """
         telling = self._telling()
-        left, nothing = self.left(chosen), self.left(frozenset())[0]
+        left = self.left(chosen)
         found = []
         for kinds in combinations(self._useful(telling), len(chosen)):
             more = self.left(frozenset(kinds)) - left
-            margin = max(self.inflation * jackknife_error(more), EQUAL * nothing)
+            shared = self.left(chosen & frozenset(kinds))
+            if shared[0] <= (1 - MOSTLY) * self.left(frozenset())[0]:
+                continue
+            margin = max(self.inflation * jackknife_error(more), EQUAL * float(shared[0] - left[0]))
             if frozenset(kinds) != chosen and _is_possible(kinds) and more[0] < margin:
                 found.append(frozenset(kinds))
         return found

@@ -17,7 +17,7 @@ The verdict:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -85,13 +85,13 @@ def infer_noise(
             found = other if gain[0] > jackknife_error(gain) else found
     if not found.kinds and not found.own:
         return conclude(search.walk(Plan(only=frozenset())), Plan(), (), search.samples)
-    plan = search.compare(replace(found, plan=replace(found.plan, strengths=found.strengths)))
+    plan, equal = search.compare(replace(found, plan=replace(found.plan, strengths=found.strengths)))
     tellings = search.walk(plan)
     needed = Agreement.of(tellings, search.samples)
     if needed.kinds() < found.kinds:
         plan = replace(plan, only=needed.kinds(), own=needed.own_places(needed.kinds()))
         tellings = search.walk(plan)
-    return conclude(tellings, plan, found.rivals, search.samples)
+    return conclude(tellings, plan, found.rivals, search.samples, equal)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,33 +181,29 @@ class _Search:
         kinds = agreement.kinds()
         return _Found(tellings, plan, kinds, agreement.own_places(kinds), agreement.rivals(kinds))
 
-    def compare(self, found: _Found) -> Plan:
-        """Whom the noise at shared places is for, and its kind where there are several: the plan that leaves least."""
-        plan = found.narrowed
-        shared = dict.fromkeys(place.signature for place in found.places if place.is_shared)
-        tied = dict.fromkeys(place.signature for place in found.places if place.is_tied)
-        alternatives: list[tuple[Signature, NoiseKind | None]] = [(signature, None) for signature in shared]
-        if len(tied) > 1 or found.is_simple(self.few):
-            branches = {place.signature for place in found.places if place.is_branch}
-            for signature in tied:
-                kinds = TIED_KINDS if signature in branches else TIED_KINDS[:2]
-                alternatives += [(signature, kind) for kind in kinds]
+    def compare(self, found: _Found) -> tuple[Plan, frozenset[NoiseKind]]:
+        """Whom the noise at shared places is for, and its kind where the own BatchNorm can't tell it.
+
+        Returns:
+            The plan that leaves least, and the other kinds that leave as little.
+        """
+        plan, equal = found.narrowed, set[NoiseKind]()
+        alternatives = list(_alternatives(found.places))
         least = _left(self.walk(plan, self._few)) if alternatives else np.zeros(1)
         for signature, kind in alternatives:
             if kind is None:
                 other = replace(plan, for_all=plan.for_all | {signature})
             else:
                 other = replace(plan, kinds={**plan.kinds, signature: kind})
-            if all(
-                other.kind(place) is plan.kind(place) and other.sites(place) == plan.sites(place)
-                for place in found.places
-            ):
+            if all(other.kind(one) is plan.kind(one) and other.sites(one) == plan.sites(one) for one in found.places):
                 continue
             left = _left(self.walk(other, self._few))
             gain = least - left
             if gain[0] > jackknife_error(gain):
-                plan, least = other, left
-        return plan
+                plan, least, equal = other, left, set()
+            elif kind is not None and -gain[0] < jackknife_error(gain):
+                equal.add(kind)
+        return plan, frozenset(equal)
 
     def walk(self, plan: Plan, batches: Sequence[Batch] | None = None) -> list[Telling]:
         """What the BatchNorms tell of what a plan tries, with that switched on which fits best."""
@@ -225,6 +221,16 @@ class _Search:
         with ActivationCache(self._max_memory) as cache:
             walk = Walk(copy, batches, self._open_model, cache, self._seed, plan)
             return list(walk.tellings(decide))
+
+
+def _alternatives(places: Sequence[Place]) -> Iterator[tuple[Signature, NoiseKind | None]]:
+    """The signatures whose noise may be for all readers, and the kinds that a tied place may have."""
+    for signature in dict.fromkeys(place.signature for place in places if place.is_shared):
+        yield signature, None
+    branches = {place.signature for place in places if place.is_branch}
+    for signature in dict.fromkeys(place.signature for place in places if place.is_tied):
+        for kind in TIED_KINDS if signature in branches else TIED_KINDS[:2]:
+            yield signature, kind
 
 
 def _left(

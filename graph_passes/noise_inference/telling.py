@@ -5,6 +5,8 @@ noise (variance 1) at place c adds,
 
     1 - v0_j / V_j  ~  sum over c of s2_c Q_cj / V_j        s2_c >= 0
 
+Noise on what the BatchNorm reads falls on the other noise too: theirs counts 1 + s2 times then.
+
 The channels tell the places apart, and the residual tells whether noise is the reason. Both sides are measured on the
 same samples, and so have errors: least squares on their products would be biased toward 0 where a sample is one value
 (errors in variables, Fuller 1987, "Measurement Error Models"). Every product is therefore one of *different* groups of
@@ -121,9 +123,21 @@ class Telling:
     def left_by(self, variances: Mapping[int, float]) -> Float64Array:
         """What some s2, by the number of the source, leave, shape (1 + G,)."""
         rows = np.array(list(variances), dtype=np.intp) + 1
-        values = np.array(list(variances.values()))
+        chosen, true = tuple(variances), np.array([list(variances.values())])
+        values = (true * self._magnified(chosen, true))[0]
         square = self.products[:, rows[:, None], rows]
         return np.asarray(self.without - 2 * self.products[:, rows, 0] @ values + values @ square @ values)
+
+    def _magnified(self, chosen: Sequence[int], variances: Float64Array) -> Float64Array:
+        """By how much noise on what the BatchNorm reads magnifies the other noise, shape (G, len(chosen)).
+
+        Args:
+            chosen: the numbers of the sources.
+            variances: their s2, shape (G, len(chosen)).
+        """
+        direct = np.array([self.sources[index].place.is_direct for index in chosen], dtype=np.bool_)
+        factor = 1 + variances[:, direct].sum(axis=1, keepdims=True)
+        return np.where(direct, 1.0, factor)
 
     def _solve(self, chosen: tuple[int, ...]) -> Fit | None:
         """Least squares of some sources; None where one of them would be negative, or can't be told from another."""
@@ -144,7 +158,7 @@ class Telling:
             - 2 * np.einsum("gi,gi->g", variances, right)
             + np.einsum("gi,gij,gj->g", variances, square, variances)
         )
-        return Fit(chosen, variances, left)
+        return Fit(chosen, variances / self._magnified(chosen, variances), left)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from enum import Enum
 
 import numpy as np
 
-from vsfix.graph_passes.noise import Noise
+from vsfix.graph_passes.noise import Noise, NoiseKind
 
 from .agreement import Kinds
 from .claims import Claim, claims_of
@@ -70,7 +70,13 @@ class NoiseInference:
         return said
 
 
-def conclude(tellings: Sequence[Telling], plan: Plan, rivals: Sequence[Kinds], samples: int) -> NoiseInference:
+def conclude(
+    tellings: Sequence[Telling],
+    plan: Plan,
+    rivals: Sequence[Kinds],
+    samples: int,
+    equal: frozenset[NoiseKind] = frozenset(),
+) -> NoiseInference:
     """Puts the last walk into words and numbers.
 
     Args:
@@ -78,6 +84,7 @@ def conclude(tellings: Sequence[Telling], plan: Plan, rivals: Sequence[Kinds], s
         plan: of the walk.
         rivals: other kinds of places that explain as much.
         samples: of the calibration set.
+        equal: other kinds of noise that explain as much at the same places.
     """
     claims, left = claims_of(tellings, plan, float(np.sqrt(1 + samples / TRAINING_SAMPLES)))
     residuals = {
@@ -85,13 +92,17 @@ def conclude(tellings: Sequence[Telling], plan: Plan, rivals: Sequence[Kinds], s
         for telling in tellings
         if telling.channels
     }
-    verdict, confidence = _judge(residuals, claims, rivals, samples)
+    verdict, confidence = _judge(residuals, claims, rivals, samples, equal)
     partial = verdict is Verdict.FOUND and any(one.is_off for one in residuals.values())
     return NoiseInference(verdict, claims, confidence, residuals, samples, is_partial=partial)
 
 
 def _judge(
-    residuals: Mapping[str, Residual], claims: Sequence[Claim], rivals: Sequence[Kinds], samples: int
+    residuals: Mapping[str, Residual],
+    claims: Sequence[Claim],
+    rivals: Sequence[Kinds],
+    samples: int,
+    equal: frozenset[NoiseKind],
 ) -> tuple[Verdict, str]:
     """The verdict, and the reason."""
     before, after, chance = (
@@ -121,5 +132,6 @@ def _judge(
     if elsewhere:
         others = " and ".join(describe(signature) for signature, _ in elsewhere[0])
         return Verdict.AMBIGUOUS, f"{said}; noise {others} explains as much"
-    same = " and ".join(sorted({kind.value for kinds in rivals for _, kind in kinds}))
+    here_too = {kind for kinds in rivals for _, kind in kinds} | equal
+    same = " and ".join(sorted(kind.value for kind in here_too - {claim.noise.kind for claim in claims}))
     return Verdict.FOUND, f"{said}; {same} there explains it as well" if same else said
