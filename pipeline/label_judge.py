@@ -80,7 +80,7 @@ class LabelScores:
 
     def difference(self) -> str:
         """Repaired less as given with its interval and the test, in the unit of the metric."""
-        sign, unit = (100.0, " points") if self.metric == TOP_1 else (-1.0, "")
+        sign, unit = (100.0, " percentage points") if self.metric == TOP_1 else (-1.0, "")
         moved = sign * (self.after - self.before)
         low, high = sorted(sign * end for end in self.interval)
         number = "+.2f" if self.metric == TOP_1 else "+.4g"

@@ -227,6 +227,7 @@ def _ratio_interval(apart: Float64Array, noise: Float64Array, rng: np.random.Gen
     errors = np.sqrt(spreads / len(apart)) / below
     t = (ratios - ratio) / np.maximum(errors, _LEAST_ERROR * error)
     low, high = np.quantile(t, [0.025, 0.975])
+    error *= (len(apart) / (len(apart) - 1)) ** 0.5  # s from the samples themselves is that much too small
     return ratio - error * float(high), ratio - error * float(low)
 
 

@@ -88,7 +88,9 @@ def test_a_loss_is_refused_beyond_chance_or_beyond_the_limit(network, optimize, 
     low, high = document["scores"]["interval"]
     assert low < -losses / 1000 < high
     assert (document["status"] == "FAIL") == (code == 1)
-    moved = f"{-losses / 10:+.2f} points (95 % interval {100 * low:+.2f} to {100 * high:+.2f}), paired test p = "
+    moved = (
+        f"{-losses / 10:+.2f} percentage points (95 % interval {100 * low:+.2f} to {100 * high:+.2f}), paired test p = "
+    )
     for text in (result.stdout, (tmp_path / "p.html").read_text(), *([result.stderr] if code else [])):
         assert moved in " ".join(text.split()), text
     if code == 0 and p_value < 0.05:

@@ -82,6 +82,15 @@ def test_exact_and_labelled_data_hold_no_decoded_set(folder, network, tmp_path):
     assert whole - few < DECODED / 4
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says what a process held")
+def test_runs_with_the_noise_on_are_as_small_as_the_others(folder, network, tmp_path):
+    """One batch of 1,000 under eight draws would hold 700 MiB of activations."""
+    call = ("optimize", network, "-o", tmp_path / "o.onnx", "--force", "--method", "paired", "--max-memory", "64M")
+    data = ("--data", f"imagefolder:{folder}", "--batch-size", 1000)
+    few, many = (peak(*call, *data, "--samples", samples) for samples in (64, 1000))
+    assert many - few < DECODED / 2
+
+
 def test_what_is_decoded_run_by_run_gives_the_same_bits(folder, network, open_model):
     model, spec = onnx.load(network), f"imagefolder:{folder}"
     held, lazy = (
