@@ -29,6 +29,7 @@ from .tensors import Tensor, captured_tensors, constant_behind, redirect_readers
 # The first opset in which Dropout can't drop unless it is told to, and the first in which the ratio is an input.
 _FIRST_OPSET, _RATIO_INPUT_OPSET = 7, 12
 _WHOLE_NUMBERS = frozenset("Shape Size ArgMax ArgMin NonZero QuantizeLinear Equal Less Greater And Or Not".split())
+_FLOATS = frozenset("Conv ConvTranspose BatchNormalization Sigmoid Tanh Softmax AveragePool GlobalAveragePool".split())
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,6 +189,8 @@ def holds_whole_numbers(tensor: Tensor) -> bool:
         producer = tensor.inputs[0]
         if producer.op in _WHOLE_NUMBERS:
             return True
+        if producer.op in _FLOATS:
+            return False
         if producer.op == "Cast":
             return bool(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(producer.attrs["to"])).kind in "iub")
         data = producer.inputs[1:] if producer.op == "Where" else producer.inputs

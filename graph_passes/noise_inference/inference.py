@@ -1,5 +1,6 @@
 """Finds the noise of a training run from the statistics that it left behind, where the file has lost its markers.
 
+    glance     what each BatchNorm stores against what it sees in the file as it is; where all agree, that is the answer
     explore    a walk that tries every place on the way, and switches on what the BatchNorms seen so far agree on
     agree      the few kinds of places that explain the network (see `agreement`)
     compare    where the own BatchNorm can't tell the kind of the noise, or whom it is for, those behind it can: a walk
@@ -25,21 +26,21 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.activation_cache import DEFAULT_MAX_MEMORY, ActivationCache
-from vsfix.graph_passes.batch_norm import require_batch_norms
+from vsfix.graph_passes.batch_norm import find_modules, require_batch_norms
 from vsfix.graph_passes.batches import Batch, count_samples, first_samples
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.graph_passes.inference import Float64Array, OpenModel
 from vsfix.graph_passes.marker import marker_label, read_marker
-from vsfix.graph_passes.measurement import hold_constants
+from vsfix.graph_passes.measurement import MeasurementConfig, hold_constants, measure
 from vsfix.graph_passes.noise import NoiseKind
 
 from .agreement import Agreement, Kinds
 from .places import Place, Signature
 from .plan import Plan
 from .residuals import DRIFT
-from .telling import TRAINING_SAMPLES, Source, Telling, jackknife_error
+from .telling import TRAINING_SAMPLES, ChannelEvidence, Source, Telling, is_sure, jackknife_error
 from .verdict import NoiseInference, conclude
-from .walk import Decision, Walk
+from .walk import NOTHING, Decision, Walk
 
 FEW = 256  # samples that compare the kinds of noise
 TIED_KINDS = (NoiseKind.DROPOUT, NoiseKind.FEATURE_DROPOUT, NoiseKind.DROP_PATH)
@@ -75,6 +76,9 @@ def infer_noise(
     if count_samples(batches) < 2:
         raise DataError("the calibration set has fewer than two samples; give some hundred")
     search = _Search(graph, batches, open_model, seed, max_memory)
+    stored = search.glance()
+    if stored and not any(_asks(telling) for telling in stored):
+        return conclude(stored, Plan(), (), search.samples)
     found = search.explore(NoiseKind.DROPOUT)
     if not any(telling.channels for telling in found.tellings):
         raise DataError("no BatchNorm varies enough over these samples to be compared; give some hundred")
@@ -173,6 +177,15 @@ class _Search:
         self._few = first_samples(batches, FEW, whole=True) if has_positions else list(batches)
         self.few = count_samples(self._few)
 
+    def glance(self) -> list[Telling]:
+        """What each BatchNorm stores against what it sees in the file as it is: one run, which most files pass."""
+        config = MeasurementConfig(max_memory=self._max_memory)
+        found = measure(self._graph, self._batches, self._open_model, config)
+        evidence = (
+            (module.name, ChannelEvidence.of(module, found[module.name])) for module in find_modules(self._graph)
+        )
+        return [one.tell(name, (), ()) for name, one in evidence if one.channels]
+
     def explore(self, kind: NoiseKind) -> _Found:
         """Tries every place, with one kind of noise where the own BatchNorm can't tell it."""
         plan = Plan(default=kind)
@@ -221,6 +234,11 @@ class _Search:
         with ActivationCache(self._max_memory) as cache:
             walk = Walk(copy, batches, self._open_model, cache, self._seed, plan)
             return list(walk.tellings(decide))
+
+
+def _asks(telling: Telling) -> bool:
+    """Whether what a BatchNorm stores asks for a reason."""
+    return is_sure(telling.without, NOTHING**2) or is_sure(telling.means, NOTHING**2)
 
 
 def _alternatives(places: Sequence[Place]) -> Iterator[tuple[Signature, NoiseKind | None]]:

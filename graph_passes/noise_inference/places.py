@@ -43,7 +43,9 @@ class Place:
         tensor: the tensor.
         behind: the operators from the nearest layer or join to it.
         ahead: the operators from it to the BatchNorm that sees it first; empty where that reads it.
+        is_direct: whether the BatchNorm reads it.
         is_linear: whether the BatchNorm's input is a linear function of a factor on each element here.
+        is_tied: whether every kind of noise here adds the same variance at the BatchNorm: nothing mixes its elements.
         is_branch: whether it is an operand of a sum.
         readers: the nodes of the region that read it; for what the BatchNorm reads, the BatchNorm.
         is_shared: whether others read it too, so that the noise may be for these readers alone.
@@ -52,7 +54,9 @@ class Place:
     tensor: Tensor
     behind: tuple[str, ...]
     ahead: tuple[str, ...]
+    is_direct: bool
     is_linear: bool
+    is_tied: bool
     is_branch: bool
     readers: tuple[gs.Node, ...]
     is_shared: bool
@@ -67,16 +71,6 @@ class Place:
         if not (alone and self.is_shared):
             return (self.name,)
         return tuple(f"{self.name}->{reader.name}" for reader in self.readers)
-
-    @property
-    def is_direct(self) -> bool:
-        """Whether nothing stands between the noise and the BatchNorm."""
-        return not self.ahead
-
-    @property
-    def is_tied(self) -> bool:
-        """Whether every kind of noise here adds the same variance at the BatchNorm: no layer mixes its elements."""
-        return all(operator in SUMS or operator == "Concat" for operator in self.ahead)
 
     @property
     def signature(self) -> Signature:
@@ -169,15 +163,27 @@ def _places(
     places = [_direct(batch_norm)]
     others: list[tuple[int, Place]] = []
     for tensor in [*inputs, *(tensor for node in nodes for tensor in node.outputs)]:
-        if id(tensor) not in steps or id(tensor) in captured or not _may_carry(tensor):
+        if id(tensor) not in steps or id(tensor) in captured or tensor.is_empty():
             continue
         if _stands_for_another(tensor) or _same_as_input(tensor, batch_norm):
             continue
-        ahead, is_linear = steps[id(tensor)]
+        if holds_whole_numbers(tensor):
+            continue
+        way = steps[id(tensor)]
         readers = list({id(node): node for node in tensor.outputs if id(node) in inside}.values())
         branch = any(node.op in SUMS and len(_data(node)) > 1 for node in readers)
-        shared = _is_shared(tensor, readers)
-        others.append((len(ahead), Place(tensor, _behind(tensor), ahead, is_linear, branch, tuple(readers), shared)))
+        place = Place(
+            tensor=tensor,
+            behind=_behind(tensor),
+            ahead=way.operators,
+            is_direct=False,
+            is_linear=way.is_linear,
+            is_tied=way.is_plain,
+            is_branch=branch,
+            readers=tuple(readers),
+            is_shared=_is_shared(tensor, readers),
+        )
+        others.append((len(way.operators), place))
     others.sort(key=lambda pair: pair[0])
     places += [place for _, place in others]
     return tuple(places[:MOST_PLACES]), max(len(places) - MOST_PLACES, 0)
@@ -186,8 +192,17 @@ def _places(
 def _direct(batch_norm: BatchNorm) -> Place:
     """What the BatchNorm reads; where others read it too, the noise may be for it alone."""
     tensor, reader = batch_norm.input, batch_norm.node
-    shared = _is_shared(tensor, [reader])
-    return Place(tensor, _behind(tensor), (), is_linear=True, is_branch=False, readers=(reader,), is_shared=shared)
+    return Place(
+        tensor=tensor,
+        behind=_behind(tensor),
+        ahead=(),
+        is_direct=True,
+        is_linear=True,
+        is_tied=True,
+        is_branch=False,
+        readers=(reader,),
+        is_shared=_is_shared(tensor, [reader]),
+    )
 
 
 def _is_shared(tensor: Tensor, readers: Sequence[gs.Node]) -> bool:
@@ -197,24 +212,46 @@ def _is_shared(tensor: Tensor, readers: Sequence[gs.Node]) -> bool:
     return bool(others) and all(node.name for node in readers)
 
 
-def _ways_ahead(batch_norm: BatchNorm, nodes: Sequence[gs.Node]) -> dict[int, tuple[tuple[str, ...], bool]]:
-    """The operators from each tensor to the BatchNorm by the shortest way, and whether all ways are linear."""
-    ways: dict[int, tuple[tuple[str, ...], bool]] = {id(batch_norm.input): ((), True)}
-    for node in reversed(nodes):
-        if node.op in SHAPE_READERS:
-            continue
-        known = [ways[id(tensor)] for tensor in node.outputs if id(tensor) in ways]
-        if not known:
-            continue
-        ahead, is_linear = min(known, key=lambda way: len(way[0]))
+@dataclass(frozen=True)
+class _Way:
+    """What lies between a tensor and the BatchNorm.
+
+    Attributes:
+        operators: on the shortest way.
+        is_linear: whether every way is linear.
+        is_plain: whether no way mixes elements or scales them by something that is computed.
+    """
+
+    operators: tuple[str, ...] = ()
+    is_linear: bool = True
+    is_plain: bool = True
+
+    def behind(self, node: gs.Node) -> _Way:
+        """The way from in front of a node that leads here."""
         operator = _operator(node)
-        mine = ((operator, *ahead) if operator else ahead, is_linear and _is_linear(node))
+        plain = node.op in RESHAPES or node.op in SUMS or node.op == "Concat" or _scales(node)
+        return _Way(
+            (operator, *self.operators) if operator else self.operators,
+            self.is_linear and _is_linear(node),
+            self.is_plain and plain,
+        )
+
+    def or_else(self, other: _Way) -> _Way:
+        """Both ways together."""
+        shortest = min(self.operators, other.operators, key=len)
+        return _Way(shortest, self.is_linear and other.is_linear, self.is_plain and other.is_plain)
+
+
+def _ways_ahead(batch_norm: BatchNorm, nodes: Sequence[gs.Node]) -> dict[int, _Way]:
+    """The way from each tensor to the BatchNorm, by the tensor's id."""
+    ways: dict[int, _Way] = {id(batch_norm.input): _Way()}
+    for node in reversed(nodes):
+        known = [ways[id(tensor)] for tensor in node.outputs if id(tensor) in ways]
+        if node.op in SHAPE_READERS or not known:
+            continue
+        mine = min(known, key=lambda way: len(way.operators)).behind(node)
         for tensor in _data(node):
-            old = ways.get(id(tensor))
-            if old is None:
-                ways[id(tensor)] = mine
-            else:
-                ways[id(tensor)] = (min(old[0], mine[0], key=len), old[1] and mine[1])
+            ways[id(tensor)] = ways[id(tensor)].or_else(mine) if id(tensor) in ways else mine
     return ways
 
 
@@ -223,11 +260,6 @@ def _is_linear(node: gs.Node) -> bool:
     if node.op in RESHAPES or node.op in LINEAR_MAPS or is_batch_norm(node):
         return len(_data(node)) < 2 or node.op in SUMS or node.op in ("Concat", "Sub")
     return node.op in ("Mul", "Div") and len(_data(node)) < 2
-
-
-def _may_carry(tensor: Tensor) -> bool:
-    """Whether a tensor holds numbers that noise may stand on."""
-    return isinstance(tensor, gs.Variable) and not tensor.is_empty() and not holds_whole_numbers(tensor)
 
 
 def _stands_for_another(tensor: Tensor) -> bool:
