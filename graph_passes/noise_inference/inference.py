@@ -77,11 +77,13 @@ def infer_noise(
         raise DataError("the calibration set has fewer than two samples; give some hundred")
     search = _Search(graph, batches, open_model, seed, max_memory)
     stored = search.glance()
-    if stored and not any(_asks(telling) for telling in stored):
+    if not stored:
+        raise DataError("no BatchNorm varies enough over these samples to be compared; give some hundred")
+    if not any(_asks(telling) for telling in stored):
         return conclude(stored, Plan(), (), search.samples)
     found = search.explore(NoiseKind.DROPOUT)
-    if not any(telling.channels for telling in found.tellings):
-        raise DataError("no BatchNorm varies enough over these samples to be compared; give some hundred")
+    if not any(telling.channels for telling in found.tellings):  # one module that is used several times
+        return conclude(stored, Plan(), (), search.samples)
     if found.is_tied and not found.is_simple(search.few):
         for kind in (NoiseKind.FEATURE_DROPOUT, NoiseKind.DROP_PATH):
             other = search.explore(kind)

@@ -21,7 +21,7 @@ is fitted on U, once as it is and once without each group in turn, for the jackk
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -37,6 +37,7 @@ from .places import Place, Signature
 MOST_AT_ONCE = 3  # places of one region that carry noise together
 WORST = 3.0  # no channel is farther off than this: one dying unit must not decide
 LEAST_STEADY = 0.3  # relative sampling error of a variance, above which a channel is no evidence
+UNSURE = 1.5  # times the median sampling error, from which on a channel counts less
 MODEL_ERROR = 0.05  # relative, of a stored variance: the weights moved while it was gathered
 TRAINING_SAMPLES = 1200  # what stored statistics rest on: (2 - 0.1) / 0.1 batches of 64
 SURE = 3.0  # standard errors
@@ -194,13 +195,19 @@ class ChannelEvidence:
         variance = np.where(usable, stored.variance, 1.0)
         real = group_variances(found) / variance  # (G, C)
         groups = len(real)
-        error = real.std(axis=0, ddof=1) / np.sqrt(groups) if groups > 1 else np.full(len(variance), np.inf)
+        if groups < 2:
+            usable &= False
         with np.errstate(all="ignore"):
-            usable &= error < LEAST_STEADY * found.variance / variance
+            error = (
+                real.std(axis=0, ddof=1) / np.sqrt(groups) / real.mean(axis=0)
+            )  # relative, so that it says little of v0
+            usable &= error < LEAST_STEADY
         if not usable.any():
             nothing = np.zeros(len(variance))
             return cls(variance, nothing, np.zeros_like(real), 0.0, np.zeros(1 + groups), 0.0)
-        weights = np.where(usable, 1 / (error**2 + MODEL_ERROR**2), 0.0)
+        # A channel that came out low by chance looks surer than it is: only those that are far less sure count less.
+        doubt = np.maximum(error, UNSURE * np.median(error[usable]))
+        weights = np.where(usable, 1 / (doubt**2 + MODEL_ERROR**2), 0.0)
         weights *= np.count_nonzero(usable) / weights.sum()
         mean = np.where(usable, (found.group_means - stored.mean) / np.sqrt(variance), 0.0)
         excess = np.where(usable, -np.log(np.where(usable, found.variance, 1.0) / variance), 0.0)
@@ -208,10 +215,14 @@ class ChannelEvidence:
             stored=variance,
             weights=weights,
             left=np.clip(np.where(usable, 1 - real, 0.0), -WORST, None),
-            chance=float(np.average(error**2, weights=weights)),
+            chance=float(np.average(np.where(usable, error * real.mean(axis=0), 0.0) ** 2, weights=weights)),
             means=_products(np.clip(mean, -WORST, WORST)[None], weights)[:, 0, 0],
             excess=float(np.average(excess, weights=weights)),
         )
+
+    def muted(self) -> ChannelEvidence:
+        """The same without a channel that counts."""
+        return replace(self, weights=np.zeros_like(self.weights))
 
     def tell(self, name: str, sources: Sequence[Source], added: Sequence[Float64Array]) -> Telling:
         """Puts the products together.
@@ -228,8 +239,13 @@ class ChannelEvidence:
 
 
 def group_variances(found: Moments) -> Float64Array:
-    """The mean squared distance from the pooled mean in each group, shape (G, C)."""
-    return found.group_centred_sums / found.counts[:, None] + (found.group_means - found.mean) ** 2
+    """The mean squared distance from the true mean in each group, shape (G, C).
+
+    The pooled mean is nearer to the values than the true one; by how much, the scatter of the group means tells.
+    """
+    groups = len(found.counts)
+    own = found.group_means.var(axis=0, ddof=1) / groups if groups > 1 else 0.0
+    return found.group_centred_sums / found.counts[:, None] + (found.group_means - found.mean) ** 2 + own
 
 
 def _products(sides: Float64Array, weights: Float64Array) -> Float64Array:

@@ -21,6 +21,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.activation_cache import ActivationCache
+from vsfix.graph_passes.batch_norm import find_modules
 from vsfix.graph_passes.batches import Batch
 from vsfix.graph_passes.inference import Array, Float64Array, OpenModel
 from vsfix.graph_passes.measurement import as_measured
@@ -71,6 +72,8 @@ class Walk:
         self._seed = seed
         self._plan = plan
         self.regions = find_regions(graph)
+        # What a module stores that is used several times is of all uses together, and none of them can be held to it.
+        self._uses = {id(use.node) for module in find_modules(graph) if len(module.uses) > 1 for use in module.uses}
         self._last = {
             tensor.name: number for number, region in enumerate(self.regions) for tensor in tensors_read(region.nodes)
         }
@@ -101,6 +104,8 @@ class Walk:
         """Clean, tried and noisy; what was told, and the moments that the BatchNorm's input has then."""
         clean = self._run_clean(number, region)
         evidence = ChannelEvidence.of(region.batch_norm, clean)
+        if id(region.batch_norm.node) in self._uses:
+            evidence = evidence.muted()
         telling = evidence.tell(region.batch_norm.name, (), ())
         if not evidence.channels or evidence.excess <= 0 or telling.without[0] < NOTHING**2:
             return telling, clean
