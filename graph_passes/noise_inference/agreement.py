@@ -64,7 +64,7 @@ class Agreement:
         fits = telling.fits(range(len(telling.sources)))
         best = min(fits, key=lambda fit: float(fit.left[0]))
         near = [fit for fit in fits if not self._is_better(best, fit, EASY * telling.without[0])]
-        chosen = min(near, key=lambda fit: (len(fit.chosen), -self._popularity(telling, fit), float(fit.left[0])))
+        chosen = min(near, key=lambda fit: (len(fit.chosen), *self._doubt(telling, fit), float(fit.left[0])))
         for index in chosen.chosen:
             self._explained[telling.sources[index].of] += float(telling.without[0] - chosen.left[0])
         return {telling.sources[i]: float(s2) for i, s2 in zip(chosen.chosen, chosen.variances[0], strict=True)}
@@ -81,8 +81,8 @@ class Agreement:
                 break
             kinds = min(sets, key=lambda kinds: float(self.left(kinds)[0]))
             rest = self.left(kinds)
-            gain = left - rest
-            if not is_sure(gain, max(GAIN * float(left[0]), len(telling) * LEAST_GAIN**2), self.inflation):
+            least = max(GAIN * float(left[0]), len(telling) * LEAST_GAIN**2)
+            if not (is_sure(left - rest, least, self.inflation) or self._is_sure_somewhere(kinds, chosen)):
                 break
             chosen, left = kinds, rest
         return chosen
@@ -124,14 +124,22 @@ class Agreement:
         telling = self._telling()
         return np.asarray(np.sum([self._fit(one, kinds).left for one in telling], axis=0) if telling else np.zeros(2))
 
-    def _popularity(self, telling: Telling, fit: Fit) -> int:
-        """Which share of all that was explained so far the kinds of the sources of a fit explained, in tenths."""
+    def _doubt(self, telling: Telling, fit: Fit) -> tuple[int, int]:
+        """What speaks against a fit beforehand: kinds that explained little so far, in tenths; noise on an input."""
         own = sum(self._explained[telling.sources[index].of] for index in fit.chosen)
-        return round(10 * own / max(sum(self._explained.values()), 1e-12))
+        inputs = sum(not telling.sources[index].place.tensor.inputs for index in fit.chosen)
+        return -round(10 * own / max(sum(self._explained.values()), 1e-12)), inputs
 
     def _telling(self) -> list[Telling]:
         """Those that have something to explain."""
         return [telling for telling in self.tellings if telling.sources]
+
+    def _is_sure_somewhere(self, kinds: Kinds, fewer: Kinds) -> bool:
+        """Whether more kinds are needed at one BatchNorm, whatever the sum over all says."""
+        return any(
+            self._is_better(self._fit(one, kinds), self._fit(one, fewer), max(OWN_GAIN * one.without[0], NOTICEABLE**2))
+            for one in self._telling()
+        )
 
     def _is_better(self, one: Fit, other: Fit, margin: float) -> bool:
         """Whether a fit leaves less than another by more than a margin and more than chance."""

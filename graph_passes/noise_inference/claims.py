@@ -12,13 +12,16 @@ from vsfix.graph_passes.noise import Noise
 
 from .places import Signature
 from .plan import Plan
-from .telling import Fit, Source, Telling, jackknife_error
+from .telling import Fit, Kind, Source, Telling, is_sure, jackknife_error
 
 SMALL = 0.1  # of s2: in one place alone this is chance
 CLEAR = 0.09  # a relative residual: one BatchNorm alone must be off by more
 TOO_SMALL = 0.02  # of s2: the weights moved by as much while the statistics were gathered
 ONE_RATIO = 0.06  # drop ratios no farther apart are one
+CLOSE = 1.5  # standard errors: so are these
 STANDARD_ERRORS = 1.96
+MANY = 3  # places that have a noise, from which on the others of their kind are held to have it too
+SILENT = 0.03  # a relative residual that no BatchNorm is asked to explain
 LEAST_WIDTH = 0.01  # of an interval to either side
 
 
@@ -76,11 +79,7 @@ class _Amount:
     @property
     def ratio(self) -> float:
         """The drop ratio."""
-        return float(self.variances[0] / (1 + self.variances[0]))
-
-    def error(self, inflation: float) -> float:
-        """The standard error of the ratio."""
-        return inflation * jackknife_error(self.variances / (1 + self.variances))
+        return float(_ratios(self.variances)[0])
 
 
 def claims_of(
@@ -97,16 +96,21 @@ def claims_of(
         The claims, those with most places first, and the squared relative residual of each BatchNorm, by its name, on
         all groups and without each, shape (1 + G,).
     """
-    total: dict[object, int] = {}
-    amounts: dict[object, list[_Amount]] = {}
+    total: dict[Kind, int] = {}
+    amounts: dict[Kind, list[_Amount]] = {}
     for telling in tellings:
         fit = telling.fit(range(len(telling.sources)))
         for source in telling.sources:
             total[source.of] = total.get(source.of, 0) + 1
         for amount in _amounts(telling, fit):
             amounts.setdefault(amount.source.of, []).append(amount)
-    groups = [group for kind in amounts.values() for group in _agreeing(kind, inflation)]
-    accepted = [group for group in groups if _is_no_chance(group, inflation)]
+    accepted = []
+    for kind, known in amounts.items():
+        groups = [group for group in _agreeing(known, inflation) if _is_no_chance(group, inflation)]
+        _fill_in(
+            groups, [telling for telling in tellings if any(source.of == kind for source in telling.sources)], kind
+        )
+        accepted += groups
     found: dict[int, dict[int, float]] = {}
     for group in accepted:
         for amount in group:
@@ -132,22 +136,59 @@ def _amounts(telling: Telling, fit: Fit) -> list[_Amount]:
 
 
 def _agreeing(amounts: Collection[_Amount], inflation: float) -> list[list[_Amount]]:
-    """Groups of places whose ratios are no farther apart than their errors, or than what makes no difference."""
+    """Groups of places whose ratios are no farther apart than their errors, or than makes a difference."""
     groups: list[list[_Amount]] = []
     for amount in sorted(amounts, key=lambda amount: amount.ratio):
-        first = groups[-1][0] if groups else None
-        error = 0.0 if first is None else float(np.hypot(amount.error(inflation), first.error(inflation)))
-        if first is not None and amount.ratio - first.ratio <= max(ONE_RATIO, STANDARD_ERRORS * error):
-            groups[-1].append(amount)
-        else:
-            groups.append([amount])
+        if groups:
+            pooled = _ratios(_pooled(groups[-1]))
+            error = inflation * jackknife_error(_ratios(amount.variances) - pooled)
+            if amount.ratio - pooled[0] <= max(ONE_RATIO, CLOSE * error):
+                groups[-1].append(amount)
+                continue
+        groups.append([amount])
     return groups
+
+
+def _fill_in(groups: Sequence[list[_Amount]], tellings: Sequence[Telling], kind: Kind) -> None:
+    """Adds the places of a kind that say nothing against the noise that most of them have.
+
+    Where noise moves a variance by less than chance does, its BatchNorm can't tell; whoever put it into the others put
+    it there too.
+    """
+    claimed = {(id(amount.telling), amount.index) for group in groups for amount in group}
+    silent = [
+        (telling, index)
+        for telling in tellings
+        for index, source in enumerate(telling.sources)
+        if source.of == kind and (id(telling), index) not in claimed
+    ]
+    if len(claimed) < max(MANY, len(silent)):
+        return
+    for telling, index in silent:
+        losses = [_loss(telling, index, float(_pooled(group)[0])) for group in groups]
+        nearest = min(range(len(groups)), key=lambda number: float(losses[number][0]))
+        if not is_sure(losses[nearest], SILENT**2):
+            weight = float(telling.products[0, index + 1, index + 1])
+            pooled = _pooled(groups[nearest])
+            groups[nearest].append(_Amount(telling.sources[index], telling, index, pooled, weight))
+
+
+def _loss(telling: Telling, index: int, s2: float) -> Float64Array:
+    """By how much more is left of a BatchNorm with noise at one place, the others as they fit, shape (1 + G,)."""
+    fit = telling.fit(range(len(telling.sources)))
+    found = {i: float(value) for i, value in zip(fit.chosen, fit.variances[0], strict=True)}
+    return telling.left_by({**found, index: s2}) - fit.left
 
 
 def _pooled(group: Sequence[_Amount]) -> Float64Array:
     """The s2 of places that agree, on all groups of samples and without each, shape (1 + G,)."""
     weights = np.array([amount.weight for amount in group])
     return np.asarray(weights @ np.stack([amount.variances for amount in group]) / weights.sum())
+
+
+def _ratios(variances: Float64Array) -> Float64Array:
+    """The drop ratios of some s2."""
+    return variances / (1 + variances)
 
 
 def _is_no_chance(group: Sequence[_Amount], inflation: float) -> bool:
@@ -169,7 +210,7 @@ def _claim(
 ) -> Claim:
     """Puts one group into words and numbers."""
     pooled = _pooled(group)
-    ratios = pooled / (1 + pooled)
+    ratios = _ratios(pooled)
     width = max(STANDARD_ERRORS * inflation * jackknife_error(ratios), LEAST_WIDTH)
     ratio = float(ratios[0])
     tellings = list({id(amount.telling): amount.telling for amount in group}.values())

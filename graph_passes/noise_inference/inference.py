@@ -202,7 +202,7 @@ class _Search:
         Returns:
             The plan that leaves least, and the other kinds that leave as little.
         """
-        plan, equal = found.narrowed, set[NoiseKind]()
+        plan, equal = replace(found.narrowed, default=NoiseKind.DROPOUT), set[NoiseKind]()
         alternatives = list(_alternatives(found.places))
         least = _left(self.walk(plan, self._few)) if alternatives else np.zeros(1)
         for signature, kind in alternatives:

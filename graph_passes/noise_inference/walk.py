@@ -107,7 +107,8 @@ class Walk:
         if id(region.batch_norm.node) in self._uses:
             evidence = evidence.muted()
         telling = evidence.tell(region.batch_norm.name, (), ())
-        if not evidence.channels or evidence.excess <= 0 or telling.without[0] < NOTHING**2:
+        asks = evidence.excess > 0 and telling.without[0] >= NOTHING**2
+        if not evidence.channels or not (asks or self._plan.only):  # what is looked for everywhere is tried everywhere
             return telling, clean
         direct, *others = region.places
         sources = self._plan.sources(direct)
