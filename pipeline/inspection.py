@@ -169,7 +169,7 @@ def inspect_model(
         batches: calibration data; may be empty, then nothing is measured.
         open_model: the runtime.
         config: how to look at it.
-        averaged_on: what R rests on where the noise need not be inferred, so that it is that of a repair on the same
+        averaged_on: what R rests on, so that it is that of a repair on the same
             samples; `batches` where not given.
 
     Raises:
@@ -187,7 +187,6 @@ def inspect_model(
     claims: tuple[Claim, ...] = ()
     fault, question = None, ""
     if is_lost(prepared):
-        judges = batches
         if batches:
             lost = recover_noise(prepared, batches, open_model, max_memory=DEFAULT_MAX_MEMORY)
             inferred, changes = lost.sentence, changes + lost.changes

@@ -21,7 +21,6 @@ from vsfix.graph_passes.estimators.unit_fit import UnitTarget, input_moments
 from vsfix.graph_passes.estimators.units import (
     FoundParameters,
     Unit,
-    batch_norm_units,
     by_module,
     find_units,
     write_parameters,
@@ -55,7 +54,7 @@ class NoiseStudy:
         samples: in their own order, `MOST` of them at most.
         average: F.
         units: whose scale and shift are free.
-        targets: of the units and of every BatchNorm, by name.
+        targets: of the units, by name.
         reference: the outputs of F.
         outputs: of the deployed network.
         kinds: how the outputs are read.
@@ -100,15 +99,13 @@ class NoiseStudy:
         outputs = run_deployed(graph, samples, open_model)
         kinds = recognise_outputs(graph, outputs, output_kinds)
         units = find_units(graph, average.shapes)
-        known = {unit.name for unit in units}
-        others = [unit for unit in batch_norm_units(graph, average.shapes) if unit.name not in known]
         one = multiply_adds(graph, average.shapes) / samples_in(samples.batches[0])
         draws = draws_for(len(samples), one)
         readers = {
             name: OutputReader.of(kind, outputs[name], len(samples), draws, len(kinds)) for name, kind in kinds.items()
         }
         drawn = DrawCollector(readers, draws, len(samples))
-        collected = TargetCollector(average, [*units, *others], samples, seed)
+        collected = TargetCollector(average, units, samples, seed)
         sizes = [samples_in(batch) for batch in samples.batches]
         counts = dict(zip(samples.first, sizes, strict=True))
         for run in average.runs(range(draws), collected.taps):
@@ -125,7 +122,7 @@ class NoiseStudy:
             outputs=outputs,
             kinds=kinds,
             severity=reference.severity(outputs, seed),
-            stored=compare_stored([*others, *units], targets),
+            stored=compare_stored(graph, samples.batches, open_model, seed),
             open_model=open_model,
             told=output_kinds,
         )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vsfix.graph_passes.atomic_file import atomic_path
+from vsfix.graph_passes.batches import first_samples, prescribed_batch_size
 from vsfix.graph_passes.errors import CheckFailedError, InputError
 from vsfix.graph_passes.estimators.severity import HEALTHY
 from vsfix.graph_passes.external_data import external_data_files
@@ -123,6 +124,7 @@ def optimize(
     model = read_model(model_path)
     prepared = prepare_model(model, config.noise, needs_batch_norms=needs_batch_norms(model, config))
     deployable = export_model(prepared.graph, model)
+    prescribed = prescribed_batch_size(prepared.graph)
     cap = None if config.method == "exact" else MATCHED if _is_match(prepared, config) else SAMPLES
     batches = (
         []
@@ -143,7 +145,8 @@ def optimize(
         else labelled_samples(deployable, eval_data, split=eval_split, seed=config.seed, max_memory=config.max_memory)
     )
     by_labels = None if labelled is None else LabelJudge(labelled, open_for_small_runs, batch_size)
-    repair = repair_model(model, batches, open_for_small_runs, config, judge=by_labels)
+    few = None if samples is not None else first_samples(batches, MATCHED, whole=prescribed is not None)
+    repair = repair_model(model, batches, open_for_small_runs, config, averaged_on=few, judge=by_labels)
     if outputs.statistics is not None:
         warnings = (*repair.report.warnings, *repair.not_carried)
         repair = replace(repair, report=replace(repair.report, warnings=warnings))

@@ -41,7 +41,7 @@ from .method_choice import MethodChoice, choose_method
 from .preparation import REPAIR_KEY, PreparedModel, prepare_model, repaired_batch_norms
 from .quantization import quantize_model, require_calibration
 from .random_inputs import draw_inputs, stated_shape
-from .repair_config import QUANTIZED, TENSOR_FLOAT, RepairConfig
+from .repair_config import AVERAGING, QUANTIZED, TENSOR_FLOAT, RepairConfig
 from .repair_report import BatchNormOutcome, Repair, RepairReport
 from .rounding_floor import rounding_floor
 from .tensor_comparison import comparable, compare_tensors
@@ -62,6 +62,7 @@ def repair_model(
     config: RepairConfig,
     *,
     judged_on: Sequence[Batch] | None = None,
+    averaged_on: Sequence[Batch] | None = None,
     judge: LabelJudge | None = None,
 ) -> Repair:
     """Repairs, cleans and folds a model; the input is not changed.
@@ -73,6 +74,7 @@ def repair_model(
         config: how to repair.
         judged_on: the data on which the shift is measured before and after; the first part of what the estimates rest
             on where not given.
+        averaged_on: what a match rests on where lost noise was inferred from all of the data; the data where not given.
         judge: labelled data that chooses among the candidates.
 
     Raises:
@@ -89,7 +91,8 @@ def repair_model(
     require_statistics(graph)
     choice = choose_method(prepared, batches, open_model, config)
     unchanged = graph.copy()
-    edited = edit_parameters(prepared, choice, batches, open_model, config, judged_on, judge)
+    matched_on = batches if averaged_on is None or choice.method not in AVERAGING else averaged_on
+    edited = edit_parameters(prepared, choice, matched_on, open_model, config, judged_on, judge)
     before, after = edited.before, inspect_graph(graph, edited.judges, open_model)
     changed = changed_parameters(prepared, unchanged, edited)
     unfolded = export_model(graph, model)

@@ -103,15 +103,11 @@ class TargetCollector:
             if not np.isfinite(z).all():
                 raise DataError(f"'{name}' gives values that are not finite with the noise on")
             if name not in self._sums:
-                self._sums[name] = [
-                    np.zeros((self._count, *z.shape[1:])),
-                    *(np.zeros((self._count, z.shape[2])) for _ in range(2)),
-                ]
+                self._sums[name] = [np.zeros((self._count, *z.shape[1:])), *np.zeros((2, z.shape[2]))]
             targets, means, squares = self._sums[name]
-            rows = slice(first, first + count)
-            targets[rows] += h
-            means[rows] += z.mean(axis=1)
-            squares[rows] += np.einsum("nmc,nmc->nc", z, z) / z.shape[1]
+            targets[first : first + count] += h
+            means += z.mean(axis=1).sum(axis=0)
+            squares += np.einsum("nmc,nmc->c", z, z) / z.shape[1]
         self._runs += count
 
     def result(self) -> dict[str, UnitTarget]:
@@ -119,10 +115,8 @@ class TargetCollector:
         draws = self._runs // self._count
         found: dict[str, UnitTarget] = {}
         for name, sums in self._sums.items():
-            targets, means, squares = (one / draws for one in sums)
-            mean = means.mean(axis=0)
-            variance = np.maximum(squares.mean(axis=0) - mean**2, 0)
-            found[name] = UnitTarget(self.chosen[name], targets, mean, variance, means, squares)
+            targets, mean, squares = sums[0] / draws, sums[1] / self._runs, sums[2] / self._runs
+            found[name] = UnitTarget(self.chosen[name], targets, mean, np.maximum(squares - mean**2, 0))
         return found
 
 

@@ -6,27 +6,28 @@ network that nobody trained. So each BatchNorm is compared with the noisy run, c
 
     r = log(Var_on / Var)        d = (Mean_on - mean) / sqrt(Var)
 
-each less twice its standard error (a jackknife over the samples). Training itself leaves some: a running mean lags
-behind the weights, augmented images vary more than plain ones. What is beyond `MAX_RATIO` or `MAX_OFFSET` in half of
-the channels is another thing.
+each behind corrected predecessors and over all positions, less twice its standard error (a jackknife over the samples).
+Training itself leaves some: a running mean lags behind the weights, augmented images vary more than plain ones. What is
+beyond `MAX_RATIO` or `MAX_OFFSET` in half of the channels is another thing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.inference import Float64Array
+from vsfix.graph_passes.batch_norm import BatchNorm, find_modules
+from vsfix.graph_passes.batches import Batch
+from vsfix.graph_passes.inference import Float64Array, OpenModel
 from vsfix.graph_passes.jackknife import standard_error
-
-from .unit_fit import UnitTarget
-from .units import Unit, by_module
+from vsfix.graph_passes.measurement import MeasurementConfig, measure
+from vsfix.graph_passes.moments import Moments
 
 MAX_RATIO = 1.5  # of a variance, either way
 MAX_OFFSET = 0.5  # of a mean, in stored deviations
-_GROUPS = 16
 _LEAST_VARIANCE = 1e-8  # of a stored variance beside epsilon; a channel below it stores nothing
 
 
@@ -50,48 +51,39 @@ class StoredAgainstNoisy:
         return self.ratio > MAX_RATIO or self.offset > MAX_OFFSET
 
 
-def compare_stored(units: Sequence[Unit], targets: Mapping[str, UnitTarget]) -> tuple[StoredAgainstNoisy, ...]:
-    """Compares each BatchNorm with the noisy runs, in the order of the graph.
+def compare_stored(
+    graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, seed: int
+) -> tuple[StoredAgainstNoisy, ...]:
+    """Compares each BatchNorm with a run with the noise on, in the order of the graph.
 
     Args:
-        units: of the graph; linear layers store nothing and are left out.
-        targets: by the name of the unit.
+        graph: with its markers; not changed.
+        batches: the samples.
+        open_model: opens a part of the graph in a runtime.
+        seed: of the noise.
     """
-    modules = by_module([unit for unit in units if unit.batch_norm is not None])
-    return tuple(
-        _compare(uses[0], [targets[unit.name] for unit in uses])
-        for uses in modules
-        if all(unit.name in targets for unit in uses)
-    )
+    modules = find_modules(graph)
+    if not modules:
+        return ()
+    config = MeasurementConfig([module.name for module in modules], noise_seed=seed)
+    found = measure(graph, batches, open_model, config)
+    return tuple(_compare(module, found[module.name]) for module in modules)
 
 
-def _compare(unit: Unit, targets: Sequence[UnitTarget]) -> StoredAgainstNoisy:
-    """One BatchNorm, by what its output should be: mean beta, variance gamma^2 var / (var + eps).
+def _compare(module: BatchNorm, found: Moments) -> StoredAgainstNoisy:
+    """One BatchNorm; of several uses the variance that what is stored is nearer to, see `Moments.as_stored`."""
+    seen = found.as_stored(module.variance)
+    known = (module.variance > _LEAST_VARIANCE * module.epsilon) & ~found.degenerate & (seen.variance > 0)
+    if not known.any() or len(found.counts) < 2:
+        return StoredAgainstNoisy(module.name, 1.0, 0.0)
+    means, variances = seen.without_each_group()
 
-    Of several uses the variance may lie anywhere between the mean of theirs, which training stores, and that of all of
-    their values together.
-    """
-    batch_norm = unit.batch_norm
-    assert batch_norm is not None
-    noisy_variance = np.mean([target.noisy_variance for target in targets], axis=0)
-    claimed = batch_norm.gamma**2 * batch_norm.variance / (batch_norm.variance + batch_norm.epsilon)
-    known = (batch_norm.variance > _LEAST_VARIANCE * batch_norm.epsilon) & (claimed > 0) & (noisy_variance > 0)
-    if not known.any() or len(targets[0].sample_means) < 2:
-        return StoredAgainstNoisy(unit.module, 1.0, 0.0)
-    claimed, beta = claimed[known], batch_norm.beta[known]
-    means = np.stack([target.sample_means[:, known] for target in targets], axis=1)  # (N, uses, C)
-    squares = np.stack([target.sample_squares[:, known] for target in targets], axis=1)
+    def excess(values: Float64Array, without: Float64Array) -> float:
+        beyond = np.abs(values) - 2 * standard_error(without)
+        return float(np.median(np.maximum(beyond[known], 0)))
 
-    def moved(rows: Float64Array, of_squares: Float64Array) -> tuple[Float64Array, Float64Array]:
-        of_uses, tiny = rows.mean(axis=0), np.finfo(np.float64).tiny
-        mean = of_uses.mean(axis=0)
-        averaged = np.maximum((of_squares.mean(axis=0) - of_uses**2).mean(axis=0), tiny)
-        variance = np.clip(claimed, averaged, averaged + of_uses.var(axis=0))
-        return np.log(variance / claimed), (mean - beta) / np.sqrt(claimed)
-
-    groups = np.arange(len(means)) % min(_GROUPS, len(means))
-    without = [moved(means[groups != group], squares[groups != group]) for group in range(groups.max() + 1)]
-    excess = []
-    for value, others in zip(moved(means, squares), zip(*without, strict=True), strict=True):
-        excess.append(float(np.median(np.maximum(np.abs(value) - 2 * standard_error(np.stack(others)), 0))))
-    return StoredAgainstNoisy(unit.module, float(np.exp(excess[0])), excess[1])
+    with np.errstate(all="ignore"):  # of channels that are not known
+        stored, deviation = module.variance, np.sqrt(module.variance)
+        ratio = excess(np.log(seen.variance / stored), np.log(variances / stored))
+        offset = excess((seen.mean - module.mean) / deviation, (means - module.mean) / deviation)
+    return StoredAgainstNoisy(module.name, float(np.exp(ratio)), offset)

@@ -32,16 +32,12 @@ class UnitTarget:
         mean: t, shape (N, M, C).
         noisy_mean: of z with the noise on, shape (C,).
         noisy_variance: the same.
-        sample_means: of z with the noise on, shape (N, C), for its sampling error.
-        sample_squares: of z^2, the same.
     """
 
     chosen: list[int] | None
     mean: Float64Array
     noisy_mean: Float64Array
     noisy_variance: Float64Array
-    sample_means: Float64Array
-    sample_squares: Float64Array
 
 
 @dataclass(frozen=True)

@@ -98,12 +98,6 @@ def find_units(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[
     return tuple(units.values())
 
 
-def batch_norm_units(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Unit, ...]:
-    """Every BatchNorm as a unit, whether noise reaches it or not; see `find_units`."""
-    order = _order(graph, shapes)
-    return tuple(_batch_norm_unit(use, module, order) for module in find_modules(graph) for use in module.uses)
-
-
 def _order(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]]) -> GraphOrder:
     """What the search for activations needs to know."""
     position = {id(node): number for number, node in enumerate(graph.nodes)}

@@ -193,7 +193,9 @@ class ChannelEvidence:
         usable = (stored.variance > _TINY) & np.isfinite(stored.variance) & np.isfinite(stored.mean)
         usable &= ~found.degenerate
         variance = np.where(usable, stored.variance, 1.0)
-        real = group_variances(found) / variance  # (G, C)
+        # Of a module that is used several times what is stored may be the mean of the uses' variances.
+        uses = [found] if found.as_stored(stored.variance) is found else list(found.uses)
+        real = np.mean([group_variances(use) for use in uses], axis=0) / variance  # (G, C)
         groups = len(real)
         if groups < 2:
             usable &= False

@@ -3,11 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vsfix.graph_passes.estimators.matching import TargetCollector
-from vsfix.graph_passes.estimators.noise_average import NoiseAverage
-from vsfix.graph_passes.estimators.samples import SampleSet
 from vsfix.graph_passes.estimators.stored_statistics import compare_stored
-from vsfix.graph_passes.estimators.units import batch_norm_units
 from vsfix.graph_passes.model_file import import_graph
 
 BODY = """(float[N, 12] x) => (float[N, 8] y) {
@@ -28,14 +24,8 @@ def compared(parse, open_model, samples: int, variance: float = 1.0, move: float
         "bn.running_var": (variance * var).astype(np.float32),
     }  # fmt: skip
     graph = import_graph(parse(BODY, weights))
-    chosen = SampleSet.of([{"x": rng.normal(1, 1, (samples, 12)).astype(np.float32)}])
-    average = NoiseAverage(graph, chosen, open_model)
-    units = batch_norm_units(graph, average.shapes)
-    collector = TargetCollector(average, units, chosen, 0)
-    sizes = dict(zip(chosen.first, (len(batch["x"]) for batch in chosen.batches), strict=True))
-    for run in average.runs(range(8), collector.taps):
-        collector.add(run.first, sizes[run.first], run.arrays)
-    return compare_stored(units, collector.result())[0]
+    x = rng.normal(1, 1, (samples, 12)).astype(np.float32)
+    return compare_stored(graph, [{"x": part} for part in np.array_split(x, -(-samples // 64))], open_model, seed)[0]
 
 
 @pytest.mark.parametrize("samples", [32, 100, 500])

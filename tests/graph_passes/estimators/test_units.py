@@ -152,7 +152,7 @@ def test_the_stored_moments_become_those_without_the_noise(parse):
     on = batch_norm.mean + np.sqrt(batch_norm.variance) * (on - on.mean(axis=0)) / on.std(axis=0)  # stored is true
     off = 0.7 * on + np.array([0.5, 0.6, -0.7, -0.8])
     z_on, z_off = (scale * (x - batch_norm.mean) + batch_norm.beta for x in (on, off))
-    target = UnitTarget(None, z_on[:, None], z_on.mean(axis=0), z_on.var(axis=0), z_on, z_on**2)
+    target = UnitTarget(None, z_on[:, None], z_on.mean(axis=0), z_on.var(axis=0))
     unit = find_units(graph, {"n": (12, 4), "y": (12, 4)})[0]
     found = FoundParameters(np.ones(4), np.zeros(4), input_moments([(z_off[:, None], target)]))
     write_parameters(graph, [unit], {"a": found})
