@@ -18,7 +18,7 @@ from .constant_expression import constant_tensors, values_of
 from .elementwise_chain import Chain, elementwise_chains
 from .fold_batch_norm import FoldBatchNorm
 from .graph_pass import PassResult
-from .primitive_batch_norm import BatchNormParameter, PrimitiveBatchNorm, is_row
+from .primitive_batch_norm import BatchNormParameter, PrimitiveBatchNorm, is_row, operand_shape
 from .recompose_batch_norm import find_layout, write_batch_norm
 from .tensor_shapes import TensorShapes
 
@@ -85,9 +85,12 @@ def _match(graph: gs.Graph, chain: Chain) -> PrimitiveBatchNorm | None:
     if len(producers) != 1 or producers[0].op not in _LAYERS:
         return None
     scale, shift, end = np.ones(1), np.zeros(1), 0
+    places: set[int] = set()  # of the axis, counted from the last
     for step in chain:
-        if not is_row(graph, step):
+        sides = operand_shape(graph, step) or ()
+        if not is_row(graph, step) or len(places | _places(sides)) > 1:
             break
+        places |= _places(sides)
         values = values_of(graph, step.operand).astype(np.float64).reshape(-1)
         if step.shifts:
             shift = shift + step.sign * values
@@ -99,3 +102,8 @@ def _match(graph: gs.Graph, chain: Chain) -> PrimitiveBatchNorm | None:
         return None
     gamma, beta = BatchNormParameter(scale), BatchNormParameter(shift)
     return PrimitiveBatchNorm(chain[:end], gamma, beta, BatchNormParameter(np.zeros(1)), _ONE, 0.0, merged=False)
+
+
+def _places(sides: tuple[int, ...]) -> set[int]:
+    """The axis along which a constant has several values, counted from the last."""
+    return {len(sides) - axis for axis, side in enumerate(sides) if side != 1}

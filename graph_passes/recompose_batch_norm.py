@@ -84,6 +84,8 @@ def find_layout(graph: gs.Graph, match: PrimitiveBatchNorm, shapes: TensorShapes
     if shape is None:
         return "the number of axes of its input is not known"
     rank = len(shape)
+    if any(len(operand_shape(graph, step) or ()) > rank for step in match.steps):
+        return "a constant of it has more axes than its input"
     places = {
         (len(sides) - axis, side)
         for sides in (operand_shape(graph, step) or () for step in match.steps)

@@ -38,6 +38,7 @@ from .candidates import (
     re_estimates,
     rows_of,
 )
+from .fault import FaultKind, find_fault
 from .label_judge import LabelJudge, cross_fitted
 from .noise_study import FEW, LayerRow, NoiseStudy
 from .preparation import PreparedModel
@@ -122,6 +123,9 @@ def average_repair(
     re_estimated: tuple[str, ...] = ()
     wrong = [row for row in study.stored if row.differs]
     if wrong:
+        fault = find_fault(prepared.graph, study.samples.batches, open_model, seed=config.seed)
+        if fault is not None and fault.kind is FaultKind.INPUT:
+            raise CheckFailedError(f"refused: {fault.sentence}; no model is written")
         _require_enough(wrong, len(study.samples))
         re_estimated = _re_estimate(prepared.graph, study.samples, open_model, config)
         del study  # two of them are never held
@@ -217,7 +221,7 @@ def _choose(
     if best in estimates:
         layers = study.layer_rows(graphs[best])
         return replace(tried_out, after=after, chosen=best, layers=layers, estimates=estimates[best])
-    parameters, layers = study.with_moments(tried[best])
+    parameters, layers = study.with_moments(tried[best], config.seed)
     return replace(tried_out, after=after, chosen=best, layers=layers, parameters=parameters)
 
 

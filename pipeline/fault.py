@@ -34,9 +34,10 @@ MAPPED_SAMPLES = 256  # on which a map of the input is fitted
 EXPLAINED = 0.75  # of what all BatchNorms are off by: a map of the input that explains so much is the reason
 BYTE = 255.0
 LARGEST_SCALE, STEPS = 1000.0, 121
+LARGEST_S2 = 4.0  # of noise in front of the first BatchNorm
 WORST = 3.0  # no channel counts as farther off
 NEAR = 0.1  # relative: sampling moves a scale by some per cent
-REESTIMATE = "vsfix optimize --method exact --layers all writes those of the data"
+REESTIMATE = "vsfix optimize MODEL -o OUT --data DATA --method exact --layers all writes those of the data"
 
 
 class FaultKind(str, Enum):
@@ -113,19 +114,24 @@ class Fault:
         if self.kind is FaultKind.UNSET:
             return (
                 f"the statistics were never set: mean 0 and variance 1, and the data shows others, at {off}; most "
-                "likely weights were loaded or averaged without their buffers"
+                f"likely weights were loaded or averaged without their buffers{self._beside('The others')}"
             )
         if self.kind is FaultKind.INPUT:
-            beside = f". Mapped so, the statistics tell of lost noise too: {self.beside}" if self.beside else ""
-            said = self.input_map.sentence if self.input_map else "no scale and shift of the whole input explains it"
+            said = "no scale and shift of the whole input explains it, unless the training augmented its data so"
+            said = self.input_map.sentence if self.input_map else said
             return (
                 "the data is not preprocessed as that of the training was, or of another domain: the input does not "
-                f"fit the first statistics; off are {off}; {said}{beside}"
+                f"fit the first statistics; off are {off}; {said}{self._beside('Mapped so, the statistics')}"
             )
         return (
             f"the statistics are stale, or the data is of another domain: with the noise that is known on, off are "
-            f"{off}. They belong to other weights, averaged, fine-tuned or of an early epoch, or rest on few batches"
+            f"{off}. They belong to other weights, averaged, fine-tuned or of an early epoch, or rest on few batches, "
+            "or the training augmented its data far more than this"
         )
+
+    def _beside(self, who: str) -> str:
+        """The lost noise beside it, and who tells of it."""
+        return f". {who} tell of lost noise too: {self.beside}" if self.beside else ""
 
     @property
     def remedy(self) -> str:
@@ -235,8 +241,9 @@ def _fit_map(stored: BatchNorm, here: Moments, ones: Moments, both: Moments, usa
         mean       constant + scale of_x + offset of_1
         variance   scale^2 var_x + 2 scale offset cov + offset^2 var_1        var_1: padding is not mapped
 
-    For each scale the offset is that of least squares on the means; the scale is that of the least sum of squares of
-    both, the variances by their logarithm.
+    For each scale the offset is that of least squares on the means, and the noise that may stand in front that of
+    least squares on the variances; the scale is that of the least sum of squares of both, the variances by their
+    logarithm.
 
     Args:
         stored: the BatchNorm.
@@ -256,8 +263,11 @@ def _fit_map(stored: BatchNorm, here: Moments, ones: Moments, both: Moments, usa
         """The offset, and what is left."""
         rest, slope = (wanted - scale * of_x)[usable], of_1[usable]
         offset = float(rest @ slope) / max(float(slope @ slope), float(np.finfo(np.float64).tiny))
-        variance = scale**2 * var_x + 2 * scale * offset * cov + offset**2 * var_1
-        ratio = np.log(np.maximum(variance[usable], np.finfo(np.float64).tiny))
+        variance = (scale**2 * var_x + 2 * scale * offset * cov + offset**2 * var_1)[usable]
+        # Noise in front of it that the file has lost adds s2 (mean^2 + variance).
+        square = variance + (stored.mean[usable] / deviation[usable]) ** 2
+        s2 = max(float((1 - variance) @ square), 0.0) / max(float(square @ square), float(np.finfo(np.float64).tiny))
+        ratio = np.log(np.maximum(variance + min(s2, LARGEST_S2) * square, np.finfo(np.float64).tiny))
         left = np.clip(ratio, -WORST, WORST) ** 2 + np.clip(rest - offset * slope, -WORST, WORST) ** 2
         return offset, float(left.sum())
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vsfix.graph_passes.batches import Batch, cut_batches, prescribed_batch_size
+import numpy as np
+
+from vsfix.graph_passes.batches import Batch, cut_batches, prescribed_batch_size, samples_in
 from vsfix.graph_passes.inference import OpenModel
 from vsfix.graph_passes.noise_analysis import analyse_noise
 from vsfix.graph_passes.noise_inference.inference import infer_noise
 from vsfix.graph_passes.noise_inference.verdict import NoiseInference, Verdict
 from vsfix.graph_passes.noise_insertion import InsertNoise
 
-from .fault import REESTIMATE, Fault, find_fault
+from .fault import REESTIMATE, Fault, FaultKind, find_fault
 from .preparation import PreparedModel
 
-BATCH_SIZE = 64  # the inference tries its places on a part of the set
+LARGEST_BATCH, SMALLEST_BATCH = 64, 8
+BATCH_BYTES = 1 << 20  # of the inputs of one run: several activations of each are held at once
 NAMED = 3  # sites that are spelled out
 
 
@@ -90,15 +93,22 @@ def recover_noise(
         DataError: data that no statistic can be compared with.
     """
     graph = prepared.graph
-    cut = list(cut_batches(batches, prescribed_batch_size(graph) or BATCH_SIZE))
+    sample = sum(array.nbytes for array in batches[0].values()) / samples_in(batches[0])
+    size = int(np.clip(BATCH_BYTES / max(sample, 1), SMALLEST_BATCH, LARGEST_BATCH))
+    cut = list(cut_batches(batches, prescribed_batch_size(graph) or size))
     inference = infer_noise(graph, cut, open_model, max_memory=max_memory)
     if inference.verdict is Verdict.FOUND:
         inserted = InsertNoise(inference.sites, tensors_only=True)(graph)
         changes = tuple(f"{change.subject}: {change.action}" for change in inserted.changed)
         return LostNoise(inference, changes)
     fault = find_fault(graph, cut, open_model, inference.residuals, max_memory=max_memory)
-    if fault is not None and fault.input_map is not None:
+    if fault is None:
+        return LostNoise(inference, ())
+    beside = None
+    if fault.input_map is not None:
         beside = infer_noise(graph, fault.input_map.apply(cut), open_model, max_memory=max_memory)
-        if beside.verdict is Verdict.FOUND:
-            fault = replace(fault, beside=beside.description)
+    elif fault.kind is FaultKind.UNSET and len(fault.batch_norms) < fault.total:
+        beside = infer_noise(graph, cut, open_model, max_memory=max_memory, muted=fault.batch_norms)
+    if beside is not None and beside.verdict is Verdict.FOUND:
+        fault = replace(fault, beside=beside.description)
     return LostNoise(inference, (), fault)

@@ -20,7 +20,7 @@ from vsfix.graph_passes.noise_inference.verdict import Verdict
 
 from .fault import find_fault
 from .lost_noise import LostNoise, is_lost, recover_noise
-from .preparation import REPAIR_KEY, PreparedModel
+from .preparation import REPAIR_KEY, PreparedModel, repaired_batch_norms
 from .repair_config import AVERAGING, NEED_NOISE, RepairConfig
 
 NOT_SHOWN = (
@@ -75,8 +75,15 @@ def choose_method(
         if choice.method != "none":
             return choice
         fault = find_fault(prepared.graph, batches, open_model, seed=config.seed, max_memory=config.max_memory)
-        return choice if fault is None else replace(choice, warnings=(*choice.warnings, fault.sentence))
-    if config.method not in ("auto", *NEED_NOISE):
+        if fault is None:
+            return choice
+        reason = f"the fault is another: {fault.kind.value}"
+        return replace(choice, reason=reason, warnings=(*choice.warnings, fault.sentence))
+    if REPAIR_KEY in read_metadata(prepared.source) and config.method == "auto":
+        earlier = repaired_batch_norms(read_metadata(prepared.source))
+        if earlier:
+            return MethodChoice("none", f"vsfix repaired this file already ({len(earlier)} layers)")
+    if config.method not in ("auto", *NEED_NOISE) and not batches:
         raise InputError(
             f"the file marks no noise layer, so --method {config.method} does not know which BatchNorms are concerned; "
             "name them with --layers all or a glob"

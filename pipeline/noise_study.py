@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from vsfix.graph_passes.batch_norm import find_modules
 from vsfix.graph_passes.batches import Batch, prescribed_batch_size, samples_in
 from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.estimators.divergence import Meaning, OutputKind, recognise_outputs
@@ -17,7 +18,7 @@ from vsfix.graph_passes.estimators.noise_average import NoiseAverage, run_deploy
 from vsfix.graph_passes.estimators.samples import SampleSet
 from vsfix.graph_passes.estimators.severity import DrawCollector, OutputReader, Reference, Severity
 from vsfix.graph_passes.estimators.stored_statistics import StoredAgainstNoisy, compare_stored
-from vsfix.graph_passes.estimators.unit_fit import UnitTarget, input_moments
+from vsfix.graph_passes.estimators.unit_fit import UnitTarget, moved
 from vsfix.graph_passes.estimators.units import (
     FoundParameters,
     Unit,
@@ -27,6 +28,7 @@ from vsfix.graph_passes.estimators.units import (
 )
 from vsfix.graph_passes.inference import Array, OpenModel
 from vsfix.graph_passes.linear_layer import LINEAR_OPERATORS
+from vsfix.graph_passes.measurement import MeasurementConfig, measure
 
 LEAST, FEW = 2, 8  # samples: none below, and a warning below
 MOST = 1024  # samples: more bring next to nothing, take memory for each, and leave fewer positions of each
@@ -174,23 +176,28 @@ class NoiseStudy:
         return copy
 
     def with_moments(
-        self, parameters: Mapping[str, FoundParameters]
+        self, parameters: Mapping[str, FoundParameters], seed: int
     ) -> tuple[dict[str, FoundParameters], tuple[LayerRow, ...]]:
         """The same parameters with the moments that each BatchNorm's input has in the network that they make.
 
         The moments change what is stored and not what is computed, so that the rows of the layers are those of both.
+        They are those of all positions: what looks at the written file sees the same.
+
+        Args:
+            parameters: by the name of the unit.
+            seed: of the noise.
         """
         plain = {name: replace(found, moments=None) for name, found in parameters.items()}
-        deployed = self.units_of(self.written(plain))
-        for uses in by_module([unit for unit in self.units if unit.batch_norm is not None]):
-            if all(unit.name in plain and unit.name in deployed for unit in uses):
-                moments = input_moments(
-                    [
-                        ((deployed[name].z - plain[name].shift) / plain[name].scale, self.targets[name])
-                        for name in (unit.name for unit in uses)
-                    ]
-                )
-                plain |= {unit.name: replace(plain[unit.name], moments=moments) for unit in uses}
+        written = self.written(plain)
+        deployed = self.units_of(written)
+        batches = self.samples.batches
+        off = measure(written, batches, self.open_model, MeasurementConfig())
+        on = measure(self.graph, batches, self.open_model, MeasurementConfig(noise_seed=seed))
+        modules = {module.name: module for module in find_modules(written)}
+        for unit in self.units:
+            if unit.batch_norm is not None and unit.name in plain and unit.module in modules:
+                gamma = modules[unit.module].gamma
+                plain[unit.name] = replace(plain[unit.name], moments=moved(off[unit.module], on[unit.module], gamma))
         return plain, self._rows(deployed)
 
     def open_question(self) -> tuple[str, ...]:

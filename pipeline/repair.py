@@ -192,6 +192,9 @@ def _metadata(prepared: PreparedModel, edited: Edited, config: RepairConfig) -> 
 def _warnings(prepared: PreparedModel, choice: MethodChoice, edited: Edited, config: RepairConfig) -> tuple[str, ...]:
     """Everything that makes the result doubtful."""
     warnings = (*prepared.warnings, *choice.warnings, *edited.warnings, *edited.before.warnings)
+    if config.noise and repaired_batch_norms(read_metadata(prepared.source)):
+        again = "vsfix repaired this file already; repaired twice it computes something else: start from the export"
+        warnings = (*warnings, again)
     if config.number_type == TENSOR_FLOAT:
         told = "tf32 is no type of a file: it holds float32; build it with `vsfix build --precision tf32`"
         warnings = (*warnings, told)

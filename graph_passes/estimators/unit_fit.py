@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vsfix.graph_passes.inference import Float64Array
+from vsfix.graph_passes.moments import Moments
 
 from .activations import Activation
 from .units import FoundParameters, InputMoments
@@ -112,6 +113,20 @@ def input_moments(uses: Sequence[tuple[Float64Array, UnitTarget]]) -> InputMomen
     on = np.where(known, noisy_variance, 1.0)
     log_ratio = np.where(known, np.log(np.where(known, variance, 1.0) / on), 0.0)
     return InputMoments(log_ratio, np.where(known, (mean - noisy_mean) / np.sqrt(on), 0.0))
+
+
+def moved(off: Moments, on: Moments, gamma: Float64Array) -> InputMoments:
+    """The same from moments of the inputs themselves, which are over all positions.
+
+    Args:
+        off: without the noise, shape (C,) each.
+        on: with it, from the same samples.
+        gamma: of the BatchNorm, whose sign z has.
+    """
+    known = ~off.degenerate & ~on.degenerate
+    variance = np.where(known, on.variance, 1.0)
+    ratio = np.where(known, np.log(np.where(known, off.variance, 1.0) / variance), 0.0)
+    return InputMoments(ratio, np.where(known, np.sign(gamma) * (off.mean - on.mean) / np.sqrt(variance), 0.0))
 
 
 def _pooled(moments: Sequence[tuple[Float64Array, Float64Array]]) -> tuple[Float64Array, Float64Array]:

@@ -18,7 +18,7 @@ The verdict:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -54,6 +54,7 @@ def infer_noise(
     *,
     seed: int = 0,
     max_memory: int = DEFAULT_MAX_MEMORY,
+    muted: Collection[str] = (),
 ) -> NoiseInference:
     """Looks for the noise that explains the stored statistics.
 
@@ -63,6 +64,7 @@ def infer_noise(
         open_model: opens a part of the graph in a runtime.
         seed: of the draws.
         max_memory: bytes that the process may hold; activations beyond go to the disk.
+        muted: names of BatchNorms that are not asked: what they store is known to be wrong.
 
     Raises:
         InputError: the graph marks noise already.
@@ -75,12 +77,13 @@ def infer_noise(
             raise InputError(f"the file marks its noise already, as Dropout '{marker_label(node)}': nothing to infer")
     if count_samples(batches) < 2:
         raise DataError("the calibration set has fewer than two samples; give some hundred")
-    search = _Search(graph, batches, open_model, seed, max_memory)
+    search = _Search(graph, batches, open_model, seed, max_memory, muted)
     stored = search.glance()
     if not stored:
         raise DataError("no BatchNorm varies enough over these samples to be compared; give some hundred")
     if not any(_asks(telling) for telling in stored):
         return conclude(stored, Plan(), (), search.samples)
+    shared = [telling for telling in stored if telling.batch_norm in search.shared]
     found = search.explore(NoiseKind.DROPOUT)
     if not any(telling.channels for telling in found.tellings):  # one module that is used several times
         return conclude(stored, Plan(), (), search.samples)
@@ -90,14 +93,14 @@ def infer_noise(
             gain = found.left - other.left
             found = other if gain[0] > jackknife_error(gain) else found
     if not found.kinds and not found.own:
-        return conclude(search.walk(Plan(only=frozenset())), Plan(), (), search.samples)
+        return conclude([*search.walk(Plan(only=frozenset())), *shared], Plan(), (), search.samples)
     plan, equal = search.compare(replace(found, plan=replace(found.plan, strengths=found.strengths)))
     tellings = search.walk(plan)
     needed = Agreement.of(tellings, search.samples)
     if needed.kinds() < found.kinds:
         plan = replace(plan, only=needed.kinds(), own=needed.own_places(needed.kinds()))
         tellings = search.walk(plan)
-    return conclude(tellings, plan, found.rivals, search.samples, equal)
+    return conclude([*tellings, *shared], plan, found.rivals, search.samples, equal)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,16 +167,29 @@ class _Search:
     Attributes:
         samples: of the whole set.
         few: of the part that explores.
+        shared: the modules that are used several times.
     """
 
     def __init__(
-        self, graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, seed: int, max_memory: int
+        self,
+        graph: gs.Graph,
+        batches: Sequence[Batch],
+        open_model: OpenModel,
+        seed: int,
+        max_memory: int,
+        muted: Collection[str],
     ) -> None:
         self._graph = graph
         self._batches = batches
         self._open_model = open_model
         self._seed = seed
         self._max_memory = max_memory
+        # What a module stores that is used several times is of all uses together, and none of them can be held to it.
+        self.shared = {module.name for module in find_modules(graph) if len(module.uses) > 1}
+        self._muted = {
+            *muted,
+            *(use.name for module in find_modules(graph) if len(module.uses) > 1 for use in module.uses),
+        }
         self.samples = count_samples(batches)
         has_positions = any(node.op == "Conv" for node in graph.nodes)
         self._few = first_samples(batches, FEW, whole=True) if has_positions else list(batches)
@@ -203,6 +219,7 @@ class _Search:
             The plan that leaves least, and the other kinds that leave as little.
         """
         plan, equal = replace(found.narrowed, default=NoiseKind.DROPOUT), set[NoiseKind]()
+        plan = replace(plan, for_all=plan.for_all | _noisy_for_all(found.places))
         alternatives = list(_alternatives(found.places))
         least = _left(self.walk(plan, self._few)) if alternatives else np.zeros(1)
         for signature, kind in alternatives:
@@ -234,13 +251,23 @@ class _Search:
         copy = self._graph.copy()
         hold_constants(copy)
         with ActivationCache(self._max_memory) as cache:
-            walk = Walk(copy, batches, self._open_model, cache, self._seed, plan)
+            walk = Walk(copy, batches, self._open_model, cache, self._seed, plan, self._muted)
             return list(walk.tellings(decide))
 
 
 def _asks(telling: Telling) -> bool:
     """Whether what a BatchNorm stores asks for a reason."""
     return is_sure(telling.without, NOTHING**2) or is_sure(telling.means, NOTHING**2)
+
+
+def _noisy_for_all(places: Sequence[Place]) -> frozenset[Signature]:
+    """The signatures of tensors of which every reader was found to have noise: it is one noise then, on the tensor."""
+    readers: dict[str, int] = {}
+    for place in places:
+        readers[place.name] = readers.get(place.name, 0) + len(place.readers)
+    return frozenset(
+        place.signature for place in places if place.is_shared and readers[place.name] == place.reader_count
+    )
 
 
 def _alternatives(places: Sequence[Place]) -> Iterator[tuple[Signature, NoiseKind | None]]:

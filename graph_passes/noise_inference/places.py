@@ -49,6 +49,7 @@ class Place:
         is_branch: whether it is an operand of a sum.
         readers: the nodes of the region that read it; for what the BatchNorm reads, the BatchNorm.
         is_shared: whether others read it too, so that the noise may be for these readers alone.
+        reader_count: how many nodes read its values, those of other regions too.
     """
 
     tensor: Tensor
@@ -60,6 +61,7 @@ class Place:
     is_branch: bool
     readers: tuple[gs.Node, ...]
     is_shared: bool
+    reader_count: int = 1
 
     @property
     def name(self) -> str:
@@ -182,6 +184,7 @@ def _places(
             is_branch=branch,
             readers=tuple(readers),
             is_shared=_is_shared(tensor, readers),
+            reader_count=_count_readers(tensor),
         )
         others.append((len(way.operators), place))
     others.sort(key=lambda pair: pair[0])
@@ -202,14 +205,20 @@ def _direct(batch_norm: BatchNorm) -> Place:
         is_branch=False,
         readers=(reader,),
         is_shared=_is_shared(tensor, [reader]),
+        reader_count=_count_readers(tensor),
     )
+
+
+def _count_readers(tensor: Tensor) -> int:
+    """How many nodes read the values of a tensor."""
+    return len({id(node) for node in tensor.outputs if node.op not in SHAPE_READERS})
 
 
 def _is_shared(tensor: Tensor, readers: Sequence[gs.Node]) -> bool:
     """Whether other nodes read the values of a tensor too, and these can be named apart."""
     own = {id(node) for node in readers}
     others = [node for node in tensor.outputs if id(node) not in own and node.op not in SHAPE_READERS]
-    return bool(others) and all(node.name for node in readers)
+    return bool(others) and all(node.name for node in (*readers, *others))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from .telling import TRAINING_SAMPLES, ChannelEvidence, Telling, is_sure
 
 DRIFT = 0.03  # a relative residual that weights leave which moved while the statistics were gathered
 WORST = 4.0  # times what chance makes of one BatchNorm's residual
-MEANS = 0.15  # deviations, root mean square over the channels, by which means may be off
+MEANS = 0.2  # deviations, root mean square over the channels, by which means may be off
 
 
 @dataclass(frozen=True)

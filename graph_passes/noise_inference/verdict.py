@@ -17,6 +17,7 @@ from .plan import Plan
 from .residuals import Residual, root
 from .telling import TRAINING_SAMPLES, Telling
 
+MOST_LEFT = 0.15  # a relative residual, root mean square over the network: with more another fault is the larger one
 MOSTLY = 0.8  # of what is to be explained: noise that explains so much is there, whatever else is
 
 
@@ -120,12 +121,12 @@ def _judge(
             "and unbiased noise moves no mean"
         )
     if not claims:
-        if not off and after <= 2 * chance:
+        if not off:
             return Verdict.NO_NOISE, (
                 f"{size}, where chance makes about {chance:.3f} on {samples} samples; weaker noise can't be excluded"
             )
         return Verdict.NOT_EXPLAINED, f"{size}, where chance makes about {chance:.3f}; no noise lowers it"
-    if after**2 > (1 - MOSTLY) * before**2 and (off or after > 2 * chance):
+    if (off or after > 2 * chance) and (after**2 > (1 - MOSTLY) * before**2 or after > MOST_LEFT):
         return Verdict.NOT_EXPLAINED, said
     here = {claim.signature for claim in claims}
     elsewhere = [kinds for kinds in rivals if {signature for signature, _ in kinds} != here]

@@ -15,13 +15,12 @@ later region reads them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.activation_cache import ActivationCache
-from vsfix.graph_passes.batch_norm import find_modules
 from vsfix.graph_passes.batches import Batch
 from vsfix.graph_passes.inference import Array, Float64Array, OpenModel
 from vsfix.graph_passes.measurement import as_measured
@@ -53,6 +52,7 @@ class Walk:
         cache: of the activations.
         seed: of the draws.
         plan: what is tried.
+        muted: names of BatchNorms that are not asked.
 
     Attributes:
         regions: one for each BatchNorm, in the order of the graph.
@@ -66,16 +66,18 @@ class Walk:
         cache: ActivationCache,
         seed: int,
         plan: Plan,
+        muted: Collection[str] = (),
     ) -> None:
         self._activations = Activations(batches, cache)
         self._parts = Parts(graph, open_model, self._activations)
         self._seed = seed
         self._plan = plan
         self.regions = find_regions(graph)
-        # What a module stores that is used several times is of all uses together, and none of them can be held to it.
-        self._uses = {id(use.node) for module in find_modules(graph) if len(module.uses) > 1 for use in module.uses}
+        self._muted = muted
         self._last = {
-            tensor.name: number for number, region in enumerate(self.regions) for tensor in tensors_read(region.nodes)
+            name: number
+            for number, region in enumerate(self.regions)
+            for name in (region.batch_norm.input.name, *(tensor.name for tensor in tensors_read(region.nodes)))
         }
         self._ending: dict[int, list[str]] = {}
         for name, number in self._last.items():
@@ -97,14 +99,12 @@ class Walk:
             region.batch_norm.with_statistics(*as_measured(region.batch_norm, found))
             for name in self._ending.pop(number, ()):
                 self._activations.forget(name)
-            if region.batch_norm.input.name not in self._last:
-                self._activations.forget(region.batch_norm.input.name)
 
     def _tell(self, number: int, region: Region, decide: Decision) -> tuple[Telling, Moments]:
         """Clean, tried and noisy; what was told, and the moments that the BatchNorm's input has then."""
         clean = self._run_clean(number, region)
         evidence = ChannelEvidence.of(region.batch_norm, clean)
-        if id(region.batch_norm.node) in self._uses:
+        if region.batch_norm.name in self._muted:
             evidence = evidence.muted()
         telling = evidence.tell(region.batch_norm.name, (), ())
         asks = evidence.excess > 0 and telling.without[0] >= NOTHING**2

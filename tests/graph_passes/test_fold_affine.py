@@ -25,7 +25,7 @@ def folded(model):
 
 def image(parse, tail: str, out=f"float[N, {C}, H, W] y"):
     weights = {"w": values(C, 3, 3, 3), "b": values(C), "s": values(1, C, 1, 1), "t": values(C, 1, 1), "k": values(1)}
-    weights |= {"map": values(1, C, 4, 4)}
+    weights |= {"map": values(1, C, 4, 4), "wide": values(1, 1, 1, 4)}
     body = f"(float[N, 3, 6, 6] x) => ({out}) {{ c = Conv (x, w, b)\n {tail} }}"
     return parse(body, {name: value for name, value in weights.items() if name in body})
 
@@ -54,6 +54,7 @@ def test_it_becomes_part_of_the_convolution(parse, open_model, case):
 STAYS = {
     "read twice": "m = Mul (c, s)\n p = Add (m, t)\n y = Add (p, c)",
     "one value for each position": "m = Mul (c, map)\n y = Add (m, t)",
+    "another axis than the channels": "m = Mul (c, wide)\n y = Add (m, t)",
     "a non-linearity in between": "r = Relu (c)\n m = Mul (r, s)\n y = Add (m, t)",
     "shifts alone": "y = Add (c, t)",
 }
@@ -67,6 +68,12 @@ def test_what_can_not_be_folded_stays_to_the_byte(parse, case):
     result = FoldAffine(FoldBatchNorm())(graph)
     assert not result.modified
     assert export_model(graph, model).SerializeToString() == before
+
+
+def test_a_constant_with_more_axes_than_the_data_stays(parse):
+    body = f"(float[N, 3, 6, 6] x) => (float[O, N, {C}, 4, 4] y) {{ c = Conv (x, w)\n y = Mul (c, five) }}"
+    graph = import_graph(parse(body, {"w": values(C, 3, 3, 3), "five": values(1, 1, C, 1, 1)}))
+    assert not FoldAffine(FoldBatchNorm())(graph).modified
 
 
 def test_what_folds_does_so_beside_what_does_not(parse, open_model):

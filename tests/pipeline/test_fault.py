@@ -11,6 +11,7 @@ import torch
 
 from tests.graph_passes.planted_network import make_images, make_model, make_weights, plant, site_tensors
 from vsfix.graph_passes.batch_norm import find_batch_norms
+from vsfix.graph_passes.errors import CheckFailedError
 from vsfix.graph_passes.marker import EXPORT_METADATA_KEY
 from vsfix.graph_passes.model_file import export_model, import_graph
 from vsfix.graph_passes.noise import Noise, NoiseKind
@@ -19,6 +20,8 @@ from vsfix.pipeline.fault import FaultKind, find_fault
 from vsfix.pipeline.inspection import InspectionConfig, inspect_model
 from vsfix.pipeline.lost_noise import recover_noise
 from vsfix.pipeline.preparation import prepare_model
+from vsfix.pipeline.repair import repair_model
+from vsfix.pipeline.repair_config import RepairConfig
 
 
 @functools.cache
@@ -121,6 +124,47 @@ def test_two_faults_at_once_are_both_named(open_model):
     assert lost.fault.kind is FaultKind.INPUT
     assert "0..255" in lost.question
     assert "Mapped so, the statistics tell of lost noise too: dropout:0.5" in lost.question
+
+
+def test_noise_in_front_of_the_first_batch_norm_does_not_bend_the_map(parse, open_model):
+    """Dropout 0.5 right behind the first layer, lost, and data that was not divided by 255."""
+    rng = np.random.default_rng(0)
+    w, x = rng.normal(0, 0.4, (6, 30)), rng.uniform(0, 1, (4000, 6))
+    z = (x @ w + 0.1) * (rng.random((4000, 30)) < 0.5) * 2
+    h = np.maximum((z - z.mean(0)) / np.sqrt(z.var(0) + 1e-5), 0)
+    v = rng.normal(0, 0.3, (30, 20))
+    u = h @ v
+    weights = {"w": w, "c": np.full(30, 0.1), "v": v, "g1": np.ones(30), "b1": np.zeros(30), "m1": z.mean(0)}
+    weights |= {"v1": z.var(0), "g2": np.ones(20), "b2": np.zeros(20), "m2": u.mean(0), "v2": u.var(0)}
+    body = """(float[N, 6] x) => (float[N, 20] y) { p = MatMul (x, w) q = Add (p, c)
+        n = BatchNormalization (q, g1, b1, m1, v1) r = Relu (n) s = MatMul (r, v)
+        y = BatchNormalization (s, g2, b2, m2, v2) }"""
+    model = parse(body, {name: values.astype(np.float32) for name, values in weights.items()})
+    raw = (255 * rng.uniform(0, 1, (512, 6))).astype(np.float32)
+    lost = recover_noise(prepare_model(model), as_batches(raw), open_model, max_memory=1 << 30)
+    assert lost.fault is not None
+    assert lost.fault.input_map is not None
+    assert lost.fault.input_map.scale == pytest.approx(1 / 255, rel=0.1)
+    assert "0..255" in lost.question
+    assert "lost noise too: dropout:0." in lost.question
+
+
+def test_what_was_never_set_hides_no_lost_noise(open_model):
+    prepared = prepare_model(network(0.5))
+    stem = find_batch_norms(prepared.graph)[0]
+    stem.with_statistics(np.zeros(stem.channels), np.ones(stem.channels))
+    lost = recover_noise(prepared, as_batches(images()), open_model, max_memory=1 << 30)
+    assert lost.fault is not None
+    assert lost.fault.kind is FaultKind.UNSET
+    assert "The others tell of lost noise too: dropout:0." in lost.question
+
+
+def test_a_repair_on_data_of_another_preprocessing_is_refused(open_model):
+    graph = import_graph(network(0.5))
+    InsertNoise(dict.fromkeys(site_tensors("a"), Noise(NoiseKind.DROPOUT, 0.5)))(graph)
+    wrong = as_batches((255 * images()).astype(np.float32))
+    with pytest.raises(CheckFailedError, match="refused: the data is not preprocessed"):
+        repair_model(export_model(graph, network(0.5)), wrong, open_model, RepairConfig(refine=False))
 
 
 def test_too_few_samples_tell_no_fault(open_model):

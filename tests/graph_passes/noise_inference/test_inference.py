@@ -182,6 +182,25 @@ def test_noise_in_front_of_one_block_alone_is_found_there(open_model):
     assert all("at one place" in claim.place for claim in answer.claims)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_one_noisy_tensor_that_two_batch_norms_read_is_one_noise(parse, open_model, named):
+    """x -> W -> dropout 0.4 -> two BatchNorms on the same draw; the last reads neither of their sums."""
+    rng = np.random.default_rng(2)
+    w = rng.normal(0, 0.5, (6, 40))
+    x = rng.normal(0.5, 1, (6000, 6))
+    z = (x @ w) * (rng.random((6000, 40)) >= 0.4) / 0.6
+    weights = {"w": w, "m1": z.mean(0), "v1": z.var(0), "m2": z.mean(0), "v2": z.var(0)}
+    weights |= {"g": np.ones(40), "b": np.zeros(40), "g2": np.full(40, 2.0), "b2": np.ones(40)}
+    first, second = ("[one] ", "[two] ") if named else ("", "")
+    body = f"""(float[N, 6] x) => (float[N, 40] y, float[N, 40] u) {{ z = MatMul (x, w)
+        {first}y = BatchNormalization (z, g, b, m1, v1) {second}u = BatchNormalization (z, g2, b2, m2, v2) }}"""
+    model = parse(body, {name: values.astype(np.float32) for name, values in weights.items()})
+    parts = [{"x": part} for part in np.split(rng.normal(0.5, 1, (640, 6)).astype(np.float32), 10)]
+    answer = infer_noise(import_graph(model), parts, open_model)
+    assert {site: noise.value for site, noise in answer.sites.items()} == {"z": pytest.approx(0.4, abs=0.05)}
+    InsertNoise(answer.sites, tensors_only=True)(import_graph(model))
+
+
 def test_the_order_of_the_samples_changes_no_verdict(open_model):
     images = np.concatenate([batch["x"] for batch in batches()])
     by_brightness = images[np.argsort(images.mean(axis=(1, 2, 3)))]
