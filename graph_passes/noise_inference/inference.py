@@ -44,6 +44,7 @@ from .walk import NOTHING, Decision, Walk
 
 FEW = 256  # samples that compare the kinds of noise
 TIED_KINDS = (NoiseKind.DROPOUT, NoiseKind.FEATURE_DROPOUT, NoiseKind.DROP_PATH)
+RARER = 2.0  # standard errors, by which what is rarer than Dropout for one BatchNorm must leave less
 STRENGTHS = (0.1, 0.8)  # the weakest and the strongest noise that is tried
 
 
@@ -231,9 +232,9 @@ class _Search:
                 continue
             left = _left(self.walk(other, self._few))
             gain = least - left
-            if gain[0] > jackknife_error(gain):
+            if gain[0] > RARER * jackknife_error(gain):
                 plan, least, equal = other, left, set()
-            elif kind is not None and -gain[0] < jackknife_error(gain):
+            elif kind is not None and -gain[0] < RARER * jackknife_error(gain):
                 equal.add(kind)
         return plan, frozenset(equal)
 
