@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from ladder_tasks import INPUT, Array
 from torch import nn
 
+from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.trainers.onnx_conversion import quiet_exporter
 from vsfix.trainers.onnx_export import export_onnx
 
@@ -85,10 +85,9 @@ def tensors_at(path: Path, rows: Array, wanted: Mapping[str, Array]) -> dict[str
     given = {value.name for value in model.graph.output}
     tapped = [name for name in names if name in types and name not in given]
     model.graph.output.extend(types[name] for name in tapped)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    values = dict(zip(tapped, session.run(tapped, {INPUT: rows}), strict=True)) | {INPUT: rows}
+    with open_for_small_runs(model) as runner:
+        found = runner.run({INPUT: rows})
+    values = {name: found[name] for name in tapped} | {INPUT: rows}
     return {key: [name for name, value in values.items() if _is_same(value, array)] for key, array in wanted.items()}
 
 

@@ -123,7 +123,9 @@ def average_repair(
     re_estimated: tuple[str, ...] = ()
     wrong = [row for row in study.stored if row.differs]
     if wrong:
-        fault = find_fault(prepared.graph, study.samples.batches, open_model, seed=config.seed)
+        fault = find_fault(
+            prepared.graph, study.samples.batches, open_model, seed=config.seed, max_memory=config.max_memory
+        )
         if fault is not None and fault.kind is FaultKind.INPUT:
             raise CheckFailedError(f"refused: {fault.sentence}; no model is written")
         _require_enough(wrong, len(study.samples))
@@ -160,7 +162,7 @@ def _study(
 ) -> NoiseStudy:
     """F, and the units whose names match `--layers`."""
     try:
-        study = NoiseStudy.of(prepared.graph, batches, open_model, config.seed, config.output_kinds)
+        study = NoiseStudy.of(prepared.graph, batches, open_model, config.seed, config.output_kinds, config.max_memory)
     except DataError:  # the weights may be to blame, not the data
         check_half_batch_norms(prepared.graph)
         require_finite_values(prepared.graph)

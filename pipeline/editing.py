@@ -219,7 +219,7 @@ def _study(
     if not batches or not has_noise(graph):
         return None, ()
     try:
-        return NoiseStudy.of(graph.copy(), batches, open_model, config.seed, config.output_kinds), ()
+        return NoiseStudy.of(graph.copy(), batches, open_model, config.seed, config.output_kinds, config.max_memory), ()
     except (DataError, ModelError) as error:
         return None, (f"how far the file is from its noise-averaged network is unknown: {error}",)
 

@@ -68,6 +68,11 @@ class InputMap:
         return mapped
 
     @property
+    def is_byte(self) -> bool:
+        """Whether the scale is that between bytes and numbers up to 1."""
+        return any(abs(self.scale / scale - 1) <= NEAR for scale in (BYTE, 1 / BYTE))
+
+    @property
     def sentence(self) -> str:
         """The map in words, by its name where it has one."""
         by = f"multiplied by {self.scale:.3g}" if abs(self.scale - 1) > NEAR else ""
@@ -185,6 +190,8 @@ def find_fault(
         few = first_samples(batches, MAPPED_SAMPLES, whole=prescribed_batch_size(graph) is not None)
         found = _input_map(graph, few, open_model, residuals, seed)
         first = _reached_first(graph)
+        if set(residuals) <= first and found is not None and not found.is_byte:
+            found = None  # with no BatchNorm behind, nothing tells a map of the input from what is stale
         is_input = found is not None or (set(off) <= first and not set(residuals) <= first)
         kind = FaultKind.INPUT if is_input else FaultKind.STALE
     return Fault(kind, tuple(unset or off), len(residuals), worst, off[worst], found)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from vsfix.graph_passes.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.batch_norm import find_modules
 from vsfix.graph_passes.batches import Batch, prescribed_batch_size, samples_in
 from vsfix.graph_passes.errors import DataError
@@ -64,6 +65,7 @@ class NoiseStudy:
         stored: what each BatchNorm stores against the noisy runs.
         open_model: the runtime.
         told: the meanings of outputs that a person said, by name.
+        max_memory: bytes that the process may hold; activations beyond go to the disk.
     """
 
     graph: gs.Graph
@@ -78,6 +80,7 @@ class NoiseStudy:
     stored: tuple[StoredAgainstNoisy, ...]
     open_model: OpenModel
     told: Mapping[str, str]
+    max_memory: int
 
     @classmethod
     def of(
@@ -87,6 +90,7 @@ class NoiseStudy:
         open_model: OpenModel,
         seed: int,
         output_kinds: Mapping[str, str],
+        max_memory: int = DEFAULT_MAX_MEMORY,
     ) -> NoiseStudy:
         """Runs the network with its noise off, and with it on as often as a fixed rule says.
 
@@ -124,9 +128,10 @@ class NoiseStudy:
             outputs=outputs,
             kinds=kinds,
             severity=reference.severity(outputs, seed),
-            stored=compare_stored(graph, samples.batches, open_model, seed),
+            stored=compare_stored(graph, samples.batches, open_model, seed, max_memory),
             open_model=open_model,
             told=output_kinds,
+            max_memory=max_memory,
         )
 
     @property
@@ -191,8 +196,9 @@ class NoiseStudy:
         written = self.written(plain)
         deployed = self.units_of(written)
         batches = self.samples.batches
-        off = measure(written, batches, self.open_model, MeasurementConfig())
-        on = measure(self.graph, batches, self.open_model, MeasurementConfig(noise_seed=seed))
+        off = measure(written, batches, self.open_model, MeasurementConfig(max_memory=self.max_memory))
+        noisy = MeasurementConfig(noise_seed=seed, max_memory=self.max_memory)
+        on = measure(self.graph, batches, self.open_model, noisy)
         modules = {module.name: module for module in find_modules(written)}
         for unit in self.units:
             if unit.batch_norm is not None and unit.name in plain and unit.module in modules:

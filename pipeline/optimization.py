@@ -29,6 +29,7 @@ from .label_judge import TOP_1, LabelJudge, LabelScores
 from .lost_noise import is_lost
 from .output_file import require_outputs
 from .preparation import PreparedModel, prepare_model
+from .refining import LEAST_MEMORY
 from .repair import needs_batch_norms, repair_model
 from .repair_config import AVERAGING, RepairConfig
 from .repair_report import Repair, RepairReport
@@ -167,7 +168,9 @@ def optimize(
         _write_page(refused.result, outputs, model_path)
         raise refused from None
     _write(result, outputs, model_path)
-    return replace(result, parser=check_parser(repair.model))
+    # The parser's library takes some ten megabytes, which a small limit does not have.
+    parser = check_parser(repair.model) if config.max_memory >= LEAST_MEMORY else None
+    return replace(result, parser=parser)
 
 
 def _accuracies(

@@ -126,7 +126,7 @@ class Advice:
 
 
 LOST, STALE = "optimize {lost} -o {out} --no-refine", "optimize {stale} -o {out} --data {data}"
-EXACT_ALL = "vsfix optimize (--method exact --layers all)"
+EXACT_ALL = "vsfix optimize MODEL -o OUT --data DATA (--method exact --layers all)"
 NOISE = "--noise '([^']*)=dropout:RATIO'"
 SITUATIONS = [
     # Noise that the file does not show.
@@ -137,7 +137,7 @@ SITUATIONS = [
         LOST, "export the network with `vsfix export`", "optimize {marked} --no-refine -o {out} --data {data}", "R = "
     ),
     Advice(
-        LOST + " --method exact --data {data}",
+        LOST + " --method exact",
         "name them with (--layers all)",
         LOST + " --method exact --data {data} \\1",
         "Repaired 2 of 2",

@@ -91,7 +91,9 @@ def missed(script, outcome):
 def test_what_is_right_is_no_miss(script, outcome):
     assert missed(script, outcome(DAMAGED)) == []
     assert missed(script, outcome(PASS, fault="healthy", noise=(), loss=0.0)) == []
-    assert missed(script, outcome(PASS | {"fault": {"kind": "statistics never set"}}, fault="unset", noise=())) == ["damaged"]
+    assert missed(script, outcome(PASS | {"fault": {"kind": "statistics never set"}}, fault="unset", noise=())) == [
+        "damaged"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -150,12 +150,13 @@ def fingerprints(model: onnx.ModelProto, free: set[str], others: Collection[str]
         free: the outputs of the BatchNorms whose running mean and variance may be any.
         others: initializers that may be any.
     """
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == 7}
     known = {tensor.name: digest(weight_bytes(tensor)) for tensor in model.graph.initializer}
     known |= {name: digest(b"any") for name in others}
     known |= {port.name: digest(port.name.encode()) for port in model.graph.input if port.name not in known}
     known[""] = ""
     for node in model.graph.node:  # in the order of their computation, as ONNX demands
-        if node.op_type in _MARKERS:
+        if node.op_type in _MARKERS or takes_everything(node, values):
             known[node.output[0]] = known[node.input[0]]
             continue
         if node.op_type == "Constant":
@@ -169,6 +170,15 @@ def fingerprints(model: onnx.ModelProto, free: set[str], others: Collection[str]
         for place, name in enumerate(node.output):
             known[name] = digest(head + b"|".join(attributes) + str(place).encode())
     return known
+
+
+def takes_everything(node: onnx.NodeProto, values: Mapping[str, Any]) -> bool:
+    """Whether a Slice takes all there is, from the first to beyond the last; a repair removes it."""
+    if node.op_type != "Slice" or not all(name in values for name in node.input[1:] if name):
+        return False
+    starts, ends = (values[name] for name in node.input[1:3])
+    steps = values[node.input[4]] if len(node.input) > 4 and node.input[4] else [1]
+    return bool((starts == 0).all() and (ends >= 2**31 - 1).all() and all(step == 1 for step in steps))
 
 
 def weight_bytes(tensor: onnx.TensorProto) -> bytes:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from vsfix.graph_passes.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.batch_norm import BatchNorm, find_modules
 from vsfix.graph_passes.batches import Batch
 from vsfix.graph_passes.inference import Float64Array, OpenModel
@@ -52,7 +53,11 @@ class StoredAgainstNoisy:
 
 
 def compare_stored(
-    graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, seed: int
+    graph: gs.Graph,
+    batches: Sequence[Batch],
+    open_model: OpenModel,
+    seed: int,
+    max_memory: int = DEFAULT_MAX_MEMORY,
 ) -> tuple[StoredAgainstNoisy, ...]:
     """Compares each BatchNorm with a run with the noise on, in the order of the graph.
 
@@ -61,11 +66,12 @@ def compare_stored(
         batches: the samples.
         open_model: opens a part of the graph in a runtime.
         seed: of the noise.
+        max_memory: bytes that the process may hold; activations beyond go to the disk.
     """
     modules = find_modules(graph)
     if not modules:
         return ()
-    config = MeasurementConfig([module.name for module in modules], noise_seed=seed)
+    config = MeasurementConfig([module.name for module in modules], noise_seed=seed, max_memory=max_memory)
     found = measure(graph, batches, open_model, config)
     return tuple(_compare(module, found[module.name]) for module in modules)
 

@@ -117,7 +117,7 @@ def test_the_repair_is_written_into_the_metadata(residual, images, open_model):
 
 def test_exact_alone_does_not_pass_over_a_file_that_has_lost_its_noise(residual, images, open_model):
     with pytest.raises(InputError, match="--layers all"):
-        repair_model(without_markers(residual), batches(images), open_model, RepairConfig(method="exact"))
+        repair_model(without_markers(residual), [], open_model, RepairConfig(method="exact"))
 
 
 def test_the_way_out_works(residual, images, open_model):
