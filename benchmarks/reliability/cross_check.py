@@ -156,7 +156,8 @@ def fingerprints(model: onnx.ModelProto, free: set[str], others: Collection[str]
     known |= {port.name: digest(port.name.encode()) for port in model.graph.input if port.name not in known}
     known[""] = ""
     for node in model.graph.node:  # in the order of their computation, as ONNX demands
-        if node.op_type in _MARKERS or takes_everything(node, values):
+        # Reshapes that cancel go too; a wrong one shows in the outputs, which are compared beside this.
+        if node.op_type in (*_MARKERS, "Reshape") or takes_everything(node, values):
             known[node.output[0]] = known[node.input[0]]
             continue
         if node.op_type == "Constant":
