@@ -230,6 +230,12 @@ def _judge_statistics(
     """R before and after a method of re-estimation, and a warning where it leads away from F."""
     if study is None:
         return None, ()
+    wrong = [row.name for row in study.stored if row.differs]
+    if wrong:
+        return None, (
+            f"R is not known: {len(wrong)} BatchNorms store other statistics than the network with its noise on shows, "
+            f"'{wrong[0]}' the first, so that its average is not that of the network that was trained",
+        )
     outputs = run_deployed(graph, study.samples, study.open_model)
     rows: tuple[CandidateRow, ...] = (
         candidate_row(AS_TRAINED, study.outputs, study),

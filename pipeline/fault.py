@@ -31,7 +31,10 @@ from vsfix.graph_passes.noise_inference.residuals import Residual, residuals_und
 
 LEAST_SAMPLES = 16  # with fewer, sampling explains anything
 MAPPED_SAMPLES = 256  # on which a map of the input is fitted
-EXPLAINED = 0.75  # of what all BatchNorms are off by: a map of the input that explains so much is the reason
+EXPLAINED = (
+    0.75  # of what all BatchNorms are off by: where a map of the input explains so much, the input is the reason
+)
+WHOLE = 0.9  # the same, from which on the map is the reason, and not one for each column
 BYTE = 255.0
 LARGEST_SCALE, STEPS = 1000.0, 121
 LARGEST_S2 = 4.0  # of noise in front of the first BatchNorm
@@ -113,8 +116,8 @@ class Fault:
         """The fault in words, with the numbers."""
         off = (
             f"{len(self.batch_norms)} of {self.total} BatchNorms, the worst '{self.worst}', its variances off by "
-            f"{self.residual.after:.2f} of their size and its means by {self.residual.means:.2f} deviations (root mean "
-            "square over its channels)"
+            f"{self.residual.before:.2f} of their size and its means by {self.residual.means:.2f} deviations (root "
+            "mean square over its channels)"
         )
         if self.kind is FaultKind.UNSET:
             return (
@@ -188,12 +191,13 @@ def find_fault(
     kind, found = FaultKind.UNSET, None
     if not unset:
         few = first_samples(batches, MAPPED_SAMPLES, whole=prescribed_batch_size(graph) is not None)
-        found = _input_map(graph, few, open_model, residuals, seed)
+        found, share = _input_map(graph, few, open_model, residuals, seed)
         first = _reached_first(graph)
         if set(residuals) <= first and found is not None and not found.is_byte:
-            found = None  # with no BatchNorm behind, nothing tells a map of the input from what is stale
-        is_input = found is not None or (set(off) <= first and not set(residuals) <= first)
+            found, share = None, 0.0  # with no BatchNorm behind, nothing tells a map of the input from what is stale
+        is_input = share >= EXPLAINED or (set(off) <= first and not set(residuals) <= first)
         kind = FaultKind.INPUT if is_input else FaultKind.STALE
+        found = found if share >= WHOLE else None
     return Fault(kind, tuple(unset or off), len(residuals), worst, off[worst], found)
 
 
@@ -204,7 +208,7 @@ def _is_unset(batch_norm: BatchNorm) -> bool:
 
 def _size(residual: Residual) -> float:
     """How far off one BatchNorm is, squared."""
-    return residual.after**2 + residual.means**2
+    return residual.before**2 + residual.means**2
 
 
 def _reached_first(graph: gs.Graph) -> set[str]:
@@ -217,12 +221,12 @@ def _reached_first(graph: gs.Graph) -> set[str]:
 
 def _input_map(
     graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, residuals: Mapping[str, Residual], seed: int
-) -> InputMap | None:
-    """The affine map of the only input that explains most of what the BatchNorms are off by, or None."""
+) -> tuple[InputMap | None, float]:
+    """The affine map of the only input that fits the first BatchNorm, and the share that it explains of all."""
     floats = [name for name, array in batches[0].items() if _is_float(array)]
     first = next((one for one in find_modules(graph) if one.name in residuals), None)
     if len(floats) != 1 or first is None:
-        return None
+        return None, 0.0
     config = MeasurementConfig(())
     try:
         here, ones, both = (
@@ -230,14 +234,14 @@ def _input_map(
             for one in (InputMap(1.0, 0.0), InputMap(0.0, 1.0), InputMap(1.0, 1.0))
         )
     except DataError:  # what lies beyond the first BatchNorm overflows
-        return None
+        return None, 0.0
     usable = ~here.degenerate & (first.variance > 0)
     if usable.sum() < 2:
-        return None
+        return None, 0.0
     found = _fit_map(first, here, ones, both, usable)
     left = residuals_under_noise(graph, found.apply(batches), open_model, seed=seed)
     before, after = (sum(map(_size, some.values())) for some in (residuals, left))
-    return found if after <= (1 - EXPLAINED) * before else None
+    return found, 1 - after / max(before, float(np.finfo(np.float64).tiny))
 
 
 def _fit_map(stored: BatchNorm, here: Moments, ones: Moments, both: Moments, usable: npt.NDArray[np.bool_]) -> InputMap:

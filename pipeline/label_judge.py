@@ -26,6 +26,7 @@ from .calibration import Samples, fixed_batch_size
 from .proportion import SIGNIFICANT, mcnemar_p_value, paired_difference_interval
 
 TOP_1, SQUARED_ERROR = "top-1", "squared error"
+FOLDED = 1e-5  # relative: a score that moves by less has the same decisions
 _ROUNDING = 1e-9  # of a loss, which one sample makes up exactly
 _FEWEST = 8  # labels, below which they tell nothing
 _NORMAL = 200  # labels, from which on the mean of their differences is normal
@@ -60,13 +61,18 @@ class LabelScores:
 
     @property
     def is_worse(self) -> bool:
-        """Whether the repaired file is lower by more than chance."""
-        return not self.after >= self.before and self.p_value < SIGNIFICANT
+        """Whether the repaired file is lower by more than chance, and by more than rounding."""
+        return not self.after >= self.before - self._rounding and self.p_value < SIGNIFICANT
 
     @property
     def is_better(self) -> bool:
-        """Whether the repaired file is higher by more than chance."""
-        return self.after > self.before and self.p_value < SIGNIFICANT
+        """Whether the repaired file is higher by more than chance, and by more than rounding."""
+        return self.after > self.before + self._rounding and self.p_value < SIGNIFICANT
+
+    @property
+    def _rounding(self) -> float:
+        """What a fold, which rounds in other places, makes of a score."""
+        return FOLDED * abs(self.before)
 
     def text(self, score: float) -> str:
         """One of the scores for a person."""

@@ -28,6 +28,7 @@ from vsfix.graph_passes.measurement import MeasurementConfig, measure
 from vsfix.graph_passes.moments import Moments
 
 MAX_RATIO = 1.5  # of a variance, either way
+UNSET = 0.05  # of either: by more, mean 0 and variance 1 to the digit were never set
 MAX_OFFSET = 0.5  # of a mean, in stored deviations
 _LEAST_VARIANCE = 1e-8  # of a stored variance beside epsilon; a channel below it stores nothing
 
@@ -40,16 +41,18 @@ class StoredAgainstNoisy:
         name: its name.
         ratio: max(r, -r) as a factor, 1 or more, median over the channels, what chance explains taken off.
         offset: |d|, the same.
+        is_unset: whether it stores what a new BatchNorm does, mean 0 and variance 1, and sees others.
     """
 
     name: str
     ratio: float
     offset: float
+    is_unset: bool = False
 
     @property
     def differs(self) -> bool:
         """Whether it is farther off than training leaves it."""
-        return self.ratio > MAX_RATIO or self.offset > MAX_OFFSET
+        return self.ratio > MAX_RATIO or self.offset > MAX_OFFSET or self.is_unset
 
 
 def compare_stored(
@@ -92,4 +95,6 @@ def _compare(module: BatchNorm, found: Moments) -> StoredAgainstNoisy:
         stored, deviation = module.variance, np.sqrt(module.variance)
         ratio = excess(np.log(seen.variance / stored), np.log(variances / stored))
         offset = excess((seen.mean - module.mean) / deviation, (means - module.mean) / deviation)
-    return StoredAgainstNoisy(module.name, float(np.exp(ratio)), offset)
+    is_new = not module.mean.any() and bool((module.variance == 1).all())
+    is_unset = is_new and max(float(np.exp(ratio)) - 1, offset) > UNSET
+    return StoredAgainstNoisy(module.name, float(np.exp(ratio)), offset, is_unset)
