@@ -102,6 +102,11 @@ class BatchNorm:
         return _float64(self.parameters[3])
 
     @property
+    def is_new(self) -> bool:
+        """Whether it stores what a new BatchNorm does: mean 0 and variance 1, to the digit."""
+        return not self.mean.any() and bool((self.variance == 1).all())
+
+    @property
     def scale(self) -> Float64Array:
         """gamma / sqrt(var + epsilon), the factor of X, shape (C,); not finite where the statistics do not allow it."""
         with np.errstate(all="ignore"):
@@ -215,7 +220,7 @@ def _grouped(batch_norms: Sequence[BatchNorm]) -> list[list[BatchNorm]]:
     groups: dict[tuple[int, int, int], list[BatchNorm]] = {}
     for number, use in enumerate(batch_norms):
         mean, variance = use.parameters[2:]
-        shared = len(mean.outputs) > 1 and len(variance.outputs) > 1 and (use.mean.any() or (use.variance != 1).any())
+        shared = len(mean.outputs) > 1 and len(variance.outputs) > 1 and not use.is_new
         groups.setdefault((id(mean), id(variance), -1) if shared else (0, 0, number), []).append(use)
     modules: list[list[BatchNorm]] = []
     for uses in groups.values():

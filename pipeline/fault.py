@@ -186,7 +186,7 @@ def find_fault(
     if not off:
         return None
     modules = {module.name: module for module in find_modules(graph)}
-    unset = [name for name in off if name in modules and _is_unset(modules[name])]
+    unset = [name for name in off if name in modules and modules[name].is_new]
     worst = max(unset or off, key=lambda name: _size(off[name]))
     kind, found = FaultKind.UNSET, None
     if not unset:
@@ -199,11 +199,6 @@ def find_fault(
         kind = FaultKind.INPUT if is_input else FaultKind.STALE
         found = found if share >= WHOLE else None
     return Fault(kind, tuple(unset or off), len(residuals), worst, off[worst], found)
-
-
-def _is_unset(batch_norm: BatchNorm) -> bool:
-    """Whether it stores what a new BatchNorm does."""
-    return not batch_norm.mean.any() and bool((batch_norm.variance == 1).all())
 
 
 def _size(residual: Residual) -> float:

@@ -95,6 +95,5 @@ def _compare(module: BatchNorm, found: Moments) -> StoredAgainstNoisy:
         stored, deviation = module.variance, np.sqrt(module.variance)
         ratio = excess(np.log(seen.variance / stored), np.log(variances / stored))
         offset = excess((seen.mean - module.mean) / deviation, (means - module.mean) / deviation)
-    is_new = not module.mean.any() and bool((module.variance == 1).all())
-    is_unset = is_new and max(float(np.exp(ratio)) - 1, offset) > UNSET
+    is_unset = module.is_new and max(float(np.exp(ratio)) - 1, offset) > UNSET
     return StoredAgainstNoisy(module.name, float(np.exp(ratio)), offset, is_unset)

@@ -31,14 +31,14 @@ from vsfix.graph_passes.batches import Batch, count_samples, first_samples
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.graph_passes.inference import Float64Array, OpenModel
 from vsfix.graph_passes.marker import marker_label, read_marker
-from vsfix.graph_passes.measurement import MeasurementConfig, hold_constants, measure
+from vsfix.graph_passes.measurement import MeasurementConfig, hold_constants
 from vsfix.graph_passes.noise import NoiseKind
 
 from .agreement import Agreement, Kinds
 from .places import Place, Signature
 from .plan import Plan
-from .residuals import DRIFT
-from .telling import TRAINING_SAMPLES, ChannelEvidence, Source, Telling, is_sure, jackknife_error
+from .residuals import DRIFT, stored_against_seen
+from .telling import TRAINING_SAMPLES, Source, Telling, is_sure, jackknife_error
 from .verdict import NoiseInference, conclude
 from .walk import NOTHING, Decision, Walk
 
@@ -186,11 +186,9 @@ class _Search:
         self._seed = seed
         self._max_memory = max_memory
         # What a module stores that is used several times is of all uses together, and none of them can be held to it.
-        self.shared = {module.name for module in find_modules(graph) if len(module.uses) > 1}
-        self._muted = {
-            *muted,
-            *(use.name for module in find_modules(graph) if len(module.uses) > 1 for use in module.uses),
-        }
+        several = [module for module in find_modules(graph) if len(module.uses) > 1]
+        self.shared = {module.name for module in several}
+        self._muted = {*muted, *(use.name for module in several for use in module.uses)}
         self.samples = count_samples(batches)
         has_positions = any(node.op == "Conv" for node in graph.nodes)
         self._few = first_samples(batches, FEW, whole=True) if has_positions else list(batches)
@@ -199,11 +197,7 @@ class _Search:
     def glance(self) -> list[Telling]:
         """What each BatchNorm stores against what it sees in the file as it is: one run, which most files pass."""
         config = MeasurementConfig(max_memory=self._max_memory)
-        found = measure(self._graph, self._batches, self._open_model, config)
-        evidence = (
-            (module.name, ChannelEvidence.of(module, found[module.name])) for module in find_modules(self._graph)
-        )
-        return [one.tell(name, (), ()) for name, one in evidence if one.channels]
+        return stored_against_seen(self._graph, self._batches, self._open_model, config)
 
     def explore(self, kind: NoiseKind) -> _Found:
         """Tries every place, with one kind of noise where the own BatchNorm can't tell it."""

@@ -64,7 +64,7 @@ class Activations:
     def put(self, number: int, name: str, array: Array) -> None:
         """Keeps a tensor of one batch, in the place of what is held by this name."""
         if name in self._held:
-            self._drop(number, name)
+            self._cache.drop(number, name)
         self._cache.put(number, {name: array})
 
     def hold(self, name: str) -> None:
@@ -76,7 +76,7 @@ class Activations:
         if name in self._held:
             self._held.remove(name)
             for number in self.numbers:
-                self._drop(number, name)
+                self._cache.drop(number, name)
 
     def moments(self, name: str, numbers: Sequence[int]) -> Moments:
         """The moments of a tensor that is at hand.
@@ -88,10 +88,6 @@ class Activations:
         for number in numbers:
             found.add(SampleMoments.of(self.get(number, name)).of_samples(self.samples(number)), self.first(number))
         return found.result()
-
-    def _drop(self, number: int, name: str) -> None:
-        """Drops one array, if this batch has it."""
-        self._cache.drop(number, name)
 
 
 def tensors_read(nodes: Sequence[gs.Node]) -> list[gs.Variable]:

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.batch_norm import BatchNorm, find_batch_norms, is_batch_norm
+from vsfix.graph_passes.batch_norm import FOLD_TARGETS, BatchNorm, find_batch_norms, is_batch_norm
 from vsfix.graph_passes.noise_insertion import holds_whole_numbers
 from vsfix.graph_passes.noise_spread import LINEAR_MAPS, SHAPE_READERS
 from vsfix.graph_passes.tensors import Tensor, captured_tensors, constant_behind, consumed_tensors
 
-LINEAR_LAYERS = frozenset("Conv ConvTranspose Gemm MatMul".split())
 SUMS = frozenset("Add Sum".split())
 ACTIVATIONS = frozenset(
     "Relu LeakyRelu PRelu Elu Selu Celu Gelu Sigmoid Tanh HardSigmoid HardSwish Mish Softplus Softsign Swish Clip "
@@ -104,14 +103,12 @@ class Region:
         nodes: in the order of the graph.
         reads: the tensors that the nodes take from other regions and from the graph's inputs, by name.
         places: the direct one first, then the others by their way to the BatchNorm, the shortest first.
-        untried: how many more there are.
     """
 
     batch_norm: BatchNorm
     nodes: tuple[gs.Node, ...]
     reads: Mapping[str, gs.Variable]
     places: tuple[Place, ...]
-    untried: int = 0
 
 
 def find_regions(graph: gs.Graph) -> tuple[Region, ...]:
@@ -137,8 +134,7 @@ def find_regions(graph: gs.Graph) -> tuple[Region, ...]:
         }
         fresh = [tensor for tensor in read.values() if id(tensor) in inputs and id(tensor) not in seen_inputs]
         seen_inputs.update(id(tensor) for tensor in fresh)
-        places, untried = _places(batch_norm, nodes, fresh)
-        regions.append(Region(batch_norm, tuple(nodes), read, places, untried))
+        regions.append(Region(batch_norm, tuple(nodes), read, _places(batch_norm, nodes, fresh)))
     return tuple(regions)
 
 
@@ -155,10 +151,8 @@ def _untold(target: Tensor, told: Collection[int]) -> list[gs.Node]:
     return list(found.values())
 
 
-def _places(
-    batch_norm: BatchNorm, nodes: Sequence[gs.Node], inputs: Sequence[gs.Variable]
-) -> tuple[tuple[Place, ...], int]:
-    """The places of one region, and how many are left out."""
+def _places(batch_norm: BatchNorm, nodes: Sequence[gs.Node], inputs: Sequence[gs.Variable]) -> tuple[Place, ...]:
+    """The places of one region, no more than `MOST_PLACES`."""
     inside = {id(node): node for node in nodes}
     steps = _ways_ahead(batch_norm, nodes)
     captured = {id(tensor) for node in nodes for tensor in captured_tensors(node)}
@@ -188,8 +182,7 @@ def _places(
         )
         others.append((len(way.operators), place))
     others.sort(key=lambda pair: pair[0])
-    places += [place for _, place in others]
-    return tuple(places[:MOST_PLACES]), max(len(places) - MOST_PLACES, 0)
+    return (*places, *(place for _, place in others))[:MOST_PLACES]
 
 
 def _direct(batch_norm: BatchNorm) -> Place:
@@ -306,7 +299,7 @@ def _operator(node: gs.Node) -> str | None:
     """What a node counts as, or None where it changes nothing about the place."""
     if is_batch_norm(node):
         return "BatchNorm"
-    counts = node.op in LINEAR_LAYERS or node.op in ACTIVATIONS or node.op in POOLS or _is_join(node)
+    counts = node.op in FOLD_TARGETS or node.op in ACTIVATIONS or node.op in POOLS or _is_join(node)
     return str(node.op) if counts else None
 
 
@@ -328,6 +321,6 @@ def _walk_back(tensor: Tensor) -> Iterator[str]:
         if operator:
             yield operator
         operands = _data(node)
-        if node.op in LINEAR_LAYERS or _is_join(node) or not operands:
+        if node.op in FOLD_TARGETS or _is_join(node) or not operands:
             return
         tensor = operands[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
@@ -89,16 +89,31 @@ def residuals_under_noise(
     Raises:
         DataError: data that is not finite.
     """
-    modules = find_modules(graph)
     is_noisy = any(read_marker(node) is not None for node in graph.nodes)
     config = MeasurementConfig(
-        [module.name for module in modules], noise_seed=seed if is_noisy else None, max_memory=max_memory
+        [module.name for module in find_modules(graph)], noise_seed=seed if is_noisy else None, max_memory=max_memory
     )
-    found = measure(graph, batches, open_model, config)
-    evidence = {module.name: ChannelEvidence.of(module, found[module.name]) for module in modules}
     samples = count_samples(batches)
-    tellings: Mapping[str, Telling] = {name: one.tell(name, (), ()) for name, one in evidence.items() if one.channels}
-    return {name: Residual.of(telling, telling.without, samples) for name, telling in tellings.items()}
+    return {
+        telling.batch_norm: Residual.of(telling, telling.without, samples)
+        for telling in stored_against_seen(graph, batches, open_model, config)
+    }
+
+
+def stored_against_seen(
+    graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, config: MeasurementConfig
+) -> list[Telling]:
+    """What each BatchNorm stores against what it sees in one measurement; without those that tell nothing.
+
+    Args:
+        graph: not changed.
+        batches: the calibration set.
+        open_model: opens a part of the graph in a runtime.
+        config: how to measure.
+    """
+    found = measure(graph, batches, open_model, config)
+    evidence = {module.name: ChannelEvidence.of(module, found[module.name]) for module in find_modules(graph)}
+    return [one.tell(name, (), ()) for name, one in evidence.items() if one.channels]
 
 
 def root(square: float) -> float:

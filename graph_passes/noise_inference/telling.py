@@ -25,10 +25,10 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
-import numpy.typing as npt
 
 from vsfix.graph_passes.batch_norm import BatchNorm
 from vsfix.graph_passes.inference import Float64Array
+from vsfix.graph_passes.jackknife import standard_error
 from vsfix.graph_passes.moments import Moments
 from vsfix.graph_passes.noise import NoiseKind
 
@@ -200,9 +200,8 @@ class ChannelEvidence:
         if groups < 2:
             usable &= False
         with np.errstate(all="ignore"):
-            error = (
-                real.std(axis=0, ddof=1) / np.sqrt(groups) / real.mean(axis=0)
-            )  # relative, so that it says little of v0
+            # Relative, so that it says little of v0.
+            error = real.std(axis=0, ddof=1) / np.sqrt(groups) / real.mean(axis=0)
             usable &= error < LEAST_STEADY
         if not usable.any():
             nothing = np.zeros(len(variance))
@@ -263,13 +262,9 @@ def _products(sides: Float64Array, weights: Float64Array) -> Float64Array:
     return np.asarray((squares - own) / np.maximum(number * (number - 1), 1)[:, None, None])
 
 
-def jackknife_error(values: npt.NDArray[np.float64]) -> float:
+def jackknife_error(values: Float64Array) -> float:
     """The standard error of the first value, from the others, which are without one group each."""
-    rest = values[1:]
-    groups = len(rest)
-    if groups < 2:
-        return float("inf")
-    return float(np.sqrt((groups - 1) / groups * np.sum((rest - rest.mean()) ** 2)))
+    return float(standard_error(values[1:])) if len(values) > 2 else float("inf")
 
 
 def is_sure(gain: Float64Array, margin: float, inflation: float = 1.0) -> bool:

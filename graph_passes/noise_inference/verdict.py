@@ -40,7 +40,6 @@ class NoiseInference:
         confidence: why it may be believed, or what speaks against it.
         residuals: by BatchNorm, in the order of the graph.
         samples: the size of the calibration set.
-        untried: the number of places beyond the limit of a region.
         is_partial: whether noise was found that leaves more than chance unexplained.
     """
 
@@ -49,7 +48,6 @@ class NoiseInference:
     confidence: str
     residuals: Mapping[str, Residual]
     samples: int
-    untried: int = 0
     is_partial: bool = False
 
     @property
