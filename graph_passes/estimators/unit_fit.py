@@ -46,7 +46,7 @@ class MatchedUnit:
     """What was found for one unit.
 
     Attributes:
-        parameters: a, b, and the moments of a BatchNorm's input.
+        parameters: a and b.
         before: mean squared distance of g(z) from t over its variance, on the samples that judge, z as it was in the
             deployed network with the units upstream matched.
         after: the same for g(a z + b).
@@ -95,28 +95,11 @@ def solve_unit(uses: Sequence[UnitUse], held_out: npt.NDArray[np.bool_]) -> Matc
         float((squares[alive] / count / spread[alive]).mean()) if alive.any() else 0.0
         for squares in (plain, judge.squares(a, b))
     )
-    moments = input_moments([(use.seen.z, use.target) for use in uses])
-    return MatchedUnit(FoundParameters(a, b, moments), before, after)
-
-
-def input_moments(uses: Sequence[tuple[Float64Array, UnitTarget]]) -> InputMoments:
-    """How the input of a BatchNorm moves when the noise is switched off, all of its uses together.
-
-    Args:
-        uses: z, a fixed affine map of the input, with the noise off, shape (N, M, C), and what it should give.
-    """
-    mean, variance = _pooled([(z.mean(axis=(0, 1)), z.var(axis=(0, 1))) for z, _ in uses])
-    noisy_mean, noisy_variance = _pooled([(target.noisy_mean, target.noisy_variance) for _, target in uses])
-    known = (variance > _SMALLEST_VARIANCE * (1 + mean**2)) & (
-        noisy_variance > _SMALLEST_VARIANCE * (1 + noisy_mean**2)
-    )
-    on = np.where(known, noisy_variance, 1.0)
-    log_ratio = np.where(known, np.log(np.where(known, variance, 1.0) / on), 0.0)
-    return InputMoments(log_ratio, np.where(known, (mean - noisy_mean) / np.sqrt(on), 0.0))
+    return MatchedUnit(FoundParameters(a, b), before, after)
 
 
 def moved(off: Moments, on: Moments, gamma: Float64Array) -> InputMoments:
-    """The same from moments of the inputs themselves, which are over all positions.
+    """How the input of a BatchNorm moves when the noise is switched off.
 
     Args:
         off: without the noise, shape (C,) each.
@@ -127,12 +110,6 @@ def moved(off: Moments, on: Moments, gamma: Float64Array) -> InputMoments:
     variance = np.where(known, on.variance, 1.0)
     ratio = np.where(known, np.log(np.where(known, off.variance, 1.0) / variance), 0.0)
     return InputMoments(ratio, np.where(known, np.sign(gamma) * (off.mean - on.mean) / np.sqrt(variance), 0.0))
-
-
-def _pooled(moments: Sequence[tuple[Float64Array, Float64Array]]) -> tuple[Float64Array, Float64Array]:
-    """Mean and variance of what has several means and variances, each as often, each of shape (C,)."""
-    means, variances = (np.stack(kind) for kind in zip(*moments, strict=True))
-    return means.mean(axis=0), variances.mean(axis=0) + means.var(axis=0)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from vsfix.graph_passes.batch_norm import find_batch_norms
 from vsfix.graph_passes.estimators.noise_average import run_deployed
 from vsfix.graph_passes.estimators.samples import SampleSet
 from vsfix.graph_passes.estimators.taps import concrete_shapes
-from vsfix.graph_passes.estimators.unit_fit import UnitTarget, input_moments
+from vsfix.graph_passes.estimators.unit_fit import moved
 from vsfix.graph_passes.estimators.units import (
     FoundParameters,
     InputMoments,
@@ -19,6 +19,7 @@ from vsfix.graph_passes.estimators.units import (
     write_parameters,
 )
 from vsfix.graph_passes.model_file import import_graph
+from vsfix.graph_passes.moments import Moments
 
 RNG = np.random.default_rng(17)
 
@@ -147,14 +148,11 @@ def test_the_stored_moments_become_those_without_the_noise(parse):
     """Scales of both signs: the mean moves with the input, not with the output."""
     graph, _, _ = build(parse, "BN-ReLU 1d")
     batch_norm = find_batch_norms(graph)[0]
-    scale = batch_norm.gamma / np.sqrt(batch_norm.variance + batch_norm.epsilon)
     on = RNG.normal(size=(5000, 4))
     on = batch_norm.mean + np.sqrt(batch_norm.variance) * (on - on.mean(axis=0)) / on.std(axis=0)  # stored is true
     off = 0.7 * on + np.array([0.5, 0.6, -0.7, -0.8])
-    z_on, z_off = (scale * (x - batch_norm.mean) + batch_norm.beta for x in (on, off))
-    target = UnitTarget(None, z_on[:, None], z_on.mean(axis=0), z_on.var(axis=0))
     unit = find_units(graph, {"n": (12, 4), "y": (12, 4)})[0]
-    found = FoundParameters(np.ones(4), np.zeros(4), input_moments([(z_off[:, None], target)]))
+    found = FoundParameters(np.ones(4), np.zeros(4), moved(Moments.of(off), Moments.of(on), batch_norm.gamma))
     write_parameters(graph, [unit], {"a": found})
     written = find_batch_norms(graph)[0]
     np.testing.assert_allclose(written.variance, off.var(axis=0), rtol=1e-5)
