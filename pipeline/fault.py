@@ -188,17 +188,17 @@ def find_fault(
     modules = {module.name: module for module in find_modules(graph)}
     unset = [name for name in off if name in modules and modules[name].is_new]
     worst = max(unset or off, key=lambda name: _size(off[name]))
-    kind, found = FaultKind.UNSET, None
-    if not unset:
-        few = first_samples(batches, MAPPED_SAMPLES, whole=prescribed_batch_size(graph) is not None)
-        found, share = _input_map(graph, few, open_model, residuals, seed)
-        first = _reached_first(graph)
-        if set(residuals) <= first and found is not None and not found.is_byte:
-            found, share = None, 0.0  # with no BatchNorm behind, nothing tells a map of the input from what is stale
-        is_input = share >= EXPLAINED or (set(off) <= first and not set(residuals) <= first)
-        kind = FaultKind.INPUT if is_input else FaultKind.STALE
-        found = found if share >= WHOLE else None
-    return Fault(kind, tuple(unset or off), len(residuals), worst, off[worst], found)
+    if unset:
+        return Fault(FaultKind.UNSET, tuple(unset), len(residuals), worst, off[worst])
+    few = first_samples(batches, MAPPED_SAMPLES, whole=prescribed_batch_size(graph) is not None)
+    found, share = _input_map(graph, few, open_model, residuals, seed)
+    first = _reached_first(graph)
+    has_others = not set(residuals) <= first
+    if not has_others and not (found is not None and found.is_byte):
+        share = 0.0  # with no BatchNorm behind, nothing tells a map of the input from what is stale
+    is_input = share >= EXPLAINED or (has_others and set(off) <= first)
+    kind = FaultKind.INPUT if is_input else FaultKind.STALE
+    return Fault(kind, tuple(off), len(residuals), worst, off[worst], found if share >= WHOLE else None)
 
 
 def _size(residual: Residual) -> float:
