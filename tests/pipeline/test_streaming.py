@@ -77,9 +77,9 @@ def peak(*arguments: object) -> int:
 def test_exact_and_labelled_data_hold_no_decoded_set(folder, network, tmp_path):
     call = ("optimize", network, "-o", tmp_path / "o.onnx", "--force", "--method", "exact", "--max-memory", "64M")
     data = ("--data", f"imagefolder:{folder}")
-    few = peak(*call, *data, "--samples", 64)
+    few = peak(*call, *data, "--samples", 512)  # enough for runs as large as those of the whole
     whole = peak(*call, *data, "--eval-data", f"imagefolder:{folder}", "--max-loss", 100)
-    assert whole - few < DECODED / 2
+    assert whole - few < DECODED / 4
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says what a process held")
