@@ -155,15 +155,26 @@ def fingerprints(model: onnx.ModelProto, free: set[str], others: Collection[str]
     known |= {name: digest(b"any") for name in others}
     known |= {port.name: digest(port.name.encode()) for port in model.graph.input if port.name not in known}
     known[""] = ""
+    shapes, behind = inferred_shapes(model), dict[str, str]()
     for node in model.graph.node:  # in the order of their computation, as ONNX demands
-        # Reshapes that cancel go too; a wrong one shows in the outputs, which are compared beside this.
-        if node.op_type in (*_MARKERS, "Reshape") or takes_everything(node, values):
+        if node.op_type == "Reshape" and node.input[0] in behind:  # the last of several decides
+            behind[node.output[0]] = behind[node.input[0]]
+        elif node.op_type == "Reshape":
+            behind[node.output[0]] = node.input[0]
+        source = behind.get(node.output[0], "")
+        if source and shapes.get(source) is not None and shapes.get(source) == shapes.get(node.output[0]):
+            known[node.output[0]] = known[source]  # reshapes that cancel, which a repair removes
+            continue
+        if node.op_type in _MARKERS or takes_everything(node, values):
             known[node.output[0]] = known[node.input[0]]
             continue
         if node.op_type == "Constant":
             known[node.output[0]] = digest(weight_bytes(node.attribute[0].t))
             continue
-        inputs = [known[name] for name in node.input]
+        inputs = [
+            known[behind[node.output[0]] if node.output[0] in behind and place == 0 else name]
+            for place, name in enumerate(node.input)
+        ]
         if node.op_type == "BatchNormalization" and node.output[0] in free:
             inputs[3:] = ["free", "free"]
         attributes = sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
@@ -171,6 +182,16 @@ def fingerprints(model: onnx.ModelProto, free: set[str], others: Collection[str]
         for place, name in enumerate(node.output):
             known[name] = digest(head + b"|".join(attributes) + str(place).encode())
     return known
+
+
+def inferred_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str, ...] | None]:
+    """The shape of each tensor by its name, sides as numbers or symbols; None where a side has neither."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    found = {}
+    for value in (*inferred.input, *inferred.value_info, *inferred.output):
+        sides = [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
+        found[value.name] = tuple(sides) if all(sides) else None
+    return found
 
 
 def takes_everything(node: onnx.NodeProto, values: Mapping[str, Any]) -> bool:
