@@ -116,7 +116,7 @@ class TargetCollector:
         found: dict[str, UnitTarget] = {}
         for name, sums in self._sums.items():
             targets, mean, squares = sums[0] / draws, sums[1] / self._runs, sums[2] / self._runs
-            found[name] = UnitTarget(self.chosen[name], targets, mean, np.maximum(squares - mean**2, 0))
+            found[name] = UnitTarget(self.chosen[name], targets, np.maximum(squares - mean**2, 0))
         return found
 
 

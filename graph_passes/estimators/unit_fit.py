@@ -31,13 +31,11 @@ class UnitTarget:
     Attributes:
         chosen: the positions that are compared; None for all.
         mean: t, shape (N, M, C).
-        noisy_mean: of z with the noise on, shape (C,).
-        noisy_variance: the same.
+        noisy_variance: of z with the noise on, shape (C,).
     """
 
     chosen: list[int] | None
     mean: Float64Array
-    noisy_mean: Float64Array
     noisy_variance: Float64Array
 
 

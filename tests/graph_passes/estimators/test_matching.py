@@ -25,7 +25,7 @@ def relu() -> Activation:
 
 
 def target_of(t: np.ndarray) -> UnitTarget:
-    return UnitTarget(None, t, t.mean(axis=(0, 1)), t.var(axis=(0, 1)))
+    return UnitTarget(None, t, t.var(axis=(0, 1)))
 
 
 def brute_force(z: np.ndarray, t: np.ndarray) -> tuple[float, float]:
