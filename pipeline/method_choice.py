@@ -79,10 +79,9 @@ def choose_method(
             return choice
         reason = f"the fault is another: {fault.kind.value}"
         return replace(choice, reason=reason, warnings=(*choice.warnings, fault.sentence))
-    if REPAIR_KEY in read_metadata(prepared.source) and config.method == "auto":
-        earlier = repaired_batch_norms(read_metadata(prepared.source))
-        if earlier:
-            return MethodChoice("none", f"vsfix repaired this file already ({len(earlier)} layers)")
+    earlier = repaired_batch_norms(read_metadata(prepared.source))
+    if earlier and config.method == "auto":
+        return MethodChoice("none", f"vsfix repaired this file already ({len(earlier)} layers)")
     if config.method not in ("auto", *NEED_NOISE) and not batches:
         raise InputError(
             f"the file marks no noise layer, so --method {config.method} does not know which BatchNorms are concerned; "
