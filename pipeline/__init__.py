@@ -7,8 +7,8 @@ inspect         preparation, fault, lost_noise, inspection, diagnosis, inspectio
 optimize        repair_config, method_choice, made_inputs, label_judge, noise_study, refining, candidates, averaging,
                 estimation, editing, changed_parameters, rounding_floor, repair, repair_report, severity_text, casting,
                 accuracy, quantizer, quantization, optimization
-build           build_config, file_description, refit_form, precision_proof, building, build_progress, build_table
-refit           engine_sidecar, refitting
+build           build_config, file_description, precision_proof, building, build_progress, build_table,
+                engine_sidecar
 package         served_model, text_format, triton_config, kserve, packaging
 verify          shared_inputs, proportion, tensor_comparison, decisions, tolerance, model_description, error_budget,
                 tappable, layer_search, verification, verification_files, verification_table

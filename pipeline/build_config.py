@@ -25,7 +25,6 @@ class BuildConfig:
             `int8`, `fp8`; None for whatever the file says, TF32 off.
         workspace: the most scratch memory in bytes; None for TensorRT's own limit.
         timing_cache: where measured timings are kept; None for the user's cache folder.
-        refit: whether the engine shall take new weights later.
 
     Raises:
         InputError: a value that there is not, or values that don't go together.
@@ -37,7 +36,6 @@ class BuildConfig:
     precision: str | None = None
     workspace: int | None = None
     timing_cache: Path | None = None
-    refit: bool = False
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:

@@ -43,11 +43,6 @@ def build_lines(report: BuildReport, output: Path) -> Iterator[str]:
     yield summarize(report.read_back)
     for reason in skipped_reasons(report.read_back):
         yield f"SKIP {reason}"
-    if report.refit is not None:
-        marked = (
-            "" if report.refit.marked == "individual" else "; this version keeps every weight of the engine refittable"
-        )
-        yield f"refit: takes {len(report.refit.weights)} weights anew{marked}"
     size = report.plan["bytes"] / 2**20
     targets = ", ".join(report.targets)
     yield f"wrote {output} ({report.runtime} {report.version}, {targets}; {size:.2f} MiB, {report.build_seconds:.1f} s)"

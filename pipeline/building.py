@@ -22,7 +22,6 @@ from vsfix.graph_passes.value_scan import require_finite_values
 from .backends.cuda_runtime import visible_capability
 from .backends.engine_file import sidecar_path
 from .backends.engine_readback import ReadBack, read_back, require_read_back
-from .backends.engine_refit import require_refit
 from .backends.parsed_network import NetworkTensor, ParsedNetwork
 from .backends.shape_profile import ShapeRange, resolve_profile
 from .backends.tensorrt_library import BuildOptions, BuiltEngine, TensorRt, open_library
@@ -41,7 +40,6 @@ from .precision_proof import (
     require_quantized_layers,
 )
 from .preparation import unrepaired_noise
-from .refit_form import RefitForm, RefitRecord, parse_refit_form, record_refit, take_refit_form
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -68,7 +66,6 @@ class BuildReport:
         workspace: the limit of scratch memory in bytes; None for TensorRT's own.
         timing_cache: the file of timings; None where there is none.
         build_seconds: the builder alone.
-        refit: what a refit must know; None for an engine that can't be refitted.
         environment: versions, machine, command line, date.
         warning: that the file shows noise and was not repaired; empty where it does not, or was.
     """
@@ -89,7 +86,6 @@ class BuildReport:
     workspace: int | None
     timing_cache: Path | None
     build_seconds: float
-    refit: RefitRecord | None = field(repr=False)
     environment: Mapping[str, str] = field(repr=False)
     warning: str
 
@@ -123,7 +119,7 @@ def build_engine(
     for path in (output, sidecar_path(output)):
         require_output(path, force=force, inputs=inputs)
     network = _check_network(model_path, model, config)
-    library, form = network.library, network.form
+    library = network.library
     cache = _cache_file(library, config)
     options = BuildOptions(
         profile=network.profile,
@@ -131,7 +127,6 @@ def build_engine(
         tensor_float=config.precision == "tf32",
         workspace=config.workspace,
         timings=None if cache is None else read_timing_cache(cache),
-        refittable=() if form is None else tuple(form.weights),
     )
     started = time.perf_counter()
     engine = library.build(network.parsed, options, progress)
@@ -153,7 +148,6 @@ def build_engine(
         workspace=config.workspace,
         timing_cache=cache,
         build_seconds=round(seconds, 3),
-        refit=None if form is None else record_refit(form, engine.refit),
         environment=describe_environment(),
         warning=unrepaired_noise(model),
     )
@@ -170,7 +164,6 @@ class _Network:
     Attributes:
         library: TensorRT.
         profile: the shapes of each input.
-        form: the file in the form that is refitted; None for an engine that is not.
         parsed: the network as TensorRT reads it.
         losses: channels of weights that hold values too small for all of their digits.
         weights: those that TensorRT holds, against float64.
@@ -178,7 +171,6 @@ class _Network:
 
     library: TensorRt
     profile: Mapping[str, ShapeRange]
-    form: RefitForm | None
     parsed: ParsedNetwork
     losses: tuple[str, ...]
     weights: ReadBack
@@ -189,18 +181,15 @@ def _check_network(path: Path, model: onnx.ModelProto, config: BuildConfig) -> _
     profile = resolve_profile(model, config.shapes)
     library = open_library(config.runtime)
     check_targets(config, library.version, library.capabilities)
-    form = take_refit_form(path, model) if config.refit else None
-    if form is not None:
-        require_refit(config.runtime, library.version)
-    parsed = library.parse(path, model) if form is None else parse_refit_form(library, path, form)
-    graph = import_graph(model if form is None else form.model)
+    parsed = library.parse(path, model)
+    graph = import_graph(model)
     losses = _require_finite(path, graph)
     require_precision(path, parsed.layers, config.precision)
     require_quantized_layers(path, graph, config.precision)
     require_float8_targets(path, parsed.layers, config.targets)
     weights = read_back(graph, parsed.layers)
     require_read_back(weights)
-    return _Network(library, profile, form, parsed, losses, weights)
+    return _Network(library, profile, parsed, losses, weights)
 
 
 def _require_finite(path: Path, graph: gs.Graph) -> tuple[str, ...]:

@@ -38,7 +38,6 @@ SUMMARIES = {
     "inspect": "List the BatchNorms, the noise that reaches each, and its shift.",
     "optimize": "Repair the statistics, remove the noise markers, fold, cast.",
     "build": "Build a TensorRT engine and prove what is in it.",
-    "refit": "Give a built engine the weights of a repaired model.",
     "package": "Make a Triton model repository of a model or of engines.",
     "verify": "Compare two models or runtimes, number by number.",
     "benchmark": "Compare models, backends and precisions on labelled data.",

@@ -17,7 +17,6 @@ from .backends.parsed_network import NetworkTensor
 from .backends.shape_profile import LARGEST_SIDE, ShapeRange
 from .console import SCHEMA_VERSION
 from .file_description import file_digest, onnx_digest
-from .refit_form import RefitRecord, WeightRecord
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,6 @@ class EngineSidecar:
         digest: of the ONNX file and of the files of its weights, see `onnx_digest`.
         network: layers of the parsed network by kind and type.
         tensor_float: whether TF32 was allowed.
-        refit: what a refit must know; None for an engine that can't be refitted.
     """
 
     engine: Path
@@ -56,7 +54,6 @@ class EngineSidecar:
     digest: str
     network: Shares
     tensor_float: bool
-    refit: RefitRecord | None
 
 
 def read_sidecar(engine: Path) -> EngineSidecar:
@@ -79,7 +76,7 @@ def _sidecar(engine: Path, document: Mapping[str, Any]) -> EngineSidecar:
     """The document in types; whatever is missing or of another kind raises."""
     if document["schema_version"] != SCHEMA_VERSION:
         raise KeyError(f"schema_version {document['schema_version']}")
-    refit, model, proof = document["refit"], document["model"], document["precision"]
+    model, proof = document["model"], document["precision"]
     return EngineSidecar(
         engine=engine,
         document=document,
@@ -97,7 +94,6 @@ def _sidecar(engine: Path, document: Mapping[str, Any]) -> EngineSidecar:
             str(kind): {str(name): int(n) for name, n in types.items()} for kind, types in proof["network"].items()
         },
         tensor_float=bool(proof["tensor_float"]),
-        refit=None if refit is None else _refit(refit),
     )
 
 
@@ -133,11 +129,3 @@ def _gpu(value: Any) -> str | None:
     if value is not None and not re.fullmatch(r"sm[0-9]{2,3}", _text(value)):
         raise ValueError(f"{value!r} is no GPU")
     return None if value is None else str(value)
-
-
-def _refit(entry: Mapping[str, Any]) -> RefitRecord:
-    weights = {
-        name: WeightRecord(tuple(int(side) for side in weight["shape"]), str(weight["type"]), str(weight["sha256"]))
-        for name, weight in entry["weights"].items()
-    }
-    return RefitRecord(str(entry["marked"]), str(entry["structure"]), weights)

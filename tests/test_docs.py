@@ -103,7 +103,7 @@ def commands() -> list[str]:
 
 def test_the_guide_has_commands_of_every_kind():
     shown = {line.split()[1] for line in commands()}
-    assert {"train", "export", "inspect", "optimize", "verify", "build", "refit", "package", "reproduce"} <= shown
+    assert {"train", "export", "inspect", "optimize", "verify", "build", "package", "reproduce"} <= shown
     assert any("torchrun" in page.read_text() for page in PAGES)
 
 

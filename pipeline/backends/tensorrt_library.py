@@ -8,7 +8,6 @@
     node of an error      its index               index and name   index and name  index and name
     timing cache          yes                     yes              yes             none
     targets               this GPU                this GPU         this GPU        compute capabilities, no GPU needed
-    refit                 all weights             named weights    named weights   named weights, needs a GPU
 
 With 8.6 the tactics of cuBLAS and cuDNN stay off, as they do by default from 10 on: a host then needs neither.
 """
@@ -27,12 +26,10 @@ import onnx
 import onnx.checker
 
 from vsfix.graph_passes.errors import BuildError, InputError, MissingComponentError
-from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import first_line
 
 from .engine_layers import ParsedLayer
 from .engine_loading import NO_GPU, LoadedEngine
-from .engine_refit import mark_refittable, refit_engine
 from .parse_errors import ParseError, describe_parse_errors, describe_refusal
 from .parsed_network import ParsedNetwork, read_errors, read_network
 from .shape_profile import ShapeRange
@@ -55,7 +52,6 @@ class BuildOptions:
         tensor_float: whether float32 may be rounded to TensorFloat-32 in products.
         workspace: the most scratch memory of a layer in bytes; None for TensorRT's own limit, the memory of the GPU.
         timings: a timing cache of earlier builds; None for no cache.
-        refittable: the weights that the engine shall take anew, by name; none for an engine that can't be refitted.
     """
 
     profile: Mapping[str, ShapeRange]
@@ -63,7 +59,6 @@ class BuildOptions:
     tensor_float: bool = False
     workspace: int | None = None
     timings: bytes | None = None
-    refittable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,12 +68,10 @@ class BuiltEngine:
     Attributes:
         plan: what goes into the file.
         timings: the timing cache after the build; None where there is none.
-        refit: `individual` or `all`, the weights that can be given anew; empty for none.
     """
 
     plan: bytes = field(repr=False)
     timings: bytes | None = field(repr=False, default=None)
-    refit: str = ""
 
 
 @dataclass(frozen=True)
@@ -218,7 +211,6 @@ class TensorRt:
         if options.workspace is not None:
             config.set_memory_pool_limit(self._trt.MemoryPoolType.WORKSPACE, options.workspace)
         cache = self._set_timings(config, options.timings)
-        refit = mark_refittable(self._trt, config, network, options.refittable) if options.refittable else ""
         with Interruption() as interruption:
             monitor = make_monitor(self._trt, progress, interruption)
             if monitor is not None:
@@ -227,7 +219,7 @@ class TensorRt:
             if plan is None and not interruption.came:
                 raise self._failure("no engine could be built")
         timings = None if cache is None else bytes(config.get_timing_cache().serialize())
-        return BuiltEngine(bytes(plan), timings, refit)
+        return BuiltEngine(bytes(plan), timings)
 
     def load(self, plan: bytes) -> LoadedEngine:
         """Loads an engine; see `LoadedEngine`.
@@ -237,18 +229,6 @@ class TensorRt:
             BuildError: TensorRT refuses the plan.
         """
         return LoadedEngine(self._trt, self._log, plan, f"{self.runtime} {self.version}")
-
-    def refit(
-        self, plan: bytes, changed: Mapping[str, Array], known: Mapping[str, Array]
-    ) -> tuple[bytes, tuple[str, ...]]:
-        """Gives a serialized engine new weights; see `engine_refit.refit_engine`.
-
-        Raises:
-            MissingComponentError: no GPU here can load it.
-            BuildError: it can't be refitted, or TensorRT refuses a weight.
-        """
-        with self.load(plan) as loaded:
-            return refit_engine(self._trt, self._log, loaded.engine, changed, known)
 
     def _make_parser(self) -> tuple[Any, Any, Any]:
         """A builder, an empty network, and a parser that fills it."""

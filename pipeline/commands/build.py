@@ -49,9 +49,6 @@ from .options import json_option, parse_bytes
     metavar="FILE",
     help="Measured timings, read and written.  [default: one in your cache folder; tensorrt-rtx keeps none]",
 )
-@click.option(
-    "--refit", is_flag=True, help="An engine that `vsfix refit` can give new weights; BatchNorms are folded first."
-)
 @json_option
 def command(
     model: Path,
@@ -65,7 +62,6 @@ def command(
     precision: str | None,
     workspace: str | None,
     timing_cache: Path | None,
-    refit: bool,
     json_path: str | None,
     force: bool,
 ) -> None:
@@ -90,7 +86,6 @@ def command(
         precision=precision,
         workspace=None if workspace is None else parse_bytes(workspace, "--workspace"),
         timing_cache=timing_cache,
-        refit=refit,
     )
     require_json_target(
         json_path,

@@ -19,7 +19,6 @@ import onnx.helper
 from onnx.reference import ReferenceEvaluator
 
 from .fake_cuda import FakeCuda
-from .fake_refit import add_serialization
 
 MAGIC = b"ftrt"
 SPELLED = {"FLOAT16": "HALF", "BFLOAT16": "BF16"}
@@ -84,21 +83,12 @@ class Engine:
 
     def __init__(self, trt: Any, version: str, document: dict[str, Any], log: Any, cuda: FakeCuda | None) -> None:
         self._trt, self._version, self._document, self.log, self.cuda = trt, version, document, log, cuda
-        self.document = document
-        add_serialization(trt, self, lambda kept: MAGIC + json.dumps(kept).encode())
         self.model = onnx.ModelProto.FromString(base64.b64decode(document["model"]))
         graph = self.model.graph
-        for tensor in graph.initializer:
-            if tensor.name in document.get("weights", {}):
-                tensor.raw_data = bytes.fromhex(document["weights"][tensor.name][1])
         weights = {tensor.name for tensor in graph.initializer}
         self.inputs = {value.name: value for value in graph.input if value.name not in weights}
         self.outputs = {value.name: value for value in graph.output}
         weakref.finalize(self, trt.deaths.append, "engine")
-
-    @property
-    def refittable(self) -> bool:
-        return "weights" in self.document
 
     @property
     def num_io_tensors(self) -> int:

@@ -2,7 +2,7 @@
 
 What is there and what is not follows the Python API of each version: the names of 8.6.0 were read from its wheel, those
 of 10 and 11 from NVIDIA's documentation; `rtx` is the module `tensorrt_rtx` as far as it differs when an engine runs.
-Engines are those of `fake_engine`, their refit that of `fake_refit`. This shows what vsfix asks of TensorRT, not what TensorRT does.
+Engines are those of `fake_engine`. This shows what vsfix asks of TensorRT, not what TensorRT does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import onnx.shape_inference
 
 from .fake_cuda import FakeCuda
 from .fake_engine import Runtime, fake_plan
-from .fake_refit import Refitter, Weights, add_entries, refittable_part
 
 KINDS = {
     **{"Conv": "CONVOLUTION", "BatchNormalization": "SCALE", "Relu": "ACTIVATION", "Gemm": "MATRIX_MULTIPLY"},
@@ -28,10 +27,10 @@ KINDS = {
 }
 DTYPES = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.FLOAT16: "HALF", onnx.TensorProto.BFLOAT16: "BF16"}
 FLAGS = {
-    "8.6": "FP16 INT8 FP8 TF32 OBEY_PRECISION_CONSTRAINTS REFIT",
-    "10": "FP16 BF16 INT8 FP8 TF32 OBEY_PRECISION_CONSTRAINTS REFIT REFIT_INDIVIDUAL",
-    "11": "TF32 REFIT REFIT_INDIVIDUAL",
-    "rtx": "TF32 REFIT REFIT_INDIVIDUAL",
+    "8.6": "FP16 INT8 FP8 TF32 OBEY_PRECISION_CONSTRAINTS",
+    "10": "FP16 BF16 INT8 FP8 TF32 OBEY_PRECISION_CONSTRAINTS",
+    "11": "TF32",
+    "rtx": "TF32",
 }
 NETWORK_FLAGS = {
     "8.6": "EXPLICIT_BATCH EXPLICIT_PRECISION",
@@ -39,8 +38,6 @@ NETWORK_FLAGS = {
     "11": "STRONGLY_TYPED",
     "rtx": "STRONGLY_TYPED",
 }
-SERIALIZATION_FLAGS = {"10": "EXCLUDE_WEIGHTS EXCLUDE_LEAN_RUNTIME", "11": "EXCLUDE_WEIGHTS INCLUDE_REFIT"}
-SERIALIZATION_FLAGS["rtx"] = SERIALIZATION_FLAGS["11"]
 SOURCES = {
     "8.6": "CUBLAS CUBLAS_LT CUDNN EDGE_MASK_CONVOLUTIONS JIT_CONVOLUTIONS",
     "10": "EDGE_MASK_CONVOLUTIONS",
@@ -90,13 +87,11 @@ def fake_tensorrt(
     trt.LayerInformationFormat = members("LayerInformationFormat", "ONELINE JSON")
     trt.TacticSource = members("TacticSource", SOURCES[version])
     trt.DataType = members("DataType", "FLOAT HALF BF16")
-    trt.Weights, trt.Refitter = Weights, Refitter
     if version == "rtx":
         trt.DynamicShapesKernelSpecializationStrategy = members("Strategy", "LAZY EAGER NONE")
         trt.CudaGraphStrategy = members("CudaGraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE")
     if version != "8.6":
         trt.IProgressMonitor = type("IProgressMonitor", (), {})
-        trt.SerializationFlag = members("SerializationFlag", SERIALIZATION_FLAGS[version])
     for name in ("IScaleLayer", "IConvolutionLayer", "IDeconvolutionLayer", "IConstantLayer"):
         setattr(trt, name, type(name, (Layer,), {}))
     trt.Builder = lambda log: make_builder(
@@ -132,14 +127,7 @@ class Network:
 
     def __init__(self, version: str, flags: int) -> None:
         self.flags, self.layers, self.dynamic, self.model = flags, [], [], onnx.ModelProto()
-        self.inputs, self.outputs, self.weights, self.fused, self.marked = [], [], {}, [], set()
-        if version != "8.6":
-            self.mark_weights_refittable = self._mark
-
-    def _mark(self, name: str) -> bool:
-        known = any(name in names for names in self.fused)
-        self.marked |= {name} if known else set()
-        return known
+        self.inputs, self.outputs, self.weights = [], [], {}
 
     @property
     def num_inputs(self) -> int:
@@ -188,8 +176,6 @@ class Parser:
                 self._log.log(self._trt.ILogger.ERROR, "While parsing node number")
                 continue
             values = [weights[name] for name in node.input[1:] if name in weights]
-            if node.op_type != "BatchNormalization":  # what the parser folds of one has no name of the file
-                self._network.fused.append([name for name in node.input if name in weights])
             arrays = dict(zip(("kernel", "bias"), values, strict=False)) if node.op_type == "Conv" else {}
             if node.op_type == "BatchNormalization":
                 gamma, beta, mean, var = values
@@ -282,8 +268,7 @@ def make_builder(trt: Any, version: str, log: Any, **behaviour: Any) -> Any:
             version in ("10", "rtx") and bool(network.flags & 1 << trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         )
         layers = [describe(layer, version, strong, config, trt, behaviour) for layer in network.layers]
-        plan = fake_plan(network.model, config.profiles[0].shapes, version=trt.__version__, layers=layers)
-        return add_entries(plan, refittable_part(trt, network, config))
+        return fake_plan(network.model, config.profiles[0].shapes, version=trt.__version__, layers=layers)
 
     def create_profile() -> Any:
         profile = SimpleNamespace(shapes={})

@@ -32,9 +32,8 @@ OPTIONS = {
     "inspect": "--batch-size --data --force --html --json --noise --output-kind --samples --seed MODEL",
     "optimize": "--batch-size --data --dry-run --eval-data --eval-split --fold --force --html --input-shape --json --layers "
     "--max-loss --max-memory --method --noise --output --output-kind --precision --refine --samples --seed --statistics MODEL",
-    "build": "--force --json --max-shapes --min-shapes --opt-shapes --output --precision --refit --runtime --shapes "
+    "build": "--force --json --max-shapes --min-shapes --opt-shapes --output --precision --runtime --shapes "
     "--target --timing-cache --workspace MODEL",
-    "refit": "--force --json --output ENGINE MODEL",
     "package": "--compute-capability --device --force --json --kserve --max-batch-size --max-queue-delay --name --output "
     "--preferred-batch-size --storage-uri --version MODEL|ENGINE...",
     "verify": "--against --backend --batch-size --data --force --json --layers --max-accuracy-loss --min-agreement "
@@ -392,7 +391,7 @@ UNREADABLE_NAMES = {
     "reference": ("verify", "{net}", "--against", LONG),
     "repository": ("package", "{net}", "-o", LONG),
     "folder": ("demo", "-o", LONG),
-    "engine": ("refit", LONG + ".plan", "{net}", "-o", "{folder}/x.plan"),
+    "engine": ("package", LONG + ".plan", "-o", "{folder}/x"),
     "nobody's home": ("inspect", "{net}", "--data", "~nobody-of-this-name/d.npz"),
     "folder of no one": ("inspect", "{net}", "--data", "imagefolder:~nobody-of-this-name"),
     "no data": ("inspect", "{net}", "--data", ""),

@@ -17,7 +17,7 @@ from vsfix.graph_passes.model_file import import_graph, read_model
 from vsfix.pipeline import packaging
 
 from .model_config import parse_config
-from .refit_network import build_refittable, network_weights, write_network
+from .two_norm_network import build_network, network_weights, write_network
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def network(onnx_path, tmp_path) -> Path:
 def engine(install_tensorrt, parse, tmp_path, monkeypatch) -> Path:
     install_tensorrt("11")
     monkeypatch.setattr("vsfix.pipeline.building.visible_capability", lambda: "sm89")
-    build_refittable(write_network(parse, tmp_path / "m.onnx", network_weights()), tmp_path / "e.plan", refit=False)
+    build_network(write_network(parse, tmp_path / "m.onnx", network_weights()), tmp_path / "e.plan")
     return tmp_path / "e.plan"
 
 

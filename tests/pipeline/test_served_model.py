@@ -12,7 +12,7 @@ import pytest
 from vsfix.graph_passes.errors import InputError
 from vsfix.pipeline.served_model import ServedTensor, read_served_model
 
-from .refit_network import build_refittable, network_weights, write_network
+from .two_norm_network import build_network, network_weights, write_network
 
 RELU = "({type}[{sides}] x) => ({type}[{sides}] y) {{ y = {op} (x) }}"
 
@@ -34,7 +34,7 @@ def engine(install_tensorrt, parse, tmp_path, monkeypatch):
         install_tensorrt(version)
         monkeypatch.setattr("vsfix.pipeline.building.visible_capability", lambda: gpu)
         model = write_network(parse, tmp_path / "m.onnx", network_weights())
-        build_refittable(model, tmp_path / name, **{"refit": False} | settings)
+        build_network(model, tmp_path / name, **settings)
         return tmp_path / name
 
     return build

@@ -1,4 +1,4 @@
-"""A network whose BatchNorms want everything of a refit: one folds into the convolution, one becomes g X + s."""
+"""A network of two BatchNorms, of which one folds into the convolution and one into nothing, and an engine of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ GRAPH = """(FLOAT[N, 3, 8, 8] x) => (FLOAT[N, 4, 6, 6] y) {
     [relu] r = Relu (n)
     [last] y = BatchNormalization (r, g2, s2, m2, v2)
 }"""
-REFITTABLE = ("w", "b", "last.scale", "last.shift")
 
 
 def network_weights(**changed: np.ndarray) -> dict[str, np.ndarray]:
@@ -25,12 +24,6 @@ def network_weights(**changed: np.ndarray) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(7)
     weights = {"w": rng.normal(size=(4, 3, 3, 3)), "b": rng.normal(size=4)}
     return weights | {name: rng.uniform(0.5, 1.5, 4) for name in "g s m v g2 s2 m2 v2".split()} | changed
-
-
-def repaired_weights() -> dict[str, np.ndarray]:
-    """The same with other statistics in both BatchNorms, the mean of the second as it was."""
-    before = network_weights()
-    return network_weights(v=before["v"] / 2, m=before["m"] + 0.25, v2=before["v2"] / 2)
 
 
 def write_network(parse, path: Path, weights, dtype=np.float32, graph: str = GRAPH) -> Path:
@@ -41,7 +34,7 @@ def write_network(parse, path: Path, weights, dtype=np.float32, graph: str = GRA
     return path
 
 
-def build_refittable(model: Path, engine: Path, **settings) -> BuildReport:
+def build_network(model: Path, engine: Path, **settings) -> BuildReport:
     """Builds an engine of the network with TensorRT."""
     shapes = ShapeOptions(minimum="x:1x3x8x8", optimum="x:2x3x8x8", maximum="x:4x3x8x8")
-    return build_engine(model, engine, BuildConfig(shapes=shapes, **{"refit": True} | settings), force=True)
+    return build_engine(model, engine, BuildConfig(shapes=shapes, **settings), force=True)
