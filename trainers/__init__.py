@@ -3,7 +3,7 @@
 networks        initialization, noise_layers, uout_kernel, noise_sites, convolution, pooled_classifier, mlp,
                 preactivation, preresnet, wide_resnet, densenet, residual_block, resnext, resnet, network_families,
                 network
-data            user_path, images, idx_file, pickled_arrays, cifar, image_decoding, image_cropping, image_folder,
+data            user_path, images, idx_file, cifar, image_decoding, image_cropping, image_folder,
                 npz_file, labelled_npz, hub_dataset, datasets
 batches         preprocessing, decoded_images, training_data, batch_order, augmentation
 training        learning_rate, training_config, recipes, fabric_session, random_streams, generator_states,

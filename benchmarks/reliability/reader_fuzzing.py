@@ -29,13 +29,22 @@ MODULES = (
     "vsfix.graph_passes.stored_tensors",
     "vsfix.trainers.npz_file",
     "vsfix.trainers.idx_file",
-    "vsfix.trainers.pickled_arrays",
+    "vsfix.trainers.cifar",
     "vsfix.trainers.checkpoint",
     "vsfix.trainers.preprocessing",
 )
 
 
 READERS = ("onnx", "npz", "idx", "pickle", "checkpoint", "preprocessing")
+
+
+def read_pickled_batch(path: Path) -> Any:
+    """Reads a pickle as the test images of CIFAR-100."""
+    from vsfix.trainers.cifar import read_cifar
+
+    names = [f"class {number}" for number in range(100)]
+    (path.parent / "meta").write_bytes(pickle.dumps({"fine_label_names": names}, 2))
+    return read_cifar("cifar100", path.rename(path.parent / "test").parent, "test")
 
 
 def reader(name: str) -> tuple[Callable[[Path], Any], list[bytes]]:
@@ -46,7 +55,6 @@ def reader(name: str) -> tuple[Callable[[Path], Any], list[bytes]]:
     from vsfix.trainers.checkpoint import load_checkpoint
     from vsfix.trainers.idx_file import read_idx_file
     from vsfix.trainers.npz_file import read_npz
-    from vsfix.trainers.pickled_arrays import read_pickle
     from vsfix.trainers.preprocessing import Preprocessing
 
     match name:
@@ -57,8 +65,8 @@ def reader(name: str) -> tuple[Callable[[Path], Any], list[bytes]]:
         case "idx":
             return lambda path: read_idx_file(path, rank=3), list(seed_idx().values())
         case "pickle":
-            batch = {b"data": np.zeros((2, 3072), np.uint8), b"labels": [1, 2], b"filenames": [b"a", b"b"]}
-            return read_pickle, [pickle.dumps(batch, protocol) for protocol in (2, 3, 4)]
+            batch = {b"data": np.zeros((2, 3072), np.uint8), b"fine_labels": [1, 2], b"filenames": [b"a", b"b"]}
+            return read_pickled_batch, [pickle.dumps(batch, protocol) for protocol in (2, 3, 4)]
         case "checkpoint":
             return load_checkpoint, [seed_checkpoint(Path(tempfile.mkdtemp()))]
     stated = Preprocessing(channels=1, size=(28, 28), mean=(0.5,), std=(0.25,), class_names=("a", "b"))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 
 import numpy as np
 import pytest
@@ -126,3 +127,128 @@ def test_a_file_far_larger_than_any_published_one_is_refused_before_it_is_read(t
     os.truncate(tmp_path / name, 1 << 40)
     with pytest.raises(DataError, match=f"{name}: is of 1048576 MiB, and no file of this kind is larger"):
         load_dataset(f"cifar10:{tmp_path}", "train")
+
+
+def bytes_op(content: bytes) -> bytes:
+    """BINSTRING, which Python 2 wrote for every string."""
+    return b"T" + struct.pack("<i", len(content)) + content
+
+
+def python2_array(values: np.ndarray) -> bytes:
+    """A uint8 array of two axes as Python 2 and numpy 1 wrote it, protocol 2."""
+    rows, columns = values.shape
+    shape = b"M" + struct.pack("<H", rows) + b"M" + struct.pack("<H", columns) + b"\x86"
+    dtype = (
+        b"cnumpy\ndtype\n"
+        + bytes_op(b"u1")
+        + b"K\x00K\x01\x87R(K\x03"
+        + bytes_op(b"|")
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    )
+    head = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + bytes_op(b"b") + b"\x87R"
+    return head + b"(K\x01" + shape + dtype + b"\x89" + bytes_op(values.tobytes()) + b"tb"
+
+
+def read_test_batch(folder, content: bytes):
+    """The test set whose one batch is this pickle."""
+    write_python(folder, "cifar10")
+    (folder / "test_batch").write_bytes(content)
+    return load_dataset(f"cifar10:{folder}", "test")
+
+
+VALUES = np.arange(2 * 3072, dtype=np.uint64).astype(np.uint8).reshape(2, 3072)
+PYTHON_2 = (
+    b"\x80\x02}q\x01(" + bytes_op(b"data") + python2_array(VALUES) + bytes_op(b"labels") + b"]q\x02(K\x03K\x05eu."
+)
+
+
+def test_a_pickle_of_python_2_is_read(tmp_path):
+    found = read_test_batch(tmp_path, PYTHON_2)
+    np.testing.assert_array_equal(found.images[:], VALUES.reshape(2, 3, 32, 32).transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(found.labels, [3, 5])
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_a_pickle_of_today_is_read(tmp_path, protocol):
+    found = read_test_batch(tmp_path, pickle.dumps({"data": VALUES, "labels": [3, 5], b"names": [b"\xff"]}, protocol))
+    np.testing.assert_array_equal(found.images[:], VALUES.reshape(2, 3, 32, 32).transpose(0, 2, 3, 1))
+
+
+class Calls:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def hostile(canary: str) -> dict[str, bytes]:
+    system = f"touch {canary}".encode()
+    return {
+        "reduce": pickle.dumps(Calls(os.system, f"touch {canary}"), 2),
+        "reduce, protocol 4": pickle.dumps(Calls(os.system, f"touch {canary}"), 4),
+        "eval": pickle.dumps({"data": Calls(eval, f"open({canary!r}, 'w')")}, 2),
+        "inst": b"(S'touch " + canary.encode() + b"'\nios\nsystem\n.",
+        "obj": b"(cos\nsystem\n" + bytes_op(system) + b"o.",
+        "newobj": b"\x80\x02cos\nsystem\n" + bytes_op(system) + b"\x85\x81.",
+        "build": b"\x80\x02}}" + bytes_op(b"__setstate__") + b"cos\nsystem\nsb.",
+        "extension": b"\x80\x02\x82\x01)R.",
+        "persistent id": b"Pos.system\n.",
+        "numpy's own loader": b"cnumpy\nload\n" + bytes_op(b"x.npy") + b"\x85R.",
+        "a dotted name": b"\x80\x04" + b"\x8c\x05numpy\x8c\x0fdtype.__class__\x93.",
+        "encode as a way to call": b"c_codecs\nencode\n" + bytes_op(system) + bytes_op(b"zip") + b"\x86R.",
+        "array of objects": pickle.dumps(np.array([os.getcwd], dtype=object), 2),
+        "a name as the value": b"cnumpy\ndtype\n.",
+    }
+
+
+@pytest.mark.parametrize("name", hostile("x"))
+def test_nothing_in_a_pickle_is_executed(tmp_path, name):
+    canary = tmp_path / "canary"
+    with pytest.raises(DataError) as caught:
+        read_test_batch(tmp_path, hostile(str(canary))[name])
+    assert "\n" not in str(caught.value)
+    assert not canary.exists()
+
+
+def test_the_canary_of_the_test_would_sing(tmp_path):
+    canary = tmp_path / "canary"
+    pickle.loads(hostile(str(canary))["reduce"])
+    assert canary.exists()
+
+
+KEYS = b"\x80\x02}" + b")" + b"\x85" * 1_000_000 + b"Ns."  # a tuple in a tuple in a tuple ..., whose hash is asked for
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"\x80\x02", b".", b"h\x05.", b"K\x01a.", b"t.", b"R.", b"not a pickle at all"),
+        *(PYTHON_2[:-1], PYTHON_2[:4000], b"\x8b\xff\xff\xff\x7f.", b"I" + b"9" * 5000 + b"\n."),
+        b"\x80\x02]q\x00h\x00a.",  # a list that holds itself
+        b"\x80\x02Nr\xff\xff\xff\x7f.",  # a memo of 2 ** 31 entries
+        b"\x80\x04\x8e" + b"\xff" * 7 + b"\x0f.",  # bytes that the file does not have
+        b"Np2000000000\n.",
+        KEYS,
+        b"\x80\x02cnumpy\ndtype\n}" + bytes_op(b"a") + b"Nsb.",  # the state of a class
+    ],
+)
+def test_a_damaged_or_greedy_pickle_is_refused_in_one_line(tmp_path, content):
+    with pytest.raises(DataError) as caught:
+        read_test_batch(tmp_path, content)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [b"M\xff\xffM\x00\x0c\x86", b"J\xff\xff\xff\xffM\x00\x0c\x86", b"K\x01\x85"])
+def test_an_array_that_does_not_fill_its_shape_is_refused(tmp_path, shape):
+    assert PYTHON_2.count(b"M\x02\x00M\x00\x0c\x86") == 1
+    with pytest.raises(DataError, match="no array 'data'"):
+        read_test_batch(tmp_path, PYTHON_2.replace(b"M\x02\x00M\x00\x0c\x86", shape))
+
+
+def test_a_text_that_is_named_again_and_again_does_not_make_much_of_a_small_file(tmp_path):
+    encode = b"c_codecs\nencode\nh\x01X\x06\0\0\0latin1\x86R0"
+    text = b"X" + struct.pack("<I", 1 << 20) + bytes(1 << 20) + b"q\x010"
+    assert len(read_test_batch(tmp_path, b"\x80\x02" + text + encode + PYTHON_2[2:]).labels) == 2
+    with pytest.raises(DataError, match="not one of CIFAR's"):
+        read_test_batch(tmp_path, b"\x80\x02" + text + encode * 1000 + PYTHON_2[2:])
