@@ -23,10 +23,11 @@ from vsfix.graph_passes.errors import VsfixError
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
 from vsfix.graph_passes.fold_constants import FoldConstants
 from vsfix.graph_passes.graph_pass import PassPipeline
+from vsfix.graph_passes.marker import RemoveMarkers
 from vsfix.graph_passes.model_file import export_model, import_graph, read_model
 from vsfix.graph_passes.noise_analysis import analyse_noise
 from vsfix.graph_passes.recompose_batch_norm import RecomposeBatchNorm
-from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
+from vsfix.graph_passes.remove_identities import RemoveIdentities
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
 
 FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"

@@ -25,13 +25,12 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm import find_batch_norms
 from vsfix.graph_passes.inference import Array
-from vsfix.graph_passes.marker import read_marker
+from vsfix.graph_passes.marker import RemoveMarkers, read_marker
 from vsfix.graph_passes.model_file import export_model, import_graph, read_model
 from vsfix.graph_passes.noise import Noise
 from vsfix.graph_passes.noise_inference.inference import infer_noise
 from vsfix.graph_passes.noise_inference.verdict import NoiseInference
 from vsfix.graph_passes.noise_insertion import InsertNoise
-from vsfix.graph_passes.remove_identities import RemoveMarkers
 from vsfix.pipeline.accuracy import accuracy_of
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from vsfix.pipeline.calibration import calibration_batches, labelled_samples

@@ -43,7 +43,8 @@ import onnx.numpy_helper
 import onnx.parser
 from pass_peers import Facts, Model, onnxscript, onnxsim, onnxslim, outputs, vsfix_passes, write
 
-from vsfix.graph_passes.model_file import first_line, read_model
+from vsfix.graph_passes.errors import first_line
+from vsfix.graph_passes.model_file import read_model
 from vsfix.pipeline.backends.tensorrt_library import check_parser
 from vsfix.pipeline.environment import describe_environment
 from vsfix.trainers.onnxruntime_library import import_onnxruntime

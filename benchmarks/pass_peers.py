@@ -53,9 +53,10 @@ from onnx import helper, numpy_helper
 from random_network import DROPOUT, export_random_network
 
 from vsfix.graph_passes.deployment import cleaning_passes
+from vsfix.graph_passes.errors import first_line
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
 from vsfix.graph_passes.graph_pass import PassPipeline
-from vsfix.graph_passes.model_file import check_without_weights, export_model, first_line, read_model
+from vsfix.graph_passes.model_file import check_without_weights, export_model, read_model
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.pipeline.environment import describe_environment
 from vsfix.pipeline.preparation import prepare_model

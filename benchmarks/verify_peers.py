@@ -39,7 +39,7 @@ import onnx
 from onnx import numpy_helper
 from random_network import IMAGE, export_random_network
 
-from vsfix.graph_passes.model_file import first_line
+from vsfix.graph_passes.errors import first_line
 from vsfix.pipeline.environment import describe_environment
 from vsfix.pipeline.optimization import Outputs, optimize
 from vsfix.pipeline.repair_config import RepairConfig

@@ -2,7 +2,7 @@
 
 The modules by what they are about; in each row the later ones build on the earlier:
 
-foundations     errors, inference (what a pass asks of a runtime), nodes, tensors, tapped_tensors
+foundations     errors, inference (what a pass asks of a runtime), nodes, tensors, stored_values, tapped_tensors
 noise           noise, marker, noise_sampling, noise_insertion
 noise analysis  concat_slices, body_links, noise_spread, noise_analysis, noise_route, shift
 training form   random_expression, random_field, random_factor, decomposed_noise, training_mode

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from .batch_norm import stored_values
 from .channel_map import ChannelMap
 from .fold_candidates import FoldCandidate
 from .graph_tree import GraphTree
 from .inference import Array
 from .rounding import RoundingError, round_channels
+from .stored_values import stored_values
 
 _FIRST_BROADCASTING_OPSET = 7
 

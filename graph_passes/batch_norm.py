@@ -17,13 +17,12 @@ from math import prod
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.logger import G_LOGGER
 
 from .errors import ModelError
-from .file_values import FileValues
 from .graph_pass import Kept
-from .inference import Array, Float64Array
-from .nodes import bodies_of, is_standard, name_of
+from .inference import Float64Array
+from .nodes import bodies_of, is_batch_norm, name_of
+from .stored_values import stored_values
 from .tensors import Tensor, constant_behind, is_graph_output
 
 DEFAULT_EPSILON = float(np.float32(1e-5))  # an attribute is a float32, its default too
@@ -313,22 +312,6 @@ def require_batch_norms(graph: gs.Graph) -> tuple[BatchNorm, ...]:
         f"the model has no BatchNormalization: most likely {story}; {KEEPING_EXPORT}; where a network never had "
         "any, say where its noise was, with --noise 'NODE=dropout:RATIO'"
     )
-
-
-def is_batch_norm(node: gs.Node) -> bool:
-    """Whether `node` is the standard's BatchNormalization."""
-    return node.op == "BatchNormalization" and is_standard(node)
-
-
-def stored_values(constant: gs.Constant) -> Array:
-    """The values as stored. onnx-graphsurgeon knows the type of a bfloat16 tensor only once it is loaded, and warns.
-
-    Values that stay in a file are mapped anew each time: the constant would hold on to them.
-    """
-    if isinstance(constant._values, FileValues):
-        return constant._values.load()
-    with G_LOGGER.suppress(G_LOGGER.ERROR):
-        return np.asarray(constant.values)
 
 
 def is_in_training_form(graph: gs.Graph, node: gs.Node) -> bool:

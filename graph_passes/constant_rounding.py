@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import onnx_graphsurgeon as gs
 
-from .batch_norm import stored_values
 from .element_types import TYPE_NAMES
 from .nodes import graphs_of
+from .stored_values import stored_values
 from .tensors import Tensor, is_graph_output
 from .weight_rounding import RoundingLoss, round_bound, round_weight
 

@@ -8,8 +8,9 @@ from .fold_affine import FoldAffine
 from .fold_batch_norm import FoldBatchNorm
 from .fold_constants import ResolveShapes
 from .graph_pass import GraphPass
+from .marker import RemoveMarkers
 from .recompose_batch_norm import LeaveChannelsLast
-from .remove_identities import RemoveIdentities, RemoveMarkers
+from .remove_identities import RemoveIdentities
 from .simplify_shapes import SimplifyShapes
 from .split_sequences import SplitSequences
 from .training_mode import LeaveTrainingMode

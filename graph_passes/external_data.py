@@ -21,9 +21,10 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, update_impor
 from onnx_graphsurgeon.ir.tensor import SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from .file_values import FileValues, can_stay_in_file, file_of, is_large, put_into_file, refer_to_file, values_of
+from .file_values import can_stay_in_file, is_large, put_into_file, refer_to_file
 from .named_file import why_unreadable
 from .stored_tensors import external_location, tensors_of
+from .stored_values import FileValues, file_of, values_of
 from .tensors import Tensor
 
 MAX_MODEL_BYTES = 2**31  # a protobuf message ends here

@@ -11,13 +11,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from .batch_norm import stored_values
 from .constant_rounding import MULTIPLY_WEIGHTS, ConstantRounding
 from .element_types import BFLOAT16, FLOATS, TYPE_NAMES, ElementTypes, code_of, input_slot, output_slot, stated_type
 from .errors import ModelError
 from .graph_pass import Change, Kept
 from .integer_arithmetic import integer_arithmetic
 from .nodes import bodies_of, graphs_of, is_standard, label_of, nodes_of
+from .stored_values import stored_values
 from .tensors import Tensor, constant_behind, is_graph_output, redirect_readers
 from .weight_rounding import DTYPES, RoundingLoss, round_bound
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from .batch_norm import stored_values
 from .channel_map import VIEWS, ChannelMap, Channels, spread
 from .fold_candidates import FoldCandidate
 from .graph_tree import GraphTree
@@ -22,6 +21,7 @@ from .inference import Array, Float64Array
 from .linear_layer import LINEAR_OPERATORS, LinearLayer, read_linear_layer
 from .nodes import is_standard
 from .rounding import RoundingError, round_channels, round_outputs
+from .stored_values import stored_values
 from .tensors import Tensor, constant_behind
 
 

@@ -6,17 +6,10 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from .batch_norm import (
-    BatchNorm,
-    Parameters,
-    is_batch_norm,
-    is_in_training_form,
-    read_batch_norms,
-    read_parameters,
-)
+from .batch_norm import BatchNorm, Parameters, is_in_training_form, read_batch_norms, read_parameters
 from .graph_pass import Kept
 from .graph_tree import GraphTree
-from .nodes import name_of
+from .nodes import is_batch_norm, name_of
 
 TRAINING_FORM = "it is in training form: it normalises with the statistics of the batch, or hands them on"
 

@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from .batch_norm import is_batch_norm, stored_values
 from .element_types import ElementTypes
+from .errors import first_line
 from .graph_pass import Change, Kept, PassResult
 from .inference import Array
-from .model_file import first_line
-from .nodes import graphs_of, is_standard, name_of, nodes_of
+from .nodes import graphs_of, is_batch_norm, is_standard, name_of, nodes_of
+from .stored_values import stored_values
 from .tensor_shapes import TensorShapes
 from .tensors import Tensor, constant_behind, is_graph_output
 

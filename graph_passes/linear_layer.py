@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from .batch_norm import stored_values
 from .graph_tree import GraphTree
 from .inference import Array, Float64Array
 from .nodes import is_standard
+from .stored_values import stored_values
 from .tensors import constant_behind
 
 LINEAR_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -20,8 +20,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from .errors import InputError, ModelError
-from .nodes import is_standard
+from .graph_pass import PassResult
+from .nodes import is_standard, nodes_of
 from .noise import UOUT_FORMS, Noise, NoiseKind
+from .remove_identities import bypass_nodes
 from .tensors import Tensor, constant_behind
 
 # An export that marks every noise layer says so under this key of metadata_props, with the number of its markers: a
@@ -142,3 +144,19 @@ def _ratio(node: gs.Node) -> float:
     if tensor is None:
         raise ModelError(f"Dropout '{node.name}': its ratio is computed by the graph; give it with a constant")
     return float(np.asarray(tensor.values, dtype=np.float64).reshape(()))
+
+
+class RemoveMarkers:
+    """Removes every Dropout in inference form, whatever noise it marks."""
+
+    name = "remove noise markers"
+
+    def __call__(self, graph: gs.Graph) -> PassResult:
+        """Edits `graph` in place.
+
+        Raises:
+            ModelError: a Dropout that is switched on: the file drops at inference too.
+        """
+        for node in nodes_of(graph):
+            require_switched_off(node)
+        return bypass_nodes(graph, self.name, is_dropout, marker_label)

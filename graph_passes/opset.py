@@ -15,9 +15,8 @@ import onnx.version_converter
 import onnx_graphsurgeon as gs
 
 from .element_types import TYPE_NAMES, ElementTypes, Slot, input_slot, output_slot
-from .errors import ModelError
+from .errors import ModelError, first_line
 from .external_data import fits_one_file
-from .model_file import first_line
 from .nodes import bodies_of, graphs_of, is_standard, label_of
 
 HIGHEST = 22  # the last one at which operators of networks took a new float type; every current runtime reads it

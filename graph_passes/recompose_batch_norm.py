@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from .affine_batch_norm import AffineBatchNorm
-from .batch_norm import BatchNorm, find_batch_norms, stored_values
+from .batch_norm import BatchNorm, find_batch_norms
 from .fold_candidates import FoldCandidate
 from .fold_constants import evaluate_constant
 from .graph_pass import Change, Kept, PassResult
@@ -32,6 +32,7 @@ from .primitive_batch_norm import (
     operand_shape,
 )
 from .rounding import RoundingError, round_channels
+from .stored_values import stored_values
 from .tensor_shapes import TensorShapes
 from .tensors import Tensor, constant_behind
 

@@ -1,6 +1,6 @@
-"""Removes the nodes that do nothing at inference, in the bodies of If, Loop and Scan too: noise markers and Identities.
+"""Removes nodes that do nothing at inference, in the subgraphs of If, Loop and Scan too: Identities, noise markers.
 
-Both stand between a producer and its readers and break the fusions of a runtime (Conv, marker, BatchNorm is not
+They stand between a producer and its readers and break the fusions of a runtime (Conv, marker, BatchNorm is not
 Conv, BatchNorm). The readers take the tensor in front instead. Where the node writes an output of its graph, that
 output keeps its name and the producer in front writes it; where that is impossible (nothing in the same graph produces
 what stands in front, or that is an output too) the node becomes, or stays, an Identity. A Dropout whose mask is read or
@@ -9,30 +9,13 @@ is an output stays a Dropout.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import onnx_graphsurgeon as gs
 
 from .graph_pass import Change, Kept, PassResult
-from .marker import is_dropout, marker_label, require_switched_off
-from .nodes import graphs_of, is_standard, nodes_of
+from .nodes import graphs_of, is_standard, name_of
 from .tensors import redirect_readers
-
-
-class RemoveMarkers:
-    """Removes every Dropout in inference form, whatever noise it marks."""
-
-    name = "remove noise markers"
-
-    def __call__(self, graph: gs.Graph) -> PassResult:
-        """Edits `graph` in place.
-
-        Raises:
-            ModelError: a Dropout that is switched on: the file drops at inference too.
-        """
-        for node in nodes_of(graph):
-            require_switched_off(node)
-        return _remove(graph, self.name, is_dropout)
 
 
 class RemoveIdentities:
@@ -42,37 +25,47 @@ class RemoveIdentities:
 
     def __call__(self, graph: gs.Graph) -> PassResult:
         """Edits `graph` in place."""
-        return _remove(graph, self.name, lambda node: node.op == "Identity" and is_standard(node))
+        return bypass_nodes(graph, self.name, lambda node: node.op == "Identity" and is_standard(node))
 
 
-def _remove(graph: gs.Graph, name: str, matches: Callable[[gs.Node], bool]) -> PassResult:
-    """Takes out every node that matches and can be taken out."""
+def bypass_nodes(
+    graph: gs.Graph, name: str, matches: Callable[[gs.Node], bool], label: Callable[[gs.Node], str] = name_of
+) -> PassResult:
+    """Takes out every node that matches and can be taken out; its readers take its first input instead.
+
+    Args:
+        graph: edited in place, and its subgraphs.
+        name: of the pass.
+        matches: says of a node whether its first output equals its first input.
+        label: how a report calls a node.
+    """
     graphs = list(graphs_of(graph))
     returned = {id(tensor) for owner in graphs for tensor in owner.outputs}
     changed: list[Change] = []
     kept: list[Kept] = []
     for owner in graphs:
-        if any(matches(node) for node in owner.nodes):
-            _remove_in(owner, matches, returned, changed, kept)
+        matching = {id(node): label(node) for node in owner.nodes if matches(node)}
+        if matching:
+            _remove_in(owner, matching, returned, changed, kept)
     return PassResult(name, tuple(changed), tuple(kept))
 
 
 def _remove_in(
     owner: gs.Graph,
-    matches: Callable[[gs.Node], bool],
+    matching: Mapping[int, str],
     returned: set[int],
     changed: list[Change],
     kept: list[Kept],
 ) -> None:
-    """Takes out what it can of one graph, and adds to both lists."""
+    """Takes out what it can of one graph, the labels of the nodes by their ids, and adds to both lists."""
     written = {id(tensor) for node in owner.nodes for tensor in node.outputs}
     own = {id(tensor) for tensor in owner.outputs}
     remaining: list[gs.Node] = []
     for node in owner.nodes:
-        if not matches(node):
+        if id(node) not in matching:
             remaining.append(node)
             continue
-        label, reason = marker_label(node), _obstacle(node, written, own, returned)
+        label, reason = matching[id(node)], _obstacle(node, written, own, returned)
         if reason is None:
             _take_out(node, own)
             changed.append(Change(label, "removed"))

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from .batch_norm import is_batch_norm
 from .graph_pass import Change, Kept, PassResult
 from .marker import is_dropout, is_switched_off, marker_label
+from .nodes import is_batch_norm
 from .tensors import Tensor, constant_behind, is_graph_output
 
 

@@ -26,12 +26,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from .batch_norm import BatchNorm, find_batch_norms, stored_values, unreadable_batch_norms
+from .batch_norm import BatchNorm, find_batch_norms, unreadable_batch_norms
 from .element_types import FLOAT16, code_of
 from .errors import ModelError
 from .graph_pass import Change
 from .inference import Float64Array
 from .nodes import graphs_of
+from .stored_values import stored_values
 from .weight_rounding import RoundingLoss, round_weight
 
 

@@ -16,13 +16,13 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
-from .batch_norm import stored_values
 from .constant_rounding import MULTIPLY_WEIGHTS
 from .errors import CheckFailedError
 from .fold_candidates import find_fold_candidates
 from .graph_tree import GraphTree
 from .inference import Array, Float64Array
 from .nodes import label_of
+from .stored_values import stored_values
 from .tensors import constant_behind
 
 Defect = Literal["NaN", "infinite", "negative", "overflow", "underflow", "subnormal"]

@@ -21,9 +21,9 @@ from vsfix.graph_passes.estimators.stored_statistics import StoredAgainstNoisy
 from vsfix.graph_passes.estimators.units import FoundParameters, Unit, write_parameters
 from vsfix.graph_passes.graph_pass import Change
 from vsfix.graph_passes.inference import Array, OpenModel
+from vsfix.graph_passes.marker import RemoveMarkers
 from vsfix.graph_passes.measurement import MeasurementConfig, as_measured, measure
 from vsfix.graph_passes.model_file import export_model
-from vsfix.graph_passes.remove_identities import RemoveMarkers
 from vsfix.graph_passes.repair_statistics import RepairStatistics
 from vsfix.graph_passes.typed_batch_norm import check_half_batch_norms
 from vsfix.graph_passes.value_scan import require_finite_values
@@ -38,14 +38,13 @@ from .candidates import (
     re_estimates,
     rows_of,
 )
-from .fault import FaultKind, find_fault
+from .fault import RE_ESTIMATED, FaultKind, find_fault
 from .label_judge import LabelJudge, cross_fitted
 from .noise_study import FEW, LayerRow, NoiseStudy
 from .preparation import PreparedModel
 from .repair_config import RepairConfig
 
 LEAST_JUDGES = 6  # held-out samples; with fewer, every sample judges what was fitted to others
-RE_ESTIMATED = 128  # samples from which stored statistics are re-estimated under the noise
 UNDER_NOISE = "re-estimated under the noise"
 
 

@@ -17,11 +17,12 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.batch_norm import BatchNorm, find_modules, is_batch_norm, stored_values
+from vsfix.graph_passes.batch_norm import BatchNorm, find_modules
 from vsfix.graph_passes.inference import Array, Float64Array
 from vsfix.graph_passes.linear_layer import LINEAR_OPERATORS
 from vsfix.graph_passes.model_file import import_graph
-from vsfix.graph_passes.nodes import name_of
+from vsfix.graph_passes.nodes import is_batch_norm, name_of
+from vsfix.graph_passes.stored_values import stored_values
 from vsfix.graph_passes.tensors import constant_behind
 
 from .editing import Edited

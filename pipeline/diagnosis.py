@@ -6,8 +6,7 @@ import math
 
 from vsfix.graph_passes.jackknife import MIN_GROUPS
 
-from .averaging import RE_ESTIMATED
-from .fault import FaultKind
+from .fault import RE_ESTIMATED, FaultKind
 from .inspection import BatchNormRow, Inspection
 from .severity_text import severity_sentence
 

@@ -13,9 +13,8 @@ import numpy as np
 import onnx
 import onnx.parser
 
-from vsfix.graph_passes.errors import MissingComponentError, VsfixError
+from vsfix.graph_passes.errors import MissingComponentError, VsfixError, first_line
 from vsfix.graph_passes.inference import Array, Runner
-from vsfix.graph_passes.model_file import first_line
 
 from .backends.cuda_runtime import INSTALL_LINE, open_cuda, visible_capability
 from .backends.execution_provider import CPU, CUDA, TENSORRT, install_line

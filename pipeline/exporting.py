@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vsfix.graph_passes.errors import InputError, ModelError
-from vsfix.graph_passes.model_file import first_line
+from vsfix.graph_passes.errors import InputError, ModelError, first_line
 from vsfix.graph_passes.named_file import why_unreadable
 from vsfix.trainers.checkpoint import Checkpoint
 from vsfix.trainers.onnx_export import ExportResult, export_onnx

@@ -29,6 +29,7 @@ from vsfix.graph_passes.moments import Moments
 from vsfix.graph_passes.noise_inference.places import find_regions
 from vsfix.graph_passes.noise_inference.residuals import Residual, residuals_under_noise
 
+RE_ESTIMATED = 128  # samples from which stored statistics are re-estimated under the noise
 LEAST_SAMPLES = 16  # with fewer, sampling explains anything
 MAPPED_SAMPLES = 256  # on which a map of the input is fitted
 EXPLAINED = (

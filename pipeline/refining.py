@@ -12,8 +12,8 @@ from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.estimators.divergence import Meaning
 from vsfix.graph_passes.estimators.units import FoundParameters, find_units, insert_affine
 from vsfix.graph_passes.inference import Array
+from vsfix.graph_passes.marker import RemoveMarkers
 from vsfix.graph_passes.model_file import export_model
-from vsfix.graph_passes.remove_identities import RemoveMarkers
 from vsfix.graph_passes.resident_memory import return_freed_memory
 
 from .noise_study import NoiseStudy, multiply_adds

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 
 from vsfix.graph_passes.batches import Batch
-from vsfix.graph_passes.file_values import values_of
 from vsfix.graph_passes.inference import Array, OpenModel
+from vsfix.graph_passes.stored_values import values_of
 
 from .tensor_comparison import comparable, compare_tensors
 

@@ -19,8 +19,8 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
+from vsfix.graph_passes.marker import RemoveMarkers
 from vsfix.graph_passes.model_file import export_model, import_graph
-from vsfix.graph_passes.remove_identities import RemoveMarkers
 from vsfix.pipeline.cli import vsfix
 from vsfix.trainers.onnx_export import export_onnx
 

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from vsfix.graph_passes.errors import InputError, ModelError
-from vsfix.graph_passes.model_file import first_line
+from vsfix.graph_passes.errors import InputError, ModelError, first_line
 
 _MAX_BYTES = 2**31  # of one protobuf message
 

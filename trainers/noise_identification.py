@@ -22,8 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vsfix.graph_passes.errors import VsfixError
-from vsfix.graph_passes.model_file import first_line
+from vsfix.graph_passes.errors import VsfixError, first_line
 from vsfix.graph_passes.noise import Noise, NoiseKind
 
 _RUNS = 32

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vsfix.graph_passes.errors import CheckFailedError, MissingComponentError
+from vsfix.graph_passes.errors import CheckFailedError, MissingComponentError, first_line
 from vsfix.graph_passes.inference import Array
-from vsfix.graph_passes.model_file import first_line
 
 from .onnxruntime_library import import_onnxruntime
 

@@ -22,8 +22,7 @@ import onnx_ir.passes.common as ir_passes
 import onnxscript.optimizer
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from vsfix.graph_passes.errors import InputError
-from vsfix.graph_passes.model_file import first_line
+from vsfix.graph_passes.errors import InputError, first_line
 
 EXPORTER_OPSET = 18  # torch's exporter writes this one and newer ones
 

@@ -13,8 +13,7 @@ import onnx
 import torch
 from torch import nn
 
-from vsfix.graph_passes.errors import InputError, ModelError
-from vsfix.graph_passes.model_file import first_line
+from vsfix.graph_passes.errors import InputError, ModelError, first_line
 from vsfix.graph_passes.noise import Noise
 
 from .noise_tracing import NoiseTracer, tracing_noise

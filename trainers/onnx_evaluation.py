@@ -17,11 +17,11 @@ import onnx_graphsurgeon as gs
 import torch
 from torch import nn
 
-from vsfix.graph_passes.batch_norm import BatchNorm, find_batch_norms, is_batch_norm
-from vsfix.graph_passes.errors import DataError, InputError, ModelError, VsfixError
+from vsfix.graph_passes.batch_norm import BatchNorm, find_batch_norms
+from vsfix.graph_passes.errors import DataError, InputError, ModelError, VsfixError, first_line
 from vsfix.graph_passes.marker import read_marker, require_switched_off
-from vsfix.graph_passes.model_file import first_line, import_graph
-from vsfix.graph_passes.nodes import is_standard, label_of
+from vsfix.graph_passes.model_file import import_graph
+from vsfix.graph_passes.nodes import is_batch_norm, is_standard, label_of
 from vsfix.graph_passes.noise import Noise
 
 from .noise_draws import draw_noise

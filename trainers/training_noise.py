@@ -21,7 +21,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vsfix.graph_passes.model_file import first_line
+from vsfix.graph_passes.errors import first_line
 from vsfix.graph_passes.noise import Noise
 
 from .module_twin import copy_module, global_generators, random_states_kept

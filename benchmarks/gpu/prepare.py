@@ -20,8 +20,9 @@ import onnx
 
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
 from vsfix.graph_passes.graph_pass import PassPipeline
+from vsfix.graph_passes.marker import RemoveMarkers
 from vsfix.graph_passes.model_file import export_model, import_graph, read_model, write_model
-from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
+from vsfix.graph_passes.remove_identities import RemoveIdentities
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.pipeline.calibration import calibration_batches, labelled_samples
 from vsfix.pipeline.casting import cast_model

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.batch_norm import stored_values
 from vsfix.graph_passes.inference import Float64Array
 from vsfix.graph_passes.nodes import is_standard
+from vsfix.graph_passes.stored_values import stored_values
 from vsfix.graph_passes.tensors import Tensor, constant_behind
 
 Dual = tuple[Float64Array, Float64Array]

@@ -10,8 +10,8 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batches import samples_in
 from vsfix.graph_passes.inference import Float64Array, OpenModel
+from vsfix.graph_passes.marker import RemoveMarkers
 from vsfix.graph_passes.model_file import export_subgraph
-from vsfix.graph_passes.remove_identities import RemoveMarkers
 from vsfix.graph_passes.side_by_side import side_by_side
 from vsfix.graph_passes.tensors import Tensor
 

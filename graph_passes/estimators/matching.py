@@ -24,8 +24,7 @@ from vsfix.graph_passes.activation_cache import DEFAULT_MAX_MEMORY, ActivationCa
 from vsfix.graph_passes.batches import samples_in
 from vsfix.graph_passes.errors import DataError, ModelError
 from vsfix.graph_passes.inference import Array, Float64Array, OpenModel
-from vsfix.graph_passes.marker import is_dropout
-from vsfix.graph_passes.remove_identities import RemoveMarkers
+from vsfix.graph_passes.marker import RemoveMarkers, is_dropout
 from vsfix.graph_passes.staged_run import StagedRun
 from vsfix.graph_passes.staging import Stage, Target, plan_stages
 from vsfix.graph_passes.tensors import Tensor

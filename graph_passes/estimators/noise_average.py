@@ -19,9 +19,9 @@ import onnx_graphsurgeon as gs
 from vsfix.graph_passes.batches import samples_in
 from vsfix.graph_passes.element_types import code_of, state_types
 from vsfix.graph_passes.inference import Array, OpenModel
+from vsfix.graph_passes.marker import RemoveMarkers
 from vsfix.graph_passes.model_file import export_subgraph
 from vsfix.graph_passes.noise_sampling import draw_by_sample, generators_of
-from vsfix.graph_passes.remove_identities import RemoveMarkers
 from vsfix.graph_passes.side_by_side import side_by_side
 from vsfix.graph_passes.staging import NoisyMarker, noisy_markers
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.batch_norm import BatchNorm, find_modules, stored_values
+from vsfix.graph_passes.batch_norm import BatchNorm, find_modules
 from vsfix.graph_passes.element_types import state_types
 from vsfix.graph_passes.graph_pass import Change
 from vsfix.graph_passes.graph_tree import GraphTree
@@ -27,6 +27,7 @@ from vsfix.graph_passes.linear_layer import LINEAR_OPERATORS, LinearLayer, read_
 from vsfix.graph_passes.nodes import is_standard, name_of
 from vsfix.graph_passes.noise_spread import NoiseSpread
 from vsfix.graph_passes.rounding import round_channels
+from vsfix.graph_passes.stored_values import stored_values
 from vsfix.graph_passes.tensors import is_graph_output
 
 from .activations import Activation, GraphOrder, find_activation

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.batch_norm import FOLD_TARGETS, BatchNorm, find_batch_norms, is_batch_norm
+from vsfix.graph_passes.batch_norm import FOLD_TARGETS, BatchNorm, find_batch_norms
+from vsfix.graph_passes.nodes import is_batch_norm
 from vsfix.graph_passes.noise_insertion import holds_whole_numbers
 from vsfix.graph_passes.noise_spread import LINEAR_MAPS, SHAPE_READERS
 from vsfix.graph_passes.tensors import Tensor, captured_tensors, constant_behind, consumed_tensors

@@ -10,8 +10,7 @@ import importlib
 import logging
 from typing import Any
 
-from vsfix.graph_passes.errors import MissingComponentError, ModelError, VsfixError
-from vsfix.graph_passes.model_file import first_line
+from vsfix.graph_passes.errors import MissingComponentError, ModelError, VsfixError, first_line
 from vsfix.trainers.device_fault import SMALLER_BATCH, device_fault
 
 INSTALL_LINE = "pip install cuda-python"

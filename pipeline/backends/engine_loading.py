@@ -13,8 +13,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from vsfix.graph_passes.errors import BuildError, MissingComponentError, ModelError
-from vsfix.graph_passes.model_file import first_line
+from vsfix.graph_passes.errors import BuildError, MissingComponentError, ModelError, first_line
 
 from .engine_inspection import read_inspection
 from .engine_layers import EngineLayer

@@ -21,10 +21,11 @@ from typing import Literal
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.batch_norm import BatchNorm, find_batch_norms, stored_values
+from vsfix.graph_passes.batch_norm import BatchNorm, find_batch_norms
 from vsfix.graph_passes.errors import CheckFailedError
 from vsfix.graph_passes.inference import Array, Float64Array
 from vsfix.graph_passes.nodes import name_of
+from vsfix.graph_passes.stored_values import stored_values
 from vsfix.graph_passes.tensors import constant_behind
 
 from .engine_layers import ParsedLayer, UnreadableValues

@@ -11,9 +11,8 @@ import onnx.helper
 from onnx.reference import ReferenceEvaluator
 from typing_extensions import Self
 
-from vsfix.graph_passes.errors import ModelError
+from vsfix.graph_passes.errors import ModelError, first_line
 from vsfix.graph_passes.inference import Array
-from vsfix.graph_passes.model_file import first_line
 
 from .feeds import InputSpec, check_feeds
 

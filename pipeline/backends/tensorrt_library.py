@@ -25,8 +25,7 @@ from typing import Any
 import onnx
 import onnx.checker
 
-from vsfix.graph_passes.errors import BuildError, InputError, MissingComponentError
-from vsfix.graph_passes.model_file import first_line
+from vsfix.graph_passes.errors import BuildError, InputError, MissingComponentError, first_line
 
 from .engine_layers import ParsedLayer
 from .engine_loading import NO_GPU, LoadedEngine

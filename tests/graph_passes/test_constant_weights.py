@@ -11,8 +11,9 @@ from vsfix.graph_passes.deployment import deployment_passes
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
 from vsfix.graph_passes.fold_constants import FoldConstants
 from vsfix.graph_passes.graph_pass import PassPipeline
+from vsfix.graph_passes.marker import RemoveMarkers
 from vsfix.graph_passes.model_file import export_model, import_graph
-from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
+from vsfix.graph_passes.remove_identities import RemoveIdentities
 
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(2, 4, 8, 8)).astype(np.float32)

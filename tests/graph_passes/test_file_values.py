@@ -7,11 +7,11 @@ import onnx
 import pytest
 
 from vsfix.graph_passes import external_data, file_values
-from vsfix.graph_passes.batch_norm import stored_values
 from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.external_data import fits_one_file, save_with_external_data
-from vsfix.graph_passes.file_values import FileValues, file_of, put_into_file, values_of
+from vsfix.graph_passes.file_values import put_into_file
 from vsfix.graph_passes.model_file import export_model, import_graph, read_model, write_model
+from vsfix.graph_passes.stored_values import FileValues, file_of, stored_values, values_of
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
 
 LARGE = ("conv1.weight", "conv2.weight", "conv3.weight")

@@ -7,11 +7,10 @@ import onnx
 import pytest
 
 from vsfix.graph_passes.errors import InputError
-from vsfix.graph_passes.marker import read_marker
+from vsfix.graph_passes.marker import RemoveMarkers, read_marker
 from vsfix.graph_passes.model_file import export_model, import_graph
 from vsfix.graph_passes.noise import Noise, NoiseKind
 from vsfix.graph_passes.noise_insertion import InsertNoise, parse_noise_option
-from vsfix.graph_passes.remove_identities import RemoveMarkers
 
 HALF = Noise(NoiseKind.DROPOUT, 0.5)
 KINDS = [HALF, Noise(NoiseKind.UOUT, 0.1), Noise(NoiseKind.FEATURE_DROPOUT, 0.2)]

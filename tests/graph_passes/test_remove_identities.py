@@ -7,8 +7,9 @@ import onnx.parser
 import pytest
 
 from vsfix.graph_passes.errors import ModelError
+from vsfix.graph_passes.marker import RemoveMarkers
 from vsfix.graph_passes.model_file import export_model, import_graph
-from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
+from vsfix.graph_passes.remove_identities import RemoveIdentities
 
 
 def run(body: str, graph_pass, open_model):

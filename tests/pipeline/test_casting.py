@@ -14,10 +14,11 @@ from onnx import TensorProto, numpy_helper
 from vsfix.graph_passes.errors import CheckFailedError
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
 from vsfix.graph_passes.graph_pass import PassPipeline
+from vsfix.graph_passes.marker import RemoveMarkers
 from vsfix.graph_passes.model_file import export_model, import_graph, read_model, write_model
 from vsfix.graph_passes.noise import Noise
 from vsfix.graph_passes.precision import CastPrecision
-from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
+from vsfix.graph_passes.remove_identities import RemoveIdentities
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from vsfix.pipeline.casting import MIN_SNR_DB, cast_model
 from vsfix.trainers.network import NetworkConfig, build_network

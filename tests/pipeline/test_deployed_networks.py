@@ -15,10 +15,11 @@ import torch
 from vsfix.graph_passes.errors import MissingComponentError
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
 from vsfix.graph_passes.graph_pass import PassPipeline
+from vsfix.graph_passes.marker import RemoveMarkers
 from vsfix.graph_passes.model_file import export_model, import_graph, read_model, write_model
 from vsfix.graph_passes.noise import Noise
 from vsfix.graph_passes.precision import stated_precision
-from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
+from vsfix.graph_passes.remove_identities import RemoveIdentities
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.pipeline.backends.shape_profile import ShapeOptions
 from vsfix.pipeline.build_config import BuildConfig

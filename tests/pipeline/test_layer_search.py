@@ -6,8 +6,8 @@ import pytest
 
 from vsfix.graph_passes.errors import ModelError
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
+from vsfix.graph_passes.marker import RemoveMarkers
 from vsfix.graph_passes.model_file import export_model, import_graph
-from vsfix.graph_passes.remove_identities import RemoveMarkers
 from vsfix.pipeline.layer_search import TappableModel, search_layers
 
 

@@ -7,10 +7,9 @@ import torch
 
 from tests.graph_passes.planted_network import make_images, make_model, make_weights, plant
 from vsfix.graph_passes.errors import InputError, ModelError
-from vsfix.graph_passes.marker import EXPORT_METADATA_KEY
+from vsfix.graph_passes.marker import EXPORT_METADATA_KEY, RemoveMarkers
 from vsfix.graph_passes.model_file import export_model, import_graph
 from vsfix.graph_passes.noise_analysis import analyse_noise
-from vsfix.graph_passes.remove_identities import RemoveMarkers
 from vsfix.pipeline.method_choice import choose_method
 from vsfix.pipeline.preparation import prepare_model
 from vsfix.pipeline.repair_config import RepairConfig

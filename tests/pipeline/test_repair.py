@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
-from vsfix.graph_passes.marker import EXPORT_METADATA_KEY
+from vsfix.graph_passes.marker import EXPORT_METADATA_KEY, RemoveMarkers
 from vsfix.graph_passes.model_file import export_model, import_graph, read_metadata
-from vsfix.graph_passes.remove_identities import RemoveMarkers
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.pipeline.preparation import REPAIR_KEY
 from vsfix.pipeline.repair import repair_model

@@ -15,9 +15,10 @@ import torch
 from vsfix.graph_passes.errors import CheckFailedError, InputError
 from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
 from vsfix.graph_passes.graph_pass import PassPipeline
+from vsfix.graph_passes.marker import RemoveMarkers
 from vsfix.graph_passes.model_file import export_model, import_graph, read_model, write_model
 from vsfix.graph_passes.noise import Noise
-from vsfix.graph_passes.remove_identities import RemoveIdentities, RemoveMarkers
+from vsfix.graph_passes.remove_identities import RemoveIdentities
 from vsfix.pipeline.backends.engine_file import sidecar_path
 from vsfix.pipeline.backends.engine_readback import read_back, require_read_back
 from vsfix.pipeline.backends.shape_profile import ShapeOptions
