@@ -5,7 +5,7 @@ data            calibration, proxy_images, random_inputs, batch_runs
 runtimes        backends/ (one module for each runner), environment, gpu_state, doctor
 inspect         preparation, fault, lost_noise, inspection, diagnosis, inspection_page
 optimize        repair_config, method_choice, made_inputs, label_judge, noise_study, refining, candidates, averaging,
-                estimation, editing, changed_parameters, rounding_floor, repair, repair_report, severity_text, casting,
+                estimation, editing, changed_parameters, rounding_floor, repair, repair_report, casting,
                 accuracy, quantizer, quantization, optimization
 build           build_config, file_description, precision_proof, building, build_progress, build_table,
                 engine_sidecar

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
+from vsfix.graph_passes.estimators.severity import Severity
 from vsfix.graph_passes.jackknife import MIN_GROUPS
 
 from .fault import RE_ESTIMATED, FaultKind
 from .inspection import BatchNormRow, Inspection
-from .severity_text import severity_sentence
 
 # A stored variance that is off by less moves no decision that could be measured; measured on 500 images, the variance
 # of a healthy BatchNorm is off by a few percent.
@@ -128,3 +128,19 @@ def _judge_severity(inspection: Inspection) -> tuple[str, str]:
         status = "WARN" if inspection.warnings else "PASS"
         return status, f"Nothing to repair: {said}{variances_beside(inspection)}"
     return "WARN", f"Damaged: {said} The remedy is vsfix optimize."
+
+
+def severity_sentence(severity: Severity) -> str:
+    """R with its interval, and what it means."""
+    number = f"R = {severity.ratio:.2f} ({severity.low:.2f} to {severity.high:.2f}, {severity.samples} samples)"
+    decisions = "" if severity.changed is None else f"; {100 * severity.changed:.1f} % of its decisions differ"
+    if severity.is_healthy and not severity.is_open:
+        return (
+            f"{number}: deployed without its noise, the network answers as it was trained to; what is left is "
+            f"less than {severity.bound} of what a single draw of its training noise does{decisions}."
+        )
+    times = f"{severity.ratio:.1f} times as far" if severity.ratio >= 1 else f"{severity.ratio:.0%} as far"
+    return (
+        f"{number}: deployed without its noise, the network's answers are {times} from what it was trained to answer "
+        f"as a single draw of its training noise throws them{decisions}."
+    )

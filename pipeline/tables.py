@@ -1,4 +1,4 @@
-"""Results as tables for a terminal."""
+"""Results as tables and lines for a terminal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from rich.table import Table
 
 from .accuracy import AccuracyRow
 from .casting import PrecisionReport
+from .diagnosis import severity_sentence
 from .inspection import Inspection
 from .label_judge import LabelScores
 from .repair_report import RepairReport
@@ -148,3 +149,22 @@ def _interval(interval: tuple[float, float]) -> str:
 def _number(value: float | None) -> str:
     """Three decimals, or a dash."""
     return "-" if value is None else f"{value:.3f}"
+
+
+def severity_lines(report: RepairReport) -> list[str]:
+    """What a report says of R and of how the outputs are read, one line each."""
+    lines = [f"output {line}" for line in report.outputs]
+    if report.severity is not None:
+        lines.append(f"as given: {severity_sentence(report.severity)}")
+    if report.severity_before is not None and report.severity_after is not None:
+        before, after = report.severity_before, report.severity_after
+        changed = (
+            ""
+            if before.changed is None or after.changed is None
+            else f"; decisions that differ: {100 * before.changed:.1f} -> {100 * after.changed:.1f} %"
+        )
+        lines.append(
+            f"on {report.judges} samples that judge: R {before.ratio:.2f} ({before.low:.2f} to {before.high:.2f}) -> "
+            f"{after.ratio:.2f} ({after.low:.2f} to {after.high:.2f}){changed}"
+        )
+    return lines

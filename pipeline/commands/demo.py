@@ -29,8 +29,7 @@ def command(output: Path, force: bool) -> None:
     from vsfix.pipeline.console import print_table, progress_wanted
     from vsfix.pipeline.demo import run_demo
     from vsfix.pipeline.environment import command_line
-    from vsfix.pipeline.severity_text import severity_lines
-    from vsfix.pipeline.tables import accuracy_table, candidate_table, repair_table, step_table
+    from vsfix.pipeline.tables import accuracy_table, candidate_table, repair_table, severity_lines, step_table
 
     demo = run_demo(
         output,

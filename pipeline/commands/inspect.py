@@ -67,14 +67,13 @@ def command(
     from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
     from vsfix.pipeline.calibration import calibration_batches
     from vsfix.pipeline.console import print_table, require_json_target, write_json
-    from vsfix.pipeline.diagnosis import judge_inspection
+    from vsfix.pipeline.diagnosis import judge_inspection, severity_sentence
     from vsfix.pipeline.environment import command_line
     from vsfix.pipeline.inspection import InspectionConfig, inspect_model
     from vsfix.pipeline.inspection_page import write_inspection_page
     from vsfix.pipeline.optimization import MATCHED, input_files
     from vsfix.pipeline.output_file import require_outputs
     from vsfix.pipeline.preparation import prepare_model
-    from vsfix.pipeline.severity_text import severity_sentence
     from vsfix.pipeline.tables import inspection_table
 
     inputs = input_files(model, data)

@@ -182,7 +182,6 @@ def command(
 def _print(result: Optimization) -> None:
     """The result for a person."""
     from vsfix.pipeline.console import print_table
-    from vsfix.pipeline.severity_text import severity_lines
     from vsfix.pipeline.tables import (
         accuracy_table,
         candidate_table,
@@ -190,6 +189,7 @@ def _print(result: Optimization) -> None:
         precision_table,
         repair_table,
         score_table,
+        severity_lines,
     )
 
     report = result.repair.report

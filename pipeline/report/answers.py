@@ -8,10 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from vsfix.graph_passes.shift import geometric_mean
-from vsfix.pipeline.diagnosis import SHIFTED, is_within_chance, shifted_rows, variances_beside, wrong_statistics
+from vsfix.pipeline.diagnosis import (
+    SHIFTED,
+    is_within_chance,
+    severity_sentence,
+    shifted_rows,
+    variances_beside,
+    wrong_statistics,
+)
 from vsfix.pipeline.inspection import BatchNormRow, Inspection
 from vsfix.pipeline.repair_report import RepairReport
-from vsfix.pipeline.severity_text import severity_sentence
 
 from .batch_norm_table import batch_norm_lines
 from .latency_figure import p50_p99

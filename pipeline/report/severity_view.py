@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from vsfix.graph_passes.estimators.severity import Severity
 from vsfix.pipeline.candidates import CandidateRow
+from vsfix.pipeline.diagnosis import severity_sentence
 from vsfix.pipeline.noise_study import LayerRow
 from vsfix.pipeline.repair_report import RepairReport
-from vsfix.pipeline.severity_text import severity_sentence
 
 from .number_text import percent, points, ratio
 from .sections import Report

@@ -11,6 +11,7 @@ from vsfix.graph_passes.errors import DataError, OutputExistsError
 from vsfix.graph_passes.noise_route import NoiseRoute
 from vsfix.graph_passes.noise_spread import PassedNode
 from vsfix.pipeline.accuracy import AccuracyRow
+from vsfix.pipeline.diagnosis import severity_sentence
 from vsfix.pipeline.inspection import BatchNormRow, Inspection, inspect_model
 from vsfix.pipeline.proportion import proportion
 from vsfix.pipeline.repair import repair_model
@@ -18,7 +19,6 @@ from vsfix.pipeline.repair_config import RepairConfig
 from vsfix.pipeline.report.page import render_report, write_report
 from vsfix.pipeline.report.route_boxes import route_boxes
 from vsfix.pipeline.report.sections import BenchmarkRow, LatencySeries, Origin, Report
-from vsfix.pipeline.severity_text import severity_sentence
 
 from .full_report import full_report
 

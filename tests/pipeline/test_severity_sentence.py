@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from vsfix.graph_passes.estimators.severity import Severity
-from vsfix.pipeline.severity_text import severity_sentence
+from vsfix.pipeline.diagnosis import severity_sentence
 
 
 def test_a_network_that_is_far_from_what_was_trained_says_how_many_times():
