@@ -20,6 +20,6 @@ precision       element_types, integer_arithmetic, opset, constant_rounding, wei
                 split_activations, float_cast, precision, rounded_activations, quantized_layers
 shapes          tensor_shapes, symbolic_shapes, split_sequences, simplify_shapes
 deployment      deployment (the order of the passes)
-files           named_file, file_lock, temporary_files, atomic_file, message_text, stored_tensors, local_functions,
+files           named_file, file_lock, temporary_files, atomic_file, stored_tensors, local_functions,
                 file_values, external_data, model_file
 """

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from .errors import InputError, OutputExistsError
@@ -77,8 +75,8 @@ def atomic_paths(paths: Sequence[Path], *, force: bool) -> Iterator[tuple[Path, 
     """Several files of one folder that appear together; yields a temporary path, of the same file name, for each.
 
     The last path is the one that refers to the others: the old one goes first, the new one comes last. Whenever the
-    machine stops, the last path names either files that belong together or nothing. On any error all the old files
-    stand where they stood; a signal in the midst of the exchange, or a disk that fails on the way back, finishes it.
+    machine stops, the last path names either files that belong together or nothing. On an error before the new files
+    are whole all the old ones stand where they stood.
 
     Args:
         paths: the outputs, all in one folder.
@@ -91,9 +89,7 @@ def atomic_paths(paths: Sequence[Path], *, force: bool) -> Iterator[tuple[Path, 
         require_writable(path, force=force)
     last = paths[-1]
     try:
-        with temporary_folder(last, last.parent, partial(_clear_exchange, paths)) as folder:
-            for path in paths:  # an exchange that a killed process had begun may have been finished by now
-                require_writable(path, force=force)
+        with temporary_folder(last, last.parent) as folder:
             temporary = tuple(folder / path.name for path in paths)
             yield temporary
             for new in temporary:
@@ -125,9 +121,7 @@ def atomic_folder(path: Path, *, force: bool, scratch: Path) -> Iterator[Path]:
     if path.exists() and not force:
         raise OutputExistsError(f"{path}: exists already; pass --force to replace it with everything in it")
     try:
-        with temporary_folder(path, scratch, partial(_clear_replacement, path)) as temporary:
-            if path.exists() and not force:
-                raise OutputExistsError(f"{path}: exists already; pass --force to replace it with everything in it")
+        with temporary_folder(path, scratch) as temporary:
             new = temporary / _NEW
             new.mkdir()
             yield new
@@ -150,69 +144,23 @@ def _replace_folder(new: Path, path: Path) -> None:
         if path.exists():
             path.rename(old)
         new.rename(path)
-    except OSError:
-        if old.exists():
+    except BaseException:
+        if old.exists() and not path.exists():
             old.rename(path)
-        if made:
+        if made and not path.exists():
             path.parent.rmdir()
         raise
     _sync_folder(path.parent)
 
 
-def _clear_replacement(path: Path, left: Path) -> None:
-    """Removes what a run leaves; where the old folder was moved away, the new one takes its place first."""
-    new = left / _NEW
-    if (left / _REPLACED).exists() and new.exists() and not path.exists():
-        new.rename(path)
-    shutil.rmtree(left)
-
-
-def _clear_exchange(paths: Sequence[Path], left: Path) -> None:
-    """Removes what a run leaves; where the old files were moved away, the new ones take their place first.
-
-    The new ones are on the disk, whole, from before the first old one is moved. Nothing but the outputs themselves is
-    put anywhere, and no link: the folder may have come out of somebody's archive.
-    """
-    last = paths[-1]
-    if (left / _REPLACED).is_dir() and (left / last.name).exists() and not last.exists():
-        for path in paths:
-            new = left / path.name
-            if new.is_file() and not new.is_symlink():
-                new.replace(path)
-    shutil.rmtree(left)
-
-
 def _exchange(temporary: Sequence[Path], paths: Sequence[Path]) -> None:
-    """Puts the new files, which are on the disk, in the place of the old ones; after an error the old ones are back.
-
-    As long as the folder of the old ones stands there, the exchange is one that is to be finished.
-    """
+    """Puts the new files, which are on the disk, in the place of the old ones; the last is away meanwhile."""
     for new, path in zip(temporary, paths, strict=True):
         _keep_permissions(new, path)
-    aside = temporary[-1].parent / _REPLACED
-    aside.mkdir()
-    try:
-        for path in reversed(paths):
-            if path.exists():
-                path.replace(aside / path.name)
-        for new, path in zip(temporary, paths, strict=True):
-            new.replace(path)
-    except OSError:
-        _take_back(temporary, paths, aside)
-        aside.rmdir()
-        raise
-    _sync_folder(paths[-1].parent)
-
-
-def _take_back(temporary: Sequence[Path], paths: Sequence[Path], aside: Path) -> None:
-    """Undoes the part of an exchange that was done; where that fails too, everything is there to finish it instead."""
+    paths[-1].unlink(missing_ok=True)
     for new, path in zip(temporary, paths, strict=True):
-        if not new.exists():
-            path.replace(new)
-    for path in paths:
-        old = aside / path.name
-        if old.exists():
-            old.replace(path)
+        new.replace(path)
+    _sync_folder(paths[-1].parent)
 
 
 def _publish(temporary: Path, path: Path, *, force: bool) -> None:

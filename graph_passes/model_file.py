@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 import onnx.checker
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError, EncodeError, Message
 from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
@@ -30,7 +30,6 @@ from .external_data import (
     save_with_external_data,
 )
 from .local_functions import inline_functions, require_inlinable
-from .message_text import unreadable_text
 from .named_file import why_unreadable
 from .stored_tensors import check_stored_tensors
 from .stored_values import FileValues, file_of
@@ -60,8 +59,8 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: is not an ONNX file, or is cut short ({first_line(error)})") from error
     if not model.graph.node and not model.graph.output:
         raise ModelError(f"{path}: is not an ONNX file, or holds an empty graph")
-    if False and (text := unreadable_text(model)) is not None:
-        raise ModelError(f"{path}: holds a text that is not UTF-8, as ONNX wants it: {text}")
+    if (text := next((text for text in _texts(model) if isinstance(text, bytes)), None)) is not None:
+        raise ModelError(f"{path}: holds a text that is not UTF-8, as ONNX wants it: {text[:100]!r}")
     try:
         check_stored_tensors(model, path.parent)
         require_inlinable(model)
@@ -78,6 +77,21 @@ def read_model(path: Path) -> onnx.ModelProto:
     except (ValueError, OSError, RuntimeError, onnx.checker.ValidationError) as error:
         raise ModelError(f"{path}: its weights in other files can't be read ({first_line(error)})") from error
     return model
+
+
+def _texts(message: Message) -> Iterator[str | bytes]:
+    """Every text in a message and in those that it holds, as bytes where it is not UTF-8."""
+    for field in message.DESCRIPTOR.fields:
+        if field.type == field.TYPE_STRING:
+            value = getattr(message, field.name)
+            yield from (value,) if isinstance(value, str | bytes) else value
+        elif field.message_type is not None:
+            value = getattr(message, field.name)
+            if not isinstance(value, Message):
+                for part in value:
+                    yield from _texts(part)
+            elif message.HasField(field.name):
+                yield from _texts(value)
 
 
 def _free_negative_sides(graph: onnx.GraphProto) -> None:

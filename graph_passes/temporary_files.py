@@ -32,7 +32,7 @@ def temporary_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the folder can't be written.
     """
-    _clear_abandoned(path, path.parent, shutil.rmtree)
+    _clear_abandoned(path, path.parent)
     with _held(lambda: _new_file(path)) as temporary:
         try:
             yield temporary
@@ -41,27 +41,24 @@ def temporary_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def temporary_folder(path: Path, place: Path, clear: Callable[[Path], None]) -> Iterator[Path]:
-    """Yields a new, empty folder in `place` for what becomes `path`, and clears it away at the end, however that comes.
+def temporary_folder(path: Path, place: Path) -> Iterator[Path]:
+    """Yields a new, empty folder in `place` for what becomes `path`, and removes it at the end, however that comes.
 
     None but the user can look into it.
 
     Args:
         path: the output.
         place: where the folder is made.
-        clear: removes such a folder: this one at the end, and those that processes that are gone have left. What it
-            can't remove stays for the next run.
 
     Raises:
         OSError: the place can't be written.
     """
-    _clear_abandoned(path, place, clear)
+    _clear_abandoned(path, place)
     with _held(lambda: _new_folder(path, place)) as temporary:
         try:
             yield temporary
         finally:
-            with suppress(OSError):
-                clear(temporary)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -73,7 +70,7 @@ def scratch_folder() -> Iterator[Path]:
     """
     place = Path(tempfile.gettempdir())
     name = f"vsfix-{os.getuid() if hasattr(os, 'getuid') else 'scratch'}"
-    with temporary_folder(place / name, place, shutil.rmtree) as folder:
+    with temporary_folder(place / name, place) as folder:
         yield folder
 
 
@@ -128,7 +125,7 @@ def _held(make: Callable[[], tuple[Path, int]]) -> Iterator[Path]:
             os.close(lock)
 
 
-def _clear_abandoned(path: Path, place: Path, clear: Callable[[Path], None]) -> None:
+def _clear_abandoned(path: Path, place: Path) -> None:
     """Removes what processes that are gone have left of the same output."""
     pattern = re.compile(rf"\.{re.escape(_short_name(path))}\.[0-9a-f]{{8}}\.part({re.escape(_short_suffix(path))})?")
     found: list[Path] = []
@@ -136,10 +133,10 @@ def _clear_abandoned(path: Path, place: Path, clear: Callable[[Path], None]) -> 
         found += [entry for entry in place.iterdir() if pattern.fullmatch(entry.name)]
     for left in found:
         with suppress(OSError):  # what is not ours to remove stays
-            _clear_one(left, clear)
+            _clear_one(left)
 
 
-def _clear_one(left: Path, clear: Callable[[Path], None]) -> None:
+def _clear_one(left: Path) -> None:
     """Removes one temporary file or folder, unless a process holds it, or it is something else under such a name."""
     if not HAS_LOCKS:
         return
@@ -151,7 +148,7 @@ def _clear_one(left: Path, clear: Callable[[Path], None]) -> None:
         if not (is_folder or stat.S_ISREG(status.st_mode)) or status.st_uid != os.getuid() or not take_lock(lock):
             return
         if is_folder:
-            clear(left)
+            shutil.rmtree(left)
         else:
             left.unlink(missing_ok=True)
     finally:

@@ -153,50 +153,6 @@ def test_files_that_belong_together_appear_together(tmp_path):
     assert contents(tmp_path) == {"m": "newer m", "m.data": "newer m.data"}
 
 
-@pytest.mark.parametrize(
-    ("step", "old"),
-    [(step, old) for old in (("m", "m.data"), ("m",), ("m.data",), ()) for step in range(2 + len(old))],
-)
-def test_a_failure_at_any_step_of_the_exchange_leaves_the_old_files(tmp_path, monkeypatch, step, old):
-    for name in old:
-        (tmp_path / name).write_text(f"old {name}")
-    replace, calls = Path.replace, []
-
-    def fail_once(self, target):
-        calls.append(target)
-        if len(calls) == step + 1:
-            raise OSError(28, "No space left on device")
-        return replace(self, target)
-
-    monkeypatch.setattr(Path, "replace", fail_once)
-    with pytest.raises(InputError, match="No space left"):
-        write_pair(tmp_path, "new")
-    assert contents(tmp_path) == {name: f"old {name}" for name in old}
-    assert len(list(tmp_path.iterdir())) == len(old)
-
-
-@pytest.mark.parametrize("step", range(2, 4))
-@pytest.mark.parametrize("lasting", [1, 2, 3])
-def test_a_disk_that_fails_on_the_way_back_too_loses_no_file(tmp_path, monkeypatch, step, lasting):
-    write_pair(tmp_path, "old")
-    replace, calls = Path.replace, []
-
-    def fail(self, target):
-        calls.append(target)
-        if step < len(calls) <= step + lasting:
-            raise OSError(5, "Input/output error")
-        return replace(self, target)
-
-    with monkeypatch.context() as failing:
-        failing.setattr(Path, "replace", fail)
-        with pytest.raises(InputError, match="Input/output error"):
-            write_pair(tmp_path, "new")
-    with pytest.raises(RuntimeError), atomic_paths([tmp_path / "m.data", tmp_path / "m"], force=True):
-        raise RuntimeError  # a later run clears away what is left, and changes nothing
-    assert set(contents(tmp_path)) == {"m", "m.data"}
-    assert len({text.split()[0] for text in contents(tmp_path).values()}) == 1
-
-
 @pytest.mark.parametrize("step", range(5))
 def test_the_name_never_stands_for_a_mixed_pair(tmp_path, monkeypatch, step):
     write_pair(tmp_path, "old")
@@ -279,42 +235,6 @@ def test_a_file_is_no_place_for_a_folder(tmp_path):
     (tmp_path / "repo" / "m").write_text("mine")
     with pytest.raises(InputError, match="is a file; name a folder"):
         write_folder(tmp_path, "new")
-
-
-def left_behind(folder: Path) -> Path:
-    """What a process leaves that is killed between the old pair and the new one, with more in it than the pair."""
-    left = folder / ".m.onnx.0123abcd.part"
-    (left / "replaced").mkdir(parents=True)
-    for name in ("m.onnx", "m.onnx.data", "notes.txt"):
-        (left / name).write_text("new")
-    (left / "link").symlink_to("/etc/passwd")
-    return left
-
-
-def test_only_the_outputs_come_out_of_what_was_left_behind_and_no_link(tmp_path):
-    left = left_behind(tmp_path)
-    (left / "m.onnx.data").unlink()
-    (left / "m.onnx.data").symlink_to("/etc/passwd")
-    (tmp_path / "notes.txt").write_text("precious")
-    with atomic_paths([tmp_path / "m.onnx.data", tmp_path / "m.onnx"], force=True) as (data, model):
-        data.write_text("newest")
-        model.write_text("newest")
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        "notes.txt": "precious",
-        "m.onnx.data": "newest",
-        "m.onnx": "newest",
-    }
-
-
-def test_an_exchange_that_is_finished_first_is_not_replaced_without_force(tmp_path):
-    left_behind(tmp_path)
-    with (
-        pytest.raises(OutputExistsError),
-        atomic_paths([tmp_path / "m.onnx.data", tmp_path / "m.onnx"], force=False),
-    ):
-        pytest.fail("the finished exchange would be replaced")
-    assert (tmp_path / "m.onnx").read_text() == (tmp_path / "m.onnx.data").read_text() == "new"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
 
 
 @pytest.mark.parametrize("name", ["pipe", "link", "out", "/dev/null", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])

@@ -37,6 +37,22 @@ def test_a_model_survives_the_round_trip(residual, tmp_path, images, open_model)
     )
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        lambda model: setattr(model.graph.node[0], "name", "QQQQ"),
+        lambda model: setattr(model.graph.input[0].type.tensor_type.shape.dim[0], "dim_param", "QQQQ"),
+        lambda model: onnx.helper.set_model_props(model, {"a": "QQQQ"}),
+        lambda model: model.graph.node[0].input.append("QQQQ"),
+    ],
+)
+def test_a_text_that_is_not_utf_8_is_one_clear_error(residual, tmp_path, word):
+    word(residual)
+    (tmp_path / "m.onnx").write_bytes(residual.SerializeToString().replace(b"QQQQ", b"Q\xff\xfeQ"))
+    with pytest.raises(ModelError, match=r"m\.onnx: holds a text that is not UTF-8.*Q\\xff\\xfeQ"):
+        read_model(tmp_path / "m.onnx")
+
+
 def test_a_missing_file_an_empty_one_and_noise_are_errors(tmp_path):
     (tmp_path / "empty.onnx").write_bytes(b"")
     (tmp_path / "noise.onnx").write_bytes(np.random.default_rng(0).bytes(4096))
