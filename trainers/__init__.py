@@ -7,7 +7,7 @@ data            user_path, images, idx_file, cifar, image_decoding, image_croppi
                 npz_file, labelled_npz, hub_dataset, datasets
 batches         preprocessing, decoded_images, training_data, batch_order, augmentation
 training        learning_rate, training_config, recipes, fabric_session, random_streams, generator_states,
-                synchronized_batch_norm, process_share, moving_average, mixed_loss, epoch_losses, evaluation,
+                process_share, moving_average, mixed_loss, epoch_losses, evaluation,
                 device_fault, training_run, stop_request, training_loop
 runs            torch_file, checkpoint, run_folder, shift_log, tensorboard_log, training_progress
 noise of torch  noise_draws, noise_tracing, module_twin, noise_reach, noise_identification, training_noise

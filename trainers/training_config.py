@@ -38,7 +38,7 @@ class TrainingConfig:
         average: the decay of the exponential moving average of weights and statistics that is evaluated and exported
             in the place of the last ones, in [0, 1); 0 for none.
         augmentation: what is done to the training images.
-        sync_batch_norm: whether BatchNorm normalises with the statistics of all devices together.
+        sync_batch_norm: whether BatchNorm normalises with the statistics of all GPUs together.
         compiled: whether the network runs through torch.compile.
         seed: decides the initial weights, the choice and the order of the images, the augmentation and the noise.
         samples: how many training images to take after a seeded shuffle; None takes all.

@@ -30,7 +30,6 @@ from .network import build_network
 from .process_share import ProcessShare
 from .random_streams import Stream, stream_seed
 from .shift_log import BatchNormShift, measure_shift
-from .synchronized_batch_norm import synchronize_batch_norms
 from .training_config import TrainingConfig
 from .training_data import TrainingData
 
@@ -166,7 +165,9 @@ class TrainingRun:
         if self.fabric.device.type == "cuda":
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.config.sync_batch_norm and self.share.is_shared:
-            module = synchronize_batch_norms(module, self.fabric.device)
+            if self.fabric.device.type != "cuda":
+                raise InputError("training: torch has synchronised BatchNorm for GPUs only; leave --sync-batchnorm out")
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         if self.config.compiled:
             module.compile()
         return module
