@@ -4,7 +4,7 @@ content   sections, detail_rows (what a page may show, as plain data), answers (
           (what a repair is worth)
 tables    number_text, table (headings and cells), severity_view (R and the candidates), batch_norm_table,
           measurement_tables, detail_tables
-figures   drawing_library (matplotlib), figure (its SVG in the colours of the page), distance_figure, mismatch_figure,
-          accuracy_figure, budget_figure, latency_figure, route_boxes
+figures   figure (SVG in the colours of the page), distance_figure, mismatch_figure, accuracy_figure, budget_figure,
+          latency_figure, route_boxes
 page      page (the templates, and how the page is written)
 """

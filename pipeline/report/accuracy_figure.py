@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from vsfix.pipeline.accuracy import AccuracyRow
 
-from .drawing_library import Axes, FixedLocator, FuncFormatter, NullLocator
 from .figure import MARKERS, SERIES, page_figure, spaced
 
 _APART = 0.025  # of lines with points at the same number of images, as a share of the axis

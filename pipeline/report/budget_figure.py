@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from vsfix.pipeline.error_budget import BudgetStep
 
-from .drawing_library import Axes, FuncFormatter, MaxNLocator
 from .figure import AFTER, BEFORE, TEXT_COLOUR, page_figure
 from .number_text import decibels, points
 from .sections import ErrorBudget

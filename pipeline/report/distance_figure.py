@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from vsfix.pipeline.noise_study import LayerRow
 
-from .drawing_library import Axes, FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 from .figure import AFTER, BEFORE, page_figure
 
 _MANY = 60  # layers from which on a line says more than its points

@@ -10,9 +10,10 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import matplotlib as mpl
 from markupsafe import Markup
-
-from .drawing_library import Axes, Figure, only_settings
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 # Stands for the colour of the page's text until the SVG is part of the page.
 TEXT_COLOUR = "#010203"
@@ -51,9 +52,11 @@ def figure_svg(
         "xtick.color": TEXT_COLOUR,
         "ytick.color": TEXT_COLOUR,
     }
-    with only_settings(settings), warnings.catch_warnings():
+    with mpl.rc_context(), warnings.catch_warnings():
         # The browser has letters that matplotlib's font lacks; here they only lack a width.
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        mpl.rcdefaults()  # a figure is the same wherever it is drawn
+        mpl.rcParams.update(settings)
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0])
         buffer = io.StringIO()

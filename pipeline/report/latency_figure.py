@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from .drawing_library import Axes, FuncFormatter, MaxNLocator, NullFormatter
 from .figure import AFTER, BEFORE, TEXT_COLOUR, page_figure, spaced
 from .sections import LatencySeries
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from .drawing_library import Axes, FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 from .figure import AFTER, BEFORE, TEXT_COLOUR, page_figure, spaced
 
 _STEPS = (1.0, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0, 1e4, 1e6, 1e9)

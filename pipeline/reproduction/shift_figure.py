@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 
-from vsfix.pipeline.report.drawing_library import Axes
 from vsfix.pipeline.report.figure import figure_svg
 from vsfix.pipeline.report.mismatch_figure import mismatch_axis
 

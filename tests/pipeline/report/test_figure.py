@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
+import matplotlib as mpl
 import pytest
 
 from vsfix.pipeline.accuracy import AccuracyRow
@@ -179,3 +182,29 @@ def test_each_layer_is_a_point_before_and_after_and_nothing_is_drawn_of_none():
 def test_distances_of_any_spread_have_ticks(values):
     svg = re.findall("<svg.*?</svg>", distance_figure([LayerRow("a", *values)]), re.S)[0]
     assert len(words(svg)) > 3
+
+
+DRAW = """
+from vsfix.pipeline.report.figure import figure_svg
+print(figure_svg(lambda plots: plots[0].set_title('a title')))
+"""
+
+
+def test_a_file_in_the_current_folder_changes_no_figure(tmp_path):
+    def drawn() -> str:
+        command = [sys.executable, "-I", "-c", DRAW]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120).stdout
+
+    figure = drawn()
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.size: 300\naxes.facecolor: red\n")
+    assert drawn() == figure
+
+
+def test_the_settings_of_a_program_are_neither_used_nor_changed():
+    before = mpl.rcParams["font.size"]
+    with mpl.rc_context({"font.size": before + 1}):
+        seen: list[float] = []
+        figure_svg(lambda plots: seen.append(mpl.rcParams["font.size"]))
+        assert seen == [before]
+        assert mpl.rcParams["font.size"] == before + 1
+    assert mpl.rcParams["text.color"] == "black"
