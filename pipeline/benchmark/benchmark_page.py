@@ -7,7 +7,7 @@ from pathlib import Path
 from vsfix.pipeline.report.page import write_report
 from vsfix.pipeline.report.sections import BenchmarkRow, ErrorBudget, LatencySeries, Origin, Report
 
-from .benchmark_details import file_row, tensor_rows, time_parts
+from .benchmark_details import file_table, tensor_table, time_table
 from .benchmark_table import best_throughput, smallest_batch
 from .latency import Latency
 from .result import Benchmark, Row
@@ -34,31 +34,37 @@ def benchmark_report(found: Benchmark) -> Report:
         is_trial=True,
         accuracies=found.repairs.accuracies if found.repairs is not None else (),
         benchmark=tuple(_benchmark_row(row) for row in found.rows),
-        tensors=tuple(line for row in found.rows for line in tensor_rows(row)),
-        files=tuple(file_row(row) for row in found.rows if row.runner),
+        tensors=tensor_table(found.rows),
+        times=time_table([(_name(row, latency), latency) for row in found.rows for latency in row.latencies]),
+        files=file_table(found.rows),
         benchmark_reference=found.reference,
         budgets=tuple(
             _budget(row, found)
             for row in sorted(found.rows, key=_comes_later)
             if row.budget and row.label != found.reference
         ),
-        latencies=tuple(latency_series(row.label, latency) for row in found.rows for latency in row.latencies),
+        latencies=tuple(
+            latency_series(_name(row, latency), latency) for row in found.rows for latency in row.latencies
+        ),
         origin=Origin(found.environment.get("command", ""), facts),
     )
 
 
 def latency_series(name: str, latency: Latency) -> LatencySeries:
-    """A measured latency as the page draws it; of an engine with a word on its CUDA graph."""
-    graph = {None: "", True: ", CUDA graph", False: ", no CUDA graph"}[latency.cuda_graph]
+    """A measured latency as the page draws it."""
     return LatencySeries(
-        name=name + graph,
+        name=name,
         batch_size=latency.batch_size,
         milliseconds=latency.percentiles,
         runs=latency.runs,
         ratio=latency.ratio,
         ratio_interval=None if latency.is_baseline else latency.ratio_interval,
-        parts=time_parts(latency),
     )
+
+
+def _name(row: Row, latency: Latency) -> str:
+    """A row, of an engine with a word on its CUDA graph."""
+    return row.label + {None: "", True: ", CUDA graph", False: ", no CUDA graph"}[latency.cuda_graph]
 
 
 def _benchmark_row(row: Row) -> BenchmarkRow:

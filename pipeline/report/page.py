@@ -42,7 +42,7 @@ def render_report(report: Report) -> str:
 def _views(report: Report) -> Mapping[str, Any]:
     """What the templates draw: the report, and its sections as tables and figures."""
     # Here, because matplotlib takes as long to load as a small repair.
-    from . import accuracy_figure, detail_tables, latency_figure, measurement_tables, severity_view
+    from . import accuracy_figure, latency_figure, measurement_tables, severity_view
     from .answers import find_answers
     from .batch_norm_table import batch_norm_legend, batch_norm_lines, batch_norm_table
     from .distance_figure import distance_figure
@@ -78,11 +78,8 @@ def _views(report: Report) -> Mapping[str, Any]:
         "shapes": SHAPES,
         "benchmark_table": measurement_tables.benchmark_table(report.benchmark),
         "benchmark_legend": _benchmark_legend(report),
-        "tensor_table": detail_tables.tensor_table(report.tensors),
-        "file_table": detail_tables.file_table(report.files),
         "latency": latency_figure.latency_figure(report.latencies) if report.latencies else "",
         "latency_table": measurement_tables.latency_table(report.latencies),
-        "time_table": detail_tables.time_table(report.latencies),
         "budgets": [_budget_view(budget, number) for number, budget in enumerate(report.budgets, 1)],
         "steps": measurement_tables.step_table(report.steps),
         "batch_norms": batch_norm_table(lines) if lines else None,

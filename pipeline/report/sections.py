@@ -15,7 +15,7 @@ from vsfix.pipeline.label_judge import LabelScores
 from vsfix.pipeline.proportion import Proportion
 from vsfix.pipeline.repair_report import RepairReport
 
-from .detail_rows import FileRow, TensorRow, TimeParts
+from .table import Table
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,6 @@ class LatencySeries:
         ratio: of the median to that of the first model on the same backend in the same precision; None where there is
             none.
         ratio_interval: of that ratio, 95 %; None for that first model itself.
-        parts: what was timed, how steady it was, and where the time goes; None where that is not known.
 
     Raises:
         DataError: no runs, or a time that is no number.
@@ -121,7 +120,6 @@ class LatencySeries:
     runs: int | None = None
     ratio: float | None = None
     ratio_interval: Interval | None = None
-    parts: TimeParts | None = None
 
     def __post_init__(self) -> None:
         if not self.milliseconds or not all(math.isfinite(time) for time in self.milliseconds):
@@ -156,7 +154,8 @@ class Report:
         accuracies: top-1 by method and number of images.
         scores: what labelled data says of the file as given and of the repaired one.
         benchmark: one row for each model, backend and precision.
-        tensors: the outputs of each such row against those of another.
+        tensors: the outputs of each such row against those of another; see `benchmark_details`, likewise the next two.
+        times: how the time of each such row varies, and where it goes.
         files: what each such row ran.
         benchmark_reference: the row that the others are held against, in words.
         budgets: one for each candidate.
@@ -175,8 +174,9 @@ class Report:
     accuracies: tuple[AccuracyRow, ...] = ()
     scores: LabelScores | None = None
     benchmark: tuple[BenchmarkRow, ...] = ()
-    tensors: tuple[TensorRow, ...] = ()
-    files: tuple[FileRow, ...] = ()
+    tensors: Table | None = None
+    times: Table | None = None
+    files: Table | None = None
     benchmark_reference: str = ""
     budgets: tuple[ErrorBudget, ...] = ()
     latencies: tuple[LatencySeries, ...] = ()
