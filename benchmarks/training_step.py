@@ -37,11 +37,10 @@ from gpu.training_speed import (
 )
 
 from vsfix.pipeline.environment import describe_environment
-from vsfix.trainers.batch_order import batch_rows
 from vsfix.trainers.fabric_session import fabric_session
 from vsfix.trainers.network import build_network
 from vsfix.trainers.preprocessing import Preprocessing
-from vsfix.trainers.random_streams import Stream, stream_seed
+from vsfix.trainers.random_streams import Stream, batch_rows, stream_seed
 from vsfix.trainers.training_config import TrainingConfig
 from vsfix.trainers.training_data import TensorImages, TrainingData
 from vsfix.trainers.training_run import TrainingRun

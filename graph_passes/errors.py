@@ -17,6 +17,13 @@ Every message is one line: what, where, and what to do about it. Errors of the l
 
 from __future__ import annotations
 
+SMALLER_BATCH = "give a smaller batch size"
+_NO_MEMORY = ("out of memory", "can't allocate memory", "Failed to allocate memory", "bad_alloc")
+_LOST = (
+    *("no CUDA-capable device", "busy or unavailable", "invalid device ordinal", "invalid device context"),
+    *("uncorrectable ECC", "uncorrectable NVLink", "GPU is lost", "CUDA error: unknown error", "CUDA failure 999"),
+)
+
 
 class VsfixError(Exception):
     """Root of all errors that vsfix raises on purpose; its text is one line, whatever a file has in its names."""
@@ -84,3 +91,25 @@ def first_line(error: BaseException) -> str:
     """The first line with text in it of an error's message, or its class where it says nothing."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)
+
+
+def device_fault(error: BaseException, where: str, cure: str) -> VsfixError | None:
+    """The error to raise in the place of one that is the device's and not the model's; None for any other.
+
+    None of CUDA, torch and ONNX Runtime has classes for all of these. Source: `cudaGetErrorString` of the CUDA runtime,
+    and the messages of torch 2.13 and ONNX Runtime 1.32.
+
+    Args:
+        error: what a runtime raised.
+        where: what ran where, as `torch (cuda)`.
+        cure: what to do about too little memory.
+    """
+    text, said = str(error), first_line(error)[:160]
+    if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
+        return OutOfMemoryError(f"{where}: the memory does not suffice ({said}); {cure}")
+    if any(words in text for words in _LOST):
+        return MissingComponentError(
+            f"{where}: the GPU does not answer any more ({said}); see nvidia-smi and the Xid lines of dmesg, and run "
+            "the command again"
+        )
+    return None

@@ -8,6 +8,8 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+from .errors import InputError
+
 NO_SUCH_FILE = "no such file"
 
 
@@ -31,3 +33,15 @@ def why_unreadable(path: Path, most: int | None = None) -> str | None:
     if most is not None and status.st_size > most:
         return f"is of {status.st_size >> 20} MiB, and no file of this kind is larger than {most >> 20} MiB"
     return None
+
+
+def user_path(text: str) -> Path:
+    """The path that a text names; `~` and `~NAME` are home folders.
+
+    Raises:
+        InputError: there is nobody of that name here.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise InputError(f"{text}: there is no such home folder here; write the whole path") from None

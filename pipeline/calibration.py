@@ -21,10 +21,10 @@ from vsfix.graph_passes.batches import Batch, LazyBatch, cut_batches, samples_in
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.model_file import read_metadata
+from vsfix.graph_passes.named_file import user_path
 from vsfix.trainers.datasets import DEFAULT_SIZE, Split, load_dataset
 from vsfix.trainers.npz_file import read_npz
 from vsfix.trainers.preprocessing import METADATA_KEY, Preprocessing
-from vsfix.trainers.user_path import user_path
 
 _LABELS = "labels"
 HELD = 8  # this part of the memory may hold a decoded set; a larger one is decoded run by run

@@ -16,8 +16,8 @@ from vsfix.graph_passes.estimators.severity import HEALTHY
 from vsfix.graph_passes.external_data import external_data_files
 from vsfix.graph_passes.inference import Float64Array
 from vsfix.graph_passes.model_file import export_model, read_model, written_model
+from vsfix.graph_passes.named_file import user_path
 from vsfix.graph_passes.shift import geometric_mean
-from vsfix.trainers.user_path import user_path
 
 from .accuracy import AccuracyRow, accuracy_row
 from .averaging import UNDER_NOISE

@@ -20,8 +20,8 @@ from typing import Literal
 
 from vsfix.graph_passes.atomic_file import atomic_path
 from vsfix.graph_passes.errors import CheckFailedError, InputError, MissingComponentError
+from vsfix.graph_passes.named_file import user_path
 from vsfix.trainers.onnxruntime_library import TELEMETRY_OFF
-from vsfix.trainers.user_path import user_path
 
 VERSION = "0.47.0"
 VARIABLE = "VSFIX_QUANTIZER"

@@ -18,14 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError
+from vsfix.graph_passes.named_file import user_path
 
 from .cifar import read_cifar
 from .hub_dataset import read_hub_dataset
 from .idx_file import find_idx_file, read_idx_file
 from .image_folder import read_image_folder
 from .images import Images
-from .labelled_npz import read_labelled_npz
-from .user_path import user_path
+from .npz_file import read_labelled_npz
 
 Split = Literal["train", "test"]
 

@@ -24,11 +24,9 @@ from torch.nn import functional as F
 
 from vsfix.graph_passes.errors import InputError
 
-from .convolution import convolution
-from .initialization import initialize_he
+from .image_layers import classify_pooled, convolution, initialize_he
 from .noise_layers import make_noise_layer
 from .noise_sites import NO_NOISE, NoiseSites
-from .pooled_classifier import classify_pooled
 
 _BLOCKS = 3
 _BOTTLENECK = 4  # channels inside a layer over the growth rate

@@ -1,4 +1,4 @@
-"""Starts lightning-fabric: which device, which precision, how many processes; and leaves nothing behind.
+"""Starts lightning-fabric (device, precision, processes), shares the work, and leaves nothing behind.
 
 One process takes the first GPU, or the CPU. Under `torchrun` each process takes one device and they train together.
 """
@@ -13,14 +13,17 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from torch import nn
 
 from vsfix.graph_passes.errors import InputError, MissingComponentError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+_Value = TypeVar("_Value")
 
 
 @contextmanager
@@ -100,3 +103,39 @@ def _quiet_lightning() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+class ProcessShare:
+    """This process among those of a run.
+
+    Attributes:
+        rank: its number.
+        processes: how many there are.
+    """
+
+    def __init__(self, fabric: Fabric) -> None:
+        self.rank, self.processes = fabric.global_rank, fabric.world_size
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether there are others."""
+        return self.processes > 1
+
+    @property
+    def rows(self) -> slice:
+        """What falls to this process, of images in their joint order."""
+        return slice(self.rank, None, self.processes)
+
+    def gather(self, value: _Value) -> list[_Value]:
+        """The values of all processes, in their order; all call this together."""
+        if not self.is_shared:
+            return [value]
+        together = [value] * self.processes
+        torch.distributed.all_gather_object(together, value)
+        return together
+
+    def take_buffers_of_first(self, module: nn.Module) -> None:
+        """Gives every process the buffers that the first one has; all call this together."""
+        if self.is_shared:
+            for buffer in module.buffers():
+                torch.distributed.broadcast(buffer, 0)

@@ -1,7 +1,7 @@
 """Labelled images from the library `datasets` (Hugging Face): a name of its hub, or a folder of `save_to_disk`.
 
 The column of the images and that of the labels are found by their types, Image and ClassLabel. Images are decoded when
-they are asked for, and cut as `image_cropping` says.
+they are asked for, and cut as `images` says.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError
+from vsfix.graph_passes.named_file import user_path
 
-from .image_cropping import CroppedImages
-from .image_decoding import decode_image
-from .user_path import user_path
+from .images import CroppedImages, decode_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image

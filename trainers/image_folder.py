@@ -2,7 +2,7 @@
 
     DIR/train/CLASS/*.jpg        DIR/val/CLASS/*.jpg   (or DIR/test/CLASS/*.jpg)
 
-Files are decoded when they are asked for, and cut as `image_cropping` says.
+Files are decoded when they are asked for, and cut as `images` says.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import numpy.typing as npt
 
 from vsfix.graph_passes.errors import InputError
 
-from .image_cropping import CroppedImages
-from .image_decoding import decode_image
+from .images import CroppedImages, decode_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -1,12 +1,37 @@
-"""Images that may lie in memory or be decoded when they are asked for."""
+"""Sets of images: in memory, or decoded from files of strangers and cut when they are asked for.
+
+Four formats are decoded, no program is started, and no picture unpacks to more than it may.
+
+For evaluation the shorter side is brought to 256/224 of the wanted size and the middle is cut out; for training a piece
+of 8 to 100 % of the area with an aspect of 3/4 to 4/3 is cut out at random.
+
+Source: the crops are those of Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, arXiv 1409.4842, and of He,
+Zhang, Ren, Sun, arXiv 1512.03385, as every ImageNet recipe since has them.
+"""
 
 from __future__ import annotations
 
+import math
+import warnings
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from vsfix.graph_passes.errors import DataError, MissingComponentError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# No others: pillow takes a file for what it holds, whatever its name, and runs Ghostscript on PostScript.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+EVALUATED_SHARE = 224 / 256
+_AREA, _LOG_ASPECT = (0.08, 1.0), (math.log(3 / 4), math.log(4 / 3))
+_ATTEMPTS = 10
 
 
 class Images(Protocol):
@@ -78,3 +103,108 @@ def random_crop(images: Images, row: int, generator: np.random.Generator) -> npt
     crop = getattr(images, "random_crop", None)
     cut: npt.NDArray[np.uint8] = images[row : row + 1][0] if crop is None else crop(row, generator)
     return cut
+
+
+def decode_image(source: Path | bytes, name: str) -> Image:
+    """One image in three channels of eight bits.
+
+    Args:
+        source: a file, or what stands in one.
+        name: what messages call it.
+
+    Raises:
+        DataError: damaged, of another format, of more than eight bits a channel, which pillow would cut off at white,
+            or of more pixels than pillow takes for no attack (some 90 million).
+        MissingComponentError: pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        raise MissingComponentError("images: pillow is not installed; run: pip install 'vsfix[train]'") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise DataError(
+                        f"{name}: more than eight bits a channel (mode {image.mode}); bring it to eight bits first"
+                    )
+                return image.convert("RGB")
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file surfaces as whatever a decoder of pillow stumbles into
+        reason = " ".join(str(error).split())[:100]
+        raise DataError(f"{name}: can't be decoded ({reason}); remove or replace the file") from None
+
+
+class CroppedImages(ABC):
+    """A set of images, indexed like an array; see `Images`.
+
+    Attributes:
+        size: (height, width) that they are brought to, in pixels.
+    """
+
+    size: tuple[int, int]
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def open_image(self, row: int) -> Image:
+        """One image as it is stored, in RGB.
+
+        Raises:
+            DataError: it can't be decoded.
+        """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, 3)."""
+        return (len(self), *self.size, 3)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint8."""
+        return np.dtype(np.uint8)
+
+    def __getitem__(self, rows: Any) -> npt.NDArray[np.uint8]:
+        chosen = np.arange(len(self))[rows]
+        images = np.empty((len(chosen), *self.size, 3), dtype=np.uint8)
+        for place, row in enumerate(chosen):
+            images[place] = middle_of(self.open_image(int(row)), self.size)
+        return images
+
+    def random_crop(self, row: int, generator: np.random.Generator) -> npt.NDArray[np.uint8]:
+        """One image, cut out at random, shape (H, W, 3)."""
+        return random_part_of(self.open_image(row), self.size, generator)
+
+
+def middle_of(image: Image, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """The middle of an image, for evaluation, shape (*size, 3)."""
+    height, width = size
+    # The largest box of the wanted aspect in the image, and of that the middle.
+    scale = min(image.width / width, image.height / height) * EVALUATED_SHARE
+    return _resized(image, (width * scale, height * scale), (0.5, 0.5), size)
+
+
+def random_part_of(image: Image, size: tuple[int, int], generator: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """A random piece of an image, for training, shape (*size, 3); the middle where ten attempts find none that fits."""
+    for _ in range(_ATTEMPTS):
+        area = image.width * image.height * generator.uniform(*_AREA)
+        aspect = math.exp(generator.uniform(*_LOG_ASPECT))
+        width, height = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        place = generator.random(), generator.random()
+        if width <= image.width and height <= image.height:
+            return _resized(image, (width, height), place, size)
+    return middle_of(image, size)
+
+
+def _resized(
+    image: Image, part: tuple[float, float], place: tuple[float, float], size: tuple[int, int]
+) -> npt.NDArray[np.uint8]:
+    """A piece of (width, height), at this share of the room that it leaves, brought to (height, width) = size."""
+    from PIL.Image import Resampling
+
+    left, top = ((side - wide) * share for side, wide, share in zip(image.size, part, place, strict=True))
+    box = (left, top, min(left + part[0], image.width), min(top + part[1], image.height))
+    return np.asarray(image.resize((size[1], size[0]), Resampling.BILINEAR, box=box), dtype=np.uint8)

@@ -10,10 +10,12 @@ can't be steered here, as those of a generator that a part keeps for itself.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,11 +24,35 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from .module_twin import copy_module, global_generators, random_states_kept
 from .noise_tracing import NOISE_FUNCTIONS, NoisePlace, following_modules
 
 TRIALS = 8
 _PREDICTION = "#prediction"  # no name of a part
+
+
+def copy_module(module: nn.Module) -> nn.Module:
+    """A deep copy; a weight that the last forward computed, as under weight_norm, is copied by its values."""
+    held = [value for part in module.modules() for value in vars(part).values() if isinstance(value, torch.Tensor)]
+    computed: dict[int, Any] = {id(value): value.detach().clone() for value in held if not value.is_leaf}
+    return copy.deepcopy(module, computed)
+
+
+def global_generators() -> tuple[object, ...]:
+    """The states of the global generators of Python and numpy, to compare."""
+    name, key, *position = np.random.get_state(legacy=True)
+    return random.getstate(), name, np.asarray(key).tobytes(), tuple(position)
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Puts every global random generator back to where it was."""
+    python, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=()):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)
 
 
 def reaches_deployment(module: nn.Module, rows: torch.Tensor, places: Collection[NoisePlace]) -> bool:

@@ -22,17 +22,56 @@ from vsfix.graph_passes.errors import DataError, InputError, ModelError, VsfixEr
 from vsfix.graph_passes.marker import read_marker, require_switched_off
 from vsfix.graph_passes.model_file import import_graph
 from vsfix.graph_passes.nodes import is_batch_norm, is_standard, label_of
-from vsfix.graph_passes.noise import Noise
+from vsfix.graph_passes.noise import Noise, NoiseKind
 
-from .noise_draws import draw_noise
-from .onnx_call import OperatorCall, UnsupportedOperatorError
-from .onnx_operators import OPERATORS
-from .onnx_shapes import constant_tensor
+from .onnx_call import Operator, OperatorCall, UnsupportedOperatorError
+from .onnx_elementwise import ELEMENTWISE
+from .onnx_reductions import REDUCTIONS
+from .onnx_resizing import RESIZING
+from .onnx_shapes import SHAPES, constant_tensor
+from .onnx_windows import WINDOWS
 
+OPERATORS: Mapping[str, Operator] = {**ELEMENTWISE, **REDUCTIONS, **WINDOWS, **SHAPES, **RESIZING}
+"""By the name of the operator in the standard's domain."""
+_SELU_SATURATION = -1.7580993408473766
+_CHANNELS_TOGETHER = (NoiseKind.FEATURE_DROPOUT, NoiseKind.FEATURE_ALPHA_DROPOUT)
 _OLDEST_OPSET = 7  # before it, broadcasting was an attribute
-
 Statistics = Literal["stored", "batch"]
 """What a BN normalises with: what it stores, or the statistics of the batch at hand."""
+
+
+def draw_noise(noise: Noise, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Puts noise on x, as a training run does.
+
+    Args:
+        noise: its kind and parameter.
+        x: floating point, shape (N, C, ...).
+        generator: of the device of x.
+
+    Returns:
+        A tensor of the shape and dtype of x; the draws are constants to the gradient.
+    """
+    own = x.dim()
+    if noise.kind is NoiseKind.DROP_PATH:
+        own = 1
+    elif noise.kind in _CHANNELS_TOGETHER:
+        own = min(2, own)
+    draws = torch.empty(*x.shape[:own], *[1] * (x.dim() - own), dtype=x.dtype, device=x.device)
+    if noise.kind is NoiseKind.UOUT:
+        return x * draws.uniform_(1 - noise.value, 1 + noise.value, generator=generator)
+    if noise.kind is NoiseKind.UOUT_BERNOULLI:
+        signs = draws.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+        return x * (1 + noise.value * signs)
+    if noise.kind in (NoiseKind.GAUSSIAN_DROPOUT, NoiseKind.UOUT_GAUSSIAN):
+        return x * draws.normal_(1, noise.variance**0.5, generator=generator)
+    # Four times as fast as bernoulli_ with a generator of its own.
+    kept = draws.uniform_(generator=generator).lt(1 - noise.value).to(x.dtype)
+    if noise.is_multiplicative:
+        return x * (kept / (1 - noise.value))
+    a = ((1 - noise.value) * (1 + noise.value * _SELU_SATURATION**2)) ** -0.5
+    b = -a * _SELU_SATURATION * noise.value
+    noisy: torch.Tensor = x * (a * kept) + (a * _SELU_SATURATION * (1 - kept) + b)
+    return noisy
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ observe   one forward in training mode finds the noise that layers make by hand 
 trace     torch.export in eval mode; each noise call becomes an opaque operator (see `noise_tracing`)
 convert   torch's ONNX exporter without its optimizer, which would fold the BNs away (see `onnx_conversion`)
 clean     constants folded, identities removed: the shape clutter of the exporter stops TensorRT's parser
-mark      each opaque operator becomes the marker of `graph_passes.marker` (see `onnx_markers`)
+mark      each opaque operator becomes the marker of `graph_passes.marker`
 check     the full ONNX checker, then ONNX Runtime against torch; only then does the file appear
 """
 
@@ -24,16 +24,16 @@ from torch import nn
 from vsfix.graph_passes.atomic_file import atomic_path, require_writable
 from vsfix.graph_passes.batch_norm import find_modules
 from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
-from vsfix.graph_passes.marker import EXPORT_METADATA_KEY
+from vsfix.graph_passes.marker import EXPORT_METADATA_KEY, write_marker
 from vsfix.graph_passes.model_file import check_model, export_model, import_graph
 from vsfix.graph_passes.noise import Noise
 
 from .exportable import eval_mode, float64_references, require_exportable, torch_references
-from .noise_tracing import NoiseTracer
-from .onnx_agreement import Agreement, agreement_of, compare_with_torch
+from .noise_reach import reaches_deployment
+from .noise_tracing import NOISE_DOMAIN, NoiseTracer
 from .onnx_cleaning import convert_down, remove_clutter
 from .onnx_conversion import convert_program, quiet_exporter, trace_module
-from .onnx_markers import describe_lost_noise, unused_name, write_markers
+from .onnxruntime_library import Agreement, agreement_of, compare_with_torch
 from .training_noise import observe_training_noise
 
 MIN_OPSET = 15  # BatchNormalization got its present form there
@@ -44,6 +44,48 @@ MIN_SNR_DB = 100.0
 WORSE_THAN_TORCH_DB = 6.0
 LEAST_SNR_DB = 40.0
 _logger = logging.getLogger(__name__)
+
+
+def describe_lost_noise(module: nn.Module, rows: torch.Tensor, tracer: NoiseTracer, graph: gs.Graph) -> list[str]:
+    """Says so where noise that eval mode cuts off from the output matters in training mode.
+
+    Args:
+        module: what was exported.
+        rows: an input, shape (N, ...).
+        tracer: the noise that was seen.
+        graph: with the opaque operators still in it.
+    """
+    lost = tracer.marked.keys() - {node.attrs["name"] for node in graph.nodes if node.domain == NOISE_DOMAIN}
+    if not lost or not reaches_deployment(module, rows, [tracer.places[name] for name in lost]):
+        return []
+    return [f"{len(lost)} noise calls whose result the output depends on in training mode only"]
+
+
+def write_markers(graph: gs.Graph, marked: Mapping[str, Noise]) -> tuple[tuple[str, Noise], ...]:
+    """Puts the marker of its noise in the place of each opaque operator; returns them in the graph's order."""
+    taken = {tensor.name for tensor in graph.tensors().values()} | {node.name for node in graph.nodes}
+    markers: list[tuple[str, Noise]] = []
+    for index, node in enumerate(graph.nodes):
+        if node.domain != NOISE_DOMAIN:
+            continue
+        noise = marked[node.attrs["name"]]
+        name = unused_name(node.attrs["name"], taken)
+        data, output = node.inputs[0], node.outputs[0]
+        node.inputs.clear()
+        node.outputs.clear()
+        graph.nodes[index] = write_marker(name, noise, data, output)
+        markers.append((name, noise))
+    graph.import_domains = [entry for entry in graph.import_domains if entry.domain != NOISE_DOMAIN]
+    return tuple(markers)
+
+
+def unused_name(label: str, taken: set[str]) -> str:
+    """The label, with a number behind it where it or one of the tensors that would be named after it is taken."""
+    name, number = label, 2
+    while taken & {name, f"{name}.ratio", f"{name}.training_mode"}:
+        name, number = f"{label}_{number}", number + 1
+    taken.add(name)
+    return name
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,19 @@
-"""Pre-activation residual blocks, and the networks that are three stages of them.
+"""Pre-activation residual blocks, and the networks that are three stages of them: pre-activation and wide ResNets.
 
 A block is  x + conv_k(relu(bn_k( ... conv_1(relu(bn_1(x))))))  with k = 2 convolutions (basic: 3x3, 3x3) or k = 3
 (bottleneck: 1x1, 3x3, 1x1, four times wider at its end). Where the shape changes, the shortcut is a 1x1 convolution of
 the pre-activated input.
 
 The noise of site a stands directly in front of the last BN of each block; of site b, in front of the last convolution
-of each block, behind its BN and ReLU; of site last, behind the last BN, ReLU and pooling, in front of the classifier.
+of each block, behind its BN and ReLU, which is where the authors of the wide ResNet have their Dropout; of site last,
+behind the last BN, ReLU and pooling, in front of the classifier.
 
-Sources: He, Zhang, Ren, Sun, "Identity Mappings in Deep Residual Networks", ECCV 2016, arXiv 1603.05027; the sites are
-those of Li, Chen, Hu, Yang, CVPR 2019, arXiv 1801.05134.
+    PreResNet    16, 32, 64 channels; depth 6n+2 with n basic blocks in each stage, 9n+2 with n bottlenecks
+    WideResNet   16k, 32k, 64k channels of n basic blocks; depth 6n+4: the authors count a 1x1 convolution in each stage
+
+Sources: He, Zhang, Ren, Sun, "Identity Mappings in Deep Residual Networks", ECCV 2016, arXiv 1603.05027; Zagoruyko,
+Komodakis, "Wide Residual Networks", BMVC 2016, arXiv 1605.07146; the sites are those of Li, Chen, Hu, Yang, CVPR 2019,
+arXiv 1801.05134.
 """
 
 from __future__ import annotations
@@ -22,13 +27,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .convolution import convolution
-from .initialization import initialize_he
+from vsfix.graph_passes.errors import InputError
+
+from .image_layers import classify_pooled, convolution, initialize_he
 from .noise_layers import make_noise_layer
-from .noise_sites import NoiseSites
-from .pooled_classifier import classify_pooled
+from .noise_sites import NO_NOISE, NoiseSites
 
 BlockKind = Literal["basic", "bottleneck"]
+MIN_IMAGE_SIZE = 8
+_STAGE_CHANNELS = (16, 32, 64)
+_BOTTLENECK_FROM = 164
+_FIRST_CHANNELS = 16
 
 
 @dataclass(frozen=True)
@@ -142,3 +151,108 @@ class PreActivationNetwork(nn.Module):
         x = self.stage3(self.stage2(self.stage1(self.conv(x))))
         x = F.relu(self.bn(x), inplace=True)
         return classify_pooled(x, self.noise, self.classifier)
+
+
+def choose_block(depth: int, block: BlockKind | None = None) -> BlockKind:
+    """The kind of block of a network of this depth.
+
+    Where nothing is asked for: basic for a depth of 6n+2 below 164, bottleneck for 9n+2 from 164 on, and the one that
+    fits where the other does not.
+
+    Args:
+        depth: layers with weights on the longest path.
+        block: the kind that is asked for.
+
+    Raises:
+        InputError: the depth does not fit.
+    """
+    fitting = [kind for kind in BLOCK_FORMS if block in (None, kind) and _blocks_per_stage(depth, kind)]
+    if not fitting:
+        forms = {"basic": "6n+2", "bottleneck": "9n+2", None: "6n+2 (basic) or 9n+2 (bottleneck)"}[block]
+        raise InputError(f"the depth must be {forms} with n of at least 1, not {depth}")
+    return fitting[0] if depth < _BOTTLENECK_FROM else fitting[-1]
+
+
+class PreResNet(PreActivationNetwork):
+    """The network.
+
+    Shapes: (N, in_channels, H, W) with H and W of at least 8 -> (N, num_classes).
+
+    Args:
+        depth: layers with weights on the longest path: 6n+2 or 9n+2, n of at least 1.
+        in_channels: channels of the images.
+        num_classes: outputs.
+        width: what 16, 32 and 64 channels are multiplied by.
+        noise: what stands at which site, see the head of this module.
+        block: "basic" or "bottleneck" instead of what the depth suggests.
+
+    Raises:
+        InputError: the depth does not fit the block.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        in_channels: int,
+        num_classes: int,
+        *,
+        width: int = 1,
+        noise: NoiseSites = NO_NOISE,
+        block: BlockKind | None = None,
+    ) -> None:
+        kind = choose_block(depth, block)
+        first, second, third = (base * width for base in _STAGE_CHANNELS)
+        shape = PreActivationShape(kind, _blocks_per_stage(depth, kind), first, (first, second, third))
+        super().__init__(shape, in_channels, num_classes, noise)
+
+
+def _blocks_per_stage(depth: int, kind: BlockKind) -> int:
+    """The n of the depth; 0 where the depth does not fit."""
+    count, rest = divmod(depth - 2, len(_STAGE_CHANNELS) * len(BLOCK_FORMS[kind].kernels))
+    return 0 if rest else max(count, 0)
+
+
+def wide_blocks_per_stage(depth: int) -> int:
+    """The n of a depth of 6n+4.
+
+    Raises:
+        InputError: the depth does not fit.
+    """
+    count, rest = divmod(depth - 4, 6)
+    if rest or count < 1:
+        raise InputError(f"the depth must be 6n+4 with n of at least 1, as in 16, 28 or 40, not {depth}")
+    return count
+
+
+class WideResNet(PreActivationNetwork):
+    """The network.
+
+    Shapes: (N, in_channels, H, W) with H and W of at least 8 -> (N, num_classes).
+
+    Args:
+        depth: 6n+4, n of at least 1.
+        widen: the factor k, at least 1.
+        in_channels: channels of the images.
+        num_classes: outputs.
+        width: what all channels are multiplied by, those of the first convolution too, which `widen` leaves alone.
+        noise: what stands at which site, see the head of this module.
+
+    Raises:
+        InputError: the depth does not fit.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        widen: int,
+        in_channels: int,
+        num_classes: int,
+        *,
+        width: int = 1,
+        noise: NoiseSites = NO_NOISE,
+    ) -> None:
+        count, first = wide_blocks_per_stage(depth), _FIRST_CHANNELS * width
+        wide = first * widen
+        super().__init__(
+            PreActivationShape("basic", count, first, (wide, 2 * wide, 4 * wide)), in_channels, num_classes, noise
+        )

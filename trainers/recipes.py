@@ -23,9 +23,8 @@ from typing import Any
 from vsfix.graph_passes.errors import InputError
 
 from .augmentation import Augmentation
-from .learning_rate import Schedule
 from .network import NetworkConfig
-from .training_config import TrainingConfig
+from .training_config import Schedule, TrainingConfig
 
 _SMALL_IMAGES = Augmentation(crop=4, flip=True)
 

@@ -17,14 +17,14 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
 from vsfix.graph_passes.atomic_file import atomic_path
-from vsfix.graph_passes.errors import InputError, OutputExistsError
+from vsfix.graph_passes.errors import InputError, MissingComponentError, OutputExistsError
 from vsfix.graph_passes.file_lock import HAS_LOCKS, take_lock
 
 from .checkpoint import Checkpoint, EpochMetrics, load_checkpoint, save_checkpoint
@@ -32,6 +32,8 @@ from .shift_log import BatchNormShift
 from .training_config import TrainingConfig
 
 _Row = TypeVar("_Row", EpochMetrics, BatchNormShift)
+MetricsLog = Callable[[EpochMetrics, Sequence[BatchNormShift]], None]
+"""Takes what an epoch came to."""
 
 
 @dataclass(frozen=True)
@@ -164,3 +166,36 @@ def _write_if_changed(path: Path, text: str) -> None:
         return
     with atomic_path(path, force=True) as temporary:
         temporary.write_bytes(content)
+
+
+@contextmanager
+def tensorboard_log(folder: Path, finished: int) -> Iterator[MetricsLog]:
+    """Yields what logs an epoch.
+
+    Args:
+        folder: where the event files go; what an earlier call wrote stays.
+        finished: how many epochs an earlier call has finished; what it may have written of later ones is dropped.
+
+    Raises:
+        MissingComponentError: tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingComponentError(
+            "training: tensorboard is not installed; run: pip install 'vsfix[tensorboard]'"
+        ) from None
+
+    def log(metrics: EpochMetrics, shift: Sequence[BatchNormShift]) -> None:
+        for name, value in asdict(metrics).items():
+            if name != "epoch":
+                writer.add_scalar(name, value, metrics.epoch)
+        for row in shift:
+            writer.add_scalar(f"shift_ratio/{row.batch_norm}", row.shift_ratio, row.epoch)
+        writer.flush()
+
+    writer = SummaryWriter(str(folder), purge_step=finished + 1)
+    try:
+        yield log
+    finally:
+        writer.close()

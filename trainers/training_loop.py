@@ -5,6 +5,8 @@ What a step computes stands in `training_run`; here is when to save, to log, and
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,24 +14,82 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vsfix.graph_passes.errors import InputError, StoppedError, VsfixError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vsfix.graph_passes.errors import InputError, StoppedError, VsfixError, device_fault
 
 from .checkpoint import Checkpoint, EpochMetrics
-from .device_fault import device_fault
-from .epoch_losses import STEPS_BETWEEN_CHECKS
+from .evaluation import STEPS_BETWEEN_CHECKS
 from .fabric_session import fabric_session, is_first_process
-from .run_folder import RunFolder
-from .stop_request import StopRequest, stop_on_signal
-from .tensorboard_log import MetricsLog, tensorboard_log
+from .run_folder import MetricsLog, RunFolder, tensorboard_log
 from .training_config import TrainingConfig
 from .training_data import load_training_data
-from .training_progress import training_progress
 from .training_run import TrainingRun
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SECONDS_BETWEEN_SAVES = 600.0
+
+
+@contextmanager
+def training_progress(shown: bool, total: int, done: int) -> Iterator[Callable[[str], None]]:
+    """Yields what moves the bar on by one step and sets its text.
+
+    Args:
+        shown: False hides it on a terminal too.
+        total: steps of the whole run.
+        done: steps that an earlier call has made.
+    """
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    hidden = not (shown and console.is_terminal)
+    with Progress(*columns, console=console, redirect_stdout=False, disable=hidden) as bar:
+        task = bar.add_task("training", total=total, completed=done)
+        yield lambda text: bar.update(task, advance=1, description=text)
+
+
+@dataclass
+class StopRequest:
+    """Whether this process was asked to stop.
+
+    Attributes:
+        signal: the number of the signal that asked; 0 where none did.
+    """
+
+    signal: int = 0
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[StopRequest]:
+    """Yields the request that the first such signal makes; the next one does what it would have done.
+
+    Outside the main thread Python can't take signals, and no request is ever made.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+
+    def take(number: int, frame: object) -> None:
+        request.signal = number
+        put_back()
+
+    def put_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in _SIGNALS:
+        # Who starts a process in the background may have it ignore Ctrl-C.
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, take)
+    try:
+        yield request
+    finally:
+        put_back()
 
 
 @dataclass(frozen=True)

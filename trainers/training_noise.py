@@ -24,9 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vsfix.graph_passes.errors import first_line
 from vsfix.graph_passes.noise import Noise
 
-from .module_twin import copy_module, global_generators, random_states_kept
 from .noise_identification import Identification, identify_noise
-from .noise_reach import reaches_deployment
+from .noise_reach import copy_module, global_generators, random_states_kept, reaches_deployment
 from .noise_tracing import NOISE_FUNCTIONS, NoisePlace, following_modules
 
 

@@ -4,12 +4,19 @@ Everything random in epoch e (the order of the images, the noise) follows from t
 the augmentation from the seed, e and the step. That is why a run that was interrupted between two epochs needs no
 state of a random generator to end in the same weights, bit for bit on a CPU, as one that was not; in the middle of an
 epoch the states of the noise's generators are all that it needs.
+
+The moving average of the weights and of the BatchNorms' statistics, where one is asked for:
+
+    a <- d_n a + (1 - d_n) w        d_n = min(d, (1 + n) / (10 + n))        after n steps
+
+The decay grows to d: with d from the start, the random weights of the beginning would be a part of a short run's
+average, and statistics that mix them with later ones fit no network.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,17 +25,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
 
-from .augmentation import augment, draw_augmentation
-from .batch_order import batch_rows
+from .augmentation import augment, draw_augmentation, mixed_cross_entropy
 from .checkpoint import Checkpoint, EpochMetrics, EpochPosition
-from .epoch_losses import EpochLosses
-from .evaluation import EVALUATION_BATCH, shared_accuracy
-from .generator_states import generator_states, set_generator_states
-from .mixed_loss import mixed_cross_entropy
-from .moving_average import moving_average
+from .evaluation import EVALUATION_BATCH, EpochLosses, shared_accuracy
+from .fabric_session import ProcessShare
 from .network import build_network
-from .process_share import ProcessShare
-from .random_streams import Stream, stream_seed
+from .random_streams import Stream, batch_rows, generator_states, set_generator_states, stream_seed
 from .shift_log import BatchNormShift, measure_shift
 from .training_config import TrainingConfig
 from .training_data import TrainingData
@@ -36,7 +38,27 @@ from .training_data import TrainingData
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+Average = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor], torch.Tensor | int], None]
 SHIFT_IMAGES = 2000
+
+
+def moving_average(decay: float) -> Average:
+    """What `torch.optim.swa_utils.AveragedModel` calls as its `multi_avg_fn`.
+
+    Args:
+        decay: d, in (0, 1).
+    """
+
+    @torch.no_grad()
+    def update(averaged: Sequence[torch.Tensor], current: Sequence[torch.Tensor], steps: torch.Tensor | int) -> None:
+        share = 1 - min(decay, (1 + int(steps)) / (10 + int(steps)))
+        for old, new in zip(averaged, current, strict=True):
+            if old.is_floating_point():
+                old.lerp_(new.to(old.dtype), share)
+            else:
+                old.copy_(new)
+
+    return update
 
 
 class TrainingRun:

@@ -47,7 +47,7 @@ from vsfix.graph_passes.noise import Noise
 from vsfix.pipeline.environment import describe_environment
 from vsfix.trainers.augmentation import Augmentation
 from vsfix.trainers.datasets import load_dataset
-from vsfix.trainers.epoch_losses import EpochLosses
+from vsfix.trainers.evaluation import EpochLosses
 from vsfix.trainers.fabric_session import fabric_session
 from vsfix.trainers.network import NetworkConfig, build_network
 from vsfix.trainers.noise_layers import Uout, make_noise_layer

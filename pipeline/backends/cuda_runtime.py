@@ -10,8 +10,14 @@ import importlib
 import logging
 from typing import Any
 
-from vsfix.graph_passes.errors import MissingComponentError, ModelError, VsfixError, first_line
-from vsfix.trainers.device_fault import SMALLER_BATCH, device_fault
+from vsfix.graph_passes.errors import (
+    SMALLER_BATCH,
+    MissingComponentError,
+    ModelError,
+    VsfixError,
+    device_fault,
+    first_line,
+)
 
 INSTALL_LINE = "pip install cuda-python"
 _MODULES = ("cuda.bindings.runtime", "cuda.cudart")

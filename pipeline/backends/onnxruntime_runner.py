@@ -16,13 +16,12 @@ import onnx.numpy_helper
 from google.protobuf.message import EncodeError
 from typing_extensions import Self
 
-from vsfix.graph_passes.errors import MissingComponentError, ModelError, first_line
+from vsfix.graph_passes.errors import SMALLER_BATCH, MissingComponentError, ModelError, device_fault, first_line
 from vsfix.graph_passes.external_data import detach_weights, fits_one_file
 from vsfix.graph_passes.file_values import refer_to_file
 from vsfix.graph_passes.inference import Array
 from vsfix.graph_passes.resident_memory import return_freed_memory
 from vsfix.graph_passes.stored_values import file_of, offset_of, values_of
-from vsfix.trainers.device_fault import SMALLER_BATCH, device_fault
 from vsfix.trainers.onnxruntime_library import import_onnxruntime
 
 from .execution_provider import CPU, install_line, provider_options, require_work, without_tensor_float

@@ -13,9 +13,16 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
-from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError, ModelError, first_line
+from vsfix.graph_passes.errors import (
+    SMALLER_BATCH,
+    DataError,
+    InputError,
+    MissingComponentError,
+    ModelError,
+    device_fault,
+    first_line,
+)
 from vsfix.graph_passes.inference import Array
-from vsfix.trainers.device_fault import SMALLER_BATCH, device_fault
 
 from .feeds import InputSpec, check_feeds
 

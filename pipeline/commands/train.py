@@ -151,8 +151,8 @@ def command(
     from vsfix.pipeline.console import print_table, progress_wanted
     from vsfix.pipeline.training_network import network_for
     from vsfix.trainers.augmentation import Augmentation
-    from vsfix.trainers.learning_rate import Schedule
     from vsfix.trainers.recipes import find_recipe
+    from vsfix.trainers.training_config import Schedule
     from vsfix.trainers.training_loop import TrainingOptions, train
 
     if not data.startswith(_DECODED) and (image_size, workers) != (None, None):

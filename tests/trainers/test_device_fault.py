@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vsfix.graph_passes.errors import MissingComponentError, OutOfMemoryError
-from vsfix.trainers.device_fault import device_fault
+from vsfix.graph_passes.errors import MissingComponentError, OutOfMemoryError, device_fault
 
 ORT = "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Conv node. "
 SAID = {

@@ -8,11 +8,11 @@ from PIL import Image
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.trainers.checkpoint import load_checkpoint
 from vsfix.trainers.datasets import load_dataset, standardization
-from vsfix.trainers.decoded_images import DecodedImages
-from vsfix.trainers.image_cropping import middle_of, random_part_of
+from vsfix.trainers.images import middle_of, random_part_of
 from vsfix.trainers.network import NetworkConfig
 from vsfix.trainers.preprocessing import Preprocessing
 from vsfix.trainers.training_config import TrainingConfig
+from vsfix.trainers.training_data import DecodedImages
 from vsfix.trainers.training_loop import TrainingOptions, train
 
 SIZE = (16, 16)

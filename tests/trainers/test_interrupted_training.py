@@ -20,9 +20,8 @@ from vsfix.trainers.augmentation import Augmentation
 from vsfix.trainers.checkpoint import load_checkpoint
 from vsfix.trainers.network import NetworkConfig
 from vsfix.trainers.noise_sites import NoiseSites
-from vsfix.trainers.stop_request import stop_on_signal
 from vsfix.trainers.training_config import TrainingConfig
-from vsfix.trainers.training_loop import TrainingOptions, train
+from vsfix.trainers.training_loop import TrainingOptions, stop_on_signal, train
 
 NETWORK = NetworkConfig("preresnet-8", 1, (8, 8), 10, NoiseSites(a=Noise.parse("dropout:0.5")))
 CONFIG = TrainingConfig(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vsfix.graph_passes.errors import InputError
-from vsfix.trainers.learning_rate import Schedule
+from vsfix.trainers.training_config import Schedule
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_nothing():

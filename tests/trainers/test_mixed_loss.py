@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vsfix.trainers.mixed_loss import mixed_cross_entropy
+from vsfix.trainers.augmentation import mixed_cross_entropy
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -14,9 +14,8 @@ from vsfix.trainers.densenet import DenseNet
 from vsfix.trainers.mlp import Mlp
 from vsfix.trainers.network import NetworkConfig, build_network
 from vsfix.trainers.noise_sites import NoiseSites
-from vsfix.trainers.preresnet import PreResNet
-from vsfix.trainers.resnext import ResNeXt
-from vsfix.trainers.wide_resnet import WideResNet
+from vsfix.trainers.preactivation import PreResNet, WideResNet
+from vsfix.trainers.residual import ResNeXt
 
 CONFIG = NetworkConfig("preresnet-8", 1, (8, 9), 10, NoiseSites(a=Noise.parse("dropout:0.5")))
 

@@ -6,7 +6,7 @@ import torch
 
 from vsfix.graph_passes.noise import Noise, NoiseKind
 from vsfix.graph_passes.noise_sampling import apply_noise
-from vsfix.trainers.noise_draws import draw_noise
+from vsfix.trainers.onnx_evaluation import draw_noise
 
 ALL = [Noise(kind, 0.3) for kind in NoiseKind]
 

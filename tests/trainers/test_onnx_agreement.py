@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vsfix.graph_passes.errors import CheckFailedError
-from vsfix.trainers.onnx_agreement import agreement_of, compare_with_torch
+from vsfix.trainers.onnxruntime_library import agreement_of, compare_with_torch
 
 
 @pytest.mark.parametrize("decibels", [20, 60, 100, 140])

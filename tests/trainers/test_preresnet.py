@@ -10,7 +10,7 @@ from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.noise_layers import Uout
 from vsfix.trainers.noise_sites import NoiseSites
-from vsfix.trainers.preresnet import PreResNet, choose_block
+from vsfix.trainers.preactivation import PreResNet, choose_block
 
 NOISE = Noise.parse("uout:0.1")
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vsfix.trainers.noise_sites import NO_NOISE
-from vsfix.trainers.residual_block import BlockShape, ResidualBlock
+from vsfix.trainers.residual import BlockShape, ResidualBlock
 
 BASIC = BlockShape((6,), 8, stride=2)
 BOTTLENECK = BlockShape((6, 6), 8, groups=2, stride=2)

@@ -9,7 +9,7 @@ from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.noise_layers import Uout
 from vsfix.trainers.noise_sites import NO_NOISE, NoiseSites
 from vsfix.trainers.onnx_export import export_onnx
-from vsfix.trainers.resnet import ResNet, ResNetForm
+from vsfix.trainers.residual import ResNet, ResNetForm
 
 TENTH = Noise.parse("uout:0.1")
 EVERYWHERE = NoiseSites(a=TENTH, b=TENTH, last=TENTH)

@@ -10,7 +10,7 @@ from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.noise_layers import Uout
 from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.onnx_export import export_onnx
-from vsfix.trainers.resnext import ResNeXt
+from vsfix.trainers.residual import ResNeXt
 
 NOISE = Noise.parse("uout:0.1")
 

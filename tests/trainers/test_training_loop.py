@@ -14,11 +14,10 @@ from vsfix.graph_passes.noise import Noise
 from vsfix.trainers import training_loop, training_run
 from vsfix.trainers.checkpoint import load_checkpoint
 from vsfix.trainers.datasets import load_dataset
-from vsfix.trainers.learning_rate import Schedule
 from vsfix.trainers.network import NetworkConfig
 from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.random_streams import Stream
-from vsfix.trainers.training_config import TrainingConfig
+from vsfix.trainers.training_config import Schedule, TrainingConfig
 from vsfix.trainers.training_loop import TrainingOptions, train
 
 NETWORK = NetworkConfig(

@@ -9,11 +9,10 @@ from torch.nn import functional as F
 
 from vsfix.trainers import training_run
 from vsfix.trainers.augmentation import Augmentation
-from vsfix.trainers.batch_order import batch_rows
 from vsfix.trainers.checkpoint import load_checkpoint
 from vsfix.trainers.datasets import load_dataset
 from vsfix.trainers.network import NetworkConfig, build_network
-from vsfix.trainers.random_streams import Stream, stream_seed
+from vsfix.trainers.random_streams import Stream, batch_rows, stream_seed
 from vsfix.trainers.training_config import TrainingConfig
 from vsfix.trainers.training_loop import TrainingOptions, train
 

@@ -12,7 +12,7 @@ from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.noise_layers import Uout
 from vsfix.trainers.noise_sites import NoiseSites
 from vsfix.trainers.onnx_export import export_onnx
-from vsfix.trainers.wide_resnet import WideResNet
+from vsfix.trainers.preactivation import WideResNet
 
 NOISE = Noise.parse("uout:0.1")
 
