@@ -24,13 +24,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from .activation_cache import DEFAULT_MAX_MEMORY
-from .batch_norm import BatchNorm, find_batch_norms
+from .batch_norm import BatchNorm
 from .batches import Batch, count_samples, first_samples, prescribed_batch_size
 from .errors import CheckFailedError, DataError
 from .estimate import Estimate, weigh
 from .evidence import Evidence
 from .inference import Float64Array, OpenModel
-from .measurement import MeasurementConfig, as_measured, measure
+from .measurement import MeasurementConfig, measure
 from .moments import Moments
 from .staging import noisy_markers
 
@@ -48,15 +48,12 @@ class PairedConfig:
         repeats: runs with the noise on for each run with the noise off.
         precision: half the relative width of a shift's interval that is narrow enough; 0 takes every sample.
         max_memory: bytes that the process may hold; activations beyond go to the disk.
-        foreign: the inputs are unlike the training data: in both runs every BatchNorm normalises with the statistics
-            of the run itself, for behind the stored ones such inputs would leave the range of the network.
     """
 
     seed: int = 0
     repeats: int = 8
     precision: float = 0.0
     max_memory: int = DEFAULT_MAX_MEMORY
-    foreign: bool = False
 
 
 def paired(
@@ -113,9 +110,8 @@ def _estimate(
     looks: int,
 ) -> dict[str, Estimate]:
     """The estimates from one part of the set, which is one of so many looks."""
-    everywhere = frozenset(batch_norm.name for batch_norm in find_batch_norms(graph))
-    own = everywhere if config.foreign else frozenset[str]()
-    on = measure(graph, batches, open_model, MeasurementConfig(own, config.seed, config.repeats, config.max_memory))
+    noisy = MeasurementConfig(frozenset(), config.seed, config.repeats, config.max_memory)
+    on = measure(graph, batches, open_model, noisy)
     estimates: dict[str, Estimate] = {}
     unmoved: set[str] = set()
 
@@ -124,9 +120,9 @@ def _estimate(
         estimates[stored.name] = estimate
         if _close(on[stored.name], off):
             unmoved.add(stored.name)
-        return as_measured(stored, off) if config.foreign else (estimate.mean, estimate.variance)
+        return estimate.mean, estimate.variance
 
-    clean = MeasurementConfig(own or frozenset(layers), max_memory=config.max_memory, correction=correct)
+    clean = MeasurementConfig(frozenset(layers), max_memory=config.max_memory, correction=correct)
     measure(graph, batches, open_model, clean)
     if layers and noisy_markers(graph) and unmoved.issuperset(layers):
         raise CheckFailedError("the run with the noise on gave the same bits as the one without: nothing can be learnt")

@@ -1,7 +1,7 @@
 """What a user does: the command line, calibration data, backends, repair, verification, reports.
 
 command line    cli (the group), commands/ (one module for each), terminal_text, console, tables, output_file
-data            calibration, proxy_images, random_inputs, batch_runs
+data            calibration, random_inputs, batch_runs
 runtimes        backends/ (one module for each runner), environment, gpu_state, doctor
 inspect         preparation, fault, lost_noise, inspection, diagnosis, inspection_page
 optimize        repair_config, method_choice, made_inputs, label_judge, noise_study, refining, candidates, averaging,

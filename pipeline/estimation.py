@@ -68,10 +68,10 @@ def estimate_statistics(
     """
     if method == "analytic":
         return _by_closed_forms(prepared, batches, layers)
-    graph, proxy = prepared.graph, made is not None and made.are_proxy
+    graph = prepared.graph
     if method == "paired":
         precision = 0.0 if made is not None else config.precision
-        how = PairedConfig(config.seed, config.repeats, precision, config.max_memory, proxy)
+        how = PairedConfig(config.seed, config.repeats, precision, config.max_memory)
         estimates = paired(graph, batches, open_model, layers, how)
     else:
         estimates = exact(graph, batches, open_model, layers, max_memory=config.max_memory)

@@ -1,4 +1,4 @@
-"""Inputs where the user has none: made from the model, or, where that is impossible, images of another kind."""
+"""Inputs where the user has none: made from the model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from vsfix.graph_passes.errors import MissingComponentError, ModelError
 from vsfix.graph_passes.model_file import export_model
 
 from .preparation import PreparedModel
-from .proxy_images import proxy_batch
 from .repair_config import RepairConfig
 
 NO_USER_DATA = "no data of the user: "
@@ -24,22 +23,20 @@ class MadeInputs:
     Attributes:
         batches: in sizes that the graph takes.
         data: what they are, in words.
-        are_proxy: they were not made from the model, and are unlike its training data.
         warnings: what a person should know.
     """
 
     batches: list[Batch]
     data: str
-    are_proxy: bool
     warnings: tuple[str, ...]
 
 
 def make_inputs(prepared: PreparedModel, config: RepairConfig) -> MadeInputs:
-    """Synthetic inputs, or proxy images where the graph can't be differentiated or stores no statistics.
+    """Inputs that give each BatchNorm the statistics that it stores.
 
     Raises:
         MissingComponentError: torch is not here.
-        ModelError: neither can be made.
+        ModelError: none can be made, as where the graph can't be differentiated or stores no statistics.
     """
     try:
         from vsfix.trainers.onnx_call import UnsupportedOperatorError
@@ -58,27 +55,17 @@ def make_inputs(prepared: PreparedModel, config: RepairConfig) -> MadeInputs:
     try:
         made = synthesize_inputs(model, SyntheticConfig(seed=config.seed, input_shape=config.input_shape))
     except UnsupportedOperatorError as error:
-        return _proxy(prepared, config, str(error))
+        raise ModelError(
+            f"no inputs can be made from the model ({error}): give --data; some inputs like those of the training are "
+            "enough, without labels"
+        ) from error
     batches = _in_batches(made.inputs, prepared)
     left = made.total_loss / len(made.matching_loss)
     warnings: tuple[str, ...] = ()
     if left > POOR_MATCH:
         warnings = (f"the synthetic inputs are not much like the training data (loss {left:.2f} a BatchNorm)",)
     data = f"{NO_USER_DATA}{count_samples(batches)} synthetic inputs, made from the model"
-    return MadeInputs(batches, data, False, warnings)
-
-
-def _proxy(prepared: PreparedModel, config: RepairConfig, why: str) -> MadeInputs:
-    """Handwritten digits, with a warning."""
-    try:
-        batches = _in_batches(proxy_batch(prepared.source, config.seed), prepared)
-    except ModelError as error:
-        raise ModelError(f"no inputs can be made from the model ({why}), and {error}") from error
-    warning = (
-        f"no inputs could be made from the model ({why}); handwritten digits took the place of the data, and are "
-        "unlike it: check the result with --eval-data or on your own data"
-    )
-    return MadeInputs(batches, f"{NO_USER_DATA}{count_samples(batches)} proxy images", True, (warning,))
+    return MadeInputs(batches, data, warnings)
 
 
 def _in_batches(inputs: Batch, prepared: PreparedModel) -> list[Batch]:

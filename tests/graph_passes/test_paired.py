@@ -158,24 +158,6 @@ def test_more_runs_with_the_noise_on_make_a_narrower_interval(residual, images, 
     assert often.half_width < 0.8 * once.half_width
 
 
-def scaled_first(residual, k: float):
-    """`residual` with another unit for what its first BatchNorm stores."""
-    graph = import_graph(residual)
-    first = find_batch_norms(graph)[0]
-    first.with_statistics(k * first.mean, k**2 * first.variance)
-    return graph
-
-
-@pytest.mark.parametrize("foreign", [True, False])
-def test_foreign_inputs_run_behind_their_own_statistics(residual, images, open_model, foreign):
-    """Whatever the first BatchNorm stores, foreign inputs reach the second as unit normals; others do not."""
-    plain, scaled = (
-        paired(scaled_first(residual, k), batches(images), open_model, ALL, PairedConfig(foreign=foreign))["bn2"]
-        for k in (1, 4)
-    )
-    assert np.allclose(plain.variance, scaled.variance, rtol=1e-4) is foreign
-
-
 class Restless:
     """A runner that never gives the same numbers twice, in the outputs whose names end so."""
 
