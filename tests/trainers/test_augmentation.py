@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from vsfix.graph_passes.errors import InputError
-from vsfix.trainers.augmentation import Augmentation, Draw, augment, draw_augmentation
+from vsfix.trainers.augmentation import Augmentation, Draw, augment, draw_augmentation, mixed_cross_entropy
 
 IMAGES = torch.arange(1.0, 1 + 5 * 2 * 6 * 7).view(5, 2, 6, 7)
 
@@ -107,3 +108,14 @@ def test_a_text_says_what_is_done(text, augmentation):
 def test_what_is_no_augmentation_is_refused(text):
     with pytest.raises(InputError):
         Augmentation.parse(text)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("share", [1.0, 0.75, 0.0])
+def test_the_loss_is_the_cross_entropy_with_mixed_distributions(share, smoothing):
+    logits = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 3, 1, 2, 2])
+    own = F.one_hot(labels, 4).double()
+    targets = (1 - smoothing) * (share * own + (1 - share) * own.flip(0)) + smoothing / 4
+    truth = -(targets * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(mixed_cross_entropy(logits, labels, share, smoothing), truth, rtol=1e-12, atol=0)

@@ -11,7 +11,7 @@ from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.augmentation import Augmentation
 from vsfix.trainers.network import NetworkConfig
 from vsfix.trainers.noise_sites import NoiseSites
-from vsfix.trainers.training_config import TrainingConfig
+from vsfix.trainers.training_config import Schedule, TrainingConfig
 
 CONFIG = TrainingConfig(
     data="digits",
@@ -73,3 +73,55 @@ def test_missing_and_unknown_fields_are_refused(values):
 def test_a_network_that_is_none_is_refused(network):
     with pytest.raises(InputError):
         TrainingConfig.from_dict(CONFIG.to_dict() | {"network": network})
+
+
+def test_the_rate_rises_to_its_peak_and_falls_to_nothing():
+    rates = [Schedule(warmup=0.1).at(step, 100) for step in range(101)]
+    assert rates[:3] == [0.1, 0.2, 0.3]
+    assert rates[9] == rates[10] == 1
+    assert rates[55] == pytest.approx(0.5, abs=1e-12)
+    assert rates[100] == pytest.approx(0, abs=1e-12)
+
+
+def test_steps_fall_at_their_milestones():
+    schedule = Schedule("step", warmup=0.02, milestones=(0.3, 0.6, 0.8), decay=0.2)
+    rates = [schedule.at(step, 200) for step in range(200)]
+    expected = [0.25, 0.5, 0.75, 1] + [1] * 56 + [0.2] * 60 + [0.2**2] * 40 + [0.2**3] * 40
+    assert rates == pytest.approx(expected, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("text", "schedule"),
+    [
+        ("cosine", Schedule()),
+        ("step:0.5,0.75", Schedule("step", milestones=(0.5, 0.75))),
+        ("step:0.3:0.2", Schedule("step", milestones=(0.3,), decay=0.2)),
+    ],
+)
+def test_a_text_names_a_schedule(text, schedule):
+    assert Schedule.parse(text, 0.05) == schedule
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("linear", "schedule 'linear' must be one of cosine, step"),
+        ("step", "need each other"),
+        ("cosine:0.5", "need each other"),
+        ("step:0.75,0.5", "ascending"),
+        ("step:0.5,0.5", "ascending"),
+        ("step:0,0.5", "between 0 and 1"),
+        ("step:60", "between 0 and 1"),
+        ("step:half", "write cosine, or step:SHARE"),
+        ("step:0.5:2", "decay must be a number between 0 and 1"),
+    ],
+)
+def test_what_is_no_schedule_is_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        Schedule.parse(text, 0)
+
+
+@pytest.mark.parametrize("warmup", [-0.1, 1, "0.1", True, float("nan")])
+def test_a_warm_up_that_is_no_share_is_refused(warmup):
+    with pytest.raises(InputError, match="warmup must be"):
+        Schedule(warmup=warmup)

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.noise_layers import Uout
 from vsfix.trainers.noise_sites import NoiseSites
-from vsfix.trainers.preactivation import PreResNet, choose_block
+from vsfix.trainers.onnx_export import export_onnx
+from vsfix.trainers.preactivation import PreResNet, WideResNet, choose_block
 
 NOISE = Noise.parse("uout:0.1")
 
@@ -166,3 +170,123 @@ def test_a_block_that_is_asked_for_overrides_the_depth():
     assert choose_block(20, "bottleneck") == "bottleneck"
     with pytest.raises(InputError, match=r"9n\+2"):
         choose_block(8, "bottleneck")
+
+
+def order_of_execution_in_wide_resnets(network: nn.Module) -> list[str]:
+    """The layers in the order in which they really run, shortcuts apart."""
+    names = {nn.BatchNorm2d: "bn", nn.Conv2d: "conv", Uout: "noise", nn.Linear: "linear"}
+    seen: list[str] = []
+    for name, module in network.named_modules():
+        if type(module) in names and "shortcut" not in name:
+            module.register_forward_hook(lambda layer, *_: seen.append(names[type(layer)]))
+    network.eval()(torch.ones(1, 1, 8, 8))
+    return seen
+
+
+def expected_parameters(n: int, k: int, classes: int) -> int:
+    """Counted from Table 1 of the paper: convolutions without bias, two numbers per channel for each BN."""
+    widths = [16, 16 * k, 32 * k, 64 * k]
+    total = 3 * 16 * 9
+    for before, after in pairwise(widths):
+        total += before * after * 9 + (2 * n - 1) * after * after * 9  # 3x3
+        total += before * after if before != after else 0  # the shortcut
+        total += 2 * before + 2 * after * (2 * n - 1)  # each BN stands in front of its convolution
+    return total + 2 * widths[-1] + widths[-1] * classes + classes
+
+
+@pytest.mark.parametrize(
+    ("depth", "widen", "published"),
+    [(28, 10, 36_479_194), (16, 4, 2_748_890), (40, 4, 8_949_210), (16, 1, None), (10, 3, None)],
+)
+def test_parameter_counts_are_the_published_ones_in_wide_resnets(depth, widen, published):
+    with torch.device("meta"):
+        network = WideResNet(depth, widen, 3, 10)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    assert count == expected_parameters((depth - 4) // 6, widen, 10)
+    assert published in (count, None)
+
+
+def test_the_depth_is_the_number_of_convolutions():
+    with torch.device("meta"):
+        network = WideResNet(28, 2, 3, 10)
+    assert sum(isinstance(module, nn.Conv2d) for module in network.modules()) == 28
+
+
+@pytest.mark.parametrize(
+    ("site", "block", "tail"),
+    [
+        ("a", "bn conv noise bn conv", "bn linear"),
+        ("b", "bn conv bn noise conv", "bn linear"),
+        ("last", "bn conv bn conv", "bn noise linear"),
+        ("none", "bn conv bn conv", "bn linear"),
+    ],
+)
+def test_the_noise_stands_at_its_site(site, block, tail):
+    order = order_of_execution_in_wide_resnets(
+        WideResNet(16, 2, 1, 10, noise=NoiseSites(**{site: NOISE} if site != "none" else {}))
+    )
+    assert order == ["conv", *block.split() * 6, *tail.split()]
+
+
+def test_the_first_stage_widens_and_needs_a_shortcut_and_the_others_halve():
+    network = WideResNet(16, 2, 1, 10)
+    shortcuts = [(i, block.shortcut) for i, block in enumerate(stages_of(network)) if block.shortcut is not None]
+    found = [(i, conv.in_channels, conv.out_channels, conv.stride, conv.kernel_size) for i, conv in shortcuts]
+    assert found == [
+        (0, 16, 32, (1, 1), (1, 1)),
+        (2, 32, 64, (2, 2), (1, 1)),
+        (4, 64, 128, (2, 2), (1, 1)),
+    ]
+
+
+def stages_of(network: WideResNet) -> list[nn.Module]:
+    """All blocks in their order."""
+    return [*network.stage1, *network.stage2, *network.stage3]
+
+
+def test_the_network_is_the_formula_of_its_head():
+    torch.manual_seed(0)
+    network = WideResNet(10, 2, 1, 3).eval().double()
+    image = torch.randn(2, 1, 9, 9, dtype=torch.float64)
+    x = F.conv2d(image, network.conv.weight, padding=1)
+    shortcut_of_raw_input = x
+    for stride, block in zip((1, 2, 2), stages_of(network), strict=True):
+        pre = F.relu(block.bn1(x))
+        inner = F.relu(block.body.bn2(F.conv2d(pre, block.body.conv1.weight, stride=stride, padding=1)))
+        body = F.conv2d(inner, block.body.conv2.weight, padding=1)
+        shortcut_of_raw_input = body + F.conv2d(x, block.shortcut.weight, stride=stride)
+        x = body + F.conv2d(pre, block.shortcut.weight, stride=stride)
+    truth, planted = (
+        F.relu(network.bn(end)).mean((2, 3)) @ network.classifier.weight.T for end in (x, shortcut_of_raw_input)
+    )
+    torch.testing.assert_close(network(image), truth, rtol=1e-12, atol=1e-12)
+    assert (network(image) - planted).abs().max() > 1e-3, "a shortcut of the raw input must be seen"
+
+
+def test_convolutions_start_with_the_spread_of_he_in_wide_resnets():
+    torch.manual_seed(0)
+    network = WideResNet(10, 4, 3, 10)
+    assert network.stage3[0].body.conv1.weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)
+    assert not network.classifier.bias.any()
+
+
+def test_the_width_multiplies_the_first_convolution_too():
+    with torch.device("meta"):
+        network = WideResNet(10, 2, 3, 10, width=3)
+    assert (network.conv.out_channels, network.classifier.in_features) == (48, 384)
+
+
+@pytest.mark.parametrize("depth", [0, 4, 15, 20, 29])
+def test_a_depth_that_does_not_fit_is_refused(depth):
+    with pytest.raises(InputError, match=rf"the depth must be 6n\+4 .*, not {depth}"):
+        WideResNet(depth, 2, 3, 10)
+
+
+def test_the_export_keeps_each_bn_and_marks_each_noise(tmp_path):
+    torch.manual_seed(0)
+    network = WideResNet(10, 1, 1, 3, noise=NoiseSites(b=Noise.parse("dropout:0.5")))
+    result = export_onnx(network, torch.randn(2, 1, 8, 8), tmp_path / "wrn.onnx")
+    stages = [f"stage{number}.0" for number in (1, 2, 3)]
+    assert result.batch_norms == (*(f"{stage}.{bn}" for stage in stages for bn in ("bn1", "body.bn2")), "bn")
+    assert result.markers == tuple((f"{stage}.body.noise", Noise.parse("dropout:0.5")) for stage in stages)
+    assert result.unmarked == ()
