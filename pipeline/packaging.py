@@ -34,7 +34,6 @@ class PackageConfig:
         name: of the model; None for the name of the first file.
         version: of the model, the name of its folder.
         largest_batch: the most samples in a batch; None for what the model allows.
-        preferred_batches: sizes that the dynamic batcher forms first.
         delay: how long a request waits for others, in microseconds.
         device: `gpu`, `cpu` or `auto`; None for `gpu` with engines and `auto` with an ONNX file.
         compute_capability: of the GPU of an engine whose sidecar does not say.
@@ -47,7 +46,6 @@ class PackageConfig:
     name: str | None = None
     version: int = 1
     largest_batch: int | None = None
-    preferred_batches: tuple[int, ...] = ()
     delay: int = 0
     device: str | None = None
     compute_capability: str | None = None
@@ -195,12 +193,9 @@ def _batching(model: ServedModel, config: PackageConfig) -> Batching:
         what = f"a batch of {allowed} at most" if allowed else "no batch of every size from 1 on"
         raise InputError(f"max batch size {asked}: the model takes {what}; pass --max-batch-size {allowed}")
     largest = (LARGEST_BATCH if allowed is None else allowed) if asked is None else asked
-    if (config.preferred_batches or config.delay) and largest < 2:
-        raise InputError("preferred batch size and queue delay: there is nothing to batch, leave them out")
-    wrong = next((size for size in config.preferred_batches if not 1 <= size <= largest), None)
-    if wrong is not None:
-        raise InputError(f"preferred batch size {wrong}: must be from 1 to {largest}")
-    return Batching(largest, tuple(sorted(set(config.preferred_batches))), config.delay)
+    if config.delay and largest < 2:
+        raise InputError("queue delay: there is nothing to batch, leave it out")
+    return Batching(largest, config.delay)
 
 
 def _device(model: ServedModel, asked: str | None) -> str:

@@ -25,12 +25,10 @@ class Batching:
 
     Attributes:
         largest: the most in a batch; 0 where the shapes of requests hold the batch themselves.
-        preferred: sizes that the batcher forms first; none for Triton's own choice.
         delay: how long a request waits for others, in microseconds.
     """
 
     largest: int
-    preferred: tuple[int, ...] = ()
     delay: int = 0
 
 
@@ -79,7 +77,8 @@ class TritonConfig:
         instances: Message = [("count", 1), ("kind", Word(f"KIND_{self.device.upper()}"))]
         yield "instance_group", instances
         if self.batching.largest > 1:
-            yield "dynamic_batching", list(self._dynamic_batching())
+            delay = self.batching.delay
+            yield "dynamic_batching", [("max_queue_delay_microseconds", delay)] if delay else []
         if self.is_warmed_up:
             for size in sorted({1, max(1, self.batching.largest)}):
                 yield "model_warmup", self._warm_up(size)
@@ -94,12 +93,6 @@ class TritonConfig:
         if tensor.name in self.label_files:
             fields.append(("label_filename", self.label_files[tensor.name]))
         return fields
-
-    def _dynamic_batching(self) -> Iterator[tuple[str, Value]]:
-        if self.batching.preferred:
-            yield "preferred_batch_size", self.batching.preferred
-        if self.batching.delay:
-            yield "max_queue_delay_microseconds", self.batching.delay
 
     def _warm_up(self, size: int) -> Message:
         """One request of `size` samples, made before the server takes any."""

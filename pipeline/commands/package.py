@@ -24,13 +24,6 @@ from .options import json_option
     "file with a free batch; 0 where it is fixed]",
 )
 @click.option(
-    "--preferred-batch-size",
-    type=click.IntRange(min=1),
-    multiple=True,
-    metavar="N",
-    help="A batch that the server forms first; may be given again.  [default: the largest that can be had]",
-)
-@click.option(
     "--max-queue-delay",
     type=click.IntRange(min=0),
     default=0,
@@ -55,7 +48,6 @@ def command(
     name: str | None,
     version: int,
     max_batch_size: int | None,
-    preferred_batch_size: tuple[int, ...],
     max_queue_delay: int,
     device: str | None,
     compute_capability: str | None,
@@ -77,7 +69,6 @@ def command(
         name=name,
         version=version,
         largest_batch=max_batch_size,
-        preferred_batches=preferred_batch_size,
         delay=max_queue_delay,
         device=device,
         compute_capability=compute_capability,

@@ -35,7 +35,7 @@ OPTIONS = {
     "build": "--force --json --max-shapes --min-shapes --opt-shapes --output --precision --runtime --shapes "
     "--target --timing-cache --workspace MODEL",
     "package": "--compute-capability --device --force --json --kserve --max-batch-size --max-queue-delay --name --output "
-    "--preferred-batch-size --storage-uri --version MODEL|ENGINE...",
+    "--storage-uri --version MODEL|ENGINE...",
     "verify": "--against --backend --batch-size --data --force --json --layers --max-accuracy-loss --min-agreement "
     "--min-snr --reference-backend --samples --seed --split --statistics --trust --via MODEL",
     "benchmark": "--backend --batch --batch-size --calibration --data --force --html --json --precision --predictions "

@@ -116,20 +116,16 @@ def test_an_engine_that_is_not_that_of_its_sidecar_ends_with_4_and_leaves_nothin
 
 
 def test_what_was_asked_for_stands_in_the_configuration(call, network, tmp_path):
-    options = (
-        "--max-batch-size 32 --preferred-batch-size 16 --preferred-batch-size 8 --max-queue-delay 200 --device cpu"
-    )
+    options = "--max-batch-size 32 --max-queue-delay 200 --device cpu"
     assert call("package", network, "-o", tmp_path / "repo", *options.split()).exit_code == 0
     found = config_of(tmp_path / "repo" / "network")
     assert (found.max_batch_size, found.instance_group[0].kind) == (32, 2)
-    assert list(found.dynamic_batching.preferred_batch_size) == [8, 16]
     assert found.dynamic_batching.max_queue_delay_microseconds == 200
     assert [request.batch_size for request in found.model_warmup] == [1, 32]
 
 
 BAD = {
     "batch too large": (("--max-batch-size", 5), "the model takes a batch of 4 at most; pass --max-batch-size 4"),
-    "preferred too large": (("--preferred-batch-size", 8), "preferred batch size 8: must be from 1 to 4"),
     "nothing to batch": (("--max-batch-size", 0, "--max-queue-delay", 9), "there is nothing to batch"),
     "an engine on a CPU": (("--device", "cpu"), "an engine runs on a GPU"),
     "a name with a slash": (("--name", "a/b"), "make the name of a model"),
