@@ -61,7 +61,7 @@ def _damage(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
     if report.inspection is not None and report.inspection.question:
         return f"Not clear: {report.inspection.question}."
     if severity is not None and severity.is_healthy:
-        beside = Inspection(rows, (), _samples(report), ())
+        beside = Inspection(rows, (), report.samples, ())
         return f"No. {severity_sentence(severity)}{variances_beside(beside)}"
     if severity is not None:
         return f"Yes. {severity_sentence(severity)}" + _sentence(damage_in_accuracy(report.accuracies))
@@ -83,9 +83,9 @@ def _damage(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
         return "Not measured: there was no data to run the model on."
     off = [row for row in known if (row.known_mismatch or 0) >= SHIFTED]
     worst = max(off, key=lambda row: row.known_mismatch or 0.0, default=None)
-    if worst is not None and is_within_chance(worst.known_mismatch or 0.0, _samples(report)):
+    if worst is not None and is_within_chance(worst.known_mismatch or 0.0, report.samples):
         return (
-            f"No, as far as {count(_samples(report))} samples tell: the worst stored variance is off by a factor of "
+            f"No, as far as {count(report.samples)} samples tell: the worst stored variance is off by a factor of "
             f"{worst.known_mismatch:.2f}, which a healthy BatchNorm may show on so few."
         )
     if off:
@@ -101,14 +101,7 @@ def _damage(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
 def _is_sure(report: Report, worst: BatchNormRow) -> bool:
     """Whether the worst mismatch is damage and no chance: a repair has intervals that say so, else it must be large."""
     proven = report.repair is not None and any(outcome.repaired for outcome in report.repair.batch_norms)
-    return proven or not is_within_chance(worst.known_mismatch or 0.0, _samples(report))
-
-
-def _samples(report: Report) -> int:
-    """The number of samples behind the variances."""
-    if report.repair is not None:
-        return report.repair.judged_on
-    return report.inspection.samples if report.inspection is not None else 0
+    return proven or not is_within_chance(worst.known_mismatch or 0.0, report.samples)
 
 
 def _place(report: Report, rows: tuple[BatchNormRow, ...]) -> str:

@@ -68,7 +68,7 @@ def _views(report: Report) -> Mapping[str, Any]:
         "layers": severity_view.layer_table(report),
         "outputs": severity_view.output_lines(report),
         "mismatch": mismatch_figure(before, after) if any(before) else "",
-        "measured_on": _measured_on(report),
+        "measured_on": report.samples,
         "warnings": report.warnings + (looked_at.warnings if looked_at else ()),
         "route": route_boxes(looked_at.route) if looked_at and looked_at.route else (),
         "accuracy": accuracy_figure.accuracy_figure(report.accuracies),
@@ -85,13 +85,6 @@ def _views(report: Report) -> Mapping[str, Any]:
         "batch_norms": batch_norm_table(lines) if lines else None,
         "batch_norm_legend": batch_norm_legend(lines),
     }
-
-
-def _measured_on(report: Report) -> int:
-    """The number of samples behind the variances."""
-    if report.repair is not None:
-        return report.repair.judged_on
-    return report.inspection.samples if report.inspection is not None else 0
 
 
 def _budget_view(budget: ErrorBudget, number: int) -> Mapping[str, Any]:

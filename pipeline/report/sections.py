@@ -182,3 +182,10 @@ class Report:
     latencies: tuple[LatencySeries, ...] = ()
     steps: tuple[StepRow, ...] = ()
     origin: Origin | None = None
+
+    @property
+    def samples(self) -> int:
+        """The number of samples behind the variances."""
+        if self.repair is not None:
+            return self.repair.judged_on
+        return self.inspection.samples if self.inspection is not None else 0

@@ -39,6 +39,13 @@ def test_what_is_read_is_what_was_written(built):
     assert (found.profile, found.metadata) == (report.profile, report.metadata)
 
 
+def test_what_an_older_version_said_of_refits_is_passed_over(built):
+    engine, report = built
+    entry = {"marked": "individual", "structure": "0" * 64, "weights": {"w": {"shape": [4], "type": "float32"}}}
+    rewrite(engine, lambda document: document.update(refit=entry, refits=[]))
+    assert read_sidecar(engine).profile == report.profile
+
+
 @pytest.mark.parametrize("key", ["inputs", "outputs", "gpu", "metadata", "plan", "profile", "model", "precision"])
 def test_a_sidecar_of_another_version_says_that_the_engine_must_be_built_again(built, key):
     engine, _ = built
