@@ -20,15 +20,14 @@ STEPS_BETWEEN_CHECKS = 50
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; every part of the module is in its former mode afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Switches each part of the module to eval mode, and back to what it was."""
+    flags = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
-        for part, training in modes:
+        for part, training in flags:
             part.training = training
 
 
@@ -44,7 +43,7 @@ def count_right(module: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.T
     """
     right: torch.Tensor | int = 0
     total = 0
-    with evaluating(module):
+    with eval_mode(module), torch.inference_mode():
         for images, classes in batches:
             right = right + (module(images).argmax(dim=1) == classes).sum()
             total += len(classes)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -100,15 +99,3 @@ def _run(module: nn.Module, rows: torch.Tensor) -> torch.Tensor:
             f"{type(module).__name__} returns a {type(out).__name__}; wrap it in a module that returns one tensor"
         )
     return out
-
-
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Switches each part of the module to eval mode, and back to what it was."""
-    flags = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in flags:
-            part.training = training

@@ -23,7 +23,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -118,97 +118,61 @@ def network_builder(config: NetworkConfig) -> Callable[[], nn.Module]:
     Raises:
         InputError: the name, or what goes with it, is wrong.
     """
-    family = config.model.partition("-")[0] if isinstance(config.model, str) else None
+    family, _, numbers = config.model.partition("-") if isinstance(config.model, str) else ("", "", "")
     if family not in _FAMILIES:
-        raise InputError(f"model {config.model!r}: must be {_FORMS}, as in preresnet-20")
+        forms = ", ".join(f"{name}-{wanted.partition('[')[0]}" for name, (_, wanted, _) in _FAMILIES.items())
+        raise InputError(f"model {config.model!r}: must be {forms}, as in preresnet-20")
+    form, wanted, choose = _FAMILIES[family]
+    match = re.fullmatch(form, numbers)
     try:
-        return _FAMILIES[family](config)
+        if match is None:
+            raise InputError(f"must be {family}-{wanted}, with whole numbers from 1 on, below 1000 but for the depth")
+        return choose(config, *(int(part) if part and part.isdigit() else part for part in match.groups()))
     except InputError as error:
         raise InputError(f"model '{config.model}': {error}") from None
 
 
-def _preresnet(config: NetworkConfig) -> Callable[[], nn.Module]:
-    match = re.fullmatch(r"preresnet-(\d{1,4})(?:-(basic|bottleneck))?", config.model)
-    if match is None:
-        raise InputError("must be preresnet-<depth>, preresnet-<depth>-basic or preresnet-<depth>-bottleneck")
-    depth = int(match[1])
-    block = choose_block(depth, cast("BlockKind | None", match[2]))
-    _require_image_size(config)
-    return partial(PreResNet, depth, config.in_channels, config.num_classes, block=block, **_common(config))
+def _preresnet(config: NetworkConfig, depth: int, block: BlockKind | None) -> Callable[[], nn.Module]:
+    return _for_images(config, PreResNet, depth, block=choose_block(depth, block))
 
 
-def _wide_resnet(config: NetworkConfig) -> Callable[[], nn.Module]:
-    match = re.fullmatch(r"wrn-(\d{1,4})-([1-9]\d{0,2})", config.model)
-    if match is None:
-        raise InputError("must be wrn-<depth>-<widen> with a widening of 1 to 999, as in wrn-28-10")
-    depth, widen = int(match[1]), int(match[2])
+def _wide_resnet(config: NetworkConfig, depth: int, widen: int) -> Callable[[], nn.Module]:
     wide_blocks_per_stage(depth)
-    _require_image_size(config)
-    return partial(WideResNet, depth, widen, config.in_channels, config.num_classes, **_common(config))
+    return _for_images(config, WideResNet, depth, widen)
 
 
-def _densenet(config: NetworkConfig) -> Callable[[], nn.Module]:
-    match = re.fullmatch(r"densenet-(\d{1,4})-([1-9]\d{0,2})", config.model)
-    if match is None:
-        raise InputError("must be densenet-<depth>-<growth> with a growth rate of 1 to 999, as in densenet-100-12")
-    depth, growth = int(match[1]), int(match[2])
+def _densenet(config: NetworkConfig, depth: int, growth: int) -> Callable[[], nn.Module]:
     dense_layers_per_block(depth)
-    _require_image_size(config)
-    return partial(DenseNet, depth, growth, config.in_channels, config.num_classes, **_common(config))
+    return _for_images(config, DenseNet, depth, growth)
 
 
-def _resnext(config: NetworkConfig) -> Callable[[], nn.Module]:
-    depth, cardinality, group_width = _grouped("resnext", config.model, "resnext-29-8x64d")
+def _resnext(config: NetworkConfig, depth: int, cardinality: int, width: int) -> Callable[[], nn.Module]:
     if depth in GROUPED_DEPTHS:
-        return _resnet_of(config, ResNetForm(depth, cardinality, group_width))
+        return _resnet(config, depth, cardinality, width)
     resnext_blocks_per_stage(depth)
-    _require_image_size(config)
-    return partial(ResNeXt, depth, cardinality, group_width, config.in_channels, config.num_classes, **_common(config))
+    return _for_images(config, ResNeXt, depth, cardinality, width)
 
 
-def _resnet(config: NetworkConfig) -> Callable[[], nn.Module]:
-    match = re.fullmatch(r"(?:se)?resnet-(\d{1,4})", config.model)
-    if match is None:
-        raise InputError("must be resnet-<depth> or seresnet-<depth>")
-    return _resnet_of(config, ResNetForm(int(match[1]), attention=config.model.startswith("se")))
+def _resnet(config: NetworkConfig, *numbers: Any, **options: Any) -> Callable[[], nn.Module]:
+    return _for_images(config, ResNet, ResNetForm(*numbers, **options), least=MIN_IMAGENET_SIZE)
 
 
-def _seresnext(config: NetworkConfig) -> Callable[[], nn.Module]:
-    depth, cardinality, group_width = _grouped("seresnext", config.model, "seresnext-50-32x4d")
-    return _resnet_of(config, ResNetForm(depth, cardinality, group_width, attention=True))
+def _for_images(
+    config: NetworkConfig, network: Callable[..., nn.Module], *numbers: Any, least: int = MIN_IMAGE_SIZE, **options: Any
+) -> Callable[[], nn.Module]:
+    """A network for the images of a configuration, which the halvings must leave something of."""
+    if min(config.image_size) < least:
+        height, width = config.image_size
+        raise InputError(f"images must have at least {least}x{least} pixels, not {height}x{width}")
+    return partial(network, *numbers, config.in_channels, config.num_classes, **_common(config), **options)
 
 
-def _senet(config: NetworkConfig) -> Callable[[], nn.Module]:
-    if config.model != "senet-154":
-        raise InputError("must be senet-154")
-    return _resnet_of(config, ResNetForm(152, 64, 4, attention=True, deep=True))
-
-
-def _resnet_of(config: NetworkConfig, form: ResNetForm) -> Callable[[], nn.Module]:
-    _require_image_size(config, MIN_IMAGENET_SIZE)
-    return partial(ResNet, form, config.in_channels, config.num_classes, **_common(config))
-
-
-def _grouped(family: str, model: str, example: str) -> tuple[int, int, int]:
-    """Depth, cardinality and width of a group."""
-    match = re.fullmatch(rf"{family}-(\d{{1,4}})-([1-9]\d{{0,2}})x([1-9]\d{{0,2}})d", model)
-    if match is None:
-        raise InputError(
-            f"must be {family}-<depth>-<cardinality>x<width>d with a cardinality and a width of 1 to 999, as in"
-            f" {example}"
-        )
-    return int(match[1]), int(match[2]), int(match[3])
-
-
-def _mlp(config: NetworkConfig) -> Callable[[], nn.Module]:
-    match = re.fullmatch(r"mlp-([1-9]\d{0,2})", config.model)
-    if match is None:
-        raise InputError("must be mlp-<layers> with 1 to 999 layers")
+def _mlp(config: NetworkConfig, layers: int) -> Callable[[], nn.Module]:
     for _, noise in config.noise.items():
         if noise.kind is NoiseKind.FEATURE_DROPOUT:
             raise InputError(f"{noise} drops whole channels, and a perceptron has none; take dropout instead")
-    height, width = config.image_size
-    return partial(Mlp, int(match[1]), config.in_channels * height * width, config.num_classes, **_common(config))
+    values = config.in_channels * math.prod(config.image_size)
+    return partial(Mlp, layers, values, config.num_classes, **_common(config))
 
 
 def _common(config: NetworkConfig) -> dict[str, Any]:
@@ -216,27 +180,17 @@ def _common(config: NetworkConfig) -> dict[str, Any]:
     return {"width": config.width, "noise": config.noise}
 
 
-def _require_image_size(config: NetworkConfig, least: int = MIN_IMAGE_SIZE) -> None:
-    """Refuses images that the halvings leave almost nothing of."""
-    if min(config.image_size) < least:
-        height, width = config.image_size
-        raise InputError(f"images must have at least {least}x{least} pixels, not {height}x{width}")
-
-
-_FAMILIES: Mapping[str, Callable[[NetworkConfig], Callable[[], nn.Module]]] = {
-    "preresnet": _preresnet,
-    "wrn": _wide_resnet,
-    "densenet": _densenet,
-    "resnext": _resnext,
-    "resnet": _resnet,
-    "seresnet": _resnet,
-    "seresnext": _seresnext,
-    "senet": _senet,
-    "mlp": _mlp,
+_DEPTH, _NUMBER = r"(\d{1,4})", r"([1-9]\d{0,2})"
+_GROUPED = (rf"{_DEPTH}-{_NUMBER}x{_NUMBER}d", "<depth>-<cardinality>x<width>d")
+_FAMILIES: Mapping[str, tuple[str, str, Callable[..., Callable[[], nn.Module]]]] = {
+    "preresnet": (rf"{_DEPTH}(?:-(basic|bottleneck))?", "<depth>[-basic|-bottleneck]", _preresnet),
+    "wrn": (rf"{_DEPTH}-{_NUMBER}", "<depth>-<widen>", _wide_resnet),
+    "densenet": (rf"{_DEPTH}-{_NUMBER}", "<depth>-<growth>", _densenet),
+    "resnext": (*_GROUPED, _resnext),
+    "resnet": (_DEPTH, "<depth>", _resnet),
+    "seresnet": (_DEPTH, "<depth>", partial(_resnet, attention=True)),
+    "seresnext": (*_GROUPED, partial(_resnet, attention=True)),
+    "senet": ("154", "154", lambda config: _resnet(config, 152, 64, 4, attention=True, deep=True)),
+    "mlp": (_NUMBER, "<layers>", _mlp),
 }
-
-
-_FORMS = (
-    "preresnet-<depth>, wrn-<depth>-<widen>, densenet-<depth>-<growth>, resnext-<depth>-<cardinality>x<width>d,"
-    " resnet-<depth>, seresnet-<depth>, seresnext-<depth>-<cardinality>x<width>d, senet-154 or mlp-<layers>"
-)
+"""By family: the form of what stands behind its name, the same in words, and what chooses the network."""

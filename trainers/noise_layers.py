@@ -1,6 +1,6 @@
 """Noise layers: each as a function and as a Module, side by side.
 
-    dropout             X = a x / p, a ~ Bernoulli(p)        torch's own, named again here so that all stand together
+    dropout             X = a x / p, a ~ Bernoulli(p)        torch's own
     uout                X = x (1 + r), r ~ U(-beta, beta)    E[X] = x, Var[X] = x^2 beta^2 / 3
         bernoulli       r = beta or -beta, equally often     Var[X] = x^2 beta^2
         gaussian        r ~ N(0, beta^2)                     Var[X] = x^2 beta^2
@@ -21,26 +21,10 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.nn import Dropout
-from torch.nn.functional import dropout
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise, NoiseKind
-
-__all__ = [
-    "DropPath",
-    "Dropout",
-    "GaussianDropout",
-    "Uout",
-    "UoutForm",
-    "drop_path",
-    "dropout",
-    "gaussian_dropout",
-    "make_noise_layer",
-    "uout",
-    "uout_kind",
-]
 
 UoutForm = Literal["uniform", "bernoulli", "gaussian"]
 _KERNEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -239,7 +223,7 @@ class GaussianDropout(_RatioLayer):
 
 
 _LAYERS: Mapping[NoiseKind, Callable[[float], nn.Module]] = {
-    NoiseKind.DROPOUT: Dropout,
+    NoiseKind.DROPOUT: nn.Dropout,
     NoiseKind.FEATURE_DROPOUT: nn.Dropout2d,
     NoiseKind.ALPHA_DROPOUT: nn.AlphaDropout,
     NoiseKind.FEATURE_ALPHA_DROPOUT: nn.FeatureAlphaDropout,

@@ -28,7 +28,8 @@ from vsfix.graph_passes.marker import EXPORT_METADATA_KEY, write_marker
 from vsfix.graph_passes.model_file import check_model, export_model, import_graph
 from vsfix.graph_passes.noise import Noise
 
-from .exportable import eval_mode, float64_references, require_exportable, torch_references
+from .evaluation import eval_mode
+from .exportable import float64_references, require_exportable, torch_references
 from .noise_reach import reaches_deployment
 from .noise_tracing import NOISE_DOMAIN, NoiseTracer
 from .onnx_cleaning import convert_down, remove_clutter

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .evaluation import evaluating
+from .evaluation import eval_mode
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def measure_shift(module: nn.Module, batches: Iterable[torch.Tensor], epoch: int
     ]
     try:
         # A compiled forward knows nothing of hooks that came behind it.
-        with evaluating(module), torch.compiler.set_stance("force_eager"):
+        with eval_mode(module), torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             for images in batches:
                 module(images)
     finally:

@@ -10,12 +10,10 @@ from torch.overrides import TorchFunctionMode
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise import Noise
 from vsfix.trainers.noise_layers import (
-    Dropout,
     DropPath,
     GaussianDropout,
     Uout,
     drop_path,
-    dropout,
     gaussian_dropout,
     make_noise_layer,
     uout,
@@ -173,11 +171,6 @@ def test_uout_shows_itself_to_a_function_mode():
     with Spy():
         Uout(0.25).eval()(torch.ones(2))
     assert Spy.seen == (0.25, False, "uniform")
-
-
-def test_dropout_is_the_one_of_torch():
-    assert Dropout is nn.Dropout
-    assert dropout is nn.functional.dropout
 
 
 def test_a_printed_layer_says_its_half_width():

@@ -117,7 +117,7 @@ def test_width_multiplies_all_channels_and_leaves_the_groups():
         ("resnet-18", 31, "at least 32x32 pixels, not 31x31"),
         ("resnext-50-32x4d", 16, "at least 32x32"),
         ("seresnext-18-32x4d", 64, "with groups the depth must be one of 50, 101, 152"),
-        ("seresnext-50", 64, "as in seresnext-50-32x4d"),
+        ("seresnext-50", 64, "must be seresnext-<depth>-<cardinality>x<width>d"),
         ("senet-50", 64, "must be senet-154"),
     ],
 )
