@@ -6,7 +6,7 @@ networks        mlp, preactivation, densenet, residual, network
 training        augmentation, training_config, recipes, fabric_session, random_streams, training_data, evaluation,
                 shift_log, checkpoint, run_folder, training_run, training_loop
 export          noise_tracing, noise_reach, noise_identification, training_noise (the noise of a torch module);
-                exportable, onnx_cleaning, onnx_conversion, onnxruntime_library, onnx_export
+                onnx_cleaning, onnx_conversion, onnxruntime_library, onnx_export
 differentiable  onnx_call, onnx_elementwise, onnx_reductions, onnx_windows, onnx_shapes, onnx_resizing,
                 onnx_evaluation (an ONNX graph in torch); refinement_samples, refinement, image_prior, synthetic_inputs
 """

@@ -30,18 +30,7 @@ from .npz_file import read_labelled_npz
 Split = Literal["train", "test"]
 
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-FASHION_MNIST_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+FASHION_MNIST_CLASSES = tuple("T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(","))
 DEFAULT_SIZE = (224, 224)
 _KNOWN = "digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, imagefolder:DIR, hf:NAME, and files that end in .npz"
 _DIGITS_TEST = 500

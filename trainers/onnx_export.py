@@ -29,11 +29,17 @@ from vsfix.graph_passes.model_file import check_model, export_model, import_grap
 from vsfix.graph_passes.noise import Noise
 
 from .evaluation import eval_mode
-from .exportable import float64_references, require_exportable, torch_references
 from .noise_reach import reaches_deployment
 from .noise_tracing import NOISE_DOMAIN, NoiseTracer
 from .onnx_cleaning import convert_down, remove_clutter
-from .onnx_conversion import convert_program, quiet_exporter, trace_module
+from .onnx_conversion import (
+    convert_program,
+    float64_references,
+    quiet_exporter,
+    require_exportable,
+    torch_references,
+    trace_module,
+)
 from .onnxruntime_library import Agreement, agreement_of, compare_with_torch
 from .training_noise import observe_training_noise
 

@@ -17,94 +17,61 @@ too, and leave the weight decay unsaid: it is ResNet's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vsfix.graph_passes.errors import InputError
 
 from .augmentation import Augmentation
-from .network import NetworkConfig
-from .training_config import Schedule, TrainingConfig
+from .training_config import Schedule
 
 _SMALL_IMAGES = Augmentation(crop=4, flip=True)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a recipe decides; the fields are those of `TrainingConfig`."""
-
-    epochs: int = 10
-    batch_size: int = 128
-    learning_rate: float = 0.1
-    schedule: Schedule = field(default_factory=Schedule)
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
-    augmentation: Augmentation = field(default_factory=Augmentation)
-
-    def config(self, data: str, network: NetworkConfig, changes: Mapping[str, Any]) -> TrainingConfig:
-        """The configuration of a run.
-
-        Args:
-            data: the data set.
-            network: the network.
-            changes: fields of `TrainingConfig` that are to be other than the recipe's, or that it says nothing about.
-
-        Raises:
-            InputError: a value outside its range.
-        """
-        recipe = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return TrainingConfig(data, network, **{**recipe, **changes})
-
-
-RECIPES: Mapping[str, Recipe] = {
-    "quick": Recipe(),
-    "preresnet": Recipe(
-        epochs=164,
-        schedule=Schedule("step", warmup=400 / 64000, milestones=(0.5, 0.75)),
-        nesterov=False,
-        weight_decay=1e-4,
-        augmentation=_SMALL_IMAGES,
-    ),
-    "wrn": Recipe(
-        epochs=200,
-        schedule=Schedule("step", warmup=0, milestones=(0.3, 0.6, 0.8), decay=0.2),
-        augmentation=_SMALL_IMAGES,
-    ),
-    "densenet": Recipe(
-        epochs=300,
-        batch_size=64,
-        schedule=Schedule("step", warmup=0, milestones=(0.5, 0.75)),
-        weight_decay=1e-4,
-        augmentation=_SMALL_IMAGES,
-    ),
-    "resnext": Recipe(
-        epochs=300,
-        schedule=Schedule("step", warmup=0, milestones=(0.5, 0.75)),
-        augmentation=_SMALL_IMAGES,
-    ),
-    "resnet": Recipe(
-        epochs=90,
-        batch_size=256,
-        schedule=Schedule("step", warmup=0, milestones=(1 / 3, 2 / 3)),
-        weight_decay=1e-4,
-        augmentation=Augmentation(flip=True),
-    ),
-    "senet": Recipe(
-        epochs=100,
-        batch_size=1024,
-        learning_rate=0.6,
-        schedule=Schedule("step", warmup=0, milestones=(0.3, 0.6, 0.9)),
-        nesterov=False,
-        weight_decay=1e-4,
-        augmentation=Augmentation(flip=True),
-    ),
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "quick": {},
+    "preresnet": {
+        "epochs": 164,
+        "schedule": Schedule("step", warmup=400 / 64000, milestones=(0.5, 0.75)),
+        "nesterov": False,
+        "weight_decay": 1e-4,
+        "augmentation": _SMALL_IMAGES,
+    },
+    "wrn": {
+        "epochs": 200,
+        "schedule": Schedule("step", warmup=0, milestones=(0.3, 0.6, 0.8), decay=0.2),
+        "augmentation": _SMALL_IMAGES,
+    },
+    "densenet": {
+        "epochs": 300,
+        "batch_size": 64,
+        "schedule": Schedule("step", warmup=0, milestones=(0.5, 0.75)),
+        "weight_decay": 1e-4,
+        "augmentation": _SMALL_IMAGES,
+    },
+    "resnext": {
+        "epochs": 300,
+        "schedule": Schedule("step", warmup=0, milestones=(0.5, 0.75)),
+        "augmentation": _SMALL_IMAGES,
+    },
+    "resnet": {
+        "epochs": 90,
+        "batch_size": 256,
+        "schedule": Schedule("step", warmup=0, milestones=(1 / 3, 2 / 3)),
+        "weight_decay": 1e-4,
+        "augmentation": Augmentation(flip=True),
+    },
+    "senet": {
+        "epochs": 100,
+        "batch_size": 1024,
+        "learning_rate": 0.6,
+        "schedule": Schedule("step", warmup=0, milestones=(0.3, 0.6, 0.9)),
+        "nesterov": False,
+        "weight_decay": 1e-4,
+        "augmentation": Augmentation(flip=True),
+    },
 }
 
 
-def find_recipe(name: str) -> Recipe:
-    """The recipe of that name.
+def find_recipe(name: str) -> Mapping[str, Any]:
+    """The fields of `TrainingConfig` that a recipe sets; all others have their defaults.
 
     Raises:
         InputError: there is none.

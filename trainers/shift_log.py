@@ -78,8 +78,7 @@ class _Tap:
     def __init__(self, batch_norm: nn.modules.batchnorm._BatchNorm) -> None:
         self.batch_norm = batch_norm
         self.count = 0
-        self.mean = torch.zeros(1)
-        self.centred = torch.zeros(1)
+        self.mean = self.centred = torch.zeros(())
 
     def add(self, x: torch.Tensor) -> None:
         """Takes a batch in, (N, C, *positions)."""
@@ -87,9 +86,6 @@ class _Tap:
         count = values.shape[1]
         mean = values.mean(1)
         centred = ((values - mean[:, None]) ** 2).sum(1)
-        if not self.count:
-            self.count, self.mean, self.centred = count, mean, centred
-            return
         total = self.count + count
         apart = mean - self.mean
         self.mean = self.mean + apart * (count / total)

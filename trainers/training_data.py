@@ -28,7 +28,7 @@ from .training_config import TrainingConfig
 
 @dataclass(frozen=True, eq=False)
 class DecodedImages:
-    """A source of batches, see `training_data.ImageSource`.
+    """A source of batches, see `ImageSource`.
 
     Attributes:
         images: what is decoded.

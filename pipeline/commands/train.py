@@ -152,7 +152,7 @@ def command(
     from vsfix.pipeline.training_network import network_for
     from vsfix.trainers.augmentation import Augmentation
     from vsfix.trainers.recipes import find_recipe
-    from vsfix.trainers.training_config import Schedule
+    from vsfix.trainers.training_config import Schedule, TrainingConfig
     from vsfix.trainers.training_loop import TrainingOptions, train
 
     if not data.startswith(_DECODED) and (image_size, workers) != (None, None):
@@ -164,7 +164,7 @@ def command(
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": lr,
-        "schedule": None if schedule is None else Schedule.parse(schedule, chosen.schedule.warmup),
+        "schedule": None if schedule is None else Schedule.parse(schedule, chosen.get("schedule", Schedule()).warmup),
         "weight_decay": weight_decay,
         "label_smoothing": label_smoothing,
         "augmentation": None if augment is None else Augmentation.parse(augment),
@@ -178,7 +178,8 @@ def command(
     }
     side = image_size or _IMAGE_SIZE
     network = network_for(model, data, noise=noise, site=site, width=width, size=(side, side))
-    config = chosen.config(data, network, {name: value for name, value in asked.items() if value is not None})
+    given = {name: value for name, value in asked.items() if value is not None}
+    config = TrainingConfig(data, network, **{**chosen, **given})
     options = TrainingOptions(
         force=force,
         progress=progress_wanted(),

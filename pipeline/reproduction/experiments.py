@@ -148,7 +148,7 @@ def training_of(
     """
     network = network_for(cell.model, data, noise=cell.noise, site="a", width=1)
     recipe = find_recipe(scale.recipes[cell.model.partition("-")[0]])
-    return recipe.config(data, network, {**scale.changes, **experiment.changes, **changes, "seed": seed})
+    return TrainingConfig(data, network, **{**recipe, **scale.changes, **experiment.changes, **changes, "seed": seed})
 
 
 def _figure1(scale: Scale) -> Experiment:

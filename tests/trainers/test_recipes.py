@@ -5,7 +5,7 @@ import pytest
 from vsfix.graph_passes.errors import InputError
 from vsfix.trainers.augmentation import Augmentation
 from vsfix.trainers.network import NetworkConfig
-from vsfix.trainers.recipes import RECIPES, find_recipe
+from vsfix.trainers.recipes import find_recipe
 from vsfix.trainers.training_config import TrainingConfig
 
 NETWORK = NetworkConfig("wrn-10-1", 1, (8, 8), 10)
@@ -24,18 +24,18 @@ NETWORK = NetworkConfig("wrn-10-1", 1, (8, 8), 10)
     ],
 )
 def test_the_learning_rate_falls_where_the_paper_says(name, epochs, rates):
-    config = find_recipe(name).config("digits", NETWORK, {})
+    config = TrainingConfig("digits", NETWORK, **find_recipe(name))
     assert config.epochs == epochs
     found = {share: config.learning_rate * config.schedule.at(int(share * 10_000), 10_000) for share in rates}
     assert found == pytest.approx(rates, rel=1e-12)
 
 
 def test_the_quick_recipe_is_the_default():
-    assert RECIPES["quick"].config("digits", NETWORK, {}) == TrainingConfig("digits", NETWORK)
+    assert TrainingConfig("digits", NETWORK, **find_recipe("quick")) == TrainingConfig("digits", NETWORK)
 
 
 def test_options_change_a_part_of_a_recipe():
-    config = find_recipe("wrn").config("digits", NETWORK, {"epochs": 3, "seed": 7})
+    config = TrainingConfig("digits", NETWORK, **{**find_recipe("wrn"), "epochs": 3, "seed": 7})
     assert (config.epochs, config.seed, config.batch_size, config.nesterov) == (3, 7, 128, True)
     assert config.augmentation == Augmentation(crop=4, flip=True)
 
