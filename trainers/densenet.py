@@ -17,31 +17,19 @@ Sources: Huang, Liu, van der Maaten, Weinberger, "Densely Connected Convolutiona
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vsfix.graph_passes.errors import InputError
-
-from .image_layers import classify_pooled, convolution, initialize_he
+from .image_layers import blocks_of_depth, classify_pooled, convolution, initialize_he
 from .noise_layers import make_noise_layer
 from .noise_sites import NO_NOISE, NoiseSites
 
 _BLOCKS = 3
 _BOTTLENECK = 4  # channels inside a layer over the growth rate
-
-
-def dense_layers_per_block(depth: int) -> int:
-    """The n of a depth of 6n+4.
-
-    Raises:
-        InputError: the depth does not fit.
-    """
-    count, rest = divmod(depth - 4, 2 * _BLOCKS)
-    if rest or count < 1:
-        raise InputError(f"the depth must be 6n+4 with n of at least 1, as in 22, 40 or 100, not {depth}")
-    return count
+dense_layers_per_block = partial(blocks_of_depth, layers=2 * _BLOCKS, others=4, examples="22, 40 or 100")
 
 
 class DenseLayer(nn.Module):

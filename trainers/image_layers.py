@@ -1,10 +1,12 @@
-"""The parts that the networks for images share: convolution, squeeze-and-excitation, classifier, first weights."""
+"""The parts that the networks for images share: convolution, squeeze-and-excitation, classifier, weights, depth."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from vsfix.graph_passes.errors import InputError
 
 
 def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1, *, groups: int = 1) -> nn.Conv2d:
@@ -60,3 +62,21 @@ def classify_pooled(x: torch.Tensor, noise: nn.Module, classifier: nn.Module) ->
     pooled = noise(x.mean((2, 3), keepdim=True))  # (N, C, 1, 1)
     logits: torch.Tensor = classifier(pooled.flatten(1))
     return logits
+
+
+def blocks_of_depth(depth: int, layers: int, others: int, examples: str) -> int:
+    """The n of a depth of layers * n + others.
+
+    Args:
+        depth: layers with weights on the longest path.
+        layers: what one block more in each stage adds.
+        others: what there is beside the blocks.
+        examples: depths that fit, in words.
+
+    Raises:
+        InputError: the depth does not fit.
+    """
+    count, rest = divmod(depth - others, layers)
+    if rest or count < 1:
+        raise InputError(f"the depth must be {layers}n+{others} with n of at least 1, as in {examples}, not {depth}")
+    return count

@@ -73,20 +73,8 @@ def _clip(call: OperatorCall) -> torch.Tensor:
     return call[0].clamp(*bounds)
 
 
-def _elu(x: torch.Tensor, alpha: float) -> torch.Tensor:
-    return functional.elu(x, alpha)
-
-
-def _celu(x: torch.Tensor, alpha: float) -> torch.Tensor:
-    return functional.celu(x, alpha)
-
-
 def _selu(x: torch.Tensor, alpha: float, gamma: float) -> torch.Tensor:
     return gamma * functional.elu(x, alpha)
-
-
-def _leaky_relu(x: torch.Tensor, alpha: float) -> torch.Tensor:
-    return functional.leaky_relu(x, alpha)
 
 
 def _thresholded_relu(x: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -188,10 +176,10 @@ ELEMENTWISE: Mapping[str, Operator] = {
     "HardSwish": _unary(_hard_swish),
     "Mish": _unary(_mish),
     "PRelu": _binary(_prelu),
-    "LeakyRelu": _activation(_leaky_relu, alpha=0.01),
+    "LeakyRelu": _activation(functional.leaky_relu, alpha=0.01),
     "ThresholdedRelu": _activation(_thresholded_relu, alpha=1.0),
-    "Elu": _activation(_elu, alpha=1.0),
-    "Celu": _activation(_celu, alpha=1.0),
+    "Elu": _activation(functional.elu, alpha=1.0),
+    "Celu": _activation(functional.celu, alpha=1.0),
     "Selu": _activation(_selu, alpha=1.6732632423543772, gamma=1.0507009873554805),
     "HardSigmoid": _activation(_hard_sigmoid, alpha=0.2, beta=0.5),
     "Swish": _activation(_swish, alpha=1.0),

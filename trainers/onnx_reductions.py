@@ -26,9 +26,8 @@ def _reduction(function: _Reduce) -> Operator:
 
 
 def _l2(x: torch.Tensor, axes: list[int], keepdims: bool) -> torch.Tensor:
-    norm: torch.Tensor = torch.linalg.vector_norm(
-        x, 2, axes, keepdims
-    )  # its gradient at 0 is 0, a square root's is not
+    # Its gradient at 0 is 0, a square root's is not.
+    norm: torch.Tensor = torch.linalg.vector_norm(x, 2, axes, keepdims)
     return norm
 
 
@@ -56,10 +55,6 @@ def _gemm(call: OperatorCall) -> torch.Tensor:
     if c is None:
         return alpha * (a @ b)
     return torch.addmm(c, a, b, beta=beta, alpha=alpha)
-
-
-def _matmul(call: OperatorCall) -> torch.Tensor:
-    return torch.matmul(call[0], call[1])
 
 
 def _einsum(call: OperatorCall) -> torch.Tensor:
@@ -142,7 +137,7 @@ REDUCTIONS: Mapping[str, Operator] = {
     "ArgMax": Operator(_extremum(torch.argmax), only("select_last_index", 0)),
     "ArgMin": Operator(_extremum(torch.argmin), only("select_last_index", 0)),
     "Gemm": Operator(_gemm),
-    "MatMul": Operator(_matmul),
+    "MatMul": Operator(lambda call: call[0] @ call[1]),
     "Einsum": Operator(_einsum),
     "InstanceNormalization": Operator(_instance_normalization),
     "LayerNormalization": Operator(_layer_normalization),

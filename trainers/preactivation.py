@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -29,7 +30,7 @@ from torch.nn import functional as F
 
 from vsfix.graph_passes.errors import InputError
 
-from .image_layers import classify_pooled, convolution, initialize_he
+from .image_layers import blocks_of_depth, classify_pooled, convolution, initialize_he
 from .noise_layers import make_noise_layer
 from .noise_sites import NO_NOISE, NoiseSites
 
@@ -38,6 +39,7 @@ MIN_IMAGE_SIZE = 8
 _STAGE_CHANNELS = (16, 32, 64)
 _BOTTLENECK_FROM = 164
 _FIRST_CHANNELS = 16
+wide_blocks_per_stage = partial(blocks_of_depth, layers=6, others=4, examples="16, 28 or 40")
 
 
 @dataclass(frozen=True)
@@ -210,18 +212,6 @@ def _blocks_per_stage(depth: int, kind: BlockKind) -> int:
     """The n of the depth; 0 where the depth does not fit."""
     count, rest = divmod(depth - 2, len(_STAGE_CHANNELS) * len(BLOCK_FORMS[kind].kernels))
     return 0 if rest else max(count, 0)
-
-
-def wide_blocks_per_stage(depth: int) -> int:
-    """The n of a depth of 6n+4.
-
-    Raises:
-        InputError: the depth does not fit.
-    """
-    count, rest = divmod(depth - 4, 6)
-    if rest or count < 1:
-        raise InputError(f"the depth must be 6n+4 with n of at least 1, as in 16, 28 or 40, not {depth}")
-    return count
 
 
 class WideResNet(PreActivationNetwork):

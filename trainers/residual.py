@@ -32,6 +32,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -39,7 +40,7 @@ from torch.nn import functional as F
 
 from vsfix.graph_passes.errors import InputError
 
-from .image_layers import SqueezeExcitation, classify_pooled, convolution, initialize_he
+from .image_layers import SqueezeExcitation, blocks_of_depth, classify_pooled, convolution, initialize_he
 from .noise_layers import make_noise_layer
 from .noise_sites import NO_NOISE, NoiseSites
 
@@ -59,6 +60,9 @@ _BLOCKS: Mapping[int, tuple[int, int, int, int]] = {
 _BOTTLENECK_FROM = 50
 GROUPED_DEPTHS = (50, 101, 152)
 """The depths of ResNeXt for large images; other depths are those for small ones."""
+resnext_blocks_per_stage = partial(
+    blocks_of_depth, layers=9, others=2, examples="11, 20 or 29 (for large images: 50, 101 or 152)"
+)
 
 
 @dataclass(frozen=True)
@@ -130,21 +134,6 @@ def _projection(in_channels: int, shape: BlockShape) -> nn.Sequential:
             conv=convolution(in_channels, shape.outside, kernel, shape.stride), bn=nn.BatchNorm2d(shape.outside)
         )
     )
-
-
-def resnext_blocks_per_stage(depth: int) -> int:
-    """The n of a depth of 9n+2.
-
-    Raises:
-        InputError: the depth does not fit.
-    """
-    count, rest = divmod(depth - 2, 9)
-    if rest or count < 1:
-        raise InputError(
-            "the depth must be 9n+2 with n of at least 1, as in 11, 20 or 29 (for large images: 50, 101 or 152),"
-            f" not {depth}"
-        )
-    return count
 
 
 class ResNeXt(nn.Module):
