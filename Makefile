@@ -75,7 +75,7 @@ $(VENV)/.test: $(VENV)/bin/python $(REQUIREMENTS)
 
 # ModelOpt, for the tests of int8 and fp8: an environment of its own in the user's cache, made once (1.4 GB).
 quantizer: $(VENV)/.test
-	$(BIN)/python -c "from vsfix.pipeline.quantizer import install_quantizer; install_quantizer()"
+	$(BIN)/python -c "from vsfix.pipeline.host.quantizer import install_quantizer; install_quantizer()"
 
 clean:
 	rm -rf $(VENV) $(VENV)-supply $(VENV)-sbom vsfix-demo site

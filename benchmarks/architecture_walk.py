@@ -20,14 +20,14 @@ from architecture_catalogue import BATCH_NORM, Row, build, first_line
 from torch import nn
 
 from vsfix.graph_passes.errors import CheckFailedError, InputError, VsfixError
-from vsfix.graph_passes.model_file import import_graph, read_model, write_model
+from vsfix.graph_passes.io.model_file import import_graph, read_model, write_model
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
-from vsfix.pipeline.inspection import inspect_graph
-from vsfix.pipeline.repair import repair_model
-from vsfix.pipeline.repair_config import RepairConfig
-from vsfix.pipeline.repair_report import Repair
-from vsfix.pipeline.tensor_comparison import compare_tensors
-from vsfix.trainers.onnx_export import ExportResult, export_onnx
+from vsfix.pipeline.comparison.tensor_comparison import compare_tensors
+from vsfix.pipeline.inspection.inspection import inspect_graph
+from vsfix.pipeline.repair.repair import repair_model
+from vsfix.pipeline.repair.repair_config import RepairConfig
+from vsfix.pipeline.repair.repair_report import Repair
+from vsfix.trainers.export.onnx_export import ExportResult, export_onnx
 
 SAMPLES = 16
 SIDES = (64, 96, 128, 192, 224, 256, 288, 320, 384, 448)  # of the image, the first that the network takes

@@ -25,15 +25,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.batch_norm import BatchNorm
-from vsfix.graph_passes.estimate import Interval, weigh
-from vsfix.graph_passes.estimators.divergence import Meaning, NoisyOutputs, OutputKind
-from vsfix.graph_passes.estimators.severity import OutputReader, Reference
-from vsfix.graph_passes.evidence import Evidence
-from vsfix.graph_passes.moments import Moments
-from vsfix.graph_passes.paired import growing_parts
-from vsfix.pipeline.calibration import Samples, choose_rows
-from vsfix.pipeline.label_judge import LabelJudge
+from vsfix.graph_passes.batch_norm.batch_norm import BatchNorm
+from vsfix.graph_passes.estimators.paired import growing_parts
+from vsfix.graph_passes.noise_average.divergence import Meaning, NoisyOutputs, OutputKind
+from vsfix.graph_passes.noise_average.severity import OutputReader, Reference
+from vsfix.graph_passes.statistics.estimate import Interval, weigh
+from vsfix.graph_passes.statistics.evidence import Evidence
+from vsfix.graph_passes.statistics.moments import Moments
+from vsfix.pipeline.data.calibration import Samples, choose_rows
+from vsfix.pipeline.repair.label_judge import LabelJudge
 
 POPULATION, CLASSES, CHANNELS, POSITIONS = 8000, 10, 24, 16
 KEPT = 0.5  # p of Dropout

@@ -32,14 +32,14 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.batch_norm import find_batch_norms
-from vsfix.graph_passes.model_file import read_model
-from vsfix.graph_passes.moment_taps import tap_moments
-from vsfix.graph_passes.reestimation import exact
+from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms
+from vsfix.graph_passes.estimators.exact import exact
+from vsfix.graph_passes.io.model_file import read_model
+from vsfix.graph_passes.measurement.moment_taps import tap_moments
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
-from vsfix.pipeline.calibration import calibration_batches
-from vsfix.pipeline.preparation import prepare_model
-from vsfix.trainers.onnxruntime_library import import_onnxruntime
+from vsfix.pipeline.data.calibration import calibration_batches
+from vsfix.pipeline.inspection.preparation import prepare_model
+from vsfix.trainers.export.onnxruntime_library import import_onnxruntime
 
 BATCH_SIZE = 256
 KINDS = {

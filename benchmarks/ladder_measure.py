@@ -15,11 +15,11 @@ from ladder_networks import Rung
 from ladder_scores import Scores, judge, noisy_scores, plain_outputs
 from ladder_tasks import INPUT, Array, Task
 
-from vsfix.graph_passes.batches import Batch
 from vsfix.graph_passes.errors import VsfixError
+from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
-from vsfix.pipeline.repair import repair_model
-from vsfix.pipeline.repair_config import METHODS, RepairConfig
+from vsfix.pipeline.repair.repair import repair_model
+from vsfix.pipeline.repair.repair_config import METHODS, RepairConfig
 
 BATCH_SIZE = 256
 AS_TRAINED, ONE_PASS, NOISE_AVERAGE = "as trained", "one noisy pass", "mean of 32 passes"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vsfix.trainers.noise_layers import DropPath
+from vsfix.trainers.layers.noise_layers import DropPath
 
 Order = Literal["dropout-bn-relu", "relu-dropout-bn", "bn-relu-dropout"]
 WIDTH = 64

@@ -31,16 +31,16 @@ from ladder_tasks import KINDS, TRAINING_ROWS, Kind, Task, load_task, paper_task
 from torch import nn
 from torch.nn import functional
 
-from vsfix.graph_passes.model_file import read_metadata, read_model
-from vsfix.pipeline.exporting import export_checkpoint
-from vsfix.trainers.checkpoint import load_checkpoint
-from vsfix.trainers.datasets import FASHION_MNIST_FOLDER
-from vsfix.trainers.network import NetworkConfig
-from vsfix.trainers.noise_sites import NoiseSites, Site
-from vsfix.trainers.onnx_export import export_onnx
-from vsfix.trainers.preprocessing import METADATA_KEY, Preprocessing
-from vsfix.trainers.training_config import TrainingConfig
-from vsfix.trainers.training_loop import train
+from vsfix.graph_passes.io.model_file import read_metadata, read_model
+from vsfix.trainers.data.datasets import FASHION_MNIST_FOLDER
+from vsfix.trainers.data.preprocessing import METADATA_KEY, Preprocessing
+from vsfix.trainers.export.exporting import export_checkpoint
+from vsfix.trainers.export.onnx_export import export_onnx
+from vsfix.trainers.layers.noise_sites import NoiseSites, Site
+from vsfix.trainers.networks.network import NetworkConfig
+from vsfix.trainers.training.checkpoint import load_checkpoint
+from vsfix.trainers.training.training_config import TrainingConfig
+from vsfix.trainers.training.training_loop import train
 
 RATE = 3e-3
 

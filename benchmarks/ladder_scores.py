@@ -18,9 +18,9 @@ import onnx
 import torch
 from ladder_tasks import INPUT, Array, Kind, Task
 
-from vsfix.graph_passes.estimators.noise_average import NoiseAverage
-from vsfix.graph_passes.estimators.samples import SampleSet
-from vsfix.graph_passes.model_file import import_graph
+from vsfix.graph_passes.io.model_file import import_graph
+from vsfix.graph_passes.noise_average.noise_average import NoiseAverage
+from vsfix.graph_passes.noise_average.samples import SampleSet
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 
 ROWS_AT_ONCE = 250

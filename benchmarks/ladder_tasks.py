@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from sklearn import datasets as sklearn_datasets
 
-from vsfix.trainers.datasets import load_dataset
-from vsfix.trainers.preprocessing import Preprocessing
+from vsfix.trainers.data.datasets import load_dataset
+from vsfix.trainers.data.preprocessing import Preprocessing
 
 Array = npt.NDArray[Any]
 Kind = Literal["classes", "numbers", "mask"]

@@ -18,16 +18,16 @@ import onnx
 import onnx.checker
 import onnx.numpy_helper
 
-from vsfix.graph_passes.batch_norm import find_batch_norms, unreadable_batch_norms
+from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms, unreadable_batch_norms
 from vsfix.graph_passes.errors import VsfixError
-from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
-from vsfix.graph_passes.fold_constants import FoldConstants
-from vsfix.graph_passes.graph_pass import PassPipeline
-from vsfix.graph_passes.marker import RemoveMarkers
-from vsfix.graph_passes.model_file import export_model, import_graph, read_model
-from vsfix.graph_passes.noise_analysis import analyse_noise
-from vsfix.graph_passes.recompose_batch_norm import RecomposeBatchNorm
-from vsfix.graph_passes.remove_identities import RemoveIdentities
+from vsfix.graph_passes.folding.fold_batch_norm import FoldBatchNorm
+from vsfix.graph_passes.folding.recompose_batch_norm import RecomposeBatchNorm
+from vsfix.graph_passes.io.model_file import export_model, import_graph, read_model
+from vsfix.graph_passes.ir.fold_constants import FoldConstants
+from vsfix.graph_passes.ir.graph_pass import PassPipeline
+from vsfix.graph_passes.ir.remove_identities import RemoveIdentities
+from vsfix.graph_passes.noise.analysis import analyse_noise
+from vsfix.graph_passes.noise.marker import RemoveMarkers
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
 
 FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"

@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the networks stand with the tests
 
-from tests.trainers.detected_noise import FORMS, Detection, detect
+from tests.trainers.export.detected_noise import FORMS, Detection, detect
 from vsfix.graph_passes.errors import VsfixError
 
 

@@ -23,19 +23,19 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.batch_norm import find_batch_norms
-from vsfix.graph_passes.inference import Array
-from vsfix.graph_passes.marker import RemoveMarkers, read_marker
-from vsfix.graph_passes.model_file import export_model, import_graph, read_model
-from vsfix.graph_passes.noise import Noise
+from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms
+from vsfix.graph_passes.io.model_file import export_model, import_graph, read_model
+from vsfix.graph_passes.ir.runtime import Array
+from vsfix.graph_passes.noise.insertion import InsertNoise
+from vsfix.graph_passes.noise.marker import RemoveMarkers, read_marker
+from vsfix.graph_passes.noise.noise import Noise
 from vsfix.graph_passes.noise_inference.inference import infer_noise
 from vsfix.graph_passes.noise_inference.verdict import NoiseInference
-from vsfix.graph_passes.noise_insertion import InsertNoise
-from vsfix.pipeline.accuracy import accuracy_of
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
-from vsfix.pipeline.calibration import calibration_batches, labelled_samples
-from vsfix.pipeline.repair import repair_model
-from vsfix.pipeline.repair_config import RepairConfig
+from vsfix.pipeline.comparison.accuracy import accuracy_of
+from vsfix.pipeline.data.calibration import calibration_batches, labelled_samples
+from vsfix.pipeline.repair.repair import repair_model
+from vsfix.pipeline.repair.repair_config import RepairConfig
 
 Batches = list[dict[str, Array]]
 

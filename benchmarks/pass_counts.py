@@ -44,10 +44,10 @@ import onnx.parser
 from pass_peers import Facts, Model, onnxscript, onnxsim, onnxslim, outputs, vsfix_passes, write
 
 from vsfix.graph_passes.errors import first_line
-from vsfix.graph_passes.model_file import read_model
-from vsfix.pipeline.backends.tensorrt_library import check_parser
-from vsfix.pipeline.environment import describe_environment
-from vsfix.trainers.onnxruntime_library import import_onnxruntime
+from vsfix.graph_passes.io.model_file import read_model
+from vsfix.pipeline.host.environment import describe_environment
+from vsfix.pipeline.tensorrt.library import check_parser
+from vsfix.trainers.export.onnxruntime_library import import_onnxruntime
 
 ARCHITECTURES = (
     *("torchvision/resnet18", "torchvision/densenet121", "torchvision/mobilenet_v3_small"),

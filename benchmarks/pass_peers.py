@@ -52,17 +52,17 @@ import onnx.checker
 from onnx import helper, numpy_helper
 from random_network import DROPOUT, export_random_network
 
-from vsfix.graph_passes.deployment import cleaning_passes
+from vsfix.graph_passes.cleaning.deployment import cleaning_passes
 from vsfix.graph_passes.errors import first_line
-from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
-from vsfix.graph_passes.graph_pass import PassPipeline
-from vsfix.graph_passes.model_file import check_without_weights, export_model, read_model
+from vsfix.graph_passes.folding.fold_batch_norm import FoldBatchNorm
+from vsfix.graph_passes.io.model_file import check_without_weights, export_model, read_model
+from vsfix.graph_passes.ir.graph_pass import PassPipeline
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
-from vsfix.pipeline.environment import describe_environment
-from vsfix.pipeline.preparation import prepare_model
-from vsfix.pipeline.repair import repair_model
-from vsfix.pipeline.repair_config import RepairConfig
-from vsfix.trainers.onnxruntime_library import import_onnxruntime
+from vsfix.pipeline.host.environment import describe_environment
+from vsfix.pipeline.inspection.preparation import prepare_model
+from vsfix.pipeline.repair.repair import repair_model
+from vsfix.pipeline.repair.repair_config import RepairConfig
+from vsfix.trainers.export.onnxruntime_library import import_onnxruntime
 
 MODELS = (
     *("preresnet-26", "wrn-28-2", "resnext-29-8x16d", "wrn-40-2", "densenet-40-12", "resnext-50-32x4d", "resnet-50"),

@@ -18,9 +18,9 @@ def export_random_network(name: str, path: Path, noise: Sequence[str] = DROPOUT)
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    from vsfix.trainers.network import NetworkConfig, build_network
-    from vsfix.trainers.noise_sites import NoiseSites
-    from vsfix.trainers.onnx_export import export_onnx
+    from vsfix.trainers.export.onnx_export import export_onnx
+    from vsfix.trainers.layers.noise_sites import NoiseSites
+    from vsfix.trainers.networks.network import NetworkConfig, build_network
 
     torch.manual_seed(0)
     module = build_network(NetworkConfig(name, IMAGE[0], IMAGE[1:], 10, NoiseSites.parse(noise)))

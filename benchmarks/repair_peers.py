@@ -48,14 +48,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 from typing_extensions import Self
 
-from vsfix.graph_passes.batches import Batch
-from vsfix.graph_passes.model_file import read_model
-from vsfix.pipeline.accuracy import accuracy_of
+from vsfix.graph_passes.io.model_file import read_model
+from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
-from vsfix.pipeline.calibration import Samples, calibration_batches, labelled_samples
-from vsfix.pipeline.repair import repair_model
-from vsfix.pipeline.repair_config import RepairConfig
-from vsfix.trainers.checkpoint import Checkpoint, load_checkpoint
+from vsfix.pipeline.comparison.accuracy import accuracy_of
+from vsfix.pipeline.data.calibration import Samples, calibration_batches, labelled_samples
+from vsfix.pipeline.repair.repair import repair_model
+from vsfix.pipeline.repair.repair_config import RepairConfig
+from vsfix.trainers.training.checkpoint import Checkpoint, load_checkpoint
 
 IMAGES = (4, 8, 16, 32, 64, 128, 256, 1024, 4096, 30000)
 BATCH_SIZE = 256

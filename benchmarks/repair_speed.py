@@ -82,8 +82,8 @@ def task_update_bn(options: argparse.Namespace) -> Facts:
     from torch.nn.modules.batchnorm import _BatchNorm
     from torch.optim.swa_utils import update_bn
 
-    from vsfix.trainers.checkpoint import load_checkpoint
-    from vsfix.trainers.datasets import load_dataset
+    from vsfix.trainers.data.datasets import load_dataset
+    from vsfix.trainers.training.checkpoint import load_checkpoint
 
     class NoiseOff(torch.nn.Module):
         """A network of which nothing but the BatchNorms ever enters training mode."""
@@ -114,10 +114,10 @@ def task_update_bn(options: argparse.Namespace) -> Facts:
 
 def task_exact(options: argparse.Namespace) -> Facts:
     """`exact` over all BatchNorms."""
-    from vsfix.graph_passes.batch_norm import find_batch_norms
-    from vsfix.graph_passes.reestimation import exact
+    from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms
+    from vsfix.graph_passes.estimators.exact import exact
     from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
-    from vsfix.pipeline.preparation import prepare_model
+    from vsfix.pipeline.inspection.preparation import prepare_model
 
     model, batches = inputs(options)
     graph = prepare_model(model).graph
@@ -142,8 +142,8 @@ def task_forward(options: argparse.Namespace) -> Facts:
 
 def inputs(options: argparse.Namespace) -> tuple[Any, Any]:
     """The model, and the calibration set in memory."""
-    from vsfix.graph_passes.model_file import read_model
-    from vsfix.pipeline.calibration import calibration_batches
+    from vsfix.graph_passes.io.model_file import read_model
+    from vsfix.pipeline.data.calibration import calibration_batches
 
     model, data = read_model(options.model), json.loads((options.run / "config.json").read_text())["data"]
     return model, calibration_batches(model, data, samples=options.images, batch_size=BATCH_SIZE, seed=0)
@@ -165,11 +165,11 @@ def peak_memory() -> int:
 
 def task_top1(options: argparse.Namespace) -> Facts:
     """Top-1 of a repaired file, or of the checkpoint with a repaired state_dict, on the test images, in per cent."""
-    from vsfix.graph_passes.model_file import read_model
-    from vsfix.pipeline.accuracy import accuracy_of
+    from vsfix.graph_passes.io.model_file import read_model
     from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
-    from vsfix.pipeline.calibration import labelled_samples
-    from vsfix.trainers.checkpoint import load_checkpoint
+    from vsfix.pipeline.comparison.accuracy import accuracy_of
+    from vsfix.pipeline.data.calibration import labelled_samples
+    from vsfix.trainers.training.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(options.run / "checkpoint.pt")
     labelled = labelled_samples(read_model(options.model), checkpoint.training.data, split="test", seed=0)

@@ -23,7 +23,7 @@ from typing import Any
 
 from random_network import export_random_network
 
-from vsfix.pipeline.environment import describe_environment
+from vsfix.pipeline.host.environment import describe_environment
 
 MODEL = "MODEL.onnx"
 PYTHON = ("python", "-c", "pass")

@@ -36,14 +36,14 @@ from gpu.training_speed import (
     stepping,
 )
 
-from vsfix.pipeline.environment import describe_environment
-from vsfix.trainers.fabric_session import fabric_session
-from vsfix.trainers.network import build_network
-from vsfix.trainers.preprocessing import Preprocessing
-from vsfix.trainers.random_streams import Stream, batch_rows, stream_seed
-from vsfix.trainers.training_config import TrainingConfig
-from vsfix.trainers.training_data import TensorImages, TrainingData
-from vsfix.trainers.training_run import TrainingRun
+from vsfix.pipeline.host.environment import describe_environment
+from vsfix.trainers.data.preprocessing import Preprocessing
+from vsfix.trainers.networks.network import build_network
+from vsfix.trainers.training.fabric_session import fabric_session
+from vsfix.trainers.training.random_streams import Stream, batch_rows, stream_seed
+from vsfix.trainers.training.training_config import TrainingConfig
+from vsfix.trainers.training.training_data import TensorImages, TrainingData
+from vsfix.trainers.training.training_run import TrainingRun
 
 MODELS = ("preresnet-20", "wrn-16-2")
 TARGET_RATIO = 1.0

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vsfix.graph_passes.noise import Noise, NoiseKind
+from vsfix.graph_passes.noise.noise import Noise, NoiseKind
 
 COUNT = 60
 HEAD = "head"  # the place that no BatchNorm follows

@@ -12,8 +12,8 @@ from ladder_tasks import INPUT, Array
 from torch import nn
 
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
-from vsfix.trainers.onnx_conversion import quiet_exporter
-from vsfix.trainers.onnx_export import export_onnx
+from vsfix.trainers.export.onnx_conversion import quiet_exporter
+from vsfix.trainers.export.onnx_export import export_onnx
 
 _SAME = 1e-4  # of the largest value, within which two tensors are one
 # What noise of each width may be moved across without any difference to what follows.

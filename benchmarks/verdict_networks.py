@@ -20,8 +20,8 @@ import torch
 from torch import nn
 from verdict_draws import HEAD, Draw
 
-from vsfix.graph_passes.noise import NoiseKind
-from vsfix.trainers.noise_layers import make_noise_layer
+from vsfix.graph_passes.noise.noise import NoiseKind
+from vsfix.trainers.layers.noise_layers import make_noise_layer
 
 WIDTHS = (16, 32, 48)
 STAGES = len(WIDTHS)

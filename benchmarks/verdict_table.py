@@ -25,7 +25,7 @@ from typing import Any
 
 from verdict_judge import Answer
 
-from vsfix.graph_passes.noise import Noise
+from vsfix.graph_passes.noise.noise import Noise
 
 RIGHT_SHARE, FOUND_SHARE = 57 / 60, 0.95
 DAMAGE, LEAST_RATIO, WITHIN = 2.0, 0.2, 0.05

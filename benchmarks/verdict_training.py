@@ -28,7 +28,7 @@ from verdict_exports import equivalents, export_lost, export_marked, export_olde
 from verdict_networks import build_network
 from verdict_tasks import Source, load_source
 
-from vsfix.trainers.noise_layers import DropPath, GaussianDropout, Uout
+from vsfix.trainers.layers.noise_layers import DropPath, GaussianDropout, Uout
 
 ROWS = 500
 PASSES = 32

@@ -40,9 +40,9 @@ from onnx import numpy_helper
 from random_network import IMAGE, export_random_network
 
 from vsfix.graph_passes.errors import first_line
-from vsfix.pipeline.environment import describe_environment
-from vsfix.pipeline.optimization import Outputs, optimize
-from vsfix.pipeline.repair_config import RepairConfig
+from vsfix.pipeline.api.optimization import Outputs, optimize
+from vsfix.pipeline.host.environment import describe_environment
+from vsfix.pipeline.repair.repair_config import RepairConfig
 
 LOADER = """import numpy as np
 

@@ -58,7 +58,7 @@ class Audit:
 
 def main() -> None:
     events, commands = Path(sys.argv[1]), json.loads(sys.argv[2])
-    from vsfix.pipeline.cli import vsfix
+    from vsfix.pipeline.cli.main import vsfix
 
     audit = Audit()
     sys.addaudithook(audit)

@@ -9,8 +9,8 @@ import onnx
 import onnx.parser
 import pytest
 
-from vsfix.graph_passes.inference import Array
-from vsfix.trainers.onnxruntime_library import import_onnxruntime
+from vsfix.graph_passes.ir.runtime import Array
+from vsfix.trainers.export.onnxruntime_library import import_onnxruntime
 
 onnxruntime = import_onnxruntime()  # first of all, so that no test reports anything to its makers
 

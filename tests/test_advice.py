@@ -19,10 +19,10 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from vsfix.graph_passes.marker import RemoveMarkers
-from vsfix.graph_passes.model_file import export_model, import_graph
-from vsfix.pipeline.cli import vsfix
-from vsfix.trainers.onnx_export import export_onnx
+from vsfix.graph_passes.io.model_file import export_model, import_graph
+from vsfix.graph_passes.noise.marker import RemoveMarkers
+from vsfix.pipeline.cli.main import vsfix
+from vsfix.trainers.export.onnx_export import export_onnx
 
 ROWS = 512
 

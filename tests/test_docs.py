@@ -111,7 +111,7 @@ def test_the_guide_has_commands_of_every_kind():
 def test_every_command_of_the_guide_has_options_that_exist(line):
     from click.testing import CliRunner
 
-    from vsfix.pipeline.cli import vsfix
+    from vsfix.pipeline.cli.main import vsfix
 
     words = shlex.split(line)[1:]
     result = CliRunner().invoke(vsfix, [words[0], "--help"], prog_name="vsfix")

@@ -65,6 +65,6 @@ def test_a_failing_disk_is_one_clear_line_and_loses_nothing(scripts, inputs, com
 
 
 def test_a_writer_that_writes_over_its_output_is_seen(scripts, inputs, monkeypatch):
-    monkeypatch.setattr("vsfix.pipeline.console.atomic_path", lambda path, force: nullcontext(path))
+    monkeypatch.setattr("vsfix.pipeline.host.console.atomic_path", lambda path, force: nullcontext(path))
     wrong = scripts.faults.fail_everywhere("compare", inputs).wrong
     assert any("['c.json'] are lost or cut short" in line for line in wrong)

@@ -62,7 +62,7 @@ def readme_commands() -> list[str]:
 def test_every_command_of_the_readme_has_options_that_exist(line):
     from click.testing import CliRunner
 
-    from vsfix.pipeline.cli import vsfix
+    from vsfix.pipeline.cli.main import vsfix
 
     words = shlex.split(line)[1:]
     help_text = CliRunner().invoke(vsfix, [words[0], "--help"], prog_name="vsfix").output
@@ -76,7 +76,7 @@ def test_the_walk_of_the_readme_runs_on_small_data(tmp_path, monkeypatch):
     commands = [line for line in readme_commands() if " fashion-mnist" in line or line.startswith("vsfix export run")]
     walk = ["train", "export", "inspect", "optimize", "verify", "optimize", "verify", "benchmark", "optimize"]
     assert [line.split()[1] for line in commands] == walk
-    assert "--precision int8" in commands[-1]  # which tests/pipeline/test_quantization.py runs
+    assert "--precision int8" in commands[-1]  # which tests/pipeline/casting/test_quantization.py runs
     for line in commands[:-1]:
         small = line.replace("fashion-mnist", "digits").replace("--samples 20000 --epochs 2", "--epochs 10")
         small = small.replace("preresnet-20", "preresnet-8").replace(" --eval-data digits", "")

@@ -18,16 +18,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from vsfix.graph_passes.fold_batch_norm import FoldBatchNorm
-from vsfix.graph_passes.graph_pass import PassPipeline
-from vsfix.graph_passes.marker import RemoveMarkers
-from vsfix.graph_passes.model_file import export_model, import_graph, read_model, write_model
-from vsfix.graph_passes.remove_identities import RemoveIdentities
+from vsfix.graph_passes.folding.fold_batch_norm import FoldBatchNorm
+from vsfix.graph_passes.io.model_file import export_model, import_graph, read_model, write_model
+from vsfix.graph_passes.ir.graph_pass import PassPipeline
+from vsfix.graph_passes.ir.remove_identities import RemoveIdentities
+from vsfix.graph_passes.noise.marker import RemoveMarkers
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
-from vsfix.pipeline.calibration import calibration_batches, labelled_samples
-from vsfix.pipeline.casting import cast_model
-from vsfix.pipeline.repair import repair_model
-from vsfix.pipeline.repair_config import RepairConfig
+from vsfix.pipeline.casting.casting import cast_model
+from vsfix.pipeline.data.calibration import calibration_batches, labelled_samples
+from vsfix.pipeline.repair.repair import repair_model
+from vsfix.pipeline.repair.repair_config import RepairConfig
 
 DATA = "fashion-mnist"
 NETWORKS = {

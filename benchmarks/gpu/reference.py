@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vsfix.trainers.checkpoint import load_checkpoint
+from vsfix.trainers.training.checkpoint import load_checkpoint
 
 BATCH = 500
 

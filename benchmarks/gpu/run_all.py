@@ -34,20 +34,20 @@ from typing import Any
 import numpy as np
 
 from vsfix.graph_passes.errors import MissingComponentError, VsfixError
-from vsfix.graph_passes.inference import Runner
+from vsfix.graph_passes.ir.runtime import Runner
 from vsfix.pipeline.backends.opening import open_runner
-from vsfix.pipeline.backends.shape_profile import ShapeOptions
 from vsfix.pipeline.backends.tensorrt_runner import open_engine
 from vsfix.pipeline.benchmark.latency import LatencyConfig, measure_latencies
-from vsfix.pipeline.build_config import BuildConfig
-from vsfix.pipeline.building import build_engine
-from vsfix.pipeline.calibration import Samples
-from vsfix.pipeline.decisions import compare_decisions
-from vsfix.pipeline.environment import describe_environment
-from vsfix.pipeline.gpu_state import describe_gpu
-from vsfix.pipeline.tensor_comparison import compare_tensors
-from vsfix.pipeline.tolerance import TOLERANCES
-from vsfix.pipeline.verification import pooled_outputs
+from vsfix.pipeline.building.build_config import BuildConfig
+from vsfix.pipeline.building.building import build_engine
+from vsfix.pipeline.comparison.decisions import compare_decisions
+from vsfix.pipeline.comparison.tensor_comparison import compare_tensors
+from vsfix.pipeline.comparison.tolerance import TOLERANCES
+from vsfix.pipeline.data.calibration import Samples
+from vsfix.pipeline.host.environment import describe_environment
+from vsfix.pipeline.host.gpu_state import describe_gpu
+from vsfix.pipeline.tensorrt.shape_profile import ShapeOptions
+from vsfix.pipeline.verification.verification import pooled_outputs
 
 FORMS = ("original", "repaired")
 ENGINES = ("tensorrt", "tensorrt-rtx")

@@ -43,19 +43,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from vsfix.graph_passes.errors import VsfixError
-from vsfix.graph_passes.noise import Noise
-from vsfix.pipeline.environment import describe_environment
-from vsfix.trainers.augmentation import Augmentation
-from vsfix.trainers.datasets import load_dataset
-from vsfix.trainers.evaluation import EpochLosses
-from vsfix.trainers.fabric_session import fabric_session
-from vsfix.trainers.network import NetworkConfig, build_network
-from vsfix.trainers.noise_layers import Uout, make_noise_layer
-from vsfix.trainers.noise_sites import NoiseSites
-from vsfix.trainers.preprocessing import Preprocessing
-from vsfix.trainers.training_config import TrainingConfig
-from vsfix.trainers.training_data import TensorImages, TrainingData
-from vsfix.trainers.training_run import TrainingRun
+from vsfix.graph_passes.noise.noise import Noise
+from vsfix.pipeline.host.environment import describe_environment
+from vsfix.trainers.data.datasets import load_dataset
+from vsfix.trainers.data.preprocessing import Preprocessing
+from vsfix.trainers.layers.noise_layers import Uout, make_noise_layer
+from vsfix.trainers.layers.noise_sites import NoiseSites
+from vsfix.trainers.networks.network import NetworkConfig, build_network
+from vsfix.trainers.training.augmentation import Augmentation
+from vsfix.trainers.training.evaluation import EpochLosses
+from vsfix.trainers.training.fabric_session import fabric_session
+from vsfix.trainers.training.training_config import TrainingConfig
+from vsfix.trainers.training.training_data import TensorImages, TrainingData
+from vsfix.trainers.training.training_run import TrainingRun
 
 MODELS = ("wrn-28-10", "preresnet-110")
 LAYERS: dict[str, Callable[[], nn.Module]] = {

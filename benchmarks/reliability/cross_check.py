@@ -33,9 +33,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the networks stand with th
 
 from forked import load_libraries, run_command
 
-from tests.trainers.random_networks import random_network
-from vsfix.trainers.onnx_export import export_onnx
-from vsfix.trainers.onnxruntime_library import import_onnxruntime
+from tests.trainers.export.random_networks import random_network
+from vsfix.trainers.export.onnx_export import export_onnx
+from vsfix.trainers.export.onnxruntime_library import import_onnxruntime
 
 RESULTS = ("--json", "plain.json", "--statistics", "plain.npz")
 METHODS = ("match", "paired", "exact", "analytic", "auto")

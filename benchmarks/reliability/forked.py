@@ -21,7 +21,7 @@ def load_libraries() -> None:
     import vsfix.graph_passes
     import vsfix.pipeline
     import vsfix.trainers
-    from vsfix.trainers.onnxruntime_library import import_onnxruntime
+    from vsfix.trainers.export.onnxruntime_library import import_onnxruntime
 
     torch.set_num_threads(1)
     import_onnxruntime()
@@ -73,7 +73,7 @@ def _become(command: Sequence[str], folder: Path, output: int, prepare: Callable
     os.environ["TMPDIR"] = str(folder / "scratch")
     if prepare is not None:
         prepare()
-    from vsfix.pipeline.cli import vsfix
+    from vsfix.pipeline.cli.main import vsfix
 
     try:
         vsfix(list(command), prog_name="vsfix")

@@ -27,7 +27,7 @@ import torch
 from forked import fork_command, load_libraries, run_command
 from seeds import npz_bytes, seed_models, seed_npz
 
-from vsfix.trainers.checkpoint import load_checkpoint
+from vsfix.trainers.training.checkpoint import load_checkpoint
 
 OPTIMIZE = (
     "optimize net.onnx --data data.npz --samples 8 -o out/repaired.onnx --json out/r.json --html out/r.html --force"

@@ -29,7 +29,7 @@ import onnx.parser
 from onnx import TensorProto, helper, numpy_helper
 from seeds import seed_models, seed_npz
 
-from vsfix.graph_passes.inference import Array
+from vsfix.graph_passes.ir.runtime import Array
 
 PARTS = ("samples", "weights", "nodes", "processes")
 SIDE = 8192  # of a weight of 256 MiB
@@ -40,7 +40,7 @@ def peak():
     status = pathlib.Path("/proc/self/status").read_text()
     pathlib.Path("peak.txt").write_text(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1])
 atexit.register(peak)
-from vsfix.pipeline.cli import main
+from vsfix.pipeline.cli.main import main
 main()
 """
 VSFIX = (sys.executable, "-c", _CODE)
@@ -85,7 +85,7 @@ def run_vsfix(arguments: list[str], folder: Path, wrong: list[str]) -> tuple[flo
 
 def check(path: Path, wrong: list[str], inputs: dict[str, Any] | None = None) -> None:
     """Reads a written model again, and runs it where there are inputs."""
-    from vsfix.trainers.onnxruntime_library import import_onnxruntime
+    from vsfix.trainers.export.onnxruntime_library import import_onnxruntime
 
     try:
         onnx.checker.check_model(str(path))

@@ -25,13 +25,13 @@ import numpy as np
 
 SECONDS, MEBIBYTES = 20, 2048
 MODULES = (
-    "vsfix.graph_passes.model_file",
-    "vsfix.graph_passes.stored_tensors",
-    "vsfix.trainers.npz_file",
-    "vsfix.trainers.idx_file",
-    "vsfix.trainers.cifar",
-    "vsfix.trainers.checkpoint",
-    "vsfix.trainers.preprocessing",
+    "vsfix.graph_passes.io.model_file",
+    "vsfix.graph_passes.io.stored_tensors",
+    "vsfix.trainers.data.npz_file",
+    "vsfix.trainers.data.idx_file",
+    "vsfix.trainers.data.cifar",
+    "vsfix.trainers.training.checkpoint",
+    "vsfix.trainers.data.preprocessing",
 )
 
 
@@ -40,7 +40,7 @@ READERS = ("onnx", "npz", "idx", "pickle", "checkpoint", "preprocessing")
 
 def read_pickled_batch(path: Path) -> Any:
     """Reads a pickle as the test images of CIFAR-100."""
-    from vsfix.trainers.cifar import read_cifar
+    from vsfix.trainers.data.cifar import read_cifar
 
     names = [f"class {number}" for number in range(100)]
     (path.parent / "meta").write_bytes(pickle.dumps({"fine_label_names": names}, 2))
@@ -51,11 +51,11 @@ def reader(name: str) -> tuple[Callable[[Path], Any], list[bytes]]:
     """A reader, and the valid files that its corpus begins with."""
     from seeds import npz_bytes, seed_checkpoint, seed_idx, seed_models, seed_npz
 
-    from vsfix.graph_passes.model_file import read_model
-    from vsfix.trainers.checkpoint import load_checkpoint
-    from vsfix.trainers.idx_file import read_idx_file
-    from vsfix.trainers.npz_file import read_npz
-    from vsfix.trainers.preprocessing import Preprocessing
+    from vsfix.graph_passes.io.model_file import read_model
+    from vsfix.trainers.data.idx_file import read_idx_file
+    from vsfix.trainers.data.npz_file import read_npz
+    from vsfix.trainers.data.preprocessing import Preprocessing
+    from vsfix.trainers.training.checkpoint import load_checkpoint
 
     match name:
         case "onnx":

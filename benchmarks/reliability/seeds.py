@@ -147,7 +147,7 @@ def seed_idx() -> dict[str, bytes]:
 def seed_checkpoint(folder: Path) -> bytes:
     """The checkpoint of a network of one epoch, trained by a process of its own."""
     network = "--model preresnet-8 --data digits --noise dropout:0.5 --site a --samples 64 --batch-size 16 --epochs 1"
-    code = "from vsfix.pipeline.cli import main; main()"
+    code = "from vsfix.pipeline.cli.main import main; main()"
     subprocess.run(
         [sys.executable, "-c", code, "train", *network.split(), "-o", str(folder)], check=True, capture_output=True
     )

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.inference import Float64Array
-from vsfix.graph_passes.nodes import is_standard
-from vsfix.graph_passes.stored_values import stored_values
-from vsfix.graph_passes.tensors import Tensor, constant_behind
+from vsfix.graph_passes.ir.nodes import is_standard
+from vsfix.graph_passes.ir.runtime import Float64Array
+from vsfix.graph_passes.ir.stored_values import stored_values
+from vsfix.graph_passes.ir.tensors import Tensor, constant_behind
 
 Dual = tuple[Float64Array, Float64Array]
 """A value and its derivative in z, of one shape."""

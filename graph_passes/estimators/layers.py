@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.batches import samples_in
-from vsfix.graph_passes.inference import Float64Array, OpenModel
-from vsfix.graph_passes.marker import RemoveMarkers
-from vsfix.graph_passes.model_file import export_subgraph
-from vsfix.graph_passes.side_by_side import side_by_side
-from vsfix.graph_passes.tensors import Tensor
+from vsfix.graph_passes.io.model_file import export_subgraph
+from vsfix.graph_passes.ir.runtime import Float64Array, OpenModel
+from vsfix.graph_passes.ir.tensors import Tensor
+from vsfix.graph_passes.measurement.side_by_side import side_by_side
+from vsfix.graph_passes.noise.marker import RemoveMarkers
+from vsfix.graph_passes.noise_average.samples import SampleSet
+from vsfix.graph_passes.noise_average.taps import PositionTap, tap_positions
+from vsfix.graph_passes.statistics.batches import samples_in
 
-from .samples import SampleSet
-from .taps import PositionTap, tap_positions
 from .unit_fit import UnitTarget
 from .units import Unit
 

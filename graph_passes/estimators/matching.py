@@ -20,19 +20,19 @@ from zlib import crc32
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.activation_cache import DEFAULT_MAX_MEMORY, ActivationCache
-from vsfix.graph_passes.batches import samples_in
 from vsfix.graph_passes.errors import DataError, ModelError
-from vsfix.graph_passes.inference import Array, Float64Array, OpenModel
-from vsfix.graph_passes.marker import RemoveMarkers, is_dropout
-from vsfix.graph_passes.staged_run import StagedRun
-from vsfix.graph_passes.staging import Stage, Target, plan_stages
-from vsfix.graph_passes.tensors import Tensor
+from vsfix.graph_passes.ir.runtime import Array, Float64Array, OpenModel
+from vsfix.graph_passes.ir.tensors import Tensor
+from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY, ActivationCache
+from vsfix.graph_passes.measurement.staged_run import StagedRun
+from vsfix.graph_passes.measurement.staging import Stage, Target, plan_stages
+from vsfix.graph_passes.noise.marker import RemoveMarkers, is_dropout
+from vsfix.graph_passes.noise_average.noise_average import NoiseAverage
+from vsfix.graph_passes.noise_average.samples import SampleSet, held_out_rows
+from vsfix.graph_passes.noise_average.taps import PositionTap, choose_positions, positions_of, tap_positions
+from vsfix.graph_passes.statistics.batches import samples_in
 
 from .activations import Activation
-from .noise_average import NoiseAverage
-from .samples import SampleSet, held_out_rows
-from .taps import PositionTap, choose_positions, positions_of, tap_positions
 from .unit_fit import MatchedUnit, SeenUnit, UnitTarget, UnitUse, solve_unit
 from .units import FreeAffine, Unit, by_module, insert_affine
 

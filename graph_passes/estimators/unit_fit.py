@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vsfix.graph_passes.inference import Float64Array
-from vsfix.graph_passes.moments import Moments
+from vsfix.graph_passes.ir.runtime import Float64Array
+from vsfix.graph_passes.statistics.moments import Moments
 
 from .activations import Activation
 from .units import FoundParameters, InputMoments

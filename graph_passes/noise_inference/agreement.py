@@ -14,8 +14,8 @@ from itertools import combinations
 
 import numpy as np
 
-from vsfix.graph_passes.inference import Float64Array
-from vsfix.graph_passes.noise import NoiseKind
+from vsfix.graph_passes.ir.runtime import Float64Array
+from vsfix.graph_passes.noise.noise import NoiseKind
 
 from .telling import MOST_AT_ONCE, TRAINING_SAMPLES, Fit, Kind, Source, Telling, is_sure, jackknife_error
 

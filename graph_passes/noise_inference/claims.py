@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vsfix.graph_passes.inference import Float64Array
-from vsfix.graph_passes.noise import Noise
+from vsfix.graph_passes.ir.runtime import Float64Array
+from vsfix.graph_passes.noise.noise import Noise
 
 from .places import Signature
 from .plan import Plan

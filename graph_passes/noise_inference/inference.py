@@ -25,14 +25,14 @@ from functools import cached_property
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.activation_cache import DEFAULT_MAX_MEMORY, ActivationCache
-from vsfix.graph_passes.batch_norm import find_modules, require_batch_norms
-from vsfix.graph_passes.batches import Batch, count_samples, first_samples
+from vsfix.graph_passes.batch_norm.batch_norm import find_modules, require_batch_norms
 from vsfix.graph_passes.errors import DataError, InputError
-from vsfix.graph_passes.inference import Float64Array, OpenModel
-from vsfix.graph_passes.marker import marker_label, read_marker
-from vsfix.graph_passes.measurement import MeasurementConfig, hold_constants
-from vsfix.graph_passes.noise import NoiseKind
+from vsfix.graph_passes.ir.runtime import Float64Array, OpenModel
+from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY, ActivationCache
+from vsfix.graph_passes.measurement.measurement import MeasurementConfig, hold_constants
+from vsfix.graph_passes.noise.marker import marker_label, read_marker
+from vsfix.graph_passes.noise.noise import NoiseKind
+from vsfix.graph_passes.statistics.batches import Batch, count_samples, first_samples
 
 from .agreement import Agreement, Kinds
 from .places import Place, Signature

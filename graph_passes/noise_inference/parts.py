@@ -8,14 +8,14 @@ from contextlib import contextmanager
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.activation_cache import ActivationCache
-from vsfix.graph_passes.batches import Batch, samples_in
-from vsfix.graph_passes.inference import Array, OpenModel
-from vsfix.graph_passes.model_file import export_subgraph
-from vsfix.graph_passes.moment_taps import tap_moments
-from vsfix.graph_passes.moments import Moments, MomentsAccumulator, SampleMoments
-from vsfix.graph_passes.side_by_side import side_by_side
-from vsfix.graph_passes.tensors import Tensor, consumed_tensors
+from vsfix.graph_passes.io.model_file import export_subgraph
+from vsfix.graph_passes.ir.runtime import Array, OpenModel
+from vsfix.graph_passes.ir.tensors import Tensor, consumed_tensors
+from vsfix.graph_passes.measurement.activation_cache import ActivationCache
+from vsfix.graph_passes.measurement.moment_taps import tap_moments
+from vsfix.graph_passes.measurement.side_by_side import side_by_side
+from vsfix.graph_passes.statistics.batches import Batch, samples_in
+from vsfix.graph_passes.statistics.moments import Moments, MomentsAccumulator, SampleMoments
 
 GROUPS = 16  # of the samples: few enough that each has some of them, enough for a jackknife
 

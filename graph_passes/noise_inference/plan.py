@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vsfix.graph_passes.noise import NoiseKind
+from vsfix.graph_passes.noise.noise import NoiseKind
 
 from .places import Place, Signature
 from .telling import Kind, Source

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.activation_cache import DEFAULT_MAX_MEMORY
-from vsfix.graph_passes.batch_norm import find_modules
-from vsfix.graph_passes.batches import Batch, count_samples
-from vsfix.graph_passes.inference import Float64Array, OpenModel
-from vsfix.graph_passes.marker import read_marker
-from vsfix.graph_passes.measurement import MeasurementConfig, measure
+from vsfix.graph_passes.batch_norm.batch_norm import find_modules
+from vsfix.graph_passes.ir.runtime import Float64Array, OpenModel
+from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
+from vsfix.graph_passes.measurement.measurement import MeasurementConfig, measure
+from vsfix.graph_passes.noise.marker import read_marker
+from vsfix.graph_passes.statistics.batches import Batch, count_samples
 
 from .telling import TRAINING_SAMPLES, ChannelEvidence, Telling, is_sure
 

@@ -26,11 +26,11 @@ from itertools import combinations
 
 import numpy as np
 
-from vsfix.graph_passes.batch_norm import BatchNorm
-from vsfix.graph_passes.inference import Float64Array
-from vsfix.graph_passes.jackknife import standard_error
-from vsfix.graph_passes.moments import Moments
-from vsfix.graph_passes.noise import NoiseKind
+from vsfix.graph_passes.batch_norm.batch_norm import BatchNorm
+from vsfix.graph_passes.ir.runtime import Float64Array
+from vsfix.graph_passes.noise.noise import NoiseKind
+from vsfix.graph_passes.statistics.jackknife import standard_error
+from vsfix.graph_passes.statistics.moments import Moments
 
 from .places import Place, Signature
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.inference import Array
-from vsfix.graph_passes.noise import Noise
-from vsfix.graph_passes.noise_sampling import draw_affine
-from vsfix.graph_passes.tensors import redirect_readers
+from vsfix.graph_passes.ir.runtime import Array
+from vsfix.graph_passes.ir.tensors import redirect_readers
+from vsfix.graph_passes.noise.noise import Noise
+from vsfix.graph_passes.noise.sampling import draw_affine
 
 from .parts import Parts
 from .places import Place, Region

@@ -8,7 +8,7 @@ from enum import Enum
 
 import numpy as np
 
-from vsfix.graph_passes.noise import Noise, NoiseKind
+from vsfix.graph_passes.noise.noise import Noise, NoiseKind
 
 from .agreement import Kinds
 from .claims import Claim, claims_of

@@ -20,14 +20,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.activation_cache import ActivationCache
-from vsfix.graph_passes.batches import Batch
-from vsfix.graph_passes.inference import Array, Float64Array, OpenModel
-from vsfix.graph_passes.measurement import as_measured
-from vsfix.graph_passes.moments import Moments
-from vsfix.graph_passes.noise import Noise
-from vsfix.graph_passes.noise_sampling import draw_affine
-from vsfix.graph_passes.tensors import redirect_readers
+from vsfix.graph_passes.ir.runtime import Array, Float64Array, OpenModel
+from vsfix.graph_passes.ir.tensors import redirect_readers
+from vsfix.graph_passes.measurement.activation_cache import ActivationCache
+from vsfix.graph_passes.measurement.measurement import as_measured
+from vsfix.graph_passes.noise.noise import Noise
+from vsfix.graph_passes.noise.sampling import draw_affine
+from vsfix.graph_passes.statistics.batches import Batch
+from vsfix.graph_passes.statistics.moments import Moments
 
 from .parts import Activations, Parts, tensors_read
 from .places import Place, Region, find_regions

@@ -1,1 +1,1 @@
-"""Runtimes that run a model: each opens one and is a `vsfix.graph_passes.inference.Runner`."""
+"""Runtimes that run a model: each opens one and is a `vsfix.graph_passes.ir.runtime.Runner`."""

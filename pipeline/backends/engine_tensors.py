@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vsfix.graph_passes.errors import BuildError, ModelError
-from vsfix.graph_passes.inference import Array
+from vsfix.graph_passes.ir.runtime import Array
+from vsfix.pipeline.tensorrt.engine_loading import LoadedEngine
 
-from .engine_loading import LoadedEngine
 from .feeds import InputSpec, check_feeds
 
 _DTYPES: Mapping[str, npt.DTypeLike] = {

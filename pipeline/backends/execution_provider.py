@@ -18,7 +18,7 @@ from typing import Any
 import onnx
 
 from vsfix.graph_passes.errors import ModelError
-from vsfix.graph_passes.local_functions import nodes_with_bodies
+from vsfix.graph_passes.io.local_functions import nodes_with_bodies
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vsfix.graph_passes.errors import DataError
-from vsfix.graph_passes.inference import Array
+from vsfix.graph_passes.ir.runtime import Array
 
 
 @dataclass(frozen=True)

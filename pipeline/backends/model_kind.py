@@ -10,9 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from vsfix.graph_passes.named_file import why_unreadable
-
-from .engine_file import is_plan, sidecar_path
+from vsfix.graph_passes.io.named_file import why_unreadable
+from vsfix.pipeline.tensorrt.engine_file import is_plan, sidecar_path
 
 ModelKind = Literal["checkpoint", "onnx", "engine"]
 _SUFFIXES: dict[str, ModelKind] = {

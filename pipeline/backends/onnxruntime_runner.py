@@ -17,12 +17,12 @@ from google.protobuf.message import EncodeError
 from typing_extensions import Self
 
 from vsfix.graph_passes.errors import SMALLER_BATCH, MissingComponentError, ModelError, device_fault, first_line
-from vsfix.graph_passes.external_data import detach_weights, fits_one_file
-from vsfix.graph_passes.file_values import refer_to_file
-from vsfix.graph_passes.inference import Array
-from vsfix.graph_passes.resident_memory import return_freed_memory
-from vsfix.graph_passes.stored_values import file_of, offset_of, values_of
-from vsfix.trainers.onnxruntime_library import import_onnxruntime
+from vsfix.graph_passes.io.external_data import detach_weights, fits_one_file
+from vsfix.graph_passes.io.file_values import refer_to_file
+from vsfix.graph_passes.ir.runtime import Array
+from vsfix.graph_passes.ir.stored_values import file_of, offset_of, values_of
+from vsfix.graph_passes.measurement.resident_memory import return_freed_memory
+from vsfix.trainers.export.onnxruntime_library import import_onnxruntime
 
 from .execution_provider import CPU, install_line, provider_options, require_work, without_tensor_float
 from .feeds import InputSpec, check_feeds

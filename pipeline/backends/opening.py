@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING
 import onnx
 
 from vsfix.graph_passes.errors import InputError
-from vsfix.graph_passes.inference import Array, Runner
-from vsfix.graph_passes.model_file import read_model
+from vsfix.graph_passes.io.model_file import read_model
+from vsfix.graph_passes.ir.runtime import Array, Runner
 
 from .execution_provider import CPU, CUDA, TENSORRT
 from .model_kind import ModelKind, model_kind
 from .onnxruntime_runner import OnnxRuntimeRunner
 
 if TYPE_CHECKING:
-    from vsfix.trainers.checkpoint import Checkpoint
+    from vsfix.trainers.training.checkpoint import Checkpoint
 
 _KINDS: Mapping[str, ModelKind] = {
     "torch": "checkpoint",
@@ -66,7 +66,7 @@ def open_runner(backend: str, model: Path, *, input_name: str = "input", trust: 
         raise InputError(f"backend '{backend}': unknown; there are {', '.join(BACKENDS)}")
     _require_kind(model, backend)
     if _KINDS[backend] == "checkpoint":
-        from vsfix.trainers.checkpoint import load_checkpoint
+        from vsfix.trainers.training.checkpoint import load_checkpoint
 
         compiled = backend == "torch-compile"
         return open_checkpoint(load_checkpoint(checkpoint_file(model)), input_name=input_name, compiled=compiled)

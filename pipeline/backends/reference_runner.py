@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from typing_extensions import Self
 
 from vsfix.graph_passes.errors import ModelError, first_line
-from vsfix.graph_passes.inference import Array
+from vsfix.graph_passes.ir.runtime import Array
 
 from .feeds import InputSpec, check_feeds
 

@@ -17,18 +17,18 @@ import onnx
 from typing_extensions import Self
 
 from vsfix.graph_passes.errors import BuildError, DataError, ModelError, VsfixError
-from vsfix.graph_passes.inference import Array, Float64Array
-from vsfix.graph_passes.model_file import save_unchecked
+from vsfix.graph_passes.io.model_file import save_unchecked
+from vsfix.graph_passes.ir.runtime import Array, Float64Array
+from vsfix.pipeline.tensorrt.cuda_event import Event
+from vsfix.pipeline.tensorrt.cuda_memory import TensorBuffer
+from vsfix.pipeline.tensorrt.cuda_runtime import Cuda, open_cuda
+from vsfix.pipeline.tensorrt.cuda_stream import Capture, Graph, Stream
+from vsfix.pipeline.tensorrt.engine_file import read_engine
+from vsfix.pipeline.tensorrt.engine_loading import LoadedEngine
+from vsfix.pipeline.tensorrt.library import BuildOptions, open_library
+from vsfix.pipeline.tensorrt.shape_profile import ShapeRange
 
-from .cuda_event import Event
-from .cuda_memory import TensorBuffer
-from .cuda_runtime import Cuda, open_cuda
-from .cuda_stream import Capture, Graph, Stream
-from .engine_file import read_engine
-from .engine_loading import LoadedEngine
 from .engine_tensors import check_engine_feeds, read_tensors
-from .shape_profile import ShapeRange
-from .tensorrt_library import BuildOptions, open_library
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -22,7 +22,7 @@ from vsfix.graph_passes.errors import (
     device_fault,
     first_line,
 )
-from vsfix.graph_passes.inference import Array
+from vsfix.graph_passes.ir.runtime import Array
 
 from .feeds import InputSpec, check_feeds
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vsfix.graph_passes.errors import InputError
-from vsfix.graph_passes.named_file import why_unreadable
-from vsfix.pipeline.console import SCHEMA_VERSION
+from vsfix.graph_passes.io.named_file import why_unreadable
+from vsfix.pipeline.host.console import SCHEMA_VERSION
 
 _LARGEST = 1 << 26  # bytes; a row takes some thousand
 Key = tuple[str, str, str]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vsfix.pipeline.terminal_text import printable
+from vsfix.pipeline.host.terminal_text import printable
 
 Advance = Callable[[str], None]
 

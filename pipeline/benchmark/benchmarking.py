@@ -13,17 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from vsfix.graph_passes.batches import Batch
 from vsfix.graph_passes.errors import DataError, InputError, VsfixError
-from vsfix.graph_passes.inference import Array
-from vsfix.graph_passes.model_file import read_model
-from vsfix.pipeline.calibration import Samples, calibration_batches, load_samples
-from vsfix.pipeline.decisions import compare_decisions
-from vsfix.pipeline.environment import describe_environment, peak_memory
-from vsfix.pipeline.gpu_state import describe_gpu
-from vsfix.pipeline.model_description import ModelDescription, describe_model
-from vsfix.pipeline.repair_config import QUANTIZED
-from vsfix.pipeline.shared_inputs import require_same_inputs, shared_batch_size, whole_batches
+from vsfix.graph_passes.io.model_file import read_model
+from vsfix.graph_passes.ir.runtime import Array
+from vsfix.graph_passes.statistics.batches import Batch
+from vsfix.pipeline.comparison.decisions import compare_decisions
+from vsfix.pipeline.data.calibration import Samples, calibration_batches, load_samples
+from vsfix.pipeline.host.environment import describe_environment, peak_memory
+from vsfix.pipeline.host.gpu_state import describe_gpu
+from vsfix.pipeline.repair.repair_config import QUANTIZED
+from vsfix.pipeline.verification.model_description import ModelDescription, describe_model
+from vsfix.pipeline.verification.shared_inputs import require_same_inputs, shared_batch_size, whole_batches
 
 from .benchmark_progress import Advance, benchmark_progress
 from .deployment import Deployments

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vsfix.pipeline.proportion import SIGNIFICANT, mcnemar_p_value
-from vsfix.pipeline.tolerance import MAX_CV
+from vsfix.pipeline.comparison.proportion import SIGNIFICANT, mcnemar_p_value
+from vsfix.pipeline.comparison.tolerance import MAX_CV
 
 from .benchmark_file import BenchmarkFile, Key, read_benchmark
 from .metric import FailRule, metric_of

@@ -13,22 +13,22 @@ from types import TracebackType
 
 from typing_extensions import Self
 
-from vsfix.graph_passes.batches import Batch
 from vsfix.graph_passes.errors import InputError
-from vsfix.graph_passes.inference import Runner
-from vsfix.graph_passes.model_file import read_model, write_model
-from vsfix.pipeline.backends.cuda_runtime import open_cuda
+from vsfix.graph_passes.io.model_file import read_model, write_model
+from vsfix.graph_passes.ir.runtime import Runner
+from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.pipeline.backends.opening import open_runner
-from vsfix.pipeline.backends.shape_profile import ShapeOptions
-from vsfix.pipeline.backends.tensorrt_library import RUNTIMES, open_library
 from vsfix.pipeline.backends.tensorrt_runner import open_engine
-from vsfix.pipeline.build_config import BuildConfig
-from vsfix.pipeline.building import build_engine
-from vsfix.pipeline.casting import PrecisionReport
-from vsfix.pipeline.model_description import ModelDescription
-from vsfix.pipeline.repair import repair_model
-from vsfix.pipeline.repair_config import QUANTIZED, TENSOR_FLOAT, RepairConfig
+from vsfix.pipeline.building.build_config import BuildConfig
+from vsfix.pipeline.building.building import build_engine
+from vsfix.pipeline.casting.casting import PrecisionReport
+from vsfix.pipeline.repair.repair import repair_model
+from vsfix.pipeline.repair.repair_config import QUANTIZED, TENSOR_FLOAT, RepairConfig
+from vsfix.pipeline.tensorrt.cuda_runtime import open_cuda
+from vsfix.pipeline.tensorrt.library import RUNTIMES, open_library
+from vsfix.pipeline.tensorrt.shape_profile import ShapeOptions
+from vsfix.pipeline.verification.model_description import ModelDescription
 
 from .variant import Variant
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from vsfix.pipeline.gpu_state import describe_gpu, load_of, throttling
+from vsfix.pipeline.host.gpu_state import describe_gpu, load_of, throttling
 
 
 @dataclass

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from vsfix.graph_passes.errors import InputError
-from vsfix.graph_passes.inference import Array, Float64Array, Runner
+from vsfix.graph_passes.ir.runtime import Array, Float64Array, Runner
 from vsfix.pipeline.backends.tensorrt_runner import TensorRtRunner
 
 ROUNDS = 20

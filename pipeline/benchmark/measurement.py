@@ -9,10 +9,9 @@ from itertools import pairwise
 import numpy as np
 
 from vsfix.graph_passes.errors import InputError
-from vsfix.graph_passes.inference import Array
-from vsfix.pipeline.calibration import Samples
-from vsfix.pipeline.decisions import compare_decisions
-from vsfix.pipeline.error_budget import (
+from vsfix.graph_passes.ir.runtime import Array
+from vsfix.pipeline.comparison.decisions import compare_decisions
+from vsfix.pipeline.comparison.error_budget import (
     BudgetStep,
     StageOutputs,
     error_budget,
@@ -20,10 +19,11 @@ from vsfix.pipeline.error_budget import (
     noise_floor,
     pair_outputs,
 )
-from vsfix.pipeline.model_description import ANOTHER_MODEL, name_step
-from vsfix.pipeline.repair_config import QUANTIZED
-from vsfix.pipeline.tensor_comparison import as_float64, compare_tensors, finite_rows
-from vsfix.pipeline.verification import pooled_outputs
+from vsfix.pipeline.comparison.tensor_comparison import as_float64, compare_tensors, finite_rows
+from vsfix.pipeline.data.calibration import Samples
+from vsfix.pipeline.repair.repair_config import QUANTIZED
+from vsfix.pipeline.verification.model_description import ANOTHER_MODEL, name_step
+from vsfix.pipeline.verification.verification import pooled_outputs
 
 from .deployment import Deployed, Deployments
 from .result import Comparison

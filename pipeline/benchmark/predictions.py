@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vsfix.graph_passes.atomic_file import atomic_path
+from vsfix.graph_passes.io.atomic_file import atomic_path
 
 from .result import Benchmark
 

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vsfix.graph_passes.errors import InputError, ModelError, VsfixError
-from vsfix.graph_passes.model_file import export_model, read_metadata, read_model
-from vsfix.pipeline.accuracy import accuracy_row, right_answers
+from vsfix.graph_passes.io.model_file import export_model, read_metadata, read_model
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
-from vsfix.pipeline.calibration import Samples, calibration_batches
-from vsfix.pipeline.model_description import ModelDescription
-from vsfix.pipeline.preparation import REPAIR_KEY, prepare_model
-from vsfix.pipeline.repair import repair_model
-from vsfix.pipeline.repair_config import NEED_DATA, RepairConfig
+from vsfix.pipeline.comparison.accuracy import accuracy_row, right_answers
+from vsfix.pipeline.data.calibration import Samples, calibration_batches
+from vsfix.pipeline.inspection.preparation import REPAIR_KEY, prepare_model
+from vsfix.pipeline.repair.repair import repair_model
+from vsfix.pipeline.repair.repair_config import NEED_DATA, RepairConfig
+from vsfix.pipeline.verification.model_description import ModelDescription
 
 from .result import RepairTrials
 

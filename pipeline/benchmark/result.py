@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
-from vsfix.graph_passes.inference import Array
-from vsfix.pipeline.accuracy import AccuracyRow
-from vsfix.pipeline.casting import PrecisionReport
-from vsfix.pipeline.decisions import Decisions
-from vsfix.pipeline.error_budget import BudgetStep
-from vsfix.pipeline.layer_search import LayerSearch
-from vsfix.pipeline.proportion import Proportion
-from vsfix.pipeline.repair_report import RepairReport
-from vsfix.pipeline.tensor_comparison import TensorComparison
+from vsfix.graph_passes.ir.runtime import Array
+from vsfix.pipeline.casting.casting import PrecisionReport
+from vsfix.pipeline.comparison.accuracy import AccuracyRow
+from vsfix.pipeline.comparison.decisions import Decisions
+from vsfix.pipeline.comparison.error_budget import BudgetStep
+from vsfix.pipeline.comparison.layer_search import LayerSearch
+from vsfix.pipeline.comparison.proportion import Proportion
+from vsfix.pipeline.comparison.tensor_comparison import TensorComparison
+from vsfix.pipeline.repair.repair_report import RepairReport
 
 from .latency import Latency
 

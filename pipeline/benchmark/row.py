@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vsfix.graph_passes.errors import MissingComponentError, VsfixError
-from vsfix.pipeline.calibration import Samples
-from vsfix.pipeline.decisions import compare_decisions
-from vsfix.pipeline.tolerance import GivenTolerance
-from vsfix.pipeline.verification import missed_tolerances
+from vsfix.pipeline.comparison.decisions import compare_decisions
+from vsfix.pipeline.comparison.tolerance import GivenTolerance
+from vsfix.pipeline.data.calibration import Samples
+from vsfix.pipeline.verification.verification import missed_tolerances
 
 from .latency import Latency
 from .measurement import Measured, before_repair, budget_of, compare_rows

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from vsfix.graph_passes.errors import VsfixError
-from vsfix.graph_passes.inference import Array
-from vsfix.pipeline.backends.tensorrt_library import RUNTIMES
-from vsfix.pipeline.calibration import Samples
-from vsfix.pipeline.tolerance import MAX_CV
+from vsfix.graph_passes.ir.runtime import Array
+from vsfix.pipeline.comparison.tolerance import MAX_CV
+from vsfix.pipeline.data.calibration import Samples
+from vsfix.pipeline.tensorrt.library import RUNTIMES
 
 from .benchmark_progress import Advance
 from .deployment import Deployments

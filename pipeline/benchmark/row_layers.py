@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vsfix.pipeline.calibration import Samples
-from vsfix.pipeline.error_budget import pair_outputs
-from vsfix.pipeline.layer_search import LayerSearch
-from vsfix.pipeline.tappable import search_files
-from vsfix.pipeline.tolerance import GivenTolerance
-from vsfix.pipeline.verification import worst_samples
+from vsfix.pipeline.comparison.error_budget import pair_outputs
+from vsfix.pipeline.comparison.layer_search import LayerSearch
+from vsfix.pipeline.comparison.tolerance import GivenTolerance
+from vsfix.pipeline.data.calibration import Samples
+from vsfix.pipeline.verification.tappable import search_files
+from vsfix.pipeline.verification.verification import worst_samples
 
 from .measurement import Measured
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from vsfix.graph_passes.errors import InputError
 from vsfix.pipeline.backends.model_kind import ModelKind
 from vsfix.pipeline.backends.opening import BACKENDS, runs_kind
-from vsfix.pipeline.backends.tensorrt_library import RUNTIMES
-from vsfix.pipeline.model_description import ModelDescription
-from vsfix.pipeline.tolerance import TOLERANCES
+from vsfix.pipeline.comparison.tolerance import TOLERANCES
+from vsfix.pipeline.tensorrt.library import RUNTIMES
+from vsfix.pipeline.verification.model_description import ModelDescription
 
 PRECISIONS = tuple(TOLERANCES)
 

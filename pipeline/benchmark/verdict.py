@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vsfix.pipeline.accuracy import AccuracyRow
-from vsfix.pipeline.proportion import SIGNIFICANT
+from vsfix.pipeline.comparison.accuracy import AccuracyRow
+from vsfix.pipeline.comparison.proportion import SIGNIFICANT
 
 from .result import RepairTrials, Row, Status
 

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from vsfix.pipeline.accuracy import AccuracyRow
+from vsfix.pipeline.comparison.accuracy import AccuracyRow
 
 from .figure import MARKERS, SERIES, page_figure, spaced
 

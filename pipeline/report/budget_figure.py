@@ -10,7 +10,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from vsfix.pipeline.error_budget import BudgetStep
+from vsfix.pipeline.comparison.error_budget import BudgetStep
 
 from .figure import AFTER, BEFORE, TEXT_COLOUR, page_figure
 from .number_text import decibels, points

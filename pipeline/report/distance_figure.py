@@ -8,7 +8,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from vsfix.pipeline.noise_study import LayerRow
+from vsfix.pipeline.inspection.noise_study import LayerRow
 
 from .figure import AFTER, BEFORE, page_figure
 

@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vsfix.graph_passes.errors import DataError
-from vsfix.graph_passes.estimate import Interval
-from vsfix.pipeline.accuracy import AccuracyRow
-from vsfix.pipeline.error_budget import BudgetStep
-from vsfix.pipeline.inspection import Inspection
-from vsfix.pipeline.label_judge import LabelScores
-from vsfix.pipeline.proportion import Proportion
-from vsfix.pipeline.repair_report import RepairReport
-
-from .table import Table
+from vsfix.graph_passes.statistics.estimate import Interval
+from vsfix.pipeline.comparison.accuracy import AccuracyRow
+from vsfix.pipeline.comparison.error_budget import BudgetStep
+from vsfix.pipeline.comparison.proportion import Proportion
+from vsfix.pipeline.inspection.inspection import Inspection
+from vsfix.pipeline.pages.table import Table
+from vsfix.pipeline.repair.label_judge import LabelScores
+from vsfix.pipeline.repair.repair_report import RepairReport
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vsfix.graph_passes.errors import InputError
-from vsfix.pipeline.training_network import network_for
-from vsfix.trainers.recipes import find_recipe
-from vsfix.trainers.training_config import TrainingConfig
+from vsfix.trainers.networks.training_network import network_for
+from vsfix.trainers.training.recipes import find_recipe
+from vsfix.trainers.training.training_config import TrainingConfig
 
 NOT_AVAILABLE = "not available"
 _RATIOS = (0.1, 0.3, 0.5)

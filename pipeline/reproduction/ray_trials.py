@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vsfix.graph_passes.errors import CheckFailedError, InputError, MissingComponentError, StoppedError, VsfixError
-from vsfix.trainers.training_loop import stop_on_signal
+from vsfix.trainers.training.training_loop import stop_on_signal
 
 from .local_trials import Outcome
 from .trial import Trial, run_trial

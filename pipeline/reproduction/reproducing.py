@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vsfix.graph_passes.atomic_file import atomic_path
 from vsfix.graph_passes.errors import CheckFailedError, InputError
-from vsfix.pipeline.console import json_text
-from vsfix.pipeline.environment import describe_environment
+from vsfix.graph_passes.io.atomic_file import atomic_path
+from vsfix.pipeline.host.console import json_text
+from vsfix.pipeline.host.environment import describe_environment
 
 from .experiments import SCALES, Cell, Experiment, make_experiment, training_of
 from .local_trials import RunTrials, run_locally

@@ -14,18 +14,18 @@ import onnx
 import torch
 from torch import nn
 
-from vsfix.graph_passes.batches import Batch
-from vsfix.graph_passes.model_file import read_model
-from vsfix.pipeline.accuracy import accuracy_of
+from vsfix.graph_passes.io.model_file import read_model
+from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
-from vsfix.pipeline.calibration import calibration_batches, labelled_samples
-from vsfix.pipeline.exporting import export_checkpoint
-from vsfix.pipeline.repair import repair_model
-from vsfix.pipeline.repair_config import RepairConfig
-from vsfix.trainers.checkpoint import Checkpoint, load_checkpoint
-from vsfix.trainers.shift_log import BatchNormShift
-from vsfix.trainers.training_config import TrainingConfig
-from vsfix.trainers.training_loop import TrainingOptions, train
+from vsfix.pipeline.comparison.accuracy import accuracy_of
+from vsfix.pipeline.data.calibration import calibration_batches, labelled_samples
+from vsfix.pipeline.repair.repair import repair_model
+from vsfix.pipeline.repair.repair_config import RepairConfig
+from vsfix.trainers.export.exporting import export_checkpoint
+from vsfix.trainers.training.checkpoint import Checkpoint, load_checkpoint
+from vsfix.trainers.training.shift_log import BatchNormShift
+from vsfix.trainers.training.training_config import TrainingConfig
+from vsfix.trainers.training.training_loop import TrainingOptions, train
 
 RE_ESTIMATED, PAIRED = "re-estimated", "paired"
 REPAIRS: Mapping[str, tuple[RepairConfig, int]] = {

@@ -10,8 +10,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from vsfix.graph_passes.atomic_file import atomic_path
 from vsfix.graph_passes.errors import DataError, InputError
+from vsfix.graph_passes.io.atomic_file import atomic_path
 
 from .trial import REPAIRS, Trial, TrialResult
 

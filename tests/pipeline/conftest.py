@@ -11,21 +11,20 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from vsfix.graph_passes.batch_norm import find_batch_norms
-from vsfix.graph_passes.measurement import MeasurementConfig, as_measured, measure
-from vsfix.graph_passes.model_file import export_model, import_graph
-from vsfix.graph_passes.noise import Noise
-from vsfix.pipeline.cli import vsfix
-from vsfix.pipeline.exporting import export_checkpoint
-from vsfix.trainers.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from vsfix.trainers.datasets import load_dataset
-from vsfix.trainers.network import NetworkConfig, build_network
-from vsfix.trainers.noise_sites import NoiseSites
-from vsfix.trainers.preprocessing import Preprocessing
-from vsfix.trainers.training_config import TrainingConfig
-
-from .fake_machine import Machine
-from .fake_tensorrt import fake_tensorrt
+from tests.pipeline.tensorrt.fake_machine import Machine
+from tests.pipeline.tensorrt.fake_tensorrt import fake_tensorrt
+from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms
+from vsfix.graph_passes.io.model_file import export_model, import_graph
+from vsfix.graph_passes.measurement.measurement import MeasurementConfig, as_measured, measure
+from vsfix.graph_passes.noise.noise import Noise
+from vsfix.pipeline.cli.main import vsfix
+from vsfix.trainers.data.datasets import load_dataset
+from vsfix.trainers.data.preprocessing import Preprocessing
+from vsfix.trainers.export.exporting import export_checkpoint
+from vsfix.trainers.layers.noise_sites import NoiseSites
+from vsfix.trainers.networks.network import NetworkConfig, build_network
+from vsfix.trainers.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from vsfix.trainers.training.training_config import TrainingConfig
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vsfix.graph_passes.estimators.activations import _FUNCTIONS, GraphOrder, find_activation
-from vsfix.graph_passes.estimators.taps import concrete_shapes
-from vsfix.graph_passes.model_file import import_graph
+from vsfix.graph_passes.io.model_file import import_graph
+from vsfix.graph_passes.noise_average.taps import concrete_shapes
 
 RNG = np.random.default_rng(14)
 HEAD = "(float[N, 3] x, float[N, 3] s) => (float[N, 3] y) { r = Neg (s) z = Identity (x) "

@@ -10,11 +10,11 @@ from tests.conftest import batch_norm_weights
 from vsfix.graph_passes.estimators.activations import Activation
 from vsfix.graph_passes.estimators.layers import deployed_units
 from vsfix.graph_passes.estimators.matching import TargetCollector, match
-from vsfix.graph_passes.estimators.noise_average import NoiseAverage, run_deployed
-from vsfix.graph_passes.estimators.samples import SampleSet, held_out_rows
 from vsfix.graph_passes.estimators.unit_fit import SeenUnit, UnitTarget, UnitUse, solve_unit
 from vsfix.graph_passes.estimators.units import find_units, write_parameters
-from vsfix.graph_passes.model_file import import_graph
+from vsfix.graph_passes.io.model_file import import_graph
+from vsfix.graph_passes.noise_average.noise_average import NoiseAverage, run_deployed
+from vsfix.graph_passes.noise_average.samples import SampleSet, held_out_rows
 
 RNG = np.random.default_rng(19)
 

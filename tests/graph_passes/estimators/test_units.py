@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import batch_norm_weights
-from vsfix.graph_passes.batch_norm import find_batch_norms
-from vsfix.graph_passes.estimators.noise_average import run_deployed
-from vsfix.graph_passes.estimators.samples import SampleSet
-from vsfix.graph_passes.estimators.taps import concrete_shapes
+from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms
 from vsfix.graph_passes.estimators.unit_fit import moved
 from vsfix.graph_passes.estimators.units import (
     FoundParameters,
@@ -18,8 +15,11 @@ from vsfix.graph_passes.estimators.units import (
     insert_affine,
     write_parameters,
 )
-from vsfix.graph_passes.model_file import import_graph
-from vsfix.graph_passes.moments import Moments
+from vsfix.graph_passes.io.model_file import import_graph
+from vsfix.graph_passes.noise_average.noise_average import run_deployed
+from vsfix.graph_passes.noise_average.samples import SampleSet
+from vsfix.graph_passes.noise_average.taps import concrete_shapes
+from vsfix.graph_passes.statistics.moments import Moments
 
 RNG = np.random.default_rng(17)
 

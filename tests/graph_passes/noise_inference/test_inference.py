@@ -9,14 +9,15 @@ import onnx
 import pytest
 import torch
 
-from tests.graph_passes.planted_network import BLOCKS, make_images, make_model, make_weights, plant, site_tensors
-from vsfix.graph_passes.batch_norm import find_batch_norms
+from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms
 from vsfix.graph_passes.errors import DataError, InputError, ModelError
-from vsfix.graph_passes.marker import read_marker
-from vsfix.graph_passes.model_file import export_model, import_graph
+from vsfix.graph_passes.io.model_file import export_model, import_graph
+from vsfix.graph_passes.noise.insertion import InsertNoise
+from vsfix.graph_passes.noise.marker import read_marker
 from vsfix.graph_passes.noise_inference.inference import infer_noise
 from vsfix.graph_passes.noise_inference.verdict import NoiseInference, Verdict
-from vsfix.graph_passes.noise_insertion import InsertNoise
+
+from .planted_network import BLOCKS, make_images, make_model, make_weights, plant, site_tensors
 
 
 @functools.cache

@@ -8,11 +8,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from vsfix.graph_passes.batch_norm import BatchNorm
-from vsfix.graph_passes.moments import Moments, MomentsAccumulator, SampleMoments
-from vsfix.graph_passes.noise import NoiseKind
+from vsfix.graph_passes.batch_norm.batch_norm import BatchNorm
+from vsfix.graph_passes.noise.noise import NoiseKind
 from vsfix.graph_passes.noise_inference.places import Place
 from vsfix.graph_passes.noise_inference.telling import ChannelEvidence, Source, is_sure, jackknife_error
+from vsfix.graph_passes.statistics.moments import Moments, MomentsAccumulator, SampleMoments
 
 CHANNELS, SAMPLES = 40, 800
 

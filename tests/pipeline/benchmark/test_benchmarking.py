@@ -10,15 +10,15 @@ import pytest
 import scipy.stats
 
 from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError
-from vsfix.pipeline.benchmark.benchmark_page import benchmark_report
-from vsfix.pipeline.benchmark.benchmark_table import benchmark_lines
+from vsfix.pipeline.api.optimization import Outputs, optimize
 from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
 from vsfix.pipeline.benchmark.gpu_watch import GpuWatch
 from vsfix.pipeline.benchmark.latency import LatencyConfig
 from vsfix.pipeline.benchmark.repair_trials import RepairTrial
-from vsfix.pipeline.optimization import Outputs, optimize
-from vsfix.pipeline.proportion import paired_difference_interval
-from vsfix.pipeline.repair_config import RepairConfig
+from vsfix.pipeline.comparison.proportion import paired_difference_interval
+from vsfix.pipeline.pages.benchmark_page import benchmark_report
+from vsfix.pipeline.repair.repair_config import RepairConfig
+from vsfix.pipeline.report.benchmark_table import benchmark_lines
 
 NO_LATENCY = LatencyConfig(seconds=0.0)
 QUICK = BenchmarkConfig("digits", samples=300, repairs=(), latency=NO_LATENCY)

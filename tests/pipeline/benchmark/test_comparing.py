@@ -13,7 +13,7 @@ from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
 from vsfix.pipeline.benchmark.comparing import compare_files
 from vsfix.pipeline.benchmark.latency import LatencyConfig
 from vsfix.pipeline.benchmark.metric import FailRule, parse_fail_rule
-from vsfix.pipeline.console import json_text
+from vsfix.pipeline.host.console import json_text
 
 
 @pytest.fixture(scope="module")

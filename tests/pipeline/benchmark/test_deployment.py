@@ -7,7 +7,7 @@ import pytest
 from vsfix.graph_passes.errors import MissingComponentError
 from vsfix.pipeline.benchmark.deployment import Deployments
 from vsfix.pipeline.benchmark.variant import Variant
-from vsfix.pipeline.model_description import describe_model
+from vsfix.pipeline.verification.model_description import describe_model
 
 INPUT = {"input": np.random.default_rng(2).normal(size=(5, 1, 8, 8)).astype(np.float32)}
 

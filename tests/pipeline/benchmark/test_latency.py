@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from vsfix.graph_passes.errors import InputError
-from vsfix.pipeline.backends.cuda_runtime import open_cuda
-from vsfix.pipeline.backends.tensorrt_library import open_library
 from vsfix.pipeline.backends.tensorrt_runner import TensorRtRunner
 from vsfix.pipeline.benchmark import latency
 from vsfix.pipeline.benchmark.latency import ROUNDS, LatencyConfig, measure_latencies
+from vsfix.pipeline.tensorrt.cuda_runtime import open_cuda
+from vsfix.pipeline.tensorrt.library import open_library
 
 INPUTS = {"input": np.zeros((4, 2), dtype=np.float32)}
 QUICK = LatencyConfig(seconds=0.1, min_runs=100, max_seconds=0.5, warm_up_seconds=0.01)

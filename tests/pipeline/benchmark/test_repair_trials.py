@@ -4,11 +4,11 @@ import onnx
 import pytest
 
 from vsfix.graph_passes.errors import InputError
+from vsfix.pipeline.api.optimization import Outputs, optimize
 from vsfix.pipeline.benchmark.repair_trials import RepairTrial, choose_model, parse_repair_trials, try_repairs
-from vsfix.pipeline.calibration import labelled_samples
-from vsfix.pipeline.model_description import describe_model
-from vsfix.pipeline.optimization import Outputs, optimize
-from vsfix.pipeline.repair_config import RepairConfig
+from vsfix.pipeline.data.calibration import labelled_samples
+from vsfix.pipeline.repair.repair_config import RepairConfig
+from vsfix.pipeline.verification.model_description import describe_model
 
 
 def test_ways_to_repair_are_read():

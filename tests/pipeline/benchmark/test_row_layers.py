@@ -7,11 +7,11 @@ import jsonschema
 import onnx
 import pytest
 
-from vsfix.pipeline import tolerance
 from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
 from vsfix.pipeline.benchmark.latency import LatencyConfig
-from vsfix.pipeline.console import json_text
-from vsfix.pipeline.tolerance import Tolerance
+from vsfix.pipeline.comparison import tolerance
+from vsfix.pipeline.comparison.tolerance import Tolerance
+from vsfix.pipeline.host.console import json_text
 
 HALF = BenchmarkConfig(
     "digits", samples=60, repairs=(), latency=LatencyConfig(seconds=0.0), precisions=("fp32", "fp16")
@@ -48,7 +48,7 @@ def test_the_layers_are_in_the_json_and_on_the_terminal(strict, onnx_path, call)
 
 
 def test_where_the_graphs_have_nothing_in_common_the_reason_is_told(strict, onnx_path, monkeypatch):
-    monkeypatch.setattr("vsfix.pipeline.layer_search.inner_tensors", lambda _: ())
+    monkeypatch.setattr("vsfix.pipeline.comparison.layer_search.inner_tensors", lambda _: ())
     layers = benchmark([onnx_path], HALF).rows[1].layers
     assert (layers.first, layers.worst) == (None, None)
     assert "no tensor in common" in str(layers)

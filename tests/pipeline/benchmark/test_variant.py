@@ -6,7 +6,7 @@ import pytest
 
 from vsfix.graph_passes.errors import InputError
 from vsfix.pipeline.benchmark.variant import plan_variants
-from vsfix.pipeline.model_description import describe_model
+from vsfix.pipeline.verification.model_description import describe_model
 
 
 @pytest.fixture(scope="session")

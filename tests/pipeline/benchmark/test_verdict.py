@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vsfix.pipeline.accuracy import accuracy_row
 from vsfix.pipeline.benchmark.result import Comparison, RepairTrials, Row
 from vsfix.pipeline.benchmark.verdict import judge
-from vsfix.pipeline.decisions import compare_decisions
-from vsfix.pipeline.proportion import proportion
+from vsfix.pipeline.comparison.accuracy import accuracy_row
+from vsfix.pipeline.comparison.decisions import compare_decisions
+from vsfix.pipeline.comparison.proportion import proportion
 
 LABELS = np.arange(200) % 4
 

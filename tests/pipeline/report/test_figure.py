@@ -8,10 +8,10 @@ import xml.etree.ElementTree as ElementTree
 import matplotlib as mpl
 import pytest
 
-from vsfix.pipeline.accuracy import AccuracyRow
-from vsfix.pipeline.error_budget import BudgetStep
-from vsfix.pipeline.noise_study import LayerRow
-from vsfix.pipeline.proportion import proportion
+from vsfix.pipeline.comparison.accuracy import AccuracyRow
+from vsfix.pipeline.comparison.error_budget import BudgetStep
+from vsfix.pipeline.comparison.proportion import proportion
+from vsfix.pipeline.inspection.noise_study import LayerRow
 from vsfix.pipeline.report.accuracy_figure import accuracy_figure, accuracy_lines
 from vsfix.pipeline.report.budget_figure import accuracy_waterfall, error_figure
 from vsfix.pipeline.report.distance_figure import distance_figure

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from vsfix.pipeline.reproduction.trial import Trial
-from vsfix.trainers.network import NetworkConfig
-from vsfix.trainers.noise_sites import NoiseSites
-from vsfix.trainers.training_config import TrainingConfig
+from vsfix.trainers.layers.noise_sites import NoiseSites
+from vsfix.trainers.networks.network import NetworkConfig
+from vsfix.trainers.training.training_config import TrainingConfig
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from vsfix.graph_passes.errors import CheckFailedError, DataError, InputError
-from vsfix.pipeline.cli import vsfix
+from vsfix.pipeline.cli.main import vsfix
 from vsfix.pipeline.reproduction import reproducing
 from vsfix.pipeline.reproduction.local_trials import Outcome, run_locally
 from vsfix.pipeline.reproduction.reproducing import ReproductionConfig, make_grids, missing_trials, reproduce

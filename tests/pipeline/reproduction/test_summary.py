@@ -8,7 +8,7 @@ import pytest
 from vsfix.pipeline.reproduction.experiments import Cell, Experiment
 from vsfix.pipeline.reproduction.summary import Spread, markdown_table, summarize
 from vsfix.pipeline.reproduction.trial import TrialResult
-from vsfix.trainers.shift_log import BatchNormShift
+from vsfix.trainers.training.shift_log import BatchNormShift
 
 CELLS = (Cell(("net", "none"), "net", ("none",)), Cell(("net", "half"), "net", ("a=dropout:0.5",), "68.55 %"))
 EXPERIMENT = Experiment("table", "A claim", ("network", "noise"), CELLS, repaired=True)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from vsfix.pipeline.reproduction.trial import REPAIRS, TrialResult, run_trial
-from vsfix.trainers.checkpoint import load_checkpoint
-from vsfix.trainers.datasets import load_dataset
+from vsfix.trainers.data.datasets import load_dataset
+from vsfix.trainers.training.checkpoint import load_checkpoint
 
 
 def test_a_trial_measures_what_was_trained(make_trial, tmp_path):

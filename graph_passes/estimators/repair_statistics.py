@@ -1,0 +1,69 @@
+"""The pass that writes estimated statistics into BatchNorms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_graphsurgeon as gs
+
+from vsfix.graph_passes.batch_norm.batch_norm import find_modules
+from vsfix.graph_passes.ir.graph_pass import Change, Kept, PassResult
+from vsfix.graph_passes.statistics.estimate import Estimate
+
+
+class RepairStatistics:
+    """Writes each estimate into its BatchNorm; the BatchNorms without one keep theirs, for the reason given.
+
+    Args:
+        estimates: what to write, by the name of the BatchNorm.
+        reasons: why each other BatchNorm keeps its statistics, by its name.
+    """
+
+    name = "repair statistics"
+
+    def __init__(self, estimates: Mapping[str, Estimate], reasons: Mapping[str, str]) -> None:
+        self._estimates = estimates
+        self._reasons = reasons
+
+    def __call__(self, graph: gs.Graph) -> PassResult:
+        """Edits `graph` in place.
+
+        Raises:
+            ModelError: a value that is not finite or negative; the statistics before it are written by then.
+        """
+        changed: list[Change] = []
+        kept: list[Kept] = []
+        for batch_norm in find_modules(graph):
+            estimate = self._estimates.get(batch_norm.name)
+            if estimate is None:
+                kept.append(Kept(batch_norm.name, self._reasons.get(batch_norm.name, "no estimate was made")))
+                continue
+            if estimate.unusable.all():
+                kept.append(Kept(batch_norm.name, "no channel has a variance that the data can tell"))
+                continue
+            before = batch_norm.mean, batch_norm.variance
+            after = batch_norm.with_statistics(estimate.mean, estimate.variance)
+            if (before[0] != after.mean).any() or (before[1] != after.variance).any():
+                changed.append(Change(batch_norm.name, _action(estimate)))
+            else:
+                kept.append(Kept(batch_norm.name, _no_evidence(estimate)))
+        return PassResult(self.name, tuple(changed), tuple(kept))
+
+
+def _action(estimate: Estimate) -> str:
+    """What was done to one BatchNorm."""
+    if not estimate.unusable_channels:
+        return "repaired"
+    size = estimate.unusable.size
+    return (
+        f"repaired in {size - estimate.unusable_channels} of {size} channels; the others have no usable variance and "
+        "keep theirs"
+    )
+
+
+def _no_evidence(estimate: Estimate) -> str:
+    """Why an estimate changed nothing."""
+    if estimate.interval is None:
+        return "the estimate equals what is stored"
+    low, high = estimate.interval
+    return f"the data shows no shift beyond chance: {low:.3f} to {high:.3f}, and its channels scatter no more"

@@ -1,0 +1,96 @@
+"""The contract of a graph pass.
+
+A pass is a callable `(graph) -> PassResult` with a `name`. It edits the graph in place and keeps three promises:
+
+1. it changes only what its result names under `changed`, each with what was done;
+2. what it looked at and left alone stands under `kept`, each with the reason;
+3. run a second time it changes nothing.
+
+`PassPipeline` runs passes in order and is itself a pass. When one fails, the error names those that ran before it, for
+the graph is then half edited and must be thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import onnx_graphsurgeon as gs
+
+from vsfix.graph_passes.errors import VsfixError
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that a pass changed: the node or tensor, and what was done to it."""
+
+    subject: str
+    action: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One thing that a pass looked at and left as it was, with the reason."""
+
+    subject: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass did. `modified` is true when the graph is no longer what it was."""
+
+    pass_name: str
+    changed: tuple[Change, ...] = ()
+    kept: tuple[Kept, ...] = ()
+
+    @property
+    def modified(self) -> bool:
+        """Whether anything changed."""
+        return bool(self.changed)
+
+
+class GraphPass(Protocol):
+    """A pass over one graph; see the module's docstring for what it promises."""
+
+    @property
+    def name(self) -> str:
+        """The name that reports use."""
+
+    def __call__(self, graph: gs.Graph) -> PassResult:
+        """Edits `graph` in place and says what was done."""
+
+
+class PassPipeline:
+    """Passes that run one after the other; a pass itself.
+
+    Attributes:
+        name: the names of its passes, joined by arrows.
+        passes: the passes in the order in which they run.
+        results: what each pass said in the last run.
+    """
+
+    def __init__(self, passes: Sequence[GraphPass]) -> None:
+        self.passes = tuple(passes)
+        self.name = " -> ".join(graph_pass.name for graph_pass in self.passes)
+        self.results: tuple[PassResult, ...] = ()
+
+    def __call__(self, graph: gs.Graph) -> PassResult:
+        """Runs every pass on `graph`.
+
+        Raises:
+            VsfixError: of the class that the failing pass raised, with the passes that ran before it in the message.
+        """
+        self.results = ()
+        for graph_pass in self.passes:
+            try:
+                self.results += (graph_pass(graph),)
+            except VsfixError as error:
+                before = ", ".join(result.pass_name for result in self.results) or "none"
+                raise type(error)(f"{graph_pass.name}: {error} (passes that ran before: {before})") from error
+        return PassResult(
+            pass_name=self.name,
+            changed=tuple(change for result in self.results for change in result.changed),
+            kept=tuple(kept for result in self.results for kept in result.kept),
+        )

@@ -1,0 +1,100 @@
+"""Activations of a calibration set, kept in memory up to a limit and on the disk beyond it."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from typing_extensions import Self
+
+from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.io.temporary_files import scratch_folder
+from vsfix.graph_passes.ir.runtime import Array
+
+from .resident_memory import resident_bytes
+
+DEFAULT_MAX_MEMORY = 2 << 30  # bytes
+RESERVE = 8  # this part of the limit is left to the run that is under way
+
+
+class ActivationCache:
+    """Holds arrays by (batch, tensor name), for several threads at once. A context manager: its files go when it ends.
+
+    Attributes:
+        max_memory: bytes that the process may hold with them, whatever else is in it; what comes after goes to a
+            temporary folder.
+        spilled: bytes that were written to the disk so far.
+    """
+
+    def __init__(self, max_memory: int, resident: Callable[[], int] = resident_bytes) -> None:
+        self.max_memory = max_memory
+        self._resident = resident
+        self.spilled = 0
+        self._held = 0
+        self._arrays: dict[tuple[int, str], Array | Path] = {}
+        self._numbers = itertools.count()
+        self._folder: Path | None = None
+        self._files = ExitStack()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._arrays.clear()
+        self._files.close()
+
+    def put(self, batch: int, arrays: Mapping[str, Array]) -> None:
+        """Keeps the arrays of one batch."""
+        for name, array in arrays.items():
+            self._arrays[batch, name] = array if self._holds(array) else self._spill(array)
+
+    def get(self, batch: int, name: str) -> Array:
+        """The array of one tensor in one batch."""
+        stored = self._arrays[batch, name]
+        if isinstance(stored, Path):
+            loaded: Array = np.load(stored, allow_pickle=False)
+            return loaded
+        return stored
+
+    def drop(self, batch: int, name: str) -> None:
+        """Forgets one array and frees its place."""
+        stored = self._arrays.pop((batch, name))
+        if isinstance(stored, Path):
+            stored.unlink()
+        else:
+            with self._lock:
+                self._held -= stored.nbytes
+
+    def _holds(self, array: Array) -> bool:
+        """Whether there is memory for one more array, which then is taken."""
+        with self._lock:
+            held = max(self._held, self._resident() + self.max_memory // RESERVE)
+            fits = held + array.nbytes <= self.max_memory
+            self._held += array.nbytes if fits else 0
+        return fits
+
+    def _spill(self, array: Array) -> Path:
+        """Writes one array to the temporary folder."""
+        try:
+            with self._lock:
+                if self._folder is None:
+                    self._folder = self._files.enter_context(scratch_folder())
+                path = self._folder / f"{next(self._numbers)}.npy"
+            np.save(path, array, allow_pickle=False)
+        except OSError as error:
+            raise InputError(
+                f"{tempfile.gettempdir()}: can't hold the cached activations ({error.strerror or error}); give more "
+                "memory with --max-memory, fewer samples, or another disk with TMPDIR"
+            ) from error
+        with self._lock:
+            self.spilled += array.nbytes
+        return path

@@ -1,0 +1,79 @@
+"""Nodes that compute the moments of a tensor inside the runtime, sample by sample, next to what else it computes.
+
+    r = Reshape(x, (N, C, S))     m = mean of r over S     M = mean of (r - m)^2 over S, times S
+
+A sample's own values are centred before they are squared, so that float32 is enough there; what is summed over samples
+is summed in float64 by `moments`. Only (N, C) numbers leave the runtime, not the activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from vsfix.graph_passes.ir.runtime import Array
+from vsfix.graph_passes.ir.tensors import Tensor
+from vsfix.graph_passes.statistics.moments import SampleMoments
+
+REDUCE_AXES_ARE_AN_INPUT = 18  # the opset
+
+
+@dataclass(frozen=True, eq=False)
+class MomentTap:
+    """The nodes that measure one tensor.
+
+    Attributes:
+        nodes: to be run behind whatever computes the tensor.
+        outputs: the mean, the mean square of the centred values, both (N, C), and the shape (N, C, S).
+    """
+
+    nodes: tuple[gs.Node, ...]
+    outputs: tuple[gs.Variable, gs.Variable, gs.Variable]
+
+    def read(self, arrays: Mapping[str, Array]) -> SampleMoments:
+        """The moments from the arrays that the runtime returned.
+
+        Raises:
+            DataError: no values, or a value that is not finite.
+        """
+        mean, square, shape = (arrays[output.name] for output in self.outputs)
+        positions = int(shape[2])
+        return SampleMoments(positions, mean.astype(np.float64), square.astype(np.float64) * positions)
+
+
+def tap_moments(tensor: Tensor, opset: int) -> MomentTap:
+    """Makes the nodes that measure `tensor`, shape (N, C) or (N, C, *positions).
+
+    Args:
+        tensor: what is measured; its readers are not changed.
+        opset: of the graph that the nodes will stand in.
+    """
+    name = f"{tensor.name}#vsfix"
+    kind = np.float64 if tensor.dtype == np.float64 else np.float32
+    cast, rows, centred, squared = (gs.Variable(f"{name}.{part}") for part in ("cast", "rows", "centred", "squared"))
+    mean3, mean, square = (gs.Variable(f"{name}.{part}", dtype=kind) for part in ("mean3", "mean", "square"))
+    shape = gs.Variable(f"{name}.shape", dtype=np.int64)
+    by_channel = gs.Constant(f"{name}.by_channel", np.array([0, 0, -1]))
+    two_axes = gs.Constant(f"{name}.two_axes", np.array([0, 0]))
+    nodes = (
+        gs.Node("Cast", attrs={"to": kind}, inputs=[tensor], outputs=[cast]),
+        gs.Node("Reshape", inputs=[cast, by_channel], outputs=[rows]),
+        gs.Node("Shape", inputs=[rows], outputs=[shape]),
+        reduce_mean(rows, mean3, 2, opset, keep=True),
+        gs.Node("Sub", inputs=[rows, mean3], outputs=[centred]),
+        gs.Node("Mul", inputs=[centred, centred], outputs=[squared]),
+        gs.Node("Reshape", inputs=[mean3, two_axes], outputs=[mean]),
+        reduce_mean(squared, square, 2, opset, keep=False),
+    )
+    return MomentTap(nodes, (mean, square, shape))
+
+
+def reduce_mean(data: gs.Variable, output: gs.Variable, axis: int, opset: int, *, keep: bool) -> gs.Node:
+    """ReduceMean over one axis, in the form of the opset."""
+    if opset >= REDUCE_AXES_ARE_AN_INPUT:
+        axes = gs.Constant(f"{output.name}.axes", np.array([axis]))
+        return gs.Node("ReduceMean", attrs={"keepdims": int(keep)}, inputs=[data, axes], outputs=[output])
+    return gs.Node("ReduceMean", attrs={"keepdims": int(keep), "axes": [axis]}, inputs=[data], outputs=[output])

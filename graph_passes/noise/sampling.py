@@ -1,0 +1,123 @@
+"""Noise that really happens: what a marker stands for, drawn and applied to the values of a tensor.
+
+`noise` defines the kinds. One draw holds
+
+    for each element               dropout, gaussian-dropout, the forms of uout, alpha-dropout
+    for each sample and channel    feature-dropout, feature-alpha-dropout
+    for each sample                drop-path
+
+It is drawn outside the runtime: every kind, every opset, every data type and every execution provider has then the
+same noise, and one seed gives the same bits everywhere. Nothing here is ever deployed: it is what the paired estimator
+runs. Draws are float32; half-precision values are computed in float32 and rounded once, as torch does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from vsfix.graph_passes.ir.runtime import Array
+
+from .noise import Noise, NoiseKind
+
+# What SELU tends to for x -> -inf: -scale * alpha of Klambauer et al. 2017, in the digits that torch writes.
+_SELU_SATURATION = -1.7580993408473766
+_CHANNELS_TOGETHER = frozenset({NoiseKind.FEATURE_DROPOUT, NoiseKind.FEATURE_ALPHA_DROPOUT})
+
+
+def apply_noise(noise: Noise, values: Array, rng: np.random.Generator | Sequence[np.random.Generator]) -> Array:
+    """Puts noise on `values`, as a training run does.
+
+    Args:
+        noise: its kind and parameter.
+        values: shape (N, C, ...), a float type; not changed.
+        rng: where the draws come from; one for all, or one for each sample, which share out the first axis evenly.
+
+    Returns:
+        A new array of the same shape and type.
+    """
+    own = [rng] if isinstance(rng, np.random.Generator) else rng
+    scale, offset = draw_by_sample(noise, (len(values) // len(own), *values.shape[1:]), own)
+    wide = values.astype(np.result_type(values.dtype, np.float32), copy=False)
+    noisy = wide * scale if offset is None else wide * scale + offset
+    result: Array = noisy.astype(values.dtype, copy=False)
+    return result
+
+
+def draw_affine(
+    noise: Noise, shape: tuple[int, ...], rng: np.random.Generator
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+    """One draw of the noise as a map X = scale x + offset.
+
+    Args:
+        noise: its kind and parameter.
+        shape: of x, (N, C, ...).
+        rng: where the draws come from.
+
+    Returns:
+        The scale and the offset, of the shape of x with 1 along the axes that share a draw; no offset (None) for the
+        multiplicative kinds.
+    """
+    drawn = _shape_of_draws(noise.kind, shape)
+    if noise.is_multiplicative:
+        return _factor(noise, drawn, rng), None
+    return _alpha_map(noise.value, rng.random(drawn, dtype=np.float32))
+
+
+def generators_of(seeds: Iterable[Sequence[int]]) -> list[np.random.Generator]:
+    """One generator for each sample, from seeds of its own: no cut of the set changes a bit of its draws."""
+    return [np.random.Generator(np.random.SFC64(list(seed))) for seed in seeds]
+
+
+def draw_by_sample(
+    noise: Noise, shape: tuple[int, ...], rngs: Sequence[np.random.Generator]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+    """The draws of several samples, each from its own generator.
+
+    Args:
+        noise: its kind and parameter.
+        shape: of one sample, its rows on the first axis.
+        rngs: one for each sample.
+
+    Returns:
+        As `draw_affine`, the samples along the first axis.
+    """
+    draws = [draw_affine(noise, shape, rng) for rng in rngs]
+    offsets = [offset for _, offset in draws if offset is not None]
+    return np.concatenate([scale for scale, _ in draws]), np.concatenate(offsets) if offsets else None
+
+
+def _shape_of_draws(kind: NoiseKind, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of `values` with 1 along the axes that share a draw."""
+    own = len(shape)
+    if kind is NoiseKind.DROP_PATH:
+        own = 1
+    elif kind in _CHANNELS_TOGETHER:
+        own = 2
+    return shape[:own] + (1,) * (len(shape) - own)
+
+
+def _factor(noise: Noise, shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """The n of X = n x."""
+    if noise.kind is NoiseKind.UOUT:
+        return np.asarray(1 + noise.value * (2 * rng.random(shape, dtype=np.float32) - 1), dtype=np.float32)
+    if noise.kind is NoiseKind.UOUT_BERNOULLI:
+        signs = 2 * (rng.random(shape, dtype=np.float32) < 0.5) - 1
+        return np.asarray(1 + noise.value * signs, dtype=np.float32)
+    if noise.kind in (NoiseKind.GAUSSIAN_DROPOUT, NoiseKind.UOUT_GAUSSIAN):
+        deviation = np.float32(np.sqrt(noise.variance))
+        return np.asarray(1 + deviation * rng.standard_normal(shape, dtype=np.float32), dtype=np.float32)
+    p = 1 - noise.value
+    return np.asarray((rng.random(shape, dtype=np.float32) < p) / np.float32(p), dtype=np.float32)
+
+
+def _alpha_map(ratio: float, draws: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Scale and offset of each draw: (a, b) where the element is kept, (0, a alpha' + b) where it is dropped."""
+    kept = draws < 1 - ratio
+    a = ((1 - ratio) * (1 + ratio * _SELU_SATURATION**2)) ** -0.5
+    b = -a * _SELU_SATURATION * ratio
+    scale = np.where(kept, a, 0).astype(np.float32)
+    offset = np.where(kept, b, a * _SELU_SATURATION + b).astype(np.float32)
+    return scale, offset

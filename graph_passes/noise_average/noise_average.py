@@ -1,0 +1,198 @@
+"""The network that was trained: the average of the deployed one over its noise, F(x) = E_n f(x; n).
+
+f(x; n) has the noise on and normalises with the statistics of the file, which are true under that noise. It runs as
+one session: each marker becomes X = scale x + offset, and scale and offset are inputs, drawn outside of the runtime
+(`noise_sampling`). So every kind of noise, opset, data type and provider has the same noise, and a run costs one
+forward and the draws. One seed for each sample, draw and marker makes a draw independent of everything else that is
+run: batch size, order, and memory change no bit of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from vsfix.graph_passes.io.model_file import export_subgraph
+from vsfix.graph_passes.ir.element_types import code_of, state_types
+from vsfix.graph_passes.ir.runtime import Array, OpenModel
+from vsfix.graph_passes.measurement.side_by_side import side_by_side
+from vsfix.graph_passes.measurement.staging import NoisyMarker, noisy_markers
+from vsfix.graph_passes.noise.marker import RemoveMarkers
+from vsfix.graph_passes.noise.sampling import draw_by_sample, generators_of
+from vsfix.graph_passes.statistics.batches import samples_in
+
+from .samples import SampleSet
+from .taps import PositionTap, concrete_shapes
+
+
+@dataclass(frozen=True, eq=False)
+class _FedNoise:
+    """A marker whose noise is fed.
+
+    Attributes:
+        marker: what is drawn.
+        rows: of the batch axis for one sample; 0 where the samples do not lie on the first axis.
+        data: the name of the tensor that it reads.
+        scale: the graph input.
+        offset: the same; None for the multiplicative kinds.
+    """
+
+    marker: NoisyMarker
+    rows: int
+    data: str
+    scale: gs.Variable
+    offset: gs.Variable | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one batch gave under one draw: the number of the draw, the first sample, and the arrays by name."""
+
+    draw: int
+    first: int
+    arrays: Mapping[str, Array]
+
+
+class NoiseAverage:
+    """F of one network.
+
+    Args:
+        graph: with its markers; not changed.
+        samples: what it is run on.
+        open_model: the runtime.
+        seed: of the noise.
+
+    Attributes:
+        shapes: of every tensor in a run of the first batch, by name.
+    """
+
+    def __init__(self, graph: gs.Graph, samples: SampleSet, open_model: OpenModel, seed: int = 0) -> None:
+        self._graph = graph.copy()
+        state_types(self._graph)
+        self._samples = samples
+        self._open_model = open_model
+        self._seed = seed
+        last = {samples_in(batch): batch for batch in samples.batches}
+        self._shapes = {size: concrete_shapes(self._graph, batch, open_model) for size, batch in last.items()}
+        self.shapes = self._shapes[samples_in(samples.batches[0])]
+        self._fed = [self._feed(marker) for marker in noisy_markers(self._graph)]
+        self._tensors = self._graph.tensors()
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether the graph marks any noise; without, F is the deployed network."""
+        return bool(self._fed)
+
+    def tensor(self, name: str) -> gs.Variable:
+        """A tensor of the copy that is run, to make a tap on."""
+        found = self._tensors[name]
+        assert isinstance(found, gs.Variable)
+        return found
+
+    def runs(self, draws: Sequence[int], taps: Sequence[PositionTap] = ()) -> Iterator[Run]:
+        """Runs every batch under every draw.
+
+        Args:
+            draws: their numbers; a number stands for the same noise each time.
+            taps: on tensors of `tensor`; what they give out stands beside the outputs of the graph.
+        """
+        with self._open_model(self._model(taps)) as runner:
+            numbers = [(draw, batch) for draw in draws for batch in range(len(self._samples.batches))]
+
+            def run(number: int) -> Run:
+                draw, index = numbers[number]
+                batch, first = self._samples.batches[index], self._samples.first[index]
+                feeds = {tensor.name: batch[tensor.name] for tensor in self._graph.inputs}
+                keys = self._samples.keys[first : first + samples_in(batch)]
+                for fed in self._fed:
+                    feeds |= self._draw(fed, draw, keys)
+                return Run(draw, first, runner.run(feeds))
+
+            yield from side_by_side(run, range(len(numbers)), runner.concurrency)
+
+    def _model(self, taps: Sequence[PositionTap]) -> onnx.ModelProto:
+        """The network with its noise as inputs, and with the taps."""
+        noise = [tensor for fed in self._fed for tensor in (fed.scale, fed.offset) if tensor is not None]
+        nodes = [*self._graph.nodes, *(node for tap in taps for node in tap.nodes)]
+        outputs = [*self._graph.outputs, *(tap.output for tap in taps)]
+        return export_subgraph(self._graph, nodes, [*self._graph.inputs, *noise], outputs)
+
+    def _feed(self, marker: NoisyMarker) -> _FedNoise:
+        """Puts scale x + offset in the place of a marker."""
+        node = marker.node
+        data, output, *masks = node.inputs[0], *node.outputs
+        name = f"vsfix.noise_{marker.number}"
+        position = next(index for index, other in enumerate(self._graph.nodes) if other is node)
+        node.outputs.clear()
+        node.inputs.clear()
+        scale = gs.Variable(f"{name}.scale", dtype=np.float32)
+        offset = None if marker.noise.is_multiplicative else gs.Variable(f"{name}.offset", dtype=np.float32)
+        replacing: list[gs.Node] = []
+
+        def typed(tensor: gs.Variable) -> gs.Variable:
+            if data.dtype is None or np.dtype(data.dtype) == np.float32:  # numpy finds float64 and None equal
+                return tensor
+            cast = gs.Variable(f"{tensor.name}.cast", dtype=data.dtype)
+            replacing.append(gs.Node("Cast", attrs={"to": code_of(data.dtype)}, inputs=[tensor], outputs=[cast]))
+            return cast
+
+        product = output if offset is None else gs.Variable(f"{name}.product", dtype=data.dtype)
+        replacing.append(gs.Node("Mul", inputs=[data, typed(scale)], outputs=[product]))
+        if offset is not None:
+            replacing.append(gs.Node("Add", inputs=[product, typed(offset)], outputs=[output]))
+        for mask in masks:
+            replacing.append(gs.Node("Cast", attrs={"to": onnx.TensorProto.BOOL}, inputs=[scale], outputs=[mask]))
+        self._graph.nodes[position : position + 1] = replacing
+        return _FedNoise(marker, self._rows(data.name), data.name, scale, offset)
+
+    def _rows(self, name: str) -> int:
+        """How many rows of the first axis belong to each sample; 0 where that is not so."""
+        found = {(shapes[name][0] / size, shapes[name][1:]) for size, shapes in self._shapes.items() if shapes[name]}
+        rows = next(iter(found))[0] if len(found) == 1 else 0.0
+        return int(rows) if rows.is_integer() else 0
+
+    def _draw(self, fed: _FedNoise, draw: int, keys: Sequence[tuple[int, ...]]) -> dict[str, Array]:
+        """The noise of one marker for the samples of one batch."""
+        shape = self._shapes[len(keys)][fed.data]
+        if fed.rows:
+            shape = (fed.rows, *shape[1:])
+        else:  # one draw for the whole run
+            keys = keys[:1]
+        rngs = generators_of((self._seed, fed.marker.number, draw, *key) for key in keys)
+        scale, offset = draw_by_sample(fed.marker.noise, shape, rngs)
+        feeds: dict[str, Array] = {fed.scale.name: scale}
+        if fed.offset is not None and offset is not None:
+            feeds[fed.offset.name] = offset
+        return feeds
+
+
+def run_deployed(graph: gs.Graph, samples: SampleSet, open_model: OpenModel) -> dict[str, Array]:
+    """The outputs of the network with its noise off, f(x; 1), over all samples, by name.
+
+    Left out is what does not hold one row, or as many rows, for each sample: a scalar, a shape, indices.
+    """
+    copy = graph.copy()
+    RemoveMarkers()(copy)
+    model = export_subgraph(copy, copy.nodes, copy.inputs, copy.outputs)
+    with open_model(model) as runner:
+
+        def run(number: int) -> Mapping[str, Array]:
+            batch = samples.batches[number]
+            return runner.run({tensor.name: batch[tensor.name] for tensor in copy.inputs})
+
+        found = list(side_by_side(run, range(len(samples.batches)), runner.concurrency))
+    sizes = [samples_in(batch) for batch in samples.batches]
+    whole = {name: [arrays[name] for arrays in found] for name in found[0]}
+    return {name: np.concatenate(parts) for name, parts in whole.items() if _holds_samples(parts, sizes)}
+
+
+def _holds_samples(parts: Sequence[Array], sizes: Sequence[int]) -> bool:
+    """Whether arrays, one for each run, hold the same number of rows of one shape for each sample."""
+    if any(np.ndim(part) < 1 for part in parts):
+        return False
+    rows = {(len(part) / size, np.shape(part)[1:]) for part, size in zip(parts, sizes, strict=True)}
+    return len(rows) == 1 and next(iter(rows))[0].is_integer() and next(iter(rows))[0] > 0

@@ -1,0 +1,123 @@
+"""Precision as a property of the graph: weights and activations in one float type, for strongly typed runtimes.
+
+What TensorRT 10 and 11 (strongly typed) and TensorRT-RTX compute in is what the file says. `CastPrecision` makes it say
+float16, bfloat16 or float32 throughout:
+
+- Every operator reads and writes the target type wherever its schema lets it, at the opset of the graph. Where it does
+  not (scales of Resize, Range, NonMaxSuppression, scales of QuantizeLinear at an early opset) a Cast to float32 stands
+  in front of it and one behind.
+- A weight is rounded once, see `weight_rounding`; a BatchNorm that is left is folded in itself, see `typed_batch_norm`.
+- The inputs and outputs of the graph keep their names and types: a Cast stands behind each float input and in front of
+  each float output. If, Loop and Scan hand over the target type, and their bodies compute in it.
+- Float arithmetic on integers that ends in integers again, as that on shapes, keeps its type: 2049 is no float16.
+
+Afterwards the types are read anew from the graph, and an operator that multiplies weights in another float type is an
+error: asked for and not got.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from vsfix.graph_passes.errors import CheckFailedError, InputError
+from vsfix.graph_passes.ir.element_types import BFLOAT16, FLOAT, FLOAT16, TYPE_NAMES, ElementTypes
+from vsfix.graph_passes.ir.graph_pass import Change, PassResult
+from vsfix.graph_passes.ir.nodes import is_standard, label_of, nodes_of
+
+from .constant_rounding import MULTIPLY_WEIGHTS
+from .float_cast import FloatCast, computed_in, is_computation
+from .split_activations import split_activations
+from .typed_batch_norm import type_batch_norms
+from .weight_rounding import RoundingLoss
+
+PRECISIONS = {"fp32": FLOAT, "fp16": FLOAT16, "bf16": BFLOAT16}
+_FLOAT8 = frozenset({onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2})
+
+
+class CastPrecision:
+    """Makes a graph compute in one float type.
+
+    Attributes:
+        name: of the pass.
+        code: the type, as a code of onnx.TensorProto.
+        loss: what rounding lost in the last run.
+
+    Args:
+        precision: `fp32`, `fp16` or `bf16`.
+
+    Raises:
+        InputError: another precision.
+    """
+
+    def __init__(self, precision: str) -> None:
+        self.name = f"cast to {precision}"
+        self.code = parse_precision(precision)
+        self.loss = RoundingLoss()
+
+    def __call__(self, graph: gs.Graph) -> PassResult:
+        """Edits `graph` in place.
+
+        Raises:
+            ModelError: an operator that can't be cast: not of the standard, or its opset does not take the type.
+            CheckFailedError: a weight that the type can't hold, or an operator that still computes in another type.
+        """
+        self.loss = RoundingLoss()
+        changed: list[Change] = []
+        if self.code == BFLOAT16:
+            changed += split_activations(graph)
+        if self.code != FLOAT:
+            changed += type_batch_norms(graph, self.code, self.loss)
+        cast = FloatCast(graph, self.code, self.loss)
+        cast.run()
+        _require_precision(graph, self.code)
+        return PassResult(self.name, (*changed, *cast.changed), tuple(cast.kept))
+
+
+def parse_precision(precision: str) -> int:
+    """The code of onnx.TensorProto.
+
+    Raises:
+        InputError: not one of `PRECISIONS`.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision '{precision}': choose one of {', '.join(PRECISIONS)}")
+    return PRECISIONS[precision]
+
+
+def count_float_types(graph: gs.Graph) -> dict[str, int]:
+    """How many nodes compute in each float type, by its name, bodies included; what only moves data is not counted."""
+    types = ElementTypes(graph)
+    counts: Counter[str] = Counter()
+    for node in nodes_of(graph):
+        code = computed_in(node, types) if is_computation(node) else None
+        if code is not None:
+            counts[TYPE_NAMES[code]] += 1
+    return dict(counts.most_common())
+
+
+def stated_precision(graph: gs.Graph) -> str:
+    """The coarsest precision in which a graph computes, as `--precision` names it; `fp32` for float64 too.
+
+    A graph with QuantizeLinear is quantised: `fp8` where a zero point or the output is a float8, else `int8`.
+    """
+    quantizers = [node for node in nodes_of(graph) if node.op == "QuantizeLinear"]
+    if quantizers:
+        types = ElementTypes(graph)
+        codes = {types.of(node.outputs[0]) for node in quantizers}
+        return "fp8" if codes & _FLOAT8 else "int8"
+    counts = count_float_types(graph)
+    return next((name for name in ("bf16", "fp16") if TYPE_NAMES[PRECISIONS[name]] in counts), "fp32")
+
+
+def _require_precision(graph: gs.Graph, code: int) -> None:
+    """Proves that whatever multiplies weights does so in the type, on types read anew."""
+    types = ElementTypes(graph)
+    for node in nodes_of(graph):
+        if node.op in MULTIPLY_WEIGHTS and is_standard(node):
+            others = {types.float_of(tensor) for tensor in (*node.inputs, *node.outputs)} - {None, code}
+            if others:
+                found = TYPE_NAMES[others.pop() or FLOAT]
+                raise CheckFailedError(f"{label_of(node)} computes in {found}, not in {TYPE_NAMES[code]}")

@@ -1,0 +1,76 @@
+"""What a graph in a narrow float type computes, as a float32 graph that any runtime runs.
+
+Hardware multiplies numbers of a narrow type and sums in float32; what is lost is lost where a weight or an activation
+is stored. So: the same graph in float32, with the weights as they were rounded, and behind each tensor that was of the
+narrow type a Cast to that type and back.
+
+Runtimes on the CPU do something else. They have no bfloat16 convolution; float16 they compute in float32 and leave
+out the Casts between two operators, so that an activation past 65504, infinite on a GPU, goes through unseen.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from vsfix.graph_passes.io.model_file import export_model, import_graph
+from vsfix.graph_passes.ir.element_types import FLOAT, ElementTypes
+from vsfix.graph_passes.ir.nodes import graphs_of, nodes_of
+from vsfix.graph_passes.ir.tensors import Tensor, is_graph_output, redirect_readers
+
+from .precision import CastPrecision
+
+
+def emulate(model: onnx.ModelProto, code: int) -> onnx.ModelProto:
+    """A float32 model that computes what a model in a narrow type does.
+
+    Args:
+        model: a model that `CastPrecision` cast; not changed.
+        code: the narrow type, as a code of onnx.TensorProto.
+
+    Raises:
+        ModelError: an operator that can't be cast back.
+    """
+    graph = import_graph(model)
+    narrow, rounded_inputs = _narrow_tensors(graph, code)
+    CastPrecision("fp32")(graph)
+    wide = ElementTypes(graph)
+    replaced: dict[int, Tensor] = {}
+    for inner in list(graphs_of(graph)):
+        nodes: list[gs.Node] = []
+        for tensor in inner.inputs:
+            if inner is graph and tensor.name in rounded_inputs:
+                nodes += _rounding(tensor, code)[0]
+        for node in inner.nodes:
+            nodes.append(node)
+            for tensor in node.outputs:
+                # An output of the graph keeps its name and its type.
+                if tensor.name in narrow and wide.of(tensor) == FLOAT and not is_graph_output(graph, tensor):
+                    pair, replaced[id(tensor)] = _rounding(tensor, code)
+                    nodes += pair
+        inner.nodes.clear()
+        inner.nodes.extend(nodes)
+    for inner in graphs_of(graph):
+        inner.outputs = [replaced.get(id(tensor), tensor) for tensor in inner.outputs]
+    return export_model(graph, model)
+
+
+def _narrow_tensors(graph: gs.Graph, code: int) -> tuple[set[str], set[str]]:
+    """The names of the tensors that nodes write in a type, and of the wider inputs that are cast to it."""
+    types = ElementTypes(graph)
+    written = [tensor for node in nodes_of(graph) for tensor in node.outputs]
+    casts = [node for node in graph.nodes if node.op == "Cast" and types.of(node.outputs[0]) == code]
+    return (
+        {tensor.name for tensor in written if types.of(tensor) == code},
+        {node.inputs[0].name for node in casts if types.float_of(node.inputs[0])},
+    )
+
+
+def _rounding(tensor: Tensor, code: int) -> tuple[list[gs.Node], gs.Variable]:
+    """A Cast to a type and one back, in front of all that reads a tensor, and what they give."""
+    narrow = gs.Variable(f"{tensor.name}.narrow", dtype=None)
+    rounded = gs.Variable(f"{tensor.name}.rounded", dtype=np.dtype(np.float32))
+    redirect_readers(tensor, rounded)
+    there = gs.Node("Cast", f"{tensor.name}.narrow", {"to": code}, [tensor], [narrow])
+    return [there, gs.Node("Cast", f"{tensor.name}.rounded", {"to": FLOAT}, [narrow], [rounded])], rounded

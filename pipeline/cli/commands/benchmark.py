@@ -1,0 +1,157 @@
+"""`vsfix benchmark`: models, backends and precisions side by side on one labelled set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vsfix.pipeline.cli.options import (
+    batch_size_option,
+    data_option,
+    html_option,
+    json_option,
+    samples_option,
+    seed_option,
+)
+from vsfix.pipeline.host.terminal_text import print_line
+
+
+@click.command(name="benchmark")
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL...")
+@data_option(required=True)
+@click.option("--split", type=click.Choice(["train", "test"]), default="test", show_default=True)
+@samples_option()
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    metavar="B",
+    help="torch, torch-compile, onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, tensorrt, tensorrt-rtx, "
+    "reference; may be given several times. A model runs on those that take its kind of file; for tensorrt and "
+    "tensorrt-rtx an engine is built of an ONNX file.  [default: the usual one of each file]",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    metavar="P",
+    help="fp32, tf32, fp16, bf16, int8, fp8, for ONNX files in float32, which are cast as `vsfix optimize` does it; "
+    "may be given several times.  [default: that of each file]",
+)
+@click.option(
+    "--calibration",
+    metavar="D",
+    help="Images for int8, fp8 and --repair, as --data takes them.  [default: the training part of --data]",
+)
+@click.option(
+    "--repair",
+    "repairs",
+    multiple=True,
+    metavar="METHOD:IMAGES",
+    help="Repair the first model that is not repaired and judge it; auto, match, paired or exact; may be given "
+    "several times; none for none.  [default: auto:32, exact:32, exact:1000]",
+)
+@click.option(
+    "--batch",
+    "batches",
+    multiple=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Batch size whose latency is measured; may be given several times.  [default: 1, 64]",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, 3600),
+    default=3.0,
+    show_default=True,
+    help="Time each row and batch size for so long and 300 runs at least; 0 for no latencies.",
+)
+@batch_size_option
+@click.option("--predictions", type=click.Path(path_type=Path), metavar="FILE", help="Write the top-1 classes (.npz).")
+@html_option
+@seed_option
+@json_option
+def command(
+    models: tuple[Path, ...],
+    data: str,
+    split: str,
+    samples: int | None,
+    backends: tuple[str, ...],
+    precisions: tuple[str, ...],
+    calibration: str | None,
+    repairs: tuple[str, ...],
+    batches: tuple[int, ...],
+    seconds: float,
+    batch_size: int,
+    predictions: Path | None,
+    html: Path | None,
+    seed: int,
+    json_path: str | None,
+    force: bool,
+) -> None:
+    """Compare MODELs on labelled data: accuracy, agreement, latency; the first one is the reference.
+
+    Each may be a vsfix checkpoint, an ONNX file or an engine. Every model runs on each backend in each precision. What
+    can't run here is shown as SKIP with the reason, and the exit code is 3; it is 1 where a row failed or a repair lost
+    accuracy. With `vsfix -v benchmark` the log names each stage.
+    """
+    from vsfix.graph_passes.errors import CheckFailedError, MissingComponentError
+    from vsfix.pipeline.api.optimization import input_files
+    from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
+    from vsfix.pipeline.benchmark.latency import LatencyConfig
+    from vsfix.pipeline.benchmark.predictions import write_predictions
+    from vsfix.pipeline.benchmark.repair_trials import DEFAULT_TRIALS, parse_repair_trials
+    from vsfix.pipeline.host.console import print_table, require_json_target, table_width, write_json
+    from vsfix.pipeline.host.output_file import require_outputs
+    from vsfix.pipeline.pages.benchmark_page import write_benchmark_page
+    from vsfix.pipeline.report.benchmark_table import benchmark_lines, benchmark_table, fits, legend
+
+    inputs = [path for model in models for path in input_files(model, data, calibration)]
+    require_outputs([predictions, html], force=force, inputs=inputs)
+    require_json_target(json_path, force=force, inputs=inputs, outputs=[predictions, html])
+    config = BenchmarkConfig(
+        data=data,
+        split=split,
+        samples=samples,
+        backends=backends,
+        precisions=precisions,
+        calibration=calibration,
+        repairs=parse_repair_trials(repairs) if repairs else DEFAULT_TRIALS,
+        batch_size=batch_size,
+        latency=LatencyConfig(seconds=seconds, max_seconds=max(30.0, seconds)),
+        latency_batches=batches or (1, 64),
+        seed=seed,
+    )
+    found = benchmark(models, config)
+    try:
+        if json_path != "-":
+            table = benchmark_table(found)
+            if fits(table, table_width()):
+                print_table(table)
+            else:
+                for line in benchmark_lines(found):
+                    print_line(line)
+            print_line(legend(found))
+            for row in found.rows:
+                for reason in row.reasons:
+                    print_line(f"{row.status} {row.label}: {reason}")
+                if row.layers is not None:
+                    print_line(f"{row.status} {row.label}: {row.layers}")
+            for note in found.notes:
+                print_line(f"WARN {note}")
+            print_line(f"{found.status} {found.verdict}")
+    finally:  # whoever reads what is printed may have gone
+        if predictions is not None:
+            write_predictions(found, predictions, force=force)
+        if json_path:
+            write_json(found.to_dict(), json_path, force=force)
+        if html is not None:
+            write_benchmark_page(found, html, force=force)
+    failed, skipped = (
+        [f"{row.label}: {row.reasons[0]}" for row in found.rows if row.status == status] for status in ("FAIL", "SKIP")
+    )
+    if found.status == "FAIL":
+        raise CheckFailedError("; ".join([found.verdict.removesuffix("."), *failed]))
+    if skipped:
+        raise MissingComponentError("; ".join(skipped))

@@ -1,0 +1,228 @@
+"""`vsfix optimize`: repair the statistics, remove what training left, fold; the input is never written."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vsfix.pipeline.cli.options import (
+    batch_size_option,
+    data_option,
+    html_option,
+    input_shape_option,
+    json_option,
+    noise_option,
+    output_kind_option,
+    parse_bytes,
+    parse_output_kinds,
+    samples_option,
+    seed_option,
+)
+from vsfix.pipeline.host.terminal_text import print_line
+
+if TYPE_CHECKING:
+    from vsfix.pipeline.api.optimization import Optimization
+
+
+@click.command(name="optimize")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The repaired ONNX file.")
+@data_option(required=False)
+@samples_option("256, or 500 where the noise has to be inferred; all for --method exact")
+@batch_size_option
+@click.option(
+    "--method",
+    metavar="auto|match|paired|exact|analytic|none",
+    default="auto",
+    show_default=True,
+    help="match: scale and shift of each layer, so that the deployed network computes what the one with its noise "
+    "computes on average. auto: match where the file is far from that. paired, exact: the paper's re-estimation of the "
+    "statistics with the noise off. analytic: closed forms of the same, nothing is run. none: fold and cast only. "
+    "Without --data, inputs are made from the model.",
+)
+@click.option(
+    "--refine/--no-refine",
+    default=None,
+    help="Refine the match end to end, by gradient; needs torch.  [default: where its cost, known from the graph, is "
+    "moderate]",
+)
+@output_kind_option
+@noise_option
+@click.option(
+    "--layers",
+    default="auto",
+    show_default=True,
+    metavar="auto|all|GLOB",
+    help="Which BatchNorms: those that noise reaches, all, or those whose name matches.",
+)
+@click.option("--fold/--no-fold", default=True, show_default=True, help="Fold BatchNorm into Conv and Gemm.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]),
+    help="Cast weights and activations, after the fold; inputs and outputs keep their type. tf32 is float32 in the "
+    "file. int8 and fp8 insert Q/DQ by ModelOpt, with --data.  [default: as the file is]",
+)
+@click.option(
+    "--eval-data",
+    metavar="D",
+    help="Labelled data; it chooses among all methods, and what loses on it by more than chance is not written.",
+)
+@click.option(
+    "--max-loss",
+    type=float,
+    metavar="X",
+    help="Write what loses up to X on --eval-data, chance or not, and nothing that loses more; in percentage points of "
+    "top-1, or in units of the mean squared error.  [default: refuse what is lower by more than chance, p < 0.05]",
+)
+@click.option("--eval-split", type=click.Choice(["train", "test"]), default="test", show_default=True)
+@input_shape_option("One input without the batch, for synthetic inputs where the file does not say it.")
+@click.option(
+    "--max-memory",
+    default="2G",
+    show_default=True,
+    help="What to hold in memory, as 512M or 2G; more activations go to the disk.",
+)
+@click.option(
+    "--statistics",
+    type=click.Path(path_type=Path),
+    help="Also write the repaired statistics by state_dict name (.npz), for the PyTorch model.",
+)
+@html_option
+@click.option("--dry-run", is_flag=True, help="Write neither the model nor its companions; --json is still written.")
+@seed_option
+@json_option
+def command(
+    model: Path,
+    output: Path | None,
+    data: str | None,
+    samples: int | None,
+    batch_size: int,
+    method: str,
+    refine: bool | None,
+    output_kinds: tuple[str, ...],
+    noise: tuple[str, ...],
+    layers: str,
+    fold: bool,
+    precision: str | None,
+    eval_data: str | None,
+    eval_split: str,
+    max_loss: float | None,
+    input_shape: tuple[int, ...] | None,
+    max_memory: str,
+    statistics: Path | None,
+    html: Path | None,
+    dry_run: bool,
+    seed: int,
+    json_path: str | None,
+    force: bool,
+) -> None:
+    """Bring MODEL to the network that was trained, remove its noise markers, fold, cast, and write OUTPUT.
+
+    A network trained with noise is the average over that noise; deployed without it, it computes something else. The
+    data is the training data or anything like it; labels are not needed, and 32 samples are enough where the file says
+    where the noise was. Where it does not, the noise is inferred from the statistics, which wants some hundred. Without
+    --data, inputs are made from the model itself.
+    """
+    from vsfix.graph_passes.errors import CheckFailedError
+    from vsfix.pipeline.api.optimization import Outputs, RefusedRepairError, input_files, optimize
+    from vsfix.pipeline.host.console import require_json_target, write_json
+    from vsfix.pipeline.host.environment import command_line
+    from vsfix.pipeline.repair.repair_config import RepairConfig
+
+    if output is None and not dry_run:
+        raise click.UsageError("name the output with -o, or pass --dry-run")
+    require_json_target(
+        json_path, force=force, inputs=input_files(model, data, eval_data), outputs=[output, statistics, html]
+    )
+    config = RepairConfig(
+        method=method,
+        refine=refine,
+        output_kinds=parse_output_kinds(output_kinds),
+        layers=layers,
+        noise=noise,
+        fold=fold,
+        seed=seed,
+        max_memory=parse_bytes(max_memory, "--max-memory"),
+        input_shape=input_shape,
+        number_type=precision,
+    )
+    document: dict[str, Any] = {}
+    try:
+        result = optimize(
+            model,
+            data,
+            config,
+            Outputs(output, statistics, html, force=force, dry_run=dry_run, command=command_line()),
+            samples=samples,
+            batch_size=batch_size,
+            eval_data=eval_data,
+            eval_split=eval_split,
+            max_loss=max_loss,
+        )
+        document = _document(result)
+        if json_path != "-":
+            _print(result)
+    except RefusedRepairError as refusal:
+        document = _document(refusal.result)
+        if json_path != "-":
+            _print(refusal.result)
+        raise
+    except CheckFailedError as refusal:
+        document = {"status": "FAIL", "verdict": str(refusal), "warnings": []}
+        raise
+    finally:  # also where whoever reads what is printed has gone
+        if json_path and document:
+            write_json(document, json_path, force=force)
+
+
+def _print(result: Optimization) -> None:
+    """The result for a person."""
+    from vsfix.pipeline.cli.tables import (
+        accuracy_table,
+        candidate_table,
+        layer_table,
+        precision_table,
+        repair_table,
+        score_table,
+        severity_lines,
+    )
+    from vsfix.pipeline.host.console import print_table
+
+    report = result.repair.report
+    for change in report.prepared:
+        print_line(f"prepared: {change}")
+    if report.batch_norms:
+        print_table(repair_table(report))
+    if report.layers:
+        print_table(layer_table(report))
+    if report.candidates:
+        print_table(candidate_table(report))
+    for line in severity_lines(report):
+        print_line(line)
+    if report.precision is not None:
+        print_table(precision_table(report.precision))
+    for warning in report.warnings:
+        print_line(f"WARN {warning}")
+    if result.accuracies:
+        print_table(accuracy_table(result.accuracies))
+    if result.scores is not None:
+        print_table(score_table(result.scores))
+    print_line(f"{result.status} {result.verdict}")
+    for written in result.written:
+        print_line(f"wrote {written}")
+    if result.parser is not None:
+        print_line(result.parser.line)
+
+
+def _document(result: Optimization) -> dict[str, Any]:
+    """The result as JSON holds it."""
+    return asdict(result.repair.report) | {
+        "status": result.status,
+        "verdict": result.verdict,
+        "accuracies": [asdict(row) for row in result.accuracies],
+        "scores": None if result.scores is None else asdict(result.scores),
+        "tensorrt_parser": None if result.parser is None else asdict(result.parser),
+    }

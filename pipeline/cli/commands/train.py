@@ -1,0 +1,221 @@
+"""`vsfix train`: a network of the paper, with noise at a site of the paper."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vsfix.pipeline.cli.options import seed_option
+from vsfix.pipeline.host.terminal_text import print_line
+
+if TYPE_CHECKING:
+    from vsfix.trainers.training.checkpoint import EpochMetrics
+
+_IMAGE_SIZE = 224
+_DECODED = ("imagefolder:", "hf:")
+
+
+@click.command(name="train")
+@click.option(
+    "--model",
+    required=True,
+    metavar="M",
+    help="For small images preresnet-DEPTH (as preresnet-20), wrn-DEPTH-WIDEN (wrn-16-4), densenet-DEPTH-GROWTH "
+    "(densenet-40-12), resnext-DEPTH-CARDINALITYxWIDTHd (resnext-29-8x64d) or mlp-LAYERS; for large ones resnet-50, "
+    "resnext-50-32x4d, seresnet-50, seresnext-50-32x4d, senet-154.",
+)
+@click.option(
+    "--data",
+    required=True,
+    metavar="D",
+    help="digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, imagefolder:DIR, hf:NAME, or FILE.npz with x_train, "
+    "y_train, x_test, y_test.",
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(min=8),
+    metavar="N",
+    help="Of imagefolder and hf: what images are brought to.  [default: 224]",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Of imagefolder and hf: processes that decode images, for each that trains.  [default: its share of cores]",
+)
+@click.option(
+    "--noise",
+    multiple=True,
+    default=("none",),
+    metavar="[SITE=]KIND:VALUE",
+    help="dropout, feature-dropout, drop-path, gaussian-dropout, alpha-dropout, uout, uout-bernoulli or uout-gaussian, "
+    "as in dropout:0.5; once for each site, as --noise a=dropout:0.5 --noise last=uout:0.1.  "
+    "[default: none]",
+)
+@click.option(
+    "--site",
+    type=click.Choice(["a", "b", "last"]),
+    default="a",
+    show_default=True,
+    help="Where the noise stands that names no site: a, in front of a BatchNorm; b, in front of a convolution or "
+    "behind a BatchNorm; last, once in front of the classifier.",
+)
+@click.option(
+    "--recipe",
+    default="quick",
+    show_default=True,
+    metavar="R",
+    help="quick, or that of a paper: preresnet, wrn, densenet, resnext (small images), resnet, senet (ImageNet). The "
+    "options below change a part of it.",
+)
+@click.option("--epochs", type=int, metavar="N", help="Passes over the images.")
+@click.option("--batch-size", type=int, metavar="N", help="Images of a step, over all devices together.")
+@click.option("--lr", type=float, metavar="X", help="The peak of the learning rate.")
+@click.option(
+    "--schedule",
+    metavar="S",
+    help="cosine, or step:SHARE,...[:DECAY] as in step:0.5,0.75: where in the run the rate falls, and to what share.",
+)
+@click.option("--weight-decay", type=float, metavar="X", help="L2 penalty on all parameters.")
+@click.option("--label-smoothing", type=float, metavar="X", help="The share of the target that all classes share.")
+@click.option("--augment", metavar="A", help="none, or parts of crop:4,flip,cutout:8,mixup:0.2.")
+@click.option(
+    "--average", type=float, default=0.0, metavar="DECAY", help="Export a moving average of the weights, as of 0.999."
+)
+@click.option("--samples", type=int, metavar="N", help="Train on N images, chosen under --seed.  [default: all]")
+@click.option("--accumulate", type=int, default=1, metavar="N", help="Take a device's part of a batch in N parts.")
+@click.option("--sync-batchnorm", is_flag=True, help="BatchNorm over all GPUs together.")
+@click.option("--width", type=int, default=1, show_default=True, help="What the usual channels are multiplied by.")
+@click.option("--precision", type=click.Choice(["auto", "32", "bf16"]), default="auto", show_default=True)
+@click.option("--compile", "compiled", is_flag=True, help="Run the network through torch.compile.")
+@click.option(
+    "--log-shift", type=click.IntRange(min=0), default=0, metavar="N", help="Log each BatchNorm's shift every N epochs."
+)
+@click.option("--tensorboard", is_flag=True, help="Log for TensorBoard too.")
+@click.option(
+    "--save-every",
+    type=click.FloatRange(min=0),
+    default=10,
+    show_default=True,
+    metavar="MINUTES",
+    help="Save in the middle of an epoch too.",
+)
+@seed_option
+@click.option("--force", is_flag=True, help="Start again, whatever the folder holds.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The folder of the run; a run that was broken off goes on from where it was last saved.",
+)
+def command(
+    model: str,
+    data: str,
+    image_size: int | None,
+    workers: int | None,
+    noise: tuple[str, ...],
+    site: str,
+    recipe: str,
+    epochs: int | None,
+    batch_size: int | None,
+    lr: float | None,
+    schedule: str | None,
+    weight_decay: float | None,
+    label_smoothing: float | None,
+    augment: str | None,
+    average: float,
+    samples: int | None,
+    accumulate: int,
+    sync_batchnorm: bool,
+    width: int,
+    precision: str,
+    compiled: bool,
+    log_shift: int,
+    tensorboard: bool,
+    save_every: float,
+    seed: int,
+    force: bool,
+    output: Path,
+) -> None:
+    """Train a network; the checkpoint is OUTPUT/checkpoint.pt.
+
+    On a GPU if there is one; under torchrun, on many.
+    """
+    from rich.table import Table
+
+    from vsfix.pipeline.host.console import print_table, progress_wanted
+    from vsfix.trainers.networks.training_network import network_for
+    from vsfix.trainers.training.augmentation import Augmentation
+    from vsfix.trainers.training.recipes import find_recipe
+    from vsfix.trainers.training.training_config import Schedule, TrainingConfig
+    from vsfix.trainers.training.training_loop import TrainingOptions, train
+
+    if not data.startswith(_DECODED) and (image_size, workers) != (None, None):
+        raise click.UsageError(
+            f"--image-size and --workers are of imagefolder and hf; {data} has images of its own size"
+        )
+    chosen = find_recipe(recipe)
+    asked = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": lr,
+        "schedule": None if schedule is None else Schedule.parse(schedule, chosen.get("schedule", Schedule()).warmup),
+        "weight_decay": weight_decay,
+        "label_smoothing": label_smoothing,
+        "augmentation": None if augment is None else Augmentation.parse(augment),
+        "average": average,
+        "accumulate": accumulate,
+        "sync_batch_norm": sync_batchnorm,
+        "compiled": compiled,
+        "seed": seed,
+        "samples": samples,
+        "precision": precision,
+    }
+    side = image_size or _IMAGE_SIZE
+    network = network_for(model, data, noise=noise, site=site, width=width, size=(side, side))
+    given = {name: value for name, value in asked.items() if value is not None}
+    config = TrainingConfig(data, network, **{**chosen, **given})
+    options = TrainingOptions(
+        force=force,
+        progress=progress_wanted(),
+        log_shift=log_shift,
+        tensorboard=tensorboard,
+        save_every=60 * save_every,
+        workers=_share_of_cores() if workers is None else workers,
+        on_epoch=None if progress_wanted() else _say_epoch,
+    )
+    result = train(config, output, options)
+    if os.environ.get("RANK", "0") != "0":
+        return  # one process of many speaks
+    table = Table(title=f"{model} on {data}, noise {network.noise}", title_justify="left")
+    for heading in ("epoch", "training loss", "test top-1", "seconds", "images/s"):
+        table.add_column(heading, justify="right")
+    for row in result.metrics:
+        cells = (f"{row.train_loss:.4f}", f"{100 * row.test_accuracy:.2f} %", f"{row.seconds:.1f}")
+        table.add_row(str(row.epoch), *cells, f"{row.images_per_second:,.0f}")
+    print_table(table)
+    if result.resumed_from == config.epochs:
+        print_line("was finished already: nothing was trained and nothing logged; --force starts again")
+    elif result.resumed_from or result.resumed_step:
+        where = f"step {result.resumed_step} of epoch {result.resumed_from + 1}"
+        behind = where if result.resumed_step else f"epoch {result.resumed_from}"
+        print_line(f"went on behind {behind}; --force starts again")
+    print_line(f"checkpoint: {result.checkpoint}")
+
+
+def _share_of_cores() -> int:
+    """The cores of this machine over the processes that torchrun started on it."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _say_epoch(metrics: EpochMetrics) -> None:
+    """A line of the log for each epoch, where there is no bar."""
+    print_line(
+        f"epoch {metrics.epoch}: loss {metrics.train_loss:.4f}, test top-1 {100 * metrics.test_accuracy:.2f} %, "
+        f"{metrics.images_per_second:,.0f} images/s",
+        err=True,
+    )

@@ -1,0 +1,155 @@
+"""`vsfix verify`: two models, or two runtimes, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vsfix.pipeline.cli.options import batch_size_option, data_option, json_option, samples_option, seed_option
+from vsfix.pipeline.host.terminal_text import print_line
+
+
+@click.command(name="verify")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--against",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="REFERENCE",
+    help="What is right: a vsfix checkpoint, an ONNX file or an engine.",
+)
+@click.option(
+    "--via",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A file between REFERENCE and MODEL, in the order in which one came from the other; may be given several "
+    "times. Shows what each step costs.",
+)
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    metavar="B",
+    help="Where MODEL runs: torch, torch-compile, onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, tensorrt, "
+    "tensorrt-rtx, reference; may be given several times.  [default: torch for a checkpoint, onnxruntime for an ONNX "
+    "file, reference for one in bf16, its own runtime for an engine]",
+)
+@click.option("--reference-backend", metavar="B", help="Where REFERENCE runs.  [default: as for --backend]")
+@data_option(required=False)
+@click.option("--split", type=click.Choice(["train", "test"]), default="test", show_default=True)
+@samples_option()
+@batch_size_option
+@click.option(
+    "--statistics",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Running statistics for the torch reference, as `vsfix optimize --statistics` writes them.",
+)
+@click.option(
+    "--min-snr",
+    type=float,
+    metavar="DB",
+    help="Wanted of every output.  [default: by the precision of the files: 80 in fp32, 50 in tf32 and fp16, 25 in "
+    "bf16, 20 in int8 and fp8]",
+)
+@click.option(
+    "--min-agreement",
+    type=float,
+    metavar="SHARE",
+    help="Wanted share of samples with the same top-1 decision.  [default: 0.999, 0.995, 0.98, 0.95]",
+)
+@click.option(
+    "--max-accuracy-loss",
+    type=float,
+    metavar="POINTS",
+    help="How far top-1 may be below the reference's, with labels.  [default: 0.1, 0.1, 0.5, 1]",
+)
+@click.option(
+    "--layers/--no-layers", default=True, show_default=True, help="On failure, look for the layer that departs."
+)
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="Load MODEL where it is an engine without the report of `vsfix build` beside it. An engine is code that runs "
+    "here; its inputs and precision are taken to be those of the file that it is compared with.",
+)
+@seed_option
+@json_option
+def command(
+    model: Path,
+    against: Path,
+    via: tuple[Path, ...],
+    backends: tuple[str, ...],
+    reference_backend: str | None,
+    data: str | None,
+    split: str,
+    samples: int | None,
+    batch_size: int,
+    statistics: Path | None,
+    min_snr: float | None,
+    min_agreement: float | None,
+    max_accuracy_loss: float | None,
+    layers: bool,
+    trust: bool,
+    seed: int,
+    json_path: str | None,
+    force: bool,
+) -> None:
+    """Compare MODEL with a reference; the exit code is 1 where a number is past its tolerance.
+
+    Both may be a vsfix checkpoint, an ONNX file or an engine, each on any backend that runs its kind of file. Where a
+    number is past its tolerance, the layers are searched for the first that departs.
+
+    Without --data random numbers are fed: they compare the numerics and say nothing about accuracy. With labelled
+    data the accuracy of both is shown, with 95 % intervals.
+    """
+    from dataclasses import asdict
+
+    from vsfix.graph_passes.errors import CheckFailedError
+    from vsfix.pipeline.cli.verification_table import accuracy_lines, budget_table, verification_table
+    from vsfix.pipeline.comparison.tolerance import GivenTolerance
+    from vsfix.pipeline.host.console import print_table, require_json_target, write_json
+    from vsfix.pipeline.verification.verification_files import VerificationConfig, verify_files
+
+    inputs = [path for path in (model, against, statistics, *via) if path]
+    require_json_target(json_path, force=force, inputs=inputs)
+    config = VerificationConfig(
+        backends=backends,
+        reference_backend=reference_backend,
+        via=via,
+        data=data,
+        split=split,
+        samples=samples,
+        batch_size=batch_size,
+        statistics=statistics,
+        seed=seed,
+        tolerance=GivenTolerance(min_snr, min_agreement, max_accuracy_loss),
+        search_layers=layers,
+        trust=trust,
+    )
+    verification = verify_files(model, against, config)
+    try:
+        if json_path != "-":
+            print_table(verification_table(verification))
+            for line in accuracy_lines(verification):
+                print_line(line)
+            for result in verification.results:
+                if result.budget:
+                    print_table(budget_table(result))
+                if result.layers is not None:
+                    print_line(f"{result.candidate}: {result.layers}")
+            if verification.random:
+                print_line(
+                    "SKIP decisions: the inputs are random numbers; give --data to compare decisions and accuracy"
+                )
+            elif any(result.decisions is None for result in verification.results):
+                print_line("SKIP decisions: the first output holds no logits, which are float and (N, classes)")
+            print_line(f"{verification.status} {model} against {against}")
+    finally:  # whoever reads what is printed may have gone
+        if json_path:
+            write_json(asdict(verification) | {"status": verification.status}, json_path, force=force)
+    failed = [f"{result.candidate}: {reason}" for result in verification.results for reason in result.reasons]
+    if failed:
+        raise CheckFailedError("; ".join([*failed, *([verification.hint] if verification.hint else [])]))

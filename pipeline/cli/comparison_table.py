@@ -1,0 +1,34 @@
+"""Two runs on the terminal: what changed, the losses first."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from vsfix.pipeline.benchmark.comparing import RunComparison
+from vsfix.pipeline.benchmark.metric import metric_of
+
+_ORDER = ("worse", "better")
+
+
+def comparison_table(found: RunComparison) -> Table:
+    """One line for each number that is better or worse."""
+    table = Table(title_justify="left", box=SIMPLE_HEAD)
+    for heading in ("model", "runs on", "number", ""):
+        table.add_column(heading, overflow="fold")
+    for heading in ("before", "after", "change"):
+        table.add_column(heading, justify="right")
+    for direction in _ORDER:
+        for change in found.changes:
+            if change.direction == direction:
+                model, backend, precision = change.row
+                moved = f"{change.change:+.2f} {change.unit}"
+                values = (metric_of(change.metric).written(value) for value in (change.before, change.after))
+                table.add_row(model, f"{backend} {precision}", change.metric, direction, *values, moved)
+    return table
+
+
+def summary(found: RunComparison) -> str:
+    """How many numbers went which way."""
+    counts = {word: sum(change.direction == word for change in found.changes) for word in ("better", "worse", "same")}
+    return f"{counts['better']} better, {counts['worse']} worse, {counts['same']} the same"

@@ -1,0 +1,182 @@
+"""What two models decide on the same samples, and how far apart they are in that. No model is run here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vsfix.graph_passes.errors import DataError
+from vsfix.graph_passes.ir.runtime import Array, Float64Array
+
+from .proportion import Proportion, mcnemar_p_value, paired_difference_interval, proportion
+from .tensor_comparison import as_float64, finite_rows
+
+RETENTION_BARS = (0.999, 0.99)  # as those of MLPerf Inference
+_SUM_ERROR = 1e-2  # of probabilities in float16, of which a thousand are added up
+_LEAST = 1e-12  # probability: a narrow type makes smaller ones zero
+
+
+@dataclass(frozen=True)
+class Task:
+    """How right two models are on labelled samples.
+
+    Attributes:
+        reference: top-1 of the reference.
+        output: top-1 of the other.
+        reference_top5: None where there are no more than five classes.
+        output_top5: as `reference_top5`.
+        retention: the output's top-1 over the reference's; None where the reference is never right.
+        good_to_bad: flips from the right class to a wrong one.
+        bad_to_good: flips from a wrong class to the right one.
+        p_value: of McNemar's exact test on these flips: how likely they are where both models are equally good.
+    """
+
+    reference: Proportion
+    output: Proportion
+    reference_top5: Proportion | None
+    output_top5: Proportion | None
+    retention: float | None
+    good_to_bad: int
+    bad_to_good: int
+    p_value: float
+
+    @property
+    def difference_interval(self) -> tuple[float, float]:
+        """The 95 % interval of top-1 of the output less that of the reference."""
+        both = self.reference.count - self.good_to_bad
+        return paired_difference_interval(both, self.good_to_bad, self.bad_to_good, self.reference.total)
+
+    @property
+    def retention_bar(self) -> float | None:
+        """The highest of `RETENTION_BARS` that the retention reaches, 0 below all; None where there is no retention."""
+        if self.retention is None:
+            return None
+        return next((bar for bar in RETENTION_BARS if self.retention >= bar), 0.0)
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What two models decide on the same samples by their largest logit; the first one where several are equal.
+
+    Attributes:
+        samples: N.
+        agreement: the share of samples on which both decide the same.
+        flips: the number of samples on which they don't.
+        divergence: the mean of KL(reference | output) in nats, of their softmax, or of the outputs themselves where
+            those of the reference are probabilities already; infinite where an output is not finite.
+        task: how right both are; None without labels.
+    """
+
+    samples: int
+    agreement: float
+    flips: int
+    divergence: float
+    task: Task | None = None
+
+
+def compare_decisions(reference: Array, output: Array, labels: Array | None = None) -> Decisions:
+    """Compares the top-1 decisions of two models.
+
+    A sample whose output is not finite counts as a flip and as a wrong answer.
+
+    Args:
+        reference: logits, shape (N, classes) with at least two classes, finite.
+        output: logits of the same shape.
+        labels: the right class of each sample, whole numbers of shape (N,); optional.
+
+    Raises:
+        DataError: nothing to compare, other shapes, or labels that name no class.
+    """
+    expected, found = as_float64(reference, "the reference"), as_float64(output, "the output")
+    if expected.shape != found.shape or expected.ndim != 2 or len(expected) == 0 or expected.shape[1] < 2:
+        raise DataError(
+            f"logits of shape {expected.shape} and {found.shape}; decisions need (N, classes) twice, N of at least 1 "
+            "and at least 2 classes"
+        )
+    bad = np.flatnonzero(~finite_rows(expected))
+    if bad.size:
+        raise DataError(f"the reference is not finite in sample {bad[0]}; it decides nothing there")
+    first = expected.argmax(axis=1)
+    # -1 is no class: it agrees with nothing.
+    second = np.where(finite_rows(found), np.nan_to_num(found).argmax(axis=1), -1)
+    flips = int(np.sum(first != second))
+    n = len(expected)
+    divergence = _divergence(expected, found)
+    task = None if labels is None else _task(expected, found, _check_labels(labels, n, expected.shape[1]))
+    return Decisions(n, (n - flips) / n, flips, divergence, task)
+
+
+def _task(expected: Float64Array, found: Float64Array, labels: Array) -> Task:
+    """How right both are."""
+    before, after = _ranks(expected, labels), _ranks(found, labels)
+    n, right, still_right = len(labels), before < 1, after < 1
+    has_top5 = expected.shape[1] > 5
+    good_to_bad, bad_to_good = int(np.sum(right & ~still_right)), int(np.sum(~right & still_right))
+    return Task(
+        reference=proportion(int(right.sum()), n),
+        output=proportion(int(still_right.sum()), n),
+        reference_top5=proportion(int(np.sum(before < 5)), n) if has_top5 else None,
+        output_top5=proportion(int(np.sum(after < 5)), n) if has_top5 else None,
+        retention=float(still_right.sum() / right.sum()) if right.any() else None,
+        good_to_bad=good_to_bad,
+        bad_to_good=bad_to_good,
+        p_value=mcnemar_p_value(good_to_bad, bad_to_good),
+    )
+
+
+def _ranks(logits: Float64Array, labels: Array) -> Array:
+    """The place of the right class among the logits, 0 the first; of equal logits the lower class stands first.
+
+    A sample that is not finite has its right class behind the last place.
+    """
+    own = logits[np.arange(len(labels)), labels][:, None]
+    lower = np.arange(logits.shape[1]) < labels[:, None]
+    ahead = (logits > own) | ((logits == own) & lower)
+    return np.asarray(np.where(finite_rows(logits), ahead.sum(axis=1), logits.shape[1]))
+
+
+def _divergence(expected: Float64Array, found: Float64Array) -> float:
+    """The mean over the samples of sum_k p_k (log p_k - log q_k), p and q the softmax of the logits, or given as such.
+
+    With d = log p - log q it is the sum of p (d + exp(-d) - 1), since p and q both sum to 1: no term is below 0, and
+    the rounding of a small d does not show.
+    """
+    if not finite_rows(found).all():
+        return float("inf")
+    # A network that ends in Softmax gives p itself, whose softmax would be nearly flat; rounding or a fault may have
+    # moved the q of another precision off a sum of 1.
+    log_of = _log_probabilities if _are_probabilities(expected) else _log_softmax
+    log_p, log_q = log_of(expected), log_of(found)
+    p, q, d = np.exp(log_p), np.exp(log_q), log_p - log_q  # (N, classes)
+    terms = np.where(np.abs(d) < 1, p * (d + np.expm1(np.clip(-d, -1, 1))), p * d + q - p)
+    return float(np.mean(np.sum(terms, axis=1)))
+
+
+def _are_probabilities(output: Float64Array) -> bool:
+    """Whether the values of each sample are shares of 1."""
+    return bool((output >= 0).all() and (np.abs(output.sum(axis=1) - 1) <= _SUM_ERROR).all())
+
+
+def _log_probabilities(output: Float64Array) -> Float64Array:
+    """The logarithm of each sample's shares, which are made to sum to 1."""
+    shares = np.maximum(output, _LEAST)
+    return np.asarray(np.log(shares / shares.sum(axis=1, keepdims=True)), dtype=np.float64)
+
+
+def _log_softmax(logits: Float64Array) -> Float64Array:
+    """The logarithm of the softmax of each row."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.sum(np.exp(shifted), axis=1, keepdims=True)), dtype=np.float64)
+
+
+def _check_labels(labels: Array, samples: int, classes: int) -> Array:
+    """The labels, when each names a class."""
+    if labels.shape != (samples,) or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"labels are {labels.dtype} of shape {labels.shape}; whole numbers of shape ({samples},) needed"
+        )
+    bad = np.flatnonzero((labels < 0) | (labels >= classes))
+    if bad.size:
+        raise DataError(f"the label of sample {bad[0]} is {labels[bad[0]]}, but there are {classes} classes from 0 on")
+    return labels

@@ -1,0 +1,329 @@
+"""The samples that a model is fed with, for calibration and for verification.
+
+A named data set is images, and becomes input by the preprocessing that the model itself carries. An `.npz` file is
+input already: one array for each model input, by its name, batch first, and optionally `labels`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import onnx
+
+from vsfix.graph_passes.errors import DataError, InputError
+from vsfix.graph_passes.io.model_file import read_metadata
+from vsfix.graph_passes.io.named_file import user_path
+from vsfix.graph_passes.ir.runtime import Array
+from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
+from vsfix.graph_passes.statistics.batches import Batch, LazyBatch, cut_batches, samples_in, take_rows
+from vsfix.trainers.data.datasets import DEFAULT_SIZE, Split, load_dataset
+from vsfix.trainers.data.npz_file import read_npz
+from vsfix.trainers.data.preprocessing import METADATA_KEY, Preprocessing
+
+_LABELS = "labels"
+HELD = 8  # this part of the memory may hold a decoded set; a larger one is decoded run by run
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Inputs of a model, in memory or decoded where they are asked for.
+
+    Attributes:
+        name: where they are from, for messages and reports.
+        inputs: one array for each model input, by its name, shape (N, ...); a `LazyBatch` was checked by its maker.
+        labels: the right class of each, whole numbers of shape (N,); or what the first output should be, floats of its
+            shape; or None.
+        split: `train`, `test`, or None where the source has no parts.
+
+    Raises:
+        DataError: no input, no sample, different lengths, values that are not finite, or labels that are no labels.
+    """
+
+    name: str
+    inputs: Batch
+    labels: Array | None = None
+    split: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise DataError(f"{self.name}: holds no input")
+        if isinstance(self.inputs, LazyBatch):
+            lengths = dict.fromkeys(self.inputs, self.inputs.samples)
+        else:
+            for name, array in self.inputs.items():
+                _check_array(f"{self.name}: array '{name}'", array)
+            lengths = {name: len(array) for name, array in self.inputs.items()}
+        if self.labels is not None:
+            whole = self.labels.dtype.kind in "iu" and self.labels.ndim == 1
+            if not whole and (self.labels.dtype.kind != "f" or self.labels.ndim < 1):
+                raise DataError(
+                    f"{self.name}: labels are {self.labels.dtype} of shape {self.labels.shape}; whole numbers of shape "
+                    "(N,) are needed, or the targets of the first output, floats of its shape"
+                )
+            lengths[_LABELS] = len(self.labels)
+        if len(set(lengths.values())) > 1:
+            found = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+            raise DataError(f"{self.name}: the arrays differ in length: {found}; give one sample of each per row")
+
+    def __len__(self) -> int:
+        return samples_in(self.inputs)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """The samples in their order, `size` at a time; the last batch may be smaller."""
+        return cut_batches([self.inputs], size)
+
+    def lazily(self) -> Samples:
+        """The same samples, their batches parts that can be reordered without a copy of all."""
+        inputs = self.inputs
+        if isinstance(inputs, LazyBatch):
+            return self
+        return replace(
+            self, inputs=LazyBatch(lambda name, rows: inputs[name][rows], list(inputs), np.arange(len(self)))
+        )
+
+    def first(self, count: int) -> Samples:
+        """The first so many samples."""
+        return self._take(slice(count))
+
+    def subset(self, samples: int | None, *, seed: int) -> Samples:
+        """A random choice without replacement, in random order; all in theirs where no number is given."""
+        return self if samples is None else self._take(choose_rows(len(self), samples, seed, self.name))
+
+    def _take(self, rows: Array | slice) -> Samples:
+        """Some of the samples."""
+        labels = None if self.labels is None else self.labels[rows]
+        return replace(self, inputs=take_rows(self.inputs, rows), labels=labels)
+
+
+def load_samples(
+    spec: str,
+    *,
+    split: str,
+    preprocessing: Preprocessing | None,
+    input_names: Sequence[str],
+    samples: int | None,
+    seed: int,
+    at_most: bool = False,
+    max_memory: int | None = None,
+) -> Samples:
+    """Loads the data that `--data` names.
+
+    Args:
+        spec: as `load_dataset` takes it; but a path that ends in `.npz` is a file of model inputs.
+        split: `train` or `test`; an `.npz` file has no parts.
+        preprocessing: what the model says about its input; needed for a named data set.
+        input_names: the inputs of the model.
+        samples: how many to choose at random; None takes all, in their order.
+        seed: of the choice.
+        at_most: fewer than `samples` are as good, and no warning.
+        max_memory: bytes that the process may hold; images that would take too much of it are decoded each time when
+            they are asked for. None decodes them at once.
+
+    Raises:
+        InputError: unknown data, a missing file, or a named data set for a model that says nothing of its input.
+        DataError: data that is empty, has other arrays than the model needs, or is not finite.
+    """
+    if spec.endswith(".npz"):
+        found = _from_npz(user_path(spec), input_names)
+        return found.subset(_no_more(samples, len(found), at_most), seed=seed)
+    size = DEFAULT_SIZE if preprocessing is None else preprocessing.size
+    dataset = load_dataset(spec, cast("Split", split), size=size)
+    if preprocessing is None:
+        raise InputError(
+            f"data '{spec}': the model does not say how its images are preprocessed; give an .npz file with its "
+            "inputs, or a model that `vsfix export` wrote"
+        )
+    if len(input_names) != 1:
+        raise InputError(
+            f"data '{spec}': holds one image per sample, but the model has the inputs {', '.join(input_names)}; "
+            "give an .npz file"
+        )
+    samples = _no_more(samples, len(dataset.images), at_most)
+    total = len(dataset.images)
+    rows = np.arange(total) if samples is None else choose_rows(total, samples, seed, dataset.name)
+    (name,) = input_names
+
+    def decode(_: str, chosen: Array) -> Array:
+        array = preprocessing.apply(dataset.images[chosen])
+        _check_array(f"{dataset.name}: array '{name}'", array)
+        return array
+
+    inputs = LazyBatch(decode, input_names, rows)
+    decoded = len(rows) * int(np.prod(dataset.images.shape[1:])) * np.dtype(np.float32).itemsize
+    is_held = max_memory is None or decoded <= max_memory // HELD
+    return Samples(dataset.name, dict(inputs) if is_held else inputs, dataset.labels[rows], split)
+
+
+def calibration_batches(
+    model: onnx.ModelProto,
+    data: str,
+    *,
+    samples: int | None,
+    batch_size: int,
+    seed: int,
+    at_most: bool = False,
+    max_memory: int = DEFAULT_MAX_MEMORY,
+) -> list[Batch]:
+    """The calibration set of a model, from the training part of a named data set or from an `.npz` file.
+
+    Args:
+        model: says its inputs, their preprocessing, and whether it prescribes a batch size.
+        data: as `--data` takes it.
+        samples: how many to choose at random; None takes all.
+        batch_size: samples per batch, where the model leaves that open.
+        seed: of the choice.
+        at_most: fewer than `samples` are as good, and no warning.
+        max_memory: see `load_samples`.
+
+    Raises:
+        InputError, DataError: see `load_samples`; too few samples for one batch of a prescribed size.
+    """
+    loaded = load_samples(
+        data,
+        split="train",
+        preprocessing=read_preprocessing(model),
+        input_names=model_input_names(model),
+        samples=sys.maxsize if samples is None else samples,  # all, but not in their order
+        seed=seed,
+        at_most=at_most or samples is None,
+        max_memory=max_memory,
+    ).lazily()
+    _require_fitting(model, loaded)
+    fixed = fixed_batch_size(model)
+    if fixed is None:
+        return list(loaded.batches(batch_size))
+    if len(loaded) < fixed:
+        raise DataError(f"{loaded.name}: the model takes batches of exactly {fixed}; {len(loaded)} samples are too few")
+    whole = len(loaded) // fixed * fixed
+    if whole < len(loaded):
+        _logger.warning("the model takes batches of exactly %d: %d samples are left out", fixed, len(loaded) - whole)
+    return list(loaded.batches(fixed))[: whole // fixed]
+
+
+def labelled_samples(
+    model: onnx.ModelProto,
+    data: str,
+    *,
+    split: str,
+    seed: int,
+    samples: int | None = None,
+    max_memory: int = DEFAULT_MAX_MEMORY,
+) -> Samples:
+    """Samples that have labels, for a measurement of accuracy; see `load_samples`.
+
+    Raises:
+        DataError: no labels; also see `load_samples`.
+        InputError: see `load_samples`.
+    """
+    loaded = load_samples(
+        data,
+        split=split,
+        preprocessing=read_preprocessing(model),
+        input_names=model_input_names(model),
+        samples=samples,
+        seed=seed,
+        max_memory=max_memory,
+    )
+    _require_fitting(model, loaded)
+    if loaded.labels is None:
+        raise DataError(
+            f"{loaded.name}: has no array 'labels': a whole number for the class of each sample, or numbers of the "
+            "output's shape"
+        )
+    return loaded
+
+
+def read_preprocessing(model: onnx.ModelProto) -> Preprocessing | None:
+    """What a model says in its metadata about its input; None where it says nothing.
+
+    Raises:
+        InputError: the entry is there, but can't be read.
+    """
+    text = read_metadata(model).get(METADATA_KEY)
+    return None if text is None else Preprocessing.from_json(text)
+
+
+def model_input_names(model: onnx.ModelProto) -> list[str]:
+    """The inputs that must be fed. Before IR version 4 every weight is listed as an input too."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [tensor.name for tensor in model.graph.input if tensor.name not in weights]
+
+
+def fixed_batch_size(model: onnx.ModelProto) -> int | None:
+    """The batch size that a model prescribes; None where any fits."""
+    names = set(model_input_names(model))
+    sizes = {
+        tensor.type.tensor_type.shape.dim[0].dim_value
+        for tensor in model.graph.input
+        if tensor.name in names and tensor.type.tensor_type.shape.dim
+    } - {0}
+    return min(sizes) if sizes else None
+
+
+def choose_rows(total: int, samples: int, seed: int, name: str) -> Array:
+    """The rows of a random choice without replacement, in random order: a folder of images is ordered by its classes.
+
+    Asked for more than there are, it takes all and says so in the log.
+    """
+    if samples > total:
+        _logger.warning(
+            "%s: has %d samples, fewer than the %d that were asked for; all are taken", name, total, samples
+        )
+    return np.asarray(np.random.default_rng(seed).choice(total, min(samples, total), replace=False))
+
+
+def _no_more(samples: int | None, total: int, at_most: bool) -> int | None:
+    """The number to choose, where fewer are as good."""
+    return min(samples, total) if at_most and samples is not None else samples
+
+
+def _from_npz(path: Path, input_names: Sequence[str]) -> Samples:
+    """All samples of an `.npz` file."""
+    arrays = read_npz(path)
+    for name in input_names:
+        if name not in arrays:
+            found = ", ".join(arrays) or "nothing"
+            raise DataError(f"{path}: has no array '{name}', which the model needs; it holds {found}")
+    labels = arrays.get(_LABELS) if _LABELS not in input_names else None
+    return Samples(str(path), {name: arrays[name] for name in input_names}, labels)
+
+
+def _require_fitting(model: onnx.ModelProto, loaded: Samples) -> None:
+    """Refuses data of another type or shape than the model states for its inputs."""
+    one = dict(take_rows(loaded.inputs, slice(1)))
+    for value in model.graph.input:
+        array, tensor = one.get(value.name), value.type.tensor_type
+        if array is None:
+            continue
+        what = f"{loaded.name}: array '{value.name}'"
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type) if tensor.elem_type else array.dtype
+        if array.dtype != dtype:
+            raise DataError(f"{what} is {array.dtype}, the model takes {dtype}; convert it with numpy's astype")
+        if not tensor.HasField("shape"):
+            continue
+        stated = [side.dim_value for side in tensor.shape.dim]  # 0 where any length fits
+        sides = zip(array.shape[1:], stated[1:], strict=False)
+        if len(stated) != array.ndim or any(wanted not in (0, side) for side, wanted in sides):
+            wanted = "x".join(str(side or "?") for side in stated[1:])
+            raise DataError(
+                f"{what} has samples of {'x'.join(map(str, array.shape[1:])) or 'no axes'}, the model takes {wanted}"
+            )
+
+
+def _check_array(what: str, array: Array) -> None:
+    """Refuses an array that holds no samples, or one that is not finite."""
+    if array.ndim == 0 or array.size == 0:
+        raise DataError(f"{what} has the shape {array.shape}, which holds no sample")
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{what} holds {array.dtype}; numbers are needed")
+    if array.dtype.kind == "f":
+        bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
+        if bad.size:
+            raise DataError(f"{what} is not finite in {bad.size} of {len(array)} samples, the first is sample {bad[0]}")

@@ -1,0 +1,118 @@
+"""What commands print: tables and JSON on stdout; the log and progress bars belong to stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.io.atomic_file import atomic_path
+
+from .output_file import require_output
+from .terminal_text import printable
+
+SCHEMA_VERSION = 1
+_PIPE_WIDTH = 200
+
+
+class _PlainConsole(Console):
+    """A console that takes the text of a cell for text and nothing else."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """See `Console.render_str`."""
+        return super().render_str(printable(text), **options)
+
+
+def print_table(table: Table) -> None:
+    """Prints a table on stdout, as wide as the terminal; a pipe has no width, and gets room enough."""
+    if sys.stdout is None:  # closed
+        return
+    # No markup and no emoji: names and install lines hold square brackets and colons.
+    _PlainConsole(file=sys.stdout, width=table_width(), markup=False, emoji=False).print(table)
+
+
+def table_width() -> int:
+    """How many letters a line of stdout has room for."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return _PIPE_WIDTH
+    return Console(file=sys.stdout).width
+
+
+def progress_wanted() -> bool:
+    """Whether a progress bar has a terminal to be shown on."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def require_json_target(
+    path: str | None, *, force: bool, inputs: Iterable[Path] = (), outputs: Iterable[Path | None] = ()
+) -> None:
+    """Fails before any work is done when `--json` names a file that can't be written.
+
+    Args:
+        path: as `--json` takes it.
+        force: an existing file may be replaced.
+        inputs: what is read.
+        outputs: what else the command writes; None for what it does not.
+
+    Raises:
+        OutputExistsError, InputError: see `require_output`; also where it is another output.
+    """
+    if path is None or path == "-":
+        return
+    require_output(Path(path), force=force, inputs=inputs)
+    if Path(path).resolve() in [output.resolve() for output in outputs if output is not None]:
+        raise InputError(f"--json {path}: is another output of this command; name another file")
+
+
+def write_json(result: Mapping[str, Any], path: str, *, force: bool) -> None:
+    """Writes a result as JSON, with `schema_version` in front.
+
+    JSON has no infinity and no NaN: they become null.
+
+    Args:
+        result: dicts, sequences, strings, numbers, enums, paths.
+        path: the file, or `-` for stdout.
+        force: an existing file may be replaced.
+
+    Raises:
+        OutputExistsError, InputError: see `atomic_path`.
+    """
+    text = json_text(result)
+    if path == "-":
+        click.echo(text)
+        return
+    with atomic_path(Path(path), force=force) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def json_text(result: Mapping[str, Any]) -> str:
+    """A result as JSON, with `schema_version` in front; infinities and NaN become null."""
+    return json.dumps({"schema_version": SCHEMA_VERSION} | _plain(result), indent=2, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """The value in types that JSON has."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Enum):
+        return _plain(value.value)
+    if isinstance(value, np.generic | np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

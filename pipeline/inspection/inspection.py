@@ -1,0 +1,382 @@
+"""What is known about each BatchNorm of a model: the noise that reaches it and the shift that it causes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from vsfix.graph_passes.batch_norm.batch_norm import BatchNorm, find_modules
+from vsfix.graph_passes.errors import DataError, ModelError
+from vsfix.graph_passes.io.model_file import read_metadata
+from vsfix.graph_passes.ir.runtime import Float64Array, OpenModel
+from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
+from vsfix.graph_passes.measurement.measurement import MeasurementConfig, measure
+from vsfix.graph_passes.noise.analysis import Distance, NoiseMap, NoisePaths, analyse_noise
+from vsfix.graph_passes.noise.route import NoiseRoute, noise_route
+from vsfix.graph_passes.noise_average.severity import Severity
+from vsfix.graph_passes.noise_average.stored_statistics import StoredAgainstNoisy
+from vsfix.graph_passes.noise_inference.claims import Claim
+from vsfix.graph_passes.precision.value_scan import describe_harm, doubtful_constants, scan_values
+from vsfix.graph_passes.precision.weight_rounding import LIMITS
+from vsfix.graph_passes.statistics.batches import Batch, count_samples, require_different_samples
+from vsfix.graph_passes.statistics.moments import Moments
+from vsfix.graph_passes.statistics.shift import (
+    geometric_mean,
+    joint_variance,
+    predicted_shift_ratio,
+    shift_ratio,
+    variance_mismatch,
+)
+
+from .fault import Fault, find_fault
+from .lost_noise import is_lost, recover_noise
+from .noise_study import FEW, NoiseStudy
+from .preparation import REPAIR_KEY, prepare_model
+
+_LARGEST_FP16 = LIMITS[onnx.TensorProto.FLOAT16][0]
+NOT_SHOWN = (
+    "the file marks no noise layer: either the network has none, or its export dropped them; `vsfix export` keeps "
+    "them, and --data lets them be inferred from the statistics"
+)
+# A BatchNorm that no noise reaches and whose variance is off by this factor says that the data is not what it was
+# trained on, or is not preprocessed as in training.
+FOREIGN_DATA_MISMATCH = 2.0
+FOREIGN_DATA_OFFSET = 1.0
+# The same of the first BatchNorm with noise in front: few samples and other noise move its shift by less.
+FOREIGN_DATA_UNEXPLAINED = 4.0
+
+
+@dataclass(frozen=True)
+class BatchNormRow:
+    """One BatchNorm.
+
+    Attributes:
+        name: the module's or the node's name.
+        channels: C.
+        noise: the nearest noise that reaches it, as `dropout:0.5`; empty where none does.
+        distance: `direct`, `linear`, `downstream`, or empty.
+        sources: the number of noise layers that reach it.
+        predicted_shift: variance at inference over stored variance by the closed form, geometric mean over the
+            channels; None where the noise is not direct or its form does not fit.
+        measured_shift: the same ratio measured on data; None without data.
+        mismatch: max(stored / real, real / stored), geometric mean over the channels; None without data.
+        mean_offset: |real mean - stored mean| in stored deviations, mean over the channels; None without data.
+        source: the name of the nearest noise layer; empty where none reaches it.
+        unexplained: the factor, 1 or more, by which the measured shift is off from what the noise makes of it, median
+            over the channels; None without data. Without noise that is 1, and with noise directly in front the
+            predicted one; of other noise it is only known that the variance is lower without it.
+        gain_low: the smallest |gamma| / sqrt(var + epsilon) of a channel, by which a fold multiplies its weights; None
+            where one is not finite.
+        gain_high: the largest.
+        largest_offset: as `mean_offset`, of the channel where it is largest.
+        beyond_fp16: channels whose gain or shift float16 can't hold, or is not finite.
+    """
+
+    name: str
+    channels: int
+    noise: str
+    distance: str
+    sources: int
+    predicted_shift: float | None
+    measured_shift: float | None
+    mismatch: float | None
+    mean_offset: float | None = None
+    source: str = ""
+    unexplained: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
+    beyond_fp16: int = 0
+    largest_offset: float | None = None
+
+    @property
+    def known_mismatch(self) -> float | None:
+        """The measured mismatch; without data what the predicted shift makes of it."""
+        if self.mismatch is not None or not self.predicted_shift:
+            return self.mismatch
+        return max(self.predicted_shift, 1 / self.predicted_shift)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `vsfix inspect` found.
+
+    Attributes:
+        rows: one for each BatchNorm, in the order of the graph.
+        noise_sources: every noise layer, as `name dropout:0.5`.
+        samples: how many samples the measured columns rest on; 0 without data.
+        warnings: what a person should know before trusting the numbers.
+        prepared: what would be changed to make the file deployable; the columns are those of the deployable graph.
+        inferred: what the statistics say about noise that the file has lost; empty where nothing was inferred.
+        defect: why the weights can't be deployed, repaired or not; empty where they can.
+        route: the way of the noise to the BatchNorm that it shifts most; None where no noise reaches one.
+        severity: R, how far the deployed network is from its noise-averaged one; None where no noise is known or
+            nothing ran.
+        outputs: how each output is read for that, one line each.
+        stored: BatchNorms whose statistics are not those of the network with its noise on, in the order of the graph; R
+            is that of a network that nobody trained where there are any.
+        fault: what is wrong beside noise; None where nothing is.
+        claims: the lost noise that was inferred, by kind of place.
+        question: what is to be said where no noise is certain and something is off all the same; empty elsewhere.
+    """
+
+    rows: tuple[BatchNormRow, ...]
+    noise_sources: tuple[str, ...]
+    samples: int
+    warnings: tuple[str, ...]
+    prepared: tuple[str, ...] = ()
+    inferred: str = ""
+    defect: str = ""
+    route: NoiseRoute | None = None
+    severity: Severity | None = None
+    outputs: tuple[str, ...] = ()
+    stored: tuple[StoredAgainstNoisy, ...] = ()
+    fault: Fault | None = None
+    claims: tuple[Claim, ...] = ()
+    question: str = ""
+
+
+@dataclass(frozen=True)
+class InspectionConfig:
+    """How to look at a model.
+
+    Attributes:
+        noise: noise that the file does not show, each as `NODE=KIND:VALUE`.
+        output_kinds: what outputs mean, by name; the others are recognised.
+        seed: of the noise.
+    """
+
+    noise: tuple[str, ...] = ()
+    output_kinds: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+
+
+def inspect_model(
+    model: onnx.ModelProto,
+    batches: Sequence[Batch],
+    open_model: OpenModel,
+    config: InspectionConfig | None = None,
+    *,
+    averaged_on: Sequence[Batch] = (),
+) -> Inspection:
+    """Looks at a model as it would be deployed; noise that the file has lost is inferred where there is data.
+
+    Args:
+        model: a checked model; not changed.
+        batches: calibration data; may be empty, then nothing is measured.
+        open_model: the runtime.
+        config: how to look at it.
+        averaged_on: what R rests on, so that it is that of a repair on the same
+            samples; `batches` where not given.
+
+    Raises:
+        ModelError: neither a BatchNorm nor noise, or a BatchNorm that can't be read.
+        InputError: noise or a meaning that fits nothing.
+        DataError: data that is not finite, or copies of a few samples.
+    """
+    config = config or InspectionConfig()
+    require_different_samples(batches)
+    if REPAIR_KEY in read_metadata(model) and all(node.op_type != "BatchNormalization" for node in model.graph.node):
+        raise ModelError("no BatchNorm is left to look at: vsfix folded them all when it wrote this file")
+    prepared = prepare_model(model, config.noise)
+    inferred, warnings, changes = "", prepared.warnings, prepared.changes
+    judges = averaged_on or batches
+    claims: tuple[Claim, ...] = ()
+    fault, question = None, ""
+    if is_lost(prepared):
+        if batches:
+            lost = recover_noise(prepared, batches, open_model, max_memory=DEFAULT_MAX_MEMORY)
+            inferred, changes = lost.sentence, changes + lost.changes
+            warnings = (*warnings, *lost.doubts)
+            claims, fault, question = lost.inference.claims, lost.fault, lost.question
+        else:
+            warnings = (*warnings, NOT_SHOWN)
+    found = _with_severity(
+        inspect_graph(prepared.graph, batches, open_model), prepared.graph, judges, open_model, config
+    )
+    if not inferred:
+        fault = _fault_beside_noise(prepared.graph, batches, open_model, found)
+    return replace(
+        found,
+        fault=fault,
+        claims=claims,
+        question=question,
+        warnings=(*warnings, *found.warnings, *doubtful_constants(prepared.graph)),
+        prepared=changes,
+        inferred=inferred,
+        defect=describe_harm(scan_values(prepared.graph)) or "",
+    )
+
+
+def _fault_beside_noise(
+    graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, found: Inspection
+) -> Fault | None:
+    """What is wrong beside the noise that a file shows; of what is in its way only that which makes R doubtful."""
+    fault = find_fault(graph, batches, open_model)
+    reached = {row.name for row in found.rows if row.noise}
+    if fault is None or found.stored or not set(fault.batch_norms) <= reached:
+        return fault
+    return None
+
+
+def _with_severity(
+    found: Inspection, graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, config: InspectionConfig
+) -> Inspection:
+    """Adds R where noise is known that can be switched on; a warning says why it can't be had."""
+    if not batches or not any(not source.body for source in analyse_noise(graph).sources):
+        return found
+    try:
+        study = NoiseStudy.of(graph, batches, open_model, config.seed, config.output_kinds)
+    except (DataError, ModelError) as error:
+        unknown = f"how far the file is from its noise-averaged network is unknown: {error}"
+        return replace(found, warnings=(*found.warnings, unknown))
+    few = () if len(study.samples) >= FEW else (f"R rests on {len(study.samples)} samples; give {FEW} or more",)
+    return replace(
+        found,
+        warnings=(*found.warnings, *study.samples.warnings, *few, *study.open_question()),
+        severity=study.severity,
+        outputs=study.output_lines(),
+        stored=tuple(row for row in study.stored if row.differs),
+    )
+
+
+def inspect_graph(graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel) -> Inspection:
+    """Looks at every BatchNorm of a graph and changes nothing.
+
+    Args:
+        graph: the model.
+        batches: calibration data; may be empty, then nothing is measured.
+        open_model: the runtime.
+
+    Raises:
+        ModelError: no BatchNorm, or one that can't be read.
+        DataError: data that is not finite.
+    """
+    batch_norms = find_modules(graph)
+    noise_map = analyse_noise(graph)
+    real = measure(graph, batches, open_model, MeasurementConfig()) if batches and batch_norms else {}
+    rows = tuple(_row(batch_norm, noise_map.reaching[batch_norm.name], real) for batch_norm in batch_norms)
+    return Inspection(
+        rows,
+        _sources(noise_map),
+        count_samples(batches),
+        _warnings(rows) + _hidden(noise_map),
+        route=_worst_route(graph, batch_norms, noise_map, rows),
+    )
+
+
+def _worst_route(
+    graph: gs.Graph, batch_norms: Sequence[BatchNorm], noise_map: NoiseMap, rows: Sequence[BatchNormRow]
+) -> NoiseRoute | None:
+    """The way of the noise to the BatchNorm that is off most, as far as it is measured or predicted."""
+    reached = [pair for pair in zip(rows, batch_norms, strict=True) if pair[0].noise]
+    if not reached:
+        return None
+    _, worst = max(reached, key=lambda pair: pair[0].known_mismatch or 0.0)
+    return noise_route(graph, worst, noise_map.reaching[worst.name][0])
+
+
+def _row(batch_norm: BatchNorm, paths: NoisePaths, real: Mapping[str, Moments]) -> BatchNormRow:
+    """The row of one BatchNorm."""
+    nearest = paths[0] if paths else None
+    predicted: float | None = None
+    expected: Float64Array | None = None if paths else np.ones(batch_norm.channels)
+    # The closed form knows the noise directly in front, one layer of it or several; what comes from farther away is
+    # already in the stored statistics of the tensor in front.
+    direct = [path.source.noise for path in paths.at(Distance.DIRECT)]
+    if direct and all(noise.is_multiplicative for noise in direct):
+        expected = predicted_shift_ratio(batch_norm, joint_variance(direct))
+        predicted = _number(geometric_mean(expected))
+    measured = mismatch = offset = unexplained = largest = None
+    if batch_norm.name in real:
+        ratio = shift_ratio(batch_norm, real[batch_norm.name])
+        measured, mismatch = _number(geometric_mean(ratio)), _number(variance_mismatch(ratio))
+        unexplained = _median(
+            np.maximum(ratio, 1.0) if expected is None else np.maximum(ratio / expected, expected / ratio)
+        )
+        with np.errstate(all="ignore"):  # statistics that are not finite are named elsewhere
+            deviation = np.sqrt(batch_norm.variance + batch_norm.epsilon)
+            offsets = np.abs(real[batch_norm.name].mean - batch_norm.mean) / deviation
+            offset, largest = _number(float(np.mean(offsets))), _number(float(np.max(offsets, initial=0.0)))
+    gain, shift = np.abs(batch_norm.scale), np.abs(batch_norm.shift)
+    return BatchNormRow(
+        name=batch_norm.name,
+        channels=batch_norm.channels,
+        noise=str(nearest.source.noise) if nearest else "",
+        distance=str(nearest.distance) if nearest else "",
+        sources=len(paths),
+        predicted_shift=predicted,
+        measured_shift=measured,
+        mismatch=mismatch,
+        mean_offset=offset,
+        source=nearest.source.name if nearest else "",
+        unexplained=unexplained,
+        largest_offset=largest,
+        gain_low=_number(float(gain.min(initial=np.inf))),
+        gain_high=_number(float(gain.max(initial=0.0))),
+        beyond_fp16=int(np.sum(~((gain <= _LARGEST_FP16) & (shift <= _LARGEST_FP16)))),
+    )
+
+
+def _median(values: Float64Array) -> float | None:
+    """The median of what is finite; None where nothing is."""
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if finite.size else None
+
+
+def _number(value: float) -> float | None:
+    """None for NaN, so that JSON has no number that is none."""
+    return value if np.isfinite(value) else None
+
+
+def _sources(noise_map: NoiseMap) -> tuple[str, ...]:
+    """Every source in one line."""
+    return tuple(f"{source.name} {source.noise}" for source in noise_map.sources)
+
+
+def _warnings(rows: Sequence[BatchNormRow]) -> tuple[str, ...]:
+    """What should be known before the numbers are trusted."""
+    warnings = []
+    foreign = [row for row in rows if not row.noise and row.mismatch is not None]
+    if foreign and foreign[0].mismatch is not None and foreign[0].mismatch > FOREIGN_DATA_MISMATCH:
+        warnings.append(
+            f"BatchNorm '{foreign[0].name}' sees no noise, yet its stored variance is off by a factor of "
+            f"{foreign[0].mismatch:.1f} on this data: is it the data of the training, preprocessed the same way?"
+        )
+    mute = [row.name for row in rows if row.mean_offset is not None and row.measured_shift is None]
+    if mute:
+        warnings.append(
+            f"no channel of {len(mute)} BatchNorms varies on this data, '{mute[0]}' the first: it tells nothing"
+        )
+    first = rows[0] if rows else None
+    if first is not None and first.noise and (first.unexplained or 1.0) > FOREIGN_DATA_UNEXPLAINED:
+        warnings.append(
+            f"the variance that BatchNorm '{first.name}' sees on this data is off by a factor of "
+            f"{first.unexplained:.1f} from what its noise, {first.noise}, explains: is it the data of the training, "
+            "preprocessed the same way?"
+        )
+    # Unbiased noise leaves the mean of the first BatchNorm as it is, so that it tells of the data in any case.
+    if first is not None and first.mean_offset is not None and first.mean_offset > FOREIGN_DATA_OFFSET:
+        warnings.append(
+            f"the mean that BatchNorm '{first.name}' sees on this data is {first.mean_offset:.1f} deviations from the "
+            "stored one: is it the data of the training, preprocessed the same way?"
+        )
+    return tuple(warnings)
+
+
+def _hidden(noise_map: NoiseMap) -> tuple[str, ...]:
+    """What stands in the bodies of If, Loop and Scan, where nothing is measured and nothing is repaired."""
+    noisy = sorted(noise_map.reached_in_bodies)
+    warnings = []
+    if noise_map.in_bodies:
+        reached = f"; noise reaches {', '.join(noisy)}" if noisy else "; no noise reaches any of them"
+        warnings.append(
+            f"{len(noise_map.in_bodies)} BatchNorms in the bodies of control-flow nodes are not repaired{reached}"
+        )
+    hidden = [source.name for source in noise_map.sources if source.body]
+    if hidden:
+        warnings.append(f"noise in the body of a control-flow node can't be switched on here: {', '.join(hidden)}")
+    return tuple(warnings)

@@ -1,0 +1,114 @@
+"""Noise that a file has lost: inferred from its statistics and put back as markers, so that it can be repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vsfix.graph_passes.ir.runtime import OpenModel
+from vsfix.graph_passes.noise.analysis import analyse_noise
+from vsfix.graph_passes.noise.insertion import InsertNoise
+from vsfix.graph_passes.noise_inference.inference import infer_noise
+from vsfix.graph_passes.noise_inference.verdict import NoiseInference, Verdict
+from vsfix.graph_passes.statistics.batches import Batch, cut_batches, prescribed_batch_size, samples_in
+
+from .fault import REESTIMATE, Fault, FaultKind, find_fault
+from .preparation import PreparedModel
+
+LARGEST_BATCH, SMALLEST_BATCH = 64, 8
+BATCH_BYTES = 1 << 20  # of the inputs of one run: several activations of each are held at once
+NAMED = 3  # sites that are spelled out
+
+
+@dataclass(frozen=True)
+class LostNoise:
+    """What the statistics say, and what was put back.
+
+    Attributes:
+        inference: the verdict with its numbers.
+        changes: the markers that were inserted, one line each; none unless the noise was found.
+        fault: what is wrong beside noise; None where nothing is.
+    """
+
+    inference: NoiseInference
+    changes: tuple[str, ...]
+    fault: Fault | None = None
+
+    @property
+    def sentence(self) -> str:
+        """The verdict for a person."""
+        return f"{self.inference.description} ({self.inference.confidence})"
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What is to be said where noise was found that does not explain everything."""
+        if not self.inference.is_partial:
+            return ()
+        return (
+            "the noise is inferred and leaves a part of the stored statistics unexplained, so what R and the repair "
+            "rest on may not be the noise of the training: say where it was with --noise, or check with --eval-data",
+        )
+
+    @property
+    def question(self) -> str:
+        """What is to be said where no noise is certain, and something is off all the same; else empty."""
+        if self.fault is not None:
+            return self.fault.sentence
+        verdict = self.inference.verdict
+        if verdict is Verdict.AMBIGUOUS:
+            return f"{self.sentence}; say which it was: {self._spelled_out()}"
+        if verdict is Verdict.NOT_EXPLAINED:
+            return f"{self.sentence}; if noise was lost, say it ({self._spelled_out()}); else {REESTIMATE}"
+        return ""
+
+    def _spelled_out(self) -> str:
+        """The likeliest noise as `--noise` takes it, for this file."""
+        said = [f"--noise '{site}={claim.noise}'" for claim in self.inference.claims for site in claim.sites]
+        if not said:
+            name = max(self.inference.residuals, key=lambda name: self.inference.residuals[name].after)
+            return f"--noise '{name}=dropout:RATIO'"
+        more = f" and {len(said) - NAMED} more" if len(said) > NAMED else ""
+        return f"for the first, {' '.join(said[:NAMED])}{more}"
+
+
+def is_lost(prepared: PreparedModel) -> bool:
+    """Whether the file neither shows its noise nor vouches that it has none."""
+    return not prepared.shows_its_noise and not analyse_noise(prepared.graph).sources
+
+
+def recover_noise(
+    prepared: PreparedModel, batches: Sequence[Batch], open_model: OpenModel, *, max_memory: int
+) -> LostNoise:
+    """Infers the noise; where it is found, markers are inserted into the prepared graph.
+
+    Args:
+        prepared: a model that marks no noise.
+        batches: some hundred samples like the training data.
+        open_model: the runtime.
+        max_memory: bytes that the process may hold; activations beyond go to the disk.
+
+    Raises:
+        DataError: data that no statistic can be compared with.
+    """
+    graph = prepared.graph
+    sample = sum(array.nbytes for array in batches[0].values()) / samples_in(batches[0])
+    size = int(np.clip(BATCH_BYTES / max(sample, 1), SMALLEST_BATCH, LARGEST_BATCH))
+    cut = list(cut_batches(batches, prescribed_batch_size(graph) or size))
+    inference = infer_noise(graph, cut, open_model, max_memory=max_memory)
+    if inference.verdict is Verdict.FOUND:
+        inserted = InsertNoise(inference.sites, tensors_only=True)(graph)
+        changes = tuple(f"{change.subject}: {change.action}" for change in inserted.changed)
+        return LostNoise(inference, changes)
+    fault = find_fault(graph, cut, open_model, inference.residuals, max_memory=max_memory)
+    if fault is None:
+        return LostNoise(inference, ())
+    beside = None
+    if fault.input_map is not None:
+        beside = infer_noise(graph, fault.input_map.apply(cut), open_model, max_memory=max_memory)
+    elif fault.kind is FaultKind.UNSET and len(fault.batch_norms) < fault.total:
+        beside = infer_noise(graph, cut, open_model, max_memory=max_memory, muted=fault.batch_norms)
+    if beside is not None and beside.verdict is Verdict.FOUND:
+        fault = replace(fault, beside=beside.description)
+    return LostNoise(inference, (), fault)

@@ -1,0 +1,259 @@
+"""One look at a network through its noise: F, R, the targets of its layers, stored statistics against noisy ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from vsfix.graph_passes.batch_norm.batch_norm import find_modules
+from vsfix.graph_passes.errors import DataError
+from vsfix.graph_passes.estimators.layers import DeployedUnit, deployed_units
+from vsfix.graph_passes.estimators.matching import TargetCollector
+from vsfix.graph_passes.estimators.unit_fit import UnitTarget, moved
+from vsfix.graph_passes.estimators.units import (
+    FoundParameters,
+    Unit,
+    by_module,
+    find_units,
+    write_parameters,
+)
+from vsfix.graph_passes.folding.linear_layer import LINEAR_OPERATORS
+from vsfix.graph_passes.ir.runtime import Array, OpenModel
+from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
+from vsfix.graph_passes.measurement.measurement import MeasurementConfig, measure
+from vsfix.graph_passes.noise_average.divergence import Meaning, OutputKind, recognise_outputs
+from vsfix.graph_passes.noise_average.noise_average import NoiseAverage, run_deployed
+from vsfix.graph_passes.noise_average.samples import SampleSet
+from vsfix.graph_passes.noise_average.severity import DrawCollector, OutputReader, Reference, Severity
+from vsfix.graph_passes.noise_average.stored_statistics import StoredAgainstNoisy, compare_stored
+from vsfix.graph_passes.statistics.batches import Batch, prescribed_batch_size, samples_in
+
+LEAST, FEW = 2, 8  # samples: none below, and a warning below
+MOST = 1024  # samples: more bring next to nothing, take memory for each, and leave fewer positions of each
+FORWARDS = 4096  # samples times draws of the noise
+DRAWS = (4, 16)  # the fewest and the most
+MOST_DRAWS = 64  # of a network that costs next to nothing
+CHEAP = 2e9  # multiplications of all draws, up to which more than the usual are made
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """How far what one layer gives is from the averaged network; see `DeployedUnit.distance`."""
+
+    name: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseStudy:
+    """F of one graph on one set, and everything that is compared with it.
+
+    Attributes:
+        graph: as it was looked at.
+        samples: in their own order, `MOST` of them at most.
+        average: F.
+        units: whose scale and shift are free.
+        targets: of the units, by name.
+        reference: the outputs of F.
+        outputs: of the deployed network.
+        kinds: how the outputs are read.
+        severity: R.
+        stored: what each BatchNorm stores against the noisy runs.
+        open_model: the runtime.
+        told: the meanings of outputs that a person said, by name.
+        max_memory: bytes that the process may hold; activations beyond go to the disk.
+    """
+
+    graph: gs.Graph
+    samples: SampleSet
+    average: NoiseAverage
+    units: tuple[Unit, ...]
+    targets: Mapping[str, UnitTarget]
+    reference: Reference
+    outputs: Mapping[str, Array]
+    kinds: Mapping[str, OutputKind]
+    severity: Severity
+    stored: tuple[StoredAgainstNoisy, ...]
+    open_model: OpenModel
+    told: Mapping[str, str]
+    max_memory: int
+
+    @classmethod
+    def of(
+        cls,
+        graph: gs.Graph,
+        batches: Sequence[Batch],
+        open_model: OpenModel,
+        seed: int,
+        output_kinds: Mapping[str, str],
+        max_memory: int = DEFAULT_MAX_MEMORY,
+    ) -> NoiseStudy:
+        """Runs the network with its noise off, and with it on as often as a fixed rule says.
+
+        Raises:
+            DataError: too few samples, outputs that are not finite, or noise that changes nothing.
+        """
+        prescribed = prescribed_batch_size(graph)
+        samples = SampleSet.of(batches, prescribed).without_copies(prescribed).first_of(MOST, prescribed)
+        if len(samples) < LEAST:
+            raise DataError(f"{len(samples)} sample: nothing can be told from fewer than {LEAST}; give at least {FEW}")
+        average = NoiseAverage(graph, samples, open_model, seed)
+        outputs = run_deployed(graph, samples, open_model)
+        kinds = recognise_outputs(graph, outputs, output_kinds)
+        units = find_units(graph, average.shapes)
+        one = multiply_adds(graph, average.shapes) / samples_in(samples.batches[0])
+        draws = draws_for(len(samples), one)
+        readers = {
+            name: OutputReader.of(kind, outputs[name], len(samples), draws, len(kinds)) for name, kind in kinds.items()
+        }
+        drawn = DrawCollector(readers, draws, len(samples))
+        collected = TargetCollector(average, units, samples, seed)
+        sizes = [samples_in(batch) for batch in samples.batches]
+        counts = dict(zip(samples.first, sizes, strict=True))
+        for run in average.runs(range(draws), collected.taps):
+            drawn.add(run.draw, run.first, counts[run.first], run.arrays)
+            collected.add(run.first, counts[run.first], run.arrays)
+        reference, targets = drawn.reference(), collected.result()
+        return cls(
+            graph=graph,
+            samples=samples,
+            average=average,
+            units=units,
+            targets=targets,
+            reference=reference,
+            outputs=outputs,
+            kinds=kinds,
+            severity=reference.severity(outputs, seed),
+            stored=compare_stored(graph, samples.batches, open_model, seed, max_memory),
+            open_model=open_model,
+            told=output_kinds,
+            max_memory=max_memory,
+        )
+
+    @property
+    def first_size(self) -> int:
+        """How many samples the first run has, which the shapes are of."""
+        return samples_in(self.samples.batches[0])
+
+    def units_of(self, graph: gs.Graph) -> dict[str, DeployedUnit]:
+        """The units of a graph with the same tensors, with the noise off."""
+        return deployed_units(graph, self.units, self.targets, self.samples, self.average.shapes, self.open_model)
+
+    def mean_of(self, name: str) -> Array:
+        """F of one output, in the form in which draws are averaged, the classes where the output has them.
+
+        Args:
+            name: of an output of which all positions are compared.
+        """
+        noisy = self.reference.outputs[name]
+        kind, shape, mean = noisy.kind, self.outputs[name].shape, noisy.mean
+        if kind.meaning is Meaning.CLASSES:
+            last = np.moveaxis(np.empty(shape, dtype=np.bool_), kind.axis, -1).shape
+            return np.moveaxis(mean.reshape(last), -1, kind.axis).astype(np.float32)
+        return mean.reshape(shape).astype(np.float32)
+
+    def layer_rows(self, graph: gs.Graph) -> tuple[LayerRow, ...]:
+        """How far each unit is from F in the graph as it was looked at, and in another one with the same tensors."""
+        return self._rows(self.units_of(graph))
+
+    def _rows(self, after: Mapping[str, DeployedUnit]) -> tuple[LayerRow, ...]:
+        """The rows of units of another graph."""
+        before = self.units_of(self.graph)
+        modules = [[unit.name for unit in uses if unit.name in after] for uses in by_module(self.units)]
+        return tuple(
+            LayerRow(
+                names[0],
+                float(np.mean([before[name].distance for name in names])),
+                float(np.mean([after[name].distance for name in names])),
+            )
+            for names in modules
+            if names
+        )
+
+    def written(self, parameters: Mapping[str, FoundParameters]) -> gs.Graph:
+        """A copy of the graph with other parameters; its tensors keep their names."""
+        copy: gs.Graph = self.graph.copy()
+        write_parameters(copy, find_units(copy, self.average.shapes), parameters)
+        return copy
+
+    def with_moments(
+        self, parameters: Mapping[str, FoundParameters], seed: int
+    ) -> tuple[dict[str, FoundParameters], tuple[LayerRow, ...]]:
+        """The same parameters with the moments that each BatchNorm's input has in the network that they make.
+
+        The moments change what is stored and not what is computed, so that the rows of the layers are those of both.
+        They are those of all positions: what looks at the written file sees the same.
+
+        Args:
+            parameters: by the name of the unit.
+            seed: of the noise.
+        """
+        plain = {name: replace(found, moments=None) for name, found in parameters.items()}
+        written = self.written(plain)
+        deployed = self.units_of(written)
+        batches = self.samples.batches
+        off = measure(written, batches, self.open_model, MeasurementConfig(max_memory=self.max_memory))
+        noisy = MeasurementConfig(noise_seed=seed, max_memory=self.max_memory)
+        on = measure(self.graph, batches, self.open_model, noisy)
+        modules = {module.name: module for module in find_modules(written)}
+        for unit in self.units:
+            if unit.batch_norm is not None and unit.name in plain and unit.module in modules:
+                gamma = modules[unit.module].gamma
+                plain[unit.name] = replace(plain[unit.name], moments=moved(off[unit.module], on[unit.module], gamma))
+        return plain, self._rows(deployed)
+
+    def open_question(self) -> tuple[str, ...]:
+        """What is to be said where R is below its bound and yet leaves open whether a repair would gain."""
+        if not self.severity.is_open:
+            return ()
+        guessed = [name for name, kind in self.kinds.items() if kind.is_guessed]
+        told = f"; if '{guessed[0]}' is no score of classes, say --output-kind {guessed[0]}=values" if guessed else ""
+        return (
+            f"R = {self.severity.ratio:.2f} does not tell whether what is decided would be better after a repair: "
+            f"labelled data does (--eval-data); without any, --method match takes what is nearer to the average{told}",
+        )
+
+    def output_lines(self) -> tuple[str, ...]:
+        """How each output is read, one line each."""
+        read = tuple(f"{name}: {kind.meaning.value} ({kind.reason})" for name, kind in self.kinds.items())
+        compared = self.reference.outputs
+        still = tuple(f"{name}: not compared (no noise reaches it)" for name in self.kinds if name not in compared)
+        others = [tensor.name for tensor in self.graph.outputs if tensor.name not in self.kinds]
+        return (
+            *read,
+            *still,
+            *(f"{name}: not compared (no number that each sample has of its own)" for name in others),
+        )
+
+
+def draws_for(samples: int, cost: float) -> int:
+    """How many draws of the noise so many samples take: an even number, by a rule that no clock decides.
+
+    Args:
+        samples: N.
+        cost: multiplications of one sample's forward.
+    """
+    usual = np.clip(FORWARDS // max(samples, 1), *DRAWS)
+    cheap = np.clip(CHEAP / max(samples * cost, 1.0), 0, MOST_DRAWS)
+    return int(max(usual, cheap)) // 2 * 2
+
+
+def multiply_adds(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    """The multiplications of the linear operators in a run of the first batch."""
+    total = 0.0
+    for node in graph.nodes:
+        if node.op not in LINEAR_OPERATORS or node.outputs[0].name not in shapes:
+            continue
+        out = float(np.prod(shapes[node.outputs[0].name]))
+        weight = node.inputs[1]
+        sides = tuple(weight.shape) if isinstance(weight, gs.Constant) else shapes.get(weight.name, (1, 1))
+        if node.op in ("Gemm", "MatMul"):
+            inner = shapes.get(node.inputs[0].name, (1,))[-1]
+            total += out * inner
+        else:
+            total += out * float(np.prod(sides[1:]))
+    return total

@@ -1,0 +1,116 @@
+"""The page: one HTML file that needs nothing else, no network, no script of others, no font."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from vsfix.graph_passes.io.atomic_file import atomic_path
+from vsfix.pipeline.report import number_text
+from vsfix.pipeline.report.sections import ErrorBudget, Report
+
+
+def write_report(report: Report, path: Path, *, force: bool) -> None:
+    """Writes the page.
+
+    Raises:
+        OutputExistsError, InputError: see `atomic_path`.
+    """
+    page = render_report(report)
+    with atomic_path(path, force=force) as temporary:
+        temporary.write_text(page, encoding="utf-8", errors="replace")  # a path need not be UTF-8
+
+
+def render_report(report: Report) -> str:
+    """The page as text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    words = {name: getattr(number_text, name) for name in ("bound", "count", "decibels", "percent", "share_interval")}
+    environment.globals.update(words)
+    return environment.get_template("page.html.j2").render(_views(report))
+
+
+def _views(report: Report) -> Mapping[str, Any]:
+    """What the templates draw: the report, and its sections as tables and figures."""
+    # Here, because matplotlib takes as long to load as a small repair.
+    from vsfix.pipeline.report import accuracy_figure, latency_figure
+    from vsfix.pipeline.report.distance_figure import distance_figure
+    from vsfix.pipeline.report.figure import SERIES, SHAPES
+    from vsfix.pipeline.report.mismatch_figure import mismatch_figure
+    from vsfix.pipeline.report.route_boxes import route_boxes
+
+    from . import measurement_tables, severity_view
+    from .answers import find_answers
+    from .batch_norm_table import batch_norm_legend, batch_norm_lines, batch_norm_table
+
+    looked_at = report.repair or report.inspection
+    found = severity_view.severity_of(report)
+    lines = batch_norm_lines(report)
+    before = [line.before.mismatch for line in lines]
+    after = [line.after.mismatch for line in lines if line.after is not None]
+    return {
+        "report": report,
+        "answers": find_answers(report),
+        "severity": severity_view.severity_table(report) if found is not None else None,
+        "severity_sentence": severity_view.sentence(report),
+        "healthy": None if found is None else found.bound,
+        "decides": found is not None and found.changed is not None,
+        "candidates": severity_view.candidate_table(report),
+        "has_scores": report.repair is not None and any(row.score is not None for row in report.repair.candidates),
+        "distance": distance_figure(report.repair.layers if report.repair is not None else ()),
+        "layers": severity_view.layer_table(report),
+        "outputs": severity_view.output_lines(report),
+        "mismatch": mismatch_figure(before, after) if any(before) else "",
+        "measured_on": report.samples,
+        "warnings": report.warnings + (looked_at.warnings if looked_at else ()),
+        "route": route_boxes(looked_at.route) if looked_at and looked_at.route else (),
+        "accuracy": accuracy_figure.accuracy_figure(report.accuracies),
+        "accuracy_lines": accuracy_figure.accuracy_lines(report.accuracies),
+        "accuracy_table": measurement_tables.accuracy_table(report.accuracies),
+        "colours": len(SERIES),
+        "shapes": SHAPES,
+        "benchmark_table": measurement_tables.benchmark_table(report.benchmark),
+        "benchmark_legend": _benchmark_legend(report),
+        "latency": latency_figure.latency_figure(report.latencies) if report.latencies else "",
+        "latency_table": measurement_tables.latency_table(report.latencies),
+        "budgets": [_budget_view(budget, number) for number, budget in enumerate(report.budgets, 1)],
+        "steps": measurement_tables.step_table(report.steps),
+        "batch_norms": batch_norm_table(lines) if lines else None,
+        "batch_norm_legend": batch_norm_legend(lines),
+    }
+
+
+def _budget_view(budget: ErrorBudget, number: int) -> Mapping[str, Any]:
+    """The figures and the table of one error budget."""
+    from vsfix.pipeline.report.budget_figure import accuracy_waterfall, error_figure
+
+    from .measurement_tables import budget_table
+
+    return {
+        "budget": budget,
+        "errors": error_figure(budget, f"errors-{number}"),
+        "waterfall": accuracy_waterfall(budget, f"waterfall-{number}"),
+        "table": budget_table(budget.steps),
+    }
+
+
+def _benchmark_legend(report: Report) -> str:
+    """What the columns of the benchmark table mean."""
+    reference = f" ({report.benchmark_reference})" if report.benchmark_reference else ""
+    return (
+        "Top-1 with its 95 % Wilson interval. Points to reference: top-1 less that of the reference"
+        f"{reference}, below it the 95 % interval of that difference on the same samples. Good to bad / bad to good: "
+        "samples that only the reference, or only this row, gets right, with the p-value of McNemar's exact test; a "
+        "small p says that the difference is more than chance. "
+        "Retention, agreement and SNR hold each row against the first row of the same model: its top-1 over that, read "
+        "against the bars of 99.9 and 99 %, the share of equal decisions, signal over error. p50, p99: the median "
+        "latency of one run, and what 99 of 100 runs stay below."
+    )

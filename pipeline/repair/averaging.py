@@ -1,0 +1,343 @@
+"""The repair toward the noise-averaged network: the candidates, their distance to it, and the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from vsfix.graph_passes.batch_norm.batch_norm import find_modules
+from vsfix.graph_passes.errors import CheckFailedError, DataError, InputError
+from vsfix.graph_passes.estimators.repair_statistics import RepairStatistics
+from vsfix.graph_passes.estimators.units import FoundParameters, Unit, write_parameters
+from vsfix.graph_passes.io.model_file import export_model
+from vsfix.graph_passes.ir.graph_pass import Change
+from vsfix.graph_passes.ir.runtime import Array, OpenModel
+from vsfix.graph_passes.measurement.measurement import MeasurementConfig, as_measured, measure
+from vsfix.graph_passes.noise.marker import RemoveMarkers
+from vsfix.graph_passes.noise_average.noise_average import run_deployed
+from vsfix.graph_passes.noise_average.samples import SampleSet, held_out_rows
+from vsfix.graph_passes.noise_average.severity import Severity
+from vsfix.graph_passes.noise_average.stored_statistics import StoredAgainstNoisy
+from vsfix.graph_passes.precision.typed_batch_norm import check_half_batch_norms
+from vsfix.graph_passes.precision.value_scan import require_finite_values
+from vsfix.graph_passes.statistics.batches import Batch, prescribed_batch_size
+from vsfix.graph_passes.statistics.estimate import Estimate
+from vsfix.pipeline.inspection.fault import RE_ESTIMATED, FaultKind, find_fault
+from vsfix.pipeline.inspection.noise_study import FEW, LayerRow, NoiseStudy
+from vsfix.pipeline.inspection.preparation import PreparedModel
+
+from .candidates import (
+    AS_TRAINED,
+    MATCH,
+    CandidateRow,
+    candidate_row,
+    fitted_to_others,
+    matched,
+    re_estimates,
+    rows_of,
+)
+from .label_judge import LabelJudge, cross_fitted
+from .repair_config import RepairConfig
+
+LEAST_JUDGES = 6  # held-out samples; with fewer, every sample judges what was fitted to others
+UNDER_NOISE = "re-estimated under the noise"
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """What the averaged network says of a file, and what brings it there.
+
+    Attributes:
+        severity: R of the file as given, on all samples.
+        after: R of what is written, on the samples that judge; None where nothing is.
+        before: R of the file as given on the same samples.
+        judges: how many those are.
+        candidates: every one that was tried, the file as given first.
+        chosen: the name of the one that is taken.
+        outputs: how each output is read, one line each.
+        layers: of every unit, in the order of the graph.
+        parameters: to be written, by the name of the unit; empty where the file stays as it is.
+        units: of the graph.
+        statistics: BatchNorms whose statistics were re-estimated under the noise before anything else.
+        reason: why nothing is written; empty where something is.
+        warnings: what a person should know.
+        estimates: statistics to be written instead of `parameters`, where labels chose a method of re-estimation.
+        cross_fitted: the mean score that the choice by labels reaches on samples that had no part in it; None without.
+    """
+
+    severity: Severity
+    after: Severity | None
+    before: Severity | None
+    judges: int
+    candidates: tuple[CandidateRow, ...]
+    chosen: str
+    outputs: tuple[str, ...]
+    layers: tuple[LayerRow, ...] = ()
+    parameters: Mapping[str, FoundParameters] = field(default_factory=dict, repr=False)
+    units: tuple[Unit, ...] = field(default=(), repr=False)
+    statistics: tuple[str, ...] = ()
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
+    estimates: Mapping[str, Estimate] = field(default_factory=dict, repr=False)
+    cross_fitted: float | None = None
+
+    def write(self, graph: gs.Graph) -> tuple[Change, ...]:
+        """Writes what was found into the graph that it was found for; names what was re-estimated before, too."""
+        if self.estimates:
+            written = RepairStatistics(self.estimates, {})(graph).changed
+        else:
+            written = write_parameters(graph, self.units, self.parameters)
+        names = {change.subject for change in written}
+        earlier = [Change(name, UNDER_NOISE) for name in self.statistics if name not in names]
+        return (*earlier, *written)
+
+
+def average_repair(
+    prepared: PreparedModel,
+    batches: Sequence[Batch],
+    open_model: OpenModel,
+    config: RepairConfig,
+    judge: LabelJudge | None = None,
+) -> Averaging:
+    """Finds the parameters that bring a network to its noise-averaged one.
+
+    Args:
+        prepared: the model, its noise marked; its graph is changed only where its statistics are re-estimated under
+            the noise.
+        batches: the calibration set.
+        open_model: the runtime.
+        config: how to repair.
+        judge: labelled data; where it is given, methods of re-estimation are tried too, and the labels choose.
+
+    Raises:
+        DataError: too few samples, outputs that are not finite, or noise that changes nothing.
+        CheckFailedError: the stored statistics are not true under the noise, and the samples are too few to mend that.
+    """
+    study = _study(prepared, batches, open_model, config)
+    re_estimated: tuple[str, ...] = ()
+    wrong = [row for row in study.stored if row.differs]
+    if wrong:
+        fault = find_fault(
+            prepared.graph, study.samples.batches, open_model, seed=config.seed, max_memory=config.max_memory
+        )
+        if fault is not None and fault.kind is FaultKind.INPUT:
+            raise CheckFailedError(f"refused: {fault.sentence}; no model is written")
+        _require_enough(wrong, len(study.samples))
+        re_estimated = _re_estimate(prepared.graph, study.samples, open_model, config)
+        del study  # two of them are never held
+        study = _study(prepared, batches, open_model, config)
+    warnings = _sample_warnings(study.samples) + _statistics_warnings(wrong, re_estimated)
+    plain = Averaging(
+        severity=study.severity,
+        after=None,
+        before=None,
+        judges=0,
+        candidates=(),
+        chosen=AS_TRAINED,
+        outputs=study.output_lines(),
+        units=study.units,
+        statistics=re_estimated,
+        warnings=warnings,
+    )
+    if study.severity.is_healthy and config.method == "auto" and judge is None:
+        return replace(plain, reason=_healthy(study.severity), warnings=(*warnings, *study.open_question()))
+    if not study.units:
+        return replace(plain, reason="no scale and shift behind the noise is free: nothing can be matched")
+    found = _choose(plain, study, prepared, config, judge)
+    if not re_estimated or not found.candidates:
+        return found
+    # What the candidates were held against is no longer the file as given.
+    first, *others = found.candidates
+    return replace(found, candidates=(replace(first, name=UNDER_NOISE), *others))
+
+
+def _study(
+    prepared: PreparedModel, batches: Sequence[Batch], open_model: OpenModel, config: RepairConfig
+) -> NoiseStudy:
+    """F, and the units whose names match `--layers`."""
+    try:
+        study = NoiseStudy.of(prepared.graph, batches, open_model, config.seed, config.output_kinds, config.max_memory)
+    except DataError:  # the weights may be to blame, not the data
+        check_half_batch_norms(prepared.graph)
+        require_finite_values(prepared.graph)
+        raise
+    if config.layers in ("auto", "all"):
+        return study
+    units = tuple(unit for unit in study.units if fnmatchcase(unit.name, config.layers))
+    if not units:
+        raise InputError(
+            f"--layers '{config.layers}' matches no layer whose scale and shift are free; those are "
+            f"{', '.join(unit.name for unit in study.units) or 'none'}"
+        )
+    return replace(study, units=units)
+
+
+def _choose(
+    plain: Averaging, study: NoiseStudy, prepared: PreparedModel, config: RepairConfig, judge: LabelJudge | None
+) -> Averaging:
+    """Tries the candidates, and takes one: by labels where there are some, else by the distance to F."""
+    judges = held_out_rows(len(study.samples))
+    is_cross_fitted = judges.sum() < LEAST_JUDGES
+    if is_cross_fitted:
+        # A graph that takes batches of one size can't be run on two thirds of its samples.
+        is_whole = (prescribed_batch_size(study.graph) or 1) > 1
+        if is_whole or len(study.samples) < LEAST_JUDGES:
+            enough = 3 * LEAST_JUDGES if is_whole else FEW
+            reason = f"{len(study.samples)} samples can't tell whether a repair is nearer; give {enough} or more"
+            return replace(plain, reason=reason)
+        judges = np.ones(len(study.samples), dtype=np.bool_)
+    tried, warnings = matched(study, prepared, replace(config, refine=False) if is_cross_fitted else config)
+    graphs = {name: study.written(parameters) for name, parameters in tried.items()}
+    estimates = re_estimates(study, config) if judge is not None else {}
+    for name, found in estimates.items():
+        graphs[name] = study.graph.copy()
+        RepairStatistics(found, {})(graphs[name])
+    rows = [candidate_row(AS_TRAINED, study.outputs, study, judges)]
+    outputs: dict[str, Mapping[str, Array]] = {}
+    for name, graph in graphs.items():
+        outputs[name] = run_deployed(graph, study.samples, study.open_model)
+        if is_cross_fitted and name == MATCH:
+            outputs[name] = fitted_to_others(study, outputs[name], config)
+        rows.append(candidate_row(name, outputs[name], study, judges))
+    before = study.reference.rows(judges).severity(rows_of(study.outputs, judges), config.seed)
+    tried_out = replace(
+        plain,
+        before=before,
+        judges=int(judges.sum()),
+        candidates=tuple(rows),
+        warnings=(*plain.warnings, *warnings),
+    )
+    if judge is None:
+        best = _nearest(rows)
+    else:
+        tried_out, best = _by_labels(tried_out, {AS_TRAINED: study.graph, **graphs}, prepared, config, judge)
+    if best == AS_TRAINED:
+        return replace(tried_out, reason=_not_nearer(rows) if judge is None else _not_better(tried_out.candidates))
+    after = study.reference.rows(judges).severity(rows_of(outputs[best], judges), config.seed)
+    if best in estimates:
+        layers = study.layer_rows(graphs[best])
+        return replace(tried_out, after=after, chosen=best, layers=layers, estimates=estimates[best])
+    parameters, layers = study.with_moments(tried[best], config.seed)
+    return replace(tried_out, after=after, chosen=best, layers=layers, parameters=parameters)
+
+
+def _nearest(rows: Sequence[CandidateRow]) -> str:
+    """The candidate that is nearest to F, where it is nearer than the file by more than chance; else the file."""
+    nearer = [row for row in rows if row.is_nearer]
+    return min(nearer, key=lambda row: row.severity).name if nearer else AS_TRAINED
+
+
+def _by_labels(
+    averaging: Averaging,
+    graphs: Mapping[str, gs.Graph],
+    prepared: PreparedModel,
+    config: RepairConfig,
+    judge: LabelJudge,
+) -> tuple[Averaging, str]:
+    """The candidate that scores best, where it is better than the file by more than chance; the scores in the rows.
+
+    Where labels tell none from the file, the one that is nearest to F is taken, if its R says that it is needed and no
+    label speaks against it.
+    """
+    scores = {name: judge.scores(_deployed_model(graph, prepared)) for name, graph in graphs.items()}
+    rows = tuple(replace(row, score=float(scores[row.name].mean())) for row in averaging.candidates)
+    trained = scores[AS_TRAINED]
+    scored = replace(averaging, candidates=rows, cross_fitted=float(cross_fitted(scores).mean()))
+    best = max(scores, key=lambda name: float(scores[name].mean()))
+    if judge.is_better(trained, scores[best]):
+        return scored, best
+    nearest = _nearest(rows)
+    is_enough = config.method == "auto" and averaging.severity.is_healthy
+    if is_enough or judge.is_worse(trained, scores[nearest]):
+        return scored, AS_TRAINED
+    return scored, nearest
+
+
+def _deployed_model(graph: gs.Graph, prepared: PreparedModel) -> onnx.ModelProto:
+    """The model of a graph with its noise off."""
+    copy = graph.copy()
+    RemoveMarkers()(copy)
+    return export_model(copy, prepared.source)
+
+
+def _healthy(severity: Severity) -> str:
+    """Why a healthy file stays as it is."""
+    number = f"R = {severity.ratio:.2f} ({severity.low:.2f} to {severity.high:.2f}) is below {severity.bound}"
+    if severity.is_open:
+        return number
+    return (
+        f"{number}: without its noise the network computes what it was trained to, far within what one draw of the "
+        "noise does"
+    )
+
+
+def _not_nearer(rows: Sequence[CandidateRow]) -> str:
+    """Why no candidate was taken."""
+    best = min(rows[1:], key=lambda row: row.severity, default=None)
+    if best is None:
+        return "no candidate could be made"
+    return (
+        f"no repair is nearer to the noise-averaged network than the file by more than chance: '{best.name}' has R "
+        f"{best.severity:.2f}, the file {rows[0].severity:.2f}, on the samples that judge"
+        + ("; more samples may tell" if best.severity < rows[0].severity else "")
+    )
+
+
+def _not_better(rows: Sequence[CandidateRow]) -> str:
+    """Why labels left the file as it is."""
+    best = max(rows[1:], key=lambda row: row.score or 0.0)
+    return (
+        f"no candidate is better than the file on the labelled data by more than chance: the best, '{best.name}', has "
+        f"{best.score:.4g}, the file {rows[0].score:.4g}"
+    )
+
+
+def _require_enough(wrong: Sequence[StoredAgainstNoisy], samples: int) -> None:
+    """Refuses a file whose statistics are not true under its noise, where too few samples are there to mend that."""
+    if samples >= RE_ESTIMATED:
+        return
+    first = wrong[0]
+    raise CheckFailedError(
+        f"refused: {len(wrong)} BatchNorms store other statistics than the network with its noise on shows, "
+        f"'{first.name}' the first (variance off by a factor of {first.ratio:.2f}, mean by {first.offset:.2f} "
+        "deviations): the noise is not the only fault. If the data is that of the training, preprocessed the same way, "
+        f"give {RE_ESTIMATED} samples or more (--samples), and the statistics are re-estimated under the noise first; "
+        "no model is written"
+    )
+
+
+def _re_estimate(graph: gs.Graph, samples: SampleSet, open_model: OpenModel, config: RepairConfig) -> tuple[str, ...]:
+    """Writes the statistics that every BatchNorm has with the noise on, each behind corrected predecessors."""
+    names = [batch_norm.name for batch_norm in find_modules(graph)]
+    under_noise = MeasurementConfig(names, config.seed, max_memory=config.max_memory)
+    found = measure(graph, samples.batches, open_model, under_noise)
+    for batch_norm in find_modules(graph):
+        batch_norm.with_statistics(*as_measured(batch_norm, found[batch_norm.name]))
+    return tuple(names)
+
+
+def _sample_warnings(samples: SampleSet) -> tuple[str, ...]:
+    """What is to be said of so few samples, or of copies."""
+    warnings = samples.warnings
+    if len(samples) < FEW:
+        few = f"the repair rests on {len(samples)} samples; give {FEW} or more, 32 are plenty for most networks"
+        warnings = (few, *warnings)
+    return warnings
+
+
+def _statistics_warnings(wrong: Sequence[StoredAgainstNoisy], re_estimated: tuple[str, ...]) -> tuple[str, ...]:
+    """What is to be said of statistics that were not true under the noise."""
+    if not re_estimated:
+        return ()
+    first = wrong[0]
+    return (
+        f"the stored statistics were not those of the network with its noise on ('{first.name}': variance off by a "
+        f"factor of {first.ratio:.2f}, mean by {first.offset:.2f} deviations): {len(re_estimated)} BatchNorms were "
+        "re-estimated under the noise first; that is right where the data is that of the training, preprocessed the "
+        "same way",
+    )

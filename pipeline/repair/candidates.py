@@ -1,0 +1,150 @@
+"""The ways to deploy a network that are tried, and how far each is from the network with its noise on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vsfix.graph_passes.batch_norm.batch_norm import find_modules
+from vsfix.graph_passes.estimators.exact import exact
+from vsfix.graph_passes.estimators.matching import match
+from vsfix.graph_passes.estimators.paired import PairedConfig, paired
+from vsfix.graph_passes.estimators.unit_fit import MatchedUnit
+from vsfix.graph_passes.estimators.units import FoundParameters
+from vsfix.graph_passes.ir.runtime import Array
+from vsfix.graph_passes.noise.analysis import analyse_noise
+from vsfix.graph_passes.noise_average.noise_average import run_deployed
+from vsfix.graph_passes.noise_average.severity import mean_interval, sign_flip_p_value
+from vsfix.graph_passes.statistics.estimate import Estimate
+from vsfix.pipeline.inspection.noise_study import FEW, NoiseStudy
+from vsfix.pipeline.inspection.preparation import PreparedModel
+
+from .refining import refine_units, refusal
+from .repair_config import RepairConfig
+
+CHANCE = 0.025  # one-sided
+AS_TRAINED, MATCH, REFINE = "as trained", "match", "match+refine"
+
+
+@dataclass(frozen=True)
+class CandidateRow:
+    """One way to deploy the network.
+
+    Attributes:
+        name: `as trained`, `match`, `match+refine`, or a method of re-estimation.
+        severity: its R on the samples that judge.
+        score: the mean on labelled data, the higher the better; None without.
+        difference: its R less that of the file as given, on the same samples.
+        low: lower end of the 95 % interval of that.
+        high: upper end.
+        p_value: of the hypothesis that it is not nearer to F than the file as given: the share of random changes of
+            sign of the samples' differences that make their mean as low.
+        changed: see `Severity.changed`.
+    """
+
+    name: str
+    severity: float
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    changed: float | None
+    score: float | None = None
+
+    @property
+    def is_nearer(self) -> bool:
+        """Whether it is nearer to F than the file as given, by more than chance."""
+        return self.difference < 0 and self.p_value < CHANCE
+
+
+def fitted_to_others(study: NoiseStudy, outputs: Mapping[str, Array], config: RepairConfig) -> dict[str, Array]:
+    """The outputs of the match over each third of the samples, where it was fitted to the other two.
+
+    With so few samples none can be spared to judge alone, and those that a fit has seen judge it too well.
+
+    Args:
+        study: F over all samples.
+        outputs: of the match that was fitted to all of them, by name.
+        config: how to repair.
+    """
+    found = {name: array.copy() for name, array in outputs.items()}
+    thirds = np.arange(len(study.samples)) % 3
+    chosen = {unit.name for unit in study.units}  # by --layers
+    for third in range(3):
+        others = NoiseStudy.of(
+            study.graph, study.samples.rows(thirds != third).batches, study.open_model, config.seed, study.told
+        )
+        free = tuple(unit for unit in others.units if unit.name in chosen)
+        parameters = {name: unit.parameters for name, unit in _match(replace(others, units=free), config).items()}
+        fitted = run_deployed(study.written(parameters), study.samples, study.open_model)
+        for name, array in found.items():
+            rows = np.repeat(thirds == third, len(array) // len(thirds))
+            array[rows] = fitted[name][rows]
+    return found
+
+
+def _match(study: NoiseStudy, config: RepairConfig) -> dict[str, MatchedUnit]:
+    """What the match finds, by the name of the unit."""
+    return match(
+        study.graph,
+        study.units,
+        study.targets,
+        study.samples,
+        study.average.shapes,
+        study.open_model,
+        config.max_memory,
+    )
+
+
+def matched(
+    study: NoiseStudy, prepared: PreparedModel, config: RepairConfig
+) -> tuple[dict[str, Mapping[str, FoundParameters]], tuple[str, ...]]:
+    """What the match finds, and what its refinement finds, by the name of the candidate; and warnings."""
+    found = _match(study, config)
+    tried: dict[str, Mapping[str, FoundParameters]] = {MATCH: {name: unit.parameters for name, unit in found.items()}}
+    if (why := refusal(study, config)) is not None:
+        return tried, (why,) if config.refine is not False else ()
+    refined = refine_units(study, tried[MATCH], prepared, config)
+    if isinstance(refined, str):
+        return tried, (refined,)
+    tried[REFINE] = refined
+    return tried, ()
+
+
+def re_estimates(study: NoiseStudy, config: RepairConfig) -> dict[str, Mapping[str, Estimate]]:
+    """The statistics that methods of re-estimation find, by the name of the method."""
+    reached = analyse_noise(study.graph).reached
+    layers = [batch_norm.name for batch_norm in find_modules(study.graph) if batch_norm.name in reached]
+    if not layers or len(study.samples) < FEW:
+        return {}
+    how = PairedConfig(config.seed, config.repeats, 0.0, config.max_memory)
+    return {
+        "paired": paired(study.graph, study.samples.batches, study.open_model, layers, how),
+        "exact": exact(study.graph, study.samples.batches, study.open_model, layers, max_memory=config.max_memory),
+    }
+
+
+def rows_of(outputs: Mapping[str, Array], rows: Array) -> dict[str, Array]:
+    """The outputs of some samples; the first axis may hold several rows for each."""
+    return {
+        name: array.reshape(len(rows), len(array) // len(rows), *array.shape[1:])[rows].reshape(-1, *array.shape[1:])
+        for name, array in outputs.items()
+    }
+
+
+def candidate_row(
+    name: str, outputs: Mapping[str, Array], study: NoiseStudy, judges: Array | None = None
+) -> CandidateRow:
+    """One candidate, by the samples that judge; by all where none are named."""
+    if judges is None:
+        judges = np.ones(len(study.samples), dtype=np.bool_)
+    noise = float(study.reference.noise_distances()[judges].mean())
+    apart = study.reference.distances(outputs)[judges] / noise
+    moved = apart - study.reference.distances(study.outputs)[judges] / noise
+    low, high = mean_interval(moved)
+    changed = study.reference.rows(judges).changed(rows_of(outputs, judges))
+    return CandidateRow(
+        name, max(float(apart.mean()), 0.0), float(moved.mean()), low, high, sign_flip_p_value(moved), changed
+    )

@@ -1,0 +1,175 @@
+"""Refinement end to end, in torch, of what the match found: whether it is worth its time, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.estimators.units import FoundParameters, find_units, insert_affine
+from vsfix.graph_passes.io.model_file import export_model
+from vsfix.graph_passes.ir.runtime import Array
+from vsfix.graph_passes.measurement.resident_memory import return_freed_memory
+from vsfix.graph_passes.noise.marker import RemoveMarkers
+from vsfix.graph_passes.noise_average.divergence import Meaning
+from vsfix.pipeline.inspection.noise_study import NoiseStudy, multiply_adds
+from vsfix.pipeline.inspection.preparation import PreparedModel
+
+from .repair_config import RepairConfig
+
+if TYPE_CHECKING:  # torch may not be there
+    from vsfix.trainers.differentiable.refinement import Target
+
+STEPS = (100, 2000)  # of a network that costs much, and of one that costs next to nothing
+CHEAP = 2e11  # multiplications of all steps, up to which more than the fewest are made
+BATCH = 64
+LARGEST_COST = 4e12  # multiplications of all steps; two minutes or so on one core
+SMALL_STEP = 1e10  # multiplications; below it several threads wait for each other longer than they compute
+LEAST_MEMORY = 512 << 20  # bytes
+RUN_BYTES = 64 << 20  # of the activations of one run, which are held until its gradient is known
+_BACKWARD = 3  # a step costs a forward and twice as much again
+_LOSS = 50  # multiplications in the time that a step takes for one number of an output
+
+
+def refusal(study: NoiseStudy, config: RepairConfig) -> str | None:
+    """Why nothing is refined, or None. What it costs follows from the graph alone, never from a clock."""
+    if config.refine is False:
+        return "not asked for"
+    if config.refine is None and config.max_memory < LEAST_MEMORY:  # the import alone takes half of that
+        least = f"{LEAST_MEMORY >> 20}M"
+        return f"nothing was refined: torch takes a --max-memory of {least} or more; --refine does it all the same"
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        return "nothing was refined: that needs torch; run: pip install 'vsfix[train]'"
+    if config.refine is None:
+        cost = steps_of(study) * _step_cost(study)
+        if cost > LARGEST_COST:
+            return f"nothing was refined: its steps take {cost:.1g} multiplications; --refine does it all the same"
+    return None
+
+
+def steps_of(study: NoiseStudy) -> int:
+    """How many steps of Adam, by a rule that depends on the graph and the samples alone."""
+    return int(np.clip(CHEAP / max(_step_cost(study), 1.0), *STEPS))
+
+
+def _step_cost(study: NoiseStudy) -> float:
+    """The multiplications of one step, and what its outputs cost, in multiplications."""
+    one = multiply_adds(study.graph, study.average.shapes) / study.first_size
+    given = sum(study.outputs[name].size for name in study.reference.outputs) / len(study.samples)
+    return float(min(BATCH, len(study.samples)) * (_BACKWARD * one + _LOSS * given))
+
+
+def _run_size(study: NoiseStudy) -> int:
+    """Samples of one run forward and back, by what the graph makes of them."""
+    values = sum(float(np.prod(shape)) for shape in study.average.shapes.values()) / study.first_size
+    return int(np.clip(RUN_BYTES / (4 * max(values, 1.0)), 1, BATCH))
+
+
+@contextmanager
+def _threads(study: NoiseStudy) -> Iterator[None]:
+    """One thread of torch for small steps; what was set before is set again."""
+    import torch
+
+    before = torch.get_num_threads()
+    if _step_cost(study) < SMALL_STEP:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def refine_units(
+    study: NoiseStudy, start: Mapping[str, FoundParameters], prepared: PreparedModel, config: RepairConfig
+) -> dict[str, FoundParameters] | str:
+    """Refines the scale and shift of every unit, and the bias of the last layers, toward the outputs of F.
+
+    Args:
+        study: F and its units.
+        start: what the match found.
+        prepared: the model.
+        config: the seed.
+
+    Returns:
+        What was found, by the name of the unit; a sentence where the graph can't be differentiated.
+    """
+    from vsfix.trainers.differentiable.refinement import RefinementConfig, refine
+
+    graph = study.written(start)
+    chosen = {unit.name for unit in study.units}
+    units = [unit for unit in find_units(graph, study.average.shapes) if unit.name in chosen]
+    free = insert_affine(graph, units, study.average.shapes)
+    RemoveMarkers()(graph)
+    units_of_steps: dict[str, Array] = {}
+    for affine in free:
+        name = affine.unit.name
+        spread = _spread(study, name, affine.unit.channels)
+        if not affine.unit.is_last:
+            units_of_steps[affine.scale.name] = np.ones(affine.scale.shape)
+        units_of_steps[affine.shift.name] = spread.reshape(affine.shift.shape)
+    try:
+        with _threads(study):
+            refined = refine(
+                export_model(graph, prepared.source),
+                units_of_steps,
+                dict(study.samples.joined()),
+                {name: _target(study, name) for name in study.reference.outputs},
+                RefinementConfig(steps_of(study), batch_size=BATCH, seed=config.seed, run_size=_run_size(study)),
+            )
+    except InputError as error:  # it can't be differentiated, or not on these samples, or its outputs don't hold them
+        return f"the match was not refined: {error}"
+    finally:
+        return_freed_memory()
+    found: dict[str, FoundParameters] = {}
+    for affine in free:
+        unit = affine.unit
+        earlier = start.get(unit.name) or FoundParameters(np.ones(unit.channels), np.zeros(unit.channels))
+        a = np.asarray(refined.values.get(affine.scale.name, np.ones(unit.channels))).reshape(-1)
+        b = np.asarray(refined.values[affine.shift.name]).reshape(-1)
+        if (a <= 0).any():
+            a, b = np.where(a > 0, a, 1.0), np.where(a > 0, b, 0.0)
+        found[unit.name] = FoundParameters(a * earlier.scale, a * earlier.shift + b)
+    return found
+
+
+def _target(study: NoiseStudy, name: str) -> Target:
+    """What an output should be, at the positions that are compared."""
+    from vsfix.trainers.differentiable.refinement import Target
+
+    noisy, chosen = study.reference.outputs[name], study.reference.readers[name].chosen
+    kind = _kind(noisy.kind.meaning, noisy.kind.form)
+    if chosen is None:
+        return Target(kind, noisy.kind.axis, study.mean_of(name), _variance(study, name))
+    mean = noisy.mean.astype(np.float32)  # (N, P, classes), the last of one element where there are none
+    mean = mean if noisy.kind.meaning is Meaning.CLASSES else mean[..., 0]
+    return Target(kind, noisy.kind.axis, mean, _variance(study, name), chosen)
+
+
+def _spread(study: NoiseStudy, name: str, channels: int) -> Array:
+    """The unit in which the shift of a unit is moved: the deviation of its z."""
+    target = study.targets.get(name)
+    if target is None:
+        return np.ones(channels)
+    deviation = np.sqrt(target.noisy_variance)
+    typical = float(np.median(deviation)) or 1.0
+    return np.maximum(deviation, 1e-3 * typical)
+
+
+def _kind(meaning: Meaning, form: str) -> str:
+    """What the refinement calls it."""
+    if meaning is Meaning.VALUES:
+        return "values"
+    if meaning is Meaning.PROBABILITIES:
+        return "sigmoid-logits" if form == "logits" else "probabilities"
+    return {"logits": "logits", "probabilities": "softmax", "log": "log-softmax"}[form]
+
+
+def _variance(study: NoiseStudy, name: str) -> float:
+    """The unit of squared errors."""
+    noisy = study.reference.outputs[name]
+    return noisy.noise_variance if noisy.kind.meaning is Meaning.VALUES else 1.0

@@ -1,0 +1,309 @@
+"""The repair of a model: prepare, choose a method, change the parameters, clean, fold, cast."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from vsfix.graph_passes.batch_norm.batch_norm import find_modules
+from vsfix.graph_passes.cleaning.deployment import cleaning_passes
+from vsfix.graph_passes.errors import CheckFailedError, VsfixError
+from vsfix.graph_passes.folding.fold_batch_norm import FoldBatchNorm
+from vsfix.graph_passes.folding.recompose_batch_norm import LeaveChannelsLast
+from vsfix.graph_passes.io.model_file import export_model, read_metadata
+from vsfix.graph_passes.ir.graph_pass import Change, PassPipeline, PassResult
+from vsfix.graph_passes.ir.runtime import OpenModel
+from vsfix.graph_passes.measurement.measurement import LARGEST_INPUT
+from vsfix.graph_passes.precision.typed_batch_norm import check_half_batch_norms, require_statistics
+from vsfix.graph_passes.precision.value_scan import doubtful_constants, require_finite_values
+from vsfix.graph_passes.statistics.batches import (
+    Batch,
+    require_different_samples,
+    samples_in,
+    take_rows,
+)
+from vsfix.pipeline.casting.casting import CastModel, cast_model
+from vsfix.pipeline.casting.quantization import quantize_model, require_calibration
+from vsfix.pipeline.comparison.rounding_floor import rounding_floor
+from vsfix.pipeline.comparison.tensor_comparison import comparable, compare_tensors
+from vsfix.pipeline.data.calibration import fixed_batch_size, model_input_names
+from vsfix.pipeline.data.random_inputs import draw_inputs, stated_shape
+from vsfix.pipeline.inspection.inspection import Inspection, inspect_graph
+from vsfix.pipeline.inspection.preparation import REPAIR_KEY, PreparedModel, prepare_model, repaired_batch_norms
+
+from .averaging import Averaging
+from .candidates import MATCH, REFINE
+from .changed_parameters import changed_parameters
+from .editing import Edited, edit_parameters
+from .label_judge import LabelJudge
+from .method_choice import MethodChoice, choose_method
+from .repair_config import AVERAGING, QUANTIZED, TENSOR_FLOAT, RepairConfig
+from .repair_report import BatchNormOutcome, Repair, RepairReport
+
+FEW_SAMPLES = 16
+AVERAGED = (MATCH, REFINE)
+# Folding reorders floating-point operations and nothing else; a fold that loses more than this is a wrong fold.
+MIN_FOLD_SNR_DB = 80.0
+MIN_FOLD_SNR_DB_HALF = 40.0
+FLOOR_MARGIN_DB = 6.0  # a fold rounds in other places than the weights of the floor do
+UNJUDGED_SAMPLES = 16  # random ones, to compare both graphs on where there is no data
+
+
+def repair_model(
+    model: onnx.ModelProto,
+    batches: Sequence[Batch],
+    open_model: OpenModel,
+    config: RepairConfig,
+    *,
+    judged_on: Sequence[Batch] | None = None,
+    averaged_on: Sequence[Batch] | None = None,
+    judge: LabelJudge | None = None,
+) -> Repair:
+    """Repairs, cleans and folds a model; the input is not changed.
+
+    Args:
+        model: a checked model.
+        batches: the calibration set; may be empty where the method needs none.
+        open_model: the runtime.
+        config: how to repair.
+        judged_on: the data on which the shift is measured before and after; the first part of what the estimates rest
+            on where not given.
+        averaged_on: what a match rests on where lost noise was inferred from all of the data; the data where not given.
+        judge: labelled data that chooses among the candidates.
+
+    Raises:
+        ModelError: nothing that can be repaired; the message says what to do.
+        DataError: data that can't carry an estimate, or none where the method needs some.
+        CheckFailedError: the runtime does not repeat itself, or the folded graph does not compute what the repaired
+            one does, or a weight or an output is beyond the precision that was asked for.
+    """
+    if config.number_type in QUANTIZED:
+        require_calibration(config.number_type, batches)
+    require_different_samples(batches)
+    prepared = prepare_model(model, config.noise, needs_batch_norms=needs_batch_norms(model, config))
+    graph = prepared.graph
+    require_statistics(graph)
+    choice = choose_method(prepared, batches, open_model, config)
+    unchanged = graph.copy()
+    matched_on = batches if averaged_on is None or choice.method not in AVERAGING else averaged_on
+    edited = edit_parameters(prepared, choice, matched_on, open_model, config, judged_on, judge)
+    before, after = edited.before, inspect_graph(graph, edited.judges, open_model)
+    changed = changed_parameters(prepared, unchanged, edited)
+    unfolded = export_model(graph, model)
+    uses = {module.name: [use.name for use in module.uses] for module in find_modules(graph)}
+    fold = FoldBatchNorm(forward=config.number_type not in QUANTIZED) if config.fold else None
+    clean = PassPipeline(cleaning_passes(fold))
+    clean(graph)
+    graph.cleanup()  # nodes that lead to no output, whoever left them
+    final = export_model(graph, model, _metadata(prepared, edited, config))
+    inputs, unchecked = _inputs_of_check(unfolded, edited.judges, open_model, config.seed)
+    fold_snr_db, amplified = _check_equal(unfolded, final, inputs, open_model, config.seed) if inputs else (None, ())
+    cast = _cast(graph, final, inputs, batches, open_model, config)
+    report = RepairReport(
+        method=edited.method,
+        method_reason=edited.reason,
+        data=edited.data,
+        samples=edited.samples,
+        judged_on=before.samples,
+        batch_norms=_outcomes(after, edited, uses, _folds(clean, graph)),
+        prepared=prepared.changes + choice.changes,
+        removed=tuple(change.subject for result in clean.results[:2] for change in result.changed),
+        warnings=(
+            *_warnings(prepared, choice, edited, config),
+            *doubtful_constants(graph),
+            *unchecked,
+            *amplified,
+        ),
+        compared_on=samples_in(inputs) if inputs else 0,
+        fold_snr_db=fold_snr_db,
+        precision=None if cast is None else cast.report,
+        route=before.route,
+        **_averaged(edited.averaging),
+    )
+    runnable = final if cast is None else cast.runnable
+    written = final if cast is None else cast.model
+    return Repair(written, unfolded, runnable, report, changed.arrays, changed.not_carried())
+
+
+def needs_batch_norms(model: onnx.ModelProto, config: RepairConfig) -> bool:
+    """Whether a file without BatchNorm is refused: not where nothing is to be repaired, or where vsfix folded them."""
+    folded_by_vsfix = REPAIR_KEY in read_metadata(model)
+    return config.method != "none" and not (config.method == "auto" and folded_by_vsfix)
+
+
+def _cast(
+    graph: gs.Graph,
+    final: onnx.ModelProto,
+    inputs: Batch,
+    batches: Sequence[Batch],
+    open_model: OpenModel,
+    config: RepairConfig,
+) -> CastModel | None:
+    """The final model in the precision that was asked for; where none was, what is there is looked through."""
+    if config.number_type in QUANTIZED:
+        return quantize_model(final, config.number_type, batches, open_model)
+    if config.number_type is not None:
+        precision = "fp32" if config.number_type == TENSOR_FLOAT else config.number_type
+        return cast_model(final, precision, inputs, open_model)
+    check_half_batch_norms(graph)
+    require_finite_values(graph)
+    return None
+
+
+def _averaged(averaging: Averaging | None) -> dict[str, Any]:
+    """What the report says of the noise-averaged network."""
+    if averaging is None:
+        return {}
+    return {
+        "severity": averaging.severity,
+        "severity_before": averaging.before,
+        "severity_after": averaging.after,
+        "judges": averaging.judges,
+        "candidates": averaging.candidates,
+        "outputs": averaging.outputs,
+        "layers": averaging.layers,
+        "cross_fitted": averaging.cross_fitted,
+    }
+
+
+def _metadata(prepared: PreparedModel, edited: Edited, config: RepairConfig) -> dict[str, str]:
+    """What the written file says about its repair; a cast or a fold leaves standing what was said before."""
+    known = read_metadata(prepared.source)
+    earlier, now = repaired_batch_norms(known), [change.subject for change in edited.changes.changed]
+    if earlier and not now:
+        return {REPAIR_KEY: known[REPAIR_KEY]}
+    said = {
+        "method": edited.method,
+        "data": edited.data,
+        "samples": edited.samples,
+        "seed": config.seed,
+        "vsfix": version("vsfix"),
+        "repaired": list(dict.fromkeys([*earlier, *now])),
+    }
+    return {REPAIR_KEY: json.dumps(said)}
+
+
+def _warnings(prepared: PreparedModel, choice: MethodChoice, edited: Edited, config: RepairConfig) -> tuple[str, ...]:
+    """Everything that makes the result doubtful."""
+    warnings = (*prepared.warnings, *choice.warnings, *edited.warnings, *edited.before.warnings)
+    if config.noise and repaired_batch_norms(read_metadata(prepared.source)):
+        again = "vsfix repaired this file already; repaired twice it computes something else: start from the export"
+        warnings = (*warnings, again)
+    if config.number_type == TENSOR_FLOAT:
+        told = "tf32 is no type of a file: it holds float32; build it with `vsfix build --precision tf32`"
+        warnings = (*warnings, told)
+    if edited.method not in (*AVERAGED, "none") and 0 < edited.samples < FEW_SAMPLES:
+        few = f"the repair rests on {edited.samples} samples; its statistics are surer from {FEW_SAMPLES} on"
+        return (*warnings, few)
+    return warnings
+
+
+def _folds(clean: PassPipeline, graph: gs.Graph) -> PassResult | None:
+    """What became of the BatchNorms; None where none was to be folded.
+
+    One that was written as a Mul and an Add on the last axis is folded where these are.
+    """
+    folds, written = (_result_of(clean, name) for name in (FoldBatchNorm.name, LeaveChannelsLast.name))
+    if folds is None or written is None:
+        return folds
+    nodes = {node.name for node in graph.nodes}
+    names = {change.subject for change in written.changed if f"{change.subject}.mul" not in nodes}
+    late = tuple(Change(name, "folded as a scale and a shift of the last axis") for name in sorted(names))
+    return PassResult(
+        folds.pass_name, (*folds.changed, *late), tuple(kept for kept in folds.kept if kept.subject not in names)
+    )
+
+
+def _result_of(passes: PassPipeline, name: str) -> PassResult | None:
+    """What the pass of a name said; None where there was none."""
+    return next((result for result in passes.results if result.pass_name == name), None)
+
+
+def _outcomes(
+    after: Inspection, edited: Edited, uses: Mapping[str, Sequence[str]], folds: PassResult | None
+) -> tuple[BatchNormOutcome, ...]:
+    """One outcome for each BatchNorm, which is folded where all of its uses are."""
+    actions = {change.subject: change.action for change in edited.changes.changed}
+    kept = {subject.subject: f"kept: {subject.reason}" for subject in edited.changes.kept}
+    folded = {change.subject: change.action for change in folds.changed} if folds else {}
+    unfolded = {subject.subject: subject.reason for subject in folds.kept} if folds else {}
+    outcomes = []
+    for row, new in zip(edited.before.rows, after.rows, strict=True):
+        estimate = edited.estimates.get(row.name)
+        is_folded = all(use in folded for use in uses[row.name])
+        said = [unfolded.get(use) if not is_folded else folded[use] for use in uses[row.name]]
+        outcomes.append(
+            BatchNormOutcome(
+                before=row,
+                after=new,
+                method=edited.methods.get(row.name, ""),
+                shift=None if estimate is None or not np.isfinite(estimate.shift) else estimate.shift,
+                interval=None if estimate is None else estimate.interval,
+                repaired=row.name in actions,
+                action=actions.get(row.name) or kept.get(row.name, "kept"),
+                folded=is_folded,
+                fold_reason="; ".join(dict.fromkeys(filter(None, said))) or "folding was not asked for",
+            )
+        )
+    return tuple(outcomes)
+
+
+def _inputs_of_check(
+    model: onnx.ModelProto, judges: Sequence[Batch], open_model: OpenModel, seed: int
+) -> tuple[Batch, tuple[str, ...]]:
+    """What the deployed graph is compared on, random numbers where there is no data; or a warning that nothing is."""
+    if judges:
+        return _few(judges[0], fixed_batch_size(model)), ()
+    names = model_input_names(model)
+    shapes = [stated_shape(model, name) for name in names]
+    try:
+        inputs = draw_inputs(names, shapes, fixed_batch_size(model) or UNJUDGED_SAMPLES, seed)
+        with open_model(model) as runner:
+            runner.run(inputs)
+    except VsfixError as error:  # not every model runs on any numbers
+        return {}, (f"the deployed graph was not compared with the repaired one: {error}",)
+    return inputs, ()
+
+
+def _few(batch: Batch, fixed: int | None) -> Batch:
+    """The first samples of a batch, no more than a run of large ones holds."""
+    sample = sum(array.nbytes for array in take_rows(batch, slice(1)).values())
+    return batch if fixed is not None else dict(take_rows(batch, slice(max(1, LARGEST_INPUT // max(sample, 1)))))
+
+
+def _check_equal(
+    repaired: onnx.ModelProto, final: onnx.ModelProto, inputs: Batch, open_model: OpenModel, seed: int
+) -> tuple[float | None, tuple[str, ...]]:
+    """Compares the outputs of both graphs on one batch.
+
+    Returns:
+        The smallest SNR in dB, None where bit-equal; and a warning where the network amplifies every rounding.
+    """
+    with open_model(repaired) as runner:  # one after the other: a large model fits once
+        expected = runner.run(inputs)
+    with open_model(final) as runner:
+        found = runner.run(inputs)
+    worst = min(compare_tensors(*comparable(expected[name], found[name])).snr_db for name in expected)
+    half_types = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    half = any(tensor.data_type in half_types for tensor in repaired.graph.initializer)
+    wanted = MIN_FOLD_SNR_DB_HALF if half else MIN_FOLD_SNR_DB
+    if worst >= wanted:
+        return (None if np.isinf(worst) else worst), ()
+    floor = rounding_floor(repaired, expected, inputs, open_model, seed) - FLOOR_MARGIN_DB
+    if np.isinf(floor):  # a neighbour that gives no numbers excuses nothing
+        floor = wanted
+    if not worst >= floor:
+        raise CheckFailedError(
+            f"the folded graph departs from the repaired one (SNR {worst:.1f} dB, wanted {min(wanted, floor):.0f}): "
+            "nothing is written; try --no-fold"
+        )
+    return worst, (
+        f"the network amplifies rounding: the last digit of its weights moves its outputs to an SNR of "
+        f"{floor + FLOOR_MARGIN_DB:.1f} dB, the fold to {worst:.1f}; compare runtimes with `vsfix verify` on your data",
+    )

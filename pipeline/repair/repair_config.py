@@ -1,0 +1,79 @@
+"""How to repair a model: the one set of choices that the command line, the demonstration and Python share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
+from vsfix.graph_passes.noise.insertion import parse_noise_option
+from vsfix.graph_passes.precision.precision import parse_precision
+
+QUANTIZED = ("int8", "fp8")
+TENSOR_FLOAT = "tf32"  # a float32 file, whose products the runtime may round
+METHODS = ("auto", "match", "paired", "exact", "analytic", "none")
+AVERAGING = ("auto", "match")  # bring the network to its noise-averaged one; the others estimate statistics
+NEED_DATA = ("exact", "paired")
+NEED_NOISE = ("match", "paired", "analytic")
+MEANINGS = ("classes", "probabilities", "values")
+GONE = {
+    "distill": "it is no method any more: without --data the inputs are made from the model, whatever the method",
+    "stream": "it is gone; take exact, which is one forward of the data too",
+}
+
+
+@dataclass(frozen=True)
+class RepairConfig:
+    """How to repair.
+
+    Attributes:
+        method: one of `METHODS`; `auto` matches where the file is far from its noise-averaged network, and the report
+            says why; `match` matches in any case; `none` keeps every parameter.
+        layers: `auto` (the BatchNorms that noise reaches), `all`, or a glob over their names.
+        noise: noise that the file does not show, each as `NODE=KIND:VALUE`.
+        fold: fold BatchNorm into the linear layers around it.
+        refine: refine the match end to end in torch; None where it is worth its time.
+        output_kinds: what outputs mean, one of `MEANINGS`, by name; the others are recognised.
+        seed: of the noise, and of synthetic inputs.
+        repeats: runs with the noise on for each run with the noise off in `paired`.
+        precision: half the relative width of a shift's interval at which `paired` stops taking samples.
+        max_memory: bytes that the process may hold; activations beyond go to the disk.
+        input_shape: of one input without the batch, for synthetic inputs where the file does not say it.
+        number_type: what the deployed graph computes in, as `--precision` names it; None to leave it as it is.
+
+    Raises:
+        InputError: an unknown method or number type, no repeats, a negative limit, or noise that can't be read.
+    """
+
+    method: str = "auto"
+    layers: str = "auto"
+    noise: tuple[str, ...] = ()
+    fold: bool = True
+    refine: bool | None = None
+    output_kinds: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+    repeats: int = 8
+    precision: float = 0.03
+    max_memory: int = DEFAULT_MAX_MEMORY
+    input_shape: tuple[int, ...] | None = None
+    number_type: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.method in GONE:
+            raise InputError(f"method '{self.method}': {GONE[self.method]}")
+        if self.method not in METHODS:
+            raise InputError(f"method '{self.method}': choose one of {', '.join(METHODS)}")
+        for name, meaning in self.output_kinds.items():
+            if meaning not in MEANINGS:
+                raise InputError(f"output '{name}': '{meaning}' is none of {', '.join(MEANINGS)}")
+        if self.repeats < 1:
+            raise InputError(f"repeats {self.repeats}: at least one run with the noise on is needed")
+        if self.precision < 0:
+            raise InputError(f"precision {self.precision}: must not be negative")
+        if self.max_memory < 0:
+            raise InputError(f"max-memory {self.max_memory}: must not be negative")
+        if self.number_type is not None and self.number_type not in (*QUANTIZED, TENSOR_FLOAT):
+            parse_precision(self.number_type)
+        for text in self.noise:
+            parse_noise_option(text)

@@ -1,0 +1,115 @@
+"""From a model file to a graph whose inner tensors can be had on the backend that ran it, and two of them searched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+
+from vsfix.graph_passes.errors import InputError, VsfixError
+from vsfix.graph_passes.io.model_file import read_model
+from vsfix.graph_passes.ir.runtime import Array
+from vsfix.graph_passes.statistics.batches import Batch
+from vsfix.pipeline.backends.opening import open_model
+from vsfix.pipeline.backends.tensorrt_runner import open_built
+from vsfix.pipeline.building.engine_sidecar import EngineSidecar
+from vsfix.pipeline.comparison.layer_search import LayerSearch, TappableModel, search_layers
+
+from .model_description import ModelDescription, describe_model
+from .shared_inputs import shared_batch_size
+
+
+def open_tappable(
+    description: ModelDescription,
+    backend: str,
+    statistics: Mapping[str, Array] | None = None,
+    *,
+    input_name: str = "input",
+) -> TappableModel:
+    """The graph of a file.
+
+    A checkpoint is exported anew and its graph run in ONNX Runtime, since torch gives tensors no names; an engine is
+    built anew from the ONNX file that its sidecar names.
+
+    Args:
+        description: of the file.
+        backend: what ran the file.
+        statistics: running statistics in the place of a checkpoint's own.
+        input_name: what the input of a checkpoint is called, which itself has no name for it.
+
+    Raises:
+        VsfixError: the file has no graph that can be had, or the backend is not here.
+    """
+    if description.kind == "checkpoint":
+        model = _export(description, statistics, input_name)
+        return TappableModel(f"{description.path} (exported anew)", model, partial(open_model, "onnxruntime"))
+    if description.sidecar is not None:
+        return _open_engine(description, description.sidecar)
+    if description.kind == "engine":
+        raise InputError(f"{description.path}: has no sidecar, and so the graph that it was built from is not known")
+    return TappableModel(str(description.path), read_model(description.path), partial(open_model, backend))
+
+
+def _open_engine(description: ModelDescription, sidecar: EngineSidecar) -> TappableModel:
+    """The graph that an engine was built from, built anew with whatever is tapped; its kernels may be others then."""
+    places = (sidecar.model, description.path.parent / sidecar.model.name)  # as it was named, or beside the engine
+    path = next((place for place in places if place.is_file()), sidecar.model)
+    if not path.is_file() or describe_model(path).digest != description.digest:
+        raise InputError(f"{path}, which {description.path} was built from, is not there any more or has changed")
+    open_model = partial(
+        open_built,
+        runtime=sidecar.runtime,
+        profile=sidecar.profile,
+        tensor_float=sidecar.tensor_float,
+    )
+    return TappableModel(f"{description.path} (built anew from {path})", read_model(path), open_model)
+
+
+def _export(description: ModelDescription, statistics: Mapping[str, Array] | None, input_name: str) -> onnx.ModelProto:
+    """The graph of a checkpoint."""
+    import torch
+
+    from vsfix.pipeline.backends.torch_runner import with_statistics
+    from vsfix.trainers.export.onnx_export import export_onnx
+    from vsfix.trainers.training.checkpoint import load_checkpoint
+
+    module = load_checkpoint(description.path).build()
+    if statistics is not None:
+        module = with_statistics(module, statistics)
+    (shape,) = description.input_shapes
+    assert shape is not None
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        export_onnx(module, torch.zeros(2, *shape), path, input_name=input_name)
+        return read_model(path)
+
+
+def search_files(
+    sides: Sequence[tuple[ModelDescription, str, Mapping[str, Array] | None]],
+    input_name: str,
+    inputs: Batch,
+    min_snr_db: float,
+) -> LayerSearch:
+    """Looks for the layers in which the second side departs from the first; says why where that can't be done.
+
+    A file that takes one batch size gets its samples as often as fill it.
+
+    Args:
+        sides: each a file, the backend that ran it, and running statistics in the place of a checkpoint's own.
+        input_name: what the input of a checkpoint is called.
+        inputs: a few samples.
+        min_snr_db: what counts as departed, in dB.
+    """
+    samples = len(next(iter(inputs.values())))
+    size = shared_batch_size(samples, [description for description, _, _ in sides])
+    filled = {name: np.resize(array, (size, *array.shape[1:])) for name, array in inputs.items()}
+    try:
+        right, found = (open_tappable(*side, input_name=input_name) for side in sides)
+    except VsfixError as error:
+        name = sides[0][0].path.name
+        return LayerSearch(name, samples, (), None, None, f"they can't be searched: {error}")
+    return search_layers(right, found, filled, min_snr_db)

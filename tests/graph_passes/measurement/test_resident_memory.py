@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vsfix.graph_passes.errors import MissingComponentError
+from vsfix.graph_passes.measurement.resident_memory import resident_bytes
+
+NOWHERE = Path("/nowhere/statm")
+SIZE = 200 << 20
+
+
+@pytest.mark.parametrize("statm", [Path("/proc/self/statm"), NOWHERE], ids=["proc", "no proc"])
+def test_what_the_process_holds_grows_by_an_array_that_it_fills(statm):
+    before = resident_bytes(statm)
+    assert before > 10 << 20
+    array = np.ones(SIZE // 8)
+    grown = resident_bytes(statm) - before
+    assert 0.9 * SIZE < grown < 1.2 * SIZE
+    del array
+
+
+def test_a_file_that_says_nothing_is_no_answer(tmp_path):
+    (tmp_path / "statm").write_text("nonsense")
+    assert resident_bytes(tmp_path / "statm") > 10 << 20
+
+
+def test_without_proc_and_psutil_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    with pytest.raises(MissingComponentError, match="pip install psutil"):
+        resident_bytes(NOWHERE)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc keeps what was freed")
+def test_freed_memory_goes_back_to_the_system():
+    """In a process of its own: in one that has run other tests the pieces fill holes of its heap, which stay."""
+    script = """
+import gc
+from vsfix.graph_passes.measurement.resident_memory import resident_bytes, return_freed_memory
+small = [bytes(1 << 15) for _ in range(4000)]  # 125 MiB in pieces, the last of which holds the heap up
+last = small.pop()
+full = resident_bytes()
+small.clear()
+gc.collect()
+return_freed_memory()
+print(full - resident_bytes(), len(last))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    freed, held = map(int, done.stdout.split())
+    assert freed > 100 << 20
+    assert held == 1 << 15

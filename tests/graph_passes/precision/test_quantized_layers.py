@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vsfix.graph_passes.io.model_file import import_graph
+from vsfix.graph_passes.precision.quantized_layers import find_quantized_layers
+
+CONV = """(float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) {
+    xq = QuantizeLinear (x, s, z)
+    xd = DequantizeLinear (xq, s, z)
+    wq = QuantizeLinear <axis: int = 0> (w, ws, wz)
+    wd = DequantizeLinear <axis: int = 0> (wq, ws, wz)
+    y = Conv (xd, wd)
+}"""
+WEIGHTS = {
+    "s": np.array(0.05, np.float32),
+    "z": np.array(0, np.int8),
+    "w": np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32),
+    "ws": np.full(4, 0.01, np.float32),
+    "wz": np.zeros(4, np.int8),
+}
+
+
+def layers(parse, body, **weights):
+    return find_quantized_layers(import_graph(parse(body, WEIGHTS | weights, opset=19)))
+
+
+def test_a_layer_with_quantised_data_and_weight_counts(parse):
+    found = layers(parse, CONV)
+    assert (found.quantized, found.plain, found.per_tensor, found.split, found.total) == (("y",), (), (), (), 1)
+
+
+def test_a_weight_that_is_stored_quantised_counts_too(parse):
+    body = CONV.replace("wq = QuantizeLinear <axis: int = 0> (w, ws, wz)\n", "")
+    found = layers(parse, body, wq=np.ones((4, 3, 3, 3), np.int8))
+    assert (found.quantized, found.per_tensor) == (("y",), ())
+
+
+@pytest.mark.parametrize(
+    "body", [CONV.replace("Conv (xd, wd)", "Conv (x, wd)"), CONV.replace("Conv (xd, wd)", "Conv (xd, w)")]
+)
+def test_a_layer_with_one_quantised_operand_computes_in_float(parse, body):
+    found = layers(parse, body)
+    assert (found.quantized, found.plain) == ((), ("y",))
+
+
+def test_one_scale_for_several_channels_is_seen(parse):
+    found = layers(parse, CONV, ws=np.array(0.01, np.float32), wz=np.array(0, np.int8))
+    assert found.per_tensor == ("y",)
+
+
+def test_scales_along_the_input_channels_are_not_per_channel(parse):
+    body = CONV.replace("<axis: int = 0>", "<axis: int = 1>")
+    found = layers(parse, body, ws=np.full(3, 0.01, np.float32), wz=np.zeros(3, np.int8))
+    assert found.per_tensor == ("y",)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "axis"),
+    [("Gemm <transB: int = 1> (xd, wd)", (4, 5), 0), ("Gemm (xd, wd)", (5, 4), 1), ("MatMul (xd, wd)", (5, 4), 1)],
+)
+def test_the_output_channels_of_products_are_found(parse, layer, shape, axis):
+    body = f"""(float[N, 5] x) => (float[N, 4] y) {{
+        xq = QuantizeLinear (x, s, z)
+        xd = DequantizeLinear (xq, s, z)
+        wq = QuantizeLinear <axis: int = {axis}> (w, ws, wz)
+        wd = DequantizeLinear <axis: int = {axis}> (wq, ws, wz)
+        y = {layer}
+    }}"""
+    assert layers(parse, body, w=np.ones(shape, np.float32)).per_tensor == ()
+    other = body.replace(f"axis: int = {axis}", f"axis: int = {1 - axis}")
+    scales = {"ws": np.full(5, 0.01, np.float32), "wz": np.zeros(5, np.int8)}
+    assert layers(parse, other, w=np.ones(shape, np.float32), **scales).per_tensor == ("y",)
+
+
+BEHIND = """(float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) {
+    c = Conv (x, w)
+    q = QuantizeLinear (c, s, z)
+    d = DequantizeLinear (q, s, z)
+    y = BatchNormalization (d, g, b, m, v)
+}"""
+PARAMETERS = {name: np.ones(4, np.float32) for name in "gbmv"}
+
+
+def test_a_batch_norm_that_is_cut_off_from_its_convolution_is_seen(parse):
+    assert layers(parse, BEHIND, **PARAMETERS).split == ("y",)
+
+
+def test_a_convolution_that_others_read_too_could_not_be_folded_anyway(parse):
+    body = BEHIND.replace("(float[N, 4, 6, 6] y)", "(float[N, 4, 6, 6] y, float[N, 4, 6, 6] r)")
+    body = body.replace("y = Batch", "r = Relu (d)\n    y = Batch")
+    assert layers(parse, body, **PARAMETERS).split == ()

@@ -1,0 +1,55 @@
+"""A report with every section, around the repair of a small model."""
+
+from __future__ import annotations
+
+from vsfix.pipeline.comparison.accuracy import AccuracyRow
+from vsfix.pipeline.comparison.error_budget import BudgetStep
+from vsfix.pipeline.comparison.proportion import proportion, wilson_interval
+from vsfix.pipeline.repair.repair_report import RepairReport
+from vsfix.pipeline.report.sections import BenchmarkRow, ErrorBudget, LatencySeries, Origin, Report, StepRow
+
+
+def accuracy(model: str, images: int | None, right: int) -> AccuracyRow:
+    return AccuracyRow(model, images, right / 500, *wilson_interval(right, 500))
+
+
+def full_report(repair: RepairReport) -> Report:
+    exact = float("inf")
+    return Report(
+        title="Repair of net.onnx",
+        status="PASS",
+        verdict="Repaired 3 of 3 BatchNorms; top-1 77.0 -> 93.0 %.",
+        warnings=("read this first",),
+        repair=repair,
+        accuracies=(
+            accuracy("as trained", None, 385),
+            accuracy("repaired, paired", 32, 465),
+            accuracy("repaired, exact", 32, 459),
+            accuracy("repaired, exact", 1297, 464),
+        ),
+        benchmark=(
+            BenchmarkRow("net.onnx", "onnxruntime", "fp32", proportion(385, 500), p50_ms=1.5, p99_ms=1.9),
+            BenchmarkRow("exact.onnx", "onnxruntime", "fp32", snr_db=exact),
+            BenchmarkRow(
+                "half.onnx", "onnxruntime", "fp16", proportion(464, 500), 15.8, 5, 84, 1e-9, 0.99, 0.998, 65.8
+            ),
+        ),
+        budgets=(
+            ErrorBudget(
+                "half.onnx",
+                "checkpoint.pt",
+                (
+                    BudgetStep("export", "checkpoint.pt, torch", "net.onnx, onnxruntime", 129.8, 6e-7, 1.0, 0.7507),
+                    BudgetStep("cast", "net.onnx, onnxruntime", "half.onnx, onnxruntime", 65.8, 8.7e-4, 0.99, 0.7505),
+                    BudgetStep("noise floor", "half.onnx", "half.onnx", exact, 0.0, None, None),
+                ),
+                proportion(7507, 10000),
+            ),
+        ),
+        latencies=(
+            LatencySeries("net.onnx", 1, (1.0, 1.5, 2.0)),
+            LatencySeries("repaired.onnx", 8, (1.5, 2.0, 2.5)),
+        ),
+        steps=(StepRow("export", "PASS", 137.7, 2.9e-6, 1.0),),
+        origin=Origin("vsfix optimize 'my net.onnx' --html report.html", {"torch": "2.13.0"}),
+    )

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.io.model_file import read_model
+from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
+from vsfix.pipeline.backends.torch_runner import TorchRunner
+from vsfix.pipeline.data.calibration import read_preprocessing
+from vsfix.trainers.export.exporting import export_checkpoint, export_factory
+from vsfix.trainers.training.checkpoint import load_checkpoint
+
+SOURCE = """
+import sys
+import torch
+from torch import nn
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.25), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+    def forward(self, x):
+        return self.layers(x)
+
+class Makers:
+    network = Network
+
+def broken():
+    raise RuntimeError("no such checkpoint\\nsecond line")
+
+def wrong():
+    return 3
+
+number = 7
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A module in the current folder."""
+    (tmp_path / "mynetwork.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mynetwork", raising=False)
+    yield tmp_path
+    sys.modules.pop("mynetwork", None)
+
+
+def weights_of(package, **changes):
+    """A state_dict of the module, saved; returns the file and a network that has it."""
+    sys.path.insert(0, str(package))
+    try:
+        from mynetwork import Network  # type: ignore[import-not-found]
+    finally:
+        sys.path.remove(str(package))
+    network = Network().eval()
+    state = {**network.state_dict(), **changes}
+    path = package / "weights.pt"
+    torch.save({key: tensor for key, tensor in state.items() if tensor is not None}, path)
+    return path, network
+
+
+def test_a_checkpoint_carries_its_preprocessing_and_its_noise(checkpoint_path, tmp_path):
+    checkpoint = load_checkpoint(checkpoint_path)
+    result = export_checkpoint(checkpoint, tmp_path / "m.onnx", opset=17)
+    assert (result.opset, len(result.batch_norms), len(result.markers)) == (17, 2, 2)
+    assert read_preprocessing(read_model(tmp_path / "m.onnx")) == checkpoint.preprocessing
+
+
+def test_a_factory_in_the_current_folder_is_exported_with_its_weights(package):
+    weights, network = weights_of(package)
+    before = list(sys.path)
+    result = export_factory("mynetwork:Network", package / "m.onnx", input_shape=(6,), weights=weights)
+    assert sys.path == before
+    assert [str(noise) for _, noise in result.markers] == ["dropout:0.25"]
+    x = {"input": np.random.default_rng(0).normal(size=(7, 6)).astype(np.float32)}
+    found = OnnxRuntimeRunner(package / "m.onnx").run(x)["logits"]
+    np.testing.assert_allclose(found, TorchRunner(network).run(x)["logits"], rtol=0, atol=1e-6)
+
+
+def test_a_factory_without_weights_is_exported_with_a_warning(call, package):
+    weights, _ = weights_of(package)
+    line = ("export", "mynetwork:Network", "--input-shape", "6", "-o", package / "m.onnx", "--force")
+    assert call(*line).stdout.startswith("WARN no --weights: the file holds those that mynetwork:Network gave")
+    assert "WARN" not in call(*line, "--weights", weights).stdout
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("nopackage:network", "can't be imported .ModuleNotFoundError: No module named 'nopackage'"),
+        ("mynetwork:nothing", "can't be imported .AttributeError"),
+        ("mynetwork:number", "is a int; name a function"),
+        ("mynetwork:broken", "fails when called without arguments .RuntimeError: no such checkpoint.$"),
+        ("mynetwork:wrong", "returns a int"),
+        (":Network", "can't be imported"),
+        ("mynetwork:", "can't be imported"),
+    ],
+)
+def test_a_factory_that_does_not_serve_is_refused_in_one_line(package, source, words):
+    with pytest.raises(InputError, match=words):
+        export_factory(source, package / "m.onnx", input_shape=(6,))
+    assert not (package / "m.onnx").exists()
+
+
+def test_weights_of_another_network_are_refused(package):
+    for changes, words in [
+        ({"layers.0.bias": None}, "lacks layers.0.bias"),
+        ({"extra": torch.zeros(1)}, "has too much: extra"),
+        ({"layers.0.bias": torch.zeros(4)}, "do not fit the module: .*size mismatch"),
+    ]:
+        weights, _ = weights_of(package, **changes)
+        with pytest.raises(InputError, match=words):
+            export_factory("mynetwork:Makers.network", package / "m.onnx", input_shape=(6,), weights=weights)
+        sys.modules.pop("mynetwork")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "no such file"), (b"text", "can't be read"), ([1, 2], "holds no state_dict"), (print, "holds code")],
+)
+def test_a_file_without_weights_is_refused(package, content, words):
+    path = package / "weights.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(InputError, match=words):
+        export_factory("mynetwork:Network", package / "m.onnx", input_shape=(6,), weights=path)

@@ -1,0 +1,362 @@
+"""Free parameters of an ONNX graph, refined by gradient until its outputs, with the noise off, are what they should be.
+
+    p(theta) = start + unit theta          theta starts at 0; Adam, its step falling to 0 as half a cosine
+    loss     = sum over outputs of the mean over samples and positions of D(t, y)
+
+    output y                       target t                                    D(t, y)
+    scores of classes              mean of the softmax under the noise         KL(t || q) = sum_c t_c log(t_c / q_c)
+    independent probabilities      mean of the probabilities under the noise   the same for each and its complement
+    values                         mean under the noise                        (y - t)^2 / s2, s2 their noise variance
+
+The divergence is 0 where the output is its target. A part of the samples is never stepped on: after every ten steps the
+loss on it is taken, and the parameters that had the lowest are the result. The start is among them.
+
+Source of the idea, a noisy ensemble distilled into one pass: Bulo, Porzi, Kontschieder, "Dropout distillation", ICML
+2016. Adam: Kingma, Ba, ICLR 2015, arXiv 1412.6980.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from torch.nn import functional
+
+from vsfix.graph_passes.errors import DataError, InputError, ModelError
+from vsfix.graph_passes.ir.runtime import Array, Float64Array
+
+from .onnx_call import UnsupportedOperatorError
+from .refinement_samples import SampledNetwork, Samples
+
+_EVALUATE_EVERY = 10  # steps
+_LEAST_GAIN = 1e-9  # of the loss, in nats or in units of the noise: what is less than that is rounding
+_FEW = 4096  # numbers of an output, for one sample
+_TINY = 1e-12  # of a probability
+_ROUNDING = 1e-3  # of a probability, in half precision
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one output of the graph should be, for every sample.
+
+    Attributes:
+        kind: what the output is: `logits` (scores of classes before the softmax), `softmax` (probabilities that sum to
+            1), `log-softmax` (their logarithms), `probabilities` (independent of each other, as of a sigmoid),
+            `sigmoid-logits` (before the sigmoid), or `values`.
+        axis: of the classes; of no meaning for the last three kinds.
+        mean: over the passes with the noise on, in the shape of the output, (N, ...), or (N rows, ...) where a sample
+            has several rows, which are adjacent; of probabilities for every kind but `values`. Where positions are
+            chosen, (N, P), and (N, P, classes) of scores of classes.
+        variance: of `values`: s2, the mean noise variance of the output.
+        chosen: the P positions of a sample that count, numbered through its rows and all axes but that of the classes;
+            None for all.
+
+    Raises:
+        InputError: another kind, an axis that is not there, a mean that is none of probabilities, or a variance that is
+            not above 0.
+    """
+
+    kind: str
+    axis: int
+    mean: Array
+    variance: float = 1.0
+    chosen: Array | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in _DIVERGENCES:
+            raise InputError(f"the kind of a target: '{self.kind}' is none of {', '.join(_DIVERGENCES)}")
+        rank = self.mean.ndim
+        is_there = 0 < self.axis < rank or -rank < self.axis < 0 or (self.chosen is not None and self.axis != 0)
+        if rank < 1 or (self.kind in _OF_CLASSES and not is_there):
+            raise InputError(f"the classes of a target can't be on axis {self.axis} of shape {self.mean.shape}")
+        if self.kind != "values" and (np.any(self.mean < -_ROUNDING) or np.any(self.mean > 1 + _ROUNDING)):
+            raise InputError(f"the mean of a target of kind '{self.kind}' must be of probabilities")
+        if not (self.variance > 0 and math.isfinite(self.variance)):
+            raise InputError(f"the noise variance of a target must be above 0, not {self.variance}")
+
+
+@dataclass(frozen=True)
+class RefinementConfig:
+    """How parameters are refined.
+
+    Attributes:
+        steps: of Adam.
+        learning_rate: of its first step, in the units of the parameters.
+        batch_size: samples of a step; all there are where they are fewer.
+        seed: of the order of the samples; the same seed gives the same bits.
+        held_out: the part of the samples that only chooses the step, up to a half: every third of them for 1/3.
+        run_size: samples of one run forward and back, whose gradients add up to that of the step; None for all of them.
+
+    Raises:
+        InputError: a number is out of range.
+    """
+
+    steps: int = 100
+    learning_rate: float = 5e-3
+    batch_size: int = 64
+    seed: int = 0
+    held_out: float = 1 / 3
+    run_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"refinement: {self.steps} steps; take at least 1")
+        if min(self.batch_size, self.run_size or 1) < 1:
+            raise InputError(f"refinement: {self.batch_size} samples a step, {self.run_size} a run; take at least 1")
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise InputError(f"refinement: the learning rate must be above 0, not {self.learning_rate}")
+        if self.seed < 0:
+            raise InputError(f"refinement: the seed must be 0 or more, not {self.seed}")
+        if not 0 < self.held_out <= 0.5:
+            raise InputError(f"refinement: the held-out part must be above 0 and at most 0.5, not {self.held_out}")
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What was found.
+
+    Attributes:
+        values: of each free parameter, by its name, in its shape.
+        losses: on the held-out samples: at the start, after every tenth step and after the last one.
+        step: the steps behind the values; 0 is the start.
+    """
+
+    values: dict[str, Float64Array]
+    losses: tuple[float, ...]
+    step: int
+
+
+def refine(
+    model: onnx.ModelProto,
+    free: Mapping[str, Array],
+    inputs: Mapping[str, Array],
+    targets: Mapping[str, Target],
+    config: RefinementConfig | None = None,
+) -> Refinement:
+    """Changes free parameters until the outputs of a model come as near to their targets as they can.
+
+    Args:
+        model: in inference form; evaluated with its noise off and its stored statistics. Not changed.
+        free: names of initializers that may change, each with the unit in which it is changed, of its shape.
+        inputs: by name, the samples first, N of them and at least 2, in an order that says nothing; what has no axis is
+            the same for all of them.
+        targets: by the name of the output; outputs without one don't count.
+        config: how.
+
+    Raises:
+        UnsupportedOperatorError: the graph can't be differentiated; names node and operator.
+        InputError: a free parameter or a target that does not fit the model.
+        DataError: samples that don't fit it.
+        ModelError: the loss is not finite.
+    """
+    config = config or RefinementConfig()
+    if not free or not targets:
+        raise InputError("nothing to refine: a free parameter and a target are needed")
+    unknown = sorted(targets.keys() - {tensor.name for tensor in model.graph.output})
+    if unknown:
+        raise InputError(f"'{unknown[0]}' is no output of the model")
+    parameters = _Parameters(model, free)
+    samples = Samples(inputs, {name: target.mean for name, target in targets.items()})
+    network = SampledNetwork(model, free.keys(), samples)
+    steps, held_out = _split(len(samples), config.held_out)
+
+    def loss_of(rows: Array) -> torch.Tensor:
+        means = samples.means_at(rows)
+        outputs = network(samples.inputs_at(rows), parameters())
+        return torch.stack([divergence(outputs[name], targets[name], mean) for name, mean in means.items()]).sum()
+
+    def held_out_loss() -> float:
+        with torch.no_grad():
+            parts = [float(loss_of(rows)) * len(rows) for rows in _runs(held_out, config)]
+        return _finite(sum(parts) / len(held_out))
+
+    return _descend(parameters, loss_of, held_out_loss, _draw_batches(steps, config), config)
+
+
+def _descend(
+    parameters: _Parameters,
+    loss_of: Callable[[Array], torch.Tensor],
+    held_out_loss: Callable[[], float],
+    batches: Array,
+    config: RefinementConfig,
+) -> Refinement:
+    """Steps over the batches, and keeps the best of the steps that are looked at."""
+    optimizer = torch.optim.Adam(parameters.thetas, config.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+    losses = [held_out_loss()]
+    best, values, kept = losses[0], parameters.values(), 0
+    for step, rows in enumerate(batches, 1):
+        optimizer.zero_grad()
+        for run in _runs(rows, config):
+            with torch.enable_grad():
+                loss = loss_of(run) * (len(run) / len(rows))
+                _finite(float(loss.detach()))
+                if not loss.requires_grad:
+                    raise UnsupportedOperatorError("no gradient of any output reaches the free parameters")
+                loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        if step % _EVALUATE_EVERY and step != config.steps:
+            continue
+        losses.append(held_out_loss())
+        if losses[-1] < best - _LEAST_GAIN:
+            best, values, kept = losses[-1], parameters.values(), step
+    return Refinement(values, tuple(losses), kept)
+
+
+def divergence(output: torch.Tensor, target: Target, mean: torch.Tensor) -> torch.Tensor:
+    """D of an output from its target, the mean over samples and positions, a float64 scalar.
+
+    It is computed in float64 where a sample has few numbers, else in the precision of the output.
+
+    Args:
+        output: of some samples, (n, ...), or (n rows, ...).
+        target: the kind, the axis, the variance, and the positions that count.
+        mean: of the target, of the same samples: of the same shape, or of its chosen positions.
+
+    Raises:
+        DataError: the two have different shapes.
+    """
+    axis = target.axis
+    if target.chosen is not None:
+        output, axis = _at_chosen(output, target, len(mean)), -1
+    if output.shape != mean.shape:
+        raise DataError(f"an output of shape {tuple(output.shape)} has a target of shape {tuple(mean.shape)}")
+    if output.numel() <= _FEW * len(output):
+        output = output.double()
+    elif output.dtype in (torch.float16, torch.bfloat16):
+        output = output.float()
+    each = _DIVERGENCES[target.kind](output, mean.to(output.dtype), axis)
+    return each.mean(dtype=torch.float64) / (target.variance if target.kind == "values" else 1.0)
+
+
+def _at_chosen(output: torch.Tensor, target: Target, samples: int) -> torch.Tensor:
+    """The positions of an output that count, (n, P), or (n, P, classes)."""
+    assert target.chosen is not None
+    axis = target.axis % output.dim() if target.kind in _OF_CLASSES else output.dim()
+    classes = output.shape[axis] if axis < output.dim() else 1
+    behind = math.prod(output.shape[axis + 1 :])
+    last = int(target.chosen.max(initial=0))
+    if len(output) % samples or last * samples >= output.numel() // classes:
+        raise DataError(f"an output of shape {tuple(output.shape)} has no position {last} of {samples} samples")
+    places = torch.from_numpy(target.chosen)
+    if behind == 1:
+        found = output.reshape(samples, -1, classes).index_select(1, places)
+    else:  # nothing is copied whole where the classes stand in front of all positions
+        in_front = output.reshape(samples, -1, classes, behind).transpose(1, 2).reshape(samples, classes, -1)
+        found = in_front.gather(2, places.expand(samples, classes, -1)).transpose(1, 2)
+    return found if target.kind in _OF_CLASSES else found.squeeze(-1)
+
+
+def _of_classes(log_q: Callable[[torch.Tensor, int], torch.Tensor]) -> _Divergence:
+    """KL(t || q), given how log q follows from the output."""
+
+    def evaluate(output: torch.Tensor, mean: torch.Tensor, axis: int) -> torch.Tensor:
+        t = mean.clamp(min=0)
+        crossed = torch.where(t > 0, t * log_q(output, axis), 0.0)  # 0 too where a class is masked: log q = -inf
+        return (torch.xlogy(t, t) - crossed).sum(axis)
+
+    return evaluate
+
+
+def _of_probabilities(log_chances: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> _Divergence:
+    """The KL divergence of each probability and its complement, given how their logarithms follow from the output."""
+
+    def evaluate(output: torch.Tensor, mean: torch.Tensor, axis: int) -> torch.Tensor:
+        log_q, log_not_q = log_chances(output)
+        t = mean.clamp(0, 1)
+        rest = 1 - t
+        return torch.xlogy(t, t) + torch.xlogy(rest, rest) - t * log_q - rest * log_not_q
+
+    return evaluate
+
+
+def _of_values(output: torch.Tensor, mean: torch.Tensor, axis: int) -> torch.Tensor:
+    return (output - mean).square()
+
+
+def _log(q: torch.Tensor) -> torch.Tensor:
+    return q.clamp(min=_TINY).log()
+
+
+_Divergence = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+_OF_CLASSES: Mapping[str, _Divergence] = {
+    "logits": _of_classes(lambda y, axis: torch.log_softmax(y, axis)),
+    "softmax": _of_classes(lambda y, axis: _log(y)),
+    "log-softmax": _of_classes(lambda y, axis: y.clamp(min=math.log(_TINY))),
+}
+_DIVERGENCES: Mapping[str, _Divergence] = {
+    **_OF_CLASSES,
+    "probabilities": _of_probabilities(lambda y: (_log(y), _log(1 - y))),
+    "sigmoid-logits": _of_probabilities(lambda y: (functional.logsigmoid(y), functional.logsigmoid(-y))),
+    "values": _of_values,
+}
+
+
+class _Parameters:
+    """The free parameters as a function of theta; in the order of their names, so that their given order is nothing."""
+
+    def __init__(self, model: onnx.ModelProto, free: Mapping[str, Array]) -> None:
+        stored = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._starts: dict[str, torch.Tensor] = {}
+        self._units: dict[str, torch.Tensor] = {}
+        for name in sorted(free):
+            if name not in stored:
+                raise InputError(f"'{name}' is no initializer of the model")
+            start = np.asarray(onnx.numpy_helper.to_array(stored[name])).astype(np.float64)
+            unit = np.asarray(free[name], dtype=np.float64)
+            if unit.shape != start.shape or not np.isfinite(unit).all():
+                raise InputError(f"the unit of '{name}' must be finite and of shape {start.shape}, not {unit.shape}")
+            self._starts[name], self._units[name] = torch.tensor(start), torch.tensor(unit)
+        self._thetas = {name: torch.zeros_like(start, requires_grad=True) for name, start in self._starts.items()}
+        self._order = tuple(free)
+
+    @property
+    def thetas(self) -> list[torch.Tensor]:
+        """What a gradient may change."""
+        return list(self._thetas.values())
+
+    def __call__(self) -> dict[str, torch.Tensor]:
+        """start + unit theta, differentiable."""
+        return {name: self._starts[name] + self._units[name] * theta for name, theta in self._thetas.items()}
+
+    def values(self) -> dict[str, Float64Array]:
+        """The same as arrays, in the order in which they were asked for."""
+        with torch.no_grad():
+            now = self()
+        return {name: now[name].numpy() for name in self._order}
+
+
+def _split(count: int, held_out: float) -> tuple[Array, Array]:
+    """The samples to step on, and every third (of a third) that is held out; the last one where there are too few."""
+    every = round(1 / held_out)
+    rows = np.arange(count)
+    chosen = rows % every == every - 1
+    if not chosen.any():
+        chosen[-1] = True
+    return rows[~chosen], rows[chosen]
+
+
+def _draw_batches(rows: Array, config: RefinementConfig) -> Array:
+    """The samples of each step, (steps, batch): every sample comes once before any comes again."""
+    size = min(config.batch_size, len(rows))
+    rng = np.random.default_rng(config.seed)
+    passes = math.ceil(config.steps * size / len(rows))
+    order = np.concatenate([rng.permutation(rows) for _ in range(passes)])
+    return order[: config.steps * size].reshape(config.steps, size)
+
+
+def _runs(rows: Array, config: RefinementConfig) -> list[Array]:
+    """Samples that are run one part after the other."""
+    size = min(config.batch_size, config.run_size or config.batch_size)
+    return np.split(rows, range(size, len(rows), size))
+
+
+def _finite(loss: float) -> float:
+    if not math.isfinite(loss):
+        raise ModelError("the refinement failed: the loss is not finite")
+    return loss

@@ -1,0 +1,135 @@
+"""From something that was trained to an ONNX file: a vsfix checkpoint, or a module that a user's function makes."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vsfix.graph_passes.errors import InputError, ModelError, first_line
+from vsfix.graph_passes.io.named_file import why_unreadable
+from vsfix.trainers.data.preprocessing import METADATA_KEY
+from vsfix.trainers.data.torch_file import is_state_dict, read_torch_file
+from vsfix.trainers.training.checkpoint import Checkpoint
+
+from .onnx_export import ExportResult, export_onnx
+
+DEFAULT_OPSET = 18
+_EXAMPLES = 4
+_SHOWN_KEYS = 3
+
+
+def export_checkpoint(
+    checkpoint: Checkpoint, path: Path, *, opset: int = DEFAULT_OPSET, force: bool = False
+) -> ExportResult:
+    """Writes the network of a checkpoint, with its preprocessing in the metadata.
+
+    Raises:
+        InputError, ModelError, CheckFailedError, MissingComponentError: as `export_onnx`.
+    """
+    network = checkpoint.network
+    return export_onnx(
+        checkpoint.build(),
+        _example((network.in_channels, *network.image_size)),
+        path,
+        opset=opset,
+        metadata={METADATA_KEY: checkpoint.preprocessing.to_json()},
+        force=force,
+    )
+
+
+def export_factory(
+    source: str,
+    path: Path,
+    *,
+    input_shape: tuple[int, ...],
+    weights: Path | None = None,
+    opset: int = DEFAULT_OPSET,
+    force: bool = False,
+) -> ExportResult:
+    """Writes the module that `package.module:factory` returns. This runs the code of that module.
+
+    Args:
+        source: the function, which is called without arguments; the current folder is searched too.
+        path: the output file.
+        input_shape: one input without its batch axis.
+        weights: a `state_dict` that is loaded into the module; None keeps the weights that the factory gave it.
+        opset: of the file.
+        force: an existing file may be replaced.
+
+    Raises:
+        InputError: the function or the weights can't be used. Also see `export_onnx`.
+    """
+    module = _make_module(source)
+    if weights is not None:
+        _load_weights(module, weights)
+    return export_onnx(module, _example(input_shape), path, opset=opset, force=force)
+
+
+def _example(shape: tuple[int, ...]) -> torch.Tensor:
+    """A batch of random inputs; shape (4, *shape)."""
+    return torch.randn(_EXAMPLES, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def _make_module(source: str) -> nn.Module:
+    """Imports and calls the factory."""
+    module_name, _, name = source.partition(":")
+    with _current_folder_importable():
+        try:
+            factory: Any = importlib.import_module(module_name)
+            for part in name.split("."):
+                factory = getattr(factory, part)
+        except Exception as error:  # the code of a user may raise anything
+            raise InputError(f"{source}: can't be imported ({_said(error)}); write package.module:factory") from error
+        if not callable(factory):
+            raise InputError(f"{source}: is a {type(factory).__name__}; name a function that returns the module")
+        try:
+            module = factory()
+        except Exception as error:  # as above
+            raise InputError(f"{source}: fails when called without arguments ({_said(error)})") from error
+    if not isinstance(module, nn.Module):
+        raise InputError(f"{source}: returns a {type(module).__name__}; it must return a torch.nn.Module")
+    return module
+
+
+def _load_weights(module: nn.Module, path: Path) -> None:
+    """Loads a state_dict into a module; code in the file is refused."""
+    if (reason := why_unreadable(path)) is not None:
+        raise InputError(f"--weights {path}: {reason}")
+    try:
+        state = read_torch_file(path)
+    except ModelError as error:
+        raise InputError(f"--weights {error}; save module.state_dict()") from None
+    if not is_state_dict(state):
+        raise InputError(f"--weights {path}: holds no state_dict; save module.state_dict()")
+    expected = set(module.state_dict())
+    for what, keys in (("lacks", expected - set(state)), ("has too much:", set(state) - expected)):
+        if keys:
+            shown = ", ".join(sorted(keys)[:_SHOWN_KEYS])
+            more = f" and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
+            raise InputError(f"--weights {path}: {what} {shown}{more}; give the weights of this very module")
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"--weights {path}: do not fit the module: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    """Puts the current folder on the import path, as `python -m` does, and takes it off again."""
+    before = list(sys.path)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"

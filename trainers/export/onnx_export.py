@@ -1,0 +1,272 @@
+"""From a torch module to an ONNX file that keeps what vsfix needs: every BatchNorm, and every noise layer as a marker.
+
+observe   one forward in training mode finds the noise that layers make by hand (see `training_noise`)
+trace     torch.export in eval mode; each noise call becomes an opaque operator (see `noise_tracing`)
+convert   torch's ONNX exporter without its optimizer, which would fold the BNs away (see `onnx_conversion`)
+clean     constants folded, identities removed: the shape clutter of the exporter stops TensorRT's parser
+mark      each opaque operator becomes the marker of `graph_passes.marker`
+check     the full ONNX checker, then ONNX Runtime against torch; only then does the file appear
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import onnx_graphsurgeon as gs
+import torch
+from torch import nn
+
+from vsfix.graph_passes.batch_norm.batch_norm import find_modules
+from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
+from vsfix.graph_passes.io.atomic_file import atomic_path, require_writable
+from vsfix.graph_passes.io.model_file import check_model, export_model, import_graph
+from vsfix.graph_passes.noise.marker import EXPORT_METADATA_KEY, write_marker
+from vsfix.graph_passes.noise.noise import Noise
+from vsfix.trainers.training.evaluation import eval_mode
+
+from .noise_reach import reaches_deployment
+from .noise_tracing import NOISE_DOMAIN, NoiseTracer
+from .onnx_cleaning import convert_down, remove_clutter
+from .onnx_conversion import (
+    convert_program,
+    float64_references,
+    quiet_exporter,
+    require_exportable,
+    torch_references,
+    trace_module,
+)
+from .onnxruntime_library import Agreement, agreement_of, compare_with_torch
+from .training_noise import observe_training_noise
+
+MIN_OPSET = 15  # BatchNormalization got its present form there
+MAX_OPSET = 25
+MIN_SNR_DB = 100.0
+# Where float32 itself is worse than that, the file may be this much worse than torch against float64, and no worse
+# than the second number.
+WORSE_THAN_TORCH_DB = 6.0
+LEAST_SNR_DB = 40.0
+_logger = logging.getLogger(__name__)
+
+
+def describe_lost_noise(module: nn.Module, rows: torch.Tensor, tracer: NoiseTracer, graph: gs.Graph) -> list[str]:
+    """Says so where noise that eval mode cuts off from the output matters in training mode.
+
+    Args:
+        module: what was exported.
+        rows: an input, shape (N, ...).
+        tracer: the noise that was seen.
+        graph: with the opaque operators still in it.
+    """
+    lost = tracer.marked.keys() - {node.attrs["name"] for node in graph.nodes if node.domain == NOISE_DOMAIN}
+    if not lost or not reaches_deployment(module, rows, [tracer.places[name] for name in lost]):
+        return []
+    return [f"{len(lost)} noise calls whose result the output depends on in training mode only"]
+
+
+def write_markers(graph: gs.Graph, marked: Mapping[str, Noise]) -> tuple[tuple[str, Noise], ...]:
+    """Puts the marker of its noise in the place of each opaque operator; returns them in the graph's order."""
+    taken = {tensor.name for tensor in graph.tensors().values()} | {node.name for node in graph.nodes}
+    markers: list[tuple[str, Noise]] = []
+    for index, node in enumerate(graph.nodes):
+        if node.domain != NOISE_DOMAIN:
+            continue
+        noise = marked[node.attrs["name"]]
+        name = unused_name(node.attrs["name"], taken)
+        data, output = node.inputs[0], node.outputs[0]
+        node.inputs.clear()
+        node.outputs.clear()
+        graph.nodes[index] = write_marker(name, noise, data, output)
+        markers.append((name, noise))
+    graph.import_domains = [entry for entry in graph.import_domains if entry.domain != NOISE_DOMAIN]
+    return tuple(markers)
+
+
+def unused_name(label: str, taken: set[str]) -> str:
+    """The label, with a number behind it where it or one of the tensors that would be named after it is taken."""
+    name, number = label, 2
+    while taken & {name, f"{name}.ratio", f"{name}.training_mode"}:
+        name, number = f"{label}_{number}", number + 1
+    taken.add(name)
+    return name
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export wrote, and how near it is to torch.
+
+    Attributes:
+        path: the file.
+        opset: of the standard operators.
+        markers: the name and the noise of each marker, in the order of the graph.
+        batch_norms: the name of each BatchNormalization, in the order of the graph.
+        unmarked: one description for each noise that the file does not show.
+        max_abs_error: the largest difference to torch in any output.
+        snr_db: 10 log10(sum ref^2 / sum (ref - out)^2), the lower one of two batch sizes; inf where they are equal.
+        untracked: the name of each BatchNorm module that keeps no statistics (track_running_stats=False) and so
+            normalises each batch by itself, deployed too.
+    """
+
+    path: Path
+    opset: int
+    markers: tuple[tuple[str, Noise], ...]
+    batch_norms: tuple[str, ...]
+    unmarked: tuple[str, ...]
+    max_abs_error: float
+    snr_db: float
+    untracked: tuple[str, ...] = ()
+
+
+def export_onnx(
+    module: nn.Module,
+    example: torch.Tensor,
+    path: Path,
+    *,
+    opset: int = 18,
+    metadata: Mapping[str, str] | None = None,
+    force: bool = False,
+    input_name: str = "input",
+    output_name: str = "logits",
+) -> ExportResult:
+    """Writes `module` as an ONNX file and checks it against torch on the example and on a batch of one.
+
+    The module's training flags are as before afterwards, also after an error.
+
+    Args:
+        module: takes one tensor, batch first, and returns one; float32, on the CPU.
+        example: an input, shape (N, ...); the file takes any batch size.
+        path: the output file.
+        opset: 15 to 25.
+        metadata: entries of the file's metadata_props.
+        force: an existing file may be replaced.
+        input_name: of the graph's input.
+        output_name: of the graph's output.
+
+    Raises:
+        InputError: the module, the example, the opset or the path can't be used as they are.
+        ModelError: torch can't trace the module, or it can't be converted.
+        CheckFailedError: the file computes something else than torch; it is not written then.
+        MissingComponentError: ONNX Runtime is not installed.
+    """
+    require_writable(path, force=force)
+    if not MIN_OPSET <= opset <= MAX_OPSET:
+        raise InputError(f"opset {opset}: must lie between {MIN_OPSET} and {MAX_OPSET}")
+    require_exportable(module, example)
+    rows = example if len(example) > 1 else torch.cat([example, example])  # one row would become a fixed batch size
+    with eval_mode(module), torch.no_grad(), quiet_exporter():
+        references = torch_references(module, rows)
+        hidden = observe_training_noise(module, rows)
+        program, tracer = trace_module(module, rows, hidden.layers)
+        source = convert_program(program, opset, input_name, output_name)
+        graph = import_graph(source)
+        remove_clutter(graph, module.state_dict().keys())
+        lost = describe_lost_noise(module, rows, tracer, graph)
+        markers = write_markers(graph, tracer.marked)
+        batch_norms = _kept_batch_norms(graph, tracer, program)
+        unmarked = (*tracer.unmarked, *hidden.unknown, *lost)
+        # Only a file that shows all of its noise may claim to: see the key's own comment.
+        claims = {} if unmarked else {EXPORT_METADATA_KEY: str(len(markers))}
+        model = _assemble(graph, source, opset, {**(metadata or {}), **claims})
+        agreement = _write(model, path, module, references, force=force)
+    for description in unmarked:
+        _logger.warning("%s: the file does not show %s", path, description)
+    return ExportResult(
+        path,
+        opset,
+        markers,
+        batch_norms,
+        unmarked,
+        max_abs_error=agreement.max_abs_error,
+        snr_db=agreement.snr_db,
+        untracked=_untracked(module),
+    )
+
+
+def _untracked(module: nn.Module) -> tuple[str, ...]:
+    """The names of the BatchNorms without running statistics."""
+    kinds = nn.modules.batchnorm._BatchNorm
+    return tuple(
+        name for name, layer in module.named_modules() if isinstance(layer, kinds) and layer.running_mean is None
+    )
+
+
+def _kept_batch_norms(graph: gs.Graph, tracer: NoiseTracer, program: torch.export.ExportedProgram) -> tuple[str, ...]:
+    """The names of the BNs in the graph, which must be as many as torch's output depends on."""
+    modules = find_modules(graph)
+    kept = tuple(module.name for module in modules)
+    if sum(len(module.uses) for module in modules) < _needed_batch_norms(program):
+        lost = sorted(set(tracer.batch_norms) - set(kept))
+        raise ModelError(f"torch.onnx did not keep {len(lost)} BatchNorms ({', '.join(lost)}); nothing is written")
+    return kept
+
+
+def _needed_batch_norms(program: torch.export.ExportedProgram) -> int:
+    """How many BatchNorm calls with stored statistics the output of a traced module depends on."""
+    pending = list(program.graph.find_nodes(op="output"))
+    needed = set(pending)
+    while pending:
+        new = [node for node in pending.pop().all_input_nodes if node not in needed]
+        needed.update(new)
+        pending.extend(new)
+    batch_norms = [node for node in needed if node.target is torch.ops.aten.batch_norm.default]
+    return sum(node.args[3] is not None for node in batch_norms)  # the fourth argument is the running mean
+
+
+def _assemble(graph: gs.Graph, source: onnx.ModelProto, opset: int, metadata: Mapping[str, str]) -> onnx.ModelProto:
+    """The model as it will stand in the file."""
+    # What the exporter notes about the machine and the source code is nobody's business downstream.
+    source.ClearField("metadata_props")
+    model = convert_down(export_model(graph, source), opset)
+    _name_nodes(model.graph)
+    model.producer_name, model.producer_version = "vsfix", version("vsfix")
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
+    onnx.helper.set_model_props(model, dict(metadata))
+    return model
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Gives a name to each node that has none or another node's."""
+    taken = {node.name for node in graph.node}
+    seen: set[str] = set()
+    for node in graph.node:
+        if not node.name or node.name in seen:
+            node.name = unused_name(node.name or node.op_type, taken)
+        seen.add(node.name)
+
+
+def _write(
+    model: onnx.ModelProto,
+    path: Path,
+    module: nn.Module,
+    references: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    *,
+    force: bool,
+) -> Agreement:
+    """Writes the file and lets it appear when it is valid and agrees with torch."""
+    with atomic_path(path, force=force) as temporary:
+        onnx.save(model, temporary)
+        check_model(temporary)
+        agreement = compare_with_torch(temporary, references)
+        if not agreement.snr_db >= MIN_SNR_DB and not _as_exact_as_torch(temporary, module, references):
+            raise CheckFailedError(
+                f"{path}: the exported model departs from torch: SNR {agreement.snr_db:.1f} dB, at least"
+                f" {MIN_SNR_DB:g} dB is needed, largest difference {agreement.max_abs_error:.3g}; not written"
+            )
+    return agreement
+
+
+def _as_exact_as_torch(path: Path, module: nn.Module, references: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> bool:
+    """Whether a file is as near to the exact result as torch itself: some networks lose decibels in any float32."""
+    exact = float64_references(module, [rows for rows, _ in references])
+    if exact is None:
+        return False
+    pairs = [(rows, out) for (rows, _), out in zip(references, exact, strict=True)]
+    torch_snr = min(
+        agreement_of(out.numpy(), approximate.numpy()).snr_db
+        for out, (_, approximate) in zip(exact, references, strict=True)
+    )
+    return compare_with_torch(path, pairs).snr_db >= max(torch_snr - WORSE_THAN_TORCH_DB, LEAST_SNR_DB)
