@@ -1,25 +1,25 @@
 """What is done to a graph: find the noise, measure and repair the statistics, fold, clean. No framework, no runtime.
 
-The modules by what they are about; in each row the later ones build on the earlier:
+The rooms, each building on those before it:
 
-foundations     errors, inference (what a pass asks of a runtime), nodes, tensors, stored_values, tapped_tensors
-noise           noise, marker, noise_sampling, noise_insertion
-noise analysis  concat_slices, body_links, noise_spread, noise_analysis, noise_route, shift
-training form   random_expression, random_field, random_factor, decomposed_noise, training_mode
-measurement     batches, moments, moment_taps, resident_memory, activation_cache, staging,
-                side_by_side, staged_run, measurement
-evidence        jackknife, shrinkage, evidence, estimate
-noise average   estimators/ (F, its distance, match)
-lost noise      noise_inference/ (from the stored statistics, BatchNorm by BatchNorm)
-estimators      reestimation (exact), paired, second_moment, linear_noise, analytic
-patterns        constant_expression, elementwise_chain, batch_norm, primitive_batch_norm, recompose_batch_norm
-passes          graph_pass, repair_statistics, remove_identities, control_flow, fold_constants
-fold            node_order, graph_tree, channel_map, rounding, linear_layer, fold_candidates, fold_backward,
-                fold_concat, fold_forward, affine_batch_norm, fold_batch_norm, fold_affine, value_scan
-precision       element_types, integer_arithmetic, opset, constant_rounding, weight_rounding, typed_batch_norm,
-                split_activations, float_cast, precision, rounded_activations, quantized_layers
-shapes          tensor_shapes, symbolic_shapes, split_sequences, simplify_shapes
-deployment      deployment (the order of the passes)
-files           named_file, file_lock, temporary_files, atomic_file, stored_tensors, local_functions,
-                file_values, external_data, model_file
+    ir               The graph itself: nodes, tensors, subgraphs, types, shapes, constants, and the contract of a pass.
+    io               Model files: read with every check, their weights wherever they are, written whole or not at all.
+    batch_norm       BatchNorm in any form that a file has it in: one node, one module used several times, primitives.
+    noise            Noise: its kinds, how a file marks it, how it is drawn and inserted, and which BatchNorm it
+                     reaches.
+    statistics       A calibration set and what it shows: moments, how sure they are, and the evidence that they carry.
+    training_export  Files in training form become deployable: noise written as arithmetic, BatchNorms that use their
+                     batch.
+    folding          BatchNorm into the layers around it, in float64, with one rounding.
+    measurement      Runs of a graph over a calibration set, stage by stage within a memory limit, and what is read
+                     from them.
+    cleaning         What an export leaves behind and deployment does not need, and the order of all passes.
+    noise_average    F, the network averaged over its noise: how it is sampled, and R, how far a deployed network is
+                     from it.
+    estimators       What BatchNorms and layers should store: match, exact, paired, the closed forms.
+    noise_inference  Lost noise, inferred BatchNorm by BatchNorm from the statistics that the training left behind.
+    precision        Graphs in float16, bfloat16 and eight bits: the cast, its constants, and the values that a type
+                     can't hold.
+
+At the root: errors.
 """

@@ -1,18 +1,25 @@
-"""What a user does: the command line, calibration data, backends, repair, verification, reports.
+"""What a user does: inspect, optimize, build, verify, benchmark, package, and the pages that report it.
 
-command line    cli (the group), commands/ (one module for each), terminal_text, console, tables, output_file
-data            calibration, random_inputs, batch_runs
-runtimes        backends/ (one module for each runner), environment, gpu_state, doctor
-inspect         preparation, fault, lost_noise, inspection, diagnosis, inspection_page
-optimize        repair_config, method_choice, made_inputs, label_judge, noise_study, refining, candidates, averaging,
-                estimation, editing, changed_parameters, rounding_floor, repair, repair_report, casting,
-                accuracy, quantizer, quantization, optimization
-build           build_config, file_description, precision_proof, building, build_progress, build_table,
-                engine_sidecar
-package         served_model, text_format, triton_config, kserve, packaging
-verify          shared_inputs, proportion, tensor_comparison, decisions, tolerance, model_description, error_budget,
-                tappable, layer_search, verification, verification_files, verification_table
-benchmark       benchmark/
-train, export   training_network, exporting
-report          report/ (sections, tables, figures, the page), demo
+The rooms, each building on those before it:
+
+    host          This machine and its terminal: what it is, what is printed, what may be written, what is installed.
+    data          What a model is fed with.
+    comparison    Two models on the same samples: tensors, decisions, accuracy, and what difference counts. No file is
+                  read here.
+    inspection    What is known of a model before anything is changed: its BatchNorms, its noise, R, and which fault it
+                  has.
+    tensorrt      TensorRT and TensorRT-RTX without a runner: the library, its log, parsed networks, engines, CUDA.
+    casting       A model in another precision, judged against itself.
+    building      `vsfix build`: an engine, what proves it, and the sidecar that belongs to it.
+    backends      One module for each runner, what they share, and which of them work here.
+    repair        The repair: which method, what it finds, what is written, and the report of it.
+    serving       `vsfix package`: a Triton model repository, and KServe.
+    verification  `vsfix verify`: a model against a reference, on any two backends.
+    benchmark     `vsfix benchmark`: models, backends and precisions on one labelled set, their times, and two runs
+                  compared.
+    report        The parts of every report: its sections as plain data, numbers as text, figures.
+    pages         The HTML pages: tables, answers in words, templates.
+    reproduction  `vsfix reproduce`: the paper's claims as experiments, here or on a Ray cluster.
+    api           What the commands do, in one call each.
+    cli           The command line: the group, its options, its tables; one module for each command in `commands`.
 """

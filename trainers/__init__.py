@@ -1,12 +1,12 @@
-"""Networks, noise layers, data, the training loop, and the export to ONNX.
+"""What needs torch: data, noise layers, networks, training, export, and ONNX graphs that can be differentiated.
 
-data            images, idx_file, cifar, image_folder, npz_file, hub_dataset, datasets, preprocessing, torch_file
-layers          noise_layers, uout_kernel, noise_sites, image_layers
-networks        mlp, preactivation, densenet, residual, network
-training        augmentation, training_config, recipes, fabric_session, random_streams, training_data, evaluation,
-                shift_log, checkpoint, run_folder, training_run, training_loop
-export          noise_tracing, noise_reach, noise_identification, training_noise (the noise of a torch module);
-                onnx_cleaning, onnx_conversion, onnxruntime_library, onnx_export
-differentiable  onnx_call, onnx_elementwise, onnx_reductions, onnx_windows, onnx_shapes, onnx_resizing,
-                onnx_evaluation (an ONNX graph in torch); refinement_samples, refinement, image_prior, synthetic_inputs
+The rooms, each building on those before it:
+
+    data            Data sets in the forms that people have them, their preprocessing, and files of torch. No torch but
+                    for the last.
+    layers          The noise layers, the places that they stand at, and the layers that all networks share.
+    networks        The networks, and one configuration that names and builds each of them.
+    training        A training run: its configuration, its data, its steps, its checkpoints, its folder.
+    export          From a torch module to an ONNX file that keeps its BatchNorms and marks its noise.
+    differentiable  An ONNX graph evaluated in torch: refinement by gradient, and inputs made from the model alone.
 """

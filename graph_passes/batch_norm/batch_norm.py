@@ -19,11 +19,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.errors import ModelError
+from vsfix.graph_passes.ir.graph import Tensor, bodies_of, constant_behind, is_batch_norm, is_graph_output, name_of
 from vsfix.graph_passes.ir.graph_pass import Kept
-from vsfix.graph_passes.ir.nodes import bodies_of, is_batch_norm, name_of
 from vsfix.graph_passes.ir.runtime import Float64Array
 from vsfix.graph_passes.ir.stored_values import stored_values
-from vsfix.graph_passes.ir.tensors import Tensor, constant_behind, is_graph_output
 
 DEFAULT_EPSILON = float(np.float32(1e-5))  # an attribute is a float32, its default too
 FOLD_TARGETS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})

@@ -16,11 +16,20 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.ir.constant_expression import Factor, constant_tensors, factors, look_through, terms, values_of
-from vsfix.graph_passes.ir.elementwise_chain import Chain, Step, elementwise_chains
+from vsfix.graph_passes.ir.constant_expression import (
+    Chain,
+    Factor,
+    Step,
+    constant_tensors,
+    elementwise_chains,
+    factors,
+    look_through,
+    terms,
+    values_of,
+)
 from vsfix.graph_passes.ir.fold_constants import evaluate_constant
+from vsfix.graph_passes.ir.graph import Tensor, constant_behind, is_graph_output
 from vsfix.graph_passes.ir.runtime import Float64Array
-from vsfix.graph_passes.ir.tensors import Tensor, constant_behind, is_graph_output
 
 from .batch_norm import KEEPING_EXPORT
 

@@ -15,9 +15,8 @@ from collections.abc import Iterator, Sequence
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.ir.fold_constants import ResolveShapes, evaluate_constant
+from vsfix.graph_passes.ir.graph import Tensor, bodies_of, is_standard
 from vsfix.graph_passes.ir.graph_pass import Change, Kept, PassResult
-from vsfix.graph_passes.ir.nodes import bodies_of, is_standard
-from vsfix.graph_passes.ir.tensors import Tensor
 from vsfix.graph_passes.noise.marker import marker_label
 
 

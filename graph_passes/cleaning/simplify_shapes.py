@@ -20,11 +20,10 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.ir.element_types import ElementTypes, code_of
 from vsfix.graph_passes.ir.fold_constants import FoldConstants, ResolveShapes
+from vsfix.graph_passes.ir.graph import Tensor, constant_behind, is_graph_output, is_standard, name_of, redirect_readers
 from vsfix.graph_passes.ir.graph_pass import Change, GraphPass, PassResult
-from vsfix.graph_passes.ir.nodes import is_standard, name_of
 from vsfix.graph_passes.ir.remove_identities import RemoveIdentities
-from vsfix.graph_passes.ir.symbolic_shapes import Dimension, SymbolicShapes
-from vsfix.graph_passes.ir.tensors import Tensor, constant_behind, is_graph_output, redirect_readers
+from vsfix.graph_passes.ir.shapes import Dimension, SymbolicShapes
 
 from .split_sequences import SplitSequences
 

@@ -9,10 +9,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.ir.fold_constants import evaluate_constant
+from vsfix.graph_passes.ir.graph import is_graph_output, is_standard, name_of
 from vsfix.graph_passes.ir.graph_pass import Change, Kept, PassResult
-from vsfix.graph_passes.ir.nodes import is_standard, name_of
-from vsfix.graph_passes.ir.symbolic_shapes import SymbolicShapes
-from vsfix.graph_passes.ir.tensors import is_graph_output
+from vsfix.graph_passes.ir.shapes import SymbolicShapes
 
 _FIRST_SIZES_AS_INPUT = 13
 

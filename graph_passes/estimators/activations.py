@@ -17,10 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.ir.nodes import is_standard
+from vsfix.graph_passes.ir.graph import Tensor, constant_behind, is_standard
 from vsfix.graph_passes.ir.runtime import Float64Array
 from vsfix.graph_passes.ir.stored_values import stored_values
-from vsfix.graph_passes.ir.tensors import Tensor, constant_behind
 
 Dual = tuple[Float64Array, Float64Array]
 """A value and its derivative in z, of one shape."""

@@ -16,8 +16,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm.batch_norm import BatchNorm, find_modules
+from vsfix.graph_passes.ir.graph import Tensor
 from vsfix.graph_passes.ir.runtime import Float64Array
-from vsfix.graph_passes.ir.tensors import Tensor
 from vsfix.graph_passes.noise.analysis import Distance, NoisePaths, analyse_noise
 from vsfix.graph_passes.noise.marker import is_dropout
 from vsfix.graph_passes.statistics.estimate import Estimate

@@ -9,9 +9,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.io.model_file import export_subgraph
-from vsfix.graph_passes.ir.runtime import Float64Array, OpenModel
-from vsfix.graph_passes.ir.tensors import Tensor
-from vsfix.graph_passes.measurement.side_by_side import side_by_side
+from vsfix.graph_passes.ir.graph import Tensor
+from vsfix.graph_passes.ir.runtime import Float64Array, OpenModel, side_by_side
 from vsfix.graph_passes.noise.marker import RemoveMarkers
 from vsfix.graph_passes.noise_average.samples import SampleSet
 from vsfix.graph_passes.noise_average.taps import PositionTap, tap_positions

@@ -19,9 +19,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms
+from vsfix.graph_passes.ir.graph import Tensor, constant_behind
 from vsfix.graph_passes.ir.runtime import Float64Array
-from vsfix.graph_passes.ir.tensor_shapes import TensorShapes
-from vsfix.graph_passes.ir.tensors import Tensor, constant_behind
+from vsfix.graph_passes.ir.shapes import TensorShapes
 from vsfix.graph_passes.noise.marker import is_dropout, marker_label, read_marker
 from vsfix.graph_passes.noise.noise import UOUT_FORMS, NoiseKind
 from vsfix.graph_passes.noise.propagation import (

@@ -21,8 +21,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.errors import DataError, ModelError
+from vsfix.graph_passes.ir.graph import Tensor
 from vsfix.graph_passes.ir.runtime import Array, Float64Array, OpenModel
-from vsfix.graph_passes.ir.tensors import Tensor
 from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY, ActivationCache
 from vsfix.graph_passes.measurement.staged_run import StagedRun
 from vsfix.graph_passes.measurement.staging import Stage, Target, plan_stages

@@ -18,8 +18,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from vsfix.graph_passes.batch_norm.batch_norm import BatchNorm
+from vsfix.graph_passes.ir.graph import Tensor
 from vsfix.graph_passes.ir.runtime import Float64Array
-from vsfix.graph_passes.ir.tensors import Tensor
 from vsfix.graph_passes.noise.marker import is_dropout
 
 COPIES = frozenset({"Identity", "Cast"})

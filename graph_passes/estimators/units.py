@@ -21,13 +21,12 @@ import onnx_graphsurgeon as gs
 from vsfix.graph_passes.batch_norm.batch_norm import BatchNorm, find_modules
 from vsfix.graph_passes.folding.linear_layer import LINEAR_OPERATORS, LinearLayer, read_linear_layer
 from vsfix.graph_passes.ir.element_types import state_types
+from vsfix.graph_passes.ir.graph import is_graph_output, is_standard, name_of
 from vsfix.graph_passes.ir.graph_pass import Change
-from vsfix.graph_passes.ir.graph_tree import GraphTree
-from vsfix.graph_passes.ir.nodes import is_standard, name_of
 from vsfix.graph_passes.ir.rounding import round_channels
 from vsfix.graph_passes.ir.runtime import Float64Array
 from vsfix.graph_passes.ir.stored_values import stored_values
-from vsfix.graph_passes.ir.tensors import is_graph_output
+from vsfix.graph_passes.ir.subgraphs import GraphTree
 from vsfix.graph_passes.noise.propagation import NoiseSpread
 
 from .activations import Activation, GraphOrder, find_activation

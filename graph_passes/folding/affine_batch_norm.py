@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.ir.graph_tree import GraphTree
 from vsfix.graph_passes.ir.rounding import RoundingError, round_channels
 from vsfix.graph_passes.ir.runtime import Array
 from vsfix.graph_passes.ir.stored_values import stored_values
+from vsfix.graph_passes.ir.subgraphs import GraphTree
 
 from .candidates import FoldCandidate
 from .channel_map import ChannelMap

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.ir.graph_tree import GraphTree
-from vsfix.graph_passes.ir.nodes import is_standard
+from vsfix.graph_passes.ir.graph import Tensor, constant_behind, is_standard
 from vsfix.graph_passes.ir.rounding import RoundingError, round_channels, round_outputs
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
 from vsfix.graph_passes.ir.stored_values import stored_values
-from vsfix.graph_passes.ir.tensors import Tensor, constant_behind
+from vsfix.graph_passes.ir.subgraphs import GraphTree
 
 from .candidates import FoldCandidate
 from .channel_map import VIEWS, ChannelMap, Channels, spread

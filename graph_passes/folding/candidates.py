@@ -13,9 +13,9 @@ from vsfix.graph_passes.batch_norm.batch_norm import (
     read_batch_norms,
     read_parameters,
 )
+from vsfix.graph_passes.ir.graph import is_batch_norm, name_of
 from vsfix.graph_passes.ir.graph_pass import Kept
-from vsfix.graph_passes.ir.graph_tree import GraphTree
-from vsfix.graph_passes.ir.nodes import is_batch_norm, name_of
+from vsfix.graph_passes.ir.subgraphs import GraphTree
 
 TRAINING_FORM = "it is in training form: it normalises with the statistics of the batch, or hands them on"
 

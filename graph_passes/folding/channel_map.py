@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.ir.symbolic_shapes import Dimension, SymbolicShapes
-from vsfix.graph_passes.ir.tensors import Tensor, constant_behind
+from vsfix.graph_passes.ir.graph import Tensor, constant_behind
+from vsfix.graph_passes.ir.shapes import Dimension, SymbolicShapes
 
 VIEWS = frozenset({"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity"})
 Channels = npt.NDArray[np.int32]

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.ir.graph_tree import GraphTree
-from vsfix.graph_passes.ir.nodes import is_standard
+from vsfix.graph_passes.ir.graph import is_standard
+from vsfix.graph_passes.ir.subgraphs import GraphTree
 
 from .backward import BackwardFold, LayerInFront, find_layer_in_front, fold_into
 from .candidates import FoldCandidate

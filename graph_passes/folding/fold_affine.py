@@ -15,10 +15,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm.primitives import BatchNormParameter, PrimitiveBatchNorm, is_row, operand_shape
-from vsfix.graph_passes.ir.constant_expression import constant_tensors, values_of
-from vsfix.graph_passes.ir.elementwise_chain import Chain, elementwise_chains
+from vsfix.graph_passes.ir.constant_expression import Chain, constant_tensors, elementwise_chains, values_of
 from vsfix.graph_passes.ir.graph_pass import PassResult
-from vsfix.graph_passes.ir.tensor_shapes import TensorShapes
+from vsfix.graph_passes.ir.shapes import TensorShapes
 
 from .fold_batch_norm import FoldBatchNorm
 from .recompose_batch_norm import find_layout, write_batch_norm

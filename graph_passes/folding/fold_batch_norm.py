@@ -19,7 +19,7 @@ from typing import Literal
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.ir.graph_pass import Change, Kept, PassResult
-from vsfix.graph_passes.ir.graph_tree import GraphTree
+from vsfix.graph_passes.ir.subgraphs import GraphTree
 
 from .affine_batch_norm import decide_affine
 from .backward import decide_backward

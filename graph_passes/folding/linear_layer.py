@@ -16,11 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.ir.graph_tree import GraphTree
-from vsfix.graph_passes.ir.nodes import is_standard
+from vsfix.graph_passes.ir.graph import constant_behind, is_standard
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
 from vsfix.graph_passes.ir.stored_values import stored_values
-from vsfix.graph_passes.ir.tensors import constant_behind
+from vsfix.graph_passes.ir.subgraphs import GraphTree
 
 LINEAR_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _FIRST_BROADCASTING_OPSET = 7

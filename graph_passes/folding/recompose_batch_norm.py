@@ -26,13 +26,12 @@ from vsfix.graph_passes.batch_norm.primitives import (
     operand_shape,
 )
 from vsfix.graph_passes.ir.fold_constants import evaluate_constant
+from vsfix.graph_passes.ir.graph import Tensor, constant_behind, is_standard
 from vsfix.graph_passes.ir.graph_pass import Change, Kept, PassResult
-from vsfix.graph_passes.ir.graph_tree import GraphTree
-from vsfix.graph_passes.ir.nodes import is_standard
 from vsfix.graph_passes.ir.rounding import RoundingError, round_channels
+from vsfix.graph_passes.ir.shapes import TensorShapes
 from vsfix.graph_passes.ir.stored_values import stored_values
-from vsfix.graph_passes.ir.tensor_shapes import TensorShapes
-from vsfix.graph_passes.ir.tensors import Tensor, constant_behind
+from vsfix.graph_passes.ir.subgraphs import GraphTree
 
 from .affine_batch_norm import AffineBatchNorm
 from .candidates import FoldCandidate

@@ -21,8 +21,8 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, update_impor
 from onnx_graphsurgeon.ir.tensor import SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from vsfix.graph_passes.ir.graph import Tensor
 from vsfix.graph_passes.ir.stored_values import FileValues, file_of, values_of
-from vsfix.graph_passes.ir.tensors import Tensor
 
 from .file_values import can_stay_in_file, is_large, put_into_file, refer_to_file
 from .named_file import why_unreadable

@@ -18,8 +18,8 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from vsfix.graph_passes.errors import InputError, ModelError, first_line
+from vsfix.graph_passes.ir.graph import Tensor
 from vsfix.graph_passes.ir.stored_values import FileValues, file_of
-from vsfix.graph_passes.ir.tensors import Tensor
 
 from .atomic_file import atomic_path, atomic_paths
 from .external_data import (

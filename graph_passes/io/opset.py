@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.errors import ModelError, first_line
 from vsfix.graph_passes.ir.element_types import TYPE_NAMES, ElementTypes, Slot, input_slot, output_slot
-from vsfix.graph_passes.ir.nodes import bodies_of, graphs_of, is_standard, label_of
+from vsfix.graph_passes.ir.graph import bodies_of, graphs_of, is_standard, label_of
 
 from .external_data import fits_one_file
 

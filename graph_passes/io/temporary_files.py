@@ -18,11 +18,19 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from .file_lock import HAS_LOCKS, take_lock
+from typing import Any
 
 _LONGEST_SUFFIX = 24  # bytes
 _LONGEST_NAME = 255 - len("..01234567.part") - _LONGEST_SUFFIX
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    _fcntl: Any = None
+else:
+    _fcntl = fcntl
+HAS_LOCKS = _fcntl is not None
 
 
 @contextmanager
@@ -153,3 +161,20 @@ def _clear_one(left: Path) -> None:
             left.unlink(missing_ok=True)
     finally:
         os.close(lock)
+
+
+def take_lock(descriptor: int) -> bool | None:
+    """Takes the lock of an open file or folder without waiting for it.
+
+    Returns:
+        False where another process holds it, None where there are no locks, as on some network file systems.
+    """
+    if _fcntl is None:
+        return None
+    try:
+        _fcntl.flock(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True

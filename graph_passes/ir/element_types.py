@@ -19,9 +19,8 @@ import onnx.defs
 import onnx.helper
 import onnx_graphsurgeon as gs
 
-from .body_links import body_links
-from .nodes import bodies_of, is_standard
-from .tensors import Tensor
+from .graph import Tensor, bodies_of, is_standard
+from .subgraphs import body_links
 
 FLOAT: int = onnx.TensorProto.FLOAT
 FLOAT16: int = onnx.TensorProto.FLOAT16

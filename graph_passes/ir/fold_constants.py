@@ -19,12 +19,11 @@ import onnx_graphsurgeon as gs
 from vsfix.graph_passes.errors import first_line
 
 from .element_types import ElementTypes
+from .graph import Tensor, constant_behind, graphs_of, is_batch_norm, is_graph_output, is_standard, name_of, nodes_of
 from .graph_pass import Change, Kept, PassResult
-from .nodes import graphs_of, is_batch_norm, is_standard, name_of, nodes_of
 from .runtime import Array
+from .shapes import TensorShapes
 from .stored_values import stored_values
-from .tensor_shapes import TensorShapes
-from .tensors import Tensor, constant_behind, is_graph_output
 
 MAX_ELEMENTS = 10**6
 # Deterministic, and none makes more out of its inputs than a shape among them says.

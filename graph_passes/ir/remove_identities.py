@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping
 
 import onnx_graphsurgeon as gs
 
+from .graph import graphs_of, is_standard, name_of, redirect_readers
 from .graph_pass import Change, Kept, PassResult
-from .nodes import graphs_of, is_standard, name_of
-from .tensors import redirect_readers
 
 
 class RemoveIdentities:

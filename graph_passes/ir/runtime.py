@@ -1,10 +1,16 @@
-"""What the passes need of a runtime: something that opens a model and runs it. They get it as an argument."""
+"""What the passes need of a runtime: something that opens a model and runs it, several runs at once.
+
+They get it as an argument.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +19,10 @@ from typing_extensions import Self
 
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
+
+
+_Result = TypeVar("_Result")
+_AHEAD = 2  # runs that may wait for the reader of their results, for each thread
 
 
 class Runner(Protocol):
@@ -47,3 +57,30 @@ class Runner(Protocol):
 
 
 OpenModel = Callable[[onnx.ModelProto], Runner]
+
+
+def side_by_side(work: Callable[[int], _Result], numbers: Iterable[int], concurrency: int) -> Iterator[_Result]:
+    """The results of `work` in the order of the numbers; where one fails, those that wait are not begun.
+
+    No more than a few results are held, however slowly they are read.
+
+    Args:
+        work: called from several threads.
+        numbers: what it is called with.
+        concurrency: how many threads.
+    """
+    if concurrency == 1:
+        yield from map(work, numbers)
+        return
+    waiting = iter(numbers)
+    with ThreadPoolExecutor(concurrency) as pool:
+        begun: deque[Future[_Result]] = deque(
+            pool.submit(work, number) for number in islice(waiting, _AHEAD * concurrency)
+        )
+        try:
+            while begun:
+                yield begun.popleft().result()
+                begun.extend(pool.submit(work, number) for number in islice(waiting, 1))
+        finally:
+            for future in begun:
+                future.cancel()

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from vsfix.graph_passes.ir.graph import Tensor
 from vsfix.graph_passes.ir.runtime import Array
-from vsfix.graph_passes.ir.tensors import Tensor
 from vsfix.graph_passes.statistics.moments import SampleMoments
 
 REDUCE_AXES_ARE_AN_INPUT = 18  # the opset

@@ -11,12 +11,11 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.io.model_file import export_subgraph
-from vsfix.graph_passes.ir.runtime import Array, OpenModel
+from vsfix.graph_passes.ir.runtime import Array, OpenModel, side_by_side
 from vsfix.graph_passes.noise.sampling import apply_noise, generators_of
 from vsfix.graph_passes.statistics.batches import Batch, samples_in
 
 from .activation_cache import ActivationCache
-from .side_by_side import side_by_side
 from .staging import Item, Stage
 
 _Result = TypeVar("_Result")

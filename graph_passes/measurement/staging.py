@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.errors import ModelError
-from vsfix.graph_passes.ir.tensors import Tensor, consumed_tensors
+from vsfix.graph_passes.ir.graph import Tensor, consumed_tensors
 from vsfix.graph_passes.noise.marker import marker_label, read_marker
 from vsfix.graph_passes.noise.noise import Noise
 

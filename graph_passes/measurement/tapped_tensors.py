@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.io.model_file import export_model, import_graph
 from vsfix.graph_passes.ir.element_types import ElementTypes
-from vsfix.graph_passes.ir.nodes import name_of
+from vsfix.graph_passes.ir.graph import name_of
 
 
 @dataclass(frozen=True)

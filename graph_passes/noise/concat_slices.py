@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.ir.nodes import is_standard
-from vsfix.graph_passes.ir.tensors import Tensor, constant_behind
+from vsfix.graph_passes.ir.graph import Tensor, constant_behind, is_standard
 
 _PARAMETERS = ("starts", "ends", "axes", "steps")
 _ELEMENTWISE = frozenset(

@@ -21,8 +21,8 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm.batch_norm import find_modules
 from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.ir.graph import Tensor, captured_tensors, constant_behind, redirect_readers
 from vsfix.graph_passes.ir.graph_pass import Change, Kept, PassResult
-from vsfix.graph_passes.ir.tensors import Tensor, captured_tensors, constant_behind, redirect_readers
 
 from .marker import is_dropout, marker_node_name, marker_ratio, read_marker, write_marker
 from .noise import Noise

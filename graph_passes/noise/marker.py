@@ -20,10 +20,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.errors import InputError, ModelError
+from vsfix.graph_passes.ir.graph import Tensor, constant_behind, is_standard, nodes_of
 from vsfix.graph_passes.ir.graph_pass import PassResult
-from vsfix.graph_passes.ir.nodes import is_standard, nodes_of
 from vsfix.graph_passes.ir.remove_identities import bypass_nodes
-from vsfix.graph_passes.ir.tensors import Tensor, constant_behind
 
 from .noise import UOUT_FORMS, Noise, NoiseKind
 

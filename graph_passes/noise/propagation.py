@@ -23,8 +23,8 @@ from typing import NamedTuple
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.errors import ModelError
-from vsfix.graph_passes.ir.body_links import body_links
-from vsfix.graph_passes.ir.nodes import bodies_of, is_batch_norm, is_standard
+from vsfix.graph_passes.ir.graph import bodies_of, is_batch_norm, is_standard
+from vsfix.graph_passes.ir.subgraphs import body_links
 
 from .concat_slices import sliced_operands
 from .marker import marker_label, read_marker, require_switched_off

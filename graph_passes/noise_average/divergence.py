@@ -22,7 +22,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.errors import InputError, UncomparableError
-from vsfix.graph_passes.ir.nodes import is_standard
+from vsfix.graph_passes.ir.graph import is_standard
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
 
 _TINY = 1e-12  # of a probability

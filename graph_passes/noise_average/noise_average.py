@@ -18,8 +18,7 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.io.model_file import export_subgraph
 from vsfix.graph_passes.ir.element_types import code_of, state_types
-from vsfix.graph_passes.ir.runtime import Array, OpenModel
-from vsfix.graph_passes.measurement.side_by_side import side_by_side
+from vsfix.graph_passes.ir.runtime import Array, OpenModel, side_by_side
 from vsfix.graph_passes.measurement.staging import NoisyMarker, noisy_markers
 from vsfix.graph_passes.noise.marker import RemoveMarkers
 from vsfix.graph_passes.noise.sampling import draw_by_sample, generators_of

@@ -16,8 +16,8 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.errors import ModelError
 from vsfix.graph_passes.io.model_file import export_subgraph
+from vsfix.graph_passes.ir.graph import Tensor
 from vsfix.graph_passes.ir.runtime import Array, OpenModel
-from vsfix.graph_passes.ir.tensors import Tensor
 from vsfix.graph_passes.statistics.batches import Batch
 
 # What they write is a sequence, a map, or perhaps nothing: it has no shape.

@@ -9,11 +9,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.io.model_file import export_subgraph
-from vsfix.graph_passes.ir.runtime import Array, OpenModel
-from vsfix.graph_passes.ir.tensors import Tensor, consumed_tensors
+from vsfix.graph_passes.ir.graph import Tensor, consumed_tensors
+from vsfix.graph_passes.ir.runtime import Array, OpenModel, side_by_side
 from vsfix.graph_passes.measurement.activation_cache import ActivationCache
 from vsfix.graph_passes.measurement.moment_taps import tap_moments
-from vsfix.graph_passes.measurement.side_by_side import side_by_side
 from vsfix.graph_passes.statistics.batches import Batch, samples_in
 from vsfix.graph_passes.statistics.moments import Moments, MomentsAccumulator, SampleMoments
 

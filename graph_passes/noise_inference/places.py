@@ -17,8 +17,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm.batch_norm import FOLD_TARGETS, BatchNorm, find_batch_norms
-from vsfix.graph_passes.ir.nodes import is_batch_norm
-from vsfix.graph_passes.ir.tensors import Tensor, captured_tensors, constant_behind, consumed_tensors
+from vsfix.graph_passes.ir.graph import Tensor, captured_tensors, constant_behind, consumed_tensors, is_batch_norm
 from vsfix.graph_passes.noise.insertion import holds_whole_numbers
 from vsfix.graph_passes.noise.propagation import LINEAR_MAPS, SHAPE_READERS
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from vsfix.graph_passes.ir.graph import redirect_readers
 from vsfix.graph_passes.ir.runtime import Array
-from vsfix.graph_passes.ir.tensors import redirect_readers
 from vsfix.graph_passes.noise.noise import Noise
 from vsfix.graph_passes.noise.sampling import draw_affine
 

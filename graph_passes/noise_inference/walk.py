@@ -20,8 +20,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from vsfix.graph_passes.ir.graph import redirect_readers
 from vsfix.graph_passes.ir.runtime import Array, Float64Array, OpenModel
-from vsfix.graph_passes.ir.tensors import redirect_readers
 from vsfix.graph_passes.measurement.activation_cache import ActivationCache
 from vsfix.graph_passes.measurement.measurement import as_measured
 from vsfix.graph_passes.noise.noise import Noise

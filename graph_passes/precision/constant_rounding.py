@@ -11,9 +11,8 @@ from collections.abc import Callable
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.ir.element_types import TYPE_NAMES
-from vsfix.graph_passes.ir.nodes import graphs_of
+from vsfix.graph_passes.ir.graph import Tensor, graphs_of, is_graph_output
 from vsfix.graph_passes.ir.stored_values import stored_values
-from vsfix.graph_passes.ir.tensors import Tensor, is_graph_output
 
 from .weight_rounding import RoundingLoss, round_bound, round_weight
 

@@ -22,10 +22,19 @@ from vsfix.graph_passes.ir.element_types import (
     output_slot,
     stated_type,
 )
+from vsfix.graph_passes.ir.graph import (
+    Tensor,
+    bodies_of,
+    constant_behind,
+    graphs_of,
+    is_graph_output,
+    is_standard,
+    label_of,
+    nodes_of,
+    redirect_readers,
+)
 from vsfix.graph_passes.ir.graph_pass import Change, Kept
-from vsfix.graph_passes.ir.nodes import bodies_of, graphs_of, is_standard, label_of, nodes_of
 from vsfix.graph_passes.ir.stored_values import stored_values
-from vsfix.graph_passes.ir.tensors import Tensor, constant_behind, is_graph_output, redirect_readers
 
 from .constant_rounding import MULTIPLY_WEIGHTS, ConstantRounding
 from .integer_arithmetic import integer_arithmetic

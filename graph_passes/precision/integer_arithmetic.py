@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.ir.element_types import FLOATS, ElementTypes, code_of
-from vsfix.graph_passes.ir.nodes import bodies_of, is_standard, nodes_of
-from vsfix.graph_passes.ir.tensors import Tensor
+from vsfix.graph_passes.ir.graph import Tensor, bodies_of, is_standard, nodes_of
 
 # Arithmetic with shapes has none of these.
 _OF_NETWORKS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LSTM", "GRU", "RNN"})

@@ -24,17 +24,22 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.errors import CheckFailedError, InputError
 from vsfix.graph_passes.ir.element_types import BFLOAT16, FLOAT, FLOAT16, TYPE_NAMES, ElementTypes
+from vsfix.graph_passes.ir.graph import graphs_of, is_standard, label_of, name_of, nodes_of
 from vsfix.graph_passes.ir.graph_pass import Change, PassResult
-from vsfix.graph_passes.ir.nodes import is_standard, label_of, nodes_of
 
 from .constant_rounding import MULTIPLY_WEIGHTS
 from .float_cast import FloatCast, computed_in, is_computation
-from .split_activations import split_activations
 from .typed_batch_norm import type_batch_norms
 from .weight_rounding import RoundingLoss
 
 PRECISIONS = {"fp32": FLOAT, "fp16": FLOAT16, "bf16": BFLOAT16}
 _FLOAT8 = frozenset({onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2})
+
+
+_GATES = {
+    "HardSwish": (("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}),),
+    "Mish": (("Softplus", {}), ("Tanh", {})),
+}
 
 
 class CastPrecision:
@@ -121,3 +126,27 @@ def _require_precision(graph: gs.Graph, code: int) -> None:
             if others:
                 found = TYPE_NAMES[others.pop() or FLOAT]
                 raise CheckFailedError(f"{label_of(node)} computes in {found}, not in {TYPE_NAMES[code]}")
+
+
+def split_activations(graph: gs.Graph) -> list[Change]:
+    """Splits every HardSwish and Mish of a graph and of the bodies in it; edits in place."""
+    changes = []
+    for inner in graphs_of(graph):
+        for node in [node for node in inner.nodes if node.op in _GATES and is_standard(node)]:
+            name = name_of(node)
+            changes.append(Change(name, f"{node.op} written as a product: TensorRT takes none in bfloat16"))
+            _split(inner, node)
+    return changes
+
+
+def _split(graph: gs.Graph, node: gs.Node) -> None:
+    """Writes one activation as x gate(x); the gate's nodes stand where it stood."""
+    x, place = node.inputs[0], next(index for index, other in enumerate(graph.nodes) if other is node)
+    gate, nodes = x, []
+    for step, (op, attrs) in enumerate(_GATES[node.op]):
+        written = gs.Variable(f"{node.outputs[0].name}.gate{step}", dtype=x.dtype, shape=x.shape)
+        nodes.append(gs.Node(op, attrs=dict(attrs), inputs=[gate], outputs=[written]))
+        gate = written
+    node.op, node.attrs = "Mul", {}
+    node.inputs.append(gate)
+    graph.nodes[place:place] = nodes

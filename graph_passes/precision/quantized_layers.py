@@ -15,8 +15,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.ir.nodes import name_of
-from vsfix.graph_passes.ir.tensors import Tensor, constant_behind
+from vsfix.graph_passes.ir.graph import Tensor, constant_behind, name_of
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 

@@ -16,8 +16,7 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.io.model_file import export_model, import_graph
 from vsfix.graph_passes.ir.element_types import FLOAT, ElementTypes
-from vsfix.graph_passes.ir.nodes import graphs_of, nodes_of
-from vsfix.graph_passes.ir.tensors import Tensor, is_graph_output, redirect_readers
+from vsfix.graph_passes.ir.graph import Tensor, graphs_of, is_graph_output, nodes_of, redirect_readers
 
 from .precision import CastPrecision
 

@@ -29,8 +29,8 @@ import onnx_graphsurgeon as gs
 from vsfix.graph_passes.batch_norm.batch_norm import BatchNorm, find_batch_norms, unreadable_batch_norms
 from vsfix.graph_passes.errors import ModelError
 from vsfix.graph_passes.ir.element_types import FLOAT16, code_of
+from vsfix.graph_passes.ir.graph import graphs_of
 from vsfix.graph_passes.ir.graph_pass import Change
-from vsfix.graph_passes.ir.nodes import graphs_of
 from vsfix.graph_passes.ir.runtime import Float64Array
 from vsfix.graph_passes.ir.stored_values import stored_values
 

@@ -18,11 +18,10 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.errors import CheckFailedError
 from vsfix.graph_passes.folding.candidates import find_fold_candidates
-from vsfix.graph_passes.ir.graph_tree import GraphTree
-from vsfix.graph_passes.ir.nodes import label_of
+from vsfix.graph_passes.ir.graph import constant_behind, label_of
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
 from vsfix.graph_passes.ir.stored_values import stored_values
-from vsfix.graph_passes.ir.tensors import constant_behind
+from vsfix.graph_passes.ir.subgraphs import GraphTree
 
 from .constant_rounding import MULTIPLY_WEIGHTS
 

@@ -17,10 +17,9 @@ from collections.abc import Mapping, Sequence
 
 import onnx_graphsurgeon as gs
 
+from vsfix.graph_passes.ir.graph import Tensor, bodies_of, is_standard
 from vsfix.graph_passes.ir.graph_pass import Change, Kept, PassResult
-from vsfix.graph_passes.ir.nodes import bodies_of, is_standard
-from vsfix.graph_passes.ir.symbolic_shapes import SymbolicShapes
-from vsfix.graph_passes.ir.tensors import Tensor
+from vsfix.graph_passes.ir.shapes import SymbolicShapes
 from vsfix.graph_passes.noise.marker import (
     is_dropout,
     is_switched_off,

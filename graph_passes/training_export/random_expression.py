@@ -16,9 +16,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.ir.nodes import is_standard
-from vsfix.graph_passes.ir.symbolic_shapes import SymbolicShapes
-from vsfix.graph_passes.ir.tensors import Tensor
+from vsfix.graph_passes.ir.graph import Tensor, is_standard
+from vsfix.graph_passes.ir.shapes import SymbolicShapes
 from vsfix.graph_passes.noise.marker import is_switched_off
 
 from .random_field import Draw, DrawKind, Field

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import math
 
-from vsfix.graph_passes.ir.symbolic_shapes import Dimension, SymbolicShapes
-from vsfix.graph_passes.ir.tensors import Tensor
+from vsfix.graph_passes.ir.graph import Tensor
+from vsfix.graph_passes.ir.shapes import Dimension, SymbolicShapes
 from vsfix.graph_passes.noise.noise import Noise, NoiseKind
 
 from .random_expression import Form

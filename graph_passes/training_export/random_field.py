@@ -16,7 +16,7 @@ from enum import Enum
 
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.ir.tensors import Tensor
+from vsfix.graph_passes.ir.graph import Tensor
 
 
 class DrawKind(Enum):

@@ -22,9 +22,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from vsfix.graph_passes.ir.graph import Tensor, constant_behind, is_batch_norm, is_graph_output
 from vsfix.graph_passes.ir.graph_pass import Change, Kept, PassResult
-from vsfix.graph_passes.ir.nodes import is_batch_norm
-from vsfix.graph_passes.ir.tensors import Tensor, constant_behind, is_graph_output
 from vsfix.graph_passes.noise.marker import is_dropout, is_switched_off, marker_label
 
 

@@ -1,1 +1,4 @@
-"""TODO."""
+"""What the commands do, in one call each.
+
+Modules: demo, optimization.
+"""

@@ -1,1 +1,5 @@
-"""Runtimes that run a model: each opens one and is a `vsfix.graph_passes.ir.runtime.Runner`."""
+"""One module for each runner, what they share, and which of them work here.
+
+Modules: execution_provider, feeds, onnxruntime_runner, reference_runner, engine_tensors, tensorrt_runner,
+torch_runner, doctor, model_kind, opening.
+"""

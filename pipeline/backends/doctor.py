@@ -17,7 +17,7 @@ from vsfix.graph_passes.errors import MissingComponentError, VsfixError, first_l
 from vsfix.graph_passes.ir.runtime import Array, Runner
 from vsfix.pipeline.host.quantizer import INSTALL_LINE as QUANTIZER_LINE
 from vsfix.pipeline.host.quantizer import find_quantizer, try_quantizer
-from vsfix.pipeline.tensorrt.cuda_runtime import INSTALL_LINE, open_cuda, visible_capability
+from vsfix.pipeline.tensorrt.cuda import INSTALL_LINE, open_cuda, visible_capability
 from vsfix.pipeline.tensorrt.library import CURRENT, INSTALL_LINES, RUNTIMES, BuildOptions, TensorRt, open_library
 from vsfix.pipeline.tensorrt.shape_profile import ShapeOptions, resolve_profile
 

@@ -19,10 +19,7 @@ from typing_extensions import Self
 from vsfix.graph_passes.errors import BuildError, DataError, ModelError, VsfixError
 from vsfix.graph_passes.io.model_file import save_unchecked
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
-from vsfix.pipeline.tensorrt.cuda_event import Event
-from vsfix.pipeline.tensorrt.cuda_memory import TensorBuffer
-from vsfix.pipeline.tensorrt.cuda_runtime import Cuda, open_cuda
-from vsfix.pipeline.tensorrt.cuda_stream import Capture, Graph, Stream
+from vsfix.pipeline.tensorrt.cuda import Capture, Cuda, Event, Graph, Stream, TensorBuffer, open_cuda
 from vsfix.pipeline.tensorrt.engine_file import read_engine
 from vsfix.pipeline.tensorrt.engine_loading import LoadedEngine
 from vsfix.pipeline.tensorrt.library import BuildOptions, open_library

@@ -19,13 +19,12 @@ from vsfix.graph_passes.ir.runtime import Array
 from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.pipeline.comparison.decisions import compare_decisions
 from vsfix.pipeline.data.calibration import Samples, calibration_batches, load_samples
-from vsfix.pipeline.host.environment import describe_environment, peak_memory
-from vsfix.pipeline.host.gpu_state import describe_gpu
+from vsfix.pipeline.host.environment import describe_environment, describe_gpu, peak_memory
+from vsfix.pipeline.host.progress import Advance, benchmark_progress
 from vsfix.pipeline.repair.repair_config import QUANTIZED
 from vsfix.pipeline.verification.model_description import ModelDescription, describe_model
 from vsfix.pipeline.verification.shared_inputs import require_same_inputs, shared_batch_size, whole_batches
 
-from .benchmark_progress import Advance, benchmark_progress
 from .deployment import Deployments
 from .latency import ROUNDS, LatencyConfig
 from .measurement import Measured, measure_row, require_comparable

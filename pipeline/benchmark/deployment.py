@@ -25,7 +25,7 @@ from vsfix.pipeline.building.building import build_engine
 from vsfix.pipeline.casting.casting import PrecisionReport
 from vsfix.pipeline.repair.repair import repair_model
 from vsfix.pipeline.repair.repair_config import QUANTIZED, TENSOR_FLOAT, RepairConfig
-from vsfix.pipeline.tensorrt.cuda_runtime import open_cuda
+from vsfix.pipeline.tensorrt.cuda import open_cuda
 from vsfix.pipeline.tensorrt.library import RUNTIMES, open_library
 from vsfix.pipeline.tensorrt.shape_profile import ShapeOptions
 from vsfix.pipeline.verification.model_description import ModelDescription

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
+from vsfix.graph_passes.io.atomic_file import atomic_path
 from vsfix.graph_passes.ir.runtime import Array
 from vsfix.pipeline.casting.casting import PrecisionReport
 from vsfix.pipeline.comparison.accuracy import AccuracyRow
@@ -163,3 +167,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def write_predictions(found: Benchmark, path: Path, *, force: bool) -> None:
+    """Writes an `.npz` file: the top-1 class of each sample under the label of each row, and `labels`, shape (N,) each.
+
+    Raises:
+        OutputExistsError, InputError: see `atomic_path`.
+    """
+    arrays: dict[str, Any] = dict(found.predictions)
+    with atomic_path(path, force=force) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from vsfix.graph_passes.errors import VsfixError
 from vsfix.graph_passes.ir.runtime import Array
 from vsfix.pipeline.comparison.tolerance import MAX_CV
 from vsfix.pipeline.data.calibration import Samples
+from vsfix.pipeline.host.environment import describe_gpu, load_of, throttling
+from vsfix.pipeline.host.progress import Advance
 from vsfix.pipeline.tensorrt.library import RUNTIMES
 
-from .benchmark_progress import Advance
 from .deployment import Deployments
-from .gpu_watch import GpuWatch
 from .latency import Latency, LatencyConfig, measure_latencies
 from .variant import Variant
 
@@ -139,3 +140,36 @@ def _baselines(runs: Sequence[tuple[Variant, bool | None]]) -> list[int]:
     """For each run the first one on the same backend, in the same precision, with or without a graph like it."""
     keys = [(variant.backend, variant.precision, use_graph) for variant, use_graph in runs]
     return [keys.index(key) for key in keys]
+
+
+@dataclass
+class GpuWatch:
+    """Looks at the GPU once for each batch size, behind the runs that are timed, while more of them go on.
+
+    Attributes:
+        look: what the driver says; labels and values, nothing where there is no GPU.
+        facts: clocks, throttle reasons, power, temperature and memory, by `running batch N`.
+        slowed: batch sizes in which something slowed the GPU down, and what.
+    """
+
+    look: Callable[[], Mapping[str, str]] = describe_gpu
+    facts: dict[str, str] = field(default_factory=dict)
+    slowed: dict[int, str] = field(default_factory=dict)
+
+    def during(self, batch_size: int, run: Callable[[], object]) -> None:
+        """Looks, and calls `run` again and again for as long as that takes."""
+        with ThreadPoolExecutor(1) as pool:
+            looking = pool.submit(self.look)
+            while not looking.done():
+                run()
+        found = dict(looking.result())
+        if load := load_of(found):
+            self.facts[f"running batch {batch_size}"] = load
+        if reason := throttling(found):
+            self.slowed[batch_size] = reason
+
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know before trusting the times."""
+        return tuple(
+            f"the GPU was slowed down while batch {size} ran: {reason}" for size, reason in self.slowed.items()
+        )

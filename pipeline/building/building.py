@@ -22,7 +22,7 @@ from vsfix.pipeline.host.console import json_text
 from vsfix.pipeline.host.environment import describe_environment
 from vsfix.pipeline.host.output_file import require_output
 from vsfix.pipeline.inspection.preparation import unrepaired_noise
-from vsfix.pipeline.tensorrt.cuda_runtime import visible_capability
+from vsfix.pipeline.tensorrt.cuda import visible_capability
 from vsfix.pipeline.tensorrt.engine_file import sidecar_path
 from vsfix.pipeline.tensorrt.engine_readback import ReadBack, read_back, require_read_back
 from vsfix.pipeline.tensorrt.library import BuildOptions, BuiltEngine, TensorRt, open_library
@@ -31,7 +31,7 @@ from vsfix.pipeline.tensorrt.parsed_network import NetworkTensor, ParsedNetwork
 from vsfix.pipeline.tensorrt.shape_profile import ShapeRange, resolve_profile
 
 from .build_config import BuildConfig, check_targets
-from .file_description import describe_onnx_file, describe_plan
+from .engine_sidecar import describe_onnx_file, describe_plan
 from .precision_proof import (
     PrecisionProof,
     prove_precision,

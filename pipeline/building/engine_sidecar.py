@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.io.external_data import external_data_files
 from vsfix.graph_passes.io.named_file import why_unreadable
 from vsfix.pipeline.host.console import SCHEMA_VERSION
 from vsfix.pipeline.tensorrt.engine_file import read_document, reading_document, require_digest
@@ -16,7 +18,7 @@ from vsfix.pipeline.tensorrt.engine_layers import Shares
 from vsfix.pipeline.tensorrt.parsed_network import NetworkTensor
 from vsfix.pipeline.tensorrt.shape_profile import LARGEST_SIDE, ShapeRange
 
-from .file_description import file_digest, onnx_digest
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -129,3 +131,31 @@ def _gpu(value: Any) -> str | None:
     if value is not None and not re.fullmatch(r"sm[0-9]{2,3}", _text(value)):
         raise ValueError(f"{value!r} is no GPU")
     return None if value is None else str(value)
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def describe_onnx_file(path: Path) -> dict[str, Any]:
+    """An ONNX file, with the files of its weights where it has such."""
+    return _describe(path) | {"weights": [_describe(file) for file in external_data_files(path)]}
+
+
+def onnx_digest(description: Mapping[str, Any]) -> str:
+    """The SHA-256 of an ONNX file and of the files of its weights, as `describe_onnx_file` has them."""
+    return " ".join(str(file["sha256"]) for file in (description, *description["weights"]))
+
+
+def describe_plan(path: Path, plan: bytes) -> dict[str, Any]:
+    """An engine that will stand at `path`."""
+    return {"name": path.name, "sha256": hashlib.sha256(plan).hexdigest(), "bytes": len(plan)}
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    return {"path": str(path), "sha256": file_digest(path), "bytes": path.stat().st_size}

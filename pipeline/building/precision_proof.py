@@ -14,8 +14,15 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.errors import BuildError, InputError, MissingComponentError
 from vsfix.graph_passes.precision.quantized_layers import find_quantized_layers
-from vsfix.pipeline.tensorrt.engine_inspection import check_precision, count_tensor_float
-from vsfix.pipeline.tensorrt.engine_layers import ParsedLayer, Shares, computing_types, count_types, quantized_types
+from vsfix.pipeline.tensorrt.engine_layers import (
+    ParsedLayer,
+    Shares,
+    check_precision,
+    computing_types,
+    count_tensor_float,
+    count_types,
+    quantized_types,
+)
 from vsfix.pipeline.tensorrt.library import TensorRt
 from vsfix.pipeline.tensorrt.parsed_network import ParsedNetwork
 from vsfix.pipeline.tensorrt.shape_profile import ShapeRange

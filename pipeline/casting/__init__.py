@@ -1,1 +1,4 @@
-"""TODO."""
+"""A model in another precision, judged against itself.
+
+Modules: casting, quantization.
+"""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from vsfix.pipeline.benchmark.comparing import RunComparison
-from vsfix.pipeline.benchmark.metric import metric_of
+from vsfix.pipeline.benchmark.comparing import RunComparison, metric_of
 
 _ORDER = ("worse", "better")
 

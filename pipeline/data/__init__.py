@@ -1,1 +1,4 @@
-"""TODO."""
+"""What a model is fed with.
+
+Modules: calibration, batch_runs, random_inputs.
+"""

@@ -1,1 +1,4 @@
-"""TODO."""
+"""What is known of a model before anything is changed: its BatchNorms, its noise, R, and which fault it has.
+
+Modules: fault, preparation, lost_noise, noise_study, inspection, diagnosis.
+"""

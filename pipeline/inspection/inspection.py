@@ -15,8 +15,7 @@ from vsfix.graph_passes.io.model_file import read_metadata
 from vsfix.graph_passes.ir.runtime import Float64Array, OpenModel
 from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.measurement.measurement import MeasurementConfig, measure
-from vsfix.graph_passes.noise.analysis import Distance, NoiseMap, NoisePaths, analyse_noise
-from vsfix.graph_passes.noise.route import NoiseRoute, noise_route
+from vsfix.graph_passes.noise.analysis import Distance, NoiseMap, NoisePaths, NoiseRoute, analyse_noise, noise_route
 from vsfix.graph_passes.noise_average.severity import Severity
 from vsfix.graph_passes.noise_average.stored_statistics import StoredAgainstNoisy
 from vsfix.graph_passes.noise_inference.claims import Claim

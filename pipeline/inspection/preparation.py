@@ -22,9 +22,8 @@ from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.folding.recompose_batch_norm import RecomposeBatchNorm
 from vsfix.graph_passes.io.model_file import import_graph, read_metadata
 from vsfix.graph_passes.ir.fold_constants import FoldConstants
+from vsfix.graph_passes.ir.graph import consumed_tensors, is_standard, label_of
 from vsfix.graph_passes.ir.graph_pass import Kept, PassPipeline
-from vsfix.graph_passes.ir.nodes import is_standard, label_of
-from vsfix.graph_passes.ir.tensors import consumed_tensors
 from vsfix.graph_passes.noise.analysis import analyse_noise
 from vsfix.graph_passes.noise.insertion import InsertNoise, parse_noise_option
 from vsfix.graph_passes.noise.marker import EXPORT_METADATA_KEY, has_open_ratio, is_dropout, marker_label, read_marker

@@ -9,8 +9,7 @@ from vsfix.pipeline.inspection.inspection import BatchNormRow
 from vsfix.pipeline.repair.repair_report import BatchNormOutcome
 from vsfix.pipeline.report.number_text import gain, ratio, ratio_interval
 from vsfix.pipeline.report.sections import Report
-
-from .table import Column, Table, make_table
+from vsfix.pipeline.report.table import Column, Table, make_table
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ from vsfix.pipeline.report.number_text import (
     share_interval,
     small,
 )
-
-from .table import Column, Table, make_table
+from vsfix.pipeline.report.table import Column, Table, make_table
 
 TensorLine = tuple[Row, str]  # a row that ran, and one of its outputs; "" where it is the reference
 TimeLine = tuple[str, Latency]  # what ran, and how long it took

@@ -22,8 +22,7 @@ from vsfix.pipeline.report.number_text import (
     small,
 )
 from vsfix.pipeline.report.sections import BenchmarkRow, LatencySeries, StepRow
-
-from .table import Column, Table, make_table
+from vsfix.pipeline.report.table import Column, Table, make_table
 
 
 def accuracy_table(rows: Sequence[AccuracyRow]) -> Table:

@@ -11,8 +11,7 @@ from vsfix.pipeline.repair.candidates import CandidateRow
 from vsfix.pipeline.repair.repair_report import RepairReport
 from vsfix.pipeline.report.number_text import percent, points, ratio
 from vsfix.pipeline.report.sections import Report
-
-from .table import Column, Table, make_table
+from vsfix.pipeline.report.table import Column, Table, make_table
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,9 @@ import onnx_graphsurgeon as gs
 from vsfix.graph_passes.batch_norm.batch_norm import BatchNorm, find_modules
 from vsfix.graph_passes.folding.linear_layer import LINEAR_OPERATORS
 from vsfix.graph_passes.io.model_file import import_graph
-from vsfix.graph_passes.ir.nodes import is_batch_norm, name_of
+from vsfix.graph_passes.ir.graph import constant_behind, is_batch_norm, name_of
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
 from vsfix.graph_passes.ir.stored_values import stored_values
-from vsfix.graph_passes.ir.tensors import constant_behind
 from vsfix.pipeline.inspection.preparation import PreparedModel
 
 from .editing import Edited

@@ -14,9 +14,8 @@ import numpy as np
 import onnx
 
 from vsfix.graph_passes.errors import CheckFailedError, DataError
-from vsfix.graph_passes.ir.runtime import Array, Float64Array, OpenModel
+from vsfix.graph_passes.ir.runtime import Array, Float64Array, OpenModel, side_by_side
 from vsfix.graph_passes.measurement.measurement import run_size
-from vsfix.graph_passes.measurement.side_by_side import side_by_side
 from vsfix.graph_passes.noise_average.severity import mean_interval, sign_flip_p_value
 from vsfix.graph_passes.statistics.batches import take_rows
 from vsfix.graph_passes.statistics.jackknife import MIN_GROUPS

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from vsfix.graph_passes.ir.runtime import Array
-from vsfix.graph_passes.noise.route import NoiseRoute
+from vsfix.graph_passes.noise.analysis import NoiseRoute
 from vsfix.graph_passes.noise_average.severity import Severity
 from vsfix.graph_passes.statistics.estimate import Interval
 from vsfix.pipeline.casting.casting import PrecisionReport

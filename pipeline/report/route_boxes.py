@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vsfix.graph_passes.noise.analysis import NoiseRoute
 from vsfix.graph_passes.noise.propagation import PassedNode
-from vsfix.graph_passes.noise.route import NoiseRoute
 
 _ENDS = 3  # nodes drawn at each end of a long way
 

@@ -12,9 +12,10 @@ from vsfix.pipeline.comparison.accuracy import AccuracyRow
 from vsfix.pipeline.comparison.error_budget import BudgetStep
 from vsfix.pipeline.comparison.proportion import Proportion
 from vsfix.pipeline.inspection.inspection import Inspection
-from vsfix.pipeline.pages.table import Table
 from vsfix.pipeline.repair.label_judge import LabelScores
 from vsfix.pipeline.repair.repair_report import RepairReport
+
+from .table import Table
 
 
 @dataclass(frozen=True)

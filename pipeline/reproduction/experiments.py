@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vsfix.graph_passes.errors import InputError
-from vsfix.trainers.networks.training_network import network_for
+from vsfix.trainers.networks.network import network_for
 from vsfix.trainers.training.recipes import find_recipe
 from vsfix.trainers.training.training_config import TrainingConfig
 

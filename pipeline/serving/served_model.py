@@ -12,8 +12,7 @@ import onnx
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.io.external_data import external_data_files
 from vsfix.graph_passes.io.model_file import read_metadata, read_model
-from vsfix.pipeline.building.engine_sidecar import EngineSidecar, read_sidecar
-from vsfix.pipeline.building.file_description import describe_onnx_file
+from vsfix.pipeline.building.engine_sidecar import EngineSidecar, describe_onnx_file, read_sidecar
 from vsfix.pipeline.inspection.preparation import unrepaired_noise
 from vsfix.pipeline.tensorrt.parsed_network import NetworkTensor
 

@@ -15,8 +15,7 @@ from typing_extensions import Self
 
 from vsfix.graph_passes.errors import BuildError, MissingComponentError, ModelError, first_line
 
-from .engine_inspection import read_inspection
-from .engine_layers import EngineLayer
+from .engine_layers import EngineLayer, read_inspection
 from .log import Log, first_error
 from .shape_profile import ShapeRange
 

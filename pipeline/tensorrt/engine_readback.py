@@ -23,10 +23,9 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm.batch_norm import BatchNorm, find_batch_norms
 from vsfix.graph_passes.errors import CheckFailedError
-from vsfix.graph_passes.ir.nodes import name_of
+from vsfix.graph_passes.ir.graph import constant_behind, name_of
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
 from vsfix.graph_passes.ir.stored_values import stored_values
-from vsfix.graph_passes.ir.tensors import constant_behind
 
 from .engine_layers import ParsedLayer, UnreadableValues
 

@@ -31,9 +31,8 @@ from .engine_layers import ParsedLayer
 from .engine_loading import NO_GPU, LoadedEngine
 from .log import BuildProgress, Interruption, Log, first_error, make_log, make_monitor
 from .parse_errors import ParseError, describe_parse_errors, describe_refusal
-from .parsed_network import ParsedNetwork, read_errors, read_network
+from .parsed_network import ParsedNetwork, permit_file_types, read_errors, read_network
 from .shape_profile import ShapeRange
-from .weak_types import permit_file_types
 
 RUNTIMES = ("tensorrt", "tensorrt-rtx")
 INSTALL_LINES = {"tensorrt": "pip install 'vsfix[tensorrt]'", "tensorrt-rtx": "pip install 'vsfix[rtx]'"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.ir.runtime import Array
 
-from .engine_layers import ParsedLayer, UnreadableValues
+from .engine_layers import ParsedLayer, UnreadableValues, is_quantized
 from .parse_errors import ParseError
 
 _VALUES = {
@@ -21,6 +22,9 @@ _VALUES = {
     "DECONVOLUTION": ("IDeconvolutionLayer", ("kernel", "bias")),
     "CONSTANT": ("IConstantLayer", ("weights",)),
 }
+
+
+_NOT_PINNED = frozenset({"CONSTANT", "SHAPE", "CAST", "IDENTITY", "SHUFFLE", "QUANTIZE", "DEQUANTIZE", "ASSERTION"})
 
 
 @dataclass(frozen=True)
@@ -108,3 +112,37 @@ def _read_values(library: Any, layer: Any, kind: str) -> dict[str, Array]:
             raise UnreadableValues(f"TensorRT shows no {values.dtype.name} values to Python")
         found[name] = np.array(values if isinstance(values, np.ndarray) else [], copy=True).reshape(-1)
     return found
+
+
+def permit_file_types(trt: Any, config: Any, network: Any, layers: Sequence[ParsedLayer]) -> None:
+    """Permits the types of the file, pins its layers to them, and leaves out cuBLAS and cuDNN.
+
+    Args:
+        trt: the library.
+        config: of the build; changed.
+        network: its layers are changed.
+        layers: those of the network as they were parsed, in its order.
+    """
+    sources = config.get_tactic_sources()
+    for name in ("CUBLAS", "CUBLAS_LT", "CUDNN"):
+        if hasattr(trt.TacticSource, name):
+            sources &= ~(1 << int(getattr(trt.TacticSource, name)))
+    config.set_tactic_sources(sources)
+    types = {kind for layer in layers for kind in layer.types}
+    if is_quantized(layers):
+        config.set_flag(trt.BuilderFlag.INT8)
+        if "FP8" in types:
+            config.set_flag(trt.BuilderFlag.FP8)
+    if "HALF" in types:
+        config.set_flag(trt.BuilderFlag.FP16)
+        config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+        for index, layer in enumerate(layers):
+            if layer.kind not in _NOT_PINNED and layer.types and set(layer.types) <= {"FLOAT", "HALF"}:
+                _pin(network.get_layer(index), len(layer.types))
+
+
+def _pin(layer: Any, outputs: int) -> None:
+    """Keeps a layer in the types that the parser read from the file."""
+    layer.precision = layer.get_output(0).dtype
+    for index in range(outputs):
+        layer.set_output_type(index, layer.get_output(index).dtype)

@@ -10,8 +10,13 @@ from vsfix.graph_passes.io.model_file import import_graph, read_metadata, read_m
 from vsfix.graph_passes.precision.precision import stated_precision
 from vsfix.pipeline.backends.model_kind import ModelKind, model_kind
 from vsfix.pipeline.backends.opening import checkpoint_file
-from vsfix.pipeline.building.engine_sidecar import EngineSidecar, read_sidecar
-from vsfix.pipeline.building.file_description import describe_onnx_file, file_digest, onnx_digest
+from vsfix.pipeline.building.engine_sidecar import (
+    EngineSidecar,
+    describe_onnx_file,
+    file_digest,
+    onnx_digest,
+    read_sidecar,
+)
 from vsfix.pipeline.data.calibration import fixed_batch_size, model_input_names, read_preprocessing
 from vsfix.pipeline.data.random_inputs import stated_shape
 from vsfix.pipeline.inspection.preparation import repaired_batch_norms

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 import torch
 
 from vsfix.graph_passes.errors import ModelError
-from vsfix.graph_passes.ir.nodes import label_of
+from vsfix.graph_passes.ir.graph import label_of
 
 Value = torch.Tensor | list[torch.Tensor]
 

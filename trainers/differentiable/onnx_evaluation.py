@@ -20,7 +20,7 @@ from torch import nn
 from vsfix.graph_passes.batch_norm.batch_norm import BatchNorm, find_batch_norms
 from vsfix.graph_passes.errors import DataError, InputError, ModelError, VsfixError, first_line
 from vsfix.graph_passes.io.model_file import import_graph
-from vsfix.graph_passes.ir.nodes import is_batch_norm, is_standard, label_of
+from vsfix.graph_passes.ir.graph import is_batch_norm, is_standard, label_of
 from vsfix.graph_passes.noise.marker import read_marker, require_switched_off
 from vsfix.graph_passes.noise.noise import Noise, NoiseKind
 

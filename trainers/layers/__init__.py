@@ -1,1 +1,4 @@
-"""TODO."""
+"""The noise layers, the places that they stand at, and the layers that all networks share.
+
+Modules: image_layers, uout_kernel, noise_layers, noise_sites.
+"""

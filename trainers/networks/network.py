@@ -20,17 +20,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise.noise import NoiseKind
+from vsfix.trainers.data.datasets import DEFAULT_SIZE, load_dataset
 from vsfix.trainers.data.preprocessing import MOST_PIXELS
-from vsfix.trainers.layers.noise_sites import NO_NOISE, NoiseSites
+from vsfix.trainers.layers.noise_sites import NO_NOISE, NoiseSites, Site
 
 from .densenet import DenseNet, dense_layers_per_block
 from .mlp import Mlp
@@ -194,3 +195,32 @@ _FAMILIES: Mapping[str, tuple[str, str, Callable[..., Callable[[], nn.Module]]]]
     "mlp": (_NUMBER, "<layers>", _mlp),
 }
 """By family: the form of what stands behind its name, the same in words, and what chooses the network."""
+
+
+def network_for(
+    model: str, data: str, *, noise: Sequence[str], site: str, width: int, size: tuple[int, int] = DEFAULT_SIZE
+) -> NetworkConfig:
+    """The configuration of a network for a data set.
+
+    Args:
+        model: the name of the network.
+        data: the data set, as `--data` takes it.
+        noise: `[SITE=]KIND:VALUE` for each site, as in `dropout:0.5` or `last=uout:0.1`; or `none` alone.
+        site: where the noise stands that names no site.
+        width: what the network's usual channels are multiplied by.
+        size: (height, width) in pixels that image files are brought to.
+
+    Raises:
+        InputError: an unknown network, data set, noise or site.
+    """
+    sites = NoiseSites.parse(noise, cast("Site", site))
+    dataset = load_dataset(data, "test", size=size)
+    height, width_in_pixels, channels = dataset.images.shape[1:]
+    return NetworkConfig(
+        model=model,
+        in_channels=channels,
+        image_size=(height, width_in_pixels),
+        num_classes=len(dataset.class_names),
+        noise=sites,
+        width=width,
+    )

@@ -25,7 +25,7 @@ from typing import TypeVar
 
 from vsfix.graph_passes.errors import InputError, MissingComponentError, OutputExistsError
 from vsfix.graph_passes.io.atomic_file import atomic_path
-from vsfix.graph_passes.io.file_lock import HAS_LOCKS, take_lock
+from vsfix.graph_passes.io.temporary_files import HAS_LOCKS, take_lock
 
 from .checkpoint import Checkpoint, EpochMetrics, load_checkpoint, save_checkpoint
 from .shift_log import BatchNormShift

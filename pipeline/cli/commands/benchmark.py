@@ -100,8 +100,8 @@ def command(
     from vsfix.pipeline.api.optimization import input_files
     from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
     from vsfix.pipeline.benchmark.latency import LatencyConfig
-    from vsfix.pipeline.benchmark.predictions import write_predictions
     from vsfix.pipeline.benchmark.repair_trials import DEFAULT_TRIALS, parse_repair_trials
+    from vsfix.pipeline.benchmark.result import write_predictions
     from vsfix.pipeline.host.console import print_table, require_json_target, table_width, write_json
     from vsfix.pipeline.host.output_file import require_outputs
     from vsfix.pipeline.pages.benchmark_page import write_benchmark_page

@@ -32,8 +32,7 @@ def command(before: Path, after: Path, rules: tuple[str, ...], json_path: str | 
     overlap count as the same. A ratio is that of p50 to the first model of its run on the same backend and precision.
     """
     from vsfix.graph_passes.errors import CheckFailedError
-    from vsfix.pipeline.benchmark.comparing import compare_files
-    from vsfix.pipeline.benchmark.metric import parse_fail_rule
+    from vsfix.pipeline.benchmark.comparing import compare_files, parse_fail_rule
     from vsfix.pipeline.cli.comparison_table import comparison_table, summary
     from vsfix.pipeline.host.console import print_table, require_json_target, write_json
 

@@ -148,7 +148,7 @@ def command(
     from rich.table import Table
 
     from vsfix.pipeline.host.console import print_table, progress_wanted
-    from vsfix.trainers.networks.training_network import network_for
+    from vsfix.trainers.networks.network import network_for
     from vsfix.trainers.training.augmentation import Augmentation
     from vsfix.trainers.training.recipes import find_recipe
     from vsfix.trainers.training.training_config import Schedule, TrainingConfig

@@ -9,7 +9,7 @@ import pytest
 
 from vsfix.graph_passes.io.model_file import import_graph
 from vsfix.graph_passes.ir.element_types import ElementTypes
-from vsfix.graph_passes.ir.nodes import graphs_of
+from vsfix.graph_passes.ir.graph import graphs_of
 
 BODY = """(float16[N, 4, 8, 8] x, int64 n, bool c, uint8[N] u) => (float16[N, 4, 8, 8] y, int64[2] s) {
     a = Cast <to = 1> (x)

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from vsfix.graph_passes.io.model_file import import_graph
-from vsfix.graph_passes.ir.constant_expression import constant_tensors
-from vsfix.graph_passes.ir.elementwise_chain import elementwise_chains
+from vsfix.graph_passes.ir.constant_expression import constant_tensors, elementwise_chains
 
 WEIGHTS = {name: np.ones(3, np.float32) for name in "cd"}
 

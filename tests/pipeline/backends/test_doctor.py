@@ -14,7 +14,7 @@ from tests.pipeline.tensorrt.fake_tensorrt import fake_tensorrt
 from vsfix.pipeline.backends import doctor, onnxruntime_runner
 from vsfix.pipeline.backends.doctor import BackendCheck, can_infer, check_backends, trial_model
 from vsfix.pipeline.backends.opening import BACKENDS
-from vsfix.pipeline.tensorrt.cuda_runtime import visible_capability
+from vsfix.pipeline.tensorrt.cuda import visible_capability
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,7 @@ from vsfix.graph_passes.measurement.tapped_tensors import tap_tensors
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
 from vsfix.pipeline.backends.opening import open_runner
 from vsfix.pipeline.backends.tensorrt_runner import TensorRtRunner, open_built
-from vsfix.pipeline.tensorrt.cuda_memory import TensorBuffer
-from vsfix.pipeline.tensorrt.cuda_runtime import open_cuda
-from vsfix.pipeline.tensorrt.cuda_stream import Stream
+from vsfix.pipeline.tensorrt.cuda import Stream, TensorBuffer, open_cuda
 from vsfix.pipeline.tensorrt.library import open_library
 from vsfix.pipeline.tensorrt.shape_profile import ShapeRange
 

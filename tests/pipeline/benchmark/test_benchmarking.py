@@ -12,9 +12,9 @@ import scipy.stats
 from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError
 from vsfix.pipeline.api.optimization import Outputs, optimize
 from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
-from vsfix.pipeline.benchmark.gpu_watch import GpuWatch
 from vsfix.pipeline.benchmark.latency import LatencyConfig
 from vsfix.pipeline.benchmark.repair_trials import RepairTrial
+from vsfix.pipeline.benchmark.row_latency import GpuWatch
 from vsfix.pipeline.comparison.proportion import paired_difference_interval
 from vsfix.pipeline.pages.benchmark_page import benchmark_report
 from vsfix.pipeline.repair.repair_config import RepairConfig

@@ -10,9 +10,8 @@ import pytest
 from vsfix.graph_passes.errors import InputError
 from vsfix.pipeline.benchmark.benchmark_file import read_benchmark
 from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
-from vsfix.pipeline.benchmark.comparing import compare_files
+from vsfix.pipeline.benchmark.comparing import FailRule, compare_files, parse_fail_rule
 from vsfix.pipeline.benchmark.latency import LatencyConfig
-from vsfix.pipeline.benchmark.metric import FailRule, parse_fail_rule
 from vsfix.pipeline.host.console import json_text
 
 

@@ -12,8 +12,8 @@ import onnx
 import pytest
 
 from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
-from vsfix.pipeline.benchmark.gpu_watch import GpuWatch
 from vsfix.pipeline.benchmark.latency import LatencyConfig
+from vsfix.pipeline.benchmark.row_latency import GpuWatch
 from vsfix.pipeline.host.console import json_text
 from vsfix.pipeline.pages.benchmark_page import benchmark_report
 from vsfix.pipeline.pages.page import render_report

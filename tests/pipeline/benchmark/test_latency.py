@@ -7,7 +7,7 @@ from vsfix.graph_passes.errors import InputError
 from vsfix.pipeline.backends.tensorrt_runner import TensorRtRunner
 from vsfix.pipeline.benchmark import latency
 from vsfix.pipeline.benchmark.latency import ROUNDS, LatencyConfig, measure_latencies
-from vsfix.pipeline.tensorrt.cuda_runtime import open_cuda
+from vsfix.pipeline.tensorrt.cuda import open_cuda
 from vsfix.pipeline.tensorrt.library import open_library
 
 INPUTS = {"input": np.zeros((4, 2), dtype=np.float32)}

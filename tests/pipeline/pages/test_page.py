@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from vsfix.graph_passes.errors import DataError, OutputExistsError
+from vsfix.graph_passes.noise.analysis import NoiseRoute
 from vsfix.graph_passes.noise.propagation import PassedNode
-from vsfix.graph_passes.noise.route import NoiseRoute
 from vsfix.pipeline.comparison.accuracy import AccuracyRow
 from vsfix.pipeline.comparison.proportion import proportion
 from vsfix.pipeline.inspection.diagnosis import severity_sentence

@@ -13,7 +13,7 @@ from vsfix.graph_passes.noise.noise import Noise
 from vsfix.trainers.layers.noise_sites import NoiseSites
 from vsfix.trainers.networks.densenet import DenseNet
 from vsfix.trainers.networks.mlp import Mlp
-from vsfix.trainers.networks.network import NetworkConfig, build_network
+from vsfix.trainers.networks.network import NetworkConfig, build_network, network_for
 from vsfix.trainers.networks.preactivation import PreResNet, WideResNet
 from vsfix.trainers.networks.residual import ResNeXt
 
@@ -186,3 +186,9 @@ def test_the_perceptron_has_one_noise_layer_at_the_last_site():
     assert sum(type(module).__name__ == "Uout" for module in network.modules()) == 1
     assert type(network.noise).__name__ == "Uout"
     assert network(torch.randn(3, 1, 2, 3)).shape == (3, 4)
+
+
+def test_the_network_takes_the_images_of_the_data_set():
+    network = network_for("preresnet-8", "digits", noise=["uout:0.1", "last=dropout:0.2"], site="b", width=2)
+    assert (network.in_channels, network.image_size, network.num_classes, network.width) == (1, (8, 8), 10, 2)
+    assert network.noise == NoiseSites(b=Noise.parse("uout:0.1"), last=Noise.parse("dropout:0.2"))

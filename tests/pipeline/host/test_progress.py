@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import logging
 
-from vsfix.pipeline.benchmark.benchmark_progress import benchmark_progress
+from vsfix.pipeline.host.progress import benchmark_progress
 
 
 def test_without_a_terminal_each_stage_is_a_line_of_the_log(caplog):

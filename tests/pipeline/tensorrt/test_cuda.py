@@ -3,12 +3,13 @@ from __future__ import annotations
 import importlib
 import sys
 
+import numpy as np
 import pytest
 
-from vsfix.graph_passes.errors import MissingComponentError, ModelError
-from vsfix.pipeline.tensorrt.cuda_runtime import Cuda, open_cuda, visible_capability
+from vsfix.graph_passes.errors import DataError, MissingComponentError, ModelError
+from vsfix.pipeline.tensorrt.cuda import Capture, Cuda, Stream, TensorBuffer, open_cuda, visible_capability
 
-from .fake_cuda import FakeCuda, Status
+from .fake_cuda import RUBBISH, FakeCuda, Status
 
 
 @pytest.mark.parametrize("module", ["cuda.bindings.runtime", "cuda.cudart"])
@@ -80,3 +81,55 @@ def test_cuda_python_itself_says_in_one_line_that_there_is_no_gpu():
     with pytest.raises(MissingComponentError, match="no NVIDIA GPU and driver here") as caught:
         open_cuda()
     assert "\n" not in str(caught.value)
+
+
+def test_a_tensor_goes_to_the_gpu_and_back_once_the_stream_is_through():
+    cuda = Cuda(FakeCuda())
+    stream, buffer = Stream(cuda), TensorBuffer(cuda, (2, 3), np.float32)
+    buffer.host[...] = [[1, 2, 3], [4, 5, 6]]
+    buffer.upload(stream)
+    stream.synchronize()
+    buffer.host[...] = 0
+    buffer.download(stream)
+    assert not buffer.host.any()
+    stream.synchronize()
+    np.testing.assert_array_equal(buffer.host, [[1, 2, 3], [4, 5, 6]])
+    buffer.close()
+    stream.close()
+    assert cuda.runtime.is_clean()
+
+
+def test_too_little_memory_is_the_fault_of_the_data_and_leaves_nothing_behind(monkeypatch):
+    cuda = Cuda(FakeCuda(room=15))
+    with pytest.raises(DataError, match="smaller batch size"):
+        TensorBuffer(cuda, (4,), np.float32)
+    monkeypatch.setattr(FakeCuda, "cudaHostAlloc", lambda *_: (Status.cudaErrorMemoryAllocation, None))
+    with pytest.raises(DataError):
+        TensorBuffer(cuda, (3,), np.float32)
+    assert cuda.runtime.is_clean()
+
+
+def test_what_is_recorded_runs_when_it_is_launched_and_not_before():
+    cuda = Cuda(FakeCuda())
+    stream, buffer = Stream(cuda), TensorBuffer(cuda, (1,), np.uint8)
+    with Capture(cuda, stream) as capture:
+        buffer.download(stream)
+    buffer.host[0] = 7
+    stream.synchronize()
+    assert buffer.host[0] == 7
+    capture.graph.launch(stream)
+    stream.synchronize()
+    assert buffer.host[0] == RUBBISH
+    for resource in (capture.graph, buffer, stream):
+        resource.close()
+    assert cuda.runtime.is_clean()
+
+
+def test_an_error_while_recording_leaves_nothing_behind():
+    cuda = Cuda(FakeCuda())
+    stream = Stream(cuda)
+    with pytest.raises(ZeroDivisionError), Capture(cuda, stream):
+        raise ZeroDivisionError
+    stream.synchronize()
+    stream.close()
+    assert cuda.runtime.is_clean()

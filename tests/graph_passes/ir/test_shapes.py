@@ -4,7 +4,7 @@ import numpy as np
 import onnx.shape_inference
 
 from vsfix.graph_passes.io.model_file import export_model, import_graph
-from vsfix.graph_passes.ir.tensor_shapes import TensorShapes
+from vsfix.graph_passes.ir.shapes import TensorShapes
 
 BODY = """(float[N, 3, 8, 8] x) => (float[N, 10] y) {
     c = Conv (x, w)

@@ -4,7 +4,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from vsfix.graph_passes.io.model_file import import_graph
-from vsfix.graph_passes.ir.tensors import redirect_readers
+from vsfix.graph_passes.ir.graph import redirect_readers
 
 BODY = """(float[N] x) => (float[N] y, float[N] z) {
     a = Relu (x)

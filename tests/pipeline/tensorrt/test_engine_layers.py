@@ -5,8 +5,14 @@ import json
 import pytest
 
 from vsfix.graph_passes.errors import BuildError
-from vsfix.pipeline.tensorrt.engine_inspection import check_precision, count_tensor_float, read_inspection
-from vsfix.pipeline.tensorrt.engine_layers import EngineLayer, ParsedLayer, count_types
+from vsfix.pipeline.tensorrt.engine_layers import (
+    EngineLayer,
+    ParsedLayer,
+    check_precision,
+    count_tensor_float,
+    count_types,
+    read_inspection,
+)
 
 
 def parsed(kind: str, *types: str) -> ParsedLayer:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 
-from vsfix.pipeline.benchmark.gpu_watch import GpuWatch
+from vsfix.pipeline.benchmark.row_latency import GpuWatch
 
 
 def watch_of(reasons, sizes=(1, 64)):

@@ -5,7 +5,7 @@ import random
 import onnx_graphsurgeon as gs
 import pytest
 
-from vsfix.graph_passes.ir.node_order import NodeOrder
+from vsfix.graph_passes.ir.subgraphs import NodeOrder
 
 
 def graph_of(count: int) -> gs.Graph:
