@@ -36,7 +36,7 @@ types: $(VENV)/.test
 	$(BIN)/mypy
 
 imports: $(VENV)/.test
-	$(BIN)/lint-imports
+	PYTHONPATH=.typing $(BIN)/lint-imports
 
 tests: $(VENV)/.test $(QUANTIZER)
 	$(PYTEST)

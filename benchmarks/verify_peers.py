@@ -40,7 +40,7 @@ from onnx import numpy_helper
 from random_network import IMAGE, export_random_network
 
 from vsfix.graph_passes.errors import first_line
-from vsfix.pipeline.api.optimization import Outputs, optimize
+from vsfix.optimization import Outputs, optimize
 from vsfix.pipeline.host.environment import describe_environment
 from vsfix.pipeline.repair.repair_config import RepairConfig
 

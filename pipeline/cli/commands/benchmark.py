@@ -97,7 +97,7 @@ def command(
     accuracy. With `vsfix -v benchmark` the log names each stage.
     """
     from vsfix.graph_passes.errors import CheckFailedError, MissingComponentError
-    from vsfix.pipeline.api.optimization import input_files
+    from vsfix.optimization import input_files
     from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
     from vsfix.pipeline.benchmark.latency import LatencyConfig
     from vsfix.pipeline.benchmark.repair_trials import DEFAULT_TRIALS, parse_repair_trials

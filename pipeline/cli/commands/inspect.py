@@ -63,7 +63,7 @@ def command(
     """
     from vsfix.graph_passes.io.model_file import export_model, read_model
     from vsfix.graph_passes.statistics.batches import count_samples
-    from vsfix.pipeline.api.optimization import MATCHED, input_files
+    from vsfix.optimization import MATCHED, input_files
     from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
     from vsfix.pipeline.cli.tables import inspection_table
     from vsfix.pipeline.data.calibration import calibration_batches

@@ -24,7 +24,7 @@ from vsfix.pipeline.cli.options import (
 from vsfix.pipeline.host.terminal_text import print_line
 
 if TYPE_CHECKING:
-    from vsfix.pipeline.api.optimization import Optimization
+    from vsfix.optimization import Optimization
 
 
 @click.command(name="optimize")
@@ -127,7 +127,7 @@ def command(
     --data, inputs are made from the model itself.
     """
     from vsfix.graph_passes.errors import CheckFailedError
-    from vsfix.pipeline.api.optimization import Outputs, RefusedRepairError, input_files, optimize
+    from vsfix.optimization import Outputs, RefusedRepairError, input_files, optimize
     from vsfix.pipeline.host.console import require_json_target, write_json
     from vsfix.pipeline.host.environment import command_line
     from vsfix.pipeline.repair.repair_config import RepairConfig

@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError
-from vsfix.pipeline.api.optimization import Outputs, optimize
+from vsfix.optimization import Outputs, optimize
 from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
 from vsfix.pipeline.benchmark.latency import LatencyConfig
 from vsfix.pipeline.benchmark.repair_trials import RepairTrial

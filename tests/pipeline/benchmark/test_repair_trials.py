@@ -4,7 +4,7 @@ import onnx
 import pytest
 
 from vsfix.graph_passes.errors import InputError
-from vsfix.pipeline.api.optimization import Outputs, optimize
+from vsfix.optimization import Outputs, optimize
 from vsfix.pipeline.benchmark.repair_trials import RepairTrial, choose_model, parse_repair_trials, try_repairs
 from vsfix.pipeline.data.calibration import labelled_samples
 from vsfix.pipeline.repair.repair_config import RepairConfig

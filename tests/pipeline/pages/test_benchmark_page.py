@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vsfix.pipeline.api.optimization import Outputs, optimize
+from vsfix.optimization import Outputs, optimize
 from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
 from vsfix.pipeline.benchmark.latency import LatencyConfig
 from vsfix.pipeline.benchmark.repair_trials import parse_repair_trials

@@ -5,7 +5,7 @@ from vsfix.trainers.training.checkpoint import load_checkpoint
 
 
 def test_the_demo_shows_the_damage_and_the_repair(call, tmp_path):
-    from vsfix.pipeline.api.demo import run_demo
+    from vsfix.pipeline.reproduction.demo import run_demo
 
     said: list[str] = []
     demo = run_demo(tmp_path / "demo", force=False, progress=False, say=said.append)
