@@ -32,7 +32,7 @@ from vsfix.graph_passes.noise_average.severity import OutputReader, Reference
 from vsfix.graph_passes.statistics.estimate import Interval, weigh
 from vsfix.graph_passes.statistics.evidence import Evidence
 from vsfix.graph_passes.statistics.moments import Moments
-from vsfix.pipeline.data.calibration import Samples, choose_rows
+from vsfix.pipeline.data.samples import Samples, choose_rows
 from vsfix.pipeline.repair.label_judge import LabelJudge
 
 POPULATION, CLASSES, CHANNELS, POSITIONS = 8000, 10, 24, 16

@@ -52,7 +52,8 @@ from vsfix.graph_passes.io.model_file import read_model
 from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from vsfix.pipeline.comparison.accuracy import accuracy_of
-from vsfix.pipeline.data.calibration import Samples, calibration_batches, labelled_samples
+from vsfix.pipeline.data.calibration import calibration_batches, labelled_samples
+from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.repair.repair import repair_model
 from vsfix.pipeline.repair.repair_config import RepairConfig
 from vsfix.trainers.training.checkpoint import Checkpoint, load_checkpoint

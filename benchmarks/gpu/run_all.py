@@ -43,7 +43,7 @@ from vsfix.pipeline.building.building import build_engine
 from vsfix.pipeline.comparison.decisions import compare_decisions
 from vsfix.pipeline.comparison.tensor_comparison import compare_tensors
 from vsfix.pipeline.comparison.tolerance import TOLERANCES
-from vsfix.pipeline.data.calibration import Samples
+from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.host.environment import describe_environment, describe_gpu
 from vsfix.pipeline.tensorrt.shape_profile import ShapeOptions
 from vsfix.pipeline.verification.verification import pooled_outputs

@@ -18,7 +18,8 @@ from vsfix.graph_passes.io.model_file import read_model
 from vsfix.graph_passes.ir.runtime import Array
 from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.pipeline.comparison.decisions import compare_decisions
-from vsfix.pipeline.data.calibration import Samples, calibration_batches, load_samples
+from vsfix.pipeline.data.calibration import calibration_batches, load_samples
+from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.host.environment import describe_environment, describe_gpu, peak_memory
 from vsfix.pipeline.host.progress import Advance, benchmark_progress
 from vsfix.pipeline.repair.repair_config import QUANTIZED

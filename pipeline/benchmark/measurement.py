@@ -20,7 +20,7 @@ from vsfix.pipeline.comparison.error_budget import (
     pair_outputs,
 )
 from vsfix.pipeline.comparison.tensor_comparison import as_float64, compare_tensors, finite_rows
-from vsfix.pipeline.data.calibration import Samples
+from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.repair.repair_config import QUANTIZED
 from vsfix.pipeline.verification.model_description import ANOTHER_MODEL, name_step
 from vsfix.pipeline.verification.verification import pooled_outputs

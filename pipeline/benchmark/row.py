@@ -10,7 +10,7 @@ from vsfix.pipeline.comparison.decisions import compare_decisions
 from vsfix.pipeline.comparison.error_budget import pair_outputs
 from vsfix.pipeline.comparison.layer_search import LayerSearch
 from vsfix.pipeline.comparison.tolerance import GivenTolerance
-from vsfix.pipeline.data.calibration import Samples
+from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.verification.tappable import search_files
 from vsfix.pipeline.verification.verification import missed_tolerances, worst_samples
 

@@ -11,7 +11,7 @@ from functools import partial
 from vsfix.graph_passes.errors import VsfixError
 from vsfix.graph_passes.ir.runtime import Array
 from vsfix.pipeline.comparison.tolerance import MAX_CV
-from vsfix.pipeline.data.calibration import Samples
+from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.host.environment import describe_gpu, load_of, throttling
 from vsfix.pipeline.host.progress import Advance
 from vsfix.pipeline.tensorrt.library import RUNTIMES

@@ -9,7 +9,7 @@ import numpy as np
 from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.ir.runtime import Array, Runner
 from vsfix.pipeline.data.batch_runs import run_batches
-from vsfix.pipeline.data.calibration import Samples
+from vsfix.pipeline.data.samples import Samples
 
 from .proportion import mcnemar_p_value, wilson_interval
 from .tensor_comparison import as_float64, finite_rows

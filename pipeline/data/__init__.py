@@ -1,4 +1,4 @@
 """What a model is fed with.
 
-Modules: calibration, batch_runs, random_inputs.
+Modules: samples, data_forms, calibration, batch_runs, random_inputs.
 """

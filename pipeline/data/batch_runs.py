@@ -9,7 +9,7 @@ from vsfix.graph_passes.errors import BuildError, DataError, OutOfMemoryError
 from vsfix.graph_passes.ir.runtime import Array, Runner
 from vsfix.graph_passes.statistics.batches import take_rows
 
-from .calibration import Samples
+from .samples import Samples
 
 _logger = logging.getLogger(__name__)
 

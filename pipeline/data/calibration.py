@@ -1,15 +1,15 @@
-"""The samples that a model is fed with, for calibration and for verification.
+"""The samples that a model is fed with, for calibration and for verification, from data in any form.
 
 A named data set is images, and becomes input by the preprocessing that the model itself carries. An `.npz` file is
-input already: one array for each model input, by its name, batch first, and optionally `labels`.
+input already: one array for each model input, by its name, batch first, and optionally `labels`. So is what
+Python gives (see `data_forms`).
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -21,89 +21,20 @@ from vsfix.graph_passes.io.model_file import read_metadata
 from vsfix.graph_passes.io.named_file import user_path
 from vsfix.graph_passes.ir.runtime import Array
 from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
-from vsfix.graph_passes.statistics.batches import Batch, LazyBatch, cut_batches, samples_in, take_rows
+from vsfix.graph_passes.statistics.batches import Batch, LazyBatch, take_rows
 from vsfix.trainers.data.datasets import DEFAULT_SIZE, Split, load_dataset
 from vsfix.trainers.data.npz_file import read_npz
 from vsfix.trainers.data.preprocessing import METADATA_KEY, Preprocessing
 
-_LABELS = "labels"
+from .data_forms import Data, data_text, read_data
+from .samples import LABELS, Samples, check_array, choose_rows
+
 HELD = 8  # this part of the memory may hold a decoded set; a larger one is decoded run by run
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Inputs of a model, in memory or decoded where they are asked for.
-
-    Attributes:
-        name: where they are from, for messages and reports.
-        inputs: one array for each model input, by its name, shape (N, ...); a `LazyBatch` was checked by its maker.
-        labels: the right class of each, whole numbers of shape (N,); or what the first output should be, floats of its
-            shape; or None.
-        split: `train`, `test`, or None where the source has no parts.
-
-    Raises:
-        DataError: no input, no sample, different lengths, values that are not finite, or labels that are no labels.
-    """
-
-    name: str
-    inputs: Batch
-    labels: Array | None = None
-    split: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.inputs:
-            raise DataError(f"{self.name}: holds no input")
-        if isinstance(self.inputs, LazyBatch):
-            lengths = dict.fromkeys(self.inputs, self.inputs.samples)
-        else:
-            for name, array in self.inputs.items():
-                _check_array(f"{self.name}: array '{name}'", array)
-            lengths = {name: len(array) for name, array in self.inputs.items()}
-        if self.labels is not None:
-            whole = self.labels.dtype.kind in "iu" and self.labels.ndim == 1
-            if not whole and (self.labels.dtype.kind != "f" or self.labels.ndim < 1):
-                raise DataError(
-                    f"{self.name}: labels are {self.labels.dtype} of shape {self.labels.shape}; whole numbers of shape "
-                    "(N,) are needed, or the targets of the first output, floats of its shape"
-                )
-            lengths[_LABELS] = len(self.labels)
-        if len(set(lengths.values())) > 1:
-            found = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-            raise DataError(f"{self.name}: the arrays differ in length: {found}; give one sample of each per row")
-
-    def __len__(self) -> int:
-        return samples_in(self.inputs)
-
-    def batches(self, size: int) -> Iterator[Batch]:
-        """The samples in their order, `size` at a time; the last batch may be smaller."""
-        return cut_batches([self.inputs], size)
-
-    def lazily(self) -> Samples:
-        """The same samples, their batches parts that can be reordered without a copy of all."""
-        inputs = self.inputs
-        if isinstance(inputs, LazyBatch):
-            return self
-        return replace(
-            self, inputs=LazyBatch(lambda name, rows: inputs[name][rows], list(inputs), np.arange(len(self)))
-        )
-
-    def first(self, count: int) -> Samples:
-        """The first so many samples."""
-        return self._take(slice(count))
-
-    def subset(self, samples: int | None, *, seed: int) -> Samples:
-        """A random choice without replacement, in random order; all in theirs where no number is given."""
-        return self if samples is None else self._take(choose_rows(len(self), samples, seed, self.name))
-
-    def _take(self, rows: Array | slice) -> Samples:
-        """Some of the samples."""
-        labels = None if self.labels is None else self.labels[rows]
-        return replace(self, inputs=take_rows(self.inputs, rows), labels=labels)
-
-
 def load_samples(
-    spec: str,
+    data: Data,
     *,
     split: str,
     preprocessing: Preprocessing | None,
@@ -113,10 +44,11 @@ def load_samples(
     at_most: bool = False,
     max_memory: int | None = None,
 ) -> Samples:
-    """Loads the data that `--data` names.
+    """Loads data in any form.
 
     Args:
-        spec: as `load_dataset` takes it; but a path that ends in `.npz` is a file of model inputs.
+        data: a text as `load_dataset` takes it, but that a path that ends in `.npz` is a file of model inputs; or data
+            in one of the forms of `data_forms`.
         split: `train` or `test`; an `.npz` file has no parts.
         preprocessing: what the model says about its input; needed for a named data set.
         input_names: the inputs of the model.
@@ -130,6 +62,9 @@ def load_samples(
         InputError: unknown data, a missing file, or a named data set for a model that says nothing of its input.
         DataError: data that is empty, has other arrays than the model needs, or is not finite.
     """
+    spec = data_text(data)
+    if spec is None:
+        return read_data(data, input_names, samples=samples, seed=seed, at_most=at_most, max_memory=max_memory)
     if spec.endswith(".npz"):
         found = _from_npz(user_path(spec), input_names)
         return found.subset(_no_more(samples, len(found), at_most), seed=seed)
@@ -152,7 +87,7 @@ def load_samples(
 
     def decode(_: str, chosen: Array) -> Array:
         array = preprocessing.apply(dataset.images[chosen])
-        _check_array(f"{dataset.name}: array '{name}'", array)
+        check_array(f"{dataset.name}: array '{name}'", array)
         return array
 
     inputs = LazyBatch(decode, input_names, rows)
@@ -163,7 +98,7 @@ def load_samples(
 
 def calibration_batches(
     model: onnx.ModelProto,
-    data: str,
+    data: Data,
     *,
     samples: int | None,
     batch_size: int,
@@ -175,8 +110,8 @@ def calibration_batches(
 
     Args:
         model: says its inputs, their preprocessing, and whether it prescribes a batch size.
-        data: as `--data` takes it.
-        samples: how many to choose at random; None takes all.
+        data: see `load_samples`.
+        samples: how many to choose at random, or to draw where it is read batch by batch; None takes all.
         batch_size: samples per batch, where the model leaves that open.
         seed: of the choice.
         at_most: fewer than `samples` are as good, and no warning.
@@ -209,7 +144,7 @@ def calibration_batches(
 
 def labelled_samples(
     model: onnx.ModelProto,
-    data: str,
+    data: Data,
     *,
     split: str,
     seed: int,
@@ -267,18 +202,6 @@ def fixed_batch_size(model: onnx.ModelProto) -> int | None:
     return min(sizes) if sizes else None
 
 
-def choose_rows(total: int, samples: int, seed: int, name: str) -> Array:
-    """The rows of a random choice without replacement, in random order: a folder of images is ordered by its classes.
-
-    Asked for more than there are, it takes all and says so in the log.
-    """
-    if samples > total:
-        _logger.warning(
-            "%s: has %d samples, fewer than the %d that were asked for; all are taken", name, total, samples
-        )
-    return np.asarray(np.random.default_rng(seed).choice(total, min(samples, total), replace=False))
-
-
 def _no_more(samples: int | None, total: int, at_most: bool) -> int | None:
     """The number to choose, where fewer are as good."""
     return min(samples, total) if at_most and samples is not None else samples
@@ -291,7 +214,7 @@ def _from_npz(path: Path, input_names: Sequence[str]) -> Samples:
         if name not in arrays:
             found = ", ".join(arrays) or "nothing"
             raise DataError(f"{path}: has no array '{name}', which the model needs; it holds {found}")
-    labels = arrays.get(_LABELS) if _LABELS not in input_names else None
+    labels = arrays.get(LABELS) if LABELS not in input_names else None
     return Samples(str(path), {name: arrays[name] for name in input_names}, labels)
 
 
@@ -315,15 +238,3 @@ def _require_fitting(model: onnx.ModelProto, loaded: Samples) -> None:
             raise DataError(
                 f"{what} has samples of {'x'.join(map(str, array.shape[1:])) or 'no axes'}, the model takes {wanted}"
             )
-
-
-def _check_array(what: str, array: Array) -> None:
-    """Refuses an array that holds no samples, or one that is not finite."""
-    if array.ndim == 0 or array.size == 0:
-        raise DataError(f"{what} has the shape {array.shape}, which holds no sample")
-    if array.dtype.kind not in "fiub":
-        raise DataError(f"{what} holds {array.dtype}; numbers are needed")
-    if array.dtype.kind == "f":
-        bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
-        if bad.size:
-            raise DataError(f"{what} is not finite in {bad.size} of {len(array)} samples, the first is sample {bad[0]}")

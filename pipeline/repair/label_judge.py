@@ -21,7 +21,8 @@ from vsfix.graph_passes.statistics.batches import take_rows
 from vsfix.graph_passes.statistics.jackknife import MIN_GROUPS
 from vsfix.pipeline.comparison.accuracy import right_rows
 from vsfix.pipeline.comparison.proportion import SIGNIFICANT, mcnemar_p_value, paired_difference_interval
-from vsfix.pipeline.data.calibration import Samples, fixed_batch_size
+from vsfix.pipeline.data.calibration import fixed_batch_size
+from vsfix.pipeline.data.samples import Samples
 
 TOP_1, SQUARED_ERROR = "top-1", "squared error"
 FOLDED = 1e-5  # relative: a score that moves by less has the same decisions

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from vsfix.graph_passes.errors import InputError
-from vsfix.pipeline.data.calibration import Samples
+from vsfix.pipeline.data.samples import Samples
 
 from .model_description import ModelDescription
 

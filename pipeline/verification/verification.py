@@ -27,7 +27,7 @@ from vsfix.pipeline.comparison.layer_search import LayerSearch
 from vsfix.pipeline.comparison.tensor_comparison import TensorComparison, compare_tensors
 from vsfix.pipeline.comparison.tolerance import Tolerance
 from vsfix.pipeline.data.batch_runs import run_batches
-from vsfix.pipeline.data.calibration import Samples
+from vsfix.pipeline.data.samples import Samples
 
 Status = Literal["PASS", "FAIL"]
 SEARCHED_SAMPLES = 4  # with the largest errors: what is wrong there is wrong in a layer

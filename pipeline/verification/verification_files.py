@@ -15,8 +15,9 @@ from vsfix.pipeline.backends.model_kind import model_kind
 from vsfix.pipeline.backends.opening import open_checkpoint, open_runner
 from vsfix.pipeline.comparison.layer_search import LayerSearch
 from vsfix.pipeline.comparison.tolerance import GivenTolerance
-from vsfix.pipeline.data.calibration import Samples, load_samples
+from vsfix.pipeline.data.calibration import load_samples
 from vsfix.pipeline.data.random_inputs import draw_inputs
+from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.tensorrt.engine_file import sidecar_path
 from vsfix.trainers.data.npz_file import read_npz
 

@@ -6,7 +6,7 @@ import scipy.stats
 
 from vsfix.graph_passes.errors import DataError
 from vsfix.pipeline.comparison.accuracy import accuracy_of, accuracy_row, right_answers
-from vsfix.pipeline.data.calibration import Samples
+from vsfix.pipeline.data.samples import Samples
 
 
 class Echo:

@@ -9,7 +9,7 @@ import pytest
 
 from vsfix.graph_passes.errors import BuildError, DataError, OutOfMemoryError
 from vsfix.pipeline.data.batch_runs import run_batches
-from vsfix.pipeline.data.calibration import Samples
+from vsfix.pipeline.data.samples import Samples
 
 # A convolution whose output takes 1 MiB a sample, in a process that may take 300 MiB more than it has.
 SHORT_OF_MEMORY = """
@@ -18,7 +18,7 @@ import numpy as np, onnx.helper, onnx.numpy_helper, torch
 from vsfix.pipeline.comparison.accuracy import accuracy_of
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
 from vsfix.pipeline.backends.torch_runner import TorchRunner
-from vsfix.pipeline.data.calibration import Samples
+from vsfix.pipeline.data.samples import Samples
 
 logging.basicConfig(format="%(message)s")
 torch.set_num_threads(1)

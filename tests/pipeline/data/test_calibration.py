@@ -9,13 +9,13 @@ import pytest
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.graph_passes.io.model_file import read_model
 from vsfix.pipeline.data.calibration import (
-    Samples,
     calibration_batches,
     labelled_samples,
     load_samples,
     model_input_names,
     read_preprocessing,
 )
+from vsfix.pipeline.data.samples import Samples
 from vsfix.trainers.data.datasets import load_dataset
 from vsfix.trainers.data.preprocessing import METADATA_KEY, Preprocessing
 from vsfix.trainers.training.checkpoint import load_checkpoint

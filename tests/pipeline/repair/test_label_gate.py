@@ -9,7 +9,7 @@ import onnx
 import pytest
 import scipy.stats
 
-from vsfix.pipeline.data.calibration import Samples
+from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.repair.label_judge import LabelJudge, LabelScores
 
 RNG = np.random.default_rng(0)

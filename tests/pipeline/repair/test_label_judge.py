@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 
 from vsfix.graph_passes.errors import DataError
-from vsfix.pipeline.data.calibration import Samples
+from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.repair.label_judge import LabelJudge, cross_fitted
 
 X = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)

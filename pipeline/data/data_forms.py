@@ -1,0 +1,199 @@
+"""The forms in which Python gives data, and the samples that they hold.
+
+a text, a path   what `--data` takes (see `load_samples`)
+an array         the input of a model that has one, shape (N, ...): numpy, torch on any device, whatever numpy reads
+a dict           an array for each input, by its name, and optionally `labels`
+a tuple          the inputs in the order of the model, or one dict of them, and behind them optionally the labels
+anything else    batches, each in one of the three forms above: a list, a generator, a DataLoader
+
+Batches are read in their order and no further than wanted, so that a generator need not end. A DataLoader that would
+read its data set from the first row on is read in a random order: sets of images are ordered by class.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+
+from vsfix.graph_passes.errors import DataError, InputError, first_line
+from vsfix.graph_passes.ir.runtime import Array
+from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
+from vsfix.graph_passes.statistics.batches import join_batches, samples_in
+
+from .samples import LABELS, Samples, choose_rows, require_one_length
+
+Data: TypeAlias = str | Path | Mapping[str, Any] | Iterable[Any]
+_ARRAY, _ARRAYS, _BATCHES = "data (an array)", "data (arrays)", "data (batches)"
+
+
+def data_text(data: Data | None) -> str | None:
+    """The text that `--data` would take for the same; None for data that is in memory, and where there is none."""
+    return str(data) if isinstance(data, str | Path) else None
+
+
+def read_data(
+    data: Data,
+    input_names: Sequence[str],
+    *,
+    samples: int | None,
+    seed: int,
+    at_most: bool = False,
+    max_memory: int | None = None,
+) -> Samples:
+    """Reads data that is no text.
+
+    Args:
+        data: see the head of this module.
+        input_names: the inputs of the model, in its order.
+        samples: how many to choose at random from arrays, or to draw from batches; None takes all, in their order.
+        seed: of the choice, and of the order of what was drawn.
+        at_most: fewer than `samples` are as good, and no warning.
+        max_memory: the most bytes that are drawn from batches; None for the usual limit.
+
+    Raises:
+        InputError: data in no form that is read.
+        DataError: no sample, other arrays than the model needs, different lengths, or values that are not finite.
+    """
+    if not _is_one_batch(data):
+        inputs, labels = _draw(data, input_names, samples, seed, max_memory or DEFAULT_MAX_MEMORY)
+        name = _BATCHES
+    else:
+        name = _ARRAY if _is_array(data) else _ARRAYS
+        inputs, labels = _split(data, input_names, name)
+    whole = inputs if labels is None else {**inputs, LABELS: labels}
+    require_one_length(name, {key: len(array) if array.ndim else 0 for key, array in whole.items()})
+    total = samples_in(inputs)
+    if samples is not None:
+        rows = choose_rows(total, min(samples, total) if at_most else samples, seed, name)
+        inputs = {key: array[rows] for key, array in inputs.items()}
+        labels = None if labels is None else labels[rows]
+    return Samples(name, inputs, labels)
+
+
+def hold_data(data: Data, input_names: Sequence[str], samples: int) -> Data:
+    """The same data in a form that can be read several times: what is drawn from batches is drawn once and kept.
+
+    Args:
+        data: as `read_data` takes it, or a text.
+        input_names: the inputs of the model.
+        samples: the most that will be wanted.
+
+    Raises:
+        InputError, DataError: see `read_data`.
+    """
+    if data_text(data) is not None or _is_one_batch(data):
+        return data
+    inputs, labels = _draw(data, input_names, samples, 0, DEFAULT_MAX_MEMORY)
+    return [(inputs,) if labels is None else (inputs, labels)]
+
+
+def _is_array(data: object) -> bool:
+    """Whether numpy reads it as one array."""
+    return hasattr(data, "__array__")
+
+
+def _is_one_batch(data: object) -> bool:
+    """Whether it holds all samples at once."""
+    return isinstance(data, Mapping | tuple) or _is_array(data)
+
+
+def _draw(
+    data: Data, input_names: Sequence[str], samples: int | None, seed: int, max_memory: int
+) -> tuple[dict[str, Array], Array | None]:
+    """The inputs and labels of as many batches as hold so many samples."""
+    drawn: list[dict[str, Array]] = []
+    total = held = 0
+    for number, batch in enumerate(_batches(data, seed)):
+        inputs, labels = _split(batch, input_names, f"{_BATCHES}: batch {number}")
+        arrays = inputs if labels is None else {**inputs, LABELS: labels}
+        if drawn and set(arrays) != set(drawn[0]):
+            raise DataError(f"{_BATCHES}: batch {number} has other arrays than the first; labels in all, or in none")
+        drawn.append(arrays)
+        total += samples_in(inputs)
+        held += sum(array.nbytes for array in arrays.values())
+        if samples is not None and total >= samples:
+            break
+        if held > max_memory:
+            raise DataError(f"{_BATCHES}: {total} samples take {held >> 20} MiB, and there are more; give samples=N")
+    if not drawn:
+        raise DataError(f"{_BATCHES}: there is none; a generator that was read to its end gives nothing more")
+    try:
+        joined = dict(join_batches(drawn))
+    except ValueError as error:
+        raise DataError(f"{_BATCHES}: their arrays differ in shape ({first_line(error)})") from error
+    kept = {name: array[:samples] for name, array in joined.items()}
+    labels = kept.pop(LABELS, None) if LABELS not in input_names else None
+    return kept, labels
+
+
+def _batches(data: Data, seed: int) -> Iterator[Any]:
+    """What the data gives one after the other."""
+    torch_data: Any = sys.modules.get("torch.utils.data")  # without it there is no DataLoader
+    if torch_data is not None and isinstance(data, torch_data.DataLoader):
+        loader = cast("Any", data)
+        if isinstance(loader.sampler, torch_data.SequentialSampler) and loader.batch_size is not None:
+            return _shuffled(loader, seed)
+    try:
+        return iter(cast("Iterable[Any]", data))
+    except TypeError:
+        raise InputError(
+            f"data: a {type(data).__name__} is not read; give a text as --data takes it, an array, a dict of arrays, "
+            "or an iterable of batches"
+        ) from None
+
+
+def _shuffled(loader: Any, seed: int) -> Iterator[Any]:
+    """The batches of a DataLoader, its data set in a random order."""
+    order = np.random.default_rng(seed).permutation(len(loader.dataset))
+    for start in range(0, len(order), loader.batch_size):
+        yield loader.collate_fn([loader.dataset[int(row)] for row in order[start : start + loader.batch_size]])
+
+
+def _split(batch: object, input_names: Sequence[str], what: str) -> tuple[dict[str, Array], Array | None]:
+    """The inputs and the labels of one batch."""
+    wanted = ", ".join(input_names)
+    rest: tuple[Any, ...] = ()
+    if isinstance(batch, Mapping):
+        missing = next((name for name in input_names if name not in batch), None)
+        if missing is not None:
+            found = ", ".join(map(str, batch)) or "nothing"
+            raise DataError(f"{what}: has no array '{missing}', which the model needs; it holds {found}")
+        given = {name: batch[name] for name in input_names}
+        if LABELS in batch and LABELS not in input_names:
+            rest = (batch[LABELS],)
+    elif isinstance(batch, tuple | list):
+        if batch and isinstance(batch[0], Mapping):
+            inputs, labels = _split(batch[0], input_names, what)
+            given, rest = inputs, tuple(batch[1:]) or (() if labels is None else (labels,))
+        else:
+            given, rest = dict(zip(input_names, batch, strict=False)), tuple(batch[len(input_names) :])
+        if len(given) < len(input_names) or len(rest) > 1:
+            raise DataError(
+                f"{what}: holds {len(batch)} arrays; give the inputs ({wanted}), and behind them the labels"
+            )
+    elif _is_array(batch):
+        if len(input_names) != 1:
+            raise DataError(f"{what}: is one array, and the model has the inputs {wanted}; give a dict of arrays")
+        given = {input_names[0]: batch}
+    else:
+        raise DataError(f"{what}: is a {type(batch).__name__}; give an array, a dict of arrays, or (inputs, labels)")
+    arrays = {name: _read_array(value, f"{what}: array '{name}'") for name, value in given.items()}
+    labels = _read_array(rest[0], f"{what}: labels") if rest else None
+    return arrays, labels
+
+
+def _read_array(value: Any, what: str) -> Array:
+    """An array of numpy in the byte order of the machine; without a copy where there is one already."""
+    if hasattr(value, "detach"):  # a tensor of torch
+        value = value.detach().cpu()
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, and types that numpy has not
+        raise DataError(f"{what}: can't be read as an array ({first_line(error)})") from error
+    if array.ndim == 0:
+        raise DataError(f"{what} is a single number; the batch axis comes first: give batches, as a DataLoader does")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
