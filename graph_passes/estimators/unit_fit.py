@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +16,21 @@ import numpy.typing as npt
 from vsfix.graph_passes.ir.runtime import Float64Array
 from vsfix.graph_passes.statistics.moments import Moments
 
-from .activations import Activation
+from .activations import Dual
 from .units import FoundParameters, InputMoments
 
 ITERATIONS = 12
 _SMALLEST_GAIN = 1e-4  # of a step, beside what is left
 _SMALLEST_SCALE = 0.02  # of a; what lies below would switch a channel off
 _SMALLEST_VARIANCE = 1e-10  # of a channel, beside its squared mean
+
+
+class Elementwise(Protocol):
+    """g of one unit: `activations.Activation`, or whatever else can say its value and its derivative."""
+
+    def evaluate(self, z: Float64Array, sides: Mapping[str, Float64Array]) -> Dual:
+        """h = g(z), with what is added to z by name, and dh/dz; all of shape (V, C)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class SeenUnit:
 class UnitUse:
     """One use of a unit: g, what it reads with the noise off, and t."""
 
-    activation: Activation
+    activation: Elementwise
     seen: SeenUnit
     target: UnitTarget
 
@@ -114,7 +123,7 @@ def moved(off: Moments, on: Moments, gamma: Float64Array) -> InputMoments:
 class _Columns:
     """g, z, what is added to it, and t of some samples, each (V, C)."""
 
-    g: Activation
+    g: Elementwise
     z: Float64Array
     sides: Mapping[str, Float64Array]
     t: Float64Array

@@ -27,6 +27,11 @@ from vsfix.graph_passes.statistics.batches import samples_in
 from .samples import SampleSet
 from .taps import PositionTap, concrete_shapes
 
+FORWARDS = 4096  # samples times draws of the noise
+DRAWS = (4, 16)  # the fewest and the most
+MOST_DRAWS = 64  # of a network that costs next to nothing
+CHEAP = 2e9  # multiplications of all draws, up to which more than the usual are made
+
 
 @dataclass(frozen=True, eq=False)
 class _FedNoise:
@@ -195,3 +200,15 @@ def _holds_samples(parts: Sequence[Array], sizes: Sequence[int]) -> bool:
         return False
     rows = {(len(part) / size, np.shape(part)[1:]) for part, size in zip(parts, sizes, strict=True)}
     return len(rows) == 1 and next(iter(rows))[0].is_integer() and next(iter(rows))[0] > 0
+
+
+def draws_for(samples: int, cost: float) -> int:
+    """How many draws of the noise so many samples take: an even number, by a rule that no clock decides.
+
+    Args:
+        samples: N.
+        cost: multiplications of one sample's forward.
+    """
+    usual = np.clip(FORWARDS // max(samples, 1), *DRAWS)
+    cheap = np.clip(CHEAP / max(samples * cost, 1.0), 0, MOST_DRAWS)
+    return int(max(usual, cheap)) // 2 * 2

@@ -67,7 +67,7 @@ class SampleSet:
             raise DataError("the calibration set is empty; give at least one sample")
         whole = join_batches(batches)
         parts = cut_batches([whole], run_size([whole]))
-        digests = [digest for part in parts for digest in _digests(part)]
+        digests = [digest for part in parts for digest in digests_of(part)]
         order = sorted(range(len(digests)), key=digests.__getitem__)
         seen: Counter[tuple[int, ...]] = Counter()
         keys = []
@@ -128,8 +128,8 @@ def held_out_rows(samples: int, share: int = 3) -> Array:
     return rows
 
 
-def _digests(batch: Batch) -> Iterator[tuple[int, ...]]:
-    """What tells each sample of a batch from others."""
+def digests_of(batch: Batch) -> Iterator[tuple[int, ...]]:
+    """What tells each sample of a batch from others: words of 32 bits, the same wherever the sample stands."""
     arrays = [array for _, array in sorted(batch.items()) if np.ndim(array)]
     for row in range(samples_in(batch)):
         digest = blake2b(digest_size=4 * _WORDS)

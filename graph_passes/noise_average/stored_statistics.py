@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.batch_norm.batch_norm import BatchNorm, find_modules
+from vsfix.graph_passes.batch_norm.batch_norm import find_modules
 from vsfix.graph_passes.ir.runtime import Float64Array, OpenModel
 from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.measurement.measurement import MeasurementConfig, measure
@@ -31,6 +32,35 @@ MAX_RATIO = 1.5  # of a variance, either way
 UNSET = 0.05  # of either: by more, mean 0 and variance 1 to the digit were never set
 MAX_OFFSET = 0.5  # of a mean, in stored deviations
 _LEAST_VARIANCE = 1e-8  # of a stored variance beside epsilon; a channel below it stores nothing
+
+
+class StoredStatistics(Protocol):
+    """What one BatchNorm stores, of a graph or of a module; arrays of shape (C,), float64."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def mean(self) -> Float64Array:
+        """The stored mean."""
+        ...
+
+    @property
+    def variance(self) -> Float64Array:
+        """The stored variance."""
+        ...
+
+    @property
+    def epsilon(self) -> float:
+        """What is added to the variance."""
+        ...
+
+    @property
+    def is_new(self) -> bool:
+        """Whether that is mean 0 and variance 1, to the digit."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -76,11 +106,17 @@ def compare_stored(
         return ()
     config = MeasurementConfig([module.name for module in modules], noise_seed=seed, max_memory=max_memory)
     found = measure(graph, batches, open_model, config)
-    return tuple(_compare(module, found[module.name]) for module in modules)
+    return tuple(compare_moments(module, found[module.name]) for module in modules)
 
 
-def _compare(module: BatchNorm, found: Moments) -> StoredAgainstNoisy:
-    """One BatchNorm; of several uses the variance that what is stored is nearer to, see `Moments.as_stored`."""
+def compare_moments(module: StoredStatistics, found: Moments) -> StoredAgainstNoisy:
+    """Compares one BatchNorm with the noisy run.
+
+    Args:
+        module: what it stores.
+        found: of its input, with the noise on; of several uses the variance that what is stored is nearer to counts,
+            see `Moments.as_stored`.
+    """
     seen = found.as_stored(module.variance)
     known = (module.variance > _LEAST_VARIANCE * module.epsilon) & ~found.degenerate & (seen.variance > 0)
     if not known.any() or len(found.counts) < 2:

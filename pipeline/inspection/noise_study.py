@@ -25,7 +25,7 @@ from vsfix.graph_passes.ir.runtime import Array, OpenModel
 from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.measurement.measurement import MeasurementConfig, measure
 from vsfix.graph_passes.noise_average.divergence import Meaning, OutputKind, recognise_outputs
-from vsfix.graph_passes.noise_average.noise_average import NoiseAverage, run_deployed
+from vsfix.graph_passes.noise_average.noise_average import NoiseAverage, draws_for, run_deployed
 from vsfix.graph_passes.noise_average.samples import SampleSet
 from vsfix.graph_passes.noise_average.severity import DrawCollector, OutputReader, Reference, Severity
 from vsfix.graph_passes.noise_average.stored_statistics import StoredAgainstNoisy, compare_stored
@@ -33,10 +33,6 @@ from vsfix.graph_passes.statistics.batches import Batch, prescribed_batch_size, 
 
 LEAST, FEW = 2, 8  # samples: none below, and a warning below
 MOST = 1024  # samples: more bring next to nothing, take memory for each, and leave fewer positions of each
-FORWARDS = 4096  # samples times draws of the noise
-DRAWS = (4, 16)  # the fewest and the most
-MOST_DRAWS = 64  # of a network that costs next to nothing
-CHEAP = 2e9  # multiplications of all draws, up to which more than the usual are made
 
 
 @dataclass(frozen=True)
@@ -228,18 +224,6 @@ class NoiseStudy:
             *still,
             *(f"{name}: not compared (no number that each sample has of its own)" for name in others),
         )
-
-
-def draws_for(samples: int, cost: float) -> int:
-    """How many draws of the noise so many samples take: an even number, by a rule that no clock decides.
-
-    Args:
-        samples: N.
-        cost: multiplications of one sample's forward.
-    """
-    usual = np.clip(FORWARDS // max(samples, 1), *DRAWS)
-    cheap = np.clip(CHEAP / max(samples * cost, 1.0), 0, MOST_DRAWS)
-    return int(max(usual, cheap)) // 2 * 2
 
 
 def multiply_adds(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]]) -> float:

@@ -30,7 +30,7 @@ from vsfix.graph_passes.errors import DataError, InputError, ModelError
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
 
 from .onnx_call import UnsupportedOperatorError
-from .refinement_samples import SampledNetwork, Samples
+from .refinement_samples import SampledNetwork, Samples, Tensors
 
 _EVALUATE_EVERY = 10  # steps
 _LEAST_GAIN = 1e-9  # of the loss, in nats or in units of the noise: what is less than that is rounding
@@ -159,9 +159,38 @@ def refine(
     unknown = sorted(targets.keys() - {tensor.name for tensor in model.graph.output})
     if unknown:
         raise InputError(f"'{unknown[0]}' is no output of the model")
-    parameters = _Parameters(model, free)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    missing = sorted(free.keys() - stored.keys())
+    if missing:
+        raise InputError(f"'{missing[0]}' is no initializer of the model")
+    starts = {name: np.asarray(onnx.numpy_helper.to_array(stored[name])).astype(np.float64) for name in free}
     samples = Samples(inputs, {name: target.mean for name, target in targets.items()})
-    network = SampledNetwork(model, free.keys(), samples)
+    return refine_network(SampledNetwork(model, free.keys(), samples), starts, free, samples, targets, config)
+
+
+def refine_network(
+    network: Callable[[Tensors, Tensors], Tensors],
+    starts: Mapping[str, Array],
+    units: Mapping[str, Array],
+    samples: Samples,
+    targets: Mapping[str, Target],
+    config: RefinementConfig,
+) -> Refinement:
+    """`refine` of anything that can be differentiated.
+
+    Args:
+        network: the outputs by name, from the inputs of some samples and from the free parameters, float64.
+        starts: of each free parameter.
+        units: in which each is changed, of the same shape.
+        samples: the inputs, and the means of the targets.
+        targets: by the name of the output.
+        config: how.
+
+    Raises:
+        InputError: a unit that does not fit its parameter, or no gradient.
+        ModelError: the loss is not finite.
+    """
+    parameters = _Parameters(starts, units)
     steps, held_out = _split(len(samples), config.held_out)
 
     def loss_of(rows: Array) -> torch.Tensor:
@@ -300,20 +329,16 @@ _DIVERGENCES: Mapping[str, _Divergence] = {
 class _Parameters:
     """The free parameters as a function of theta; in the order of their names, so that their given order is nothing."""
 
-    def __init__(self, model: onnx.ModelProto, free: Mapping[str, Array]) -> None:
-        stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    def __init__(self, starts: Mapping[str, Array], units: Mapping[str, Array]) -> None:
         self._starts: dict[str, torch.Tensor] = {}
         self._units: dict[str, torch.Tensor] = {}
-        for name in sorted(free):
-            if name not in stored:
-                raise InputError(f"'{name}' is no initializer of the model")
-            start = np.asarray(onnx.numpy_helper.to_array(stored[name])).astype(np.float64)
-            unit = np.asarray(free[name], dtype=np.float64)
+        for name in sorted(units):
+            start, unit = starts[name], np.asarray(units[name], dtype=np.float64)
             if unit.shape != start.shape or not np.isfinite(unit).all():
                 raise InputError(f"the unit of '{name}' must be finite and of shape {start.shape}, not {unit.shape}")
             self._starts[name], self._units[name] = torch.tensor(start), torch.tensor(unit)
         self._thetas = {name: torch.zeros_like(start, requires_grad=True) for name, start in self._starts.items()}
-        self._order = tuple(free)
+        self._order = tuple(units)
 
     @property
     def thetas(self) -> list[torch.Tensor]:

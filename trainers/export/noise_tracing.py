@@ -95,40 +95,18 @@ class NoiseTracer(TorchFunctionMode):
         if func not in NOISE_FUNCTIONS:
             return func(*args, **kwargs)
         x = args[0] if args else kwargs["input"]
-        training = _argument(args, kwargs, 2, ("training", "train"), False)
-        value = float(_argument(args, kwargs, 1, ("p", "ratio", "beta"), 0.5))
         scope = self._scopes[-1][0] if self._scopes else ""
         place = NoisePlace(scope, self._calls[scope])
         self._calls[scope] += 1
         try:
-            if training:
-                whose = f"module '{scope}'" if scope else "the module"
-                raise InputError(f"{whose}: {func.__name__} is on in eval mode too; pass training=self.training")
-            if func is uout:
-                noise: Noise | None = Noise(uout_kind(_argument(args, kwargs, 3, ("form",), "uniform")), value)
-            else:
-                noise = self._noise_of(func, value, x.dim(), scope)
+            noise = noise_of_call(func, args, kwargs, scope)
         except InputError as error:
             self.error = error
             raise
+        if isinstance(noise, str):
+            self.unmarked.append(noise)
+            return x
         return x if noise is None else self._mark(x, noise, place)
-
-    def _noise_of(self, func: Callable[..., Any], value: float, rank: int, scope: str) -> Noise | None:
-        """The noise of one call; None for a ratio of 0 and for what can't be marked."""
-        if value == 0:
-            return None
-        if func in _LAYERS:
-            return Noise(_LAYERS[func], value)
-        if func in _DROPOUTS or (rank == 2 and func in (F.dropout2d, torch.feature_dropout, torch.feature_dropout_)):
-            return Noise(NoiseKind.DROPOUT, value)  # a channel of a (N, C) tensor is one element
-        if rank in _FEATURE_DROPOUTS.get(func, ()):
-            return Noise(NoiseKind.FEATURE_DROPOUT, value)
-        if func in _ALPHA_DROPOUTS or (rank == 2 and func in _FEATURE_ALPHA_DROPOUTS):
-            return Noise(NoiseKind.ALPHA_DROPOUT, value)
-        if func in _FEATURE_ALPHA_DROPOUTS:
-            return Noise(NoiseKind.FEATURE_ALPHA_DROPOUT, value)
-        self.unmarked.append(f"{func.__name__} with ratio {value:g} on a tensor of rank {rank} in '{scope}'")
-        return None
 
     def _mark(self, x: torch.Tensor, noise: Noise, place: NoisePlace) -> torch.Tensor:
         """The opaque operator in the place of the noise; it keeps the shape."""
@@ -157,6 +135,45 @@ class NoiseTracer(TorchFunctionMode):
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             self.batch_norms.append(name)
         return noisy
+
+
+def noise_of_call(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], scope: str
+) -> Noise | str | None:
+    """The noise that a call of one of `NOISE_FUNCTIONS` stands for.
+
+    Args:
+        func: what is called.
+        args: of the call, by position.
+        kwargs: of the call, by name.
+        scope: the name of the part whose forward calls it.
+
+    Returns:
+        The noise; None for a ratio of 0; a description where it is of no kind that has a name.
+
+    Raises:
+        InputError: the noise is on in eval mode too, or its parameter is out of range.
+    """
+    if _argument(args, kwargs, 2, ("training", "train"), False):
+        whose = f"module '{scope}'" if scope else "the module"
+        raise InputError(f"{whose}: {func.__name__} is on in eval mode too; pass training=self.training")
+    rank = (args[0] if args else kwargs["input"]).dim()
+    value = float(_argument(args, kwargs, 1, ("p", "ratio", "beta"), 0.5))
+    if func is uout:
+        return Noise(uout_kind(_argument(args, kwargs, 3, ("form",), "uniform")), value)
+    if value == 0:
+        return None
+    if func in _LAYERS:
+        return Noise(_LAYERS[func], value)
+    if func in _DROPOUTS or (rank == 2 and func in (F.dropout2d, torch.feature_dropout, torch.feature_dropout_)):
+        return Noise(NoiseKind.DROPOUT, value)  # a channel of a (N, C) tensor is one element
+    if rank in _FEATURE_DROPOUTS.get(func, ()):
+        return Noise(NoiseKind.FEATURE_DROPOUT, value)
+    if func in _ALPHA_DROPOUTS or (rank == 2 and func in _FEATURE_ALPHA_DROPOUTS):
+        return Noise(NoiseKind.ALPHA_DROPOUT, value)
+    if func in _FEATURE_ALPHA_DROPOUTS:
+        return Noise(NoiseKind.FEATURE_ALPHA_DROPOUT, value)
+    return f"{func.__name__} with ratio {value:g} on a tensor of rank {rank} in '{scope}'"
 
 
 @contextmanager

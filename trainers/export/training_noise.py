@@ -36,10 +36,12 @@ class TrainingNoise:
     Attributes:
         layers: the noise of each layer whose kind is known, by the layer's name.
         unknown: one description for each noise that is there and can't be named.
+        parts: the names of the modules that make those of `unknown` that a module makes.
     """
 
     layers: Mapping[str, Noise]
     unknown: tuple[str, ...]
+    parts: tuple[str, ...] = ()
 
 
 def observe_training_noise(module: nn.Module, rows: torch.Tensor) -> TrainingNoise:
@@ -166,6 +168,7 @@ def _hidden_draws(training: _Draws, evaluation: _Draws) -> set[str]:
 def _explain(twin: nn.Module, hidden: set[str], training: _Draws, evaluation: _Draws) -> TrainingNoise:
     """Names the noise of the modules whose draws eval mode does not show."""
     layers: dict[str, Noise] = {}
+    parts: list[str] = []
     unknown = ["random numbers of Python or numpy that its forward draws"] if training.elsewhere else []
     for name, part in twin.named_modules():
         if name not in hidden:
@@ -176,7 +179,8 @@ def _explain(twin: nn.Module, hidden: set[str], training: _Draws, evaluation: _D
         elif found.reason:
             place = f"{type(part).__name__} '{name}'" if name else type(part).__name__
             unknown.append(f"the noise of {place} ({found.reason})")
-    return TrainingNoise(layers, tuple(unknown))
+            parts.append(name)
+    return TrainingNoise(layers, tuple(unknown), tuple(parts))
 
 
 def _identify(part: nn.Module, calls: list[tuple[Any, ...]], marked: int) -> Identification:
