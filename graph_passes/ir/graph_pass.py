@@ -76,6 +76,10 @@ class PassPipeline:
         self.name = " -> ".join(graph_pass.name for graph_pass in self.passes)
         self.results: tuple[PassResult, ...] = ()
 
+    def results_of(self, name: str) -> tuple[PassResult, ...]:
+        """The results of the passes of a name in the last run."""
+        return tuple(result for result in self.results if result.pass_name == name)
+
     def __call__(self, graph: gs.Graph) -> PassResult:
         """Runs every pass on `graph`.
 

@@ -32,7 +32,7 @@ from vsfix.graph_passes.statistics.shift import (
 )
 
 from .fault import Fault, find_fault
-from .lost_noise import is_lost, recover_noise
+from .lost_noise import infer_lost_noise, is_lost
 from .noise_study import FEW, NoiseStudy
 from .preparation import REPAIR_KEY, prepare_model
 
@@ -181,14 +181,15 @@ def inspect_model(
     if REPAIR_KEY in read_metadata(model) and all(node.op_type != "BatchNormalization" for node in model.graph.node):
         raise ModelError("no BatchNorm is left to look at: vsfix folded them all when it wrote this file")
     prepared = prepare_model(model, config.noise)
-    inferred, warnings, changes = "", prepared.warnings, prepared.changes
+    inferred, warnings = "", prepared.warnings
     judges = averaged_on or batches
     claims: tuple[Claim, ...] = ()
     fault, question = None, ""
     if is_lost(prepared):
         if batches:
-            lost = recover_noise(prepared, batches, open_model, max_memory=DEFAULT_MAX_MEMORY)
-            inferred, changes = lost.sentence, changes + lost.changes
+            lost = infer_lost_noise(prepared, batches, open_model, max_memory=DEFAULT_MAX_MEMORY)
+            prepared = prepared.with_noise(lost.noise)
+            inferred = lost.sentence
             warnings = (*warnings, *lost.doubts)
             claims, fault, question = lost.inference.claims, lost.fault, lost.question
         else:
@@ -204,7 +205,7 @@ def inspect_model(
         claims=claims,
         question=question,
         warnings=(*warnings, *found.warnings, *doubtful_constants(prepared.graph)),
-        prepared=changes,
+        prepared=prepared.changes,
         inferred=inferred,
         defect=describe_harm(scan_values(prepared.graph)) or "",
     )

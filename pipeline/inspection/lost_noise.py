@@ -1,15 +1,15 @@
-"""Noise that a file has lost: inferred from its statistics and put back as markers, so that it can be repaired."""
+"""Noise that a file has lost, inferred from its statistics, and what is wrong where it is not the noise alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from vsfix.graph_passes.ir.runtime import OpenModel
 from vsfix.graph_passes.noise.analysis import analyse_noise
-from vsfix.graph_passes.noise.insertion import InsertNoise
+from vsfix.graph_passes.noise.noise import Noise
 from vsfix.graph_passes.noise_inference.inference import infer_noise
 from vsfix.graph_passes.noise_inference.verdict import NoiseInference, Verdict
 from vsfix.graph_passes.statistics.batches import Batch, cut_batches, prescribed_batch_size, samples_in
@@ -24,17 +24,20 @@ NAMED = 3  # sites that are spelled out
 
 @dataclass(frozen=True)
 class LostNoise:
-    """What the statistics say, and what was put back.
+    """The noise that the statistics tell of.
 
     Attributes:
         inference: the verdict with its numbers.
-        changes: the markers that were inserted, one line each; none unless the noise was found.
         fault: what is wrong beside noise; None where nothing is.
     """
 
     inference: NoiseInference
-    changes: tuple[str, ...]
     fault: Fault | None = None
+
+    @property
+    def noise(self) -> Mapping[str, Noise]:
+        """The noise by the tensor that it was on; empty unless it was found."""
+        return self.inference.sites
 
     @property
     def sentence(self) -> str:
@@ -78,13 +81,13 @@ def is_lost(prepared: PreparedModel) -> bool:
     return not prepared.shows_its_noise and not analyse_noise(prepared.graph).sources
 
 
-def recover_noise(
+def infer_lost_noise(
     prepared: PreparedModel, batches: Sequence[Batch], open_model: OpenModel, *, max_memory: int
 ) -> LostNoise:
-    """Infers the noise; where it is found, markers are inserted into the prepared graph.
+    """Infers the noise; where none is found, looks for another fault.
 
     Args:
-        prepared: a model that marks no noise.
+        prepared: a model that marks no noise; not changed, see `PreparedModel.with_noise`.
         batches: some hundred samples like the training data.
         open_model: the runtime.
         max_memory: bytes that the process may hold; activations beyond go to the disk.
@@ -98,12 +101,10 @@ def recover_noise(
     cut = list(cut_batches(batches, prescribed_batch_size(graph) or size))
     inference = infer_noise(graph, cut, open_model, max_memory=max_memory)
     if inference.verdict is Verdict.FOUND:
-        inserted = InsertNoise(inference.sites, tensors_only=True)(graph)
-        changes = tuple(f"{change.subject}: {change.action}" for change in inserted.changed)
-        return LostNoise(inference, changes)
+        return LostNoise(inference)
     fault = find_fault(graph, cut, open_model, inference.residuals, max_memory=max_memory)
     if fault is None:
-        return LostNoise(inference, ())
+        return LostNoise(inference)
     beside = None
     if fault.input_map is not None:
         beside = infer_noise(graph, fault.input_map.apply(cut), open_model, max_memory=max_memory)
@@ -111,4 +112,4 @@ def recover_noise(
         beside = infer_noise(graph, cut, open_model, max_memory=max_memory, muted=fault.batch_norms)
     if beside is not None and beside.verdict is Verdict.FOUND:
         fault = replace(fault, beside=beside.description)
-    return LostNoise(inference, (), fault)
+    return LostNoise(inference, fault)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -41,7 +41,7 @@ class PreparedModel:
 
     Attributes:
         source: the model as it was read.
-        graph: its graph, prepared; to be edited.
+        graph: its graph, prepared; a repair edits a copy.
         changes: what was done to it, one line each.
         warnings: what could not be done, one line each.
         shows_its_noise: whether the export vouched for its markers, or a person said where the noise was.
@@ -52,6 +52,22 @@ class PreparedModel:
     changes: tuple[str, ...]
     warnings: tuple[str, ...]
     shows_its_noise: bool
+
+    def with_noise(self, noise: Mapping[str, Noise]) -> PreparedModel:
+        """The same model with markers for noise that was inferred; itself where there is none.
+
+        Args:
+            noise: by the name of the tensor that it was on.
+
+        Raises:
+            InputError: a tensor that can't carry a marker.
+        """
+        if not noise:
+            return self
+        graph = self.graph.copy()
+        inserted = InsertNoise(noise, tensors_only=True)(graph)
+        changes = tuple(f"{change.subject}: {change.action}" for change in inserted.changed)
+        return replace(self, graph=graph, changes=(*self.changes, *changes))
 
 
 def prepare_model(

@@ -13,10 +13,10 @@ import onnx_graphsurgeon as gs
 from vsfix.graph_passes.batch_norm.batch_norm import find_modules
 from vsfix.graph_passes.errors import CheckFailedError, DataError, InputError
 from vsfix.graph_passes.estimators.repair_statistics import RepairStatistics
-from vsfix.graph_passes.estimators.units import FoundParameters, Unit, write_parameters
+from vsfix.graph_passes.estimators.units import FoundParameters, find_units, write_parameters
 from vsfix.graph_passes.io.model_file import export_model
 from vsfix.graph_passes.ir.graph_pass import Change
-from vsfix.graph_passes.ir.runtime import Array, OpenModel
+from vsfix.graph_passes.ir.runtime import Array, Float64Array, OpenModel
 from vsfix.graph_passes.measurement.measurement import MeasurementConfig, as_measured, measure
 from vsfix.graph_passes.noise.marker import RemoveMarkers
 from vsfix.graph_passes.noise_average.noise_average import run_deployed
@@ -46,6 +46,7 @@ from .repair_config import RepairConfig
 
 LEAST_JUDGES = 6  # held-out samples; with fewer, every sample judges what was fitted to others
 UNDER_NOISE = "re-estimated under the noise"
+Statistics = tuple[Float64Array, Float64Array]
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ class Averaging:
         outputs: how each output is read, one line each.
         layers: of every unit, in the order of the graph.
         parameters: to be written, by the name of the unit; empty where the file stays as it is.
-        units: of the graph.
-        statistics: BatchNorms whose statistics were re-estimated under the noise before anything else.
+        shapes: of the tensors, from which the units of a graph follow.
+        statistics: mean and variance under the noise, to be written first, by the name of the BatchNorm; empty where
+            those of the file are true.
         reason: why nothing is written; empty where something is.
         warnings: what a person should know.
         estimates: statistics to be written instead of `parameters`, where labels chose a method of re-estimation.
@@ -79,19 +81,25 @@ class Averaging:
     outputs: tuple[str, ...]
     layers: tuple[LayerRow, ...] = ()
     parameters: Mapping[str, FoundParameters] = field(default_factory=dict, repr=False)
-    units: tuple[Unit, ...] = field(default=(), repr=False)
-    statistics: tuple[str, ...] = ()
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    statistics: Mapping[str, Statistics] = field(default_factory=dict, repr=False)
     reason: str = ""
     warnings: tuple[str, ...] = ()
     estimates: Mapping[str, Estimate] = field(default_factory=dict, repr=False)
     cross_fitted: float | None = None
 
+    @property
+    def writes(self) -> bool:
+        """Whether anything is to be written."""
+        return bool(self.parameters or self.estimates or self.statistics)
+
     def write(self, graph: gs.Graph) -> tuple[Change, ...]:
-        """Writes what was found into the graph that it was found for; names what was re-estimated before, too."""
+        """Writes what was found into a copy of the graph that it was found for; names what changed."""
+        _write_statistics(graph, self.statistics)
         if self.estimates:
             written = RepairStatistics(self.estimates, {})(graph).changed
         else:
-            written = write_parameters(graph, self.units, self.parameters)
+            written = write_parameters(graph, find_units(graph, self.shapes), self.parameters)
         names = {change.subject for change in written}
         earlier = [Change(name, UNDER_NOISE) for name in self.statistics if name not in names]
         return (*earlier, *written)
@@ -107,8 +115,7 @@ def average_repair(
     """Finds the parameters that bring a network to its noise-averaged one.
 
     Args:
-        prepared: the model, its noise marked; its graph is changed only where its statistics are re-estimated under
-            the noise.
+        prepared: the model, its noise marked; not changed.
         batches: the calibration set.
         open_model: the runtime.
         config: how to repair.
@@ -118,20 +125,21 @@ def average_repair(
         DataError: too few samples, outputs that are not finite, or noise that changes nothing.
         CheckFailedError: the stored statistics are not true under the noise, and the samples are too few to mend that.
     """
-    study = _study(prepared, batches, open_model, config)
-    re_estimated: tuple[str, ...] = ()
+    graph = prepared.graph
+    study = _study(graph, batches, open_model, config)
+    statistics: dict[str, Statistics] = {}
     wrong = [row for row in study.stored if row.differs]
     if wrong:
-        fault = find_fault(
-            prepared.graph, study.samples.batches, open_model, seed=config.seed, max_memory=config.max_memory
-        )
+        fault = find_fault(graph, study.samples.batches, open_model, seed=config.seed, max_memory=config.max_memory)
         if fault is not None and fault.kind is FaultKind.INPUT:
             raise CheckFailedError(f"refused: {fault.sentence}; no model is written")
         _require_enough(wrong, len(study.samples))
-        re_estimated = _re_estimate(prepared.graph, study.samples, open_model, config)
+        statistics = _under_noise(graph, study.samples, open_model, config)
+        graph = graph.copy()
+        _write_statistics(graph, statistics)
         del study  # two of them are never held
-        study = _study(prepared, batches, open_model, config)
-    warnings = _sample_warnings(study.samples) + _statistics_warnings(wrong, re_estimated)
+        study = _study(graph, batches, open_model, config)
+    warnings = _sample_warnings(study.samples) + _statistics_warnings(wrong, len(statistics))
     plain = Averaging(
         severity=study.severity,
         after=None,
@@ -140,8 +148,8 @@ def average_repair(
         candidates=(),
         chosen=AS_TRAINED,
         outputs=study.output_lines(),
-        units=study.units,
-        statistics=re_estimated,
+        shapes=study.average.shapes,
+        statistics=statistics,
         warnings=warnings,
     )
     if study.severity.is_healthy and config.method == "auto" and judge is None:
@@ -149,22 +157,20 @@ def average_repair(
     if not study.units:
         return replace(plain, reason="no scale and shift behind the noise is free: nothing can be matched")
     found = _choose(plain, study, prepared, config, judge)
-    if not re_estimated or not found.candidates:
+    if not statistics or not found.candidates:
         return found
     # What the candidates were held against is no longer the file as given.
     first, *others = found.candidates
     return replace(found, candidates=(replace(first, name=UNDER_NOISE), *others))
 
 
-def _study(
-    prepared: PreparedModel, batches: Sequence[Batch], open_model: OpenModel, config: RepairConfig
-) -> NoiseStudy:
+def _study(graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, config: RepairConfig) -> NoiseStudy:
     """F, and the units whose names match `--layers`."""
     try:
-        study = NoiseStudy.of(prepared.graph, batches, open_model, config.seed, config.output_kinds, config.max_memory)
+        study = NoiseStudy.of(graph, batches, open_model, config.seed, config.output_kinds, config.max_memory)
     except DataError:  # the weights may be to blame, not the data
-        check_half_batch_norms(prepared.graph)
-        require_finite_values(prepared.graph)
+        check_half_batch_norms(graph)
+        require_finite_values(graph)
         raise
     if config.layers in ("auto", "all"):
         return study
@@ -311,14 +317,20 @@ def _require_enough(wrong: Sequence[StoredAgainstNoisy], samples: int) -> None:
     )
 
 
-def _re_estimate(graph: gs.Graph, samples: SampleSet, open_model: OpenModel, config: RepairConfig) -> tuple[str, ...]:
-    """Writes the statistics that every BatchNorm has with the noise on, each behind corrected predecessors."""
+def _under_noise(
+    graph: gs.Graph, samples: SampleSet, open_model: OpenModel, config: RepairConfig
+) -> dict[str, Statistics]:
+    """The statistics that every BatchNorm sees with the noise on, each downstream of corrected ones."""
     names = [batch_norm.name for batch_norm in find_modules(graph)]
     under_noise = MeasurementConfig(names, config.seed, max_memory=config.max_memory)
     found = measure(graph, samples.batches, open_model, under_noise)
-    for batch_norm in find_modules(graph):
-        batch_norm.with_statistics(*as_measured(batch_norm, found[batch_norm.name]))
-    return tuple(names)
+    return {module.name: as_measured(module, found[module.name]) for module in find_modules(graph)}
+
+
+def _write_statistics(graph: gs.Graph, statistics: Mapping[str, Statistics]) -> None:
+    """Writes mean and variance by the name of the BatchNorm."""
+    for module in find_modules(graph) if statistics else ():
+        module.with_statistics(*statistics[module.name])
 
 
 def _sample_warnings(samples: SampleSet) -> tuple[str, ...]:
@@ -330,14 +342,14 @@ def _sample_warnings(samples: SampleSet) -> tuple[str, ...]:
     return warnings
 
 
-def _statistics_warnings(wrong: Sequence[StoredAgainstNoisy], re_estimated: tuple[str, ...]) -> tuple[str, ...]:
+def _statistics_warnings(wrong: Sequence[StoredAgainstNoisy], re_estimated: int) -> tuple[str, ...]:
     """What is to be said of statistics that were not true under the noise."""
     if not re_estimated:
         return ()
     first = wrong[0]
     return (
         f"the stored statistics were not those of the network with its noise on ('{first.name}': variance off by a "
-        f"factor of {first.ratio:.2f}, mean by {first.offset:.2f} deviations): {len(re_estimated)} BatchNorms were "
+        f"factor of {first.ratio:.2f}, mean by {first.offset:.2f} deviations): {re_estimated} BatchNorms were "
         "re-estimated under the noise first; that is right where the data is that of the training, preprocessed the "
         "same way",
     )

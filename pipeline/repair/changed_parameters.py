@@ -10,11 +10,12 @@ running statistics, which say the same of a module that keeps its own scale g0 a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm.batch_norm import BatchNorm, find_modules
@@ -23,9 +24,6 @@ from vsfix.graph_passes.io.model_file import import_graph
 from vsfix.graph_passes.ir.graph import constant_behind, is_batch_norm, name_of
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
 from vsfix.graph_passes.ir.stored_values import stored_values
-from vsfix.pipeline.inspection.preparation import PreparedModel
-
-from .editing import Edited
 
 _STATISTICS = ("running_mean", "running_var")
 _SCALE_AND_SHIFT = ("weight", "bias")
@@ -62,27 +60,29 @@ class ChangedParameters:
         )
 
 
-def changed_parameters(prepared: PreparedModel, before: gs.Graph, edited: Edited) -> ChangedParameters:
+def changed_parameters(
+    source: onnx.ModelProto, before: gs.Graph, after: gs.Graph, subjects: Collection[str]
+) -> ChangedParameters:
     """Every parameter that a repair changed.
 
     Args:
-        prepared: the model, its graph edited.
-        before: a copy of the prepared graph from before that.
-        edited: what was changed.
+        source: the model as it was read, which names the parameters.
+        before: its prepared graph.
+        after: the same graph, repaired.
+        subjects: the names of the BatchNorms that a repair changed.
     """
-    known = _KnownNames(import_graph(prepared.source))
-    subjects = {change.subject for change in edited.changes.changed}
+    known = _KnownNames(import_graph(source))
     arrays: dict[str, Array] = {}
     reasons: dict[str, str] = {}
     earlier = {batch_norm.name: batch_norm for batch_norm in find_modules(before)}
-    for batch_norm in find_modules(prepared.graph):
+    for batch_norm in find_modules(after):
         if batch_norm.name in subjects:
             found = _of_batch_norm(batch_norm, earlier[batch_norm.name], known)
             if isinstance(found, str):
                 reasons[f"BatchNorm '{batch_norm.name}'"] = found
             else:
                 arrays |= found
-    for change in _linear_changes(before, prepared.graph):
+    for change in _linear_changes(before, after):
         if (reason := known.obstacle(change)) is not None:
             reasons[f"the {change.kind} of '{change.owner}'"] = reason
         else:

@@ -1,46 +1,254 @@
-"""The estimates of a method of re-estimation: what each BatchNorm should store for its real statistics to agree."""
+"""What a repair finds, and how it is written: toward the noise-averaged network, or by a method of re-estimation.
+
+`estimate` changes nothing; `write` puts what was found into a graph.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 
+import onnx_graphsurgeon as gs
+
+from vsfix.graph_passes.batch_norm.batch_norm import find_modules
+from vsfix.graph_passes.errors import DataError, InputError, ModelError, UncomparableError
 from vsfix.graph_passes.estimators.analytic import analytic
 from vsfix.graph_passes.estimators.exact import exact
 from vsfix.graph_passes.estimators.paired import PairedConfig, paired
+from vsfix.graph_passes.estimators.repair_statistics import RepairStatistics
+from vsfix.graph_passes.ir.graph_pass import Kept, PassResult
 from vsfix.graph_passes.ir.runtime import OpenModel
-from vsfix.graph_passes.statistics.batches import Batch
+from vsfix.graph_passes.noise.analysis import analyse_noise
+from vsfix.graph_passes.noise_average.noise_average import run_deployed
+from vsfix.graph_passes.statistics.batches import Batch, first_samples, prescribed_batch_size
 from vsfix.graph_passes.statistics.estimate import Estimate
-from vsfix.pipeline.inspection.preparation import PreparedModel
+from vsfix.pipeline.inspection.inspection import Inspection, inspect_graph
+from vsfix.pipeline.inspection.noise_study import NoiseStudy
+from vsfix.pipeline.inspection.preparation import PreparedModel, has_noise
 
-from .made_inputs import NO_USER_DATA, MadeInputs
-from .repair_config import RepairConfig
+from .averaging import UNDER_NOISE, Averaging, average_repair
+from .candidates import AS_TRAINED, CandidateRow, candidate_row
+from .label_judge import LabelJudge
+from .made_inputs import NO_USER_DATA, MadeInputs, make_inputs
+from .plan import RepairPlan
+from .repair_config import AVERAGING, RepairConfig
+
+STUDIED_SAMPLES = 128  # of a set that may be the whole training set; F holds its outputs in memory
+NO_ESTIMATE = "no estimate was made"
+JUDGED_SAMPLES = 256  # enough to tell a variance within a few percent
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is to be written, and the evidence.
+
+    Attributes:
+        method: what is done in the end: the name of a candidate, a method, or `none`.
+        reason: why.
+        data: what it rests on, in words.
+        samples: how many of them, at most.
+        judges: the samples on which statistics are compared before and after.
+        before: the graph as it is.
+        estimates: of a method of re-estimation, by the name of the BatchNorm.
+        reasons: why a BatchNorm keeps what it stores, by its name.
+        averaging: what the averaged network says; None where no noise is known or nothing ran.
+        warnings: what a person should know.
+    """
+
+    method: str
+    reason: str
+    data: str
+    samples: int
+    judges: Sequence[Batch]
+    before: Inspection
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    averaging: Averaging | None = None
+    warnings: tuple[str, ...] = ()
+
+    def write(self, graph: gs.Graph) -> PassResult:
+        """Writes what was found into a graph; names what changed, and why the other BatchNorms did not.
+
+        Args:
+            graph: a copy of the one that it was found for; edited in place.
+
+        Raises:
+            ModelError: a parameter that is not finite in its type.
+        """
+        if self.estimates:
+            return RepairStatistics(self.estimates, self.reasons)(graph)
+        changes = self.averaging.write(graph) if self.averaging is not None and self.method != "none" else ()
+        changed = {change.subject for change in changes}
+        names = [row.name for row in self.before.rows if row.name not in changed]
+        return PassResult(
+            "write parameters", changes, tuple(Kept(name, self.reasons.get(name, NO_ESTIMATE)) for name in names)
+        )
+
+
+def estimate(
+    plan: RepairPlan,
+    prepared: PreparedModel,
+    batches: Sequence[Batch],
+    open_model: OpenModel,
+    config: RepairConfig,
+    *,
+    judged_on: Sequence[Batch] | None = None,
+    judge: LabelJudge | None = None,
+) -> Found:
+    """Finds what the plan wants to be written; nothing is changed.
+
+    Args:
+        plan: says how.
+        prepared: the model, the noise of the plan marked.
+        batches: the user's data; where it is empty and the method runs anything, inputs are made.
+        open_model: the runtime.
+        config: how to repair.
+        judged_on: the samples on which statistics are compared before and after; the first part of the data where not
+            given.
+        judge: labelled data that chooses among the candidates.
+
+    Raises:
+        DataError: data that can't carry an estimate.
+        CheckFailedError: statistics or data that no repair can rest on.
+    """
+    made = make_inputs(prepared, config) if not batches and plan.method not in ("none", "analytic") else None
+    batches = batches if made is None else made.batches
+    judges = judged_on or _first(prepared, batches)
+    before = inspect_graph(prepared.graph, judges, open_model)
+    if plan.method == "none":
+        reasons = dict.fromkeys((row.name for row in before.rows), plan.reason)
+        return Found("none", plan.reason, "nothing was estimated", 0, judges, before, reasons=reasons)
+    basis = _Basis(judges, before, made, judge)
+    if plan.method in AVERAGING:
+        try:
+            return _toward_average(plan, prepared, batches, open_model, config, basis)
+        except UncomparableError as error:
+            if config.method != "auto" or not analyse_noise(prepared.graph).reached:
+                raise
+            doubt = f"{error}: the statistics are re-estimated instead (paired)"
+            reason = f"nothing can be averaged over the noise: {error}"
+            plan = replace(plan, method="paired", reason=reason)
+            found = _re_estimate(plan, prepared, batches, open_model, config, basis)
+            return replace(found, warnings=(doubt, *found.warnings))
+    return _re_estimate(plan, prepared, batches, open_model, config, basis)
+
+
+@dataclass(frozen=True)
+class _Basis:
+    """What an estimate rests on: attributes of `Found`, the inputs that were made, and the labelled data."""
+
+    judges: Sequence[Batch]
+    before: Inspection
+    made: MadeInputs | None
+    judge: LabelJudge | None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is to be said of the inputs."""
+        return self.made.warnings if self.made is not None else ()
 
 
 @dataclass(frozen=True)
 class Estimation:
-    """What was estimated, and from what.
+    """The statistics that a method of re-estimation found, and what they rest on.
 
     Attributes:
         estimates: by the name of the BatchNorm.
-        methods: what estimated each, by the same names.
         reasons: why a BatchNorm that was asked for has none, by its name.
         data: what it rests on, in words.
-        batches: what it was run on; empty for the closed forms.
         warnings: what a person should know.
     """
 
     estimates: Mapping[str, Estimate]
-    methods: Mapping[str, str]
     reasons: Mapping[str, str] = field(default_factory=dict)
     data: str = ""
-    batches: Sequence[Batch] = ()
     warnings: tuple[str, ...] = ()
 
     @property
     def samples(self) -> int:
         """The samples that the estimates took, at most."""
         return max((estimate.samples for estimate in self.estimates.values()), default=0)
+
+
+def choose_layers(graph: gs.Graph, layers: str) -> tuple[list[str], dict[str, str]]:
+    """The BatchNorms to estimate, and the reason for each of the others.
+
+    Raises:
+        InputError: a glob that matches none.
+    """
+    names = [batch_norm.name for batch_norm in find_modules(graph)]
+    if layers == "auto":
+        reached = analyse_noise(graph).reached
+        chosen = [name for name in names if name in reached]
+        reason = "no noise reaches it"
+    elif layers == "all":
+        return names, {}
+    else:
+        chosen = [name for name in names if fnmatchcase(name, layers)]
+        reason = f"its name does not match '{layers}'"
+        if not chosen:
+            raise InputError(f"--layers '{layers}' matches no BatchNorm; `vsfix inspect` lists their names")
+    return chosen, {name: reason for name in names if name not in chosen}
+
+
+def _toward_average(
+    plan: RepairPlan,
+    prepared: PreparedModel,
+    batches: Sequence[Batch],
+    open_model: OpenModel,
+    config: RepairConfig,
+    basis: _Basis,
+) -> Found:
+    """What brings the network to its noise-averaged one."""
+    averaging = average_repair(prepared, batches, open_model, config, basis.judge)
+    reached = analyse_noise(prepared.graph).reached
+    reasons = {
+        row.name: averaging.reason or ("its fit gains nothing" if row.name in reached else "no noise reaches it")
+        for row in basis.before.rows
+    }
+    data = basis.made.data if basis.made is not None else f"{averaging.severity.samples} samples of the data"
+    method = averaging.chosen if averaging.chosen != AS_TRAINED else UNDER_NOISE
+    return Found(
+        method=method if averaging.writes else "none",
+        reason=averaging.reason or plan.reason + ("" if basis.judge is None else "; the labels chose"),
+        data=data if averaging.writes else "nothing was changed",
+        samples=averaging.severity.samples,
+        judges=basis.judges,
+        before=basis.before,
+        reasons=reasons,
+        averaging=averaging,
+        warnings=(*basis.warnings, *averaging.warnings),
+    )
+
+
+def _re_estimate(
+    plan: RepairPlan,
+    prepared: PreparedModel,
+    batches: Sequence[Batch],
+    open_model: OpenModel,
+    config: RepairConfig,
+    basis: _Basis,
+) -> Found:
+    """What a method of re-estimation finds, and how far that is from the noise-averaged network."""
+    layers, reasons = choose_layers(prepared.graph, config.layers)
+    study, trouble = _study(prepared.graph, _first(prepared, batches, STUDIED_SAMPLES), open_model, config)
+    estimation = estimate_statistics(plan.method, prepared, batches, open_model, layers, config, basis.made)
+    written = prepared.graph.copy()
+    RepairStatistics(estimation.estimates, {})(written)
+    averaging, moved = _judge_statistics(study, written, plan.method, config, basis.judge)
+    return Found(
+        method=plan.method,
+        reason=plan.reason,
+        data=estimation.data,
+        samples=estimation.samples,
+        judges=basis.judges,
+        before=basis.before,
+        estimates=estimation.estimates,
+        reasons={**reasons, **estimation.reasons},
+        averaging=averaging,
+        warnings=(*basis.warnings, *estimation.warnings, *trouble, *moved),
+    )
 
 
 def estimate_statistics(
@@ -67,7 +275,7 @@ def estimate_statistics(
         DataError: data that can't carry an estimate.
     """
     if method == "analytic":
-        return _by_closed_forms(prepared, batches, layers)
+        return _by_closed_forms(prepared, layers)
     graph = prepared.graph
     if method == "paired":
         precision = 0.0 if made is not None else config.precision
@@ -77,10 +285,10 @@ def estimate_statistics(
         estimates = exact(graph, batches, open_model, layers, max_memory=config.max_memory)
     used = max((estimate.samples for estimate in estimates.values()), default=0)
     data = made.data if made is not None else f"{used} samples of the data"
-    return Estimation(estimates, dict.fromkeys(estimates, method), data=data, batches=batches)
+    return Estimation(estimates, data=data)
 
 
-def _by_closed_forms(prepared: PreparedModel, batches: Sequence[Batch], layers: Sequence[str]) -> Estimation:
+def _by_closed_forms(prepared: PreparedModel, layers: Sequence[str]) -> Estimation:
     """The closed forms; what they can't see is said, for a network that is half repaired may be worse than before."""
     closed, reasons = analytic(prepared.graph, layers)
     warnings: tuple[str, ...] = ()
@@ -89,6 +297,59 @@ def _by_closed_forms(prepared: PreparedModel, batches: Sequence[Batch], layers: 
             f"the closed forms say nothing of {len(reasons)} BatchNorms that noise reaches too; those keep statistics "
             "that no longer fit, which can cost more than it brings: take match or paired",
         )
-    return Estimation(
-        closed, dict.fromkeys(closed, "analytic"), reasons, NO_USER_DATA + "closed forms", batches, warnings
+    return Estimation(closed, reasons, NO_USER_DATA + "closed forms", warnings)
+
+
+def _first(prepared: PreparedModel, batches: Sequence[Batch], count: int = JUDGED_SAMPLES) -> list[Batch]:
+    """The samples on which statistics, or outputs, are compared."""
+    return first_samples(batches, count, whole=prescribed_batch_size(prepared.graph) is not None)
+
+
+def _study(
+    graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, config: RepairConfig
+) -> tuple[NoiseStudy | None, tuple[str, ...]]:
+    """F, where noise is known and something ran; or why it can't be had."""
+    if not batches or not has_noise(graph):
+        return None, ()
+    try:
+        return NoiseStudy.of(graph.copy(), batches, open_model, config.seed, config.output_kinds, config.max_memory), ()
+    except (DataError, ModelError) as error:
+        return None, (f"how far the file is from its noise-averaged network is unknown: {error}",)
+
+
+def _judge_statistics(
+    study: NoiseStudy | None, graph: gs.Graph, method: str, config: RepairConfig, judge: LabelJudge | None
+) -> tuple[Averaging | None, tuple[str, ...]]:
+    """R before and after a method of re-estimation, and a warning where it leads away from F."""
+    if study is None:
+        return None, ()
+    wrong = [row.name for row in study.stored if row.differs]
+    if wrong:
+        return None, (
+            f"R is not known: {len(wrong)} BatchNorms store other statistics than the network with its noise on shows, "
+            f"'{wrong[0]}' the first, so that its average is not that of the network that was trained",
+        )
+    outputs = run_deployed(graph, study.samples, study.open_model)
+    rows: tuple[CandidateRow, ...] = (
+        candidate_row(AS_TRAINED, study.outputs, study),
+        candidate_row(method, outputs, study),
     )
+    after = study.reference.severity(outputs, config.seed)
+    averaging = Averaging(
+        severity=study.severity,
+        before=study.severity,
+        after=after,
+        judges=len(study.samples),
+        candidates=rows,
+        chosen=method,
+        outputs=study.output_lines(),
+        layers=study.layer_rows(graph),
+    )
+    if rows[1].low <= 0:  # not farther by more than chance
+        return averaging, ()
+    warning = (
+        f"--method {method} moves the file away from its noise-averaged network: R {study.severity.ratio:.2f} -> "
+        f"{after.ratio:.2f}; where the size of the outputs matters that can cost much: take --method match"
+        + (", or check with --eval-data" if judge is None else "")
+    )
+    return averaging, (warning,)

@@ -18,8 +18,10 @@ from vsfix.graph_passes.folding.fold_batch_norm import FoldBatchNorm
 from vsfix.graph_passes.folding.recompose_batch_norm import LeaveChannelsLast
 from vsfix.graph_passes.io.model_file import export_model, read_metadata
 from vsfix.graph_passes.ir.graph_pass import Change, PassPipeline, PassResult
+from vsfix.graph_passes.ir.remove_identities import RemoveIdentities
 from vsfix.graph_passes.ir.runtime import OpenModel
 from vsfix.graph_passes.measurement.measurement import LARGEST_INPUT
+from vsfix.graph_passes.noise.marker import RemoveMarkers
 from vsfix.graph_passes.precision.typed_batch_norm import check_half_batch_norms, require_statistics
 from vsfix.graph_passes.precision.value_scan import doubtful_constants, require_finite_values
 from vsfix.graph_passes.statistics.batches import (
@@ -40,9 +42,9 @@ from vsfix.pipeline.inspection.preparation import REPAIR_KEY, PreparedModel, pre
 from .averaging import Averaging
 from .candidates import MATCH, REFINE
 from .changed_parameters import changed_parameters
-from .editing import Edited, edit_parameters
+from .estimation import Found, estimate
 from .label_judge import LabelJudge
-from .method_choice import MethodChoice, choose_method
+from .plan import RepairPlan, plan_repair
 from .repair_config import AVERAGING, QUANTIZED, TENSOR_FLOAT, RepairConfig
 from .repair_report import BatchNormOutcome, Repair, RepairReport
 
@@ -56,7 +58,7 @@ UNJUDGED_SAMPLES = 16  # random ones, to compare both graphs on where there is n
 
 
 def repair_model(
-    model: onnx.ModelProto,
+    model: onnx.ModelProto | PreparedModel,
     batches: Sequence[Batch],
     open_model: OpenModel,
     config: RepairConfig,
@@ -68,7 +70,7 @@ def repair_model(
     """Repairs, cleans and folds a model; the input is not changed.
 
     Args:
-        model: a checked model.
+        model: a checked model, or one that `prepare_model` has prepared already with the noise of the config.
         batches: the calibration set; may be empty where the method needs none.
         open_model: the runtime.
         config: how to repair.
@@ -86,36 +88,38 @@ def repair_model(
     if config.number_type in QUANTIZED:
         require_calibration(config.number_type, batches)
     require_different_samples(batches)
-    prepared = prepare_model(model, config.noise, needs_batch_norms=needs_batch_norms(model, config))
-    graph = prepared.graph
-    require_statistics(graph)
-    choice = choose_method(prepared, batches, open_model, config)
-    unchanged = graph.copy()
-    matched_on = batches if averaged_on is None or choice.method not in AVERAGING else averaged_on
-    edited = edit_parameters(prepared, choice, matched_on, open_model, config, judged_on, judge)
-    before, after = edited.before, inspect_graph(graph, edited.judges, open_model)
-    changed = changed_parameters(prepared, unchanged, edited)
-    unfolded = export_model(graph, model)
+    prepared = model if isinstance(model, PreparedModel) else prepare(model, config)
+    require_statistics(prepared.graph)
+    plan = plan_repair(prepared, batches, open_model, config)
+    prepared = prepared.with_noise(plan.noise)
+    matched_on = batches if averaged_on is None or plan.method not in AVERAGING else averaged_on
+    found = estimate(plan, prepared, matched_on, open_model, config, judged_on=judged_on, judge=judge)
+    graph = prepared.graph.copy()
+    written = found.write(graph)
+    after = inspect_graph(graph, found.judges, open_model) if written.modified else found.before
+    subjects = {change.subject for change in written.changed}
+    changed = changed_parameters(prepared.source, prepared.graph, graph, subjects)
+    unfolded = export_model(graph, prepared.source)
     uses = {module.name: [use.name for use in module.uses] for module in find_modules(graph)}
     fold = FoldBatchNorm(forward=config.number_type not in QUANTIZED) if config.fold else None
     clean = PassPipeline(cleaning_passes(fold))
     clean(graph)
     graph.cleanup()  # nodes that lead to no output, whoever left them
-    final = export_model(graph, model, _metadata(prepared, edited, config))
-    inputs, unchecked = _inputs_of_check(unfolded, edited.judges, open_model, config.seed)
+    final = export_model(graph, prepared.source, _metadata(prepared, found, written, config))
+    inputs, unchecked = _inputs_of_check(unfolded, found.judges, open_model, config.seed)
     fold_snr_db, amplified = _check_equal(unfolded, final, inputs, open_model, config.seed) if inputs else (None, ())
     cast = _cast(graph, final, inputs, batches, open_model, config)
     report = RepairReport(
-        method=edited.method,
-        method_reason=edited.reason,
-        data=edited.data,
-        samples=edited.samples,
-        judged_on=before.samples,
-        batch_norms=_outcomes(after, edited, uses, _folds(clean, graph)),
-        prepared=prepared.changes + choice.changes,
-        removed=tuple(change.subject for result in clean.results[:2] for change in result.changed),
+        method=found.method,
+        method_reason=found.reason,
+        data=found.data,
+        samples=found.samples,
+        judged_on=found.before.samples,
+        batch_norms=_outcomes(after, found, written, uses, _folds(clean, graph)),
+        prepared=prepared.changes,
+        removed=_removed(clean),
         warnings=(
-            *_warnings(prepared, choice, edited, config),
+            *_warnings(prepared, plan, found, config),
             *doubtful_constants(graph),
             *unchecked,
             *amplified,
@@ -123,18 +127,32 @@ def repair_model(
         compared_on=samples_in(inputs) if inputs else 0,
         fold_snr_db=fold_snr_db,
         precision=None if cast is None else cast.report,
-        route=before.route,
-        **_averaged(edited.averaging),
+        route=found.before.route,
+        **_averaged(found.averaging),
     )
     runnable = final if cast is None else cast.runnable
-    written = final if cast is None else cast.model
-    return Repair(written, unfolded, runnable, report, changed.arrays, changed.not_carried())
+    return Repair(
+        final if cast is None else cast.model, unfolded, runnable, report, changed.arrays, changed.not_carried()
+    )
 
 
-def needs_batch_norms(model: onnx.ModelProto, config: RepairConfig) -> bool:
-    """Whether a file without BatchNorm is refused: not where nothing is to be repaired, or where vsfix folded them."""
+def prepare(model: onnx.ModelProto, config: RepairConfig) -> PreparedModel:
+    """Prepares a model for a repair.
+
+    A file without BatchNorm is refused, but where nothing is to be repaired, or where vsfix folded them.
+
+    Raises:
+        ModelError, InputError: see `prepare_model`.
+    """
     folded_by_vsfix = REPAIR_KEY in read_metadata(model)
-    return config.method != "none" and not (config.method == "auto" and folded_by_vsfix)
+    needs_batch_norms = config.method != "none" and not (config.method == "auto" and folded_by_vsfix)
+    return prepare_model(model, config.noise, needs_batch_norms=needs_batch_norms)
+
+
+def _removed(clean: PassPipeline) -> tuple[str, ...]:
+    """The noise layers and identities that the cleaning passes took out."""
+    names = (RemoveMarkers.name, RemoveIdentities.name)
+    return tuple(change.subject for name in names for result in clean.results_of(name) for change in result.changed)
 
 
 def _cast(
@@ -172,16 +190,16 @@ def _averaged(averaging: Averaging | None) -> dict[str, Any]:
     }
 
 
-def _metadata(prepared: PreparedModel, edited: Edited, config: RepairConfig) -> dict[str, str]:
+def _metadata(prepared: PreparedModel, found: Found, written: PassResult, config: RepairConfig) -> dict[str, str]:
     """What the written file says about its repair; a cast or a fold leaves standing what was said before."""
     known = read_metadata(prepared.source)
-    earlier, now = repaired_batch_norms(known), [change.subject for change in edited.changes.changed]
+    earlier, now = repaired_batch_norms(known), [change.subject for change in written.changed]
     if earlier and not now:
         return {REPAIR_KEY: known[REPAIR_KEY]}
     said = {
-        "method": edited.method,
-        "data": edited.data,
-        "samples": edited.samples,
+        "method": found.method,
+        "data": found.data,
+        "samples": found.samples,
         "seed": config.seed,
         "vsfix": version("vsfix"),
         "repaired": list(dict.fromkeys([*earlier, *now])),
@@ -189,27 +207,27 @@ def _metadata(prepared: PreparedModel, edited: Edited, config: RepairConfig) -> 
     return {REPAIR_KEY: json.dumps(said)}
 
 
-def _warnings(prepared: PreparedModel, choice: MethodChoice, edited: Edited, config: RepairConfig) -> tuple[str, ...]:
+def _warnings(prepared: PreparedModel, plan: RepairPlan, found: Found, config: RepairConfig) -> tuple[str, ...]:
     """Everything that makes the result doubtful."""
-    warnings = (*prepared.warnings, *choice.warnings, *edited.warnings, *edited.before.warnings)
+    warnings = (*prepared.warnings, *plan.warnings, *found.warnings, *found.before.warnings)
     if config.noise and repaired_batch_norms(read_metadata(prepared.source)):
         again = "vsfix repaired this file already; repaired twice it computes something else: start from the export"
         warnings = (*warnings, again)
     if config.number_type == TENSOR_FLOAT:
         told = "tf32 is no type of a file: it holds float32; build it with `vsfix build --precision tf32`"
         warnings = (*warnings, told)
-    if edited.method not in (*AVERAGED, "none") and 0 < edited.samples < FEW_SAMPLES:
-        few = f"the repair rests on {edited.samples} samples; its statistics are surer from {FEW_SAMPLES} on"
+    if found.method not in (*AVERAGED, "none") and 0 < found.samples < FEW_SAMPLES:
+        few = f"the repair rests on {found.samples} samples; its statistics are surer from {FEW_SAMPLES} on"
         return (*warnings, few)
     return warnings
 
 
 def _folds(clean: PassPipeline, graph: gs.Graph) -> PassResult | None:
-    """What became of the BatchNorms; None where none was to be folded.
+    """The outcome of the fold for each BatchNorm; None where none was to be folded.
 
     One that was written as a Mul and an Add on the last axis is folded where these are.
     """
-    folds, written = (_result_of(clean, name) for name in (FoldBatchNorm.name, LeaveChannelsLast.name))
+    folds, written = (next(iter(clean.results_of(name)), None) for name in (FoldBatchNorm.name, LeaveChannelsLast.name))
     if folds is None or written is None:
         return folds
     nodes = {node.name for node in graph.nodes}
@@ -220,31 +238,26 @@ def _folds(clean: PassPipeline, graph: gs.Graph) -> PassResult | None:
     )
 
 
-def _result_of(passes: PassPipeline, name: str) -> PassResult | None:
-    """What the pass of a name said; None where there was none."""
-    return next((result for result in passes.results if result.pass_name == name), None)
-
-
 def _outcomes(
-    after: Inspection, edited: Edited, uses: Mapping[str, Sequence[str]], folds: PassResult | None
+    after: Inspection, found: Found, written: PassResult, uses: Mapping[str, Sequence[str]], folds: PassResult | None
 ) -> tuple[BatchNormOutcome, ...]:
     """One outcome for each BatchNorm, which is folded where all of its uses are."""
-    actions = {change.subject: change.action for change in edited.changes.changed}
-    kept = {subject.subject: f"kept: {subject.reason}" for subject in edited.changes.kept}
+    actions = {change.subject: change.action for change in written.changed}
+    kept = {subject.subject: f"kept: {subject.reason}" for subject in written.kept}
     folded = {change.subject: change.action for change in folds.changed} if folds else {}
     unfolded = {subject.subject: subject.reason for subject in folds.kept} if folds else {}
     outcomes = []
-    for row, new in zip(edited.before.rows, after.rows, strict=True):
-        estimate = edited.estimates.get(row.name)
+    for row, new in zip(found.before.rows, after.rows, strict=True):
+        statistics = found.estimates.get(row.name)
         is_folded = all(use in folded for use in uses[row.name])
         said = [unfolded.get(use) if not is_folded else folded[use] for use in uses[row.name]]
         outcomes.append(
             BatchNormOutcome(
                 before=row,
                 after=new,
-                method=edited.methods.get(row.name, ""),
-                shift=None if estimate is None or not np.isfinite(estimate.shift) else estimate.shift,
-                interval=None if estimate is None else estimate.interval,
+                method=found.method if row.name in actions or statistics is not None else "",
+                shift=None if statistics is None or not np.isfinite(statistics.shift) else statistics.shift,
+                interval=None if statistics is None else statistics.interval,
                 repaired=row.name in actions,
                 action=actions.get(row.name) or kept.get(row.name, "kept"),
                 folded=is_folded,

@@ -24,7 +24,7 @@ from vsfix.graph_passes.noise.marker import EXPORT_METADATA_KEY
 from vsfix.graph_passes.noise.noise import Noise, NoiseKind
 from vsfix.pipeline.inspection.fault import FaultKind, find_fault
 from vsfix.pipeline.inspection.inspection import InspectionConfig, inspect_model
-from vsfix.pipeline.inspection.lost_noise import recover_noise
+from vsfix.pipeline.inspection.lost_noise import infer_lost_noise
 from vsfix.pipeline.inspection.preparation import prepare_model
 from vsfix.pipeline.repair.repair import repair_model
 from vsfix.pipeline.repair.repair_config import RepairConfig
@@ -125,7 +125,7 @@ def test_noise_that_is_marked_is_no_fault_and_hides_none(open_model):
 def test_two_faults_at_once_are_both_named(open_model):
     prepared = prepare_model(network(0.5))
     wrong = as_batches((255 * images()).astype(np.float32))
-    lost = recover_noise(prepared, wrong, open_model, max_memory=1 << 30)
+    lost = infer_lost_noise(prepared, wrong, open_model, max_memory=1 << 30)
     assert lost.fault is not None
     assert lost.fault.kind is FaultKind.INPUT
     assert "0..255" in lost.question
@@ -147,7 +147,7 @@ def test_noise_in_front_of_the_first_batch_norm_does_not_bend_the_map(parse, ope
         y = BatchNormalization (s, g2, b2, m2, v2) }"""
     model = parse(body, {name: values.astype(np.float32) for name, values in weights.items()})
     raw = (255 * rng.uniform(0, 1, (512, 6))).astype(np.float32)
-    lost = recover_noise(prepare_model(model), as_batches(raw), open_model, max_memory=1 << 30)
+    lost = infer_lost_noise(prepare_model(model), as_batches(raw), open_model, max_memory=1 << 30)
     assert lost.fault is not None
     assert lost.fault.input_map is not None
     assert lost.fault.input_map.scale == pytest.approx(1 / 255, rel=0.1)
@@ -159,7 +159,7 @@ def test_what_was_never_set_hides_no_lost_noise(open_model):
     prepared = prepare_model(network(0.5))
     stem = find_batch_norms(prepared.graph)[0]
     stem.with_statistics(np.zeros(stem.channels), np.ones(stem.channels))
-    lost = recover_noise(prepared, as_batches(images()), open_model, max_memory=1 << 30)
+    lost = infer_lost_noise(prepared, as_batches(images()), open_model, max_memory=1 << 30)
     assert lost.fault is not None
     assert lost.fault.kind is FaultKind.UNSET
     assert "The others tell of lost noise too: dropout:0." in lost.question

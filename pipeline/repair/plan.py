@@ -1,4 +1,6 @@
-"""Which method repairs a model, and why: from what the file shows, what the data tells, and what was asked for.
+"""The plan of a repair: which method, on which noise, and why.
+
+It follows from what the file shows, what the data tells, and what was asked for:
 
 noise marked                    match, toward the noise-averaged network; without data on inputs made from the model
 noise not shown, data given     the noise is inferred from the statistics; if it is found, match
@@ -7,18 +9,19 @@ noise not shown, no data        an error: nothing tells a shift from a change of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms
 from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.io.model_file import read_metadata
 from vsfix.graph_passes.ir.runtime import OpenModel
 from vsfix.graph_passes.noise.analysis import NoiseMap, analyse_noise
+from vsfix.graph_passes.noise.noise import Noise
 from vsfix.graph_passes.noise_inference.verdict import Verdict
 from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.pipeline.inspection.fault import find_fault
-from vsfix.pipeline.inspection.lost_noise import LostNoise, is_lost, recover_noise
+from vsfix.pipeline.inspection.lost_noise import LostNoise, infer_lost_noise, is_lost
 from vsfix.pipeline.inspection.preparation import REPAIR_KEY, PreparedModel, repaired_batch_norms
 
 from .repair_config import AVERAGING, NEED_NOISE, RepairConfig
@@ -30,26 +33,26 @@ NOT_SHOWN = (
 
 
 @dataclass(frozen=True)
-class MethodChoice:
+class RepairPlan:
     """What will be done.
 
     Attributes:
         method: one of the methods, or `none`.
         reason: why.
-        changes: what was changed in the graph for it, one line each.
+        noise: lost noise that was inferred, by the tensor that it was on; it is to be marked first.
         warnings: what a person should know.
     """
 
     method: str
     reason: str
-    changes: tuple[str, ...] = ()
+    noise: Mapping[str, Noise] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
-def choose_method(
+def plan_repair(
     prepared: PreparedModel, batches: Sequence[Batch], open_model: OpenModel, config: RepairConfig
-) -> MethodChoice:
-    """Decides; noise that is inferred is inserted into the prepared graph.
+) -> RepairPlan:
+    """Decides what will be done; nothing is changed.
 
     Args:
         prepared: the model.
@@ -62,14 +65,14 @@ def choose_method(
         ModelError: nothing can be decided from what there is.
     """
     if config.method == "none":
-        return MethodChoice("none", "the parameters are kept, as was asked for")
+        return RepairPlan("none", "the parameters are kept, as was asked for")
     if not find_batch_norms(prepared.graph):
         if REPAIR_KEY in read_metadata(prepared.source):
-            return MethodChoice("none", "no BatchNorm is left: vsfix folded them all when it repaired this file")
+            return RepairPlan("none", "no BatchNorm is left: vsfix folded them all when it repaired this file")
         if config.method not in AVERAGING:
             raise InputError(f"--method {config.method} re-estimates BatchNorms, and the model has none; take match")
     if config.method == "exact" and config.layers != "auto":
-        return MethodChoice(config.method, "asked for")
+        return RepairPlan(config.method, "asked for")
     if not is_lost(prepared):
         choice = _with_markers(analyse_noise(prepared.graph), config)
         if choice.method != "none":
@@ -81,7 +84,7 @@ def choose_method(
         return replace(choice, reason=reason, warnings=(*choice.warnings, fault.sentence))
     earlier = repaired_batch_norms(read_metadata(prepared.source))
     if earlier and config.method == "auto":
-        return MethodChoice("none", f"vsfix repaired this file already ({len(earlier)} layers)")
+        return RepairPlan("none", f"vsfix repaired this file already ({len(earlier)} layers)")
     if config.method not in ("auto", *NEED_NOISE) and not batches:
         raise InputError(
             f"the file marks no noise layer, so --method {config.method} does not know which BatchNorms are concerned; "
@@ -89,37 +92,37 @@ def choose_method(
         )
     if not batches:
         raise ModelError(NOT_SHOWN)
-    return _with_inference(recover_noise(prepared, batches, open_model, max_memory=config.max_memory), config)
+    return _with_inference(infer_lost_noise(prepared, batches, open_model, max_memory=config.max_memory), config)
 
 
-def _with_markers(noise_map: NoiseMap, config: RepairConfig) -> MethodChoice:
+def _with_markers(noise_map: NoiseMap, config: RepairConfig) -> RepairPlan:
     """The choice where the file shows where the noise was, or that there was none."""
     if not noise_map.sources:
-        return MethodChoice("none", "the export says that the network has no noise layer: there is nothing to repair")
+        return RepairPlan("none", "the export says that the network has no noise layer: there is nothing to repair")
     if all(source.body for source in noise_map.sources):
-        return MethodChoice("none", "all noise stands in the bodies of control-flow nodes, where none can be measured")
+        return RepairPlan("none", "all noise stands in the bodies of control-flow nodes, where none can be measured")
     if config.method not in AVERAGING and config.layers == "auto" and not noise_map.reached:
-        return MethodChoice("none", "no noise reaches a BatchNorm: there is nothing to repair")
+        return RepairPlan("none", "no noise reaches a BatchNorm: there is nothing to repair")
     if config.method != "auto":
-        return MethodChoice(config.method, "asked for")
-    return MethodChoice("auto", "the file says where the noise was, so the network that it averages to can be run")
+        return RepairPlan(config.method, "asked for")
+    return RepairPlan("auto", "the file says where the noise was, so the network that it averages to can be run")
 
 
-def _with_inference(lost: LostNoise, config: RepairConfig) -> MethodChoice:
+def _with_inference(lost: LostNoise, config: RepairConfig) -> RepairPlan:
     """The choice where the noise had to be inferred."""
     verdict = lost.inference.verdict
     if verdict is Verdict.FOUND:
-        return MethodChoice(
+        return RepairPlan(
             config.method,
             f"the file has lost its noise layers, and its statistics tell them: {lost.sentence}",
-            changes=lost.changes,
+            noise=lost.noise,
             warnings=lost.doubts,
         )
     if verdict is Verdict.NO_NOISE:
-        return MethodChoice("none", f"the statistics show no noise: {lost.sentence}")
+        return RepairPlan("none", f"the statistics show no noise: {lost.sentence}")
     reason = (
         "no noise is certain enough to repair"
         if lost.fault is None
         else f"the fault is another: {lost.fault.kind.value}"
     )
-    return MethodChoice("none", reason, warnings=(lost.question,))
+    return RepairPlan("none", reason, warnings=(lost.question,))

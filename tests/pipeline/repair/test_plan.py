@@ -11,13 +11,13 @@ from vsfix.graph_passes.io.model_file import export_model, import_graph
 from vsfix.graph_passes.noise.analysis import analyse_noise
 from vsfix.graph_passes.noise.marker import EXPORT_METADATA_KEY, RemoveMarkers
 from vsfix.pipeline.inspection.preparation import prepare_model
-from vsfix.pipeline.repair.method_choice import choose_method
+from vsfix.pipeline.repair.plan import plan_repair
 from vsfix.pipeline.repair.repair_config import RepairConfig
 
 
 def choose(model, batches, open_model, **options):
     config = RepairConfig(**options)
-    return choose_method(prepare_model(model, config.noise), batches, open_model, config)
+    return plan_repair(prepare_model(model, config.noise), batches, open_model, config)
 
 
 @pytest.fixture
@@ -43,9 +43,9 @@ def blobs():
 
 def test_marked_noise_is_averaged_over_with_data_and_without(residual, batches, open_model):
     for data in (batches, []):
-        choice = choose(residual, data, open_model)
-        assert (choice.method, choice.warnings) == ("auto", ())
-        assert "where the noise was" in choice.reason
+        plan = choose(residual, data, open_model)
+        assert (plan.method, plan.warnings) == ("auto", ())
+        assert "where the noise was" in plan.reason
 
 
 def test_an_export_that_vouches_for_no_noise_is_believed(residual, batches, open_model):
@@ -58,26 +58,28 @@ def test_an_export_that_vouches_for_no_noise_is_believed(residual, batches, open
 def test_lost_noise_is_inferred_and_put_back(blobs, open_model):
     torch.manual_seed(0)
     prepared = prepare_model(planted(dropout))
-    choice = choose_method(prepared, blobs, open_model, RepairConfig())
-    assert choice.method == "auto", choice
-    sources = analyse_noise(prepared.graph).sources
+    plan = plan_repair(prepared, blobs, open_model, RepairConfig())
+    assert plan.method == "auto", plan
+    assert not analyse_noise(prepared.graph).sources  # a plan changes nothing
+    marked = prepared.with_noise(plan.noise)
+    sources = analyse_noise(marked.graph).sources
     assert [source.noise.value for source in sources] == pytest.approx([0.4] * 3, abs=0.05)
-    assert len(choice.changes) == 3
+    assert len(marked.changes) == len(prepared.changes) + 3
 
 
 def test_a_healthy_file_is_left_alone_and_told_so(blobs, open_model):
-    choice = choose(planted(lambda t: t), blobs, open_model)
-    assert choice.method == "none"
-    assert choice.warnings == ()
-    assert "show no noise" in choice.reason
+    plan = choose(planted(lambda t: t), blobs, open_model)
+    assert plan.method == "none"
+    assert plan.warnings == ()
+    assert "show no noise" in plan.reason
 
 
 def test_statistics_that_no_noise_explains_are_left_with_the_way_out(residual, batches, open_model):
     graph = import_graph(residual)
     RemoveMarkers()(graph)
-    choice = choose(export_model(graph, residual), batches, open_model)
-    assert choice.method == "none"
-    assert "--method exact --layers all" in choice.warnings[0] or "--noise" in choice.warnings[0]
+    plan = choose(export_model(graph, residual), batches, open_model)
+    assert plan.method == "none"
+    assert "--method exact --layers all" in plan.warnings[0] or "--noise" in plan.warnings[0]
 
 
 def test_without_markers_and_without_data_nothing_can_be_said(residual, open_model):
@@ -118,8 +120,8 @@ def test_none_keeps_the_statistics_of_any_file(residual, open_model):
     stripped = import_graph(residual)
     RemoveMarkers()(stripped)
     for model in (residual, export_model(stripped, residual)):
-        choice = choose(model, [], open_model, method="none")
-        assert (choice.method, choice.reason) == ("none", "the parameters are kept, as was asked for")
+        plan = choose(model, [], open_model, method="none")
+        assert (plan.method, plan.reason) == ("none", "the parameters are kept, as was asked for")
 
 
 def test_noise_that_fits_nothing_is_an_error(residual, batches, open_model):
