@@ -1,6 +1,7 @@
 # make demo: environment, install, the whole chain on real data, a report.
 # make test: environment with the test tools, every check, the test suite.
 # make coverage: the suite again, with the lines that it ran. make docs: the user guide, in site/.
+# make house: counts that keep the source readable, each against its bound.
 # make audit: the pinned versions against the known vulnerabilities (asks PyPI). make sbom: what `vsfix[cpu]` brings along.
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ QUANTIZER := $(if $(RTX),quantizer)
 # Many tests start commands: their byte code is kept, whatever the user's setting.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test check lint types imports tests coverage docs audit sbom quantizer clean
+.PHONY: demo test check house lint types imports tests coverage docs audit sbom quantizer clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/vsfix demo -o vsfix-demo --force
@@ -27,6 +28,9 @@ demo: $(VENV)/.runtime
 test: check
 
 check: lint types imports tests
+
+house: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/house.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
