@@ -36,7 +36,7 @@ def test_a_tree_within_its_bounds_passes(house, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "file, text, said",
+    ("file", "text", "said"),
     [
         ("trainers/room/one.py", "x = 1\n" * 401, "trainers/room/one.py 401"),
         ("README.md", "a word\n" * 151, "151  at most   150"),
