@@ -19,7 +19,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.errors import ModelError
-from vsfix.graph_passes.ir.graph import Tensor, bodies_of, constant_behind, is_batch_norm, is_graph_output, name_of
+from vsfix.graph_passes.ir.graph import Tensor, constant_behind, is_batch_norm, is_graph_output, name_of, subgraphs_of
 from vsfix.graph_passes.ir.graph_pass import Kept
 from vsfix.graph_passes.ir.runtime import Float64Array
 from vsfix.graph_passes.ir.stored_values import stored_values
@@ -267,7 +267,7 @@ def unreadable_batch_norms(graph: gs.Graph) -> tuple[Kept, ...]:
             found.append(Kept(name_of(node), reading))
         found += [
             Kept(name_of(inner), f"it stands in the body of {node.op} '{name_of(node)}', which is not looked into")
-            for body in bodies_of(node)
+            for body in subgraphs_of(node)
             for inner in _batch_norms_inside(body)
         ]
     return tuple(found)
@@ -351,7 +351,7 @@ def _batch_norms_inside(body: gs.Graph) -> Iterator[gs.Node]:
     for node in body.nodes:
         if is_batch_norm(node):
             yield node
-        for inner in bodies_of(node):
+        for inner in subgraphs_of(node):
             yield from _batch_norms_inside(inner)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.ir.fold_constants import ResolveShapes, evaluate_constant
-from vsfix.graph_passes.ir.graph import Tensor, bodies_of, is_standard
+from vsfix.graph_passes.ir.graph import Tensor, is_standard, subgraphs_of
 from vsfix.graph_passes.ir.graph_pass import Change, Kept, PassResult
 from vsfix.graph_passes.noise.marker import marker_label
 
@@ -67,7 +67,7 @@ class _Inliner:
         owner.nodes.clear()
         owner.nodes.extend(flat)
         for node in flat:
-            for body in bodies_of(node):
+            for body in subgraphs_of(node):
                 self.flatten(body)
 
     def _taken_branch(self, node: gs.Node) -> gs.Graph | None:
@@ -86,7 +86,7 @@ class _Inliner:
             if not outer.is_empty():
                 outer.inputs.clear()
                 nodes.append(gs.Node("Identity", name=f"{label}/{outer.name}", inputs=[inner], outputs=[outer]))
-        for other in bodies_of(node):
+        for other in subgraphs_of(node):
             for left in () if other is branch else _all_nodes(other.nodes):
                 left.inputs.clear()
                 left.outputs.clear()
@@ -113,7 +113,7 @@ def _all_nodes(nodes: Sequence[gs.Node], *, but: gs.Node | None = None) -> Itera
     for node in nodes:
         if node is not but:
             yield node
-            for body in bodies_of(node):
+            for body in subgraphs_of(node):
                 yield from _all_nodes(body.nodes, but=but)
 
 
@@ -121,7 +121,7 @@ def _graphs(graph: gs.Graph, nodes: Sequence[gs.Node]) -> Iterator[gs.Graph]:
     """A graph and the bodies of the given nodes."""
     yield graph
     for node in nodes:
-        yield from bodies_of(node)
+        yield from subgraphs_of(node)
 
 
 def _own_tensors(branch: gs.Graph, foreign: set[int]) -> Iterator[Tensor]:

@@ -66,22 +66,22 @@ def _size(calls: Mapping[_Key, int], sizes: Mapping[_Key, int]) -> int:
 
 def _calls(nodes: Iterable[onnx.NodeProto], functions: Mapping[_Key, onnx.FunctionProto]) -> Counter[_Key]:
     """How often nodes, those of bodies included, call each function."""
-    keys = ((node.domain, node.op_type, node.overload) for node in nodes_with_bodies(nodes))
+    keys = ((node.domain, node.op_type, node.overload) for node in nodes_with_subgraphs(nodes))
     return Counter(key for key in keys if key in functions)
 
 
-def nodes_with_bodies(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+def nodes_with_subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     """Nodes and those of their bodies."""
     for node in nodes:
         yield node
         for attribute in node.attribute:
             for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from nodes_with_bodies(body.node)
+                yield from nodes_with_subgraphs(body.node)
 
 
 def _give_defaults(nodes: Iterable[onnx.NodeProto], functions: Mapping[_Key, onnx.FunctionProto]) -> None:
     """Gives each call of a local function the attributes that it leaves to the function; the inliner forgets them."""
-    for node in nodes_with_bodies(nodes):
+    for node in nodes_with_subgraphs(nodes):
         function = functions.get((node.domain, node.op_type, node.overload))
         given = {attribute.name for attribute in node.attribute}
         if function is not None:

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.errors import ModelError, first_line
 from vsfix.graph_passes.ir.element_types import TYPE_NAMES, ElementTypes, Slot, input_slot, output_slot
-from vsfix.graph_passes.ir.graph import bodies_of, graphs_of, is_standard, label_of
+from vsfix.graph_passes.ir.graph import graphs_of, is_standard, label_of, subgraphs_of
 
 from .external_data import fits_one_file
 
@@ -45,7 +45,7 @@ def lowest_opset(graph: gs.Graph, code: int) -> tuple[int, str]:
                 # What a node without bodies writes follows from what it reads, or can be cast behind it.
                 for slot_of, tensors in (
                     (input_slot, node.inputs),
-                    (output_slot, node.outputs if bodies_of(node) else []),
+                    (output_slot, node.outputs if subgraphs_of(node) else []),
                 )
                 for index, tensor in enumerate(tensors)
                 if types.float_of(tensor)

@@ -19,8 +19,8 @@ import onnx.defs
 import onnx.helper
 import onnx_graphsurgeon as gs
 
-from .graph import Tensor, bodies_of, is_standard
-from .subgraphs import body_links
+from .graph import Tensor, is_standard, subgraphs_of
+from .subgraphs import subgraph_links
 
 FLOAT: int = onnx.TensorProto.FLOAT
 FLOAT16: int = onnx.TensorProto.FLOAT16
@@ -123,8 +123,8 @@ class ElementTypes:
 
     def enter(self, node: gs.Node) -> None:
         """Gives the inputs of a node's bodies the types of what enters them."""
-        links = body_links(node)
-        inputs = {id(tensor): tensor for body in links.bodies for tensor in body.inputs}
+        links = subgraph_links(node)
+        inputs = {id(tensor): tensor for body in links.subgraphs for tensor in body.inputs}
         for source, target in links.entering:
             if code_of(inputs[target].dtype) is None and self._types.get(target) is None:
                 self._types[target] = self._types.get(source)
@@ -133,7 +133,7 @@ class ElementTypes:
         """Goes through the nodes in their order."""
         for node in graph.nodes:
             self.enter(node)
-            for body in bodies_of(node):
+            for body in subgraphs_of(node):
                 self._visit(body)
             self.visit_node(node)
 
@@ -142,8 +142,8 @@ class ElementTypes:
         stated = self._stated(node)
         if stated is not None:
             return [stated] * len(node.outputs)
-        if bodies_of(node):
-            return self._of_bodies(node)
+        if subgraphs_of(node):
+            return self._of_subgraphs(node)
         bound: dict[str, int | None] = {}
         for index, tensor in enumerate(node.inputs):
             slot = input_slot(node, index, self._opset)
@@ -162,9 +162,9 @@ class ElementTypes:
             return stated_type(node) or self.of(node.inputs[0])
         return stated_type(node)
 
-    def _of_bodies(self, node: gs.Node) -> list[int | None]:
+    def _of_subgraphs(self, node: gs.Node) -> list[int | None]:
         """If gives what a branch gives, Loop and Scan what their body does, Loop less its condition."""
-        results: Sequence[Tensor] = bodies_of(node)[0].outputs
+        results: Sequence[Tensor] = subgraphs_of(node)[0].outputs
         if node.op == "Loop":
             results = list(results)[1:]
         return [self.of(tensor) for tensor in results]

@@ -29,7 +29,7 @@ def label_of(node: gs.Node) -> str:
     return f"{node.op} '{name_of(node)}'"
 
 
-def bodies_of(node: gs.Node) -> tuple[gs.Graph, ...]:
+def subgraphs_of(node: gs.Node) -> tuple[gs.Graph, ...]:
     """The bodies of If, Loop and Scan."""
     return tuple(value for value in node.attrs.values() if isinstance(value, gs.Graph))
 
@@ -38,7 +38,7 @@ def graphs_of(graph: gs.Graph) -> Iterator[gs.Graph]:
     """A graph and the bodies in it, outermost first."""
     yield graph
     for node in graph.nodes:
-        for body in bodies_of(node):
+        for body in subgraphs_of(node):
             yield from graphs_of(body)
 
 
@@ -69,7 +69,7 @@ def consumed_tensors(node: gs.Node) -> Iterator[Tensor]:
 
 def captured_tensors(node: gs.Node) -> Iterator[Tensor]:
     """The tensors of the outer graph that the bodies of If, Loop and Scan read."""
-    for body in bodies_of(node):
+    for body in subgraphs_of(node):
         own = {id(tensor) for inner in body.nodes for tensor in inner.outputs} | {id(t) for t in body.inputs}
         for inner in body.nodes:
             yield from (tensor for tensor in consumed_tensors(inner) if id(tensor) not in own)

@@ -6,7 +6,7 @@
 their number. Here each node has a key that grows along the list; an inserted one gets a key halfway between its
 neighbours, and a node is found by bisection.
 
-`body_links`: how the tensors of a control-flow node and those of its subgraphs belong together.
+`subgraph_links`: how the tensors of a control-flow node and those of its subgraphs belong together.
 
     If      condition; the branches read the tensors around them       outputs: those of either branch
     Loop    count, condition, carried values                           outputs: carried values, then stacked ones
@@ -24,7 +24,7 @@ from fractions import Fraction
 
 import onnx_graphsurgeon as gs
 
-from .graph import Tensor, bodies_of, is_standard
+from .graph import Tensor, is_standard, subgraphs_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ def _branches(graph: gs.Graph, owner: gs.Node | None) -> Iterator[Branch]:
     """The graph first, then the bodies in it."""
     yield Branch(graph, owner)
     for node in graph.nodes:
-        for body in bodies_of(node):
+        for body in subgraphs_of(node):
             yield from _branches(body, node)
 
 
@@ -146,7 +146,7 @@ class NodeOrder:
 
 
 @dataclass
-class BodyLinks:
+class SubgraphLinks:
     """The connections, as ids of tensors.
 
     Attributes:
@@ -174,25 +174,25 @@ class BodyLinks:
         self.leaving.append((tuple(map(id, tensors)), id(output)))
 
 
-def body_links(node: gs.Node) -> BodyLinks:
+def subgraph_links(node: gs.Node) -> SubgraphLinks:
     """The connections of a control-flow node."""
-    bodies = bodies_of(node)
-    links = BodyLinks(bodies)
+    bodies = subgraphs_of(node)
+    links = SubgraphLinks(bodies)
     known = {"If": _link_if, "Loop": _link_loop, "Scan": _link_scan}
     link = known.get(node.op, _link_all) if is_standard(node) else _link_all
     link(node, links)
     return links
 
 
-def _link_if(node: gs.Node, links: BodyLinks) -> None:
+def _link_if(node: gs.Node, links: SubgraphLinks) -> None:
     """Each output is that of one branch, and the condition says of which."""
     for position, output in enumerate(node.outputs):
-        links.leave([node.inputs[0], *(body.outputs[position] for body in links.bodies)], output)
+        links.leave([node.inputs[0], *(body.outputs[position] for body in links.subgraphs)], output)
 
 
-def _link_loop(node: gs.Node, links: BodyLinks) -> None:
+def _link_loop(node: gs.Node, links: SubgraphLinks) -> None:
     """The count and both conditions decide on how often the body runs, and so on every output."""
-    (body,) = links.bodies
+    (body,) = links.subgraphs
     links.enter(node.inputs[1:], body.inputs[1:])
     links.enter(body.outputs, body.inputs[1:])
     control = [*node.inputs[:2], body.outputs[0]]
@@ -201,9 +201,9 @@ def _link_loop(node: gs.Node, links: BodyLinks) -> None:
         links.leave([*control, *first, body.outputs[position + 1]], output)
 
 
-def _link_scan(node: gs.Node, links: BodyLinks) -> None:
+def _link_scan(node: gs.Node, links: SubgraphLinks) -> None:
     """Opset 8 has the lengths of the sequences in front of the other inputs."""
-    (body,) = links.bodies
+    (body,) = links.subgraphs
     values = list(node.inputs[len(node.inputs) - len(body.inputs) :])
     carried = len(body.inputs) - int(node.attrs["num_scan_inputs"])
     links.enter(values, body.inputs)
@@ -213,10 +213,10 @@ def _link_scan(node: gs.Node, links: BodyLinks) -> None:
         links.leave([*first, body.outputs[position]], output)
 
 
-def _link_all(node: gs.Node, links: BodyLinks) -> None:
+def _link_all(node: gs.Node, links: SubgraphLinks) -> None:
     """Everything depends on everything."""
-    results = [tensor for body in links.bodies for tensor in body.outputs]
-    for body in links.bodies:
+    results = [tensor for body in links.subgraphs for tensor in body.outputs]
+    for body in links.subgraphs:
         for target in body.inputs:
             links.entering += [(id(tensor), id(target)) for tensor in (*node.inputs, *results)]
     for output in node.outputs:

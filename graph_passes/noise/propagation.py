@@ -23,8 +23,8 @@ from typing import NamedTuple
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.errors import ModelError
-from vsfix.graph_passes.ir.graph import bodies_of, is_batch_norm, is_standard
-from vsfix.graph_passes.ir.subgraphs import body_links
+from vsfix.graph_passes.ir.graph import is_batch_norm, is_standard, subgraphs_of
+from vsfix.graph_passes.ir.subgraphs import subgraph_links
 
 from .concat_slices import sliced_operands
 from .marker import marker_label, read_marker, require_switched_off
@@ -131,8 +131,8 @@ class NoiseSpread:
     def _sweep(self, nodes: Iterable[gs.Node], body: str) -> None:
         """Takes the noise through nodes in their order."""
         for node in nodes:
-            if bodies_of(node):
-                self._sweep_bodies(node, body)
+            if subgraphs_of(node):
+                self._sweep_subgraphs(node, body)
             elif node.op not in SHAPE_READERS or node.domain:
                 self._take(self._narrowed(node) or _step(node))
             if node.op == "Dropout":
@@ -187,15 +187,15 @@ class NoiseSpread:
         if not any(node is found.node for found in self.batch_norms):
             self.batch_norms.append(Found(node, body))
 
-    def _sweep_bodies(self, node: gs.Node, body: str) -> None:
+    def _sweep_subgraphs(self, node: gs.Node, body: str) -> None:
         """Takes the noise into the bodies of a control-flow node, round until it settles, and out again."""
         label = f"{body}/{marker_label(node)}" if body else marker_label(node)
-        links = body_links(node)
+        links = subgraph_links(node)
         self._enter(links.entering)
         before: list[State] | None = None
         while before != (now := [self.states.get(key, NOWHERE) for key in links.watched]):
             before = now
-            for inner in links.bodies:
+            for inner in links.subgraphs:
                 self._sweep(inner.nodes, label)
             self._enter(links.entering)
         for inputs, output in links.leaving:

@@ -24,7 +24,6 @@ from vsfix.graph_passes.ir.element_types import (
 )
 from vsfix.graph_passes.ir.graph import (
     Tensor,
-    bodies_of,
     constant_behind,
     graphs_of,
     is_graph_output,
@@ -32,6 +31,7 @@ from vsfix.graph_passes.ir.graph import (
     label_of,
     nodes_of,
     redirect_readers,
+    subgraphs_of,
 )
 from vsfix.graph_passes.ir.graph_pass import Change, Kept
 from vsfix.graph_passes.ir.stored_values import stored_values
@@ -116,7 +116,7 @@ class FloatCast:
             if wanted is not None and self.types.float_of(tensor) not in (None, wanted):
                 node.inputs[index] = self._as(tensor, wanted, node, index)
         pending, self._pending = self._pending, []
-        for body in bodies_of(node):
+        for body in subgraphs_of(node):
             self._enter(body)
             self._scope(body)
         self._pending = pending
@@ -266,7 +266,7 @@ def computed_in(node: gs.Node, types: ElementTypes) -> int | None:
 
 def is_computation(node: gs.Node) -> bool:
     """Whether a node computes, rather than moves data or holds bodies that compute."""
-    return node.op not in _MOVE_DATA and not bodies_of(node)
+    return node.op not in _MOVE_DATA and not subgraphs_of(node)
 
 
 def _dtype(code: int) -> object:

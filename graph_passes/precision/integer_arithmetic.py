@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.ir.element_types import FLOATS, ElementTypes, code_of
-from vsfix.graph_passes.ir.graph import Tensor, bodies_of, is_standard, nodes_of
+from vsfix.graph_passes.ir.graph import Tensor, is_standard, nodes_of, subgraphs_of
 
 # Arithmetic with shapes has none of these.
 _OF_NETWORKS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LSTM", "GRU", "RNN"})
@@ -38,7 +38,7 @@ def integer_arithmetic(graph: gs.Graph, types: ElementTypes, takes: Callable[[gs
 
 def _demanding_inputs(node: gs.Node, types: ElementTypes, takes: Callable[[gs.Node, int], bool]) -> Iterator[Tensor]:
     """The float inputs whose type must stay: those of a Cast to integers, and those that take no other type."""
-    if bodies_of(node):
+    if subgraphs_of(node):
         return
     for index, tensor in enumerate(node.inputs):
         if types.float_of(tensor) is None:
@@ -59,7 +59,7 @@ def _cone(tensor: Tensor, types: ElementTypes) -> set[int] | None:
         if not current.inputs:
             return None  # an input of the graph or of a body
         producer = current.inputs[0]
-        if producer.op in _OF_NETWORKS or bodies_of(producer) or not is_standard(producer):
+        if producer.op in _OF_NETWORKS or subgraphs_of(producer) or not is_standard(producer):
             return None
         if id(producer) not in nodes:
             nodes.add(id(producer))

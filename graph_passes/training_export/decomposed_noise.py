@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.ir.graph import Tensor, bodies_of, is_standard
+from vsfix.graph_passes.ir.graph import Tensor, is_standard, subgraphs_of
 from vsfix.graph_passes.ir.graph_pass import Change, Kept, PassResult
 from vsfix.graph_passes.ir.shapes import SymbolicShapes
 from vsfix.graph_passes.noise.marker import (
@@ -161,7 +161,7 @@ class _Search:
 
     def _is_dead(self, node: gs.Node, readers: Mapping[int, int]) -> bool:
         """Whether nothing reads what a node writes; one with bodies is never in the way."""
-        if bodies_of(node):
+        if subgraphs_of(node):
             return False
         unread = [readers.get(id(tensor), len(tensor.outputs)) == 0 for tensor in node.outputs]
         return all(unread) and not any(id(tensor) in self._handed_out for tensor in node.outputs)

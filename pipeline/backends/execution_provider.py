@@ -18,7 +18,7 @@ from typing import Any
 import onnx
 
 from vsfix.graph_passes.errors import ModelError
-from vsfix.graph_passes.io.local_functions import nodes_with_bodies
+from vsfix.graph_passes.io.local_functions import nodes_with_subgraphs
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -65,7 +65,7 @@ def _refuse_engines(model: onnx.ModelProto) -> None:
     Source: https://onnxruntime.ai/docs/execution-providers/EP-Context-Design.html
     """
     bodies = (model.graph.node, *(function.node for function in model.functions))
-    for node in nodes_with_bodies(node for body in bodies for node in body):
+    for node in nodes_with_subgraphs(node for body in bodies for node in body):
         if node.op_type == "EPContext":
             raise ModelError(
                 f"EPContext '{node.name or ', '.join(node.output)}' holds an engine, or names the file of one, and an "
