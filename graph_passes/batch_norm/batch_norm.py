@@ -19,7 +19,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.errors import ModelError
-from vsfix.graph_passes.ir.graph import Tensor, constant_behind, is_batch_norm, is_graph_output, name_of, subgraphs_of
+from vsfix.graph_passes.ir.graph import Tensor, is_batch_norm, is_graph_output, name_of, subgraphs_of, upstream_constant
 from vsfix.graph_passes.ir.graph_pass import Kept
 from vsfix.graph_passes.ir.runtime import Float64Array
 from vsfix.graph_passes.ir.stored_values import stored_values
@@ -333,9 +333,9 @@ def _read(graph: gs.Graph, node: gs.Node) -> Parameters | str:
 
 def read_parameters(node: gs.Node) -> Parameters | str:
     """Gamma, beta, mean and var of a BatchNormalization in inference form, or the reason why they can't be had."""
-    gamma, beta, mean, variance = (constant_behind(tensor) for tensor in node.inputs[1:5])
+    gamma, beta, mean, variance = (upstream_constant(tensor) for tensor in node.inputs[1:5])
     if gamma is None or beta is None or mean is None or variance is None:
-        computed = next(tensor.name for tensor in node.inputs[1:5] if constant_behind(tensor) is None)
+        computed = next(tensor.name for tensor in node.inputs[1:5] if upstream_constant(tensor) is None)
         return f"its parameters must be constants, but '{computed}' is computed by the graph"
     parameters = (gamma, beta, mean, variance)
     # spatial = 0 (before opset 9) means a statistic for each position; where there is one for each channel, nothing.

@@ -28,7 +28,7 @@ from vsfix.graph_passes.ir.constant_expression import (
     values_of,
 )
 from vsfix.graph_passes.ir.fold_constants import evaluate_constant
-from vsfix.graph_passes.ir.graph import Tensor, constant_behind, is_graph_output
+from vsfix.graph_passes.ir.graph import Tensor, is_graph_output, upstream_constant
 from vsfix.graph_passes.ir.runtime import Float64Array
 
 from .batch_norm import KEEPING_EXPORT
@@ -236,7 +236,7 @@ def is_row(graph: gs.Graph, step: Step) -> bool:
 
 def operand_shape(graph: gs.Graph, step: Step) -> tuple[int, ...] | None:
     """The shape of a constant expression, or None where it can't be computed."""
-    constant = constant_behind(step.operand)
+    constant = upstream_constant(step.operand)
     if constant is not None:
         return tuple(constant.shape)
     values = evaluate_constant(graph, step.operand)

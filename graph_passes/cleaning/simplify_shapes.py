@@ -20,7 +20,14 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.ir.element_types import ElementTypes, code_of
 from vsfix.graph_passes.ir.fold_constants import FoldConstants, ResolveShapes
-from vsfix.graph_passes.ir.graph import Tensor, constant_behind, is_graph_output, is_standard, name_of, redirect_readers
+from vsfix.graph_passes.ir.graph import (
+    Tensor,
+    is_graph_output,
+    is_standard,
+    name_of,
+    redirect_readers,
+    upstream_constant,
+)
 from vsfix.graph_passes.ir.graph_pass import Change, GraphPass, PassResult
 from vsfix.graph_passes.ir.remove_identities import RemoveIdentities
 from vsfix.graph_passes.ir.shapes import Dimension, SymbolicShapes
@@ -51,7 +58,7 @@ class SimplifyShapes:
 def _is_asked(node: gs.Node) -> bool:
     """Whether a rule may hold for a node, as far as that can be seen without the shapes."""
     if node.op == "Reshape" and len(node.inputs) > 1:
-        return constant_behind(node.inputs[1]) is None or _producer(node.inputs[0]) in _SAME_ELEMENTS
+        return upstream_constant(node.inputs[1]) is None or _producer(node.inputs[0]) in _SAME_ELEMENTS
     if node.op == "Transpose":
         order = list(node.attrs.get("perm", ()))
         return _producer(node.inputs[0]) == "Transpose" or (bool(order) and order == sorted(order))
@@ -115,7 +122,7 @@ def _reshape(graph: gs.Graph, node: gs.Node, shapes: SymbolicShapes) -> str | No
             return _pass_by(graph, node, first)
         if (written := _written_target(sides, shape)) is not None:
             return _write_target(node, first, written)
-    written = None if constant_behind(node.inputs[1]) is not None else _written_target(target, before)
+    written = None if upstream_constant(node.inputs[1]) is not None else _written_target(target, before)
     return None if written is None else _write_target(node, node.inputs[0], written)
 
 
@@ -161,14 +168,14 @@ def _expand(graph: gs.Graph, node: gs.Node, shapes: SymbolicShapes) -> str | Non
     if len(target) <= len(before) and all(side in (1, mine) for side, mine in zip(target, own, strict=True)):
         return _pass_by(graph, node, node.inputs[0])
     sides = [1 if side == mine else side for side, mine in zip(target, own, strict=True)]
-    if constant_behind(node.inputs[1]) is not None or any(isinstance(side, str) for side in sides):
+    if upstream_constant(node.inputs[1]) is not None or any(isinstance(side, str) for side in sides):
         return None
     return _write_target(node, node.inputs[0], [int(side) for side in sides])
 
 
 def _slice(graph: gs.Graph, node: gs.Node, shapes: SymbolicShapes) -> str | None:
     """A Slice of everything."""
-    given = [constant_behind(tensor) for tensor in node.inputs[1:]]
+    given = [upstream_constant(tensor) for tensor in node.inputs[1:]]
     if len(given) < 2 or any(constant is None for constant in given):
         return None
     starts, ends, *rest = [constant.values.reshape(-1) for constant in given if constant is not None]

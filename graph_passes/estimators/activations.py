@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.ir.graph import Tensor, constant_behind, is_standard
+from vsfix.graph_passes.ir.graph import Tensor, is_standard, upstream_constant
 from vsfix.graph_passes.ir.runtime import Float64Array
 from vsfix.graph_passes.ir.stored_values import stored_values
 
@@ -130,7 +130,7 @@ def _sides_of(
     for tensor in node.inputs:
         if tensor.is_empty() or id(tensor) in inside:
             continue
-        constant = constant_behind(tensor)
+        constant = upstream_constant(tensor)
         if constant is not None:
             if not _is_per_channel(constant, shape, axis):
                 return None
@@ -157,7 +157,7 @@ def _operand(tensor: Tensor, values: Mapping[int, Dual], z: Float64Array) -> Dua
     """The value of an operand; a constant has the derivative 0."""
     if id(tensor) in values:
         return values[id(tensor)]
-    constant = constant_behind(tensor)
+    constant = upstream_constant(tensor)
     if constant is None:
         raise KeyError(tensor.name)
     stored = stored_values(constant).astype(np.float64).reshape(-1)

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms
-from vsfix.graph_passes.ir.graph import Tensor, constant_behind
+from vsfix.graph_passes.ir.graph import Tensor, upstream_constant
 from vsfix.graph_passes.ir.runtime import Float64Array
 from vsfix.graph_passes.ir.shapes import TensorShapes
 from vsfix.graph_passes.noise.marker import is_dropout, marker_label, read_marker
@@ -120,7 +120,7 @@ class LinearNoiseReader:
             return _unknown(f"noise reaches more than one operand of {node.op}")
         if before.obstacle or not before.sources:
             return before
-        weight = constant_behind(node.inputs[1])
+        weight = upstream_constant(node.inputs[1])
         if weight is None:
             return _unknown(f"the weight of {node.op} is computed by the graph")
         if not before.elementwise:

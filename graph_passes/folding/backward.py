@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.ir.graph import Tensor, constant_behind, is_standard
+from vsfix.graph_passes.ir.graph import Tensor, is_standard, upstream_constant
 from vsfix.graph_passes.ir.rounding import RoundingError, round_channels, round_outputs
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
 from vsfix.graph_passes.ir.stored_values import stored_values
@@ -143,7 +143,7 @@ def _layer_in_front(tree: GraphTree, graph: gs.Graph, tensor: Tensor) -> tuple[L
 
 def _no_producer(tree: GraphTree, graph: gs.Graph, tensor: Tensor) -> str:
     """Why nothing stands in front of a tensor that no node writes."""
-    if constant_behind(tensor) is not None:
+    if upstream_constant(tensor) is not None:
         return "its input is a constant"
     return f"its input is an input of the {'graph' if graph is tree.root else 'body that it stands in'}"
 
@@ -157,7 +157,7 @@ def _operator_of(tree: GraphTree, node: gs.Node) -> gs.Node | str | None:
     if node.op != "Add":
         return None
     for tensor, other in (node.inputs, reversed(node.inputs)):
-        if constant_behind(other) is None or len(tensor.inputs) != 1 or tensor.inputs[0].op not in LINEAR_OPERATORS:
+        if upstream_constant(other) is None or len(tensor.inputs) != 1 or tensor.inputs[0].op not in LINEAR_OPERATORS:
             continue
         operator = tensor.inputs[0]
         if not is_standard(operator):

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.ir.graph import Tensor, constant_behind
+from vsfix.graph_passes.ir.graph import Tensor, upstream_constant
 from vsfix.graph_passes.ir.shapes import Dimension, SymbolicShapes
 
 VIEWS = frozenset({"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity"})
@@ -103,7 +103,7 @@ class ChannelMap:
 
     def _target(self, node: gs.Node, array: Channels, lengths: dict[str, int]) -> list[int]:
         """The shape that a Reshape makes."""
-        constant = constant_behind(node.inputs[1])
+        constant = upstream_constant(node.inputs[1])
         if constant is not None:
             sides = [int(side) for side in np.reshape(constant.values, -1)]
             copies = not node.attrs.get("allowzero", 0)
@@ -145,7 +145,7 @@ def _axes(node: gs.Node) -> list[int] | None:
         return [int(axis) for axis in node.attrs["axes"]]
     if len(node.inputs) < 2 or node.inputs[1].is_empty():
         return None
-    constant = constant_behind(node.inputs[1])
+    constant = upstream_constant(node.inputs[1])
     if constant is None:
         raise ValueError("its axes are computed by the graph")
     return [int(axis) for axis in np.reshape(constant.values, -1)]
@@ -155,7 +155,7 @@ def _lengths(shape: tuple[Dimension, ...], views: Sequence[gs.Node]) -> dict[str
     """A prime for each symbol, that divides neither a length nor a number in the shapes of the views."""
     numbers = [side for side in shape if isinstance(side, int)]
     for view in views:
-        constant = constant_behind(view.inputs[1]) if view.op == "Reshape" else None
+        constant = upstream_constant(view.inputs[1]) if view.op == "Reshape" else None
         numbers += [] if constant is None else [int(side) for side in np.reshape(constant.values, -1) if side > 0]
     primes = _primes(numbers)
     return {side: next(primes) for side in dict.fromkeys(side for side in shape if isinstance(side, str))}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.ir.graph import constant_behind, is_standard
+from vsfix.graph_passes.ir.graph import is_standard, upstream_constant
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
 from vsfix.graph_passes.ir.stored_values import stored_values
 from vsfix.graph_passes.ir.subgraphs import GraphTree
@@ -156,9 +156,9 @@ class LinearLayer:
 
 def read_linear_layer(tree: GraphTree, node: gs.Node) -> LinearLayer | str:
     """The linear layer that `node` is the operator of, or the reason why its numbers can't be had."""
-    weight = constant_behind(node.inputs[1])
+    weight = upstream_constant(node.inputs[1])
     if weight is None:
-        if node.op == "MatMul" and constant_behind(node.inputs[0]) is not None:
+        if node.op == "MatMul" and upstream_constant(node.inputs[0]) is not None:
             return "the weight of MatMul stands on the left"
         if any(producer.op == "DequantizeLinear" for producer in node.inputs[1].inputs):
             return f"the weight of {node.op} is quantised, and stays as it is"
@@ -195,7 +195,7 @@ def _own_bias(node: gs.Node) -> tuple[Bias, ...] | str:
         return ()
     if len(node.inputs) <= 2 or node.inputs[2].is_empty():
         return (Bias(node, 2, None),)
-    constant = constant_behind(node.inputs[2])
+    constant = upstream_constant(node.inputs[2])
     if constant is None:
         return f"the bias of {node.op} is computed by the graph"
     return (Bias(node, 2, constant),)
@@ -210,7 +210,7 @@ def _added_constant(tree: GraphTree, layer: LinearLayer) -> Bias | None:
     if add.op != "Add" or not is_standard(add):
         return None
     index = 1 if add.inputs[0] is tensor else 0
-    constant = constant_behind(add.inputs[index])
+    constant = upstream_constant(add.inputs[index])
     if constant is None or not _is_bias(layer, tuple(constant.shape)):
         return None
     return Bias(add, index, constant)

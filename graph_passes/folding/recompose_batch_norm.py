@@ -26,7 +26,7 @@ from vsfix.graph_passes.batch_norm.primitives import (
     operand_shape,
 )
 from vsfix.graph_passes.ir.fold_constants import evaluate_constant
-from vsfix.graph_passes.ir.graph import Tensor, constant_behind, is_standard
+from vsfix.graph_passes.ir.graph import Tensor, is_standard, upstream_constant
 from vsfix.graph_passes.ir.graph_pass import Change, Kept, PassResult
 from vsfix.graph_passes.ir.rounding import RoundingError, round_channels
 from vsfix.graph_passes.ir.shapes import TensorShapes
@@ -211,7 +211,7 @@ def _transposed(x: Tensor, y: Tensor, rank: int, label: str, nodes: list[gs.Node
 def _constant(parameter: BatchNormParameter, layout: Layout, name: str, taken: set[str]) -> gs.Constant:
     """A parameter as a constant of shape (C,): the one that the file has, where it fits, else a new one."""
     values = np.broadcast_to(parameter.values, layout.channels).astype(layout.dtype)
-    stored = None if parameter.source is None else constant_behind(parameter.source)
+    stored = None if parameter.source is None else upstream_constant(parameter.source)
     fits = stored is not None and tuple(stored.shape) == values.shape and stored.dtype == values.dtype
     if stored is not None and fits and np.array_equal(stored_values(stored), values):
         return stored

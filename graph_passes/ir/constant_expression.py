@@ -15,7 +15,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from .fold_constants import FOLDABLE_OPERATORS, evaluate_constant
-from .graph import Tensor, captured_tensors, constant_behind, is_graph_output, is_standard
+from .graph import Tensor, captured_tensors, is_graph_output, is_standard, upstream_constant
 from .runtime import Float64Array
 
 _SAME_VALUES = frozenset({"Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten"})
@@ -75,7 +75,7 @@ def factors(graph: gs.Graph, tensor: Tensor, power: float = 1.0) -> list[Factor]
     if producer is not None and producer.op in ("Sqrt", "Reciprocal"):
         return factors(graph, producer.inputs[0], power * (0.5 if producer.op == "Sqrt" else -1))
     if producer is not None and producer.op == "Pow":
-        exponent = constant_behind(producer.inputs[1])
+        exponent = upstream_constant(producer.inputs[1])
         if exponent is not None and np.size(exponent.values) == 1:
             return factors(graph, producer.inputs[0], power * float(np.reshape(exponent.values, ())))
     return [Factor(tensor, values_of(graph, tensor), power)]

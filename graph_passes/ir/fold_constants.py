@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 from vsfix.graph_passes.errors import first_line
 
 from .element_types import ElementTypes
-from .graph import Tensor, constant_behind, graphs_of, is_batch_norm, is_graph_output, is_standard, name_of, nodes_of
+from .graph import Tensor, graphs_of, is_batch_norm, is_graph_output, is_standard, name_of, nodes_of, upstream_constant
 from .graph_pass import Change, Kept, PassResult
 from .runtime import Array
 from .shapes import TensorShapes
@@ -125,7 +125,7 @@ class FoldConstants:
         kept: list[Kept] = []
         for node in [node for node in nodes_of(graph) if is_batch_norm(node)]:
             for index, tensor in enumerate(node.inputs[1:5], 1):
-                if constant_behind(tensor) is None:
+                if upstream_constant(tensor) is None:
                     values = evaluate_constant(graph, tensor)
                     if isinstance(values, str):
                         kept.append(Kept(name_of(node), f"its parameter '{tensor.name}' {values}"))
@@ -227,7 +227,7 @@ def evaluate_constant(graph: gs.Graph, tensor: Tensor, *, max_elements: int = MA
         tensor: of `graph`.
         max_elements: no tensor on the way may be larger.
     """
-    known = constant_behind(tensor)
+    known = upstream_constant(tensor)
     return stored_values(known) if known is not None else _value(graph, tensor, {}, max_elements)
 
 

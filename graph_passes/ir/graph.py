@@ -48,7 +48,7 @@ def nodes_of(graph: gs.Graph) -> Iterator[gs.Node]:
         yield from inner.nodes
 
 
-def constant_behind(tensor: Tensor) -> gs.Constant | None:
+def upstream_constant(tensor: Tensor) -> gs.Constant | None:
     """The constant that `tensor` holds, seen through Constant and Identity nodes, or None."""
     while isinstance(tensor, gs.Variable) and len(tensor.inputs) == 1:
         producer = tensor.inputs[0]

@@ -12,7 +12,7 @@ import onnx.shape_inference
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from .graph import Tensor, constant_behind
+from .graph import Tensor, upstream_constant
 
 Dimension = int | str
 _KEEP_SHAPE = frozenset("Identity Cast RandomUniformLike RandomNormalLike Bernoulli".split())
@@ -68,7 +68,7 @@ class SymbolicShapes:
         Args:
             shape: with at most one axis.
         """
-        constant = constant_behind(shape)
+        constant = upstream_constant(shape)
         if constant is not None:
             return tuple(int(value) for value in constant.values.reshape(-1))
         if len(shape.inputs) != 1:
@@ -99,7 +99,7 @@ class SymbolicShapes:
     def _chosen(self, node: gs.Node) -> tuple[Dimension, ...] | None:
         """What a Gather or a Slice takes out of a tensor that a shape is computed from."""
         source = self.elements(node.inputs[0])
-        where = [constant_behind(tensor) for tensor in node.inputs[1:]]
+        where = [upstream_constant(tensor) for tensor in node.inputs[1:]]
         if source is None or not all(where):
             return None
         chosen = [int(index) for constant in where if constant is not None for index in constant.values.reshape(-1)]
@@ -136,7 +136,7 @@ def _same_shape_before(node: gs.Node) -> Tensor | None:
 
 def _is_scalar(tensor: Tensor) -> bool:
     """Whether a tensor is one number with at most one axis."""
-    constant = constant_behind(tensor)
+    constant = upstream_constant(tensor)
     return constant is not None and constant.values.size == 1 and constant.values.ndim <= 1
 
 

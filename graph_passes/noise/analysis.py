@@ -24,7 +24,7 @@ from typing import overload
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm.batch_norm import BatchNorm, find_modules
-from vsfix.graph_passes.ir.graph import constant_behind
+from vsfix.graph_passes.ir.graph import upstream_constant
 
 from .marker import marker_label
 from .noise import Noise
@@ -183,7 +183,7 @@ def analyse_noise(graph: gs.Graph) -> NoiseMap:
 
 def _name_in_body(found: Found) -> str:
     """The module's name where the stored mean has it, else the node's or its output's; behind that of its body."""
-    mean = constant_behind(found.node.inputs[3])
+    mean = upstream_constant(found.node.inputs[3])
     module, _, tail = ("", "", "") if mean is None else str(mean.name).rpartition(".")
     return f"{found.body}/{module if tail == 'running_mean' and module else marker_label(found.node)}"
 

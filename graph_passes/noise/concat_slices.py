@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.ir.graph import Tensor, constant_behind, is_standard
+from vsfix.graph_passes.ir.graph import Tensor, is_standard, upstream_constant
 
 _PARAMETERS = ("starts", "ends", "axes", "steps")
 _ELEMENTWISE = frozenset(
@@ -111,12 +111,12 @@ def _same_channels(node: gs.Node, axis: int) -> list[Tensor] | None:
         return [node.inputs[0]] if whole else None
     if not _is(node, *_ELEMENTWISE):
         return None
-    operands = [tensor for tensor in node.inputs if not tensor.is_empty() and constant_behind(tensor) is None]
+    operands = [tensor for tensor in node.inputs if not tensor.is_empty() and upstream_constant(tensor) is None]
     ranks = {len(tensor.shape or ()) for tensor in operands}
     extents = {_extent(tensor, axis) for tensor in operands}
     if len(ranks) != 1 or len(extents) != 1 or min(extents) < 0:
         return None
-    constants = [constant for tensor in node.inputs if (constant := constant_behind(tensor)) is not None]
+    constants = [constant for tensor in node.inputs if (constant := upstream_constant(tensor)) is not None]
     fits = all(_fits(constant.values.shape, min(ranks), axis, min(extents)) for constant in constants)
     return operands if fits else None
 
@@ -144,7 +144,7 @@ def _extent(tensor: Tensor, axis: int) -> int:
 
 def _taken(node: gs.Node, axis: int, rank: int, extent: int) -> range | None:
     """The indices that a Slice takes along one axis; all where it cuts other axes, None where that can't be told."""
-    if any(constant_behind(tensor) is None for tensor in node.inputs[1:] if not tensor.is_empty()):
+    if any(upstream_constant(tensor) is None for tensor in node.inputs[1:] if not tensor.is_empty()):
         return None
     starts, ends, axes, steps = (_numbers(node, name, place) for place, name in enumerate(_PARAMETERS, start=1))
     if starts is None or ends is None:
@@ -163,6 +163,6 @@ def _numbers(node: gs.Node, name: str, place: int) -> list[int] | None:
         return [int(value) for value in node.attrs[name]]
     if len(node.inputs) <= place or node.inputs[place].is_empty():
         return None
-    constant = constant_behind(node.inputs[place])
+    constant = upstream_constant(node.inputs[place])
     assert constant is not None, "asked before"
     return [int(value) for value in np.asarray(constant.values).reshape(-1)]

@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm.batch_norm import find_modules
 from vsfix.graph_passes.errors import InputError
-from vsfix.graph_passes.ir.graph import Tensor, captured_tensors, constant_behind, redirect_readers
+from vsfix.graph_passes.ir.graph import Tensor, captured_tensors, redirect_readers, upstream_constant
 from vsfix.graph_passes.ir.graph_pass import Change, Kept, PassResult
 
 from .marker import is_dropout, marker_node_name, marker_ratio, read_marker, write_marker
@@ -172,7 +172,7 @@ def _readers(tensor: Tensor) -> list[gs.Node]:
 def _require_data(graph: gs.Graph, name: str, site: _Site) -> None:
     """Refuses a site that noise can't stand at."""
     tensor = site.tensor
-    if constant_behind(tensor) is not None:
+    if upstream_constant(tensor) is not None:
         raise InputError(f"--noise '{name}': '{tensor.name}' is a constant; noise on a weight can't be repeated")
     if holds_whole_numbers(tensor):
         raise InputError(f"--noise '{name}': '{tensor.name}' holds whole numbers; noise needs floating-point numbers")

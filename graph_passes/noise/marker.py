@@ -20,7 +20,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.errors import InputError, ModelError
-from vsfix.graph_passes.ir.graph import Tensor, constant_behind, is_standard, nodes_of
+from vsfix.graph_passes.ir.graph import Tensor, is_standard, nodes_of, upstream_constant
 from vsfix.graph_passes.ir.graph_pass import PassResult
 from vsfix.graph_passes.ir.remove_identities import bypass_nodes
 
@@ -98,7 +98,7 @@ def has_open_ratio(node: gs.Node) -> bool:
     return (
         "ratio" not in node.attrs
         and len(node.inputs) > 1
-        and constant_behind(node.inputs[1]) is None
+        and upstream_constant(node.inputs[1]) is None
         and (not node.inputs[1].is_empty())
     )
 
@@ -112,7 +112,7 @@ def is_switched_off(node: gs.Node) -> bool:
     """Whether a Dropout is the identity when the file runs: its training_mode is absent or false."""
     if len(node.inputs) < 3 or node.inputs[2].is_empty():
         return True
-    training_mode = constant_behind(node.inputs[2])
+    training_mode = upstream_constant(node.inputs[2])
     return training_mode is not None and not np.asarray(training_mode.values).any()
 
 
@@ -140,7 +140,7 @@ def _ratio(node: gs.Node) -> float:
         return float(node.attrs["ratio"])
     if len(node.inputs) < 2 or node.inputs[1].is_empty():
         return 0.5
-    tensor = constant_behind(node.inputs[1])
+    tensor = upstream_constant(node.inputs[1])
     if tensor is None:
         raise ModelError(f"Dropout '{node.name}': its ratio is computed by the graph; give it with a constant")
     return float(np.asarray(tensor.values, dtype=np.float64).reshape(()))

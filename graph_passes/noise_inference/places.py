@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm.batch_norm import FOLD_TARGETS, BatchNorm, find_batch_norms
-from vsfix.graph_passes.ir.graph import Tensor, captured_tensors, constant_behind, consumed_tensors, is_batch_norm
+from vsfix.graph_passes.ir.graph import Tensor, captured_tensors, consumed_tensors, is_batch_norm, upstream_constant
 from vsfix.graph_passes.noise.insertion import holds_whole_numbers
 from vsfix.graph_passes.noise.propagation import LINEAR_MAPS, SHAPE_READERS
 
@@ -292,7 +292,7 @@ def _same_as_input(tensor: Tensor, batch_norm: BatchNorm) -> bool:
 
 def _data(node: gs.Node) -> list[Tensor]:
     """The inputs of a node that are computed or given, without its constants."""
-    return [tensor for tensor in node.inputs if not tensor.is_empty() and constant_behind(tensor) is None]
+    return [tensor for tensor in node.inputs if not tensor.is_empty() and upstream_constant(tensor) is None]
 
 
 def _operator(node: gs.Node) -> str | None:

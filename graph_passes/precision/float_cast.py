@@ -24,7 +24,6 @@ from vsfix.graph_passes.ir.element_types import (
 )
 from vsfix.graph_passes.ir.graph import (
     Tensor,
-    constant_behind,
     graphs_of,
     is_graph_output,
     is_standard,
@@ -32,6 +31,7 @@ from vsfix.graph_passes.ir.graph import (
     nodes_of,
     redirect_readers,
     subgraphs_of,
+    upstream_constant,
 )
 from vsfix.graph_passes.ir.graph_pass import Change, Kept
 from vsfix.graph_passes.ir.stored_values import stored_values
@@ -168,7 +168,7 @@ class FloatCast:
 
     def _as(self, tensor: Tensor, code: int, reader: gs.Node | None, index: int) -> Tensor:
         """`tensor` in another float type: a constant rounded, anything else behind a Cast."""
-        constant = constant_behind(tensor)
+        constant = upstream_constant(tensor)
         if constant is not None:
             rounded, is_new = self._rounding.round(tensor, constant, code, reader, index)
             if is_new:

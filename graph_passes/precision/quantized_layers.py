@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.ir.graph import Tensor, constant_behind, name_of
+from vsfix.graph_passes.ir.graph import Tensor, name_of, upstream_constant
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -76,7 +76,7 @@ def _has_constant_weight(node: gs.Node) -> bool:
 def _weight(tensor: Tensor) -> gs.Constant | None:
     """The constant behind a weight."""
     while True:
-        constant = constant_behind(tensor)
+        constant = upstream_constant(tensor)
         producer = tensor.inputs[0] if tensor.inputs else None
         if constant is not None or producer is None or producer.op not in ("QuantizeLinear", "DequantizeLinear"):
             return constant
@@ -100,7 +100,7 @@ def _channels(node: gs.Node, dequantizer: gs.Node) -> int:
 
 def _is_per_channel(node: gs.Node, dequantizer: gs.Node) -> bool:
     """Whether a weight has a scale for each output channel."""
-    weight, scale = _weight(dequantizer.outputs[0]), constant_behind(dequantizer.inputs[1])
+    weight, scale = _weight(dequantizer.outputs[0]), upstream_constant(dequantizer.inputs[1])
     if weight is None or scale is None or len(scale.shape) != 1:
         return False
     axis = int(dequantizer.attrs.get("axis", 1)) % len(weight.shape)

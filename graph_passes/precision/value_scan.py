@@ -18,7 +18,7 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.errors import CheckFailedError
 from vsfix.graph_passes.folding.candidates import find_fold_candidates
-from vsfix.graph_passes.ir.graph import constant_behind, label_of
+from vsfix.graph_passes.ir.graph import label_of, upstream_constant
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
 from vsfix.graph_passes.ir.stored_values import stored_values
 from vsfix.graph_passes.ir.subgraphs import GraphTree
@@ -130,7 +130,7 @@ def doubtful_constants(graph: gs.Graph) -> tuple[str, ...]:
     lines: dict[int, str] = {}
     for node in tree.nodes():
         for tensor in node.inputs:
-            constant = constant_behind(tensor)
+            constant = upstream_constant(tensor)
             if constant is None or id(constant) in weights or id(constant) in lines:
                 continue
             values = stored_values(constant)
@@ -187,7 +187,7 @@ def _weights(tree: GraphTree) -> Iterator[tuple[gs.Constant, int]]:
     seen: set[int] = set()
     for node in tree.nodes():
         for index, tensor in enumerate(node.inputs if node.op in MULTIPLY_WEIGHTS else ()):
-            constant = constant_behind(tensor)
+            constant = upstream_constant(tensor)
             if constant is not None and id(constant) not in seen:
                 seen.add(id(constant))
                 yield constant, _channel_axis(node, index)

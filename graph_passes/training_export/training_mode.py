@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.ir.graph import Tensor, constant_behind, is_batch_norm, is_graph_output
+from vsfix.graph_passes.ir.graph import Tensor, is_batch_norm, is_graph_output, upstream_constant
 from vsfix.graph_passes.ir.graph_pass import Change, Kept, PassResult
 from vsfix.graph_passes.noise.marker import is_dropout, is_switched_off, marker_label
 
@@ -106,7 +106,7 @@ def _obstacle(node: gs.Node, surroundings: _Surroundings) -> str | None:
     if any(id(tensor) in surroundings.read for tensor in node.outputs[1:]):
         what = "mask" if is_dropout(node) else "updated statistics"
         return f"it stays in training form: another node computes with its {what}"
-    if is_batch_norm(node) and not all(constant_behind(tensor) for tensor in node.inputs[3:5]):
+    if is_batch_norm(node) and not all(upstream_constant(tensor) for tensor in node.inputs[3:5]):
         return (
             "it stays in training form: the file stores no mean and variance for it (track_running_stats=False?), so "
             "that it can only normalise with the statistics of the batch"
@@ -135,7 +135,7 @@ def _switch_off(node: gs.Node, surroundings: _Surroundings) -> str:
 
 def _is_fresh(node: gs.Node) -> bool:
     """Whether a BatchNormalization stores the mean 0 and the variance 1 that it began with."""
-    stored = [constant_behind(tensor) for tensor in node.inputs[3:5]]
+    stored = [upstream_constant(tensor) for tensor in node.inputs[3:5]]
     return all(np.all(tensor.values == start) for tensor, start in zip(stored, (0, 1), strict=True) if tensor)
 
 

@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 from vsfix.graph_passes.batch_norm.batch_norm import BatchNorm, find_modules
 from vsfix.graph_passes.folding.linear_layer import LINEAR_OPERATORS
 from vsfix.graph_passes.io.model_file import import_graph
-from vsfix.graph_passes.ir.graph import constant_behind, is_batch_norm, name_of
+from vsfix.graph_passes.ir.graph import is_batch_norm, name_of, upstream_constant
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
 from vsfix.graph_passes.ir.stored_values import stored_values
 
@@ -172,8 +172,8 @@ def _linear_changes(before: gs.Graph, after: gs.Graph) -> Iterator[_Change]:
     for old, node in _paired_nodes(before, after):
         if is_batch_norm(node):
             continue
-        earlier = [] if old is None else [constant_behind(tensor) for tensor in old.inputs]
-        for index, constant in enumerate(map(constant_behind, node.inputs)):
+        earlier = [] if old is None else [upstream_constant(tensor) for tensor in old.inputs]
+        for index, constant in enumerate(map(upstream_constant, node.inputs)):
             if constant is None:
                 continue
             stored = earlier[index] if index < len(earlier) else None

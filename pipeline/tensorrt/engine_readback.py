@@ -23,7 +23,7 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm.batch_norm import BatchNorm, find_batch_norms
 from vsfix.graph_passes.errors import CheckFailedError
-from vsfix.graph_passes.ir.graph import constant_behind, name_of
+from vsfix.graph_passes.ir.graph import name_of, upstream_constant
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
 from vsfix.graph_passes.ir.stored_values import stored_values
 
@@ -152,7 +152,8 @@ def _wanted_by_node(graph: gs.Graph) -> Iterator[tuple[str, _Wanted]]:
             yield label, _wanted_scale(batch_norms[id(node)])
         elif node.op in _KERNELS:
             stored = {
-                name: constant_behind(tensor) for name, tensor in zip(("kernel", "bias"), node.inputs[1:], strict=False)
+                name: upstream_constant(tensor)
+                for name, tensor in zip(("kernel", "bias"), node.inputs[1:], strict=False)
             }
             # A quantised kernel is computed, from a CONSTANT that is compared as such; its bias is the layer's own. One
             # that comes through Identity is a tensor to the parser, which adds it behind the layer.
