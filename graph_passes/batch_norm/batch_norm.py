@@ -20,7 +20,7 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.errors import ModelError
 from vsfix.graph_passes.ir.graph import Tensor, is_batch_norm, is_graph_output, name_of, subgraphs_of, upstream_constant
-from vsfix.graph_passes.ir.graph_pass import Kept
+from vsfix.graph_passes.ir.graph_pass import Skipped
 from vsfix.graph_passes.ir.runtime import Float64Array
 from vsfix.graph_passes.ir.stored_values import stored_values
 
@@ -251,7 +251,7 @@ def _follow_each_other(nodes: Sequence[gs.Node]) -> bool:
     return False
 
 
-def unreadable_batch_norms(graph: gs.Graph) -> tuple[Kept, ...]:
+def unreadable_batch_norms(graph: gs.Graph) -> tuple[Skipped, ...]:
     """The BatchNormalization nodes that can't be measured or repaired, each with the reason.
 
     Those are BatchNorms whose parameters are no constants (`FoldConstants` computes the ones that can be),
@@ -260,13 +260,13 @@ def unreadable_batch_norms(graph: gs.Graph) -> tuple[Kept, ...]:
     Raises:
         ModelError: one of the main graph is in training form.
     """
-    found: list[Kept] = []
+    found: list[Skipped] = []
     for node in graph.nodes:
         reading = _read(graph, node) if is_batch_norm(node) else None
         if isinstance(reading, str):
-            found.append(Kept(name_of(node), reading))
+            found.append(Skipped(name_of(node), reading))
         found += [
-            Kept(name_of(inner), f"it stands in the body of {node.op} '{name_of(node)}', which is not looked into")
+            Skipped(name_of(inner), f"it stands in the body of {node.op} '{name_of(node)}', which is not looked into")
             for body in subgraphs_of(node)
             for inner in _batch_norms_inside(body)
         ]

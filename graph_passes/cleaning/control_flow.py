@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.ir.fold_constants import ResolveShapes, evaluate_constant
 from vsfix.graph_passes.ir.graph import Tensor, is_standard, subgraphs_of
-from vsfix.graph_passes.ir.graph_pass import Change, Kept, PassResult
+from vsfix.graph_passes.ir.graph_pass import Change, PassResult, Skipped
 from vsfix.graph_passes.noise.marker import marker_label
 
 
@@ -31,7 +31,7 @@ class InlineConstantIf:
         while inliner.is_needed:
             inliner.flatten(graph)
             inliner.changed += ResolveShapes()(graph).changed
-        kept = [Kept(marker_label(node), "its condition is computed at run time") for node in inliner.remaining()]
+        kept = [Skipped(marker_label(node), "its condition is computed at run time") for node in inliner.remaining()]
         return PassResult(self.name, tuple(inliner.changed), tuple(kept))
 
 

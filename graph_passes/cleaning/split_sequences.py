@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.ir.fold_constants import evaluate_constant
 from vsfix.graph_passes.ir.graph import is_graph_output, is_standard, name_of
-from vsfix.graph_passes.ir.graph_pass import Change, Kept, PassResult
+from vsfix.graph_passes.ir.graph_pass import Change, PassResult, Skipped
 from vsfix.graph_passes.ir.shapes import SymbolicShapes
 
 _FIRST_SIZES_AS_INPUT = 13
@@ -28,13 +28,13 @@ class SplitSequences:
             return PassResult(self.name)
         shapes = SymbolicShapes(graph)
         decisions = [(node, _decide(graph, node, shapes)) for node in found]
-        kept = [Kept(name_of(node), sizes) for node, sizes in decisions if isinstance(sizes, str)]
+        kept = [Skipped(name_of(node), sizes) for node, sizes in decisions if isinstance(sizes, str)]
         changed = [
             Change(name_of(node), _write(graph, node, sizes)) for node, sizes in decisions if not isinstance(sizes, str)
         ]
         if changed:
             graph.cleanup()
-        return PassResult(self.name, tuple(changed), tuple(kept))
+        return PassResult(self.name, tuple(changed), tuple(skipped))
 
 
 def _decide(graph: gs.Graph, node: gs.Node, shapes: SymbolicShapes) -> list[int] | str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm.batch_norm import find_modules
-from vsfix.graph_passes.ir.graph_pass import Change, Kept, PassResult
+from vsfix.graph_passes.ir.graph_pass import Change, PassResult, Skipped
 from vsfix.graph_passes.statistics.estimate import Estimate
 
 
@@ -32,22 +32,22 @@ class RepairStatistics:
             ModelError: a value that is not finite or negative; the statistics before it are written by then.
         """
         changed: list[Change] = []
-        kept: list[Kept] = []
+        skipped: list[Skipped] = []
         for batch_norm in find_modules(graph):
             estimate = self._estimates.get(batch_norm.name)
             if estimate is None:
-                kept.append(Kept(batch_norm.name, self._reasons.get(batch_norm.name, "no estimate was made")))
+                skipped.append(Skipped(batch_norm.name, self._reasons.get(batch_norm.name, "no estimate was made")))
                 continue
             if estimate.unusable.all():
-                kept.append(Kept(batch_norm.name, "no channel has a variance that the data can tell"))
+                skipped.append(Skipped(batch_norm.name, "no channel has a variance that the data can tell"))
                 continue
             before = batch_norm.mean, batch_norm.variance
             after = batch_norm.with_statistics(estimate.mean, estimate.variance)
             if (before[0] != after.mean).any() or (before[1] != after.variance).any():
                 changed.append(Change(batch_norm.name, _action(estimate)))
             else:
-                kept.append(Kept(batch_norm.name, _no_evidence(estimate)))
-        return PassResult(self.name, tuple(changed), tuple(kept))
+                skipped.append(Skipped(batch_norm.name, _no_evidence(estimate)))
+        return PassResult(self.name, tuple(changed), tuple(skipped))
 
 
 def _action(estimate: Estimate) -> str:

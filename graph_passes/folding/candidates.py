@@ -14,7 +14,7 @@ from vsfix.graph_passes.batch_norm.batch_norm import (
     read_parameters,
 )
 from vsfix.graph_passes.ir.graph import is_batch_norm, name_of
-from vsfix.graph_passes.ir.graph_pass import Kept
+from vsfix.graph_passes.ir.graph_pass import Skipped
 from vsfix.graph_passes.ir.subgraphs import GraphTree
 
 TRAINING_FORM = "it is in training form: it normalises with the statistics of the batch, or hands them on"
@@ -28,21 +28,21 @@ class FoldCandidate:
     graph: gs.Graph
 
 
-def find_fold_candidates(tree: GraphTree) -> tuple[tuple[FoldCandidate, ...], tuple[Kept, ...]]:
+def find_fold_candidates(tree: GraphTree) -> tuple[tuple[FoldCandidate, ...], tuple[Skipped, ...]]:
     """The BatchNorms of a tree in order, and those that can't be folded whatever stands around them.
 
     Those of the main graph have the names that `find_batch_norms` gives them; one of a body whose name is taken is
     called after its output, and after the node whose body it is where that is taken too.
     """
     candidates: list[FoldCandidate] = []
-    kept: list[Kept] = []
+    skipped: list[Skipped] = []
     taken: set[str] = set()
     for branch in tree.branches:
         readings = [(node, _read(tree, node)) for node in branch.graph.nodes if is_batch_norm(node)]
         prefix = "" if branch.owner is None else name_of(branch.owner)
         for node, reading in readings:
             if isinstance(reading, str):
-                kept.append(Kept(name_of(node), reading))
+                skipped.append(Skipped(name_of(node), reading))
         for batch_norm in read_batch_norms(readings):
             names = [batch_norm.name, str(batch_norm.output.name), f"{prefix}/{batch_norm.output.name}"]
             name = next((name for name in names if name not in taken), f"{prefix}/{branch.graph.name}/{names[1]}")

@@ -18,7 +18,7 @@ from typing import Literal
 
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.ir.graph_pass import Change, Kept, PassResult
+from vsfix.graph_passes.ir.graph_pass import Change, PassResult, Skipped
 from vsfix.graph_passes.ir.subgraphs import GraphTree
 
 from .affine_batch_norm import decide_affine
@@ -55,18 +55,18 @@ class FoldBatchNorm:
         kept = list(unreadable)
         for candidate in candidates:
             done = _fold(tree, channel_map, candidate, forward=self._forward)
-            if isinstance(done, Kept) and self._residual == "affine":
+            if isinstance(done, Skipped) and self._residual == "affine":
                 done = _write_affine(tree, channel_map, candidate, done)
-            if isinstance(done, Kept):
+            if isinstance(done, Skipped):
                 kept.append(done)
             else:
                 changed.append(done)
         if changed:
             graph.cleanup()
-        return PassResult(self.name, tuple(changed), tuple(kept))
+        return PassResult(self.name, tuple(changed), tuple(skipped))
 
 
-def _fold(tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandidate, *, forward: bool) -> Change | Kept:
+def _fold(tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandidate, *, forward: bool) -> Change | Skipped:
     """Folds one BatchNorm, into the layer in front if that can be done, else into the one behind."""
     name = candidate.batch_norm.name
     backward = decide_concat(tree, channel_map, candidate) or decide_backward(tree, channel_map, candidate)
@@ -75,13 +75,15 @@ def _fold(tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandidate, *,
     behind = decide_forward(tree, channel_map, candidate) if forward else _QUANTIZED
     if not isinstance(behind, str):
         return Change(name, behind.apply(tree, candidate))
-    return Kept(name, backward if backward == behind else f"{backward}; {behind}")
+    return Skipped(name, backward if backward == behind else f"{backward}; {behind}")
 
 
-def _write_affine(tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandidate, kept: Kept) -> Change | Kept:
+def _write_affine(
+    tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandidate, kept: Skipped
+) -> Change | Skipped:
     """Writes one BatchNorm that can't be folded as Mul and Add."""
     affine = decide_affine(tree, channel_map, candidate)
     if isinstance(affine, str):
-        return Kept(kept.subject, f"{kept.reason}; not written as Mul and Add: {affine}")
+        return Skipped(kept.subject, f"{kept.reason}; not written as Mul and Add: {affine}")
     affine.apply(tree, candidate)
     return Change(kept.subject, f"written as Mul and Add, since {kept.reason}")

@@ -27,7 +27,7 @@ from vsfix.graph_passes.batch_norm.primitives import (
 )
 from vsfix.graph_passes.ir.fold_constants import evaluate_constant
 from vsfix.graph_passes.ir.graph import Tensor, is_standard, upstream_constant
-from vsfix.graph_passes.ir.graph_pass import Change, Kept, PassResult
+from vsfix.graph_passes.ir.graph_pass import Change, PassResult, Skipped
 from vsfix.graph_passes.ir.rounding import RoundingError, round_channels
 from vsfix.graph_passes.ir.shapes import TensorShapes
 from vsfix.graph_passes.ir.stored_values import stored_values
@@ -57,7 +57,7 @@ class RecomposeBatchNorm:
     def __call__(self, graph: gs.Graph) -> PassResult:
         """Edits `graph` in place: what is certain is rewritten, what only looks like a BatchNorm is left alone."""
         changed: list[Change] = []
-        kept: list[Kept] = []
+        skipped: list[Skipped] = []
         shapes = TensorShapes(graph)
         found = find_primitive_batch_norms(graph)
         # All are decided before the first is rewritten: shapes can't be inferred on a graph that is half edited.
@@ -69,12 +69,12 @@ class RecomposeBatchNorm:
             last = match.steps[-1]
             label = str(last.node.name or last.output.name)
             if isinstance(match, Lookalike) or isinstance(decision, str):
-                kept.append(Kept(label, str(decision)))
+                skipped.append(Skipped(label, str(decision)))
             else:
                 changed.append(Change(label, write_batch_norm(graph, match, decision, label, taken)))
         if changed:
             graph.cleanup()
-        return PassResult(self.name, tuple(changed), tuple(kept))
+        return PassResult(self.name, tuple(changed), tuple(skipped))
 
 
 def find_layout(graph: gs.Graph, match: PrimitiveBatchNorm, shapes: TensorShapes) -> Layout | str:

@@ -20,7 +20,7 @@ from vsfix.graph_passes.errors import first_line
 
 from .element_types import ElementTypes
 from .graph import Tensor, graphs_of, is_batch_norm, is_graph_output, is_standard, name_of, nodes_of, upstream_constant
-from .graph_pass import Change, Kept, PassResult
+from .graph_pass import Change, PassResult, Skipped
 from .runtime import Array
 from .shapes import TensorShapes
 from .stored_values import stored_values
@@ -122,13 +122,13 @@ class FoldConstants:
         graphs = list(graphs_of(graph))
         outputs = {id(tensor) for owner in graphs for tensor in owner.outputs}
         computed = sum(_compute(graph, owner, node, outputs) for owner in graphs for node in list(owner.nodes))
-        kept: list[Kept] = []
+        skipped: list[Skipped] = []
         for node in [node for node in nodes_of(graph) if is_batch_norm(node)]:
             for index, tensor in enumerate(node.inputs[1:5], 1):
                 if upstream_constant(tensor) is None:
                     values = evaluate_constant(graph, tensor)
                     if isinstance(values, str):
-                        kept.append(Kept(name_of(node), f"its parameter '{tensor.name}' {values}"))
+                        skipped.append(Skipped(name_of(node), f"its parameter '{tensor.name}' {values}"))
                     else:  # one in eight bits, or an output of the graph
                         node.inputs[index] = gs.Constant(f"{tensor.name}.folded", values)
                         computed += 1

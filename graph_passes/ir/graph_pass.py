@@ -30,7 +30,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Kept:
+class Skipped:
     """One thing that a pass looked at and left as it was, with the reason."""
 
     subject: str
@@ -43,7 +43,7 @@ class PassResult:
 
     pass_name: str
     changed: tuple[Change, ...] = ()
-    kept: tuple[Kept, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
 
     @property
     def modified(self) -> bool:
@@ -96,5 +96,5 @@ class PassPipeline:
         return PassResult(
             pass_name=self.name,
             changed=tuple(change for result in self.results for change in result.changed),
-            kept=tuple(kept for result in self.results for kept in result.kept),
+            skipped=tuple(entry for result in self.results for entry in result.skipped),
         )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 import onnx_graphsurgeon as gs
 
 from .graph import graphs_of, is_standard, name_of, redirect_readers
-from .graph_pass import Change, Kept, PassResult
+from .graph_pass import Change, PassResult, Skipped
 
 
 class RemoveIdentities:
@@ -41,12 +41,12 @@ def bypass_nodes(
     graphs = list(graphs_of(graph))
     returned = {id(tensor) for owner in graphs for tensor in owner.outputs}
     changed: list[Change] = []
-    kept: list[Kept] = []
+    skipped: list[Skipped] = []
     for owner in graphs:
         matching = {id(node): label(node) for node in owner.nodes if matches(node)}
         if matching:
             _remove_in(owner, matching, returned, changed, kept)
-    return PassResult(name, tuple(changed), tuple(kept))
+    return PassResult(name, tuple(changed), tuple(skipped))
 
 
 def _remove_in(
@@ -54,7 +54,7 @@ def _remove_in(
     matching: Mapping[int, str],
     returned: set[int],
     changed: list[Change],
-    kept: list[Kept],
+    skipped: list[Skipped],
 ) -> None:
     """Takes out what it can of one graph, the labels of the nodes by their ids, and adds to both lists."""
     written = {id(tensor) for node in owner.nodes for tensor in node.outputs}
@@ -77,7 +77,7 @@ def _remove_in(
             node.inputs.append(data)
             changed.append(Change(label, f"made an Identity, since {reason}"))
         else:
-            kept.append(Kept(label, reason))
+            skipped.append(Skipped(label, reason))
     if len(remaining) != len(owner.nodes):
         owner.nodes.clear()
         owner.nodes.extend(remaining)

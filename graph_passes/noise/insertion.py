@@ -22,7 +22,7 @@ import onnx_graphsurgeon as gs
 from vsfix.graph_passes.batch_norm.batch_norm import find_modules
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.ir.graph import Tensor, captured_tensors, redirect_readers, upstream_constant
-from vsfix.graph_passes.ir.graph_pass import Change, Kept, PassResult
+from vsfix.graph_passes.ir.graph_pass import Change, PassResult, Skipped
 
 from .marker import is_dropout, marker_node_name, marker_ratio, read_marker, write_marker
 from .noise import Noise
@@ -75,7 +75,7 @@ class InsertNoise:
         ]
         taken: dict[tuple[int, int], str] = {}
         inserting: list[tuple[_Site, Noise]] = []
-        kept: list[Kept] = []
+        skipped: list[Skipped] = []
         for name, site, noise in found:
             _require_data(graph, name, site)
             for reader in site.readers:
@@ -86,13 +86,13 @@ class InsertNoise:
             if present is None:
                 inserting.append((site, noise))
             elif present == noise:
-                kept.append(Kept(site.label, f"{noise} is there already"))
+                skipped.append(Skipped(site.label, f"{noise} is there already"))
             else:
                 raise InputError(f"--noise '{name}': {present} is there already, at the tensor '{site.tensor.name}'")
         changed = [
             Change(site.label, f"{noise} inserted as '{_insert(graph, site, noise)}'") for site, noise in inserting
         ]
-        return PassResult(self.name, tuple(changed), tuple(kept))
+        return PassResult(self.name, tuple(changed), tuple(skipped))
 
 
 def parse_noise_option(text: str) -> tuple[str, Noise]:

@@ -33,7 +33,7 @@ from vsfix.graph_passes.ir.graph import (
     subgraphs_of,
     upstream_constant,
 )
-from vsfix.graph_passes.ir.graph_pass import Change, Kept
+from vsfix.graph_passes.ir.graph_pass import Change, Skipped
 from vsfix.graph_passes.ir.stored_values import stored_values
 
 from .constant_rounding import MULTIPLY_WEIGHTS, ConstantRounding
@@ -66,7 +66,7 @@ class FloatCast:
         self.types = ElementTypes(graph)
         self.untouched = integer_arithmetic(graph, self.before, self._takes)
         self.changed: list[Change] = []
-        self.kept: list[Kept] = []
+        self.skipped: list[Skipped] = []
         self._casts: list[dict[tuple[int, int], Tensor]] = []
         inside = [inner for inner in graphs_of(graph) if inner is not graph]
         self._given_back = {id(tensor) for body in inside for tensor in body.outputs}
@@ -132,7 +132,7 @@ class FloatCast:
         elif is_computation(node):
             found = computed_in(node, self.types)
             if found not in (None, self.code):
-                self.kept.append(Kept(label_of(node), reason))
+                self.skipped.append(Skipped(label_of(node), reason))
 
     def _require_castable(self, node: gs.Node) -> None:
         """Refuses a node of which nothing is known, and one that no opset in reach lets compute in the type."""

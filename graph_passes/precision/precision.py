@@ -78,7 +78,7 @@ class CastPrecision:
         cast = FloatCast(graph, self.code, self.loss)
         cast.run()
         _require_precision(graph, self.code)
-        return PassResult(self.name, (*changed, *cast.changed), tuple(cast.kept))
+        return PassResult(self.name, (*changed, *cast.changed), tuple(cast.skipped))
 
 
 def parse_precision(precision: str) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.ir.graph import Tensor, is_standard, subgraphs_of
-from vsfix.graph_passes.ir.graph_pass import Change, Kept, PassResult
+from vsfix.graph_passes.ir.graph_pass import Change, PassResult, Skipped
 from vsfix.graph_passes.ir.shapes import SymbolicShapes
 from vsfix.graph_passes.noise.marker import (
     is_dropout,
@@ -55,10 +55,10 @@ class MarkDecomposedNoise:
         graph.nodes.clear()
         graph.nodes.extend(node for node in nodes if id(node) not in dead)
         kept = [
-            Kept(marker_label(node), search.reasons.get(id(node), _UNKNOWN)) for node in graph.nodes if _draws(node)
+            Skipped(marker_label(node), search.reasons.get(id(node), _UNKNOWN)) for node in graph.nodes if _draws(node)
         ]
         kept += [
-            Kept(marker_label(node), _IN_BODY)
+            Skipped(marker_label(node), _IN_BODY)
             for body in graph.subgraphs(recursive=True)
             for node in body.nodes
             if _draws(node)

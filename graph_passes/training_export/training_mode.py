@@ -23,7 +23,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.ir.graph import Tensor, is_batch_norm, is_graph_output, upstream_constant
-from vsfix.graph_passes.ir.graph_pass import Change, Kept, PassResult
+from vsfix.graph_passes.ir.graph_pass import Change, PassResult, Skipped
 from vsfix.graph_passes.noise.marker import is_dropout, is_switched_off, marker_label
 
 
@@ -63,20 +63,20 @@ class LeaveTrainingMode:
         """Edits `graph` in place; inputs that only switched the training mode, and outputs that only it has, go."""
         surroundings = _Surroundings.of(graph)
         changed: list[Change] = []
-        kept: list[Kept] = []
+        skipped: list[Skipped] = []
         for node in [node for owner in _graphs(graph) for node in owner.nodes]:
             if not (_drops(node, graph.opset) or _normalises_by_batch(node, graph.opset)):
                 continue
             label = marker_label(node)
             reason = _obstacle(node, surroundings)
             if reason is not None:
-                kept.append(Kept(label, reason))
+                skipped.append(Skipped(label, reason))
                 continue
             changed.append(Change(label, _switch_off(node, surroundings)))
         if surroundings.unread:
             for owner in _graphs(graph):
                 owner.nodes[:] = [node for node in owner.nodes if id(node) not in surroundings.unread]
-        return PassResult(self.name, tuple(changed), tuple(kept))
+        return PassResult(self.name, tuple(changed), tuple(skipped))
 
 
 def _graphs(graph: gs.Graph) -> Iterator[gs.Graph]:

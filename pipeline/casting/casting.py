@@ -116,7 +116,7 @@ def cast_model(model: onnx.ModelProto, precision: str, inputs: Batch, open_model
         opset=opset,
         raised_for=reason,
         layers=count_float_types(graph),
-        kept=tuple(f"{kept.subject}: {kept.reason}" for kept in result.kept),
+        kept=tuple(f"{kept.subject}: {kept.reason}" for kept in result.skipped),
         rounded_tensors=loss.tensors,
         rounded_values=loss.values,
         to_zero=loss.zeros,

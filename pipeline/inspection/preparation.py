@@ -23,7 +23,7 @@ from vsfix.graph_passes.folding.recompose_batch_norm import RecomposeBatchNorm
 from vsfix.graph_passes.io.model_file import import_graph, read_metadata
 from vsfix.graph_passes.ir.fold_constants import FoldConstants
 from vsfix.graph_passes.ir.graph import consumed_tensors, is_standard, label_of
-from vsfix.graph_passes.ir.graph_pass import Kept, PassPipeline
+from vsfix.graph_passes.ir.graph_pass import PassPipeline, Skipped
 from vsfix.graph_passes.noise.analysis import analyse_noise
 from vsfix.graph_passes.noise.insertion import InsertNoise, parse_noise_option
 from vsfix.graph_passes.noise.marker import EXPORT_METADATA_KEY, has_open_ratio, is_dropout, marker_label, read_marker
@@ -87,8 +87,8 @@ def prepare_model(
     graph = import_graph(model)
     passes = PassPipeline([*deployment_passes(), RecomposeBatchNorm(), FoldConstants()])
     done = passes(graph)
-    lookalikes = [kept for kept in done.kept if kept.reason in (MERGED, PLAIN_AFFINE)]
-    others = [kept for kept in done.kept if kept not in lookalikes]
+    lookalikes = [kept for kept in done.skipped if kept.reason in (MERGED, PLAIN_AFFINE)]
+    others = [kept for kept in done.skipped if kept not in lookalikes]
     warnings = [f"{kept.subject}: {kept.reason}" for kept in (*others, *unreadable_batch_norms(graph))]
     warnings += [sentence for reason in (MERGED, PLAIN_AFFINE) if (sentence := _together(lookalikes, reason))]
     warnings += [*_open_ratios(graph), *_replaceable(model)]
@@ -113,7 +113,7 @@ def prepare_model(
     )
 
 
-def _together(kept: Sequence[Kept], reason: str) -> str:
+def _together(kept: Sequence[Skipped], reason: str) -> str:
     """One sentence for all that were kept for one reason; empty for none."""
     names = [each.subject for each in kept if each.reason == reason]
     more = f" (and {len(names) - 1} more like it)" if len(names) > 1 else ""

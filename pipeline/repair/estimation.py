@@ -17,7 +17,7 @@ from vsfix.graph_passes.estimators.analytic import analytic
 from vsfix.graph_passes.estimators.exact import exact
 from vsfix.graph_passes.estimators.paired import PairedConfig, paired
 from vsfix.graph_passes.estimators.repair_statistics import RepairStatistics
-from vsfix.graph_passes.ir.graph_pass import Kept, PassResult
+from vsfix.graph_passes.ir.graph_pass import PassResult, Skipped
 from vsfix.graph_passes.ir.runtime import OpenModel
 from vsfix.graph_passes.noise.analysis import analyse_noise
 from vsfix.graph_passes.noise_average.noise_average import run_deployed
@@ -82,7 +82,7 @@ class Found:
         changed = {change.subject for change in changes}
         names = [row.name for row in self.before.rows if row.name not in changed]
         return PassResult(
-            "write parameters", changes, tuple(Kept(name, self.reasons.get(name, NO_ESTIMATE)) for name in names)
+            "write parameters", changes, tuple(Skipped(name, self.reasons.get(name, NO_ESTIMATE)) for name in names)
         )
 
 

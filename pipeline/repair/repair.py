@@ -234,7 +234,7 @@ def _folds(clean: PassPipeline, graph: gs.Graph) -> PassResult | None:
     names = {change.subject for change in written.changed if f"{change.subject}.mul" not in nodes}
     late = tuple(Change(name, "folded as a scale and a shift of the last axis") for name in sorted(names))
     return PassResult(
-        folds.pass_name, (*folds.changed, *late), tuple(kept for kept in folds.kept if kept.subject not in names)
+        folds.pass_name, (*folds.changed, *late), tuple(kept for kept in folds.skipped if kept.subject not in names)
     )
 
 
@@ -243,9 +243,9 @@ def _outcomes(
 ) -> tuple[BatchNormOutcome, ...]:
     """One outcome for each BatchNorm, which is folded where all of its uses are."""
     actions = {change.subject: change.action for change in written.changed}
-    kept = {subject.subject: f"kept: {subject.reason}" for subject in written.kept}
+    kept = {subject.subject: f"kept: {subject.reason}" for subject in written.skipped}
     folded = {change.subject: change.action for change in folds.changed} if folds else {}
-    unfolded = {subject.subject: subject.reason for subject in folds.kept} if folds else {}
+    unfolded = {subject.subject: subject.reason for subject in folds.skipped} if folds else {}
     outcomes = []
     for row, new in zip(found.before.rows, after.rows, strict=True):
         statistics = found.estimates.get(row.name)

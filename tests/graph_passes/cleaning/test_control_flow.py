@@ -88,7 +88,7 @@ def test_a_condition_that_is_computed_stays_with_a_reason(open_model):
     }}"""
     _, result = inline(body, open_model)
     assert not result.modified
-    assert result.kept[0].reason == "its condition is computed at run time"
+    assert result.skipped[0].reason == "its condition is computed at run time"
 
 
 def test_a_constant_if_in_a_body_is_inlined_there(open_model):

@@ -67,7 +67,7 @@ def test_what_is_not_known_stays_with_its_reason(case, parse, open_model):
     body, weights, reason = STAY[case]
     graph, result = split(body, weights, parse, open_model)
     assert "SplitToSequence" in [node.op_type for node in graph.node]
-    assert reason in result.kept[0].reason
+    assert reason in result.skipped[0].reason
 
 
 def test_a_sequence_that_is_read_as_a_whole_stays(parse, open_model):
@@ -75,4 +75,4 @@ def test_a_sequence_that_is_read_as_a_whole_stays(parse, open_model):
     body += "\n a = SequenceAt (q, first)\n y = Concat <axis: int = 1> (a, w)"
     text = f"(float[N, 7, 4] x) => (float[N, C, 4] y) {{ {body} }}"
     graph = import_graph(parse(text, {"s": np.array(3), "first": np.array(0)}))
-    assert "as a whole" in SplitSequences()(graph).kept[0].reason
+    assert "as a whole" in SplitSequences()(graph).skipped[0].reason

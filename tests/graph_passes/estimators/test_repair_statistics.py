@@ -28,7 +28,7 @@ def test_only_the_named_statistics_change(residual):
     changed = {tensor.name for tensor in after.graph.initializer if tensor.raw_data != before[tensor.name]}
     assert changed == {"bn2.running_mean", "bn2.running_var"}
     assert [change.subject for change in result.changed] == ["bn2"]
-    assert [(kept.subject, kept.reason) for kept in result.kept] == [
+    assert [(kept.subject, kept.reason) for kept in result.skipped] == [
         ("bn1", "not asked for"),
         ("bn3", "no estimate was made"),
     ]

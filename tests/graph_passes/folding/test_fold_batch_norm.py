@@ -165,7 +165,7 @@ def test_a_refusal_has_its_reason_and_changes_no_byte(reason):
     before = export_model(graph, model).SerializeToString()
     result = FoldBatchNorm()(graph)
     assert not result.modified
-    assert reason in result.kept[0].reason
+    assert reason in result.skipped[0].reason
     assert export_model(graph, model).SerializeToString() == before
 
 
@@ -177,4 +177,4 @@ def test_a_fold_that_overflows_is_refused_with_the_channel():
     graph = import_graph(model)
     result = FoldBatchNorm()(graph)
     assert not result.modified
-    assert result.kept[0].reason.startswith("channel 2 would overflow float32")
+    assert result.skipped[0].reason.startswith("channel 2 would overflow float32")

@@ -68,14 +68,14 @@ def test_a_batch_norm_in_training_form_is_not_folded_as_onnxscript_does():
     training = "y, rm, rv = BatchNormalization <training_mode: int = 1> (h, g, b, m, v)"
     folded, result = fold(model_of(CONV.replace("y = BatchNormalization (h, g, b, m, v)", training), w=W))
     assert operators(folded) == ["Conv", "BatchNormalization"]
-    assert "it is in training form" in result.kept[0].reason
+    assert "it is in training form" in result.skipped[0].reason
 
 
 def test_five_outputs_of_an_old_opset_are_training_form_too():
     body = CONV.replace("y = Batch", "y, a1, a2, a3, a4 = Batch")
     folded, result = fold(model_of(body, opset=9, w=W))
     assert operators(folded) == ["Conv", "BatchNormalization"]
-    assert "it is in training form" in result.kept[0].reason
+    assert "it is in training form" in result.skipped[0].reason
 
 
 def test_a_convolution_with_an_empty_bias_on_which_onnxscript_crashes():
@@ -127,7 +127,7 @@ def test_a_convolution_whose_output_is_used_twice_stays_and_says_why():
     model = model_of(body, w=W)
     folded, result = fold(model)
     assert folded.SerializeToString() == export_model(import_graph(model), model).SerializeToString()
-    assert "the output of Conv in front" in result.kept[0].reason
+    assert "the output of Conv in front" in result.skipped[0].reason
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_padding_is_a_reason_unless_nothing_is_shifted():
     weight = RNG.normal(size=(4, 6, 3, 3))
     folded, result = fold(model_of(padded, w=weight))
     assert operators(folded) == ["Relu", "BatchNormalization", "Conv"]
-    assert "pads with zeros, which the shift of the BatchNorm would change" in result.kept[0].reason
+    assert "pads with zeros, which the shift of the BatchNorm would change" in result.skipped[0].reason
     model = model_of(padded, w=weight, b=np.zeros(6), m=np.zeros(6))
     folded, _ = fold(model)
     assert operators(folded) == ["Relu", "Conv"]
@@ -205,7 +205,7 @@ def test_behind_a_residual_sum_and_a_concat_of_shared_branches_it_stays_and_says
     model = model_of(body, w=first, u=RNG.normal(size=(6, 4, 3, 3)), half=RNG.normal(size=(3, 4, 3, 3)))
     folded, result = fold(model)
     assert "BatchNormalization" in operators(folded)
-    assert join.split()[0] in result.kept[0].reason
+    assert join.split()[0] in result.skipped[0].reason
 
 
 def test_bodies_and_nodes_without_names():
@@ -287,4 +287,4 @@ def test_one_reader_that_can_not_take_it_keeps_it_whole():
     model = model_of(body, w=RNG.normal(size=(4, 6, 3, 3)))
     folded, result = fold(model)
     assert folded.SerializeToString() == export_model(import_graph(model), model).SerializeToString()
-    assert "its output goes to Neg" in result.kept[0].reason
+    assert "its output goes to Neg" in result.skipped[0].reason

@@ -21,7 +21,7 @@ def test_a_padded_convolution_behind_is_refused_unless_the_shift_is_zero(attribu
     body = image(NORM + f"y = Conv {attributes} (h, w)", shape="N, 4, 7")
     weights = {"w": draw(6, 4, 3)} | statistics(4)
     _, result = prove(build(body, weights), [BN, "Conv"])
-    assert "pads with zeros" in result.kept[0].reason
+    assert "pads with zeros" in result.skipped[0].reason
     prove(build(body, weights | {"b": np.zeros(4), "m": np.zeros(4)}), ["Conv"])
 
 
@@ -62,7 +62,7 @@ def test_a_refusal_has_its_reason_and_changes_no_byte(reason):
     with np.errstate(all="ignore"):
         result = FoldBatchNorm()(graph)
     assert not result.modified
-    assert reason in result.kept[0].reason
+    assert reason in result.skipped[0].reason
     assert export_model(graph, model).SerializeToString() == before
 
 
@@ -77,7 +77,7 @@ def test_a_batch_norm_in_training_form_is_never_folded(opset):
     )
     graph = import_graph(model)
     result = FoldBatchNorm()(graph)
-    assert (result.modified, "training form" in result.kept[0].reason) == (False, True)
+    assert (result.modified, "training form" in result.skipped[0].reason) == (False, True)
 
 
 MISFITS = {
@@ -102,7 +102,7 @@ def test_a_batch_norm_of_other_channels_than_its_neighbour_is_refused(reason):
     before = export_model(graph, model).SerializeToString()
     result = FoldBatchNorm()(graph)
     assert not result.modified
-    assert reason in result.kept[0].reason
+    assert reason in result.skipped[0].reason
     assert export_model(graph, model).SerializeToString() == before
 
 
@@ -120,20 +120,20 @@ def test_a_transposed_convolution_behind_is_refused_unless_it_gives_each_place_t
     attributes, weight = TRANSPOSED[row]
     body = image(NORM + f"y = ConvTranspose {attributes} (h, w)", shape="N, 4, 7")
     _, result = prove(build(body, {"w": weight} | statistics(4)), [BN, "ConvTranspose"])
-    assert "another part of its kernel" in result.kept[0].reason
+    assert "another part of its kernel" in result.skipped[0].reason
 
 
 def test_a_gemm_behind_that_reads_its_input_transposed_is_refused():
     body = "(FLOAT[4, 4] x) => (FLOAT[4, 6] y) { " + NORM + "y = Gemm <transA = 1> (h, w) }"
     _, result = prove(build(body, {"w": draw(4, 6)} | statistics(4)), [BN, "Gemm"])
-    assert "reads its input transposed" in result.kept[0].reason
+    assert "reads its input transposed" in result.skipped[0].reason
 
 
 def test_a_reshape_that_mixes_the_batch_into_the_channels_is_refused():
     text = "p = Conv (x, w)\n h = Reshape (p, s)" + TAIL
     model = build(one(text), {"w": draw(6, 4, 3), "s": np.array([-1, 5])} | statistics(5))
     _, result = prove(model, ["Conv", "Reshape", BN])
-    assert "mixes the channels" in result.kept[0].reason
+    assert "mixes the channels" in result.skipped[0].reason
 
 
 def test_a_batch_norm_in_a_branch_behind_a_convolution_outside_is_refused():
@@ -142,4 +142,4 @@ def test_a_batch_norm_in_a_branch_behind_a_convolution_outside_is_refused():
         y = If (k) <then_branch = t () => (FLOAT[N, 6, 5] p) { p = BatchNormalization (a, g, b, m, v) },
                     else_branch = e () => (FLOAT[N, 6, 5] q) { q = Conv (x, w) }> }"""
     _, result = prove(build(body, {"w": draw(6, 4, 3)} | statistics()), ["Conv", "If"], k=np.array(True))
-    assert "outside of the body" in result.kept[0].reason
+    assert "outside of the body" in result.skipped[0].reason

@@ -116,7 +116,7 @@ def test_every_spelling_becomes_one_node_with_the_same_numbers(spelling, rank, o
     body, letters = SPELLINGS[spelling]
     model = build(body, constants(letters, CHANNELS[rank]), rank)
     result, after, graph = recompose(model)
-    assert (len(result.changed), result.kept) == (1, ())
+    assert (len(result.changed), result.skipped) == (1, ())
     assert [node.op_type for node in after.graph.node] == ["Abs", "BatchNormalization"]
     x = random_input(model)
     for run in (open_model(after).run({"x": x})["y"], onnx.reference.ReferenceEvaluator(after).run(None, {"x": x})[0]):
@@ -274,9 +274,9 @@ def test_what_is_not_certain_stays_with_the_reason(case):
     assert result.changed == ()
     assert export_model(graph, model).SerializeToString() == before
     if reason is None:
-        assert not [kept for kept in result.kept if "no mean and variance" in kept.reason]
+        assert not [kept for kept in result.skipped if "no mean and variance" in kept.reason]
     else:
-        (kept,) = result.kept
+        (kept,) = result.skipped
         assert re.search(reason, kept.reason)
 
 
@@ -284,7 +284,7 @@ def test_channels_on_another_axis_are_reported():
     body, letters = SPELLINGS["division"]
     model = build(body, constants(letters, (C, 1)), 0, shape="N, 3, 5, 4")
     result, _, _ = recompose(model)
-    assert (result.changed, result.kept[0].reason) == (
+    assert (result.changed, result.skipped[0].reason) == (
         (),
         "its constants lie along axis 2 of 4, which is not that of the channels",
     )
@@ -354,7 +354,7 @@ def test_a_type_that_is_not_served_is_reported_without_noise(capfd):
     for info in (*model.graph.input, *model.graph.output):
         info.type.tensor_type.elem_type = onnx.TensorProto.BFLOAT16
     result, after, _ = recompose(model)
-    assert "bfloat16 is not float16" in result.kept[0].reason
+    assert "bfloat16 is not float16" in result.skipped[0].reason
     assert {tensor.data_type for tensor in after.graph.initializer} == {onnx.TensorProto.BFLOAT16}
     assert capfd.readouterr() == ("", "")
 
@@ -366,7 +366,7 @@ def test_a_standardisation_at_the_output_is_no_batch_norm(parse):
     graph = import_graph(parse(body, weights))
     result = RecomposeBatchNorm()(graph)
     assert not result.changed
-    assert "says BatchNorm" in result.kept[0].reason
+    assert "says BatchNorm" in result.skipped[0].reason
 
 
 @pytest.mark.parametrize("sides", ["N, 4, 5", "N, 4, 3, 5", "N, 4, 3, 2, 5"])

@@ -4,7 +4,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from vsfix.graph_passes.errors import InputError, ModelError
-from vsfix.graph_passes.ir.graph_pass import Change, Kept, PassPipeline, PassResult
+from vsfix.graph_passes.ir.graph_pass import Change, PassPipeline, PassResult, Skipped
 
 
 class Rename:
@@ -12,7 +12,7 @@ class Rename:
 
     def __call__(self, graph: gs.Graph) -> PassResult:
         graph.name = "renamed"
-        return PassResult(self.name, (Change("graph", "renamed"),), (Kept("node", "has no name"),))
+        return PassResult(self.name, (Change("graph", "renamed"),), (Skipped("node", "has no name"),))
 
 
 class Fail:
@@ -26,7 +26,7 @@ def test_a_pipeline_is_a_pass_that_joins_the_results():
     pipeline = PassPipeline([Rename(), PassPipeline([Rename()])])
     result = pipeline(gs.Graph())
     assert result.pass_name == "rename -> rename"
-    assert len(result.changed) == len(result.kept) == 2
+    assert len(result.changed) == len(result.skipped) == 2
     assert [part.pass_name for part in pipeline.results] == ["rename", "rename"]
 
 

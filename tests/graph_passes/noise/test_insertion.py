@@ -107,7 +107,7 @@ def test_a_second_run_changes_nothing(shared):
     before = export_model(graph, model).SerializeToString()
     result = InsertNoise({"norm": HALF})(graph)
     assert not result.modified
-    assert "there already" in result.kept[0].reason
+    assert "there already" in result.skipped[0].reason
     assert export_model(graph, model).SerializeToString() == before
 
 

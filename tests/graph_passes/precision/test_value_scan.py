@@ -78,7 +78,7 @@ def test_a_scale_that_overflows_is_not_written_as_mul_and_add():
     model = half_batch_norm(250)
     graph = import_graph(model)
     before = export_model(graph, model).SerializeToString()
-    (kept,) = FoldBatchNorm(residual="affine")(graph).kept
+    (kept,) = FoldBatchNorm(residual="affine")(graph).skipped
     assert "channel 1 would overflow float16" in kept.reason
     assert export_model(graph, model).SerializeToString() == before
 

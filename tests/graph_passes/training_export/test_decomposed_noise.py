@@ -91,7 +91,7 @@ def check_deployed(model: nn.Module, exported: onnx.ModelProto, wanted: list[str
     graph = import_graph(exported)
     deploy = PassPipeline(deployment_passes())
     result = deploy(graph)
-    assert result.kept == ()
+    assert result.skipped == ()
     after = export_model(graph, exported)
     onnx.checker.check_model(after, full_check=True)
     assert [str(source.noise) for source in analyse_noise(graph).sources] == wanted
@@ -139,7 +139,7 @@ def mark(body: str, opset: int = 17, shape: str = "N, 3, 4, 4", **constants: flo
     onnx.checker.check_model(export_model(graph, model), full_check=True)
     assert not MarkDecomposedNoise()(graph).modified
     noises = [str(noise) for noise in map(read_marker, graph.nodes) if noise is not None]
-    return noises, [kept.reason for kept in result.kept], graph
+    return noises, [kept.reason for kept in result.skipped], graph
 
 
 MASK = "u = RandomUniformLike (x)\n b = Less (u, k)\n m = Cast <to: int = 1> (b)\n "
@@ -321,7 +321,7 @@ def test_two_inputs_and_outputs_unnamed_nodes_and_constants_behind_identities(op
     model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in weights.items())
     graph = import_graph(model)
     deploy = PassPipeline(deployment_passes())
-    assert deploy(graph).kept == ()
+    assert deploy(graph).skipped == ()
     assert not deploy(graph).modified
     after = export_model(graph, model)
     onnx.checker.check_model(after, full_check=True)
