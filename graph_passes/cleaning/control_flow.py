@@ -31,8 +31,8 @@ class InlineConstantIf:
         while inliner.is_needed:
             inliner.flatten(graph)
             inliner.changed += ResolveShapes()(graph).changed
-        kept = [Skipped(marker_label(node), "its condition is computed at run time") for node in inliner.remaining()]
-        return PassResult(self.name, tuple(inliner.changed), tuple(kept))
+        skipped = [Skipped(marker_label(node), "its condition is computed at run time") for node in inliner.remaining()]
+        return PassResult(self.name, tuple(inliner.changed), tuple(skipped))
 
 
 class _Inliner:

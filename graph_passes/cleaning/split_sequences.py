@@ -28,7 +28,7 @@ class SplitSequences:
             return PassResult(self.name)
         shapes = SymbolicShapes(graph)
         decisions = [(node, _decide(graph, node, shapes)) for node in found]
-        kept = [Skipped(name_of(node), sizes) for node, sizes in decisions if isinstance(sizes, str)]
+        skipped = [Skipped(name_of(node), sizes) for node, sizes in decisions if isinstance(sizes, str)]
         changed = [
             Change(name_of(node), _write(graph, node, sizes)) for node, sizes in decisions if not isinstance(sizes, str)
         ]

@@ -49,7 +49,7 @@ def find_fold_candidates(tree: GraphTree) -> tuple[tuple[FoldCandidate, ...], tu
             taken.add(name)
             named = BatchNorm(name, batch_norm.node, batch_norm.parameters)
             candidates.append(FoldCandidate(named, branch.graph))
-    return tuple(candidates), tuple(kept)
+    return tuple(candidates), tuple(skipped)
 
 
 def _read(tree: GraphTree, node: gs.Node) -> Parameters | str:

@@ -52,13 +52,13 @@ class FoldBatchNorm:
         tree, channel_map = GraphTree(graph), ChannelMap(graph)
         candidates, unreadable = find_fold_candidates(tree)
         changed: list[Change] = []
-        kept = list(unreadable)
+        skipped = list(unreadable)
         for candidate in candidates:
             done = _fold(tree, channel_map, candidate, forward=self._forward)
             if isinstance(done, Skipped) and self._residual == "affine":
                 done = _write_affine(tree, channel_map, candidate, done)
             if isinstance(done, Skipped):
-                kept.append(done)
+                skipped.append(done)
             else:
                 changed.append(done)
         if changed:
@@ -79,11 +79,11 @@ def _fold(tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandidate, *,
 
 
 def _write_affine(
-    tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandidate, kept: Skipped
+    tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandidate, skipped: Skipped
 ) -> Change | Skipped:
     """Writes one BatchNorm that can't be folded as Mul and Add."""
     affine = decide_affine(tree, channel_map, candidate)
     if isinstance(affine, str):
-        return Skipped(kept.subject, f"{kept.reason}; not written as Mul and Add: {affine}")
+        return Skipped(skipped.subject, f"{skipped.reason}; not written as Mul and Add: {affine}")
     affine.apply(tree, candidate)
-    return Change(kept.subject, f"written as Mul and Add, since {kept.reason}")
+    return Change(skipped.subject, f"written as Mul and Add, since {skipped.reason}")

@@ -135,7 +135,7 @@ class FoldConstants:
         if computed:
             graph.cleanup()
         changed = (Change("constants", f"{computed} computed"),) if computed else ()
-        return PassResult(self.name, changed, tuple(kept))
+        return PassResult(self.name, changed, tuple(skipped))
 
 
 def _compute(graph: gs.Graph, owner: gs.Graph, node: gs.Node, outputs: set[int]) -> bool:

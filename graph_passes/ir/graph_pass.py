@@ -3,7 +3,7 @@
 A pass is a callable `(graph) -> PassResult` with a `name`. It edits the graph in place and keeps three promises:
 
 1. it changes only what its result names under `changed`, each with what was done;
-2. what it looked at and left alone stands under `kept`, each with the reason;
+2. what it looked at and did not change stands under `skipped`, each with the reason;
 3. run a second time it changes nothing.
 
 `PassPipeline` runs passes in order and is itself a pass. When one fails, the error names those that ran before it, for

@@ -45,7 +45,7 @@ def bypass_nodes(
     for owner in graphs:
         matching = {id(node): label(node) for node in owner.nodes if matches(node)}
         if matching:
-            _remove_in(owner, matching, returned, changed, kept)
+            _remove_in(owner, matching, returned, changed, skipped)
     return PassResult(name, tuple(changed), tuple(skipped))
 
 

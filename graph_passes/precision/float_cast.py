@@ -51,7 +51,7 @@ class FloatCast:
 
     Attributes:
         changed: what was done, node by node.
-        kept: the nodes that keep another type, each with the reason.
+        skipped: the nodes that keep another type, each with the reason.
 
     Args:
         graph: edited by `run`.

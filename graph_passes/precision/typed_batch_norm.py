@@ -112,7 +112,7 @@ def check_half_batch_norms(graph: gs.Graph) -> None:
 def _require_readable(graph: gs.Graph) -> None:
     """Refuses a BatchNorm whose parameters can't be had, here or in a body."""
     for inner in graphs_of(graph):
-        own = [kept for kept in unreadable_batch_norms(inner) if "stands in the body" not in kept.reason]
+        own = [entry for entry in unreadable_batch_norms(inner) if "stands in the body" not in entry.reason]
         if own:
             raise ModelError(f"BatchNorm '{own[0].subject}' can't be cast: {own[0].reason}")
 

@@ -54,16 +54,16 @@ class MarkDecomposedNoise:
         dead = search.dead_nodes()
         graph.nodes.clear()
         graph.nodes.extend(node for node in nodes if id(node) not in dead)
-        kept = [
+        skipped = [
             Skipped(marker_label(node), search.reasons.get(id(node), _UNKNOWN)) for node in graph.nodes if _draws(node)
         ]
-        kept += [
+        skipped += [
             Skipped(marker_label(node), _IN_BODY)
             for body in graph.subgraphs(recursive=True)
             for node in body.nodes
             if _draws(node)
         ]
-        return PassResult(self.name, tuple(search.changed), tuple(kept))
+        return PassResult(self.name, tuple(search.changed), tuple(skipped))
 
 
 class _Search:

@@ -11,7 +11,7 @@ batch instead of the stored ones. Both have an inference form that keeps everyth
 What a training run writes besides (the mask, the updated and the saved statistics) means nothing at inference: where it
 is an output of the graph that output goes, and the change says so. Where a node computes with it the meaning of that
 computation is unknown (a mask that is read may be scaled by hand), so the node stays in training form and the reason
-stands under `kept`; whatever needs the inference form then refuses the graph.
+stands under `skipped`; whatever needs the inference form then refuses the graph.
 """
 
 from __future__ import annotations
