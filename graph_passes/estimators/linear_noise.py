@@ -23,19 +23,19 @@ from vsfix.graph_passes.ir.graph import Tensor, upstream_constant
 from vsfix.graph_passes.ir.runtime import Float64Array
 from vsfix.graph_passes.ir.shapes import TensorShapes
 from vsfix.graph_passes.noise.marker import is_dropout, marker_label, read_marker
-from vsfix.graph_passes.noise.noise import UOUT_FORMS, NoiseKind
+from vsfix.graph_passes.noise.noise import UOUT_KINDS, NoiseKind
 from vsfix.graph_passes.noise.propagation import (
     ELEMENTWISE_COPIES,
     LINEAR_IN_ONE_OPERAND,
     LINEAR_MAPS,
     NOWHERE,
-    NoiseSpread,
+    NoisePropagation,
 )
 
 from .second_moment import COPIES, second_moment
 
 # One draw for each element: only these average out over the taps of a convolution as the formula says.
-ELEMENTWISE = UOUT_FORMS | {NoiseKind.DROPOUT, NoiseKind.GAUSSIAN_DROPOUT}
+ELEMENTWISE = UOUT_KINDS | {NoiseKind.DROPOUT, NoiseKind.GAUSSIAN_DROPOUT}
 OTHER_MAPS = ELEMENTWISE_COPIES | LINEAR_MAPS | LINEAR_IN_ONE_OPERAND
 
 
@@ -68,7 +68,7 @@ class LinearNoiseReader:
 
     def __init__(self, graph: gs.Graph) -> None:
         self._batch_norms = {id(batch_norm.node): batch_norm for batch_norm in find_batch_norms(graph)}
-        self._states = NoiseSpread(graph).states
+        self._states = NoisePropagation(graph).states
         self._shapes = TensorShapes(graph)
         self._found: dict[int, LinearNoise] = {}
 

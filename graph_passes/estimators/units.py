@@ -27,7 +27,7 @@ from vsfix.graph_passes.ir.rounding import round_channels
 from vsfix.graph_passes.ir.runtime import Float64Array
 from vsfix.graph_passes.ir.stored_values import stored_values
 from vsfix.graph_passes.ir.subgraphs import GraphTree
-from vsfix.graph_passes.noise.propagation import NoiseSpread
+from vsfix.graph_passes.noise.propagation import NoisePropagation
 
 from .activations import Activation, GraphOrder, find_activation
 
@@ -81,7 +81,7 @@ def find_units(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[
         graph: with its markers.
         shapes: of its tensors in one run, by name.
     """
-    states = NoiseSpread(graph).states
+    states = NoisePropagation(graph).states
     order = _order(graph, shapes)
     tree = GraphTree(graph)
     reached = [module for module in find_modules(graph) if any(id(use.input) in states for use in module.uses)]

@@ -28,7 +28,7 @@ from vsfix.graph_passes.ir.graph import upstream_constant
 
 from .marker import marker_label
 from .noise import Noise
-from .propagation import NOWHERE, SHAPE_READERS, Distance, Found, NoiseSpread, PassedNode, State, joined
+from .propagation import NOWHERE, SHAPE_READERS, Distance, Found, NoisePropagation, PassedNode, State, joined
 
 __all__ = ["SHAPE_READERS", "Distance", "NoiseMap", "NoisePath", "NoisePaths", "NoiseSource", "analyse_noise"]
 
@@ -62,7 +62,7 @@ class NoisePath:
 
     source: NoiseSource
     distance: Distance
-    _spread: NoiseSpread = field(repr=False, compare=False)
+    _spread: NoisePropagation = field(repr=False, compare=False)
     _number: int = field(repr=False, compare=False)
     _target: int = field(repr=False, compare=False)
 
@@ -83,7 +83,7 @@ class NoisePaths(Sequence[NoisePath]):
     Nearest first: by distance, and at the same distance the source that stands later in the graph.
     """
 
-    def __init__(self, spread: NoiseSpread, sources: Sequence[NoiseSource], targets: Sequence[int]) -> None:
+    def __init__(self, spread: NoisePropagation, sources: Sequence[NoiseSource], targets: Sequence[int]) -> None:
         self._spread = spread
         self._sources = sources
         self._targets = targets
@@ -134,12 +134,12 @@ class NoiseMap:
         reaching: for each BatchNorm of the main graph, by its name and in the order of the graph, the paths that reach
             its input, or one of them where a module is used several times; the other uses have entries of their own
             beside it. None at all means that no noise reaches it.
-        in_bodies: the same for each BatchNorm in a body of If, Loop or Scan, which no repair touches.
+        in_subgraphs: the same for each BatchNorm in a body of If, Loop or Scan, which no repair touches.
     """
 
     sources: tuple[NoiseSource, ...]
     reaching: dict[str, NoisePaths]
-    in_bodies: dict[str, NoisePaths] = field(default_factory=dict)
+    in_subgraphs: dict[str, NoisePaths] = field(default_factory=dict)
 
     @property
     def reached(self) -> frozenset[str]:
@@ -147,9 +147,9 @@ class NoiseMap:
         return frozenset(name for name, paths in self.reaching.items() if paths)
 
     @property
-    def reached_in_bodies(self) -> frozenset[str]:
+    def reached_in_subgraphs(self) -> frozenset[str]:
         """The names of the BatchNorms in bodies that any noise reaches."""
-        return frozenset(name for name, paths in self.in_bodies.items() if paths)
+        return frozenset(name for name, paths in self.in_subgraphs.items() if paths)
 
 
 def analyse_noise(graph: gs.Graph) -> NoiseMap:
@@ -162,9 +162,9 @@ def analyse_noise(graph: gs.Graph) -> NoiseMap:
         ModelError: a marker or a BatchNorm that can't be read, or one in training form.
     """
     modules = find_modules(graph)
-    spread = NoiseSpread(graph)
+    spread = NoisePropagation(graph)
     sources = tuple(
-        NoiseSource(marker_label(found.node), found.node.outputs[0].name, found.noise, found.body)
+        NoiseSource(marker_label(found.node), found.node.outputs[0].name, found.noise, found.owner)
         for found in spread.sources
         if found.noise is not None
     )
@@ -172,24 +172,24 @@ def analyse_noise(graph: gs.Graph) -> NoiseMap:
     for module in modules:
         reaching |= {use.name: NoisePaths(spread, sources, [id(use.input)]) for use in module.uses}
         reaching[module.name] = NoisePaths(spread, sources, [id(use.input) for use in module.uses])
-    in_bodies: dict[str, NoisePaths] = {}
+    in_subgraphs: dict[str, NoisePaths] = {}
     for found in spread.batch_norms:
-        name = _name_in_body(found)
-        while name in in_bodies:
+        name = _name_in_subgraph(found)
+        while name in in_subgraphs:
             name = f"{name}_"
-        in_bodies[name] = NoisePaths(spread, sources, [id(found.node.inputs[0])])
-    return NoiseMap(sources, reaching, in_bodies)
+        in_subgraphs[name] = NoisePaths(spread, sources, [id(found.node.inputs[0])])
+    return NoiseMap(sources, reaching, in_subgraphs)
 
 
-def _name_in_body(found: Found) -> str:
+def _name_in_subgraph(found: Found) -> str:
     """The module's name where the stored mean has it, else the node's or its output's; behind that of its body."""
     mean = upstream_constant(found.node.inputs[3])
     module, _, tail = ("", "", "") if mean is None else str(mean.name).rpartition(".")
-    return f"{found.body}/{module if tail == 'running_mean' and module else marker_label(found.node)}"
+    return f"{found.owner}/{module if tail == 'running_mean' and module else marker_label(found.node)}"
 
 
 @dataclass(frozen=True)
-class NoiseRoute:
+class TracedPath:
     """The nearest way of noise to one BatchNorm, and the nodes in front of it and behind it.
 
     Attributes:
@@ -211,7 +211,7 @@ class NoiseRoute:
     behind: tuple[PassedNode, ...]
 
 
-def noise_route(graph: gs.Graph, batch_norm: BatchNorm, path: NoisePath) -> NoiseRoute:
+def traced_path(graph: gs.Graph, batch_norm: BatchNorm, path: NoisePath) -> TracedPath:
     """Looks a path up in its graph.
 
     Args:
@@ -221,7 +221,7 @@ def noise_route(graph: gs.Graph, batch_norm: BatchNorm, path: NoisePath) -> Nois
     """
     # A source in the body of a control-flow node is not among these nodes, and nothing is drawn in front of it.
     markers = [node for node in graph.nodes if node.outputs and node.outputs[0].name == path.source.tensor]
-    return NoiseRoute(
+    return TracedPath(
         source=path.source.name,
         noise=str(path.source.noise),
         distance=str(path.distance),

@@ -24,7 +24,7 @@ from vsfix.graph_passes.ir.graph import Tensor, is_standard, nodes_of, upstream_
 from vsfix.graph_passes.ir.graph_pass import PassResult
 from vsfix.graph_passes.ir.remove_identities import bypass_nodes
 
-from .noise import UOUT_FORMS, Noise, NoiseKind
+from .noise import UOUT_KINDS, Noise, NoiseKind
 
 # An export that marks every noise layer says so under this key of metadata_props, with the number of its markers: a
 # file with the key and without a marker is a network without noise, one without the key has lost its evidence.
@@ -42,7 +42,7 @@ def marker_node_name(name: str, noise: Noise) -> str:
 
 def marker_ratio(noise: Noise) -> float:
     """The ratio of the Dropout whose noise has the variance of `noise`; for the alpha kinds their own ratio."""
-    if noise.kind not in UOUT_FORMS:
+    if noise.kind not in UOUT_KINDS:
         return noise.value  # all of them have the variance of the Dropout of the same ratio
     return noise.variance / (1 + noise.variance)
 

@@ -49,7 +49,7 @@ class NoiseKind(Enum):
     UOUT_GAUSSIAN = "uout-gaussian"
 
 
-UOUT_FORMS = frozenset({NoiseKind.UOUT, NoiseKind.UOUT_BERNOULLI, NoiseKind.UOUT_GAUSSIAN})
+UOUT_KINDS = frozenset({NoiseKind.UOUT, NoiseKind.UOUT_BERNOULLI, NoiseKind.UOUT_GAUSSIAN})
 _NOT_MULTIPLICATIVE = frozenset({NoiseKind.ALPHA_DROPOUT, NoiseKind.FEATURE_ALPHA_DROPOUT})
 
 
@@ -69,7 +69,7 @@ class Noise:
     value: float
 
     def __post_init__(self) -> None:
-        if self.kind in UOUT_FORMS:
+        if self.kind in UOUT_KINDS:
             if not 0 < self.value <= 1:
                 raise InputError(f"{self.kind.value}:{self.value:g}: beta must lie in (0, 1]")
         elif not 0 <= self.value < 1:
@@ -105,6 +105,6 @@ class Noise:
         """Var n, the s^2 of the formulas; NaN for the kinds that are not multiplicative, which have no such n."""
         if not self.is_multiplicative:
             return math.nan
-        if self.kind in UOUT_FORMS:
+        if self.kind in UOUT_KINDS:
             return self.value**2 / (3 if self.kind is NoiseKind.UOUT else 1)
         return self.value / (1 - self.value)

@@ -107,7 +107,7 @@ class Found:
     noise: Noise | None = None
 
 
-class NoiseSpread:
+class NoisePropagation:
     """The sweep over a graph.
 
     Attributes:

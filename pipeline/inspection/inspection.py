@@ -15,7 +15,7 @@ from vsfix.graph_passes.io.model_file import read_metadata
 from vsfix.graph_passes.ir.runtime import Float64Array, OpenModel
 from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.measurement.measurement import MeasurementConfig, measure
-from vsfix.graph_passes.noise.analysis import Distance, NoiseMap, NoisePaths, NoiseRoute, analyse_noise, noise_route
+from vsfix.graph_passes.noise.analysis import Distance, NoiseMap, NoisePaths, TracedPath, analyse_noise, traced_path
 from vsfix.graph_passes.noise_average.severity import Severity
 from vsfix.graph_passes.noise_average.stored_statistics import StoredAgainstNoisy
 from vsfix.graph_passes.noise_inference.claims import Claim
@@ -129,7 +129,7 @@ class Inspection:
     prepared: tuple[str, ...] = ()
     inferred: str = ""
     defect: str = ""
-    route: NoiseRoute | None = None
+    route: TracedPath | None = None
     severity: Severity | None = None
     outputs: tuple[str, ...] = ()
     stored: tuple[StoredAgainstNoisy, ...] = ()
@@ -226,7 +226,7 @@ def _with_severity(
     found: Inspection, graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, config: InspectionConfig
 ) -> Inspection:
     """Adds R where noise is known that can be switched on; a warning says why it can't be had."""
-    if not batches or not any(not source.body for source in analyse_noise(graph).sources):
+    if not batches or not any(not source.owner for source in analyse_noise(graph).sources):
         return found
     try:
         study = NoiseStudy.of(graph, batches, open_model, config.seed, config.output_kinds)
@@ -270,13 +270,13 @@ def inspect_graph(graph: gs.Graph, batches: Sequence[Batch], open_model: OpenMod
 
 def _worst_route(
     graph: gs.Graph, batch_norms: Sequence[BatchNorm], noise_map: NoiseMap, rows: Sequence[BatchNormRow]
-) -> NoiseRoute | None:
+) -> TracedPath | None:
     """The way of the noise to the BatchNorm that is off most, as far as it is measured or predicted."""
     reached = [pair for pair in zip(rows, batch_norms, strict=True) if pair[0].noise]
     if not reached:
         return None
     _, worst = max(reached, key=lambda pair: pair[0].known_mismatch or 0.0)
-    return noise_route(graph, worst, noise_map.reaching[worst.name][0])
+    return traced_path(graph, worst, noise_map.reaching[worst.name][0])
 
 
 def _row(batch_norm: BatchNorm, paths: NoisePaths, real: Mapping[str, Moments]) -> BatchNormRow:
@@ -369,14 +369,14 @@ def _warnings(rows: Sequence[BatchNormRow]) -> tuple[str, ...]:
 
 def _hidden(noise_map: NoiseMap) -> tuple[str, ...]:
     """What stands in the bodies of If, Loop and Scan, where nothing is measured and nothing is repaired."""
-    noisy = sorted(noise_map.reached_in_bodies)
+    noisy = sorted(noise_map.reached_in_subgraphs)
     warnings = []
-    if noise_map.in_bodies:
+    if noise_map.in_subgraphs:
         reached = f"; noise reaches {', '.join(noisy)}" if noisy else "; no noise reaches any of them"
         warnings.append(
-            f"{len(noise_map.in_bodies)} BatchNorms in the bodies of control-flow nodes are not repaired{reached}"
+            f"{len(noise_map.in_subgraphs)} BatchNorms in the bodies of control-flow nodes are not repaired{reached}"
         )
-    hidden = [source.name for source in noise_map.sources if source.body]
+    hidden = [source.name for source in noise_map.sources if source.owner]
     if hidden:
         warnings.append(f"noise in the body of a control-flow node can't be switched on here: {', '.join(hidden)}")
     return tuple(warnings)

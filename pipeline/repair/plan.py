@@ -99,7 +99,7 @@ def _with_markers(noise_map: NoiseMap, config: RepairConfig) -> RepairPlan:
     """The choice where the file shows where the noise was, or that there was none."""
     if not noise_map.sources:
         return RepairPlan("none", "the export says that the network has no noise layer: there is nothing to repair")
-    if all(source.body for source in noise_map.sources):
+    if all(source.owner for source in noise_map.sources):
         return RepairPlan("none", "all noise stands in the bodies of control-flow nodes, where none can be measured")
     if config.method not in AVERAGING and config.layers == "auto" and not noise_map.reached:
         return RepairPlan("none", "no noise reaches a BatchNorm: there is nothing to repair")

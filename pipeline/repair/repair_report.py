@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from vsfix.graph_passes.ir.runtime import Array
-from vsfix.graph_passes.noise.analysis import NoiseRoute
+from vsfix.graph_passes.noise.analysis import TracedPath
 from vsfix.graph_passes.noise_average.severity import Severity
 from vsfix.graph_passes.statistics.estimate import Interval
 from vsfix.pipeline.casting.casting import PrecisionReport
@@ -86,7 +86,7 @@ class RepairReport:
     compared_on: int
     fold_snr_db: float | None
     precision: PrecisionReport | None = None
-    route: NoiseRoute | None = None
+    route: TracedPath | None = None
     severity: Severity | None = None
     severity_before: Severity | None = None
     severity_after: Severity | None = None

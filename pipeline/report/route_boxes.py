@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vsfix.graph_passes.noise.analysis import NoiseRoute
+from vsfix.graph_passes.noise.analysis import TracedPath
 from vsfix.graph_passes.noise.propagation import PassedNode
 
 _ENDS = 3  # nodes drawn at each end of a long way
@@ -26,7 +26,7 @@ class Box:
     name: str = ""
 
 
-def route_boxes(route: NoiseRoute) -> tuple[Box, ...]:
+def route_boxes(route: TracedPath) -> tuple[Box, ...]:
     """The boxes from what the noise is put on to what reads the BatchNorm."""
     return (
         *_beside(route.before),

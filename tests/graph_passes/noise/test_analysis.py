@@ -10,7 +10,7 @@ from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms
 from vsfix.graph_passes.errors import ModelError
 from vsfix.graph_passes.io.model_file import import_graph
 from vsfix.graph_passes.measurement.measurement import MeasurementConfig, measure
-from vsfix.graph_passes.noise.analysis import Distance, NoiseRoute, analyse_noise, noise_route
+from vsfix.graph_passes.noise.analysis import Distance, TracedPath, analyse_noise, traced_path
 from vsfix.graph_passes.noise.propagation import PassedNode
 
 BN = {name: np.ones(2, np.float32) for name in ("g", "b", "m", "v")}
@@ -181,7 +181,12 @@ def test_a_marker_in_a_branch_is_a_source_that_reaches_what_stands_behind():
                                    else_branch = e () => (float[N, 2] r) {{ r = Abs (x) }}>
         y = {NORM.format("h")}""")
     (path,) = found.reaching["y"]
-    assert (path.source.name, path.source.body, path.distance, path.through) == ("p", "h", Distance.DOWNSTREAM, ("If",))
+    assert (path.source.name, path.source.owner, path.distance, path.through) == (
+        "p",
+        "h",
+        Distance.DOWNSTREAM,
+        ("If",),
+    )
 
 
 def test_a_batch_norm_in_a_branch_has_its_own_answer():
@@ -189,9 +194,9 @@ def test_a_batch_norm_in_a_branch_has_its_own_answer():
         y = If (q) <then_branch = t () => (float[N, 2] p) {{ f = Relu (d)\n p = {NORM.format("f")} }},
                     else_branch = e () => (float[N, 2] r) {{ r = {NORM.format("x")} }}>""")
     assert found.reaching == {}
-    assert found.reached_in_bodies == {"y/p"}
-    assert sorted(found.in_bodies) == ["y/p", "y/r"]
-    assert [(path.distance, path.through) for path in found.in_bodies["y/p"]] == [(Distance.DOWNSTREAM, ("Relu",))]
+    assert found.reached_in_subgraphs == {"y/p"}
+    assert sorted(found.in_subgraphs) == ["y/p", "y/r"]
+    assert [(path.distance, path.through) for path in found.in_subgraphs["y/p"]] == [(Distance.DOWNSTREAM, ("Relu",))]
 
 
 def test_a_condition_made_of_noise_reaches_every_output():
@@ -212,9 +217,9 @@ LOOP = """y0, z0 = Loop (one, q, {first}, {second}) <body = l (int64 i, bool go,
 def test_noise_is_carried_from_round_to_round_of_a_loop():
     inside = f"n = {NORM.format('e')}\n e2 = Abs (a)\n a2 = Dropout (n)"
     found = bodies(LOOP.format(first="x", second="x", inside=inside) + f"y = {NORM.format('z0')}")
-    assert [path.source.body for path in found.reaching["y"]] == ["y0"]
-    assert found.reached_in_bodies == {"y0/n"}
-    assert [path.through for path in found.in_bodies["y0/n"]] == [("Abs",)]
+    assert [path.source.owner for path in found.reaching["y"]] == ["y0"]
+    assert found.reached_in_subgraphs == {"y0/n"}
+    assert [path.through for path in found.in_subgraphs["y0/n"]] == [("Abs",)]
 
 
 def test_the_values_of_a_loop_are_kept_apart():
@@ -337,11 +342,11 @@ def test_a_broadcast_is_not_taken_for_the_same_channels(parse, body):
     assert analyse_noise(import_graph(parse(body, weights))).reached == {"y"}
 
 
-def routes(model: onnx.ModelProto, name: str) -> list[NoiseRoute]:
+def routes(model: onnx.ModelProto, name: str) -> list[TracedPath]:
     """Every route to one BatchNorm, the nearest first."""
     graph = import_graph(model)
     (batch_norm,) = (found for found in find_batch_norms(graph) if found.name == name)
-    return [noise_route(graph, batch_norm, path) for path in analyse_noise(graph).reaching[name]]
+    return [traced_path(graph, batch_norm, path) for path in analyse_noise(graph).reaching[name]]
 
 
 def shortest(model: onnx.ModelProto, start: str, end: str) -> int:

@@ -15,7 +15,7 @@ from vsfix.graph_passes.noise.marker import (
     read_marker,
     write_marker,
 )
-from vsfix.graph_passes.noise.noise import UOUT_FORMS, Noise, NoiseKind
+from vsfix.graph_passes.noise.noise import UOUT_KINDS, Noise, NoiseKind
 
 NOISES = st.builds(Noise, st.sampled_from(NoiseKind), st.floats(0.01, 0.99))
 
@@ -64,7 +64,7 @@ def test_dropout_of_ratio_zero_is_no_noise():
     assert read_marker(gs.Node("Dropout", "d", inputs=[gs.Variable("x"), ratio], outputs=[gs.Variable("y")])) is None
 
 
-@pytest.mark.parametrize("kind", [kind for kind in NoiseKind if kind not in UOUT_FORMS])
+@pytest.mark.parametrize("kind", [kind for kind in NoiseKind if kind not in UOUT_KINDS])
 def test_any_kind_of_ratio_zero_is_no_noise(kind):
     assert read_marker(marker(Noise(kind, 0))) is None
 

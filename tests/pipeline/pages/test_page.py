@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from vsfix.graph_passes.errors import DataError, OutputExistsError
-from vsfix.graph_passes.noise.analysis import NoiseRoute
+from vsfix.graph_passes.noise.analysis import TracedPath
 from vsfix.graph_passes.noise.propagation import PassedNode
 from vsfix.pipeline.comparison.accuracy import AccuracyRow
 from vsfix.pipeline.comparison.proportion import proportion
@@ -254,7 +254,7 @@ HOSTILE = "<script>alert(1)</script>\"'&<b onclick=x>$a_b$"
 
 def test_names_are_escaped_wherever_they_stand(report):
     row = BatchNormRow(HOSTILE, 3, HOSTILE, "direct", 1, 0.5, 0.5, 2.0, source=HOSTILE)
-    route = NoiseRoute(HOSTILE, HOSTILE, "direct", HOSTILE, (PassedNode(HOSTILE, HOSTILE),), (), ())
+    route = TracedPath(HOSTILE, HOSTILE, "direct", HOSTILE, (PassedNode(HOSTILE, HOSTILE),), (), ())
     inspection = Inspection((row,), (HOSTILE,), 5, (HOSTILE,), (HOSTILE,), HOSTILE, route)
     text = render_report(
         replace(
@@ -294,7 +294,7 @@ def test_five_hundred_batch_norms_are_a_page_of_less_than_two_megabytes_with_a_f
 
 def test_a_long_way_is_abbreviated():
     nodes = tuple(PassedNode("Relu", f"r{number}") for number in range(18))
-    boxes = route_boxes(NoiseRoute("d", "dropout:0.5", "downstream", "bn", (), nodes, nodes[:2]))
+    boxes = route_boxes(TracedPath("d", "dropout:0.5", "downstream", "bn", (), nodes, nodes[:2]))
     assert [box.name for box in boxes] == ["d", "r0", "r1", "r2", "", "r15", "r16", "r17", "bn", "2 nodes"]
     assert boxes[4].title == "… 12 more"
 
