@@ -190,7 +190,7 @@ class _Unpickler(pickle.Unpickler):
         self.left_to_encode = len(content)
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for one of the names that pickled arrays and bytes need; all others are refused."""
+        """The inert replacement of a name that pickled arrays and bytes need; all other names are refused."""
         if f"{module}.{name}" in _NAMES_OF_ARRAYS:
             return _PickledArray
         if f"{module}.{name}" == "_codecs.encode":
@@ -206,7 +206,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _PickledArray:
-    """What a pickle says of an array or a dtype."""
+    """The description of an array or a dtype in a pickle."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments, self.state = arguments, None

@@ -6,9 +6,9 @@ they are asked for, and cut as `images` says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,41 +16,14 @@ import numpy.typing as npt
 from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError
 from vsfix.graph_passes.io.named_file import user_path
 
-from .images import CroppedImages, decode_image
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from .images import CroppedImages
 
 _TEST_PARTS = ("test", "validation", "valid")
 
 
-@dataclass(frozen=True, eq=False)
-class HubImages(CroppedImages):
-    """The images of one part.
-
-    Attributes:
-        rows: the part, as the library gives it, its images as bytes or as the path of a file.
-        column: the name of the column of images.
-        size: (height, width) that they are brought to, in pixels.
-    """
-
-    rows: Any
-    column: str
-    size: tuple[int, int]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def open_image(self, row: int) -> Image:
-        """See `CroppedImages`."""
-        stored = self.rows[row][self.column] or {}
-        source = stored.get("bytes") or (Path(stored["path"]) if stored.get("path") else b"")
-        return decode_image(source, f"hf: image {row}")
-
-
 def read_hub_dataset(
     name: str, split: str, size: tuple[int, int]
-) -> tuple[HubImages, npt.NDArray[np.int64], tuple[str, ...]]:
+) -> tuple[CroppedImages, npt.NDArray[np.int64], tuple[str, ...]]:
     """Loads one part.
 
     Args:
@@ -74,7 +47,13 @@ def read_hub_dataset(
     names = tuple(str(label) for label in part.features[kinds["ClassLabel"]].names)
     undecoded = type(part.features[kinds["Image"]])(decode=False)  # the library would take any format
     rows = part.cast_column(kinds["Image"], undecoded)
-    return HubImages(rows, kinds["Image"], size), labels, names
+    return CroppedImages(partial(_stored, rows, kinds["Image"]), np.arange(len(rows)), size), labels, names
+
+
+def _stored(rows: Any, column: str, row: int) -> tuple[Path | bytes, str]:
+    """The bytes of an image, or the path of its file."""
+    found = rows[row][column] or {}
+    return found.get("bytes") or (Path(found["path"]) if found.get("path") else b""), f"hf: image {row}"
 
 
 def _part(name: str, split: str) -> Any:

@@ -26,7 +26,7 @@ _MOST_GROWTH = 100
 
 
 class _Stream(Protocol):
-    """What an opened file is, gzipped or not."""
+    """An opened file, gzipped or not."""
 
     def read(self, size: int, /) -> bytes: ...
 

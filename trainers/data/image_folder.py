@@ -8,46 +8,22 @@ Files are decoded when they are asked for, and cut as `images` says.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from vsfix.graph_passes.errors import InputError
 
-from .images import CroppedImages, decode_image
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from .images import CroppedImages
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
 
-@dataclass(frozen=True, eq=False)
-class FolderImages(CroppedImages):
-    """The images of one part.
-
-    Attributes:
-        paths: the files.
-        size: (height, width) that they are brought to, in pixels.
-    """
-
-    paths: Sequence[Path]
-    size: tuple[int, int]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def open_image(self, row: int) -> Image:
-        """See `CroppedImages`."""
-        return decode_image(self.paths[row], str(self.paths[row]))
-
-
 def read_image_folder(
     folder: Path, split: str, size: tuple[int, int]
-) -> tuple[FolderImages, npt.NDArray[np.int64], tuple[str, ...]]:
+) -> tuple[CroppedImages, npt.NDArray[np.int64], tuple[str, ...]]:
     """Lists one part.
 
     Args:
@@ -77,7 +53,12 @@ def read_image_folder(
         labels += [label] * len(files)
     if not paths:
         raise InputError(f"imagefolder: {part} holds no images ({', '.join(sorted(_SUFFIXES))})")
-    return FolderImages(paths, size), np.array(labels, dtype=np.int64), names
+    images = CroppedImages(partial(_stored, paths), np.arange(len(paths)), size)
+    return images, np.array(labels, dtype=np.int64), names
+
+
+def _stored(paths: Sequence[Path], row: int) -> tuple[Path, str]:
+    return paths[row], str(paths[row])
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,77 +32,6 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 EVALUATED_SHARE = 224 / 256
 _AREA, _LOG_ASPECT = (0.08, 1.0), (math.log(3 / 4), math.log(4 / 3))
 _ATTEMPTS = 10
-
-
-class Images(Protocol):
-    """A set of images of one size: an array, or what is indexed like one. A slice or an array of rows gives an array.
-
-    Attributes:
-        shape: (N, H, W, C).
-        dtype: uint8.
-    """
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, H, W, C)."""
-        ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The type of a value, uint8."""
-        ...
-
-    def __getitem__(self, rows: Any, /) -> npt.NDArray[np.uint8]:
-        """The images of these rows, shape (n, H, W, C)."""
-        ...
-
-    def __len__(self) -> int: ...
-
-
-@dataclass(frozen=True, eq=False)
-class ChosenImages:
-    """Some of the images of a larger set that is decoded when it is asked for.
-
-    Attributes:
-        images: the set.
-        rows: which of them, int64, shape (n,).
-    """
-
-    images: Images
-    rows: npt.NDArray[np.int64]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(n, H, W, C)."""
-        return (len(self.rows), *self.images.shape[1:])
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """uint8."""
-        return self.images.dtype
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, rows: Any) -> npt.NDArray[np.uint8]:
-        return self.images[self.rows[rows]]
-
-    def random_crop(self, row: int, generator: np.random.Generator) -> npt.NDArray[np.uint8]:
-        """See the function of this name."""
-        return random_crop(self.images, int(self.rows[row]), generator)
-
-
-def random_crop(images: Images, row: int, generator: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """One image, cut out at random where the set can do that, shape (H, W, C).
-
-    Args:
-        images: the set.
-        row: which of them.
-        generator: draws the place and the size.
-    """
-    crop = getattr(images, "random_crop", None)
-    cut: npt.NDArray[np.uint8] = images[row : row + 1][0] if crop is None else crop(row, generator)
-    return cut
 
 
 def decode_image(source: Path | bytes, name: str) -> Image:
@@ -137,46 +66,47 @@ def decode_image(source: Path | bytes, name: str) -> Image:
         raise DataError(f"{name}: can't be decoded ({reason}); remove or replace the file") from None
 
 
-class CroppedImages(ABC):
-    """A set of images, indexed like an array; see `Images`.
+@dataclass(frozen=True, eq=False)
+class CroppedImages:
+    """Images that are decoded when rows are asked for, indexed like an array of uint8.
 
     Attributes:
+        stored: the file of an image, or its content, and its name in messages, by the number of the image.
+        rows: the images of the set, int64, shape (N,).
         size: (height, width) that they are brought to, in pixels.
     """
 
+    stored: Callable[[int], tuple[Path | bytes, str]]
+    rows: npt.NDArray[np.int64]
     size: tuple[int, int]
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def open_image(self, row: int) -> Image:
-        """One image as it is stored, in RGB.
-
-        Raises:
-            DataError: it can't be decoded.
-        """
+    dtype = np.dtype(np.uint8)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(N, H, W, 3)."""
         return (len(self), *self.size, 3)
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """uint8."""
-        return np.dtype(np.uint8)
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def __getitem__(self, rows: Any) -> npt.NDArray[np.uint8]:
-        chosen = np.arange(len(self))[rows]
+        chosen = self.rows[rows]
         images = np.empty((len(chosen), *self.size, 3), dtype=np.uint8)
-        for place, row in enumerate(chosen):
-            images[place] = middle_of(self.open_image(int(row)), self.size)
+        for index, row in enumerate(chosen):
+            images[index] = middle_of(decode_image(*self.stored(int(row))), self.size)
         return images
+
+    def choose(self, rows: npt.NDArray[np.int64]) -> CroppedImages:
+        """The set of some of the images, none of them decoded."""
+        return replace(self, rows=self.rows[rows])
 
     def random_crop(self, row: int, generator: np.random.Generator) -> npt.NDArray[np.uint8]:
         """One image, cut out at random, shape (H, W, 3)."""
-        return random_part_of(self.open_image(row), self.size, generator)
+        return random_part_of(decode_image(*self.stored(int(self.rows[row]))), self.size, generator)
+
+
+Images = npt.NDArray[np.uint8] | CroppedImages
+"""A set of images of one size, shape (N, H, W, C), uint8; rows of it are an array."""
 
 
 def middle_of(image: Image, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -193,18 +123,18 @@ def random_part_of(image: Image, size: tuple[int, int], generator: np.random.Gen
         area = image.width * image.height * generator.uniform(*_AREA)
         aspect = math.exp(generator.uniform(*_LOG_ASPECT))
         width, height = math.sqrt(area * aspect), math.sqrt(area / aspect)
-        place = generator.random(), generator.random()
+        position = generator.random(), generator.random()
         if width <= image.width and height <= image.height:
-            return _resized(image, (width, height), place, size)
+            return _resized(image, (width, height), position, size)
     return middle_of(image, size)
 
 
 def _resized(
-    image: Image, part: tuple[float, float], place: tuple[float, float], size: tuple[int, int]
+    image: Image, part: tuple[float, float], position: tuple[float, float], size: tuple[int, int]
 ) -> npt.NDArray[np.uint8]:
     """A piece of (width, height), at this share of the room that it leaves, brought to (height, width) = size."""
     from PIL.Image import Resampling
 
-    left, top = ((side - wide) * share for side, wide, share in zip(image.size, part, place, strict=True))
+    left, top = ((side - wide) * share for side, wide, share in zip(image.size, part, position, strict=True))
     box = (left, top, min(left + part[0], image.width), min(top + part[1], image.height))
     return np.asarray(image.resize((size[1], size[0]), Resampling.BILINEAR, box=box), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""What is done to an image before the network sees it, and how that travels with the model.
+"""The preprocessing of an image before the network sees it, and its description in the file of the model.
 
     y = (x / 255 - mean) / std        x: uint8 (N, H, W, C), y: float32 (N, C, h, w), mean and std per channel
 
@@ -26,7 +26,7 @@ _IMAGES_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The way from stored images to the network's input.
+    """The function from stored images to the network's input.
 
     Attributes:
         channels: C, the channels of an image.

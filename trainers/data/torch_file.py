@@ -26,7 +26,7 @@ _GETS = frozenset(("GET", "BINGET", "LONG_BINGET"))
 
 
 def read_torch_file(path: Path) -> Any:
-    """What `torch.save` wrote: tensors, on the CPU, in dicts, lists and tuples with strings and numbers.
+    """Reads a file of `torch.save`: tensors, on the CPU, in dicts, lists and tuples with strings and numbers.
 
     Raises:
         ModelError: the file is damaged or holds code, or it unpacks to far more than its size.

@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils import data as torch_data
 
 from vsfix.graph_passes.errors import InputError, VsfixError
 from vsfix.trainers.data.datasets import Dataset, load_dataset, standardization
-from vsfix.trainers.data.images import ChosenImages, Images, random_crop
+from vsfix.trainers.data.images import CroppedImages, Images
 from vsfix.trainers.data.preprocessing import Preprocessing
 from vsfix.trainers.networks.network import NetworkConfig
 
@@ -38,7 +37,7 @@ class DecodedImages:
         workers: processes; 0 decodes in this one.
     """
 
-    images: Images
+    images: CroppedImages
     preprocessing: Preprocessing
     device: torch.device
     seed: int
@@ -73,7 +72,7 @@ class _Batches(torch_data.Dataset["torch.Tensor | VsfixError"]):
     An error that a worker raised would arrive with the worker's traceback as its message.
     """
 
-    def __init__(self, images: Images, rows: Sequence[torch.Tensor], epoch: int, seed: int) -> None:
+    def __init__(self, images: CroppedImages, rows: Sequence[torch.Tensor], epoch: int, seed: int) -> None:
         self.images, self.rows, self.epoch, self.seed = images, rows, epoch, seed
 
     def __len__(self) -> int:
@@ -90,7 +89,7 @@ class _Batches(torch_data.Dataset["torch.Tensor | VsfixError"]):
 
     def _cropped(self, row: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         generator = np.random.default_rng(stream_seed(self.seed, Stream.DECODING, self.epoch, row))
-        return random_crop(self.images, row, generator)
+        return self.images.random_crop(row, generator)
 
 
 class ImageSource(Protocol):
@@ -204,12 +203,8 @@ def _choose(dataset: Dataset, config: TrainingConfig) -> Dataset:
             f"{dataset.name}: {len(dataset.labels)} images, but {config.samples} samples were asked for; ask for fewer"
         )
     rows = np.random.default_rng(config.seed).permutation(len(dataset.labels))[: config.samples]
-    return replace(dataset, images=_rows_of(dataset.images, rows), labels=dataset.labels[rows])
-
-
-def _rows_of(images: Images, rows: npt.NDArray[np.int64]) -> Images:
-    """Some of the images; what is to be decoded is decoded later."""
-    return images[rows] if isinstance(images, np.ndarray) else ChosenImages(images, rows)
+    images = dataset.images[rows] if isinstance(dataset.images, np.ndarray) else dataset.images.choose(rows)
+    return replace(dataset, images=images, labels=dataset.labels[rows])
 
 
 def _require_fit(dataset: Dataset, network: NetworkConfig) -> None:
