@@ -10,7 +10,7 @@ from vsfix.graph_passes.errors import InputError
 
 
 def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1, *, groups: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the size of the image but for its stride; the BN behind it has the bias.
+    """A convolution that keeps the size of the image but for its stride; the BN downstream has the bias.
 
     Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)), for an odd kernel.
     """
@@ -20,7 +20,7 @@ def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 
 class SqueezeExcitation(nn.Module):
     """Weighs the channels by what their means say.
 
-    Shapes: (N, C, H, W), kept.
+    Shapes: (N, C, H, W), unchanged.
     """
 
     def __init__(self, channels: int, reduction: int) -> None:

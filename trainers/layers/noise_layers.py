@@ -7,7 +7,7 @@
     drop_path           X = a x / p, one a for each sample   E[X] = x, Var[X] = x^2 (1 - p) / p, as Dropout's
     gaussian_dropout    X = x n, n ~ N(1, (1 - p) / p)       the same
 
-All are unbiased and the identity in eval mode. Uout keeps the shift ratio of a BatchNorm behind it near 1:
+All are unbiased and the identity in eval mode. Uout keeps the shift ratio of a BatchNorm downstream near 1:
 3 / (3 + beta^2) for zero mean, against p for Dropout. Source: Li, Chen, Hu, Yang, "Understanding the Disharmony between
 Dropout and Batch Normalization by Variance Shift", CVPR 2019, arXiv 1801.05134; the others as in `graph_passes.noise`.
 """
@@ -42,7 +42,7 @@ def uout(x: torch.Tensor, beta: float, training: bool, form: UoutForm = "uniform
 
     Args:
         x: floating point, any shape.
-        beta: how wide r spreads, in (0, 1].
+        beta: the half width of r, or its deviation where r is Gaussian; in (0, 1].
         training: without it, x comes back as it is.
         form: what r is, see the head of this module.
 
@@ -100,10 +100,10 @@ def uout_kind(form: str) -> NoiseKind:
 class Uout(nn.Module):
     """X = x (1 + r), r of mean 0 for each element in training; the identity in eval mode.
 
-    Shapes: any, kept.
+    Shapes: any, unchanged.
 
     Attributes:
-        beta: how wide r spreads, in (0, 1].
+        beta: the half width of r, or its deviation where r is Gaussian; in (0, 1].
         form: what r is: "uniform", "bernoulli" or "gaussian".
 
     Raises:
@@ -120,7 +120,7 @@ class Uout(nn.Module):
         return uout(x, self.beta, self.training, self.form)
 
     def extra_repr(self) -> str:
-        """What stands between the brackets when the layer is printed."""
+        """The text between the brackets when the layer is printed."""
         return f"beta={self.beta:g}, form={self.form}"
 
 
@@ -180,14 +180,14 @@ class _RatioLayer(nn.Module):
         self.ratio = Noise(self.kind, ratio).value
 
     def extra_repr(self) -> str:
-        """What stands between the brackets when the layer is printed."""
+        """The text between the brackets when the layer is printed."""
         return f"ratio={self.ratio:g}"
 
 
 class DropPath(_RatioLayer):
     """X = a x / p, one a ~ Bernoulli(p) for each sample in training; the identity in eval mode.
 
-    Shapes: (N, ...), kept.
+    Shapes: (N, ...), unchanged.
 
     Attributes:
         ratio: 1 - p, in [0, 1).
@@ -206,7 +206,7 @@ class DropPath(_RatioLayer):
 class GaussianDropout(_RatioLayer):
     """X = x n, n ~ N(1, ratio / (1 - ratio)) elementwise in training; the identity in eval mode.
 
-    Shapes: any, kept.
+    Shapes: any, unchanged.
 
     Attributes:
         ratio: in [0, 1).

@@ -1,10 +1,10 @@
-"""Where a network puts its noise, in the words of the paper, and what stands there.
+"""The sites at which a network has its noise, in the words of the paper, and the noise at each of them.
 
-    a      directly in front of the last BatchNorm of each block
-    b      in front of the last convolution of each block
-    last   behind the last BatchNorm, in front of the classifier
+    a      directly upstream of the last BatchNorm of each block
+    b      upstream of the last convolution of each block
+    last   downstream of the last BatchNorm, upstream of the classifier
 
-Each network says what that is among its layers. Source: Li, Chen, Hu, Yang, CVPR 2019, arXiv 1801.05134.
+Each network says where that is among its layers. Source: Li, Chen, Hu, Yang, CVPR 2019, arXiv 1801.05134.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     y_i = x_i (1 + beta r_i)        dL/dx_i = dL/dy_i (1 + beta r_i)
 
-r_i is drawn in the kernel by Philox from (seed, i), i the place of the element in memory, and drawn again from the same
+r_i is drawn in the kernel by Philox from (seed, i), i the index of the element in memory, and drawn again from the same
 numbers where the gradient needs it. nn.Dropout keeps a mask of one byte per element for that. The seed comes from
 torch's default generator of the CPU, so that `torch.manual_seed` decides it, no kernel is launched for it, and
 activation checkpointing, which puts that generator back, draws the same noise again.
@@ -30,7 +30,7 @@ def fused_uout(x: torch.Tensor, beta: float, kind: NoiseKind) -> torch.Tensor:
 
     Args:
         x: floating point, on a GPU, any shape and any order in memory.
-        beta: how wide r spreads, in (0, 1].
+        beta: the half width of r, in (0, 1].
         kind: the form of Uout.
 
     Returns:
@@ -53,7 +53,7 @@ class _Scale(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        # The place in memory decides the draw, so the gradient is brought to the order that x had.
+        # The index in memory decides the draw, so the gradient is brought to the order that x had.
         (gradient,) = gradients
         if gradient.stride() != ctx.stride:
             gradient = torch.empty_strided(
@@ -96,7 +96,7 @@ def _scale_kernel(x, y, seed, count, beta, FORM: tl.constexpr, BLOCK: tl.constex
 
 
 @triton.jit
-def _scale_block(x, y, place, draw, count, beta, FORM: tl.constexpr):
+def _scale_block(x, y, index, draw, count, beta, FORM: tl.constexpr):
     """One block: float32 inside, rounded once to the type of y."""
     if FORM == 0:
         r = 2 * draw - 1
@@ -104,6 +104,6 @@ def _scale_block(x, y, place, draw, count, beta, FORM: tl.constexpr):
         r = tl.where(draw < 0.5, -1.0, 1.0)
     else:
         r = draw
-    inside = place < count
-    values = tl.load(x + place, mask=inside).to(tl.float32)
-    tl.store(y + place, (values * (1 + beta * r)).to(y.dtype.element_ty), mask=inside)
+    inside = index < count
+    values = tl.load(x + index, mask=inside).to(tl.float32)
+    tl.store(y + index, (values * (1 + beta * r)).to(y.dtype.element_ty), mask=inside)
