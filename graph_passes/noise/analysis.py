@@ -1,17 +1,17 @@
 """Which noise reaches which BatchNorm, through what, and at what distance.
 
-The noise of a source spreads forward along the graph. Its distance to a BatchNorm input is the farthest kind of step
-on the nearest path:
+The noise of a source propagates downstream. Its distance to a BatchNorm input is the farthest kind of step on the
+nearest path:
 
     direct      every element of the BN input is one noisy element: only reshapes, transposes, casts lie between.
                 The shift follows from the stored statistics alone.
     linear      a linear map lies between (Conv, Gemm, mean pooling, sums, concatenation): the noise is averaged,
-                its mean kept.
+                its mean unchanged.
     downstream  a non-linearity or another BatchNorm lies between: no closed form, the shift must be measured.
 
-Where several paths lead to a BatchNorm, the one of least distance counts, and among those the shortest. What stands in
-the bodies of If, Loop and Scan is looked at too: a marker there is a source, and a BatchNorm there has its own answer.
-See `noise_spread` for how the noise is followed; its cost grows with the number of nodes alone.
+Where several paths lead to a BatchNorm, the one of least distance counts, and among those the shortest. The
+subgraphs of If, Loop and Scan are searched too: a marker there is a source, and a BatchNorm there has its own answer.
+`propagation` follows the noise; its cost grows with the number of nodes alone.
 """
 
 from __future__ import annotations
@@ -41,35 +41,35 @@ class NoiseSource:
         name: the node's name without its tag.
         tensor: the name of the tensor that carries the noise.
         noise: its kind and parameter.
-        body: the name of the control-flow node in whose body it stands, outer ones in front with a slash between; empty
-            for a marker in the main graph. The noise of a marker in a body can't be switched on by a measurement.
+        owner: the name of the control-flow node in whose subgraph it stands, after those of outer ones with a slash
+            between; empty for a marker in the main graph. No measurement can switch on the noise of a subgraph.
     """
 
     name: str
     tensor: str
     noise: Noise
-    body: str = ""
+    owner: str = ""
 
 
 @dataclass(frozen=True)
 class NoisePath:
-    """The nearest way from a source to a BatchNorm.
+    """The nearest path from a source to a BatchNorm.
 
     Attributes:
         source: where the noise comes from.
-        distance: the farthest kind of step on the way.
+        distance: the farthest kind of step on the path.
     """
 
     source: NoiseSource
     distance: Distance
-    _spread: NoisePropagation = field(repr=False, compare=False)
+    _propagation: NoisePropagation = field(repr=False, compare=False)
     _number: int = field(repr=False, compare=False)
     _target: int = field(repr=False, compare=False)
 
     @property
     def nodes(self) -> tuple[PassedNode, ...]:
         """The nodes between, in order; found when asked for, at the cost of one sweep."""
-        return self._spread.trace(self._number, self._target)
+        return self._propagation.trace(self._number, self._target)
 
     @property
     def through(self) -> tuple[str, ...]:
@@ -83,11 +83,11 @@ class NoisePaths(Sequence[NoisePath]):
     Nearest first: by distance, and at the same distance the source that stands later in the graph.
     """
 
-    def __init__(self, spread: NoisePropagation, sources: Sequence[NoiseSource], targets: Sequence[int]) -> None:
-        self._spread = spread
+    def __init__(self, propagation: NoisePropagation, sources: Sequence[NoiseSource], targets: Sequence[int]) -> None:
+        self._propagation = propagation
         self._sources = sources
         self._targets = targets
-        self._state: State = joined([spread.states.get(target, NOWHERE) for target in targets])
+        self._state: State = joined([propagation.states.get(target, NOWHERE) for target in targets])
 
     def at(self, distance: Distance) -> tuple[NoisePath, ...]:
         """The paths of one distance."""
@@ -99,9 +99,9 @@ class NoisePaths(Sequence[NoisePath]):
         while bits:
             number = bits.bit_length() - 1
             bits ^= 1 << number
-            states = {target: self._spread.states.get(target, NOWHERE) for target in self._targets}
+            states = {target: self._propagation.states.get(target, NOWHERE) for target in self._targets}
             target = next(target for target, state in states.items() if state[distance] >> number & 1)
-            yield NoisePath(self._sources[number], distance, self._spread, number, target)
+            yield NoisePath(self._sources[number], distance, self._propagation, number, target)
 
     def __iter__(self) -> Iterator[NoisePath]:
         for distance in Distance:
@@ -130,11 +130,11 @@ class NoiseMap:
     """The noise of a whole graph.
 
     Attributes:
-        sources: every marker, in the order of the graph; those in bodies stand where their control-flow node does.
+        sources: every marker, in the order of the graph; those in subgraphs stand where their control-flow node does.
         reaching: for each BatchNorm of the main graph, by its name and in the order of the graph, the paths that reach
             its input, or one of them where a module is used several times; the other uses have entries of their own
             beside it. None at all means that no noise reaches it.
-        in_subgraphs: the same for each BatchNorm in a body of If, Loop or Scan, which no repair touches.
+        in_subgraphs: the same for each BatchNorm in a subgraph of If, Loop or Scan, which no repair touches.
     """
 
     sources: tuple[NoiseSource, ...]
@@ -148,7 +148,7 @@ class NoiseMap:
 
     @property
     def reached_in_subgraphs(self) -> frozenset[str]:
-        """The names of the BatchNorms in bodies that any noise reaches."""
+        """The names of the BatchNorms in subgraphs that any noise reaches."""
         return frozenset(name for name, paths in self.in_subgraphs.items() if paths)
 
 
@@ -162,27 +162,27 @@ def analyse_noise(graph: gs.Graph) -> NoiseMap:
         ModelError: a marker or a BatchNorm that can't be read, or one in training form.
     """
     modules = find_modules(graph)
-    spread = NoisePropagation(graph)
+    propagation = NoisePropagation(graph)
     sources = tuple(
         NoiseSource(marker_label(found.node), found.node.outputs[0].name, found.noise, found.owner)
-        for found in spread.sources
+        for found in propagation.sources
         if found.noise is not None
     )
     reaching: dict[str, NoisePaths] = {}
     for module in modules:
-        reaching |= {use.name: NoisePaths(spread, sources, [id(use.input)]) for use in module.uses}
-        reaching[module.name] = NoisePaths(spread, sources, [id(use.input) for use in module.uses])
+        reaching |= {use.name: NoisePaths(propagation, sources, [id(use.input)]) for use in module.uses}
+        reaching[module.name] = NoisePaths(propagation, sources, [id(use.input) for use in module.uses])
     in_subgraphs: dict[str, NoisePaths] = {}
-    for found in spread.batch_norms:
+    for found in propagation.batch_norms:
         name = _name_in_subgraph(found)
         while name in in_subgraphs:
             name = f"{name}_"
-        in_subgraphs[name] = NoisePaths(spread, sources, [id(found.node.inputs[0])])
+        in_subgraphs[name] = NoisePaths(propagation, sources, [id(found.node.inputs[0])])
     return NoiseMap(sources, reaching, in_subgraphs)
 
 
 def _name_in_subgraph(found: Found) -> str:
-    """The module's name where the stored mean has it, else the node's or its output's; behind that of its body."""
+    """The label of its subgraph's owner, a slash, and the module's name from the stored mean, else its own label."""
     mean = upstream_constant(found.node.inputs[3])
     module, _, tail = ("", "", "") if mean is None else str(mean.name).rpartition(".")
     return f"{found.owner}/{module if tail == 'running_mean' and module else marker_label(found.node)}"
@@ -190,16 +190,16 @@ def _name_in_subgraph(found: Found) -> str:
 
 @dataclass(frozen=True)
 class TracedPath:
-    """The nearest way of noise to one BatchNorm, and the nodes in front of it and behind it.
+    """The nearest path of noise to one BatchNorm, with the nodes upstream of the noise and downstream of the BatchNorm.
 
     Attributes:
         source: the name of the noise layer.
         noise: what it does, as `dropout:0.5`.
         distance: `direct`, `linear` or `downstream`.
         batch_norm: the name of the BatchNorm.
-        before: the nodes that make what the noise is put on; empty where it is an input of the graph.
-        through: the nodes between the noise layer and the BatchNorm, in order; empty where it stands directly in front.
-        behind: the nodes that read what the BatchNorm gives.
+        before: the producers of the tensor that the noise is put on; none for an input of the graph.
+        through: the nodes between the noise layer and the BatchNorm, in order; empty where it stands directly upstream.
+        behind: the consumers of the BatchNorm's output.
     """
 
     source: str
@@ -217,9 +217,9 @@ def traced_path(graph: gs.Graph, batch_norm: BatchNorm, path: NoisePath) -> Trac
     Args:
         graph: in which both stand; not changed.
         batch_norm: what the noise reaches.
-        path: the way; one of the BatchNorm's in `analyse_noise(graph)`.
+        path: one of the BatchNorm's in `analyse_noise(graph)`.
     """
-    # A source in the body of a control-flow node is not among these nodes, and nothing is drawn in front of it.
+    # A source in a subgraph is not among these nodes, and nothing is drawn upstream of it.
     markers = [node for node in graph.nodes if node.outputs and node.outputs[0].name == path.source.tensor]
     return TracedPath(
         source=path.source.name,

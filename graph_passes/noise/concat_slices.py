@@ -1,4 +1,4 @@
-"""Which tensors a Slice really reads, where a Concat stands in front of it.
+"""Which tensors a Slice really reads, where a Concat stands upstream of it.
 
 Dense connections take channels apart that were put together before: what is sliced may leave out the noisy operand.
 Between the two may stand whatever keeps the channels apart: activations, BatchNorm, sums and products of equal shapes.
@@ -19,15 +19,15 @@ _ELEMENTWISE = frozenset(
     "Identity Cast Relu LeakyRelu PRelu Elu Selu Celu Gelu Sigmoid HardSigmoid HardSwish Mish Softplus Softsign Tanh "
     "Erf Exp Log Sqrt Neg Abs Clip Add Sub Mul Div Pow Min Max Sum Mean".split()
 )
-_LONGEST_WAY = 64  # nodes between a Slice and the Concat; past that the whole tensor counts as read
+_MAX_NODES = 64  # nodes between a Slice and the Concat; past that the whole tensor counts as read
 
 
 @dataclass
 class SlicedOperands:
-    """What a Slice reads.
+    """The tensors that a Slice reads.
 
     Attributes:
-        tensors: the operands of the Concats in front whose part is taken, and what else was met on the way.
+        tensors: the operands of the upstream Concats that are taken from, and what else was met between.
         passed: the nodes between them and the Slice.
     """
 
@@ -36,15 +36,15 @@ class SlicedOperands:
 
 
 def sliced_operands(node: gs.Node) -> SlicedOperands | None:
-    """The operands of the Concats in front that a Slice reads.
+    """The operands of the upstream Concats that a Slice reads.
 
     Args:
         node: a Slice.
 
     Returns:
-        None where no Concat stands in front, every operand is read, or an extent is not in the file.
+        None where no Concat stands upstream, every operand is read, or the file does not state an extent.
     """
-    for concat in _concats_in_front(node.inputs[0]):
+    for concat in _upstream_concats(node.inputs[0]):
         axis = int(concat.attrs["axis"])
         rank = len(concat.inputs[0].shape or ())
         extents = [_extent(tensor, axis) for tensor in concat.inputs]
@@ -56,10 +56,10 @@ def sliced_operands(node: gs.Node) -> SlicedOperands | None:
     return None
 
 
-def _concats_in_front(tensor: Tensor) -> Iterator[gs.Node]:
+def _upstream_concats(tensor: Tensor) -> Iterator[gs.Node]:
     """The nearest Concats that a tensor comes from, with nothing between that would mix channels."""
     pending, seen = [tensor], 0
-    while pending and seen < _LONGEST_WAY:
+    while pending and seen < _MAX_NODES:
         node = _producer(pending.pop())
         seen += 1
         if node is None:
@@ -73,7 +73,7 @@ def _concats_in_front(tensor: Tensor) -> Iterator[gs.Node]:
 def _follow(tensor: Tensor, axis: int, taken: range, found: SlicedOperands) -> None:
     """Goes back from the indices that are taken of a tensor to the tensors that they come from."""
     node = _producer(tensor)
-    if node is None or len(found.passed) >= _LONGEST_WAY:
+    if node is None or len(found.passed) >= _MAX_NODES:
         found.tensors.append(tensor)
     elif _is(node, "Concat") and (parts := _parts(node, axis, taken)) is not None:
         for operand, indices in parts:
@@ -102,7 +102,7 @@ def _parts(concat: gs.Node, axis: int, taken: range) -> list[tuple[Tensor, range
 
 
 def _same_channels(node: gs.Node, axis: int) -> list[Tensor] | None:
-    """The data that a node reads without mixing what lies along `axis`; None where it does mix, or nobody can tell."""
+    """The data that a node reads without mixing what lies along `axis`; None where it mixes, or that is unknown."""
     if _is(node, "BatchNormalization") and axis == 1 and len(node.outputs) == 1:
         return [node.inputs[0]]
     if _is(node, "Slice"):
@@ -122,9 +122,9 @@ def _same_channels(node: gs.Node, axis: int) -> list[Tensor] | None:
 
 
 def _fits(shape: tuple[int, ...], rank: int, axis: int, extent: int) -> bool:
-    """Whether a constant of this shape leaves the rank and the extent along an axis as they are."""
-    place = axis - rank + len(shape)
-    return len(shape) <= rank and (place < 0 or shape[place] in (1, extent))
+    """Whether a constant of this shape does not change the rank and the extent along an axis."""
+    position = axis - rank + len(shape)
+    return len(shape) <= rank and (position < 0 or shape[position] in (1, extent))
 
 
 def _producer(tensor: Tensor) -> gs.Node | None:
@@ -136,17 +136,17 @@ def _is(node: gs.Node, *operators: str) -> bool:
 
 
 def _extent(tensor: Tensor, axis: int) -> int:
-    """The length of a tensor along an axis, -1 where the file does not say."""
+    """The length of a tensor along an axis, -1 where the file does not state it."""
     shape = tensor.shape or ()
     side = shape[axis] if len(shape) > abs(axis) else None
     return int(side) if isinstance(side, int | np.integer) else -1
 
 
 def _taken(node: gs.Node, axis: int, rank: int, extent: int) -> range | None:
-    """The indices that a Slice takes along one axis; all where it cuts other axes, None where that can't be told."""
+    """The indices that a Slice takes along one axis; all where it cuts other axes, None where that is unknown."""
     if any(upstream_constant(tensor) is None for tensor in node.inputs[1:] if not tensor.is_empty()):
         return None
-    starts, ends, axes, steps = (_numbers(node, name, place) for place, name in enumerate(_PARAMETERS, start=1))
+    starts, ends, axes, steps = (_numbers(node, name, position) for position, name in enumerate(_PARAMETERS, start=1))
     if starts is None or ends is None:
         return None
     axes = axes if axes is not None else list(range(len(starts)))
@@ -157,12 +157,12 @@ def _taken(node: gs.Node, axis: int, rank: int, extent: int) -> range | None:
     return range(extent)
 
 
-def _numbers(node: gs.Node, name: str, place: int) -> list[int] | None:
-    """A parameter of a Slice: an attribute before opset 10, an input from then on; None where it is not there."""
+def _numbers(node: gs.Node, name: str, position: int) -> list[int] | None:
+    """A parameter of a Slice: an attribute before opset 10, an input from then on; None where it is absent."""
     if name in node.attrs:
         return [int(value) for value in node.attrs[name]]
-    if len(node.inputs) <= place or node.inputs[place].is_empty():
+    if len(node.inputs) <= position or node.inputs[position].is_empty():
         return None
-    constant = upstream_constant(node.inputs[place])
+    constant = upstream_constant(node.inputs[position])
     assert constant is not None, "asked before"
     return [int(value) for value in np.asarray(constant.values).reshape(-1)]

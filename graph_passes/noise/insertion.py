@@ -1,10 +1,10 @@
 """Puts noise markers into a graph that has lost them, where a person or an inference says that noise was.
 
-A site is said by a name, and the first of these readings that fits decides:
+An insertion point is given by a name, and the first of these readings that fits decides:
 
-    the name of a BatchNorm   as `vsfix inspect` prints it: directly in front of it, for it alone
-    the name of a node        behind its first output, for all who read it
-    the name of a tensor      on it, for all who read it
+    the name of a BatchNorm   as `vsfix inspect` prints it: directly upstream of it, for it alone
+    the name of a node        downstream of it, on its first output, for all consumers
+    the name of a tensor      on it, for all consumers
     TENSOR->NODE              on the one edge from that tensor into that node
     a glob                    over the BatchNorms; where it matches none, over the nodes; then over the tensors
 """
@@ -34,8 +34,8 @@ _FLOATS = frozenset("Conv ConvTranspose BatchNormalization Sigmoid Tanh Softmax 
 
 
 @dataclass(frozen=True, eq=False)
-class _Site:
-    """A tensor and the nodes that shall read it with noise."""
+class _InsertionPoint:
+    """A tensor and the consumers that shall read it with noise."""
 
     label: str
     tensor: Tensor
@@ -43,54 +43,54 @@ class _Site:
 
 
 class InsertNoise:
-    """Puts one marker at each site.
+    """Puts one marker at each insertion point.
 
     Args:
-        sites: the noise by the name of its site, as the head of this module says.
+        points: the noise by the name of its insertion point, as the module's docstring says.
         tensors_only: every name is that of a tensor and nothing else, whatever else has the same name.
     """
 
     name = "insert noise"
 
-    def __init__(self, sites: Mapping[str, Noise], *, tensors_only: bool = False) -> None:
-        self.sites = dict(sites)
+    def __init__(self, points: Mapping[str, Noise], *, tensors_only: bool = False) -> None:
+        self.points = dict(points)
         self.tensors_only = tensors_only
 
     def __call__(self, graph: gs.Graph) -> PassResult:
-        """Edits `graph` in place. A site that has the same noise already is left as it is.
+        """Edits `graph` in place. A point that has the same noise already is skipped.
 
         Raises:
-            InputError: a name that matches nothing, a site that has another noise already, one that is no tensor of
+            InputError: a name that matches nothing, a point that has another noise already, one that is no tensor of
                 floating-point numbers or that nothing reads, or an opset below 7. The graph is as it was then.
         """
         if graph.opset < _FIRST_OPSET:
             raise InputError(
-                f"the model has opset {graph.opset}, in which no noise can be written down; convert it to "
+                f"the model has opset {graph.opset}, in which noise can't be marked; convert it to "
                 f"{_FIRST_OPSET} or newer with onnx.version_converter"
             )
         found = [
-            (name, site, noise)
-            for name, noise in self.sites.items()
-            for site in _find_sites(graph, name, self.tensors_only)
+            (name, point, noise)
+            for name, noise in self.points.items()
+            for point in _find_points(graph, name, self.tensors_only)
         ]
         taken: dict[tuple[int, int], str] = {}
-        inserting: list[tuple[_Site, Noise]] = []
+        inserting: list[tuple[_InsertionPoint, Noise]] = []
         skipped: list[Skipped] = []
-        for name, site, noise in found:
-            _require_data(graph, name, site)
-            for reader in site.readers:
-                other = taken.setdefault((id(site.tensor), id(reader)), name)
+        for name, point, noise in found:
+            _require_data(graph, name, point)
+            for reader in point.readers:
+                other = taken.setdefault((id(point.tensor), id(reader)), name)
                 if other is not name:
-                    raise InputError(f"--noise: '{name}' and '{other}' both mean the tensor '{site.tensor.name}'")
-            present = _noise_at(site)
+                    raise InputError(f"--noise: '{name}' and '{other}' both mean the tensor '{point.tensor.name}'")
+            present = _noise_at(point)
             if present is None:
-                inserting.append((site, noise))
+                inserting.append((point, noise))
             elif present == noise:
-                skipped.append(Skipped(site.label, f"{noise} is there already"))
+                skipped.append(Skipped(point.label, f"{noise} is there already"))
             else:
-                raise InputError(f"--noise '{name}': {present} is there already, at the tensor '{site.tensor.name}'")
+                raise InputError(f"--noise '{name}': {present} is there already, at the tensor '{point.tensor.name}'")
         changed = [
-            Change(site.label, f"{noise} inserted as '{_insert(graph, site, noise)}'") for site, noise in inserting
+            Change(point.label, f"{noise} inserted as '{_insert(graph, point, noise)}'") for point, noise in inserting
         ]
         return PassResult(self.name, tuple(changed), tuple(skipped))
 
@@ -99,10 +99,10 @@ def parse_noise_option(text: str) -> tuple[str, Noise]:
     """Reads `NODE=KIND:VALUE`; the last equals sign divides, for names may hold others.
 
     Returns:
-        The name of the site, or a glob, and the noise.
+        The name of the insertion point, or a glob, and the noise.
 
     Raises:
-        InputError: another form, or a noise that can't be.
+        InputError: another format, or noise outside its range.
     """
     name, _, noise = text.rpartition("=")
     if not name:
@@ -113,16 +113,18 @@ def parse_noise_option(text: str) -> tuple[str, Noise]:
     return name, found
 
 
-def _find_sites(graph: gs.Graph, name: str, tensors_only: bool) -> list[_Site]:
-    """The sites that a name means."""
-    tensors = {str(tensor.name): _behind(tensor) for tensor in _tensors(graph)}
+def _find_points(graph: gs.Graph, name: str, tensors_only: bool) -> list[_InsertionPoint]:
+    """The insertion points that a name means."""
+    tensors = {str(tensor.name): _point_of(tensor) for tensor in _tensors(graph)}
     tables = [tensors]
     if not tensors_only:
         uses = {module.name: module.uses for module in find_modules(graph)}
         if name in uses:
-            return [_Site(name, use.input, (use.node,)) for use in uses[name]]
-        batch_norms = {use.name: _Site(use.name, use.input, (use.node,)) for of in uses.values() for use in of}
-        nodes = {node.name: _behind(node.outputs[0]) for node in graph.nodes if node.name and node.outputs}
+            return [_InsertionPoint(name, use.input, (use.node,)) for use in uses[name]]
+        batch_norms = {
+            use.name: _InsertionPoint(use.name, use.input, (use.node,)) for of in uses.values() for use in of
+        }
+        nodes = {node.name: _point_of(node.outputs[0]) for node in graph.nodes if node.name and node.outputs}
         tables = [batch_norms, nodes, tensors]
     for table in tables:
         if name in table:
@@ -130,21 +132,21 @@ def _find_sites(graph: gs.Graph, name: str, tensors_only: bool) -> list[_Site]:
     return _edge(tensors, name) or _matching(tables, name)
 
 
-def _edge(tensors: Mapping[str, _Site], name: str) -> list[_Site]:
-    """The site that `TENSOR->NODE` means, or none."""
+def _edge(tensors: Mapping[str, _InsertionPoint], name: str) -> list[_InsertionPoint]:
+    """The insertion point that `TENSOR->NODE` means, or none."""
     source, _, target = name.partition("->")
     if source not in tensors:
         return []
     readers = tuple(reader for reader in tensors[source].readers if reader.name == target)
-    return [_Site(name, tensors[source].tensor, readers)] if readers else []
+    return [_InsertionPoint(name, tensors[source].tensor, readers)] if readers else []
 
 
-def _matching(tables: Iterable[Mapping[str, _Site]], pattern: str) -> list[_Site]:
-    """The sites whose names match a glob, from the first table in which any does."""
+def _matching(tables: Iterable[Mapping[str, _InsertionPoint]], pattern: str) -> list[_InsertionPoint]:
+    """The points whose names match a glob, from the first table in which any does."""
     for table in tables:
         matching = {
-            (id(site.tensor), *map(id, site.readers)): site
-            for name, site in table.items()
+            (id(point.tensor), *map(id, point.readers)): point
+            for name, point in table.items()
             if fnmatchcase(name, pattern)
         }
         if matching:
@@ -153,15 +155,15 @@ def _matching(tables: Iterable[Mapping[str, _Site]], pattern: str) -> list[_Site
 
 
 def _tensors(graph: gs.Graph) -> Iterable[gs.Variable]:
-    """Everything that is computed or given."""
+    """The inputs of the graph and what its nodes write."""
     yield from graph.inputs
     for node in graph.nodes:
         yield from (tensor for tensor in node.outputs if not tensor.is_empty())
 
 
-def _behind(tensor: Tensor) -> _Site:
-    """The site of a tensor for all its readers."""
-    return _Site(str(tensor.name), tensor, tuple(_readers(tensor)))
+def _point_of(tensor: Tensor) -> _InsertionPoint:
+    """The insertion point of a tensor for all its readers."""
+    return _InsertionPoint(str(tensor.name), tensor, tuple(_readers(tensor)))
 
 
 def _readers(tensor: Tensor) -> list[gs.Node]:
@@ -169,17 +171,17 @@ def _readers(tensor: Tensor) -> list[gs.Node]:
     return list({id(node): node for node in tensor.outputs}.values())
 
 
-def _require_data(graph: gs.Graph, name: str, site: _Site) -> None:
-    """Refuses a site that noise can't stand at."""
-    tensor = site.tensor
+def _require_data(graph: gs.Graph, name: str, point: _InsertionPoint) -> None:
+    """Refuses a point at which noise can't stand."""
+    tensor = point.tensor
     if upstream_constant(tensor) is not None:
         raise InputError(f"--noise '{name}': '{tensor.name}' is a constant; noise on a weight can't be repeated")
     if holds_whole_numbers(tensor):
         raise InputError(f"--noise '{name}': '{tensor.name}' holds whole numbers; noise needs floating-point numbers")
-    if not site.readers:
+    if not point.readers:
         raise InputError(f"--noise '{name}': no node reads '{tensor.name}', so noise there would change nothing")
     if any(tensor is read for node in graph.nodes for read in captured_tensors(node)):
-        raise InputError(f"--noise '{name}': a control-flow body reads '{tensor.name}'; name another tensor")
+        raise InputError(f"--noise '{name}': a control-flow subgraph reads '{tensor.name}'; name another tensor")
 
 
 def holds_whole_numbers(tensor: Tensor) -> bool:
@@ -201,24 +203,24 @@ def holds_whole_numbers(tensor: Tensor) -> bool:
     return np.dtype(tensor.dtype).kind in "iub"
 
 
-def _noise_at(site: _Site) -> Noise | None:
-    """The noise that a marker puts on the site already."""
-    neighbours = [*site.tensor.inputs, *site.readers]
+def _noise_at(point: _InsertionPoint) -> Noise | None:
+    """The noise that a marker puts there already."""
+    neighbours = [*point.tensor.inputs, *point.readers]
     found = (read_marker(node) for node in neighbours if is_dropout(node))
     return next((noise for noise in found if noise is not None), None)
 
 
-def _insert(graph: gs.Graph, site: _Site, noise: Noise) -> str:
+def _insert(graph: gs.Graph, point: _InsertionPoint, noise: Noise) -> str:
     """Puts a marker between a tensor and its readers; returns the name of the marker."""
-    name = _free_name(f"{site.label}.noise", {node.name for node in graph.nodes} | set(graph.tensors()))
-    noisy = gs.Variable(f"{name}.output", dtype=site.tensor.dtype, shape=site.tensor.shape)
-    redirect_readers(site.tensor, noisy, site.readers)
-    graph.nodes.insert(_position_behind(graph, site.tensor), _marker(graph.opset, name, noise, site.tensor, noisy))
+    name = _free_name(f"{point.label}.noise", {node.name for node in graph.nodes} | set(graph.tensors()))
+    output = gs.Variable(f"{name}.output", dtype=point.tensor.dtype, shape=point.tensor.shape)
+    redirect_readers(point.tensor, output, point.readers)
+    graph.nodes.insert(_position_after(graph, point.tensor), _marker(graph.opset, name, noise, point.tensor, output))
     return name
 
 
 def _marker(opset: int, name: str, noise: Noise, data: Tensor, output: gs.Variable) -> gs.Node:
-    """The marker in the form of the opset: before 12 the ratio is an attribute, and Dropout can't drop at inference."""
+    """The marker as the opset has it: before 12 the ratio is an attribute, and Dropout can't drop at inference."""
     if opset >= _RATIO_INPUT_OPSET:
         return write_marker(name, noise, data, output)
     attributes: dict[str, object] = {"ratio": marker_ratio(noise)}
@@ -235,7 +237,7 @@ def _free_name(name: str, taken: Collection[str]) -> str:
     return candidate
 
 
-def _position_behind(graph: gs.Graph, tensor: Tensor) -> int:
-    """The position right behind the node that computes a tensor; the front for an input of the graph."""
+def _position_after(graph: gs.Graph, tensor: Tensor) -> int:
+    """The index after the producer of a tensor; 0 for an input of the graph."""
     producers = {id(node) for node in tensor.inputs}
     return next((index + 1 for index, node in enumerate(graph.nodes) if id(node) in producers), 0)

@@ -53,8 +53,8 @@ def write_marker(name: str, noise: Noise, data: Tensor, output: gs.Variable) -> 
     Args:
         name: a name that no other node of the graph has; the tensors of the marker derive theirs from it.
         noise: what the marker stands for.
-        data: the tensor in front of the noise.
-        output: the tensor behind it.
+        data: the tensor upstream of the noise.
+        output: the tensor downstream of it.
 
     Returns:
         The node, not yet part of a graph (opset 12 or newer).

@@ -14,8 +14,8 @@ n and in what shares one draw:
 uout-gaussian and gaussian-dropout are one law under two parameters; noise that is found in a graph or measured on a
 layer goes by the older name.
 
-Two are not: SELU's dropout replaces what it drops by a constant and maps the whole so that mean 0 and variance 1 stay
-as they are, X = a (x m + alpha' (1 - m)) + b, m ~ Bernoulli(1 - ratio), alpha' = -1.7581:
+Two are not: SELU's dropout replaces what it drops by a constant and maps the whole so that mean 0 and variance 1 are
+unchanged, X = a (x m + alpha' (1 - m)) + b, m ~ Bernoulli(1 - ratio), alpha' = -1.7581:
 
     alpha-dropout           one m for each element
     feature-alpha-dropout   one m for each channel of a sample
@@ -36,7 +36,7 @@ from vsfix.graph_passes.errors import InputError
 
 
 class NoiseKind(Enum):
-    """What is done to an element, and which elements share a draw; see the module's docstring."""
+    """The distribution of the noise and the elements that share a draw, as in the module's docstring."""
 
     DROPOUT = "dropout"
     FEATURE_DROPOUT = "feature-dropout"
@@ -59,7 +59,7 @@ class Noise:
 
     Attributes:
         kind: what it does.
-        value: beta in (0, 1] for the forms of Uout, the drop ratio in [0, 1) for every other kind.
+        value: beta in (0, 1] for the kinds of Uout, the drop ratio in [0, 1) for every other kind.
 
     Raises:
         InputError: the value is outside its range.
@@ -80,7 +80,7 @@ class Noise:
         """Reads `KIND:VALUE`, as in `dropout:0.5` or `uout:0.1`.
 
         Raises:
-            InputError: another form, another kind, or a value outside its range.
+            InputError: another format, another kind, or a value outside its range.
         """
         name, _, value = text.partition(":")
         kinds = {kind.value: kind for kind in NoiseKind}

@@ -1,4 +1,4 @@
-"""How noise spreads over the tensors of a graph: one sweep for all sources together.
+"""How noise propagates over the tensors of a graph: one sweep for all sources together.
 
 Each tensor has a state: for each distance the sources that reach it at that distance and not at a smaller one, as a set
 of bits. A node joins the states of what it reads, each source at its smallest distance, and then moves every source at
@@ -8,9 +8,9 @@ least as far as its own kind of step goes:
     linear      a linear map, or a product of which the source reaches one operand alone
     downstream  everything else, and operators that are not known, so that noise is never overlooked
 
-Operators that read only the shape of a tensor stop the noise. The bodies of If, Loop and Scan are swept where their
-node stands, a loop until nothing changes any more; what leaves a body counts as downstream. The cost is that of one
-pass over the nodes, with one machine word for each 64 sources.
+Operators that read only the shape of a tensor stop the noise. The subgraphs of If, Loop and Scan are swept where
+their node stands, a loop until nothing changes any more; what leaves a subgraph counts as downstream. The cost is that
+of one pass over the nodes, with one machine word for each 64 sources.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Distance(IntEnum):
 
 @dataclass(frozen=True)
 class PassedNode:
-    """A node on the way of noise.
+    """A node on a path of noise.
 
     Attributes:
         operator: as `Conv`.
@@ -70,12 +70,12 @@ class PassedNode:
 
     @classmethod
     def of(cls, node: gs.Node) -> PassedNode:
-        """What a node of a graph is called."""
+        """The operator and the name of a node of a graph."""
         return cls(str(node.op), marker_label(node))
 
 
 class Step(NamedTuple):
-    """What one node, or one edge of a body, does to the noise.
+    """The effect on the noise of one node, or of one edge of a subgraph.
 
     Attributes:
         node: the node; None for an edge that is no node.
@@ -98,12 +98,12 @@ class Found:
 
     Attributes:
         node: the node.
-        body: the label of the control-flow node in whose body it stands; empty in the main graph.
+        owner: the label of the control-flow node in whose subgraph it stands; empty in the main graph.
         noise: of a marker.
     """
 
     node: gs.Node
-    body: str
+    owner: str
     noise: Noise | None = None
 
 
@@ -112,12 +112,13 @@ class NoisePropagation:
 
     Attributes:
         sources: every marker, in the order of the graph; source i is bit i.
-        batch_norms: every BatchNormalization in a body.
+        batch_norms: every BatchNormalization in a subgraph.
         states: by the id of a tensor; where nothing arrives there is no entry.
         steps: everything that moved noise, in order; enough to trace a path after the graph has changed.
 
     Raises:
-        ModelError: a marker that can't be read, a Dropout that is switched on, a BatchNorm in a body in training form.
+        ModelError: a marker that can't be read, a Dropout that is switched on, a BatchNorm of a subgraph in training
+            form.
     """
 
     def __init__(self, graph: gs.Graph) -> None:
@@ -128,17 +129,17 @@ class NoisePropagation:
         self._numbers: dict[int, int] = {}
         self._sweep(graph.nodes, "")
 
-    def _sweep(self, nodes: Iterable[gs.Node], body: str) -> None:
+    def _sweep(self, nodes: Iterable[gs.Node], owner: str) -> None:
         """Takes the noise through nodes in their order."""
         for node in nodes:
             if subgraphs_of(node):
-                self._sweep_subgraphs(node, body)
+                self._sweep_subgraphs(node, owner)
             elif node.op not in SHAPE_READERS or node.domain:
                 self._take(self._narrowed(node) or _step(node))
             if node.op == "Dropout":
-                self._add_source(node, body)
-            elif body and is_batch_norm(node):
-                self._add_batch_norm(node, body)
+                self._add_source(node, owner)
+            elif owner and is_batch_norm(node):
+                self._add_batch_norm(node, owner)
 
     def _take(self, step: Step) -> None:
         """Moves what arrives at the inputs of a step to its outputs."""
@@ -157,7 +158,7 @@ class NoisePropagation:
             return None
         reached = _sources(self.states.get(id(tensor), NOWHERE) for tensor in operands.tensors)
         if reached == _sources([self.states[id(node.inputs[0])]]):
-            return None  # nothing is gained, and the distances are better known on the usual way
+            return None  # nothing is gained, and the usual step knows the distances better
         distance = max((_own_distance(passed) for passed in operands.passed), default=Distance.LINEAR)
         products = any(passed.op in LINEAR_IN_ONE_OPERAND for passed in operands.passed)
         distance = Distance.DOWNSTREAM if products else max(distance, Distance.LINEAR)
@@ -165,7 +166,7 @@ class NoisePropagation:
             PassedNode.of(node), distance, False, tuple(map(id, operands.tensors)), tuple(map(id, node.outputs))
         )
 
-    def _add_source(self, node: gs.Node, body: str) -> None:
+    def _add_source(self, node: gs.Node, owner: str) -> None:
         """Lets the noise of a marker begin at its output."""
         require_switched_off(node)
         noise = read_marker(node)
@@ -173,23 +174,23 @@ class NoisePropagation:
             return
         number = self._numbers.setdefault(id(node), len(self.sources))
         if number == len(self.sources):
-            self.sources.append(Found(node, body, noise))
+            self.sources.append(Found(node, owner, noise))
         key = id(node.outputs[0])
         self.states[key] = joined([self.states.get(key, NOWHERE), (1 << number, 0, 0)])
 
-    def _add_batch_norm(self, node: gs.Node, body: str) -> None:
-        """Remembers a BatchNorm that stands in a body."""
+    def _add_batch_norm(self, node: gs.Node, owner: str) -> None:
+        """Remembers a BatchNorm that stands in a subgraph."""
         if node.attrs.get("training_mode", 0) or len([tensor for tensor in node.outputs if not tensor.is_empty()]) > 1:
             raise ModelError(
-                f"BatchNorm '{marker_label(node)}' in the body of '{body}' is in training form; export the model after "
-                "model.eval()"
+                f"BatchNorm '{marker_label(node)}' in the subgraph of '{owner}' is in training form; export the model "
+                "after model.eval()"
             )
         if not any(node is found.node for found in self.batch_norms):
-            self.batch_norms.append(Found(node, body))
+            self.batch_norms.append(Found(node, owner))
 
-    def _sweep_subgraphs(self, node: gs.Node, body: str) -> None:
-        """Takes the noise into the bodies of a control-flow node, round until it settles, and out again."""
-        label = f"{body}/{marker_label(node)}" if body else marker_label(node)
+    def _sweep_subgraphs(self, node: gs.Node, owner: str) -> None:
+        """Takes the noise into the subgraphs of a control-flow node, round until it settles, and out again."""
+        label = f"{owner}/{marker_label(node)}" if owner else marker_label(node)
         links = subgraph_links(node)
         self._enter(links.entering)
         before: list[State] | None = None
@@ -202,20 +203,20 @@ class NoisePropagation:
             self._take(Step(PassedNode.of(node), Distance.DOWNSTREAM, False, inputs, (output,)))
 
     def _enter(self, entering: Iterable[tuple[int, int]]) -> None:
-        """Lets the noise of tensors arrive at the inputs of bodies too."""
+        """Lets the noise of tensors arrive at the inputs of subgraphs too."""
         for source, target in entering:
             if source in self.states:
                 self._take(Step(None, Distance.DIRECT, False, (source, target), (target,)))
 
     def trace(self, number: int, target: int) -> tuple[PassedNode, ...]:
-        """The nodes on the nearest way from a source to the tensor with the id `target`, the shortest of these."""
+        """The nodes on the nearest path from a source to the tensor with the id `target`, the shortest of these."""
         arrived: dict[int, _Arrival] = {id(self.sources[number].node.outputs[0]): _Arrival(Distance.DIRECT, 0)}
         for step in self.steps:
-            noisy = [arrived[key] for key in step.inputs if key in arrived]
-            if not noisy:
+            arrivals = [arrived[key] for key in step.inputs if key in arrived]
+            if not arrivals:
                 continue
-            best = min(noisy, key=_Arrival.order)
-            far = step.bilinear and len(noisy) > 1
+            best = min(arrivals, key=_Arrival.order)
+            far = step.bilinear and len(arrivals) > 1
             distance = max(best.distance, Distance.DOWNSTREAM if far else step.distance)
             here = _Arrival(distance, best.steps + (step.node is not None), step.node, best)
             for key in step.outputs:
@@ -238,7 +239,7 @@ class _Arrival:
         return self.distance, self.steps
 
     def nodes(self) -> Iterator[PassedNode]:
-        """The nodes on the way, from here back to the source."""
+        """The nodes on the path, from here back to the source."""
         here: _Arrival | None = self
         while here is not None:
             if here.node is not None:
@@ -247,7 +248,7 @@ class _Arrival:
 
 
 def _step(node: gs.Node) -> Step:
-    """What a node without bodies does to the noise."""
+    """The effect on the noise of a node without subgraphs."""
     inputs, outputs = tuple(map(id, node.inputs)), tuple(map(id, node.outputs))
     if not is_standard(node):
         return Step(PassedNode.of(node), Distance.DOWNSTREAM, False, inputs, outputs)
@@ -279,7 +280,7 @@ def joined(states: Sequence[State]) -> State:
 
 
 def _moved(states: Sequence[State], step: Step) -> State:
-    """The state behind a step."""
+    """The state downstream of a step."""
     direct, linear, downstream = states[0] if len(states) == 1 else joined(states)
     if step.distance is Distance.DOWNSTREAM:
         return 0, 0, direct | linear | downstream

@@ -1,14 +1,14 @@
-"""Noise that really happens: what a marker stands for, drawn and applied to the values of a tensor.
+"""Noise switched on: what a marker stands for, drawn and applied to the values of a tensor.
 
 `noise` defines the kinds. One draw holds
 
-    for each element               dropout, gaussian-dropout, the forms of uout, alpha-dropout
+    for each element               dropout, gaussian-dropout, the kinds of uout, alpha-dropout
     for each sample and channel    feature-dropout, feature-alpha-dropout
     for each sample                drop-path
 
 It is drawn outside the runtime: every kind, every opset, every data type and every execution provider has then the
-same noise, and one seed gives the same bits everywhere. Nothing here is ever deployed: it is what the paired estimator
-runs. Draws are float32; half-precision values are computed in float32 and rounded once, as torch does.
+same noise, and one seed gives the same bits everywhere. None of it is deployed: the paired
+estimator runs it. Draws are float32; half-precision values are computed in float32 and rounded once, as torch does.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ CONSTANTS = {
 
 
 def reach(middle: str, *, noisy: str = "d") -> tuple[Distance, ...]:
-    """The distances at which noise on `d` reaches the BatchNorm behind `middle`, which writes `h` from `d` and `x`."""
+    """The distances at which noise on `d` reaches the BatchNorm downstream of `middle`, which writes `h` from `d` and `x`."""
     body = f"""(float[N, 2, 4, 4] x) => (y) {{
         a = Abs (x)
         {noisy} = Dropout (a)
@@ -76,7 +76,7 @@ def test_what_noise_does_not_reach_has_no_path(middle):
     assert reach(middle) == ()
 
 
-def test_the_body_of_an_if_lets_noise_through():
+def test_noise_passes_through_the_subgraphs_of_an_if():
     middle = """c = ReduceMax <keepdims: int = 0> (x)
         q = Cast <to: int = 9> (c)
         h = If (q) <then_branch = t () => (float[N, 2, 4, 4] p) { p = Relu (d) },
@@ -94,8 +94,8 @@ def test_every_source_is_named_with_its_path(residual):
     assert found.reached == {"bn1", "bn2", "bn3"}
 
 
-def test_the_reached_set_is_where_two_noisy_runs_differ(residual, images, open_model):
-    """The second way: run the noise twice and see which BatchNorm inputs change."""
+def test_the_reached_set_is_where_two_runs_with_noise_on_differ(residual, images, open_model):
+    """The second way: run twice with noise on and see which BatchNorm inputs change."""
     residual.graph.node[1].op_type = "Identity"  # the first marker is gone: bn1 is out of reach
     del residual.graph.node[1].input[1:]
     graph = import_graph(residual)
@@ -113,7 +113,7 @@ def test_paths_can_be_asked_for_one_by_one(residual):
         paths[2]
 
 
-def spread_one_by_one(graph) -> dict[tuple[str, str], Distance]:
+def propagate_one_by_one(graph) -> dict[tuple[str, str], Distance]:
     """The second way: the noise of each marker alone, as a relaxation over the edges until nothing changes."""
     copies, linear, products = {"Identity", "Transpose", "Dropout"}, {"Add", "Mul"}, {"Mul"}
     found = {}
@@ -155,7 +155,7 @@ def test_one_sweep_finds_what_a_sweep_for_each_marker_finds(seed):
         for name, paths in analyse_noise(graph).reaching.items()
         for path in paths
     }
-    assert found == spread_one_by_one(graph)
+    assert found == propagate_one_by_one(graph)
     assert len(found) > 5
 
 
@@ -166,7 +166,7 @@ CONTROL = """c = ReduceMax <keepdims: int = 0> (x)
 NORM = "BatchNormalization ({}, g, b, m, v)"
 
 
-def bodies(text: str):
+def control_flow(text: str):
     """The noise map of a graph of float[N, 2] with control flow."""
     model = onnx.parser.parse_model(
         f'<ir_version: 8, opset_import: ["" : 18]>\nmain (float[N, 2] x) => (float[N, 2] y) {{ {CONTROL} {text} }}'
@@ -176,8 +176,8 @@ def bodies(text: str):
     return analyse_noise(import_graph(model))
 
 
-def test_a_marker_in_a_branch_is_a_source_that_reaches_what_stands_behind():
-    found = bodies(f"""h = If (q) <then_branch = t () => (float[N, 2] p) {{ p = Dropout (x) }},
+def test_a_marker_in_a_branch_is_a_source_that_reaches_what_is_downstream():
+    found = control_flow(f"""h = If (q) <then_branch = t () => (float[N, 2] p) {{ p = Dropout (x) }},
                                    else_branch = e () => (float[N, 2] r) {{ r = Abs (x) }}>
         y = {NORM.format("h")}""")
     (path,) = found.reaching["y"]
@@ -190,7 +190,7 @@ def test_a_marker_in_a_branch_is_a_source_that_reaches_what_stands_behind():
 
 
 def test_a_batch_norm_in_a_branch_has_its_own_answer():
-    found = bodies(f"""d = Dropout (x)
+    found = control_flow(f"""d = Dropout (x)
         y = If (q) <then_branch = t () => (float[N, 2] p) {{ f = Relu (d)\n p = {NORM.format("f")} }},
                     else_branch = e () => (float[N, 2] r) {{ r = {NORM.format("x")} }}>""")
     assert found.reaching == {}
@@ -200,7 +200,7 @@ def test_a_batch_norm_in_a_branch_has_its_own_answer():
 
 
 def test_a_condition_made_of_noise_reaches_every_output():
-    found = bodies(f"""d = Dropout (x)
+    found = control_flow(f"""d = Dropout (x)
         n = ReduceMax <keepdims: int = 0> (d)
         k = Cast <to: int = 9> (n)
         h = If (k) <then_branch = t () => (float[N, 2] p) {{ p = Neg (x) }},
@@ -216,17 +216,17 @@ LOOP = """y0, z0 = Loop (one, q, {first}, {second}) <body = l (int64 i, bool go,
 
 def test_noise_is_carried_from_round_to_round_of_a_loop():
     inside = f"n = {NORM.format('e')}\n e2 = Abs (a)\n a2 = Dropout (n)"
-    found = bodies(LOOP.format(first="x", second="x", inside=inside) + f"y = {NORM.format('z0')}")
+    found = control_flow(LOOP.format(first="x", second="x", inside=inside) + f"y = {NORM.format('z0')}")
     assert [path.source.owner for path in found.reaching["y"]] == ["y0"]
     assert found.reached_in_subgraphs == {"y0/n"}
     assert [path.through for path in found.in_subgraphs["y0/n"]] == [("Abs",)]
 
 
-def test_the_values_of_a_loop_are_kept_apart():
+def test_the_carried_values_of_a_loop_stay_apart():
     inside = "a2 = Neg (a)\n e2 = Abs (e)"
     text = "d = Dropout (x)\n" + LOOP.format(first="d", second="x", inside=inside)
-    assert bodies(text + f"y = {NORM.format('y0')}").reached == {"y"}
-    assert bodies(text + f"y = {NORM.format('z0')}").reached == frozenset()
+    assert control_flow(text + f"y = {NORM.format('y0')}").reached == {"y"}
+    assert control_flow(text + f"y = {NORM.format('z0')}").reached == frozenset()
 
 
 def test_noise_goes_through_a_scan():
@@ -234,14 +234,14 @@ def test_noise_goes_through_a_scan():
         w, h = Scan (c, d) <num_scan_inputs: int = 1, body = s (float t, float[2] r) => (float t2, float[2] r2)
             {{ t2 = Abs (t)\n r2 = Neg (r) }}>
         y = {NORM.format("h")}"""
-    assert bodies(text).reached == {"y"}
-    assert bodies(text.replace("(c, d)", "(c, x)")).reached == frozenset()
+    assert control_flow(text).reached == {"y"}
+    assert control_flow(text.replace("(c, d)", "(c, x)")).reached == frozenset()
 
 
-def test_training_form_in_a_body_is_refused():
+def test_training_form_in_a_subgraph_is_refused():
     body = "p, s, u = BatchNormalization <training_mode: int = 1> (x, g, b, m, v)"
-    with pytest.raises(ModelError, match="in the body of 'y' is in training form"):
-        bodies(f"""y = If (q) <then_branch = t () => (float[N, 2] p) {{ {body} }},
+    with pytest.raises(ModelError, match="in the subgraph of 'y' is in training form"):
+        control_flow(f"""y = If (q) <then_branch = t () => (float[N, 2] p) {{ {body} }},
                        else_branch = e () => (float[N, 2] r) {{ r = Abs (x) }}>""")
 
 
@@ -262,7 +262,7 @@ SLICED = """(float[N, 3] x) => (float[N, 2] y) <float[N, 3] d> {{
 
 @pytest.mark.parametrize("axis", [1, -1])
 @pytest.mark.parametrize(("start", "reached"), [(0, False), (1, False), (2, True), (4, True), (-2, True), (-5, False)])
-def test_a_slice_that_leaves_out_the_noisy_part_of_a_concat_is_clean(parse, axis, start, reached):
+def test_a_slice_that_leaves_out_the_noisy_part_of_a_concat_is_not_reached(parse, axis, start, reached):
     weights = {name: np.ones(2, np.float32) for name in "gbmv"}
     weights |= {"start": np.array([start]), "end": np.array([start + 2 if start != -2 else 9]), "along": np.array([1])}
     noise_map = analyse_noise(import_graph(parse(SLICED.format(axis=axis), weights)))
@@ -322,7 +322,7 @@ BROADCASTS = {
         s = Slice (h, zero, two, one)
         y = BatchNormalization (s, g, b, m, v)
     }""",
-    "a noisy channel that is spread over all": """(float[N, 3] x, float[N, 1] z) => (float[N, 2] y)
+    "a noisy channel that is broadcast to all": """(float[N, 3] x, float[N, 1] z) => (float[N, 2] y)
         <float[N, 1] d, float[N, 1] e, float[N, 6] c, float[N, 6] h> {
         d = Dropout (z)
         e = Concat <axis: int = 1> (d)
@@ -342,8 +342,8 @@ def test_a_broadcast_is_not_taken_for_the_same_channels(parse, body):
     assert analyse_noise(import_graph(parse(body, weights))).reached == {"y"}
 
 
-def routes(model: onnx.ModelProto, name: str) -> list[TracedPath]:
-    """Every route to one BatchNorm, the nearest first."""
+def traced(model: onnx.ModelProto, name: str) -> list[TracedPath]:
+    """Every path to one BatchNorm, the nearest first."""
     graph = import_graph(model)
     (batch_norm,) = (found for found in find_batch_norms(graph) if found.name == name)
     return [traced_path(graph, batch_norm, path) for path in analyse_noise(graph).reaching[name]]
@@ -359,31 +359,31 @@ def shortest(model: onnx.ModelProto, start: str, end: str) -> int:
     return steps
 
 
-def test_a_layer_directly_in_front_has_nothing_between(residual):
-    route = routes(residual, "bn2")[0]
-    assert (route.source, route.noise, route.distance, route.batch_norm) == ("d2", "dropout:0.5", "direct", "bn2")
-    assert route.before == (PassedNode("Conv", "c2"),)
-    assert route.through == ()
-    assert route.behind == (PassedNode("Relu", "r2"),)
+def test_a_layer_directly_upstream_has_nothing_between(residual):
+    path = traced(residual, "bn2")[0]
+    assert (path.source, path.noise, path.distance, path.batch_norm) == ("d2", "dropout:0.5", "direct", "bn2")
+    assert path.before == (PassedNode("Conv", "c2"),)
+    assert path.through == ()
+    assert path.behind == (PassedNode("Relu", "r2"),)
 
 
 @pytest.mark.parametrize(
     ("name", "source"), [("bn1", "d1"), ("bn2", "d1"), ("bn2", "d2"), ("bn3", "d1"), ("bn3", "d2")]
 )
-def test_the_route_is_as_short_as_any_and_each_node_reads_the_one_before(residual, name, source):
-    (route,) = (route for route in routes(residual, name) if route.source == source)
+def test_the_path_is_as_short_as_any_and_each_node_reads_the_one_before(residual, name, source):
+    (path,) = (path for path in traced(residual, name) if path.source == source)
     (target,) = (node.input[0] for node in residual.graph.node if f"{name}.weight" in node.input)
-    assert len(route.through) == shortest(residual, source, target)
+    assert len(path.through) == shortest(residual, source, target)
     nodes = {node.output[0]: node for node in residual.graph.node}
     at = source
-    for passed in route.through:
+    for passed in path.through:
         assert at in nodes[passed.name].input
         assert passed.operator == nodes[passed.name].op_type
         at = passed.name
     assert at == target
 
 
-def test_noise_on_an_input_has_nothing_in_front_and_every_reader_stands_behind(parse):
+def test_noise_on_an_input_has_nothing_upstream_and_every_consumer_downstream(parse):
     weights = {name: np.ones(3, np.float32) for name in ("g", "b", "m", "v")}
     body = """(float[N, 3] x) => (float[N, 3] y, float[N, 3] z) {
         d = Dropout (x)
@@ -391,6 +391,6 @@ def test_noise_on_an_input_has_nothing_in_front_and_every_reader_stands_behind(p
         y = Relu (n)
         z = Abs (n)
     }"""
-    (route,) = routes(parse(body, weights), "n")
-    assert route.before == ()
-    assert {node.operator for node in route.behind} == {"Relu", "Abs"}
+    (path,) = traced(parse(body, weights), "n")
+    assert path.before == ()
+    assert {node.operator for node in path.behind} == {"Relu", "Abs"}

@@ -39,7 +39,7 @@ def shared(parse):
 
 
 def markers(graph) -> list[tuple[str, tuple[str, ...], Noise]]:
-    """The tensor in front of each marker, the nodes behind it, and the noise."""
+    """The tensor upstream of each marker, the nodes downstream of it, and the noise."""
     found = [(node, read_marker(node)) for node in graph.nodes]
     return [
         (node.inputs[0].name, tuple(reader.name for reader in node.outputs[0].outputs), noise)
@@ -60,7 +60,7 @@ def markers(graph) -> list[tuple[str, tuple[str, ...], Noise]]:
         ("act", "r", ("size", "last")),
     ],
 )
-def test_a_name_means_one_site(shared, name, tensor, readers):
+def test_a_name_means_one_insertion_point(shared, name, tensor, readers):
     graph = import_graph(shared())
     result = InsertNoise({name: HALF})(graph)
     assert markers(graph) == [(tensor, readers, HALF)]
@@ -112,7 +112,7 @@ def test_a_second_run_changes_nothing(shared):
 
 
 @pytest.mark.parametrize(
-    ("sites", "message"),
+    ("points", "message"),
     [
         ({"nowhere*": HALF}, "no BatchNorm, node or tensor"),
         ({"c->stem": HALF}, "no BatchNorm, node or tensor"),
@@ -122,18 +122,18 @@ def test_a_second_run_changes_nothing(shared):
         ({"norm": HALF, "c": HALF}, "both mean the tensor 'c'"),
     ],
 )
-def test_a_site_that_can_not_be_is_refused_and_nothing_changes(shared, sites, message):
+def test_an_invalid_insertion_point_is_refused_and_nothing_changes(shared, points, message):
     model = shared()
     graph = import_graph(model)
     before = export_model(graph, model).SerializeToString()
     with pytest.raises(InputError, match=message) as error:
-        InsertNoise(sites)(graph)
+        InsertNoise(points)(graph)
     assert "\n" not in str(error.value)
     assert export_model(graph, model).SerializeToString() == before
 
 
 @pytest.mark.parametrize("name", ["norm", "stem", "c"])
-def test_another_noise_at_the_site_is_refused(shared, name):
+def test_another_noise_at_the_insertion_point_is_refused(shared, name):
     graph = import_graph(shared())
     InsertNoise({"norm": Noise(NoiseKind.DROPOUT, 0.3)})(graph)
     with pytest.raises(InputError, match=r"dropout:0\.3 is there already"):
@@ -153,6 +153,6 @@ def test_the_last_equals_sign_of_an_option_divides_it():
 
 
 @pytest.mark.parametrize("text", ["dropout:0.5", "=dropout:0.5", "bn=dropout", "bn=dropout:1.5", "bn=rain:0.5", ""])
-def test_an_option_of_another_form_is_refused(text):
+def test_an_option_of_another_format_is_refused(text):
     with pytest.raises(InputError):
         parse_noise_option(text)

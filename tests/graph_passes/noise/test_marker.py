@@ -42,7 +42,7 @@ def test_ratio_means_the_same_variance(noise):
         assert ratio == noise.value
 
 
-def test_marker_is_a_switched_off_dropout_with_a_clean_label():
+def test_marker_is_a_switched_off_dropout_whose_label_has_no_tag():
     node = marker(Noise(NoiseKind.UOUT, 0.1))
     assert node.op == "Dropout"
     assert is_switched_off(node)

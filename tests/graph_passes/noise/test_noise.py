@@ -46,7 +46,7 @@ def test_the_alpha_kinds_are_not_multiplicative_and_have_no_such_variance(text):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_text_form_reads_back(kind):
+def test_text_reads_back(kind):
     assert str(Noise.parse(f"{kind}:0.25")) == f"{kind}:0.25"
 
 
