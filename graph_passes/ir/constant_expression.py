@@ -1,4 +1,4 @@
-"""What the graph computes from constants alone, taken apart: into factors and powers, and into terms.
+"""Constant expressions of a graph, taken apart: into factors and powers, and into terms.
 
     a * b / sqrt(c + e)   has the factors   a^1, b^1, (c + e)^-1/2
     b - m * s             has the terms     +b, -(m * s)
@@ -138,7 +138,7 @@ class Step:
 
     @property
     def output(self) -> Tensor:
-        """What the node computes."""
+        """The tensor that the node computes."""
         tensor: Tensor = self.node.outputs[0]
         return tensor
 

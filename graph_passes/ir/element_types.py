@@ -34,7 +34,7 @@ _DTYPE_OF_INPUT = frozenset({"RandomNormalLike", "RandomUniformLike", "EyeLike",
 
 @dataclass(frozen=True)
 class Slot:
-    """What a schema says of one input or output.
+    """The type variable and the types that a schema gives one input or output.
 
     Attributes:
         variable: the type variable, or the one type where it has no other.
@@ -46,7 +46,7 @@ class Slot:
 
 
 def state_types(graph: gs.Graph) -> None:
-    """Writes the type of every tensor of the main graph whose type can be told onto it."""
+    """Writes the type of every tensor of the main graph whose type is known onto it."""
     types = ElementTypes(graph)
     for node in graph.nodes:
         for tensor in node.outputs:
@@ -86,7 +86,7 @@ def stated_type(node: gs.Node) -> int | None:
 
 
 class ElementTypes:
-    """The types of a graph's tensors as it is now, bodies included.
+    """The types of a graph's tensors as it is now, subgraphs included.
 
     Args:
         graph: not changed.
@@ -100,7 +100,7 @@ class ElementTypes:
         self._visit(graph)
 
     def of(self, tensor: Tensor) -> int | None:
-        """The type of a tensor; None where it can't be told, and for an input that is left out."""
+        """The type of a tensor; None where it is unknown, and for an input that is left out."""
         if isinstance(tensor, gs.Constant):
             return code_of(tensor.dtype)
         if id(tensor) in self._types:
@@ -122,9 +122,9 @@ class ElementTypes:
             self.set(output, code_of(output.dtype) if code is None else code)
 
     def enter(self, node: gs.Node) -> None:
-        """Gives the inputs of a node's bodies the types of what enters them."""
+        """Gives the inputs of a node's subgraphs the types of what enters them."""
         links = subgraph_links(node)
-        inputs = {id(tensor): tensor for body in links.subgraphs for tensor in body.inputs}
+        inputs = {id(tensor): tensor for subgraph in links.subgraphs for tensor in subgraph.inputs}
         for source, target in links.entering:
             if code_of(inputs[target].dtype) is None and self._types.get(target) is None:
                 self._types[target] = self._types.get(source)
@@ -133,8 +133,8 @@ class ElementTypes:
         """Goes through the nodes in their order."""
         for node in graph.nodes:
             self.enter(node)
-            for body in subgraphs_of(node):
-                self._visit(body)
+            for subgraph in subgraphs_of(node):
+                self._visit(subgraph)
             self.visit_node(node)
 
     def _written(self, node: gs.Node) -> list[int | None]:
@@ -163,7 +163,7 @@ class ElementTypes:
         return stated_type(node)
 
     def _of_subgraphs(self, node: gs.Node) -> list[int | None]:
-        """If gives what a branch gives, Loop and Scan what their body does, Loop less its condition."""
+        """If gives what a branch gives, Loop and Scan what their subgraph does, Loop less its condition."""
         results: Sequence[Tensor] = subgraphs_of(node)[0].outputs
         if node.op == "Loop":
             results = list(results)[1:]

@@ -2,10 +2,10 @@
 
 Two passes. `ResolveShapes` comes before anything else looks at a graph: where the type and the sides of a tensor are
 known, CastLike becomes Cast and Shape becomes a constant. `FoldConstants` computes every expression of constants, node
-by node, in onnx's reference evaluator, in the bodies of If, Loop and Scan too.
+by node, in onnx's reference evaluator, in the subgraphs of If, Loop and Scan too.
 
 The second one would destroy evidence: a BatchNorm written as primitives loses its variance once sqrt(var + eps) is one
-number. `RecomposeBatchNorm` therefore goes before it. What stays, always: weights in eight bits with their
+number. `RecomposeBatchNorm` therefore goes before it. Always unchanged: weights in eight bits with their
 DequantizeLinear, which a runtime wants as they are, and whatever is drawn at random.
 """
 
@@ -82,7 +82,7 @@ def _known_sides(graph: gs.Graph, node: gs.Node, shapes: TensorShapes) -> Iterat
     shape = shapes.of(node.inputs[0])
     if shape is None:
         return
-    sides = np.array([-1 if side is None else side for side in shape], dtype=np.int64)  # -1: not known
+    sides = np.array([-1 if side is None else side for side in shape], dtype=np.int64)  # -1: unknown
     sides = sides[slice(node.attrs.get("start", 0), node.attrs.get("end"))]
     output = node.outputs[0]
     if (sides >= 0).all():
@@ -198,12 +198,12 @@ def _elements(node: gs.Node, arrays: list[Array]) -> float:
 
 
 def _evaluate(graph: gs.Graph, node: gs.Node, feeds: Mapping[str, Array], limit: float) -> list[Array] | str:
-    """What a node writes, or the reason why that is not computed.
+    """The outputs of a node, or the reason why they are not computed.
 
     Args:
         graph: of the node, for its opset.
         node: deterministic.
-        feeds: what it reads, by the names of the tensors.
+        feeds: its inputs, by the names of the tensors.
         limit: how many elements it may write.
     """
     from onnx.reference import ReferenceEvaluator  # here, because few files need it, and it takes its time
@@ -225,14 +225,14 @@ def evaluate_constant(graph: gs.Graph, tensor: Tensor, *, max_elements: int = MA
     Args:
         graph: not changed.
         tensor: of `graph`.
-        max_elements: no tensor on the way may be larger.
+        max_elements: no tensor of the computation may be larger.
     """
     known = upstream_constant(tensor)
     return stored_values(known) if known is not None else _value(graph, tensor, {}, max_elements)
 
 
 def _value(graph: gs.Graph, tensor: Tensor, known: dict[int, Array], limit: int) -> Array | str:
-    """The same; what was computed on the way is kept in `known`, by the id of its tensor."""
+    """The value of a tensor, or the reason; all that is computed for it is added to `known`, by the ids of tensors."""
     if isinstance(tensor, gs.Constant):
         return f"has more than {limit} elements" if np.prod(tensor.shape) > limit else stored_values(tensor)
     if id(tensor) in known:

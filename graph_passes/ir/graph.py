@@ -20,30 +20,30 @@ def is_batch_norm(node: gs.Node) -> bool:
 
 
 def name_of(node: gs.Node) -> str:
-    """What a node is called: by its name, or, where it has none, as its first output."""
+    """The name of a node, or, where it has none, that of its first output."""
     return str(node.name or (node.outputs[0].name if node.outputs else ""))
 
 
 def label_of(node: gs.Node) -> str:
-    """What a node is called in messages."""
+    """The operator and the name of a node, for messages."""
     return f"{node.op} '{name_of(node)}'"
 
 
 def subgraphs_of(node: gs.Node) -> tuple[gs.Graph, ...]:
-    """The bodies of If, Loop and Scan."""
+    """The subgraphs of If, Loop and Scan."""
     return tuple(value for value in node.attrs.values() if isinstance(value, gs.Graph))
 
 
 def graphs_of(graph: gs.Graph) -> Iterator[gs.Graph]:
-    """A graph and the bodies in it, outermost first."""
+    """A graph and the subgraphs in it, outermost first."""
     yield graph
     for node in graph.nodes:
-        for body in subgraphs_of(node):
-            yield from graphs_of(body)
+        for subgraph in subgraphs_of(node):
+            yield from graphs_of(subgraph)
 
 
 def nodes_of(graph: gs.Graph) -> Iterator[gs.Node]:
-    """The nodes of a graph, then those of the bodies in it, graph by graph."""
+    """The nodes of a graph, then those of the subgraphs in it, graph by graph."""
     for inner in graphs_of(graph):
         yield from inner.nodes
 
@@ -62,26 +62,26 @@ def upstream_constant(tensor: Tensor) -> gs.Constant | None:
 
 
 def consumed_tensors(node: gs.Node) -> Iterator[Tensor]:
-    """Every tensor that a node reads: its inputs, and what the bodies of If, Loop and Scan take from outside."""
+    """Every tensor that a node reads: its inputs, and what the subgraphs of If, Loop and Scan capture."""
     yield from node.inputs
     yield from captured_tensors(node)
 
 
 def captured_tensors(node: gs.Node) -> Iterator[Tensor]:
-    """The tensors of the outer graph that the bodies of If, Loop and Scan read."""
-    for body in subgraphs_of(node):
-        own = {id(tensor) for inner in body.nodes for tensor in inner.outputs} | {id(t) for t in body.inputs}
-        for inner in body.nodes:
+    """The tensors of the outer graph that the subgraphs of If, Loop and Scan read."""
+    for subgraph in subgraphs_of(node):
+        own = {id(tensor) for inner in subgraph.nodes for tensor in inner.outputs} | {id(t) for t in subgraph.inputs}
+        for inner in subgraph.nodes:
             yield from (tensor for tensor in consumed_tensors(inner) if id(tensor) not in own)
-        yield from (tensor for tensor in body.outputs if id(tensor) not in own)
+        yield from (tensor for tensor in subgraph.outputs if id(tensor) not in own)
 
 
 def redirect_readers(old: Tensor, new: Tensor, readers: Iterable[gs.Node] | None = None) -> None:
     """Makes nodes read another tensor wherever they read `old`.
 
     Args:
-        old: read from now on by nobody, or by the other nodes.
-        new: what is read instead.
+        old: read from now on by no node, or by the other ones.
+        new: read instead.
         readers: which nodes; None for all.
     """
     for reader in list(old.outputs) if readers is None else readers:

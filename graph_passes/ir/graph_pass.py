@@ -31,7 +31,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Skipped:
-    """One thing that a pass looked at and left as it was, with the reason."""
+    """One thing that a pass looked at and did not change, with the reason."""
 
     subject: str
     reason: str
@@ -52,7 +52,7 @@ class PassResult:
 
 
 class GraphPass(Protocol):
-    """A pass over one graph; see the module's docstring for what it promises."""
+    """A pass over one graph; it keeps the three promises of the module's docstring."""
 
     @property
     def name(self) -> str:
@@ -68,7 +68,7 @@ class PassPipeline:
     Attributes:
         name: the names of its passes, joined by arrows.
         passes: the passes in the order in which they run.
-        results: what each pass said in the last run.
+        results: the result of each pass in the last run.
     """
 
     def __init__(self, passes: Sequence[GraphPass]) -> None:

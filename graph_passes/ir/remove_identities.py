@@ -1,10 +1,10 @@
 """Removes nodes that do nothing at inference, in the subgraphs of If, Loop and Scan too: Identities, noise markers.
 
 They stand between a producer and its readers and break the fusions of a runtime (Conv, marker, BatchNorm is not
-Conv, BatchNorm). The readers take the tensor in front instead. Where the node writes an output of its graph, that
-output keeps its name and the producer in front writes it; where that is impossible (nothing in the same graph produces
-what stands in front, or that is an output too) the node becomes, or stays, an Identity. A Dropout whose mask is read or
-is an output stays a Dropout.
+Conv, BatchNorm). The readers take the tensor upstream instead. Where the node writes an output of its graph,
+that output keeps its name and the producer writes it; where that is impossible (nothing in the same graph produces the
+input, or that is an output too) the node becomes, or stays, an Identity. A Dropout whose mask is read or is an output
+stays a Dropout.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _obstacle(node: gs.Node, written: set[int], own: set[int], returned: set[int
     if id(output) not in returned:
         return None
     if id(output) not in own:
-        return "the body of a control-flow node returns it"
+        return "a subgraph of a control-flow node returns it"
     if id(data) not in written:
         return "a graph output must be written by a node"
     return "it joins two graph outputs" if id(data) in returned else None

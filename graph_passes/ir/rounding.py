@@ -1,4 +1,4 @@
-"""Rounds what was computed in float64, once; refuses what would not be finite afterwards, or would lose its digits."""
+"""Rounds what was computed in float64, once; refuses values that would not be finite, or lose their digits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SMALLEST_NORMAL = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**
 
 
 def round_outputs(rows: Float64Array, dtype: npt.DTypeLike) -> Array:
-    """Rounds a weight, its output channels in front, shape (C_out, everything else).
+    """Rounds a weight, its output channels first, shape (C_out, everything else).
 
     Raises:
         RoundingError: a value is not finite in `dtype`, or every value of a channel is below the normal range, where
@@ -40,7 +40,7 @@ def round_channels(values: Float64Array, dtype: npt.DTypeLike, axis: int = -1, p
         values: any shape.
         dtype: the type of the result.
         axis: the axis that the channels of the message lie along.
-        per: how many places along `axis` make one channel.
+        per: how many positions along `axis` make one channel.
 
     Raises:
         RoundingError: a value is not finite in `dtype`.

@@ -1,4 +1,4 @@
-"""What the passes need of a runtime: something that opens a model and runs it, several runs at once.
+"""The protocol of a runtime that the passes need: it opens a model and runs it, several runs at once.
 
 They get it as an argument.
 """
@@ -30,7 +30,7 @@ class Runner(Protocol):
 
     @property
     def name(self) -> str:
-        """What runs here, as a report would say it, e.g. `onnxruntime (CPUExecutionProvider)`."""
+        """The runtime and its device for a report, e.g. `onnxruntime (CPUExecutionProvider)`."""
 
     @property
     def concurrency(self) -> int:

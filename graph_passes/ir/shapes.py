@@ -61,9 +61,9 @@ class SymbolicShapes:
         return len(first) == len(second) and not any(a != b and isinstance(a, int) for a, b in pairs)
 
     def elements(self, shape: Tensor) -> tuple[Dimension, ...] | None:
-        """What stands in a tensor of integers that a shape is computed from; None where that can't be told.
+        """The entries of a tensor of integers that a shape is computed from; None where they are unknown.
 
-        Inference tells this too, but not before opset 13. What is computed in another way from dimensions is a symbol.
+        Inference tells this too, but not before opset 13. What is computed otherwise from dimensions is a symbol.
 
         Args:
             shape: with at most one axis.
@@ -92,12 +92,12 @@ class SymbolicShapes:
         return tuple(f"{shape.name}[{index}]" for index in range(int(known[0]) if known else 1))
 
     def _axes(self, tensor: Tensor) -> int | None:
-        """How many axes a tensor has, where that is known."""
+        """The number of axes of a tensor, where it is known."""
         shape = self._shapes.get(tensor.name)
         return None if shape is None else len(shape)
 
     def _chosen(self, node: gs.Node) -> tuple[Dimension, ...] | None:
-        """What a Gather or a Slice takes out of a tensor that a shape is computed from."""
+        """The entries that a Gather or a Slice takes out of a tensor that a shape is computed from."""
         source = self.elements(node.inputs[0])
         where = [upstream_constant(tensor) for tensor in node.inputs[1:]]
         if source is None or not all(where):
@@ -116,7 +116,7 @@ def _fills(node: gs.Node) -> bool:
 
 
 def _template(tensor: Tensor) -> Tensor:
-    """The tensor farthest in front that has the shape of `tensor` by construction."""
+    """The tensor farthest upstream that has the shape of `tensor` by construction."""
     source: Tensor | None = tensor
     while source is not None:
         tensor = source
@@ -125,7 +125,7 @@ def _template(tensor: Tensor) -> Tensor:
 
 
 def _same_shape_before(node: gs.Node) -> Tensor | None:
-    """A tensor in front of a node that has the shape of what the node writes, or None."""
+    """An input of a node, or upstream of it, that has the shape of its output; or None."""
     if node.op in _KEEP_SHAPE:
         source: Tensor = node.inputs[0]
         return source

@@ -33,7 +33,7 @@ def stored_values(constant: gs.Constant) -> Array:
 
 
 class FileValues(LazyValues):
-    """The values of a constant of onnx-graphsurgeon that stand in a file; `load` maps them and copies nothing."""
+    """The values of a constant of onnx-graphsurgeon that stay in a file; `load` maps them and copies nothing."""
 
     def __init__(self, tensor: onnx.TensorProto) -> None:
         super().__init__(tensor)  # type: ignore[no-untyped-call]

@@ -1,9 +1,9 @@
 """A graph together with the subgraphs of its control-flow nodes, at any depth.
 
-`GraphTree`: what a subgraph returns is read, though no node reads it, and a name is taken wherever in the tree it is.
+`GraphTree`: the outputs of a subgraph are read, though no node reads them; a name is taken anywhere in the tree.
 
-`NodeOrder`: a list finds a node by looking at all in front of it, so that a pass over many nodes takes the square of
-their number. Here each node has a key that grows along the list; an inserted one gets a key halfway between its
+`NodeOrder`: a list finds a node by looking at all before it, so that a pass over many nodes takes the square of their
+number. Here each node has a key that grows along the list; an inserted one gets a key halfway between its
 neighbours, and a node is found by bisection.
 
 `subgraph_links`: how the tensors of a control-flow node and those of its subgraphs belong together.
@@ -29,17 +29,17 @@ from .graph import Tensor, is_standard, subgraphs_of
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """One graph of the tree: the graph itself and the node whose body it is, None for the main graph."""
+    """One graph of the tree: the graph itself and the node whose subgraph it is, None for the main graph."""
 
     graph: gs.Graph
     owner: gs.Node | None
 
 
 class GraphTree:
-    """A graph and all its bodies.
+    """A graph and all its subgraphs.
 
     Args:
-        root: the main graph. Nodes come and go through this object alone; bodies must stay.
+        root: the main graph. Nodes come and go through this object alone; subgraphs must stay.
     """
 
     def __init__(self, root: gs.Graph) -> None:
@@ -55,7 +55,7 @@ class GraphTree:
             yield from branch.graph.nodes
 
     def is_returned(self, tensor: Tensor) -> bool:
-        """Whether `tensor` is an output of the graph or of one of its bodies."""
+        """Whether `tensor` is an output of the graph or of one of its subgraphs."""
         return id(tensor) in self._returned
 
     def obstacle(self, tensor: Tensor, what: str) -> str | None:
@@ -72,7 +72,7 @@ class GraphTree:
         return None
 
     def unused_name(self, name: str) -> str:
-        """The name, with a number behind it where it is taken; it is taken afterwards."""
+        """The name, followed by a number where it is taken; it is taken afterwards."""
         if self._names is None:
             tensors = (tensor for node in self.nodes() for tensor in (*node.inputs, *node.outputs))
             self._names = {str(tensor.name) for tensor in tensors}
@@ -89,11 +89,11 @@ class GraphTree:
         return len(constant.outputs) == 1 and constant.outputs[0] is node and not self.is_returned(constant)
 
     def stands_in(self, node: gs.Node, graph: gs.Graph) -> bool:
-        """Whether a node is one of this very graph of the tree, not of one around it or of a body."""
+        """Whether a node is one of this very graph of the tree, not of one around it or of a subgraph."""
         return node in self._orders[id(graph)]
 
     def insert_after(self, graph: gs.Graph, node: gs.Node, new: gs.Node) -> None:
-        """Puts a node behind another one of its graph."""
+        """Puts a node after another one of its graph."""
         self._orders[id(graph)].insert_after(node, new)
 
     def take_out(self, graph: gs.Graph, node: gs.Node) -> None:
@@ -104,11 +104,11 @@ class GraphTree:
 
 
 def _branches(graph: gs.Graph, owner: gs.Node | None) -> Iterator[Branch]:
-    """The graph first, then the bodies in it."""
+    """The graph first, then the subgraphs in it."""
     yield Branch(graph, owner)
     for node in graph.nodes:
-        for body in subgraphs_of(node):
-            yield from _branches(body, node)
+        for subgraph in subgraphs_of(node):
+            yield from _branches(subgraph, node)
 
 
 class NodeOrder:
@@ -124,19 +124,19 @@ class NodeOrder:
         self._keys: dict[int, int | Fraction] = {id(node): index for index, node in enumerate(graph.nodes)}
 
     def __contains__(self, node: gs.Node) -> bool:
-        """Whether the node stands in this very graph, not in one around it or in a body."""
+        """Whether the node stands in this very graph, not in one around it or in a subgraph."""
         return id(node) in self._keys
 
     def insert_after(self, node: gs.Node, new: gs.Node) -> None:
-        """Puts a node behind another."""
+        """Puts a node after another."""
         position = self._position(node) + 1
         key = self._keys[id(node)]
-        behind = self._keys[id(self._nodes[position])] if position < len(self._nodes) else key + 2
-        self._keys[id(new)] = (key + behind) * Fraction(1, 2)
+        following = self._keys[id(self._nodes[position])] if position < len(self._nodes) else key + 2
+        self._keys[id(new)] = (key + following) * Fraction(1, 2)
         self._nodes.insert(position, new)
 
     def remove(self, node: gs.Node) -> None:
-        """Takes a node off the list; its tensors stay as they are."""
+        """Takes a node off the list; its tensors are unchanged."""
         del self._nodes[self._position(node)]
         del self._keys[id(node)]
 
@@ -150,23 +150,23 @@ class SubgraphLinks:
     """The connections, as ids of tensors.
 
     Attributes:
-        bodies: the bodies.
-        entering: pairs (tensor, input of a body): what the input holds in the first or in a later round.
+        subgraphs: those of the node.
+        entering: pairs (tensor, input of a subgraph): what the input holds in the first or in a later round.
         leaving: for each output of the node, what it can depend on.
-        watched: the inputs of the bodies; when nothing changes there, another round changes nothing.
+        watched: the inputs of the subgraphs; when nothing changes there, another round changes nothing.
     """
 
-    bodies: tuple[gs.Graph, ...]
+    subgraphs: tuple[gs.Graph, ...]
     entering: list[tuple[int, int]] = field(default_factory=list)
     leaving: list[tuple[tuple[int, ...], int]] = field(default_factory=list)
 
     @property
     def watched(self) -> list[int]:
-        """The ids of the inputs of all bodies."""
-        return [id(tensor) for body in self.bodies for tensor in body.inputs]
+        """The ids of the inputs of all subgraphs."""
+        return [id(tensor) for subgraph in self.subgraphs for tensor in subgraph.inputs]
 
     def enter(self, tensors: Iterable[Tensor], inputs: Iterable[Tensor]) -> None:
-        """Connects tensors with the inputs of a body, one with one."""
+        """Connects tensors with the inputs of a subgraph, one to one."""
         self.entering += [(id(tensor), id(target)) for tensor, target in zip(tensors, inputs, strict=False)]
 
     def leave(self, tensors: Iterable[Tensor], output: Tensor) -> None:
@@ -176,8 +176,7 @@ class SubgraphLinks:
 
 def subgraph_links(node: gs.Node) -> SubgraphLinks:
     """The connections of a control-flow node."""
-    bodies = subgraphs_of(node)
-    links = SubgraphLinks(bodies)
+    links = SubgraphLinks(subgraphs_of(node))
     known = {"If": _link_if, "Loop": _link_loop, "Scan": _link_scan}
     link = known.get(node.op, _link_all) if is_standard(node) else _link_all
     link(node, links)
@@ -187,37 +186,37 @@ def subgraph_links(node: gs.Node) -> SubgraphLinks:
 def _link_if(node: gs.Node, links: SubgraphLinks) -> None:
     """Each output is that of one branch, and the condition says of which."""
     for position, output in enumerate(node.outputs):
-        links.leave([node.inputs[0], *(body.outputs[position] for body in links.subgraphs)], output)
+        links.leave([node.inputs[0], *(subgraph.outputs[position] for subgraph in links.subgraphs)], output)
 
 
 def _link_loop(node: gs.Node, links: SubgraphLinks) -> None:
-    """The count and both conditions decide on how often the body runs, and so on every output."""
-    (body,) = links.subgraphs
-    links.enter(node.inputs[1:], body.inputs[1:])
-    links.enter(body.outputs, body.inputs[1:])
-    control = [*node.inputs[:2], body.outputs[0]]
+    """The count and both conditions decide on how often the subgraph runs, and so on every output."""
+    (subgraph,) = links.subgraphs
+    links.enter(node.inputs[1:], subgraph.inputs[1:])
+    links.enter(subgraph.outputs, subgraph.inputs[1:])
+    control = [*node.inputs[:2], subgraph.outputs[0]]
     for position, output in enumerate(node.outputs):
         first = node.inputs[position + 2 : position + 3]  # the carried value after no round at all
-        links.leave([*control, *first, body.outputs[position + 1]], output)
+        links.leave([*control, *first, subgraph.outputs[position + 1]], output)
 
 
 def _link_scan(node: gs.Node, links: SubgraphLinks) -> None:
-    """Opset 8 has the lengths of the sequences in front of the other inputs."""
-    (body,) = links.subgraphs
-    values = list(node.inputs[len(node.inputs) - len(body.inputs) :])
-    carried = len(body.inputs) - int(node.attrs["num_scan_inputs"])
-    links.enter(values, body.inputs)
-    links.enter(body.outputs[:carried], body.inputs)
+    """Opset 8 has the lengths of the sequences before the other inputs."""
+    (subgraph,) = links.subgraphs
+    values = list(node.inputs[len(node.inputs) - len(subgraph.inputs) :])
+    carried = len(subgraph.inputs) - int(node.attrs["num_scan_inputs"])
+    links.enter(values, subgraph.inputs)
+    links.enter(subgraph.outputs[:carried], subgraph.inputs)
     for position, output in enumerate(node.outputs):
         first = values[position : position + 1] if position < carried else []
-        links.leave([*first, body.outputs[position]], output)
+        links.leave([*first, subgraph.outputs[position]], output)
 
 
 def _link_all(node: gs.Node, links: SubgraphLinks) -> None:
     """Everything depends on everything."""
-    results = [tensor for body in links.subgraphs for tensor in body.outputs]
-    for body in links.subgraphs:
-        for target in body.inputs:
+    results = [tensor for subgraph in links.subgraphs for tensor in subgraph.outputs]
+    for subgraph in links.subgraphs:
+        for target in subgraph.inputs:
             links.entering += [(id(tensor), id(target)) for tensor in (*node.inputs, *results)]
     for output in node.outputs:
         links.leave([*node.inputs, *results], output)

@@ -25,7 +25,7 @@ def test_a_chain_ends_where_something_else_reads_or_computes(parse, body, expect
     assert [" ".join(step.node.op for step in chain) for chain in chains] == expected
 
 
-def test_a_chain_ends_at_a_graph_output_and_where_a_body_reads(parse):
+def test_a_chain_ends_at_a_graph_output_and_where_a_subgraph_reads(parse):
     body = """(float[N, 3] x, bool t) => (float[N, 3] p, float[N, 3] y) {
         p = Mul (x, c)
         q = Add (p, d)

@@ -38,7 +38,7 @@ def run(body: str, graph_pass, open_model):
         ("y = Dropout (x)", ["Identity"]),
     ],
 )
-def test_markers_go_and_the_numbers_stay(body, left, open_model):
+def test_markers_go_and_the_outputs_are_unchanged(body, left, open_model):
     operators, result = run(f"(float[N, 3] x) => (float[N, 3] y) {{ {body} }}", RemoveMarkers(), open_model)
     assert operators == left
     assert result.modified
@@ -51,7 +51,7 @@ def test_a_marker_between_two_graph_outputs_becomes_an_identity(open_model):
     assert "two graph outputs" in result.changed[0].action
 
 
-def test_a_marker_that_an_if_body_reads_goes(open_model):
+def test_a_marker_that_a_subgraph_reads_goes(open_model):
     body = """(float[N, 3] x) => (float[N, 3] y) {
         s = ReduceMax <keepdims: int = 0> (x)
         c = Cast <to: int = 9> (s)

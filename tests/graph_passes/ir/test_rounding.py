@@ -66,6 +66,6 @@ def test_the_smallest_normal_number_keeps_its_digits_whatever_its_sign(sign):
         round_outputs(rows, np.float16)
 
 
-def test_several_places_may_make_one_channel():
+def test_several_positions_may_make_one_channel():
     with pytest.raises(RoundingError, match="channel 2 would be NaN in float32"):
         round_channels(np.array([0.0, 0, 0, 0, 0, np.nan]), np.float32, per=2)

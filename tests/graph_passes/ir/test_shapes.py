@@ -40,7 +40,7 @@ def test_they_are_inferred_once(parse, monkeypatch):
     assert calls == [1]
 
 
-def test_where_nothing_can_be_inferred_the_shape_is_not_known(parse, monkeypatch):
+def test_where_nothing_can_be_inferred_the_shape_is_unknown(parse, monkeypatch):
     def fail(_):
         raise onnx.shape_inference.InferenceError("planted")
 

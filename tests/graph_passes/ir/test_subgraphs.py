@@ -28,7 +28,7 @@ def test_it_edits_the_list_as_a_search_would():
         assert all(a is b for a, b in zip(graph.nodes, expected, strict=True))
 
 
-def test_there_is_room_behind_one_node_for_any_number_of_others():
+def test_there_is_room_after_one_node_for_any_number_of_others():
     graph = graph_of(2)
     order, first, last = NodeOrder(graph), *graph.nodes
     new = [gs.Node("Mul", name=f"new{index}") for index in range(200)]
