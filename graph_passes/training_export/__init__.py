@@ -1,4 +1,4 @@
 """Files in training form become deployable: noise written as arithmetic, BatchNorms that use their batch.
 
-Modules: random_field, random_expression, random_factor, decomposed_noise, training_mode.
+Modules: random_variable, random_expression, random_factor, decomposed_noise, training_mode.
 """

@@ -1,13 +1,13 @@
 """Noise that an export wrote as arithmetic on random numbers becomes the marker of its kind.
 
 A training export writes what ONNX has no operator for as primitives: a mask is a comparison of random numbers, scaled,
-and multiplied with the activation. Such a graph draws random numbers at inference too. The pass follows what each
-tensor is computed from (`random_expression`), asks what noise it is (`random_factor`), and writes the marker:
+and multiplied with the activation. Such a graph draws random numbers at inference too. The pass finds the expression
+of each tensor (`random_expression`), recognises the kind of noise (`random_factor`), and writes the marker:
 
     x -> Mul(x, Div(Cast(Less(RandomUniformLike(x), keep)), keep)) -> y        x -> Dropout(ratio = 1 - keep) -> y
 
 The marker stands at the first tensor of mean x, wherever in the arithmetic that is. Noise that is not recognised with
-certainty is left alone, and so is noise in the body of a control-flow node; every operator that still draws random
+certainty is skipped, and so is noise in a subgraph of a control-flow node; every operator that still draws random
 numbers afterwards is named with the reason.
 """
 
@@ -30,13 +30,13 @@ from vsfix.graph_passes.noise.marker import (
 )
 from vsfix.graph_passes.noise.noise import Noise
 
-from .random_expression import RANDOM_OPERATORS, ZERO, Form, RandomExpressions
+from .random_expression import RANDOM_OPERATORS, ZERO, AffineExpression, RandomExpressions
 from .random_factor import recognise
-from .random_field import Draw
+from .random_variable import Draw
 
 _STILL_READ = "something else reads its random numbers"
-_UNKNOWN = "the graph draws random numbers at inference, in a form that vsfix does not know as noise"
-_IN_BODY = "it draws random numbers in the body of a control-flow node, where nothing is replaced"
+_UNKNOWN = "the graph draws random numbers at inference, in an expression that vsfix does not know as noise"
+_IN_SUBGRAPH = "it draws random numbers in a subgraph of a control-flow node, where nothing is replaced"
 
 
 class MarkDecomposedNoise:
@@ -58,9 +58,9 @@ class MarkDecomposedNoise:
             Skipped(marker_label(node), search.reasons.get(id(node), _UNKNOWN)) for node in graph.nodes if _draws(node)
         ]
         skipped += [
-            Skipped(marker_label(node), _IN_BODY)
-            for body in graph.subgraphs(recursive=True)
-            for node in body.nodes
+            Skipped(marker_label(node), _IN_SUBGRAPH)
+            for subgraph in graph.subgraphs(recursive=True)
+            for node in subgraph.nodes
             if _draws(node)
         ]
         return PassResult(self.name, tuple(search.changed), tuple(skipped))
@@ -88,35 +88,35 @@ class _Search:
 
     def visit(self, node: gs.Node) -> gs.Node:
         """The node, or the marker that takes its place."""
-        form = self._expressions.feed(node)
-        if form is None or form.base is None:
+        expression = self._expressions.feed(node)
+        if expression is None or expression.base is None:
             return node
         reason = ""
-        for base, candidate in ((form.base, form), *self._scaled_before(form)):
+        for base, candidate in ((expression.base, expression), *self._scaled_before(expression)):
             noise = recognise(candidate, self._shapes)
             if not self._shapes.may_be_equal(base, node.outputs[0]):
                 noise = "it gives what it multiplies another shape"
             if isinstance(noise, Noise):
-                self.reasons.update((id(draw.node), _STILL_READ) for draw in form.draws)
-                return self._replace(node, base, form.draws, noise)
+                self.reasons.update((id(draw.node), _STILL_READ) for draw in expression.draws)
+                return self._replace(node, base, expression.draws, noise)
             reason = reason or noise
-        self.reasons.update((id(draw.node), reason) for draw in form.draws)
+        self.reasons.update((id(draw.node), reason) for draw in expression.draws)
         return node
 
-    def _scaled_before(self, form: Form) -> list[tuple[Tensor, Form]]:
-        """The same tensor as a function of what stands in front of a constant: (x / keep) m is (x) m / keep."""
-        base = form.base
-        if form.offset != ZERO or not isinstance(base, gs.Variable) or len(base.inputs) != 1:
+    def _scaled_before(self, expression: AffineExpression) -> list[tuple[Tensor, AffineExpression]]:
+        """The expression in terms of the input of an upstream scaling by a constant: (x / keep) m is (x) m / keep."""
+        base = expression.base
+        if expression.offset != ZERO or not isinstance(base, gs.Variable) or len(base.inputs) != 1:
             return []
         node = base.inputs[0]
-        fields = [self._expressions.of(tensor).field for tensor in node.inputs]
-        constants = [None if field is None else field.value for field in fields]
+        variables = [self._expressions.of(tensor).variable for tensor in node.inputs]
+        constants = [None if variable is None else variable.value for variable in variables]
         if node.op == "Div" and constants[1]:
             pairs = [(node.inputs[0], 1 / constants[1])]
         else:
             scaled = zip(reversed(node.inputs), constants, strict=True) if node.op == "Mul" else ()
             pairs = [(tensor, value) for tensor, value in scaled if value]
-        return [(tensor, Form(tensor, form.factor.scaled(value), ZERO)) for tensor, value in pairs]
+        return [(tensor, AffineExpression(tensor, expression.factor.scaled(value), ZERO)) for tensor, value in pairs]
 
     def _replace(self, node: gs.Node, base: Tensor, draws: Sequence[Draw], noise: Noise) -> gs.Node:
         """The marker of `noise` between a tensor and what `node` writes."""
@@ -160,7 +160,7 @@ class _Search:
         return set(dead)
 
     def _is_dead(self, node: gs.Node, readers: Mapping[int, int]) -> bool:
-        """Whether nothing reads what a node writes; one with bodies is never in the way."""
+        """Whether nothing reads what a node writes; False for one with subgraphs."""
         if subgraphs_of(node):
             return False
         unread = [readers.get(id(tensor), len(tensor.outputs)) == 0 for tensor in node.outputs]
@@ -168,7 +168,7 @@ class _Search:
 
 
 def _disconnect(dead: Mapping[int, gs.Node]) -> None:
-    """Takes nodes from the readers of what they read; the graph's own way compares whole nodes, for each reader."""
+    """Takes nodes from the readers of what they read; the graph's own method compares whole nodes, for each reader."""
     tensors = {id(tensor): tensor for node in dead.values() for tensor in node.inputs}
     for tensor in tensors.values():
         living = [reader for reader in tensor.outputs if id(reader) not in dead]

@@ -1,4 +1,4 @@
-"""Which kind of noise a tensor of the form Y = A x + B is, from the distribution of A and B and the shape of the draws.
+"""The kind of noise of an expression Y = A x + B, from the distribution of A and B and the shape of the draws.
 
     A in {0, 1/keep}, B = 0, E[A] = 1                   dropout, drop-path or feature-dropout with the ratio 1 - keep
     A uniform in (1 - beta, 1 + beta), B = 0            uout with the half width beta
@@ -19,45 +19,45 @@ from vsfix.graph_passes.ir.graph import Tensor
 from vsfix.graph_passes.ir.shapes import Dimension, SymbolicShapes
 from vsfix.graph_passes.noise.noise import Noise, NoiseKind
 
-from .random_expression import Form
-from .random_field import Draw, DrawKind, Field
+from .random_expression import AffineExpression
+from .random_variable import Draw, DrawKind, RandomVariable
 
 _ALPHA = -1.7580993408473766
 # Constants of half precision are off by up to 5e-4.
 _TOLERANCE = 1e-3
 
 
-def recognise(form: Form, shapes: SymbolicShapes) -> Noise | str:
+def recognise(expression: AffineExpression, shapes: SymbolicShapes) -> Noise | str:
     """The noise that Y = A x + B puts on x, or the reason why it is none that vsfix knows.
 
     Args:
-        form: with a base and at least one draw.
+        expression: with a base and at least one draw.
         shapes: of the graph.
     """
-    draws = form.draws
-    if form.base is None or not draws:
+    draws = expression.draws
+    if expression.base is None or not draws:
         raise ValueError("only a tensor with noise on it can be recognised")
-    if form.factor.draw is None:
+    if expression.factor.draw is None:
         return "additive noise; vsfix knows only noise that multiplies, and leaves this in the graph"
     if any(draw is not draws[0] for draw in draws):
         return "the factor and the offset are drawn apart"
-    spread = _spread(draws[0], form.base, shapes)
-    if form.offset.draw is not None:
-        return _recognise_alpha(form.factor, form.offset, spread)
-    if not _close(form.offset.intercept, 0.0):
-        return f"the constant {form.offset.intercept:g} is added to it"
-    return _recognise_factor(form.factor, spread)
+    shared = _shared_axes(draws[0], expression.base, shapes)
+    if expression.offset.draw is not None:
+        return _recognise_alpha(expression.factor, expression.offset, shared)
+    if not _close(expression.offset.intercept, 0.0):
+        return f"the constant {expression.offset.intercept:g} is added to it"
+    return _recognise_factor(expression.factor, shared)
 
 
-def _recognise_factor(factor: Field, spread: NoiseKind | str) -> Noise | str:
-    """The kinds that multiply; `spread` is the dropout kind that the shape of the draws makes, or a reason."""
+def _recognise_factor(factor: RandomVariable, shared: NoiseKind | str) -> Noise | str:
+    """The kinds that multiply; `shared` is the dropout kind that the shape of the draws makes, or a reason."""
     if not _close(factor.mean, 1.0):
         return f"the mean of the noise is {factor.mean:.4g}, not 1: it is not scaled, or not where vsfix looks"
-    if factor.draw is None or isinstance(spread, str):
-        return str(spread)
+    if factor.draw is None or isinstance(shared, str):
+        return str(shared)
     if factor.draw.kind is DrawKind.BERNOULLI:
-        return _recognise_mask(factor, spread)
-    if spread is not NoiseKind.DROPOUT:
+        return _recognise_mask(factor, shared)
+    if shared is not NoiseKind.DROPOUT:
         return f"{factor.draw.kind.value} noise that several elements share"
     if factor.draw.kind is DrawKind.UNIFORM:
         beta = abs(factor.slope) / 2
@@ -66,7 +66,7 @@ def _recognise_factor(factor: Field, spread: NoiseKind | str) -> Noise | str:
     return Noise(NoiseKind.GAUSSIAN_DROPOUT, _rounded(variance / (1 + variance)))
 
 
-def _recognise_mask(factor: Field, kind: NoiseKind) -> Noise | str:
+def _recognise_mask(factor: RandomVariable, kind: NoiseKind) -> Noise | str:
     """A factor with two values, of mean 1: one of them is 0, or both are equally likely."""
     probability, levels = factor.draw.probability if factor.draw else math.nan, factor.levels or (math.nan, math.nan)
     if _close(levels[0], 0.0):
@@ -79,7 +79,7 @@ def _recognise_mask(factor: Field, kind: NoiseKind) -> Noise | str:
     return f"a factor of {levels[0]:.4g} or {levels[1]:.4g}, neither of them 0"
 
 
-def _recognise_alpha(factor: Field, offset: Field, spread: NoiseKind | str) -> Noise | str:
+def _recognise_alpha(factor: RandomVariable, offset: RandomVariable, shared: NoiseKind | str) -> Noise | str:
     """The alpha kinds: factor and offset with two values each, of the same draw."""
     if factor.levels is None or offset.levels is None or factor.draw is None:
         return "noise that is added and multiplied at once"
@@ -95,24 +95,24 @@ def _recognise_alpha(factor: Field, offset: Field, spread: NoiseKind | str) -> N
         NoiseKind.DROPOUT: NoiseKind.ALPHA_DROPOUT,
         NoiseKind.FEATURE_DROPOUT: NoiseKind.FEATURE_ALPHA_DROPOUT,
     }
-    if isinstance(spread, str):
-        return spread
-    return Noise(kinds[spread], _rounded(1 - keep)) if spread in kinds else "alpha dropout of whole samples"
+    if isinstance(shared, str):
+        return shared
+    return Noise(kinds[shared], _rounded(1 - keep)) if shared in kinds else "alpha dropout of whole samples"
 
 
-def _spread(draw: Draw, base: Tensor, shapes: SymbolicShapes) -> NoiseKind | str:
-    """Over which axes of x one draw spreads, as the dropout kind that this makes, or the reason why it is none."""
+def _shared_axes(draw: Draw, base: Tensor, shapes: SymbolicShapes) -> NoiseKind | str:
+    """The dropout kind that the axes with a draw of their own make, or the reason why they make none."""
     if shapes.are_equal(draw.tensor, base):
         return NoiseKind.DROPOUT
     drawn, shape = shapes.of(draw.tensor), shapes.of(base)
     if drawn is None or shape is None:
-        return "the shape of the random numbers can't be told from the file"
+        return "the shape of the random numbers is unknown from the file"
     if len(drawn) > len(shape):
         return "the random numbers have more axes than what they multiply"
     drawn = (1,) * (len(shape) - len(drawn)) + drawn
     own = [_is_own(one, other) for one, other in zip(drawn, shape, strict=True)]
     if None in own:
-        return f"the random numbers have the shape {_text(drawn)}, what they multiply {_text(shape)}: it can't be told"
+        return f"unknown which elements share a draw: the draws have the shape {_text(drawn)}, the data {_text(shape)}"
     # An axis of length 1 has one draw for each of its elements whatever the others have.
     single = [dimension == 1 for dimension in shape]
     for kind, axes in ((NoiseKind.DROPOUT, len(shape)), (NoiseKind.DROP_PATH, 1), (NoiseKind.FEATURE_DROPOUT, 2)):
@@ -123,7 +123,7 @@ def _spread(draw: Draw, base: Tensor, shapes: SymbolicShapes) -> NoiseKind | str
 
 
 def _is_own(drawn: Dimension, dimension: Dimension) -> bool | None:
-    """Whether each position of an axis has a draw of its own; None where this can't be told."""
+    """Whether each position of an axis has a draw of its own; None where this is unknown."""
     if drawn == dimension:
         return drawn != 1
     return False if drawn == 1 else None

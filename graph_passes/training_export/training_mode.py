@@ -1,7 +1,7 @@
 """From the form in which a network trains to the form in which it is deployed, where the file holds the first.
 
 A file that was exported in training mode drops at inference, and its BatchNorms normalise with the statistics of each
-batch instead of the stored ones. Both have an inference form that keeps everything the repair needs:
+batch instead of the stored ones. Both have an inference form that holds everything the repair needs:
 
     Dropout               training_mode = false (opset 12 and newer), is_test = 1 (opset 6 and older); the ratio stays,
                           so that the node is a noise marker. Between the two the operator only knows inference.
@@ -9,7 +9,7 @@ batch instead of the stored ones. Both have an inference form that keeps everyth
                           stored mean and variance, which a training run only updates, are what it then uses.
 
 What a training run writes besides (the mask, the updated and the saved statistics) means nothing at inference: where it
-is an output of the graph that output goes, and the change says so. Where a node computes with it the meaning of that
+is an output of the graph, that output goes, and the change says so. Where a node computes with it the meaning of that
 computation is unknown (a mask that is read may be scaled by hand), so the node stays in training form and the reason
 stands under `skipped`; whatever needs the inference form then refuses the graph.
 """
@@ -29,11 +29,11 @@ from vsfix.graph_passes.noise.marker import is_dropout, is_switched_off, marker_
 
 @dataclass(eq=False)
 class _Surroundings:
-    """What the decisions need to know of everything around a node.
+    """The surroundings of a node that the decisions depend on.
 
     Attributes:
         graph: the main graph.
-        read: ids of the tensors that a node reads, or that a body hands out.
+        read: ids of the tensors that a node reads, or that a subgraph returns.
         names: of all tensors.
         unread: ids of the nodes that nothing reads any more.
     """
@@ -45,17 +45,17 @@ class _Surroundings:
 
     @classmethod
     def of(cls, graph: gs.Graph) -> _Surroundings:
-        """Looks at the main graph and every body in it."""
+        """Looks at the main graph and every subgraph in it."""
         found = cls(graph)
         for owner in _graphs(graph):
             found.read.update(id(tensor) for node in owner.nodes for tensor in node.inputs)
             found.names.update(str(name) for name in owner.tensors())
-        found.read.update(id(tensor) for body in graph.subgraphs(recursive=True) for tensor in body.outputs)
+        found.read.update(id(tensor) for subgraph in graph.subgraphs(recursive=True) for tensor in subgraph.outputs)
         return found
 
 
 class LeaveTrainingMode:
-    """Turns every Dropout and BatchNormalization in training form into its inference form, in bodies too."""
+    """Turns every Dropout and BatchNormalization in training form into its inference form, in subgraphs too."""
 
     name = "leave training mode"
 
@@ -80,7 +80,7 @@ class LeaveTrainingMode:
 
 
 def _graphs(graph: gs.Graph) -> Iterator[gs.Graph]:
-    """The main graph and every body in it."""
+    """The main graph and every subgraph in it."""
     yield graph
     yield from graph.subgraphs(recursive=True)
 

@@ -56,7 +56,7 @@ ONLY_DYNAMO = {
 
 
 class Noisy(nn.Module):
-    """Convolutions with a noise behind each that is on in training only."""
+    """Convolutions, each with a noise downstream that is on in training only."""
 
     def __init__(self, noises) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ def export(model: nn.Module, *, dynamo: bool, static: bool = False, **options) -
 
 
 def check_deployed(model: nn.Module, exported: onnx.ModelProto, wanted: list[str], open_model) -> None:
-    """The markers are those wanted, nothing random is left, the numbers are those of eval, a second run is idle."""
+    """The markers are those wanted, nothing random is left, the outputs are those of eval, a second run is idle."""
     graph = import_graph(exported)
     deploy = PassPipeline(deployment_passes())
     result = deploy(graph)
@@ -139,7 +139,7 @@ def mark(body: str, opset: int = 17, shape: str = "N, 3, 4, 4", **constants: flo
     onnx.checker.check_model(export_model(graph, model), full_check=True)
     assert not MarkDecomposedNoise()(graph).modified
     noises = [str(noise) for noise in map(read_marker, graph.nodes) if noise is not None]
-    return noises, [kept.reason for kept in result.skipped], graph
+    return noises, [skipped.reason for skipped in result.skipped], graph
 
 
 MASK = "u = RandomUniformLike (x)\n b = Less (u, k)\n m = Cast <to: int = 1> (b)\n "
@@ -204,7 +204,7 @@ def test_noise_is_read_from_its_distribution(body, constants, wanted):
         ),
     ],
 )
-def test_what_is_not_certain_is_left_with_its_reason(body, reason):
+def test_what_is_uncertain_is_skipped_with_its_reason(body, reason):
     noises, reasons, _ = mark(body, **({"k": 0.7} if "k)" in body else {}))
     assert len(noises) == ("something else" in reason)
     assert len(reasons) == 1
@@ -245,7 +245,7 @@ def test_opset_seven_gets_the_marker_of_its_time():
     assert len(graph.nodes[0].inputs) == 1
 
 
-def test_noise_in_a_body_is_named():
+def test_noise_in_a_subgraph_is_named():
     body = """c = ReduceMax <keepdims: int = 0> (x)
         q = Cast <to: int = 9> (c)
         y = If (q) <then_branch = t () => (float[N, 3, 4, 4] p) { p = RandomNormalLike (x) },
@@ -299,7 +299,7 @@ def test_half_precision_and_unknown_spatial_sizes():
     onnx.checker.check_model(export_model(graph, model), full_check=True)
 
 
-def test_two_inputs_and_outputs_unnamed_nodes_and_constants_behind_identities(open_model):
+def test_two_inputs_and_outputs_unnamed_nodes_and_constants_upstream_of_identities(open_model):
     body = """(float[N, 4] x, float[N, 4] z) => (float[N, 4] y, float[N, 4] w, float[4] rm, float[4] rv) {
         k1 = Identity (k)
         k2 = Identity (k1)

@@ -178,7 +178,7 @@ def test_a_mask_that_is_read_keeps_the_dropout_on():
     assert "mask" in result.skipped[0].reason
 
 
-def test_training_form_in_a_body_is_left_too():
+def test_training_form_in_a_subgraph_is_left_too():
     body = """(float[N, 2] x, bool c) => (float[N, 2] y) {
         y = If (c) <then_branch = p () => (float[N, 2] a) { a = Dropout (x, r, t) },
                     else_branch = q () => (float[N, 2] e) { e, s, u = BatchNormalization <training_mode: int = 1> (x, g, b, m, v) }>

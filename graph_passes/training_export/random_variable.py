@@ -2,10 +2,10 @@
 
     F = a z + b         z ~ U(0, 1), N(0, 1) or Bernoulli(p), one draw for each element
 
-A draw node gives a field, and so does every element-wise operation that keeps the form: sums and products with
-constants, sums of two fields of the same draw, and, since z^2 = z there, products of two fields of one Bernoulli draw.
-A comparison of a uniform field with a constant is a new draw, Bernoulli with the probability of its being true. A
-constant is a field without a draw.
+A draw node gives a variable, and so does every element-wise operation that stays affine: sums and products with
+constants, sums of two variables of the same draw, and, since z^2 = z there, products of two variables of one Bernoulli
+draw. A comparison of a uniform variable with a constant is a new draw, Bernoulli with the probability of its being
+true. A constant is a variable without a draw.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Field:
+class RandomVariable:
     """F = slope z + intercept.
 
     Attributes:
@@ -64,13 +64,13 @@ class Field:
     draw: Draw | None = None
 
     @classmethod
-    def constant(cls, value: float) -> Field:
-        """The field that is `value` everywhere."""
+    def constant(cls, value: float) -> RandomVariable:
+        """The variable that is `value` everywhere."""
         return cls(0.0, value)
 
     @property
     def value(self) -> float | None:
-        """The constant that the field is, or None."""
+        """The constant that the variable is, or None."""
         return self.intercept if self.draw is None else None
 
     @property
@@ -85,53 +85,53 @@ class Field:
             return None
         return self.intercept, self.intercept + self.slope
 
-    def scaled(self, factor: float) -> Field:
+    def scaled(self, factor: float) -> RandomVariable:
         """F times a constant."""
-        return _field(self.slope * factor, self.intercept * factor, self.draw)
+        return _variable(self.slope * factor, self.intercept * factor, self.draw)
 
-    def plus(self, other: Field) -> Field | None:
-        """The sum, or None where it is no field."""
+    def plus(self, other: RandomVariable) -> RandomVariable | None:
+        """The sum, or None where it is not affine in one draw."""
         if self.draw is not None and other.draw is not None and self.draw is not other.draw:
             return None
-        return _field(self.slope + other.slope, self.intercept + other.intercept, self.draw or other.draw)
+        return _variable(self.slope + other.slope, self.intercept + other.intercept, self.draw or other.draw)
 
-    def times(self, other: Field) -> Field | None:
-        """The product, or None where it is no field."""
+    def times(self, other: RandomVariable) -> RandomVariable | None:
+        """The product, or None where it is not affine in one draw."""
         if self.draw is None or other.draw is None:
-            constant, field = (self, other) if self.draw is None else (other, self)
-            return field.scaled(constant.intercept)
+            constant, variable = (self, other) if self.draw is None else (other, self)
+            return variable.scaled(constant.intercept)
         if self.draw is not other.draw or self.draw.kind is not DrawKind.BERNOULLI:
             return None
         slope = self.slope * other.slope + self.slope * other.intercept + self.intercept * other.slope
-        return _field(slope, self.intercept * other.intercept, self.draw)
+        return _variable(slope, self.intercept * other.intercept, self.draw)
 
-    def reshaped(self, tensor: Tensor) -> Field:
-        """The same numbers in the shape of `tensor`, as draws that nothing else shares."""
+    def reshaped(self, tensor: Tensor) -> RandomVariable:
+        """Equal numbers in the shape of `tensor`, as draws that nothing else shares."""
         if self.draw is None:
             return self
         draw = Draw(self.draw.kind, self.draw.node, tensor, self.draw.probability)
-        return Field(self.slope, self.intercept, draw)
+        return RandomVariable(self.slope, self.intercept, draw)
 
-    def below(self, threshold: float) -> Field | None:
-        """1 where F < threshold and 0 elsewhere, for a uniform field."""
+    def below(self, threshold: float) -> RandomVariable | None:
+        """1 where F < threshold and 0 elsewhere, for a uniform variable."""
         if self.draw is None or self.draw.kind is not DrawKind.UNIFORM or self.slope == 0:
             return None
         low, high = sorted((self.intercept, self.intercept + self.slope))
         probability = (threshold - low) / (high - low)
         if not 0 < probability < 1:
             return None
-        return Field(1.0, 0.0, Draw(DrawKind.BERNOULLI, self.draw.node, self.draw.tensor, probability))
+        return RandomVariable(1.0, 0.0, Draw(DrawKind.BERNOULLI, self.draw.node, self.draw.tensor, probability))
 
-    def floor(self) -> Field | None:
-        """The largest integer not above F, for a uniform field with one integer inside its range."""
+    def floor(self) -> RandomVariable | None:
+        """The largest integer not above F, for a uniform variable with one integer inside its range."""
         if self.draw is None or self.draw.kind is not DrawKind.UNIFORM:
             return None
         low, high = sorted((self.intercept, self.intercept + self.slope))
         step = math.floor(low) + 1
         below = self.below(step) if high <= step + 1 else None
-        return None if below is None else Field(-1.0, float(step), below.draw)
+        return None if below is None else RandomVariable(-1.0, float(step), below.draw)
 
 
-def _field(slope: float, intercept: float, draw: Draw | None) -> Field:
-    """The field; without its draw where nothing of it is left."""
-    return Field(slope, intercept, draw) if slope else Field.constant(intercept)
+def _variable(slope: float, intercept: float, draw: Draw | None) -> RandomVariable:
+    """The variable; without its draw where nothing of it is left."""
+    return RandomVariable(slope, intercept, draw) if slope else RandomVariable.constant(intercept)
