@@ -7,8 +7,8 @@
 
 The depth is 6n+4: 2 convolutions in each of the 3n layers, the first one, those of the transitions, the classifier.
 
-The noise of site a stands directly in front of the second BN of each layer; of site b, behind that BN and its ReLU, in
-front of the 3x3 convolution; of site last, behind the last BN, ReLU and mean, in front of the classifier.
+The noise of site a stands directly upstream of the second BN of each layer; of site b, between the ReLU of that BN and
+the 3x3 convolution; of site last, between the mean after the last BN and ReLU and the classifier.
 
 Sources: Huang, Liu, van der Maaten, Weinberger, "Densely Connected Convolutional Networks", CVPR 2017, arXiv
 1608.06993; the sites are those of Li, Chen, Hu, Yang, CVPR 2019, arXiv 1801.05134.
@@ -54,7 +54,7 @@ class DenseLayer(nn.Module):
         self.body = nn.Sequential(layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Puts the body's output behind the input's channels; shapes as above."""
+        """Appends the body's output to the input's channels; shapes as above."""
         return torch.cat([x, self.body(x)], 1)
 
 
@@ -68,8 +68,8 @@ class DenseNet(nn.Module):
         growth: the growth rate k, at least 1.
         in_channels: channels of the images.
         num_classes: outputs.
-        width: what the growth rate, and with it each number of channels, is multiplied by.
-        noise: what stands at which site, see the head of this module.
+        width: the factor on the growth rate, and with it on each number of channels.
+        noise: of each site, see the head of this module.
 
     Raises:
         InputError: the depth does not fit.
@@ -112,7 +112,7 @@ class DenseNet(nn.Module):
 
 
 def _transition(channels: int) -> nn.Sequential:
-    """What stands between two blocks, (N, C, H, W) -> (N, C // 2, H // 2, W // 2)."""
+    """The layers between two blocks, (N, C, H, W) -> (N, C // 2, H // 2, W // 2)."""
     return nn.Sequential(
         OrderedDict(
             bn=nn.BatchNorm2d(channels),

@@ -1,4 +1,4 @@
-"""A multi-layer perceptron in which the noise stands in front of, or behind, each BN.
+"""A multi-layer perceptron in which the noise stands directly upstream, or downstream, of each BN.
 
     layer    Linear, ReLU, [noise of site a], BN, [noise of site b]
     network  flatten, layer x n, [noise of site last], Linear
@@ -23,14 +23,14 @@ _HIDDEN = 256
 class Mlp(nn.Module):
     """The network.
 
-    Shapes: (N, ...) with `in_features` values behind the first axis -> (N, num_classes).
+    Shapes: (N, ...) with `in_features` values after the first axis -> (N, num_classes).
 
     Args:
         layers: hidden layers, at least 1.
         in_features: values of one image.
         num_classes: outputs.
-        width: what 256 hidden units are multiplied by.
-        noise: what stands at which site, see the head of this module.
+        width: the factor on 256 hidden units.
+        noise: of each site, see the head of this module.
     """
 
     def __init__(

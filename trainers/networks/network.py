@@ -48,8 +48,8 @@ class NetworkConfig:
         in_channels: channels of an image.
         image_size: (height, width) of an image in pixels.
         num_classes: outputs.
-        noise: what stands where during training.
-        width: what the network's usual channels are multiplied by.
+        noise: of each site, in training.
+        width: the factor on the network's usual channels.
 
     Raises:
         InputError: a value of the wrong type or outside its range, or values that don't go together.
@@ -114,7 +114,7 @@ def _is_count(value: object) -> bool:
 
 
 def network_builder(config: NetworkConfig) -> Callable[[], nn.Module]:
-    """What builds the network of a configuration.
+    """The function that builds the network of a configuration.
 
     Raises:
         InputError: the name, or what goes with it, is wrong.
@@ -194,7 +194,7 @@ _FAMILIES: Mapping[str, tuple[str, str, Callable[..., Callable[[], nn.Module]]]]
     "senet": ("154", "154", lambda config: _resnet(config, 152, 64, 4, attention=True, deep=True)),
     "mlp": (_NUMBER, "<layers>", _mlp),
 }
-"""By family: the form of what stands behind its name, the same in words, and what chooses the network."""
+"""By family: the pattern of the numbers after its name, in words too, and the function that chooses the network."""
 
 
 def network_for(
@@ -206,8 +206,8 @@ def network_for(
         model: the name of the network.
         data: the data set, as `--data` takes it.
         noise: `[SITE=]KIND:VALUE` for each site, as in `dropout:0.5` or `last=uout:0.1`; or `none` alone.
-        site: where the noise stands that names no site.
-        width: what the network's usual channels are multiplied by.
+        site: of the noise that names none.
+        width: the factor on the network's usual channels.
         size: (height, width) in pixels that image files are brought to.
 
     Raises:

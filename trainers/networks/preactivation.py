@@ -4,9 +4,9 @@ A block is  x + conv_k(relu(bn_k( ... conv_1(relu(bn_1(x))))))  with k = 2 convo
 (bottleneck: 1x1, 3x3, 1x1, four times wider at its end). Where the shape changes, the shortcut is a 1x1 convolution of
 the pre-activated input.
 
-The noise of site a stands directly in front of the last BN of each block; of site b, in front of the last convolution
-of each block, behind its BN and ReLU, which is where the authors of the wide ResNet have their Dropout; of site last,
-behind the last BN, ReLU and pooling, in front of the classifier.
+The noise of site a stands directly upstream of the last BN of each block; of site b, between the ReLU of that BN and
+the last convolution, which is where the authors of the wide ResNet have their Dropout; of site last, between the
+pooling and the classifier.
 
     PreResNet    16, 32, 64 channels; depth 6n+2 with n basic blocks in each stage, 9n+2 with n bottlenecks
     WideResNet   16k, 32k, 64k channels of n basic blocks; depth 6n+4: the authors count a 1x1 convolution in each stage
@@ -41,25 +41,8 @@ _FIRST_CHANNELS = 16
 wide_blocks_per_stage = partial(blocks_of_depth, layers=6, others=4, examples="16, 28 or 40")
 
 
-@dataclass(frozen=True)
-class BlockForm:
-    """The shape of one kind of block.
-
-    Attributes:
-        kernels: the kernel size of each convolution, in order.
-        strided: the index of the convolution that carries the stride.
-        expansion: channels behind the block over channels inside it.
-    """
-
-    kernels: tuple[int, ...]
-    strided: int
-    expansion: int
-
-
-BLOCK_FORMS: Mapping[BlockKind, BlockForm] = {
-    "basic": BlockForm(kernels=(3, 3), strided=0, expansion=1),
-    "bottleneck": BlockForm(kernels=(1, 3, 1), strided=1, expansion=4),
-}
+_KERNELS: Mapping[BlockKind, tuple[int, ...]] = {"basic": (3, 3), "bottleneck": (1, 3, 1)}
+_EXPANSION: Mapping[BlockKind, int] = {"basic": 1, "bottleneck": 4}  # channels of its output over those inside
 
 
 class PreActivationBlock(nn.Module):
@@ -70,12 +53,12 @@ class PreActivationBlock(nn.Module):
 
     def __init__(self, kind: BlockKind, in_channels: int, channels: int, stride: int, noise: NoiseSites) -> None:
         super().__init__()
-        form = BLOCK_FORMS[kind]
-        last = len(form.kernels) - 1
-        widths = [in_channels] + [channels] * last + [channels * form.expansion]
+        kernels = _KERNELS[kind]
+        strided, last = kernels.index(3), len(kernels) - 1
+        widths = [in_channels] + [channels] * last + [channels * _EXPANSION[kind]]
         self.bn1 = nn.BatchNorm2d(in_channels)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
-        for index, kernel in enumerate(form.kernels):
+        for index, kernel in enumerate(kernels):
             if index == last:
                 layers.update(noise.layers("a"))
             if index > 0:
@@ -84,7 +67,7 @@ class PreActivationBlock(nn.Module):
             if index == last:
                 layers.update(noise.layers("b"))
             layers[f"conv{index + 1}"] = convolution(
-                widths[index], widths[index + 1], kernel, stride if index == form.strided else 1
+                widths[index], widths[index + 1], kernel, stride if index == strided else 1
             )
         self.body = nn.Sequential(layers)
         keeps_shape = stride == 1 and in_channels == widths[-1]
@@ -105,7 +88,7 @@ class PreActivationShape:
     Attributes:
         block: the kind of its blocks.
         count: blocks of each stage.
-        first: channels behind the first convolution.
+        first: channels of the first convolution's output.
         stages: channels inside the blocks of each stage.
     """
 
@@ -126,7 +109,7 @@ class PreActivationNetwork(nn.Module):
         shape: its size.
         in_channels: channels of the images.
         num_classes: outputs.
-        noise: what stands at which site, see the head of this module.
+        noise: of each site, see the head of this module.
     """
 
     def __init__(self, shape: PreActivationShape, in_channels: int, num_classes: int, noise: NoiseSites) -> None:
@@ -139,7 +122,7 @@ class PreActivationNetwork(nn.Module):
             for position in range(shape.count):
                 stride = 2 if index > 0 and position == 0 else 1
                 blocks.append(PreActivationBlock(shape.block, channels, inside, stride, noise))
-                channels = inside * BLOCK_FORMS[shape.block].expansion
+                channels = inside * _EXPANSION[shape.block]
             stages.append(nn.Sequential(*blocks))
         self.stage1, self.stage2, self.stage3 = stages
         self.bn = nn.BatchNorm2d(channels)
@@ -167,7 +150,7 @@ def choose_block(depth: int, block: BlockKind | None = None) -> BlockKind:
     Raises:
         InputError: the depth does not fit.
     """
-    fitting = [kind for kind in BLOCK_FORMS if block in (None, kind) and _blocks_per_stage(depth, kind)]
+    fitting = [kind for kind in _KERNELS if block in (None, kind) and _blocks_per_stage(depth, kind)]
     if not fitting:
         forms = {"basic": "6n+2", "bottleneck": "9n+2", None: "6n+2 (basic) or 9n+2 (bottleneck)"}[block]
         raise InputError(f"the depth must be {forms} with n of at least 1, not {depth}")
@@ -183,8 +166,8 @@ class PreResNet(PreActivationNetwork):
         depth: layers with weights on the longest path: 6n+2 or 9n+2, n of at least 1.
         in_channels: channels of the images.
         num_classes: outputs.
-        width: what 16, 32 and 64 channels are multiplied by.
-        noise: what stands at which site, see the head of this module.
+        width: the factor on 16, 32 and 64 channels.
+        noise: of each site, see the head of this module.
         block: "basic" or "bottleneck" instead of what the depth suggests.
 
     Raises:
@@ -209,7 +192,7 @@ class PreResNet(PreActivationNetwork):
 
 def _blocks_per_stage(depth: int, kind: BlockKind) -> int:
     """The n of the depth; 0 where the depth does not fit."""
-    count, rest = divmod(depth - 2, len(_STAGE_CHANNELS) * len(BLOCK_FORMS[kind].kernels))
+    count, rest = divmod(depth - 2, len(_STAGE_CHANNELS) * len(_KERNELS[kind]))
     return 0 if rest else max(count, 0)
 
 
@@ -223,8 +206,8 @@ class WideResNet(PreActivationNetwork):
         widen: the factor k, at least 1.
         in_channels: channels of the images.
         num_classes: outputs.
-        width: what all channels are multiplied by, those of the first convolution too, which `widen` leaves alone.
-        noise: what stands at which site, see the head of this module.
+        width: the factor on all channels, those of the first convolution too, which `widen` leaves unchanged.
+        noise: of each site, see the head of this module.
 
     Raises:
         InputError: the depth does not fit.

@@ -6,8 +6,8 @@
 The stride stands in the (first) 3x3 convolution. Where the shape changes, the shortcut is a convolution and a BN. With
 squeeze-and-excitation the body ends in a factor for each channel: s(W2 relu(W1 mean(y))) y, s the logistic function.
 
-The noise of site a stands directly in front of the last BN of a block; of site b, in front of the last convolution,
-behind its BN and ReLU; of site last, behind the mean, in front of the classifier, where SENet-154 has Dropout 0.2. The
+The noise of site a stands directly upstream of the last BN of a block; of site b, between the last ReLU inside the
+block and its last convolution; of site last, between the mean and the classifier, where SENet-154 has Dropout 0.2. The
 shortcuts have none.
 
     ResNeXt   small images: conv3x3 to 64 channels, BN, ReLU, three stages of n bottlenecks, mean, classifier; depth
@@ -19,7 +19,7 @@ shortcuts have none.
               d 2^s channels
 
 SENet-154 has three 3x3 convolutions to 64, 64 and 128 channels for a stem, 64 groups of 4 2^s channels, half as many
-behind the first 1x1 convolution of a block, and 3x3 convolutions in the shortcuts that halve the image.
+channels after the first 1x1 convolution of a block, and 3x3 convolutions in the shortcuts that halve the image.
 
 Sources: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv 1512.03385 (with the
 stride in the 3x3 convolution, as has become usual); Xie, Girshick, Dollar, Tu, He, "Aggregated Residual Transformations
@@ -30,7 +30,7 @@ arXiv 1709.01507; the sites are those of Li, Chen, Hu, Yang, CVPR 2019, arXiv 18
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -75,8 +75,8 @@ class BlockShape:
     """The channels of one block.
 
     Attributes:
-        inside: behind each convolution but the last: one number for a basic block, two for a bottleneck.
-        outside: behind the block.
+        inside: of the output of each convolution but the last: one number for a basic block, two for a bottleneck.
+        outside: of the block's output.
         groups: of the 3x3 convolution of a bottleneck.
         stride: of the block.
         reduction: what the channels are divided by in squeeze-and-excitation; 0 for none.
@@ -99,7 +99,7 @@ class ResidualBlock(nn.Module):
     Args:
         in_channels: channels of the input.
         shape: what is inside, see `BlockShape`.
-        noise: what stands at sites a and b.
+        noise: of sites a and b.
     """
 
     def __init__(self, in_channels: int, shape: BlockShape, noise: NoiseSites) -> None:
@@ -130,6 +130,12 @@ class ResidualBlock(nn.Module):
         return F.relu(self.body(x) + self.shortcut(x), inplace=True)
 
 
+def _stage(in_channels: int, shapes: Sequence[BlockShape], noise: NoiseSites) -> nn.Sequential:
+    """Blocks one after another."""
+    channels = [in_channels, *(shape.outside for shape in shapes[:-1])]
+    return nn.Sequential(*(ResidualBlock(c, shape, noise) for c, shape in zip(channels, shapes, strict=True)))
+
+
 def _projection(in_channels: int, shape: BlockShape) -> nn.Sequential:
     """The shortcut where the shape changes."""
     # A kernel larger than 1 is for the blocks that halve the image.
@@ -152,8 +158,8 @@ class ResNeXt(nn.Module):
         group_width: channels of one group in the first stage, at least 1.
         in_channels: channels of the images.
         num_classes: outputs.
-        width: what all channels are multiplied by; the number of groups stays.
-        noise: what stands at which site, see the head of this module.
+        width: the factor on all channels; the number of groups stays.
+        noise: of each site, see the head of this module.
 
     Raises:
         InputError: the depth does not fit.
@@ -179,13 +185,10 @@ class ResNeXt(nn.Module):
         for index in range(3):
             inside = cardinality * group_width * width * 2**index
             outside = _EXPANSION * _SMALL_FIRST_CHANNELS * width * 2**index
-            blocks: list[nn.Module] = []
-            for position in range(count):
-                stride = 2 if index > 0 and position == 0 else 1
-                shape = BlockShape((inside, inside), outside, cardinality, stride)
-                blocks.append(ResidualBlock(channels, shape, noise))
-                channels = outside
-            stages.append(nn.Sequential(*blocks))
+            strides = [2 if index else 1] + [1] * (count - 1)
+            shapes = [BlockShape((inside, inside), outside, cardinality, stride) for stride in strides]
+            stages.append(_stage(channels, shapes, noise))
+            channels = outside
         self.stage1, self.stage2, self.stage3 = stages
         self.noise = make_noise_layer(noise.last)
         self.classifier = nn.Linear(channels, num_classes)
@@ -256,8 +259,8 @@ class ResNet(nn.Module):
         form: which of the family.
         in_channels: channels of the images.
         num_classes: outputs.
-        width: what all channels are multiplied by; the number of groups stays.
-        noise: what stands at which site, see the head of this module.
+        width: the factor on all channels; the number of groups stays.
+        noise: of each site, see the head of this module.
     """
 
     def __init__(
@@ -267,12 +270,9 @@ class ResNet(nn.Module):
         self.stem, channels = _stem(in_channels, width, deep=form.deep)
         stages: list[nn.Module] = []
         for index, count in enumerate(form.blocks):
-            blocks: list[nn.Module] = []
-            for position in range(count):
-                shape = form.shape(index, width, stride=2 if index > 0 and position == 0 else 1)
-                blocks.append(ResidualBlock(channels, shape, noise))
-                channels = shape.outside
-            stages.append(nn.Sequential(*blocks))
+            shapes = [form.shape(index, width, stride) for stride in [2 if index else 1] + [1] * (count - 1)]
+            stages.append(_stage(channels, shapes, noise))
+            channels = shapes[-1].outside
         self.stage1, self.stage2, self.stage3, self.stage4 = stages
         self.noise = make_noise_layer(noise.last)
         self.classifier = nn.Linear(channels, num_classes)
@@ -285,7 +285,7 @@ class ResNet(nn.Module):
 
 
 def _stem(in_channels: int, width: int, *, deep: bool) -> tuple[nn.Sequential, int]:
-    """What brings the image to a quarter of its size, and the channels behind it."""
+    """The layers that bring the image to a quarter of its size, and the channels of their output."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     forms = ((3, 64, 2), (3, 64, 1), (3, 128, 1)) if deep else ((7, 64, 2),)
     channels = in_channels

@@ -73,7 +73,7 @@ def test_the_noise_stands_at_its_site(site, layer, tail):
     assert order == ["conv", *block, *transition, *block, *transition, *block, *tail.split()]
 
 
-def test_a_layer_puts_its_new_channels_behind_those_it_was_given():
+def test_a_layer_appends_its_new_channels_to_those_it_was_given():
     torch.manual_seed(0)
     layer = DenseNet(10, 3, 1, 10).eval().double().features.block1[0]
     x = torch.randn(2, 6, 5, 5, dtype=torch.float64)
@@ -101,7 +101,7 @@ def test_a_transition_halves_the_channels_and_averages_each_square_of_four():
     torch.testing.assert_close(transition(x), truth, rtol=1e-12, atol=1e-12)
 
 
-def test_convolutions_start_with_the_spread_of_he():
+def test_convolutions_start_with_the_deviation_of_he():
     torch.manual_seed(0)
     network = DenseNet(22, 32, 3, 10)
     assert network.features.block3[0].body.conv2.weight.std().item() == pytest.approx((2 / (32 * 9)) ** 0.5, rel=0.02)

@@ -59,7 +59,7 @@ def test_site_a_is_directly_in_front_of_the_last_bn_of_each_block():
     assert order == ["conv", *["bn", "conv", "noise", "bn", "conv"] * 3, "bn", "linear"]
 
 
-def test_site_b_is_in_front_of_the_last_convolution_behind_its_bn():
+def test_site_b_is_upstream_of_the_last_convolution_and_downstream_of_its_bn():
     order = order_of_execution(PreResNet(8, 1, 10, noise=NoiseSites(b=NOISE)), torch.ones(1, 1, 8, 8))
     assert order == ["conv", *["bn", "conv", "bn", "noise", "conv"] * 3, "bn", "linear"]
 
@@ -75,7 +75,7 @@ def test_site_last_is_once_in_front_of_the_classifier():
     assert order == ["conv", *["bn", "conv", "bn", "conv"] * 3, "bn", "noise", "linear"]
 
 
-def test_site_b_lies_behind_the_relu():
+def test_site_b_lies_downstream_of_the_relu():
     network = PreResNet(8, 1, 10, noise=NoiseSites(b=NOISE)).eval()
     lowest = []
     network.stage1[0].body.noise.register_forward_hook(
@@ -134,7 +134,7 @@ def test_a_few_steps_lower_the_loss():
     assert losses[-1] < losses[0] / 2
 
 
-def test_convolutions_start_with_the_spread_of_he():
+def test_convolutions_start_with_the_deviation_of_he():
     torch.manual_seed(0)
     weight = PreResNet(14, 3, 10).stage3[1].body.conv1.weight
     assert weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
@@ -190,7 +190,7 @@ def expected_parameters(n: int, k: int, classes: int) -> int:
     for before, after in pairwise(widths):
         total += before * after * 9 + (2 * n - 1) * after * after * 9  # 3x3
         total += before * after if before != after else 0  # the shortcut
-        total += 2 * before + 2 * after * (2 * n - 1)  # each BN stands in front of its convolution
+        total += 2 * before + 2 * after * (2 * n - 1)  # each BN stands upstream of its convolution
     return total + 2 * widths[-1] + widths[-1] * classes + classes
 
 
@@ -263,7 +263,7 @@ def test_the_network_is_the_formula_of_its_head():
     assert (network(image) - planted).abs().max() > 1e-3, "a shortcut of the raw input must be seen"
 
 
-def test_convolutions_start_with_the_spread_of_he_in_wide_resnets():
+def test_convolutions_start_with_the_deviation_of_he_in_wide_resnets():
     torch.manual_seed(0)
     network = WideResNet(10, 4, 3, 10)
     assert network.stage3[0].body.conv1.weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)

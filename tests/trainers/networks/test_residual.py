@@ -169,7 +169,7 @@ def test_a_step_moves_every_weight(model):
     assert all(not torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
 
 
-def test_convolutions_start_with_the_spread_of_he_and_every_bn_as_the_identity():
+def test_convolutions_start_with_the_deviation_of_he_and_every_bn_as_the_identity():
     network = built("resnet-18")
     assert network.stage4[0].body.conv2.weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
     assert all((bn.weight == 1).all() for bn in network.modules() if isinstance(bn, nn.BatchNorm2d))
@@ -286,7 +286,7 @@ def test_a_block_leaves_its_input_as_it_was():
         assert torch.equal(x, before)
 
 
-def test_convolutions_start_with_the_spread_of_he():
+def test_convolutions_start_with_the_deviation_of_he():
     torch.manual_seed(0)
     network = ResNeXt(11, 4, 16, 3, 10)
     assert network.stage3[0].body.conv3.weight.std().item() == pytest.approx((2 / 1024) ** 0.5, rel=0.02)
