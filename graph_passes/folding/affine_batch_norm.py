@@ -1,4 +1,4 @@
-"""Writes a BatchNorm as what it is at inference, one product and one sum a channel: Y = g X + s.
+"""Writes a BatchNorm as one product and one sum a channel, its inference: Y = g X + s.
 
 g and s are computed in float64 and have the shape (C, 1, ..., 1), so that they broadcast along the positions of X.
 """
@@ -50,10 +50,10 @@ def decide_affine(tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandi
         return f"Mul of opset {tree.root.opset} broadcasts otherwise"
     rank = channel_map.rank(batch_norm.input) or channel_map.rank(batch_norm.output)
     if rank is None:
-        return "the number of axes of its input is not known"
+        return "the number of axes of its input is unknown"
     dtypes = {stored_values(constant).dtype for constant in batch_norm.parameters}
     if len(dtypes) > 1:
-        return "its parameters are of different types, so that of its input is not certain"
+        return "its parameters are of different types, so that of its input is uncertain"
     dtype = dtypes.pop()
     try:
         rows = [round_channels(row, dtype) for row in (batch_norm.scale, batch_norm.shift)]

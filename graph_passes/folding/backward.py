@@ -1,10 +1,11 @@
-"""Folds a BatchNorm into the linear layer in front of it.
+"""Folds a BatchNorm into the linear layer upstream of it.
 
     Y = gamma (W x + b - mean) / sqrt(var + epsilon) + beta
       = (g W) x + (g (b - mean) + beta)          with g = gamma / sqrt(var + epsilon), one value a channel
 
 Between the two may stand nodes that only move axes; g then belongs to the channel of the layer that arrives at each
-channel of the BatchNorm. A Flatten that makes a channel of each position has statistics for each, and stays.
+channel of the BatchNorm. A Flatten that makes a channel of each position leaves statistics for each; that
+BatchNorm is skipped.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from vsfix.graph_passes.ir.stored_values import stored_values
 from vsfix.graph_passes.ir.subgraphs import GraphTree
 
 from .candidates import FoldCandidate
-from .channel_map import VIEWS, ChannelMap, Channels, spread
+from .channel_map import VIEWS, ChannelMap, Channels, by_channel
 from .linear_layer import LINEAR_OPERATORS, LinearLayer, read_linear_layer
 
 
@@ -34,7 +35,7 @@ class BackwardFold:
     biases: list[Array]
 
     def apply(self, tree: GraphTree, candidate: FoldCandidate) -> str:
-        """Does it; returns what was done."""
+        """Applies the fold; returns the action for the report."""
         batch_norm = candidate.batch_norm
         tensor, output = batch_norm.input, batch_norm.output
         tree.take_out(candidate.graph, batch_norm.node)
@@ -49,18 +50,19 @@ class BackwardFold:
 
 
 def decide_backward(tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandidate) -> BackwardFold | str:
-    """The fold into what stands in front, or the reason why there is none."""
+    """The fold into the upstream layer, or the reason why there is none."""
     batch_norm = candidate.batch_norm
-    front = find_layer_in_front(tree, channel_map, candidate.graph, batch_norm.input)
-    if isinstance(front, str):
-        return front
-    if len(front.channels) != batch_norm.channels:
-        return f"{front.layer.node.op} in front has {len(front.channels)} channels, the BatchNorm {batch_norm.channels}"
-    return fold_into(front, batch_norm.scale, batch_norm.mean, batch_norm.beta)
+    upstream = find_upstream_layer(tree, channel_map, candidate.graph, batch_norm.input)
+    if isinstance(upstream, str):
+        return upstream
+    if len(upstream.channels) != batch_norm.channels:
+        operator, channels = upstream.layer.node.op, len(upstream.channels)
+        return f"the upstream {operator} has {channels} channels, the BatchNorm {batch_norm.channels}"
+    return fold_into(upstream, batch_norm.scale, batch_norm.mean, batch_norm.beta)
 
 
 @dataclass(frozen=True, eq=False)
-class LayerInFront:
+class UpstreamLayer:
     """A layer that a tensor comes from.
 
     Attributes:
@@ -74,24 +76,26 @@ class LayerInFront:
     channels: Channels
 
 
-def find_layer_in_front(
+def find_upstream_layer(
     tree: GraphTree, channel_map: ChannelMap, graph: gs.Graph, tensor: Tensor
-) -> LayerInFront | str:
-    """The layer that a tensor of a graph comes from and that nothing else reads; or what is in the way."""
-    found = _layer_in_front(tree, graph, tensor)
+) -> UpstreamLayer | str:
+    """The layer that a tensor of a graph comes from and that nothing else reads; or the obstacle."""
+    found = _upstream_layer(tree, graph, tensor)
     if isinstance(found, str):
         return found
     layer, views = found
     channels = channel_map.follow(layer.last.outputs[0], layer.axis, layer.outputs, views, 1)
-    return channels if isinstance(channels, str) else LayerInFront(layer, views, channels)
+    return channels if isinstance(channels, str) else UpstreamLayer(layer, views, channels)
 
 
-def fold_into(front: LayerInFront, scale: Float64Array, mean: Float64Array, beta: Float64Array) -> BackwardFold | str:
+def fold_into(
+    upstream: UpstreamLayer, scale: Float64Array, mean: Float64Array, beta: Float64Array
+) -> BackwardFold | str:
     """The fold of Y = scale (X - mean) + beta, each of shape (C,), into a layer; or why it can't be done."""
-    layer = front.layer
-    g, m, b = (spread(row, front.channels, layer.outputs) for row in (scale, mean, beta))
+    layer = upstream.layer
+    g, m, b = (by_channel(row, upstream.channels, layer.outputs) for row in (scale, mean, beta))
     if g is None or m is None or b is None:
-        between = ", ".join(view.op for view in front.views)
+        between = ", ".join(view.op for view in upstream.views)
         return f"{between} in between gives the positions of a channel their own statistics"
     try:
         return _numbers(layer, g, m, b)
@@ -116,22 +120,22 @@ def _numbers(layer: LinearLayer, g: Float64Array, mean: Float64Array, beta: Floa
     return BackwardFold(layer, weight.astype(dtype), [round_channels(values, dtype) for values in folded])
 
 
-def _layer_in_front(tree: GraphTree, graph: gs.Graph, tensor: Tensor) -> tuple[LinearLayer, list[gs.Node]] | str:
-    """The layer and the nodes between it and the tensor, in order; or what is in the way."""
+def _upstream_layer(tree: GraphTree, graph: gs.Graph, tensor: Tensor) -> tuple[LinearLayer, list[gs.Node]] | str:
+    """The layer and the nodes between it and the tensor, in order; or the obstacle."""
     views: list[gs.Node] = []
     while True:
         if not tensor.inputs:
             return _no_producer(tree, graph, tensor)
         node = tensor.inputs[0]
         if not tree.stands_in(node, graph):
-            return f"its input comes from {node.op} outside of the body that it stands in"
+            return f"its input comes from {node.op} outside of the subgraph that it stands in"
         operator = _operator_of(tree, node)
         if isinstance(operator, str):
             return operator
         standard = is_standard(node)
         if operator is None and not (standard and node.op in VIEWS):
             return f"its input comes from {node.op}, which is no linear layer"
-        obstacle = tree.obstacle(tensor, f"the output of {node.op} in front")
+        obstacle = tree.obstacle(tensor, f"the output of the upstream {node.op}")
         if obstacle is not None:
             return obstacle
         if operator is not None:
@@ -142,10 +146,10 @@ def _layer_in_front(tree: GraphTree, graph: gs.Graph, tensor: Tensor) -> tuple[L
 
 
 def _no_producer(tree: GraphTree, graph: gs.Graph, tensor: Tensor) -> str:
-    """Why nothing stands in front of a tensor that no node writes."""
+    """Why a tensor that no node writes has no upstream layer."""
     if upstream_constant(tensor) is not None:
         return "its input is a constant"
-    return f"its input is an input of the {'graph' if graph is tree.root else 'body that it stands in'}"
+    return f"its input is an input of the {'graph' if graph is tree.root else 'subgraph that it stands in'}"
 
 
 def _operator_of(tree: GraphTree, node: gs.Node) -> gs.Node | str | None:
@@ -162,11 +166,15 @@ def _operator_of(tree: GraphTree, node: gs.Node) -> gs.Node | str | None:
         operator = tensor.inputs[0]
         if not is_standard(operator):
             continue
-        obstacle = tree.obstacle(tensor, f"the output of {operator.op} in front")
+        obstacle = tree.obstacle(tensor, f"the output of the upstream {operator.op}")
         if obstacle is not None:
             return obstacle
         layer = read_linear_layer(tree, operator)
         if isinstance(layer, str):
             return layer
-        return operator if layer.last is node else f"the Add behind {operator.op} adds other than one value a channel"
+        return (
+            operator
+            if layer.last is node
+            else f"the Add downstream of {operator.op} adds other than one value a channel"
+        )
     return None

@@ -1,4 +1,4 @@
-"""The BatchNorms that a fold looks at: those of the main graph and those in the bodies of If, Loop and Scan."""
+"""The BatchNorms that a fold looks at: those of the main graph and those in the subgraphs of If, Loop and Scan."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class FoldCandidate:
 def find_fold_candidates(tree: GraphTree) -> tuple[tuple[FoldCandidate, ...], tuple[Skipped, ...]]:
     """The BatchNorms of a tree in order, and those that can't be folded whatever stands around them.
 
-    Those of the main graph have the names that `find_batch_norms` gives them; one of a body whose name is taken is
-    called after its output, and after the node whose body it is where that is taken too.
+    Those of the main graph have the names that `find_batch_norms` gives them; one of a subgraph whose name is taken
+    is called after its output, and after the node whose subgraph it is where that is taken too.
     """
     candidates: list[FoldCandidate] = []
     skipped: list[Skipped] = []

@@ -1,7 +1,7 @@
 """Where the channels of a tensor go in Reshape, Flatten, Transpose, Squeeze and Unsqueeze.
 
-The nodes are carried out on a tensor that holds, at each place, the number of its channel. Axes whose length is not
-known get prime lengths that divide nothing else around, so that they can't be mixed with another axis unnoticed: what
+The nodes are carried out on a tensor that holds, at each position, the number of its channel. Axes of unknown length
+get prime lengths that divide nothing else around, so that they can't be mixed with another axis unnoticed: what
 keeps the channels apart for these lengths does so for all.
 """
 
@@ -34,30 +34,30 @@ class ChannelMap:
         self._shapes: SymbolicShapes | None = None
 
     def follow(self, tensor: Tensor, axis: int, channels: int, views: Sequence[gs.Node], target: int) -> Channels | str:
-        """For each place along axis `target` behind the views, the channel of `tensor` that arrives there.
+        """For each position along axis `target` downstream of the views, the channel of `tensor` that arrives there.
 
         Args:
-            tensor: what the first view reads.
+            tensor: the input of the first view.
             axis: the axis of `tensor` that holds the channels.
             channels: their number.
             views: nodes of `VIEWS`, in order.
-            target: an axis of what the last view writes.
+            target: an axis of the output of the last view.
 
         Returns:
-            The channels, or the reason why they can't be told, or do not lie along one axis.
+            The channels, or the reason why they are unknown, or do not lie along one axis.
         """
         if not views and axis == target:
             return np.arange(channels, dtype=np.int32)
         shape = self._shape(tensor)
         if shape is None:
-            return f"the shape of '{tensor.name}' is not known"
-        shape = tuple(channels if place == axis % len(shape) else side for place, side in enumerate(shape))
+            return f"the shape of '{tensor.name}' is unknown"
+        shape = tuple(channels if position == axis % len(shape) else side for position, side in enumerate(shape))
         lengths = _lengths(shape, views)
         sides = [side if isinstance(side, int) else lengths[side] for side in shape]
         if np.prod(sides, dtype=np.float64) > _MAX_ELEMENTS:
             return f"'{tensor.name}' is too large for its channels to be followed"
-        places = [-1 if place == axis % len(shape) else 1 for place in range(len(shape))]
-        array = np.broadcast_to(np.arange(channels, dtype=np.int32).reshape(places), sides)
+        sizes = [-1 if position == axis % len(shape) else 1 for position in range(len(shape))]
+        array = np.broadcast_to(np.arange(channels, dtype=np.int32).reshape(sizes), sides)
         for view in views:
             try:
                 array = self._view(view, array, lengths)
@@ -66,12 +66,12 @@ class ChannelMap:
         return _along(array, target, [view.op for view in views])
 
     def rank(self, tensor: Tensor) -> int | None:
-        """The number of axes of a tensor, None where it is not known."""
+        """The number of axes of a tensor, None where it is unknown."""
         shape = self._shape(tensor)
         return None if shape is None else len(shape)
 
     def _shape(self, tensor: Tensor) -> tuple[Dimension, ...] | None:
-        """The dimensions of a tensor; those that are not known are symbols of their own."""
+        """The dimensions of a tensor; unknown ones are symbols of their own."""
         stated = tensor.shape
         if isinstance(stated, (list, tuple)) and all(isinstance(side, (int, str)) and side != "" for side in stated):
             return tuple(stated)
@@ -80,10 +80,10 @@ class ChannelMap:
         return self._shapes.of(tensor)
 
     def _view(self, node: gs.Node, array: Channels, lengths: dict[str, int]) -> Channels:
-        """What a node makes of the channels.
+        """The channels downstream of a node.
 
         Raises:
-            ValueError: it can't be told.
+            ValueError: they are unknown.
         """
         if node.op == "Reshape":
             return array.reshape(self._target(node, array, lengths))
@@ -117,7 +117,7 @@ class ChannelMap:
         return sides
 
 
-def spread(values: npt.NDArray[np.float64], channels: Channels, length: int) -> npt.NDArray[np.float64] | None:
+def by_channel(values: npt.NDArray[np.float64], channels: Channels, length: int) -> npt.NDArray[np.float64] | None:
     """The values by channel, shape (length,), where values[i] belongs to channels[i]; None where they contradict."""
     result = np.zeros(length)
     result[channels] = values
@@ -128,7 +128,7 @@ def _along(array: Channels, axis: int, views: list[str]) -> Channels | str:
     """The channels along an axis, or the reason why they differ along another one too."""
     through = f"{', '.join(views)} in between mixes" if views else "BatchNormalization normalises axis 1, which mixes"
     if not -array.ndim <= axis < array.ndim:
-        return f"there is no axis {axis} behind {', '.join(views)}"
+        return f"there is no axis {axis} downstream of {', '.join(views)}"
     rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
     if not (rows == rows[:, :1]).all():
         return f"{through} the channels with other axes"

@@ -1,10 +1,10 @@
-"""Folds a scale and a shift of each channel, a Mul and an Add with constants, into the linear layer in front of them.
+"""Folds a scale and a shift of each channel, a Mul and an Add with constants, into the upstream linear layer.
 
     y = ((x - m) * k) + c        is a BatchNorm with gamma k, beta c, mean m, variance 1 and epsilon 0
 
 Frozen BatchNorms are written like that (torchvision's FrozenBatchNorm2d), and those whose variance was merged into
 their scale. Each such chain is written as that BatchNorm, and `FoldBatchNorm` decides and folds. What it can't fold is
-not touched: a copy of the graph tells beforehand.
+skipped: a copy of the graph shows that beforehand.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class FoldAffine:
         self._fold = fold
 
     def __call__(self, graph: gs.Graph) -> PassResult:
-        """Edits `graph` in place; what can't be folded stays as it is."""
+        """Edits `graph` in place; what can't be folded is unchanged."""
         chosen: set[str] | None = None
         while _found(graph) if chosen is None else chosen:
             trial = graph.copy()
@@ -85,12 +85,12 @@ def _match(graph: gs.Graph, chain: Chain) -> PrimitiveBatchNorm | None:
     if len(producers) != 1 or producers[0].op not in _LAYERS:
         return None
     scale, shift, end = np.ones(1), np.zeros(1), 0
-    places: set[int] = set()  # of the axis, counted from the last
+    axes: set[int] = set()  # counted from the last
     for step in chain:
         sides = operand_shape(graph, step) or ()
-        if not is_row(graph, step) or len(places | _places(sides)) > 1:
+        if not is_row(graph, step) or len(axes | _axes(sides)) > 1:
             break
-        places |= _places(sides)
+        axes |= _axes(sides)
         values = values_of(graph, step.operand).astype(np.float64).reshape(-1)
         if step.shifts:
             shift = shift + step.sign * values
@@ -104,6 +104,6 @@ def _match(graph: gs.Graph, chain: Chain) -> PrimitiveBatchNorm | None:
     return PrimitiveBatchNorm(chain[:end], gamma, beta, BatchNormParameter(np.zeros(1)), _ONE, 0.0, merged=False)
 
 
-def _places(sides: tuple[int, ...]) -> set[int]:
+def _axes(sides: tuple[int, ...]) -> set[int]:
     """The axis along which a constant has several values, counted from the last."""
     return {len(sides) - axis for axis, side in enumerate(sides) if side != 1}

@@ -1,15 +1,15 @@
 """Folds BatchNorm into the linear layers around it, in float64, with one rounding to the type of the weight.
 
-    into the layer in front     Conv, ConvTranspose, Gemm, MatMul, each with its bias: `fold_backward`
-    into the layers in front    that a Concat joins, each its own channels: `fold_concat`
-    into the layer behind       the same, where nothing is padded or the shift is 0: `fold_forward`
+    into the upstream layer      Conv, ConvTranspose, Gemm, MatMul, each with its bias: `backward`
+    into the upstream layers     that a Concat joins, each its own channels: `concat`
+    into the downstream layer    where nothing is padded or the shift is 0: `forward`
 
-What stays (behind a residual sum, a non-linearity, or a Concat of what others read too) stays a BatchNormalization,
+Others (downstream of a residual sum, a non-linearity, or a Concat of what others read too) stay a BatchNormalization,
 which a runtime carries out as one scale; `residual="affine"` writes it as a Mul and an Add instead, for one that has no
 such operator.
 
 A weight that another node reads too is copied. A fold whose result would not be finite is refused, and every
-BatchNorm that is left says why.
+BatchNorm that is skipped says why.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from .concat import decide_concat
 from .forward import decide_forward
 
 Residual = Literal["keep", "affine"]
-_QUANTIZED = "the layer behind will be quantised, and its weight would take the gains into its input channels"
+_QUANTIZED = "the downstream layer will be quantised, and its weight would take the gains into its input channels"
 
 
 class FoldBatchNorm:
-    """Folds each BatchNorm whose neighbour in front or behind is a linear layer that nothing else reads.
+    """Folds each BatchNorm whose producer or consumers are linear layers that nothing else reads.
 
     Args:
         residual: what becomes of the others: "keep" leaves them, "affine" writes Y = g X + s as Mul and Add.
-        forward: whether to fold into the layer behind as well. Not for a graph that will be quantised: there the gains
-            of a BatchNorm spread over the input channels of a weight, which a scale for each output channel can't hold.
+        forward: whether to fold into the downstream layer too. Not for a graph that will be quantised: there the gains
+            of a BatchNorm go into the input channels of a weight, which a scale for each output channel can't hold.
     """
 
     name = "fold BatchNorm"
@@ -48,7 +48,7 @@ class FoldBatchNorm:
         self._forward = forward
 
     def __call__(self, graph: gs.Graph) -> PassResult:
-        """Edits `graph` and the bodies in it in place."""
+        """Edits `graph` and the subgraphs in it in place."""
         tree, channel_map = GraphTree(graph), ChannelMap(graph)
         candidates, unreadable = find_fold_candidates(tree)
         changed: list[Change] = []
@@ -67,15 +67,15 @@ class FoldBatchNorm:
 
 
 def _fold(tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandidate, *, forward: bool) -> Change | Skipped:
-    """Folds one BatchNorm, into the layer in front if that can be done, else into the one behind."""
+    """Folds one BatchNorm, into the upstream layer if that can be done, else into the downstream one."""
     name = candidate.batch_norm.name
     backward = decide_concat(tree, channel_map, candidate) or decide_backward(tree, channel_map, candidate)
     if not isinstance(backward, str):
         return Change(name, backward.apply(tree, candidate))
-    behind = decide_forward(tree, channel_map, candidate) if forward else _QUANTIZED
-    if not isinstance(behind, str):
-        return Change(name, behind.apply(tree, candidate))
-    return Skipped(name, backward if backward == behind else f"{backward}; {behind}")
+    forward_fold = decide_forward(tree, channel_map, candidate) if forward else _QUANTIZED
+    if not isinstance(forward_fold, str):
+        return Change(name, forward_fold.apply(tree, candidate))
+    return Skipped(name, backward if backward == forward_fold else f"{backward}; {forward_fold}")
 
 
 def _write_affine(

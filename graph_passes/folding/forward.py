@@ -1,12 +1,12 @@
-"""Folds a BatchNorm into the linear layer behind it, or into all of them where several read it.
+"""Folds a BatchNorm into the downstream linear layer, or into all of them where several read it.
 
     W (g X + s) + b = (W g) X + (b + W s)         with g = gamma / sqrt(var + epsilon), s = beta - g mean
 
 W s is what the layer makes of an input that is s everywhere, and that is where it ends: a convolution that pads its
-input puts 0 around g X + s, not around X, so that at the border W s is another number. Such a layer is left alone,
-unless s is 0. (A Pad with -s / g in front would be exact, but ONNX pads all channels with one value; an Add in front
-and one behind would cost as much as the BatchNorm.) A ConvTranspose reaches each place with another part of its
-kernel; it is left alone too, unless s is 0 or the kernel is a point.
+input puts 0 around g X + s, not around X, so that at the border W s is another number. Such a layer is skipped,
+unless s is 0. (A Pad with -s / g upstream would be exact, but ONNX pads all channels with one value; an Add upstream
+and one downstream would cost as much as the BatchNorm.) A ConvTranspose reaches each position with another part of its
+kernel; it is skipped too, unless s is 0 or the kernel is a point.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from .linear_layer import LINEAR_OPERATORS, LinearLayer, read_linear_layer
 
 @dataclass(frozen=True, eq=False)
 class LayerFold:
-    """One layer behind, the node that reads the BatchNorm for it, and the layer's new numbers."""
+    """One downstream layer, the node that reads the BatchNorm for it, and the layer's new numbers."""
 
     layer: LinearLayer
-    behind: gs.Node
+    reader: gs.Node
     weight: Array
     biases: list[Array]
 
@@ -44,20 +44,20 @@ class ForwardFold:
     parts: list[LayerFold]
 
     def apply(self, tree: GraphTree, candidate: FoldCandidate) -> str:
-        """Does it; returns what was done."""
+        """Applies the fold; returns the action for the report."""
         batch_norm = candidate.batch_norm
         data = batch_norm.input
         tree.take_out(candidate.graph, batch_norm.node)
         labels = []
         for part in self.parts:
-            part.behind.inputs[0] = data
+            part.reader.inputs[0] = data
             part.layer.write(tree, candidate.graph, batch_norm.name, part.weight, part.biases)
             labels.append(f"{part.layer.node.op} '{part.layer.node.name or part.layer.node.op}'")
-        return f"folded into {', '.join(labels)} behind it"
+        return f"folded into the downstream {', '.join(labels)}"
 
 
 def decide_forward(tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandidate) -> ForwardFold | str:
-    """The fold into all that stands behind, or the reason why there is none."""
+    """The fold into all consumers, or the reason why there is none."""
     output = candidate.batch_norm.output
     if tree.is_returned(output) or not output.outputs:
         return tree.obstacle(output, "its output") or "nothing reads its output"
@@ -74,18 +74,18 @@ def _decide_reader(
     tree: GraphTree, channel_map: ChannelMap, candidate: FoldCandidate, reader: gs.Node
 ) -> LayerFold | str:
     """The fold into the layer that one reader of the BatchNorm is or leads to, or the reason why there is none."""
-    found = _layer_behind(tree, candidate, reader)
+    found = _downstream_layer(tree, candidate, reader)
     if isinstance(found, str):
         return found
     layer, views = found
     batch_norm = candidate.batch_norm
     if layer.node.op == "Gemm" and layer.node.attrs.get("transA", 0):
-        return "Gemm behind reads its input transposed (transA)"
+        return "the downstream Gemm reads its input transposed (transA)"
     channels = channel_map.follow(batch_norm.output, 1, batch_norm.channels, views, layer.axis)
     if isinstance(channels, str):
         return channels
     if len(channels) != layer.inputs:
-        return f"{layer.node.op} behind reads {layer.inputs} channels, the BatchNorm has {len(channels)}"
+        return f"the downstream {layer.node.op} reads {layer.inputs} channels, the BatchNorm has {len(channels)}"
     g, s = (row[channels] for row in (batch_norm.scale, batch_norm.shift))
     reason = _border(layer) if np.any(s) else None
     try:
@@ -94,7 +94,7 @@ def _decide_reader(
         return str(error)
 
 
-def _numbers(layer: LinearLayer, behind: gs.Node, g: Float64Array, s: Float64Array) -> LayerFold:
+def _numbers(layer: LinearLayer, reader: gs.Node, g: Float64Array, s: Float64Array) -> LayerFold:
     """The new weight and biases.
 
     Raises:
@@ -111,8 +111,8 @@ def _numbers(layer: LinearLayer, behind: gs.Node, g: Float64Array, s: Float64Arr
         round_outputs(layer.by_output(weight), dtype)
         rounded = [round_channels(values, dtype) for values in biases]
     except RoundingError as error:
-        raise RoundingError(f"in {layer.node.op} behind, {error}") from error
-    return LayerFold(layer, behind, weight.astype(dtype), rounded)
+        raise RoundingError(f"in the downstream {layer.node.op}, {error}") from error
+    return LayerFold(layer, reader, weight.astype(dtype), rounded)
 
 
 def _border(layer: LinearLayer) -> str | None:
@@ -121,24 +121,24 @@ def _border(layer: LinearLayer) -> str | None:
     if node.op == "Conv":
         padding = str(node.attrs.get("auto_pad", "NOTSET"))
         padded = any(node.attrs.get("pads", ())) if padding == "NOTSET" else padding != "VALID" and not point
-        return "Conv behind pads with zeros, which the shift of the BatchNorm would change" if padded else None
+        return "the downstream Conv pads with zeros, which the shift of the BatchNorm would change" if padded else None
     if node.op == "ConvTranspose":
         simple = point and all(step == 1 for step in node.attrs.get("strides", (1,)))
         plain = not any((*node.attrs.get("pads", ()), *node.attrs.get("output_padding", ())))
         if not (simple and plain and "output_shape" not in node.attrs):
-            return "ConvTranspose behind reaches each place with another part of its kernel"
+            return "the downstream ConvTranspose reaches each position with another part of its kernel"
     return None
 
 
-def _layer_behind(
+def _downstream_layer(
     tree: GraphTree, candidate: FoldCandidate, reader: gs.Node
 ) -> tuple[LinearLayer, list[gs.Node]] | str:
-    """The layer and the nodes between the BatchNorm and it, in order; or what is in the way."""
+    """The layer and the nodes between the BatchNorm and it, in order; or the obstacle."""
     views: list[gs.Node] = []
     tensor, node = candidate.batch_norm.output, reader
     while True:
         if not tree.stands_in(node, candidate.graph):
-            return f"its output is read by {node.op} in another body"
+            return f"its output is read by {node.op} in another subgraph"
         reads_once = node.inputs[0] is tensor and sum(other is tensor for other in node.inputs) == 1
         if not reads_once or not is_standard(node) or node.op not in {*LINEAR_OPERATORS, *VIEWS}:
             return f"its output goes to {node.op}"
@@ -147,7 +147,7 @@ def _layer_behind(
             return layer if isinstance(layer, str) else (layer, views)
         views.append(node)
         tensor = node.outputs[0]
-        obstacle = tree.obstacle(tensor, f"the output of {node.op} behind")
+        obstacle = tree.obstacle(tensor, f"the output of the downstream {node.op}")
         if obstacle is not None:
             return obstacle
         node = tensor.outputs[0]

@@ -2,11 +2,11 @@
 
     Conv            (C_out, C_in / groups, *kernel)         channels on axis 1 of the data
     ConvTranspose   (C_in, C_out / groups, *kernel)         the same
-    Gemm            (C_in, C_out), or turned round (transB)  the same; alpha A' B' + beta C
+    Gemm            (C_in, C_out), or transposed (transB)    the same; alpha A' B' + beta C
     MatMul          (C_in, C_out)                            channels on the last axis of the data
 
 All of them are one thing, W of shape (groups, C_out / groups, C_in / groups, positions of the kernel): `_canonical`.
-An Add of a constant directly behind the operator is its bias too.
+An Add of a constant directly downstream of the operator is its bias too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Bias:
     """A constant that is added to every output.
 
     Attributes:
-        node: the node that adds it: the operator itself or an Add behind it.
+        node: the node that adds it: the operator itself or an Add downstream of it.
         index: at which input it stands.
         constant: None where there is none, but one could stand there.
     """
@@ -40,7 +40,7 @@ class Bias:
     constant: gs.Constant | None
 
     def values(self) -> Float64Array:
-        """What is added, of a shape that broadcasts against (..., C_out); 0 where there is none."""
+        """The addend, of a shape that broadcasts against (..., C_out); 0 where there is none."""
         if self.constant is None:
             return np.zeros(())
         values = stored_values(self.constant).astype(np.float64)
@@ -57,7 +57,7 @@ class LinearLayer:
         node: the operator.
         last: the node that writes the result: the operator, or the Add of its bias.
         weight: its weight.
-        biases: what is added, from the inside out; empty for a MatMul without an Add.
+        biases: the addends, from the inside out; empty for a MatMul without an Add.
     """
 
     node: gs.Node
@@ -67,12 +67,12 @@ class LinearLayer:
 
     @property
     def groups(self) -> int:
-        """In how many groups the channels fall that do not see each other."""
+        """The number of groups of channels that do not see each other."""
         return int(self.node.attrs.get("group", 1)) if self.node.op.startswith("Conv") else 1
 
     @property
     def axis(self) -> int:
-        """The axis of the data, before and behind, that holds the channels."""
+        """The axis of the channels, in the input and in the output."""
         return -1 if self.node.op == "MatMul" else 1
 
     @property
@@ -103,13 +103,13 @@ class LinearLayer:
         return self._stored(w * g.reshape(w.shape[0], 1, w.shape[2], 1))
 
     def response(self, s: Float64Array) -> Float64Array:
-        """What each output becomes, shape (C_out,), when each input channel is s, shape (C_in,), everywhere."""
+        """The output, shape (C_out,), for an input that is s, shape (C_in,), everywhere."""
         w = self._canonical()
         alpha = float(self.node.attrs.get("alpha", 1.0)) if self.node.op == "Gemm" else 1.0
         return np.asarray(alpha * (w * s.reshape(w.shape[0], 1, w.shape[2], 1)).sum(axis=(2, 3)).reshape(-1))
 
     def by_output(self, weight: Float64Array) -> Float64Array:
-        """A weight of the stored shape with the output channels in front, shape (C_out, everything else)."""
+        """A weight of the stored shape with the output channels first, shape (C_out, everything else)."""
         w = _canonical(self.node, weight, self.groups)
         return w.reshape(self.outputs, -1)
 
@@ -121,7 +121,7 @@ class LinearLayer:
     def write(self, tree: GraphTree, graph: gs.Graph, name: str, weight: Array, biases: list[Array]) -> None:
         """Puts a new weight and new biases into the graph; where there was no bias, the only one of `biases` is new.
 
-        What another node reads too stays, and the new values become a constant of their own.
+        A constant that another node reads too is unchanged, and the new values become a constant of their own.
 
         Args:
             tree: the tree of graphs, for the names in it.
@@ -155,13 +155,13 @@ class LinearLayer:
 
 
 def read_linear_layer(tree: GraphTree, node: gs.Node) -> LinearLayer | str:
-    """The linear layer that `node` is the operator of, or the reason why its numbers can't be had."""
+    """The linear layer that `node` is the operator of, or the reason why its numbers are unavailable."""
     weight = upstream_constant(node.inputs[1])
     if weight is None:
         if node.op == "MatMul" and upstream_constant(node.inputs[0]) is not None:
             return "the weight of MatMul stands on the left"
         if any(producer.op == "DequantizeLinear" for producer in node.inputs[1].inputs):
-            return f"the weight of {node.op} is quantised, and stays as it is"
+            return f"the weight of {node.op} is quantised, and unchanged"
         return f"the weight of {node.op} is computed by the graph"
     if node.op in ("Gemm", "MatMul") and len(weight.shape) != 2:
         return f"the weight of {node.op} has {len(weight.shape)} axes, not 2"
@@ -202,7 +202,7 @@ def _own_bias(node: gs.Node) -> tuple[Bias, ...] | str:
 
 
 def _added_constant(tree: GraphTree, layer: LinearLayer) -> Bias | None:
-    """The constant that an Add directly behind the operator adds to each channel."""
+    """The constant that an Add directly downstream of the operator adds to each channel."""
     tensor = layer.node.outputs[0]
     if tree.obstacle(tensor, "") is not None or tree.root.opset < _FIRST_BROADCASTING_OPSET:
         return None
@@ -217,7 +217,7 @@ def _added_constant(tree: GraphTree, layer: LinearLayer) -> Bias | None:
 
 
 def _is_bias(layer: LinearLayer, shape: tuple[int, ...]) -> bool:
-    """Whether what is added differs between channels only; behind Gemm and MatMul any broadcast keeps them apart."""
+    """Whether an addend differs between channels only; after Gemm and MatMul any broadcast keeps them apart."""
     if not layer.kernel:
         return len(shape) <= 2 and shape[-1:] in ((), (1,), (layer.outputs,))
     trailing = len(layer.kernel)

@@ -1,11 +1,11 @@
 """Writes BatchNorm that stands in primitives as one BatchNormalization, so that it can be measured and repaired.
 
     channels on axis 1       BatchNormalization
-    channels on the last     Transpose, BatchNormalization, Transpose; where a Transpose stands in front already that
-                             undoes the first, both are left out
+    channels on the last     Transpose, BatchNormalization, Transpose; where an upstream Transpose undoes the
+                             first, both are left out
 
-`primitive_batch_norm` says what is taken for a BatchNorm. This pass goes before any folding of constants, which would
-merge what belongs apart. `LeaveChannelsLast` goes behind the fold of BatchNorms: what could not be folded becomes a Mul
+`primitives` decides what is taken for a BatchNorm. This pass goes before any folding of constants, which would
+merge what belongs apart. `LeaveChannelsLast` goes after the fold of BatchNorms: what could not be folded becomes a Mul
 and an Add on the last axis again, so that no deployed file moves its data back and forth.
 """
 
@@ -55,7 +55,7 @@ class RecomposeBatchNorm:
     name = "recompose BatchNorm"
 
     def __call__(self, graph: gs.Graph) -> PassResult:
-        """Edits `graph` in place: what is certain is rewritten, what only looks like a BatchNorm is left alone."""
+        """Edits `graph` in place: what is certain is rewritten, what only looks like a BatchNorm is skipped."""
         changed: list[Change] = []
         skipped: list[Skipped] = []
         shapes = TensorShapes(graph)
@@ -83,19 +83,19 @@ def find_layout(graph: gs.Graph, match: PrimitiveBatchNorm, shapes: TensorShapes
         return f"the model has opset {graph.opset}; convert it to 7 or newer with onnx.version_converter"
     shape = shapes.of(match.steps[0].data)
     if shape is None:
-        return "the number of axes of its input is not known"
+        return "the number of axes of its input is unknown"
     rank = len(shape)
     if any(len(operand_shape(graph, step) or ()) > rank for step in match.steps):
         return "a constant of it has more axes than its input"
-    places = {
+    axes = {
         (len(sides) - axis, side)
         for sides in (operand_shape(graph, step) or () for step in match.steps)
         for axis, side in enumerate(sides)
         if side != 1
     }
-    if len(places) > 1:
+    if len(axes) > 1:
         return "its constants do not lie along one axis"
-    from_last, channels = places.pop() if places else (rank - 1, 1)
+    from_last, channels = axes.pop() if axes else (rank - 1, 1)
     axis = rank - from_last
     if axis not in (1, rank - 1) or rank < 2 or axis < 1:
         return f"its constants lie along axis {axis} of {rank}, which is not that of the channels"

@@ -79,9 +79,9 @@ def test_products_and_views_take_their_share_too(parse):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (("q = Conv (x, u, c)", "k = Conv (x, u, c)\n q = Relu (k)"), "part 1 of the Concat in front can't take its share: its input comes from Relu"),
-        (("float[N, 6, 5, 5] y)", "float[N, 6, 5, 5] y, float[N, 2, 5, 5] p)"), "part 0 of the Concat in front can't take its share: the output of Conv"),
-        (("float[N, 6, 5, 5] y)", "float[N, 6, 5, 5] y, float[N, 6, 5, 5] h)"), "the output of Concat in front"),
+        (("q = Conv (x, u, c)", "k = Conv (x, u, c)\n q = Relu (k)"), "part 1 of the upstream Concat can't take its share: its input comes from Relu"),
+        (("float[N, 6, 5, 5] y)", "float[N, 6, 5, 5] y, float[N, 2, 5, 5] p)"), "part 0 of the upstream Concat can't take its share: the output of Conv"),
+        (("float[N, 6, 5, 5] y)", "float[N, 6, 5, 5] y, float[N, 6, 5, 5] h)"), "the output of the upstream Concat"),
         (("Concat <axis: int = 1> (p, q)", "Concat <axis: int = 1> (p, p, p)"), "can't take its share"),
     ],
     ids=["an activation", "a part that is an output", "the whole is an output", "one part three times"],
@@ -92,7 +92,7 @@ def test_where_a_part_can_not_take_its_share_the_batch_norm_stays_whole(parse, c
     assert done.SerializeToString() == export_model(import_graph(model), model).SerializeToString()
 
 
-def test_a_concat_of_places_is_none_of_channels(parse):
+def test_a_concat_of_positions_is_none_of_channels(parse):
     body = TWO.replace("axis: int = 1", "axis: int = 2").replace("float[N, 6, 5, 5] y", "float[N, 6, 10, 5] y")
     *_, result = folded(
         parse, body, w=RNG.normal(size=(6, 4, 3, 3)), u=RNG.normal(size=(6, 4, 3, 3)), c=RNG.normal(size=6)

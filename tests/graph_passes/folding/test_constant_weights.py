@@ -84,9 +84,9 @@ def cleaned(model: onnx.ModelProto, open_model) -> tuple[onnx.ModelProto, str]:
 
 
 def operators(graph: onnx.GraphProto) -> list[str]:
-    """The operators of a graph, then those of the bodies in it."""
-    bodies = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
-    return [node.op_type for node in graph.node] + [name for body in bodies for name in operators(body)]
+    """The operators of a graph, then those of the subgraphs in it."""
+    subgraphs = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
+    return [node.op_type for node in graph.node] + [name for body in subgraphs for name in operators(body)]
 
 
 @pytest.mark.parametrize("case", [*WEIGHTS, *BIASES])
@@ -115,7 +115,7 @@ def test_weights_in_eight_bits_stay_and_the_batch_norm_says_so(parse, open_model
         parse(f"(float[N, 4, 8, 8] x) => (float[N, 6, 6, 6] y) {{ {body} }}", stored, opset=19), open_model
     )
     assert operators(after.graph) == ["DequantizeLinear", "Conv", "BatchNormalization"]
-    assert "the weight of Conv is quantised, and stays as it is" in kept
+    assert "the weight of Conv is quantised, and unchanged" in kept
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ BRANCH = """t = ReduceMax <keepdims: int = 0> (x)\n k = Cast <to: int = 9> (t)\n
 INNER = "w16 = Constant <value_float: float = 0.5> ()\n s = Mul (w16, w16)\n"
 LAYER = """d = Cast <to: int = 1> (half)\n e = Conv <pads: ints = [1, 1, 1, 1]> (c, d)
     r = BatchNormalization (e, g4, b4, m4, v4)"""
-BODIES = {
+SUBGRAPHS = {
     "loop": (LOOP.replace("BODY", "d = Identity (c)\n e = Dropout (d)\n f = Tanh (e)\n r = Identity (f)"), ["Tanh"]),
     "loop, computed": (LOOP.replace("BODY", f"{INNER} r = Mul (c, s)"), ["Mul"]),
     "scan": (SCAN.replace("BODY", "d = Identity (c)\n f = Tanh (d)\n r = Dropout (f)"), ["Tanh"]),
@@ -158,20 +158,20 @@ BODIES = {
 }
 
 
-@pytest.mark.parametrize("case", BODIES)
-def test_bodies_are_cleaned_like_the_graph_around_them(case, parse, open_model):
-    body, left = BODIES[case]
+@pytest.mark.parametrize("case", SUBGRAPHS)
+def test_subgraphs_are_cleaned_like_the_graph_around_them(case, parse, open_model):
+    body, left = SUBGRAPHS[case]
     stored = {"three": np.array(3), "yes": np.array(True), "half": (W[:4] / 16).astype(np.float16)}
     stored |= {f"{name}4": values[:4] for name, values in NORM.items()}
     used = {name: value for name, value in stored.items() if f"({name}" in body or f", {name}" in body}
     shape = "float" if case == "a constant" else "float[N, 4, 8, 8]"
     after, _ = cleaned(parse(f"(float[N, 4, 8, 8] x) => ({shape} y) {{ {body} }}", used), open_model)
     found = operators(after.graph)
-    carried = ["Identity"] if "Loop" in found else []  # of the condition, an input that is an output of the body
+    carried = ["Identity"] if "Loop" in found else []  # of the condition, an input that is an output of the subgraph
     assert found[-len(left) - len(carried) :] == [*carried, *left]
 
 
-def test_what_a_body_reads_is_passed_by(parse, open_model):
+def test_what_a_subgraph_reads_is_skipped(parse, open_model):
     body = "a = Abs (x)\n d = Dropout (a)\n i = Identity (d)\n" + BRANCH.replace("BODY", "r = Exp (i)")
     after, _ = cleaned(parse(f"(float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y) {{ {body} }}", {}), open_model)
     assert operators(after.graph) == ["Abs", "ReduceMax", "Cast", "If", "Exp", "Neg"]

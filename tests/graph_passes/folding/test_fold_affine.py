@@ -1,4 +1,4 @@
-"""A scale and a shift of each channel in front of nothing that could be a BatchNorm: folded into the layer before."""
+"""A scale and a shift of each channel that are no BatchNorm: folded into the upstream layer."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_what_folds_does_so_beside_what_does_not(parse, open_model):
 
 
 def test_channels_last_between_transposes_are_folded_too(parse, open_model):
-    """As Keras on torch writes them: the data is turned round behind each convolution."""
+    """As Keras on torch writes them: the data is transposed after each convolution."""
     tail = "n = Transpose <perm = [0, 2, 3, 1]> (c)\n m = Sub (n, l)\n p = Mul (m, l)\n y = Add (p, l)"
     weights = {"w": values(C, 3, 3, 3), "b": values(C), "l": values(1, 1, 1, C)}
     body = f"(float[N, 3, 6, 6] x) => (float[N, H, W, {C}] y) {{ c = Conv (x, w, b)\n {tail} }}"

@@ -75,7 +75,7 @@ CELLS += [(row, "bfloat16", 22) for row in ROWS]
 
 
 @pytest.mark.parametrize(("row", "kind", "opset"), CELLS)
-def test_the_layer_in_front_takes_the_batch_norm(row, kind, opset):
+def test_the_upstream_layer_takes_the_batch_norm(row, kind, opset):
     body, weights, left = ROWS[row]
     after, result = prove(build(body, weights | statistics(), kind, opset), left, kind)
     assert [change.subject for change in result.changed] == ["y"]
@@ -135,10 +135,10 @@ FORWARD = {
     "a Gemm": (NORM + "y = Gemm <alpha = 0.5, beta = 2.0> (h, w, c)", {"w": draw(4, 6), "c": draw(1)}, "N, 4", ["Gemm"]),
     "a MatMul": (NORM + "y = MatMul (h, w)", {"w": draw(4, 6)}, "N, 4", ["MatMul", "Add"]),
     "a MatMul with its Add": (NORM + "p = MatMul (h, w)\n y = Add (p, c)", {"w": draw(4, 6), "c": draw(6)}, "N, 4", ["MatMul", "Add"]),
-    "a Gemm behind a Flatten of positions": (
+    "a Gemm downstream of a Flatten of positions": (
         NORM + "f = Flatten (h)\n y = Gemm (f, w, c)", {"w": draw(24, 6), "c": draw(6)}, "N, 4, 3, 2", ["Flatten", "Gemm"],
     ),
-    "a MatMul behind a Transpose": (
+    "a MatMul downstream of a Transpose": (
         NORM + "f = Transpose <perm = [0, 2, 1]> (h)\n y = MatMul (f, w)", {"w": draw(4, 6)}, "N, 4, S", ["Transpose", "MatMul", "Add"],
     ),
 }  # fmt: skip
@@ -146,11 +146,11 @@ FORWARD = {
 
 @pytest.mark.parametrize("kind", ["float16", "float", "double"])
 @pytest.mark.parametrize("row", FORWARD)
-def test_the_layer_behind_takes_the_batch_norm(row, kind):
+def test_the_downstream_layer_takes_the_batch_norm(row, kind):
     text, weights, shape, left = FORWARD[row]
     model = build(image(text, shape=shape), weights | statistics(4), kind)
     _, result = prove(model, left, kind)
-    assert "behind it" in result.changed[0].action
+    assert "the downstream" in result.changed[0].action
 
 
 VIEWS = {
@@ -187,7 +187,7 @@ def test_a_bias_of_zero_is_no_reason_for_an_add():
 
 
 @pytest.mark.parametrize("own", ["", ", d"])
-def test_an_add_behind_a_convolution_is_its_bias(own):
+def test_an_add_downstream_of_a_convolution_is_its_bias(own):
     weights = {"w": draw(6, 4, 3), "c": draw(6, 1)} | ({"d": draw(6)} if own else {}) | statistics()
     prove(build(one(f"p = Conv (x, w{own})\n h = Add (c, p)" + TAIL), weights), ["Conv", "Add"])
 

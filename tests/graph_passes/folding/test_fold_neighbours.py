@@ -127,7 +127,7 @@ def test_a_convolution_whose_output_is_used_twice_stays_and_says_why():
     model = model_of(body, w=W)
     folded, result = fold(model)
     assert folded.SerializeToString() == export_model(import_graph(model), model).SerializeToString()
-    assert "the output of Conv in front" in result.skipped[0].reason
+    assert "the output of the upstream Conv" in result.skipped[0].reason
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ FORWARD = """(float[N, 6, 7, 7] x) => (float[N, 4, H, W] y) {
 }"""
 
 
-def test_a_batch_norm_in_front_of_a_convolution_which_nobody_folds():
+def test_a_batch_norm_upstream_of_a_convolution_that_no_other_tool_folds():
     model = model_of(FORWARD.replace("PADS", ""), w=RNG.normal(size=(4, 6, 3, 3)))
     folded, _ = fold(model)
     assert operators(folded) == ["Relu", "Conv"]
@@ -189,7 +189,7 @@ def test_padding_is_a_reason_unless_nothing_is_shifted():
 
 
 @pytest.mark.parametrize("join", ["Add (p, q)", "Concat <axis: int = 1> (p, p2)"])
-def test_behind_a_residual_sum_and_a_concat_of_shared_branches_it_stays_and_says_why(join):
+def test_downstream_of_a_residual_sum_and_a_concat_of_shared_branches_it_stays_and_says_why(join):
     body = f"""(float[N, 4, 7, 7] x) => (float[N, 6, 5, 5] y, float[N, C, 5, 5] z) {{
         p = Conv (x, w)
         q = Conv (x, u)
@@ -208,7 +208,7 @@ def test_behind_a_residual_sum_and_a_concat_of_shared_branches_it_stays_and_says
     assert join.split()[0] in result.skipped[0].reason
 
 
-def test_bodies_and_nodes_without_names():
+def test_subgraphs_and_nodes_without_names():
     body = """(float[N, 4, 7, 7] x, bool k) => (float[N, 6, 5, 5] y) {
         y = If (k) <
             then_branch = t () => (float[N, 6, 5, 5] p) { h = Conv (x, w)  p = BatchNormalization (h, g, b, m, v) },
@@ -224,7 +224,7 @@ def test_bodies_and_nodes_without_names():
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_a_scan_body_is_folded_too():
+def test_the_subgraph_of_a_scan_is_folded_too():
     body = """(float[T, 4] x) => (float[T, 6] y) {
         y = Scan <num_scan_inputs: int = 1, body = step (float[4] row) => (float[6] out) {
             r = Unsqueeze (row, zero)
@@ -270,7 +270,7 @@ def test_a_batch_norm_that_several_convolutions_read_goes_into_all_of_them():
     model = model_of(SEVERAL, w=RNG.normal(size=(4, 6, 3, 3)), u=RNG.normal(size=(3, 6, 1, 1)))
     folded, result = fold(model)
     assert operators(folded) == ["Relu", "Conv", "Conv"]
-    assert result.changed[0].action == "folded into Conv 'Conv', Conv 'Conv' behind it"
+    assert result.changed[0].action == "folded into the downstream Conv 'Conv', Conv 'Conv'"
     require_same(model, folded, (2, 6, 7, 7))
 
 

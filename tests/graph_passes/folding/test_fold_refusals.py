@@ -17,7 +17,7 @@ PADDED = ("<pads = [1, 1]>", '<auto_pad = "SAME_LOWER">')
 
 
 @pytest.mark.parametrize("attributes", PADDED)
-def test_a_padded_convolution_behind_is_refused_unless_the_shift_is_zero(attributes):
+def test_a_padded_downstream_convolution_is_refused_unless_the_shift_is_zero(attributes):
     body = image(NORM + f"y = Conv {attributes} (h, w)", shape="N, 4, 7")
     weights = {"w": draw(6, 4, 3)} | statistics(4)
     _, result = prove(build(body, weights), [BN, "Conv"])
@@ -29,7 +29,7 @@ REFUSED = {
     "is read 2 times": (one("h = Conv (x, w)\n z = Relu (h)" + TAIL, "y, z"), {}),
     "is an output of the graph": (one("h = Conv (x, w)" + TAIL, "y, h"), {}),
     "comes from Add": (one("p = Conv (x, w)\n q = Conv (x, w)\n h = Add (p, q)" + TAIL), {}),
-    "of the Concat in front": (
+    "of the upstream Concat": (
         one("p = Conv (x, w)\n h = Concat <axis = 1> (p, p)" + TAIL),
         {name: np.tile(values, 2) for name, values in statistics().items()},
     ),
@@ -81,11 +81,11 @@ def test_a_batch_norm_in_training_form_is_never_folded(opset):
 
 
 MISFITS = {
-    "Conv in front has 6 channels, the BatchNorm 5": ("h = Conv (x, w)" + TAIL, draw(6, 4, 3)),
-    "Concat in front has 12 channels, the BatchNorm 5": (
+    "the upstream Conv has 6 channels, the BatchNorm 5": ("h = Conv (x, w)" + TAIL, draw(6, 4, 3)),
+    "the upstream Concat has 12 channels, the BatchNorm 5": (
         "p = Conv (x, w)\n q = Conv (x, w)\n h = Concat <axis = 1> (p, q)" + TAIL, draw(6, 4, 3),
     ),
-    "Conv behind reads 4 channels, the BatchNorm has 5": (NORM + "y = Conv (h, w)", draw(6, 4, 3)),
+    "the downstream Conv reads 4 channels, the BatchNorm has 5": (NORM + "y = Conv (h, w)", draw(6, 4, 3)),
 }  # fmt: skip
 
 
@@ -116,14 +116,14 @@ TRANSPOSED = {
 
 
 @pytest.mark.parametrize("row", TRANSPOSED)
-def test_a_transposed_convolution_behind_is_refused_unless_it_gives_each_place_the_same(row):
+def test_a_downstream_transposed_convolution_is_refused_unless_it_gives_each_position_the_same(row):
     attributes, weight = TRANSPOSED[row]
     body = image(NORM + f"y = ConvTranspose {attributes} (h, w)", shape="N, 4, 7")
     _, result = prove(build(body, {"w": weight} | statistics(4)), [BN, "ConvTranspose"])
     assert "another part of its kernel" in result.skipped[0].reason
 
 
-def test_a_gemm_behind_that_reads_its_input_transposed_is_refused():
+def test_a_downstream_gemm_that_reads_its_input_transposed_is_refused():
     body = "(FLOAT[4, 4] x) => (FLOAT[4, 6] y) { " + NORM + "y = Gemm <transA = 1> (h, w) }"
     _, result = prove(build(body, {"w": draw(4, 6)} | statistics(4)), [BN, "Gemm"])
     assert "reads its input transposed" in result.skipped[0].reason
@@ -136,10 +136,10 @@ def test_a_reshape_that_mixes_the_batch_into_the_channels_is_refused():
     assert "mixes the channels" in result.skipped[0].reason
 
 
-def test_a_batch_norm_in_a_branch_behind_a_convolution_outside_is_refused():
+def test_a_batch_norm_in_a_branch_downstream_of_a_convolution_outside_is_refused():
     body = """(FLOAT[N, 4, 7] x, bool k) => (FLOAT[N, 6, 5] y) {
         a = Conv (x, w)
         y = If (k) <then_branch = t () => (FLOAT[N, 6, 5] p) { p = BatchNormalization (a, g, b, m, v) },
                     else_branch = e () => (FLOAT[N, 6, 5] q) { q = Conv (x, w) }> }"""
     _, result = prove(build(body, {"w": draw(6, 4, 3)} | statistics()), ["Conv", "If"], k=np.array(True))
-    assert "outside of the body" in result.skipped[0].reason
+    assert "outside of the subgraph" in result.skipped[0].reason

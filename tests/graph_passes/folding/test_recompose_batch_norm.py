@@ -156,7 +156,7 @@ def test_channels_on_the_last_axis_get_transposes_around(spelling, sides, open_m
     np.testing.assert_allclose(open_model(after).run({"x": x})["y"], formula(x, letters, -1), rtol=1e-5, atol=1e-5)
 
 
-def test_behind_a_transpose_the_batch_norm_takes_its_input_and_folds_into_the_convolution(open_model):
+def test_downstream_of_a_transpose_the_batch_norm_takes_its_input_and_folds_into_the_convolution(open_model):
     text = "w1 = Conv (x, w)\n t1 = Transpose <perm = [0, 2, 3, 1]> (w1)\n " + SPELLINGS["rsqrt"][0].replace(
         "(h,", "(t1,"
     )
@@ -215,7 +215,7 @@ def test_parameters_that_torch_reshapes_in_the_graph_keep_their_names(open_model
     )
 
 
-def test_two_in_a_row_and_a_bias_in_front_are_told_apart(open_model):
+def test_two_in_a_row_and_an_upstream_bias_are_distinguished(open_model):
     first = SPELLINGS["rsqrt"][0].replace("(h,", "(o,").replace("y =", "y1 =")
     second = "a2 = Sub (y1, m)\n s2 = Sqrt (b)\n d2 = Div (a2, s2)\n f2 = Mul (d2, g)\n y = Add (f2, c)"
     body = f"o = Add (h, bias)\n {first}\n {second}"
