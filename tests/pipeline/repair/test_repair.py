@@ -36,7 +36,7 @@ def test_the_deployed_graph_has_no_marker_and_no_batch_norm_that_could_be_folded
     assert operators.count("BatchNormalization") == 2
     reasons = [outcome.fold_reason for outcome in repair.report.batch_norms if not outcome.folded]
     assert reasons == [
-        "the output of Conv in front is read 2 times; its output goes to Relu",
+        "the output of the upstream Conv is read 2 times; its output goes to Relu",
         "its input comes from Add, which is no linear layer; its output goes to Relu",
     ]
 
