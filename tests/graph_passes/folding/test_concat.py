@@ -80,7 +80,7 @@ def test_products_and_views_take_their_share_too(parse):
     ("change", "words"),
     [
         (("q = Conv (x, u, c)", "k = Conv (x, u, c)\n q = Relu (k)"), "part 1 of the upstream Concat can't take its share: its input comes from Relu"),
-        (("float[N, 6, 5, 5] y)", "float[N, 6, 5, 5] y, float[N, 2, 5, 5] p)"), "part 0 of the upstream Concat can't take its share: the output of Conv"),
+        (("float[N, 6, 5, 5] y)", "float[N, 6, 5, 5] y, float[N, 2, 5, 5] p)"), "part 0 of the upstream Concat can't take its share: the output of the upstream Conv"),
         (("float[N, 6, 5, 5] y)", "float[N, 6, 5, 5] y, float[N, 6, 5, 5] h)"), "the output of the upstream Concat"),
         (("Concat <axis: int = 1> (p, q)", "Concat <axis: int = 1> (p, p, p)"), "can't take its share"),
     ],
