@@ -55,7 +55,7 @@ def geometric_mean(ratios: Float64Array) -> float:
     return float(np.exp(np.log(usable).mean())) if usable.size else float("nan")
 
 
-def variance_mismatch(ratios: Float64Array) -> float:
+def variance_ratio(ratios: Float64Array) -> float:
     """How far the stored variances are from the real ones, either way; 1 is a perfect match.
 
     The figure that the paper draws for each layer, max(moving_var / real_var, real_var / moving_var), here as the

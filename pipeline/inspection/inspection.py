@@ -28,7 +28,7 @@ from vsfix.graph_passes.statistics.shift import (
     joint_variance,
     predicted_shift_ratio,
     shift_ratio,
-    variance_mismatch,
+    variance_ratio,
 )
 
 from .fault import Fault, find_fault
@@ -293,7 +293,7 @@ def _row(batch_norm: BatchNorm, paths: NoisePaths, real: Mapping[str, Moments]) 
     measured = mismatch = offset = unexplained = largest = None
     if batch_norm.name in real:
         ratio = shift_ratio(batch_norm, real[batch_norm.name])
-        measured, mismatch = _number(geometric_mean(ratio)), _number(variance_mismatch(ratio))
+        measured, mismatch = _number(geometric_mean(ratio)), _number(variance_ratio(ratio))
         unexplained = _median(
             np.maximum(ratio, 1.0) if expected is None else np.maximum(ratio / expected, expected / ratio)
         )

@@ -7,7 +7,7 @@ from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms
 from vsfix.graph_passes.io.model_file import import_graph
 from vsfix.graph_passes.noise.noise import Noise
 from vsfix.graph_passes.statistics.moments import Moments
-from vsfix.graph_passes.statistics.shift import geometric_mean, predicted_shift_ratio, shift_ratio, variance_mismatch
+from vsfix.graph_passes.statistics.shift import geometric_mean, predicted_shift_ratio, shift_ratio, variance_ratio
 
 
 def stored(parse, mean: float, variance: float):
@@ -44,7 +44,7 @@ def test_the_ratio_is_real_over_stored(parse):
 
 
 def test_mismatch_is_the_same_in_both_directions():
-    assert variance_mismatch(np.array([0.5, 2.0, np.nan])) == pytest.approx(2.0)
-    assert variance_mismatch(np.array([1.0])) == 1.0
+    assert variance_ratio(np.array([0.5, 2.0, np.nan])) == pytest.approx(2.0)
+    assert variance_ratio(np.array([1.0])) == 1.0
     assert np.isnan(geometric_mean(np.array([np.nan])))
     assert geometric_mean(np.array([0.5, 8.0, np.nan])) == pytest.approx(2.0)
