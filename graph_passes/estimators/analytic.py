@@ -92,12 +92,12 @@ def _upstream_of_markers(tensor: Tensor) -> Tensor:
 def _estimate(batch_norm: BatchNorm, ratio: Float64Array) -> Estimate:
     """The estimate; a channel that contradicts its closed form keeps what it stores."""
     with np.errstate(invalid="ignore"):
-        usable = np.isfinite(ratio) & (ratio >= LEAST_RATIO) & (batch_norm.variance > 0)
+        valid = np.isfinite(ratio) & (ratio >= LEAST_RATIO) & (batch_norm.variance > 0)
     return Estimate(
         mean=batch_norm.mean,
-        variance=np.where(usable, batch_norm.variance * np.where(usable, ratio, 1), batch_norm.variance),
-        unusable=~usable,
-        shift=geometric_mean(np.where(usable, ratio, np.nan)),
+        variance=np.where(valid, batch_norm.variance * np.where(valid, ratio, 1), batch_norm.variance),
+        invalid=~valid,
+        shift=geometric_mean(np.where(valid, ratio, np.nan)),
         interval=None,
         channel_intervals=None,
         samples=0,

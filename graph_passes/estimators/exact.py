@@ -1,7 +1,7 @@
 """exact: the statistics of the calibration set with the noise off, each behind corrected predecessors.
 
 What is written is what was measured, pooled over the whole set, and the BatchNorms behind see that. A channel without a
-usable variance keeps what it stores. The intervals are those of the evidence (`estimate`).
+valid variance keeps what it stores. The intervals are those of the evidence (`estimate`).
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def exact(
 
     def correct(stored: BatchNorm, real: Moments) -> tuple[Float64Array, Float64Array]:
         estimate = weigh(stored, Evidence.of_reestimation(stored, real))
-        usable = ~estimate.unusable
+        valid = ~estimate.invalid
         estimate = replace(
             estimate,
-            mean=np.where(usable, real.mean, stored.mean),
-            variance=np.where(usable, real.variance, stored.variance),
+            mean=np.where(valid, real.mean, stored.mean),
+            variance=np.where(valid, real.variance, stored.variance),
         )
         estimates[stored.name] = estimate
         return estimate.mean, estimate.variance

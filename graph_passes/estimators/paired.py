@@ -87,7 +87,7 @@ def paired(
     for part in parts:
         few = first_samples(batches, part, whole=whole)
         estimates = _estimate(graph, few, open_model, layers, config, looks=len(parts))
-        alive = [estimate for estimate in estimates.values() if not estimate.unusable.all()]
+        alive = [estimate for estimate in estimates.values() if not estimate.invalid.all()]
         if max((estimate.half_width for estimate in alive), default=0.0) <= config.precision:
             break
     return estimates

@@ -38,7 +38,7 @@ class RepairStatistics:
             if estimate is None:
                 skipped.append(Skipped(batch_norm.name, self._reasons.get(batch_norm.name, "no estimate was made")))
                 continue
-            if estimate.unusable.all():
+            if estimate.invalid.all():
                 skipped.append(Skipped(batch_norm.name, "no channel has a variance that the data can tell"))
                 continue
             before = batch_norm.mean, batch_norm.variance
@@ -52,11 +52,11 @@ class RepairStatistics:
 
 def _action(estimate: Estimate) -> str:
     """What was done to one BatchNorm."""
-    if not estimate.unusable_channels:
+    if not estimate.invalid_channels:
         return "repaired"
-    size = estimate.unusable.size
+    size = estimate.invalid.size
     return (
-        f"repaired in {size - estimate.unusable_channels} of {size} channels; the others have no usable variance and "
+        f"repaired in {size - estimate.invalid_channels} of {size} channels; the others have no valid variance and "
         "keep theirs"
     )
 

@@ -48,8 +48,8 @@ class Estimate:
     Attributes:
         mean: shape (C,).
         variance: shape (C,), biased, not negative.
-        unusable: shape (C,), true for the channels about which nothing can be said; their statistics stay.
-        shift: the geometric mean over the usable channels of variance at inference over variance in training, as the
+        invalid: shape (C,), true for the channels about which nothing can be said; their statistics stay.
+        shift: the geometric mean over the valid channels of variance at inference over variance in training, as the
             evidence has it before it is weighed.
         interval: of the shift, 95 %; None where no sample was drawn and so nothing is uncertain.
         channel_intervals: of each channel's own ratio, 95 %, shape (C, 2); None as above.
@@ -58,16 +58,16 @@ class Estimate:
 
     mean: Float64Array
     variance: Float64Array
-    unusable: npt.NDArray[np.bool_]
+    invalid: npt.NDArray[np.bool_]
     shift: float
     interval: Interval | None
     channel_intervals: Float64Array | None
     samples: int
 
     @property
-    def unusable_channels(self) -> int:
+    def invalid_channels(self) -> int:
         """The number of channels about which nothing can be said."""
-        return int(self.unusable.sum())
+        return int(self.invalid.sum())
 
     @property
     def half_width(self) -> float:
@@ -83,28 +83,28 @@ def weigh(stored: BatchNorm, evidence: Evidence, looks: int = 1) -> Estimate:
         evidence: from at least four groups of samples.
         looks: how often evidence from a growing set is looked at, at most.
     """
-    usable, level = evidence.usable, LEVEL / looks
+    valid, level = evidence.valid, LEVEL / looks
     log_ratio, move = np.zeros(stored.channels), np.zeros(stored.channels)
     errors = standard_error(evidence.log_ratio_without)  # (C,)
-    informative = usable & (errors < MAX_ERROR)
+    informative = valid & (errors < MAX_ERROR)
     common, without, error = _common(evidence, informative)
     degrees = effective_degrees(evidence.log_ratio_without[:, informative])
     t = student_t(degrees, level)
     margin = min(float(np.hypot(t * error, evidence.bias)), MAX_LOG)
     is_shifted = abs(common) > np.hypot(student_t(degrees, level / DECISIONS) * error, evidence.bias)
     centre, moved = (common, without) if is_shifted else (0.0, np.zeros(len(without)))
-    if usable.any():
-        log_ratio[usable] = _weighed(
-            evidence.log_ratio[usable], evidence.log_ratio_without[:, usable], centre, moved, level / DECISIONS
+    if valid.any():
+        log_ratio[valid] = _weighed(
+            evidence.log_ratio[valid], evidence.log_ratio_without[:, valid], centre, moved, level / DECISIONS
         )
-        move[usable] = _weighed(
-            evidence.mean_move[usable], evidence.mean_move_without[:, usable], 0.0, 0 * moved, level / DECISIONS
+        move[valid] = _weighed(
+            evidence.mean_move[valid], evidence.mean_move_without[:, valid], 0.0, 0 * moved, level / DECISIONS
         )
     ends = evidence.log_ratio[:, None] + t * errors[:, None] * np.array([-1.0, 1.0])  # (C, 2)
     return Estimate(
         mean=np.where(move == 0, stored.mean, stored.mean + move * np.sqrt(np.maximum(stored.variance, 0))),
         variance=np.where(log_ratio == 0, stored.variance, stored.variance * np.exp(log_ratio)),
-        unusable=~usable,
+        invalid=~valid,
         shift=float(np.exp(common)),
         interval=(float(np.exp(common - margin)), float(np.exp(common + margin))),
         channel_intervals=np.exp(np.clip(ends, -MAX_LOG, MAX_LOG)),

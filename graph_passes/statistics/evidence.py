@@ -31,11 +31,11 @@ class Evidence:
     """The moves of one BatchNorm.
 
     Attributes:
-        log_ratio: d, shape (C,); 0 where the channel is not usable.
-        mean_move: m, shape (C,); 0 where the channel is not usable.
+        log_ratio: d, shape (C,); 0 where the channel is not valid.
+        mean_move: m, shape (C,); 0 where the channel is not valid.
         log_ratio_without: d without each group of samples, shape (G, C).
         mean_move_without: m without each group of samples, shape (G, C).
-        usable: shape (C,), false for a channel without a variance that can be told.
+        valid: shape (C,), false for a channel without a variance that can be told.
         bias: how far d may still be off in every channel alike, after the correction.
         samples: how many it rests on.
     """
@@ -44,7 +44,7 @@ class Evidence:
     mean_move: Float64Array
     log_ratio_without: Float64Array
     mean_move_without: Float64Array
-    usable: npt.NDArray[np.bool_]
+    valid: npt.NDArray[np.bool_]
     samples: int
     bias: float = 0.0
 
@@ -57,10 +57,10 @@ class Evidence:
         """
         _require_samples(stored, real)
         real_without = real.without_each_group()
-        usable = ~real.degenerate & (stored.variance > 0) & _lasts(real_without[1], real.variance)
-        log_ratio, move = _moves(real.mean, real.variance, stored.mean, stored.variance, usable)
-        without = _moves(*real_without, stored.mean, stored.variance, usable)
-        return cls(unbiased(log_ratio, without[0]), move, *without, usable, real.samples, bias=2 / real.count)
+        valid = ~real.degenerate & (stored.variance > 0) & _lasts(real_without[1], real.variance)
+        log_ratio, move = _moves(real.mean, real.variance, stored.mean, stored.variance, valid)
+        without = _moves(*real_without, stored.mean, stored.variance, valid)
+        return cls(unbiased(log_ratio, without[0]), move, *without, valid, real.samples, bias=2 / real.count)
 
     @classmethod
     def of_pair(cls, stored: BatchNorm, on: Moments, off: Moments) -> Evidence:
@@ -73,10 +73,10 @@ class Evidence:
         trained = on.as_stored(stored.variance)
         on_without, off_without = trained.without_each_group(), off.without_each_group()
         lasts = _lasts(on_without[1], trained.variance) & _lasts(off_without[1], off.variance)
-        usable = ~on.degenerate & ~off.degenerate & (stored.variance > 0) & lasts
-        log_ratio, move = _moves(off.mean, off.variance, trained.mean, trained.variance, usable)
-        without = _moves(*off_without, *on_without, usable)
-        return cls(unbiased(log_ratio, without[0]), move, *without, usable, off.samples)
+        valid = ~on.degenerate & ~off.degenerate & (stored.variance > 0) & lasts
+        log_ratio, move = _moves(off.mean, off.variance, trained.mean, trained.variance, valid)
+        without = _moves(*off_without, *on_without, valid)
+        return cls(unbiased(log_ratio, without[0]), move, *without, valid, off.samples)
 
 
 def _lasts(variances_without: Float64Array, variance: Float64Array) -> npt.NDArray[np.bool_]:
@@ -89,13 +89,13 @@ def _moves(
     variance: Float64Array,
     training_mean: Float64Array,
     training_variance: Float64Array,
-    usable: npt.NDArray[np.bool_],
+    valid: npt.NDArray[np.bool_],
 ) -> tuple[Float64Array, Float64Array]:
     """d and m, of shape (C,) or (G, C)."""
     tiny = np.finfo(np.float64).tiny
-    safe = np.where(usable, np.maximum(training_variance, tiny), 1.0)
-    ratio = np.where(usable, np.maximum(variance, tiny) / safe, 1.0)
-    return np.log(ratio), np.where(usable, (mean - training_mean) / np.sqrt(safe), 0.0)
+    safe = np.where(valid, np.maximum(training_variance, tiny), 1.0)
+    ratio = np.where(valid, np.maximum(variance, tiny) / safe, 1.0)
+    return np.log(ratio), np.where(valid, (mean - training_mean) / np.sqrt(safe), 0.0)
 
 
 def _require_samples(stored: BatchNorm, moments: Moments) -> None:

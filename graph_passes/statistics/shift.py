@@ -21,8 +21,8 @@ def shift_ratio(stored: BatchNorm, real: Moments) -> Float64Array:
     """
     ratio = np.full(stored.channels, np.nan)
     variance = real.as_stored(stored.variance).variance
-    usable = (stored.variance > 0) & (variance > np.finfo(np.float32).tiny)
-    np.divide(variance, stored.variance, out=ratio, where=usable)
+    valid = (stored.variance > 0) & (variance > np.finfo(np.float32).tiny)
+    np.divide(variance, stored.variance, out=ratio, where=valid)
     return ratio
 
 
@@ -51,8 +51,8 @@ def joint_variance(noises: Sequence[Noise]) -> float:
 
 def geometric_mean(ratios: Float64Array) -> float:
     """The geometric mean of positive ratios of any shape, NaN left out; NaN where nothing is left."""
-    usable = ratios[np.isfinite(ratios) & (ratios > 0)]
-    return float(np.exp(np.log(usable).mean())) if usable.size else float("nan")
+    valid = ratios[np.isfinite(ratios) & (ratios > 0)]
+    return float(np.exp(np.log(valid).mean())) if valid.size else float("nan")
 
 
 def variance_ratio(ratios: Float64Array) -> float:

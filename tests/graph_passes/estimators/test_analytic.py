@@ -66,7 +66,7 @@ def test_a_channel_that_contradicts_its_closed_form_keeps_what_it_stores(parse):
     body = "(float[N, 4] x) => (float[N, 4] y) { d = Dropout (x, r)\n y = BatchNormalization (d, g, b, m, v) }"
     (estimate,) = analytic(import_graph(parse(body, weights)), ["y"])[0].values()
     np.testing.assert_allclose(estimate.variance, [0.5, 0.03, 1, 1], rtol=1e-5)
-    assert estimate.unusable.tolist() == [False, False, True, True]
+    assert estimate.invalid.tolist() == [False, False, True, True]
     assert estimate.shift == pytest.approx(np.sqrt(0.5 * 0.03), rel=1e-5)
 
 

@@ -54,7 +54,7 @@ def test_what_follows_a_kept_channel_is_measured_behind_what_it_keeps(parse, ope
     x[:, 0] = 5
     graph = import_graph(parse(body, weights))
     estimates = exact(graph, [{"x": x}], open_model, ["n", "y"])
-    assert estimates["n"].unusable.tolist() == [True, False]
+    assert estimates["n"].invalid.tolist() == [True, False]
     deployed = (x.astype(np.float64) - estimates["n"].mean) / np.sqrt(estimates["n"].variance + 1e-5) + 1
     truth = np.maximum(deployed, 0) @ weights["w"].astype(np.float64)
     np.testing.assert_allclose(estimates["y"].mean, truth.mean(0), rtol=1e-3)
@@ -68,4 +68,4 @@ def test_rounding_noise_around_a_large_mean_is_no_variance(parse, open_model):
     )
     x = np.full((64, 1), 10000, np.float32)
     x[::2] = np.nextafter(np.float32(10000), np.float32(20000))
-    assert exact(import_graph(model), [{"x": x}], open_model, ["y"])["y"].unusable.all()
+    assert exact(import_graph(model), [{"x": x}], open_model, ["y"])["y"].invalid.all()

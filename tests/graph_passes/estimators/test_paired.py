@@ -105,7 +105,7 @@ def test_a_constant_channel_keeps_its_statistics(residual, images, open_model):
     graph = import_graph(residual)
     stored = find_batch_norms(graph)[0]
     estimate = paired(graph, batches(images), open_model, ["bn1"])["bn1"]
-    assert estimate.unusable.tolist() == [False, False, False, False, True, False]
+    assert estimate.invalid.tolist() == [False, False, False, False, True, False]
     assert estimate.variance[4] == stored.variance[4]
     assert estimate.mean[4] == stored.mean[4]
 
@@ -130,7 +130,7 @@ def test_a_batch_norm_whose_channels_are_all_dead_takes_no_samples(residual, ope
     config = PairedConfig(precision=0.5)
     found = paired(import_graph(residual), batches(images), open_model, ["bn1", "bn2"], config)
     assert (found["bn1"].samples, found["bn2"].samples) == (32, 32)
-    assert found["bn2"].unusable.all()
+    assert found["bn2"].invalid.all()
 
 
 def test_a_set_that_allows_more_looks_gives_wider_intervals_from_the_same_samples(residual, open_model):

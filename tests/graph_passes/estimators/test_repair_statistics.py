@@ -12,7 +12,7 @@ def estimate(kept: int = 0) -> Estimate:
     return Estimate(
         mean=np.full(6, 0.25),
         variance=np.full(6, 4.0),
-        unusable=np.arange(6) < kept,
+        invalid=np.arange(6) < kept,
         shift=0.5,
         interval=(0.4, 0.6),
         channel_intervals=None,
@@ -41,7 +41,7 @@ def test_a_second_run_changes_nothing(residual):
     assert not repair(graph).modified
 
 
-def test_a_batch_norm_without_a_usable_channel_keeps_its_statistics(residual):
+def test_a_batch_norm_without_a_valid_channel_keeps_its_statistics(residual):
     graph = import_graph(residual)
     before = find_batch_norms(graph)[1].variance
     result = RepairStatistics({"bn2": estimate(kept=6)}, {})(graph)

@@ -135,11 +135,11 @@ def test_the_pair_cancels_what_the_sample_lacks(stored):
     np.testing.assert_allclose(weigh(stored, evidence).variance, 0.5, rtol=0.1)
 
 
-def test_a_channel_without_variance_is_unusable_and_keeps_what_it_stores(stored):
+def test_a_channel_without_variance_is_invalid_and_keeps_what_it_stores(stored):
     values = np.random.default_rng(0).normal(0, 3, (200, 12))
     values[:, 4] = 7
     estimate = weigh(stored, Evidence.of_reestimation(stored, Moments.of(values)))
-    assert np.flatnonzero(estimate.unusable).tolist() == [4]
+    assert np.flatnonzero(estimate.invalid).tolist() == [4]
     assert estimate.mean[4] == 0
     assert estimate.variance[4] == 1
     assert np.isfinite(estimate.variance).all()
@@ -162,11 +162,11 @@ def test_many_channels_do_not_turn_the_bias_of_a_logarithm_into_evidence(batch_n
     assert excluded <= 4
 
 
-def test_a_channel_that_lives_in_one_sample_is_unusable(stored):
+def test_a_channel_that_lives_in_one_sample_is_invalid(stored):
     values = np.zeros((40, 12))
     values[3] = np.random.default_rng(0).normal(size=12)
     estimate = weigh(stored, Evidence.of_pair(stored, Moments.of(2 * values), Moments.of(values)))
-    assert estimate.unusable.all()
+    assert estimate.invalid.all()
     np.testing.assert_array_equal(estimate.variance, stored.variance)
 
 
@@ -178,7 +178,7 @@ def evidence_of(log_ratio, mean_move, error: float, signs=None, **changes) -> Ev
     pattern = np.array([1.0, -1.0, 1.0, -1.0, 0.0])[:, None] * error / np.sqrt(4 * 4 / 5)  # (G, 1)
     spread = pattern * (np.ones(12) if signs is None else signs)
     log_ratio, mean_move = np.broadcast_to(log_ratio, 12), np.broadcast_to(mean_move, 12)
-    fields = {"usable": np.ones(12, bool), "samples": 5} | changes
+    fields = {"valid": np.ones(12, bool), "samples": 5} | changes
     return Evidence(log_ratio, mean_move, log_ratio + spread, mean_move + spread, **fields)
 
 
@@ -247,13 +247,13 @@ def test_the_ratio_of_a_pair_is_not_biased_by_the_heavier_tails_of_the_noise(wid
 
 @pytest.mark.parametrize("spoil", ["constant", "one sample", "rounding"])
 @pytest.mark.parametrize("run", ["on", "off"])
-def test_a_channel_that_either_run_can_not_tell_is_unusable(stored, run, spoil):
+def test_a_channel_that_either_run_can_not_tell_is_invalid(stored, run, spoil):
     values = {name: np.random.default_rng(0).normal(size=(40, 12)) for name in ("on", "off")}
     values[run][:, 5] = 1e4
     values[run][3, 5] += float(spoil == "one sample")
     values[run][::2, 5] += 0.01 * (spoil == "rounding")
     evidence = Evidence.of_pair(stored, Moments.of(values["on"]), Moments.of(values["off"]))
-    assert np.flatnonzero(~evidence.usable).tolist() == [5]
+    assert np.flatnonzero(~evidence.valid).tolist() == [5]
     assert evidence.log_ratio[5] == evidence.mean_move[5] == 0
 
 
