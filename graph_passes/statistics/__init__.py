@@ -1,4 +1,4 @@
-"""A calibration set and what it shows: moments, how sure they are, and the evidence that they carry.
+"""A calibration set and its statistics: moments, how sure they are, and the evidence that they carry.
 
 Modules: batches, jackknife, moments, evidence, shrinkage, estimate, shift.
 """

@@ -15,7 +15,7 @@ LEAST_SAMPLES = 8  # that must differ for any statement
 
 
 class LazyBatch(Mapping[str, Array]):
-    """Samples that are read each time one of their arrays is asked for, and not kept.
+    """Samples that are read each time one of their arrays is asked for, and not held in memory.
 
     Args:
         read: gives some rows of one array of a set, by its name; called from several threads.
@@ -120,14 +120,14 @@ def require_different_samples(batches: Sequence[Batch], wanted: int = LEAST_SAMP
 
 
 def take_rows(batch: Batch, rows: Array | slice) -> Batch:
-    """Some samples of a batch, in the order given; what has no batch axis stays whole."""
+    """Some samples of a batch, in the order given; an array without a batch axis stays whole."""
     if isinstance(batch, LazyBatch):
         return batch.take(rows)
     return {name: array[rows] if np.ndim(array) else array for name, array in batch.items()}
 
 
 def join_batches(batches: Sequence[Batch]) -> Batch:
-    """All batches as one; parts of a set that is read lazily stay unread."""
+    """All batches as one; parts of a lazy set stay unread."""
     first, *others = batches
     if not others:
         return first

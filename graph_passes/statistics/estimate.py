@@ -1,11 +1,11 @@
-"""What one BatchNorm should store, and how far the evidence carries it.
+"""The statistics that one BatchNorm should store, as far as the evidence supports them.
 
-Whatever the method, what the evidence does not support is not written:
+Whatever the method, nothing without evidence is written:
 
-- a channel without a variance that can be told keeps its statistics;
+- the statistics of a channel without a measurable variance are unchanged;
 - the moves of the other channels are drawn toward what they have in common, the mean log ratio of the BatchNorm where
   that is more than chance, else 0, each as far as it is unsure (`shrinkage`);
-- so a BatchNorm keeps every statistic where neither the common ratio, nor the scatter of its channels, nor the moves of
+- so a BatchNorm is unchanged where neither the common ratio, nor the scatter of its channels, nor the moves of
   their means are more than chance.
 
 Three things are looked at, as often as there are looks at a growing set. With Bonferroni's inequality each of them has
@@ -34,21 +34,19 @@ from .jackknife import LEVEL, effective_degrees, standard_error, student_t
 from .shrinkage import ERROR_FLOOR, scatter_p_value, shrink
 
 Interval = tuple[float, float]
-MAX_ERROR = (
-    0.5  # of a channel's log ratio; a channel that is less sure, one that is nearly dead, says nothing of the rest
-)
+MAX_ERROR = 0.5  # of a channel's log ratio; a channel that is less sure, one that is nearly dead, is not informative
 DECISIONS = 3  # the common ratio, the scatter of the channels around it, the moves of their means
 MAX_LOG = 20.0  # keeps the ends of an interval finite
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one BatchNorm should store.
+    """The statistics that one BatchNorm should store.
 
     Attributes:
         mean: shape (C,).
         variance: shape (C,), biased, not negative.
-        invalid: shape (C,), true for the channels about which nothing can be said; their statistics stay.
+        invalid: shape (C,), true for the channels without evidence; their statistics are unchanged.
         shift: the geometric mean over the valid channels of variance at inference over variance in training, as the
             evidence has it before it is weighed.
         interval: of the shift, 95 %; None where no sample was drawn and so nothing is uncertain.
@@ -66,7 +64,7 @@ class Estimate:
 
     @property
     def invalid_channels(self) -> int:
-        """The number of channels about which nothing can be said."""
+        """The number of channels without evidence."""
         return int(self.invalid.sum())
 
     @property
@@ -76,7 +74,7 @@ class Estimate:
 
 
 def weigh(stored: BatchNorm, evidence: Evidence, looks: int = 1) -> Estimate:
-    """Takes as much of the evidence as it supports itself.
+    """The estimate that the evidence supports.
 
     Args:
         stored: the BatchNorm as it is.
@@ -123,7 +121,7 @@ def _weighed(
 
 
 def _common(evidence: Evidence, informative: npt.NDArray[np.bool_]) -> tuple[float, Float64Array, float]:
-    """The mean log ratio of the informative channels, the same without each group, and its standard error."""
+    """The mean log ratio of the informative channels, that mean without each group, and its standard error."""
     without = evidence.log_ratio_without
     if not informative.any():
         return 0.0, np.zeros(len(without)), MAX_LOG

@@ -1,10 +1,10 @@
-"""What a calibration set says about one BatchNorm: how far its variance and its mean must move, and how surely.
+"""The evidence of a calibration set on one BatchNorm: the moves of its variance and its mean, and how sure they are.
 
     log ratio d = ln(Var_inference / Var_training)          var'  = var exp(d)
     mean move m = (Mean_inference - Mean_training) / sqrt(Var_training)      mean' = mean + m sqrt(var)
 
-For re-estimation what stands for the training is what is stored; for the paired method, the run with the noise on, and
-of a module that is used several times in the way in which its stored variance was made (`Moments.as_stored`). Each
+For re-estimation the training is what is stored; for the paired method it is the run with the noise on, and of a module
+that is used several times its moments as the stored variance was made (`Moments.as_stored`). Each
 is also known without each group of samples in turn, for the jackknife, which takes most of the bias out of d too: the
 logarithm of a variance from n values lies about 1/n too low, in every channel alike.
 """
@@ -23,7 +23,7 @@ from vsfix.graph_passes.ir.runtime import Float64Array
 from .jackknife import MIN_GROUPS, unbiased
 from .moments import Moments
 
-ROUNDING = 1e-9  # of the pooled variance: what is left of a channel without the only group that it lives in
+ROUNDING = 1e-9  # of the pooled variance: the remainder of a channel without the only group that it lives in
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Evidence:
     """The moves of one BatchNorm.
 
     Attributes:
-        log_ratio: d, shape (C,); 0 where the channel is not valid.
-        mean_move: m, shape (C,); 0 where the channel is not valid.
+        log_ratio: d, shape (C,); 0 for an invalid channel.
+        mean_move: m, shape (C,); 0 for an invalid channel.
         log_ratio_without: d without each group of samples, shape (G, C).
         mean_move_without: m without each group of samples, shape (G, C).
-        valid: shape (C,), false for a channel without a variance that can be told.
+        valid: shape (C,), false for a channel without a measurable variance.
         bias: how far d may still be off in every channel alike, after the correction.
         samples: how many it rests on.
     """

@@ -39,8 +39,8 @@ def standard_error(without_each: Float64Array) -> Float64Array:
         Shape (...).
     """
     groups = len(without_each)
-    spread = ((without_each - without_each.mean(axis=0)) ** 2).sum(axis=0)
-    error: Float64Array = np.sqrt((groups - 1) / groups * spread)
+    squares = ((without_each - without_each.mean(axis=0)) ** 2).sum(axis=0)
+    error: Float64Array = np.sqrt((groups - 1) / groups * squares)
     return error
 
 
@@ -100,7 +100,7 @@ def _incomplete_beta(x: float, a: float, b: float) -> float:
         return float(x >= 1)
     if x > (a + 1) / (a + b + 2):
         return 1 - _incomplete_beta(1 - x, b, a)
-    front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    factor = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
     tiny = 1e-300
     c, d = 1.0, 1 / max(1 - (a + b) * x / (a + 1), tiny)  # Lentz's method
     value = d
@@ -114,4 +114,4 @@ def _incomplete_beta(x: float, a: float, b: float) -> float:
             value *= c * d
         if abs(c * d - 1) < 1e-15:
             break
-    return math.exp(front) * value / a
+    return math.exp(factor) * value / a

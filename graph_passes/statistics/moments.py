@@ -5,14 +5,14 @@ merged without cancellation (Chan, Golub, LeVeque 1983):
 
     n = n_a + n_b      d = m_b - m_a      m = m_a + d n_b / n      M = M_a + M_b + d^2 n_a n_b / n
 
-The variance is M / n, biased: it is what BatchNorm divides by in training, and what it should store.
+The variance is M / n, biased: it is the variance that BatchNorm divides by in training, and that it should store.
 
-The samples are kept apart in up to G groups on the way, so that the pooled moments can be had without each group in
-turn: that is what the jackknife needs to tell how much they would change with other samples.
+The samples are accumulated in up to G groups, so that the pooled moments without each group in turn are available: the
+jackknife needs them to say how much the moments would change with other samples.
 
 A module that is used several times has several inputs and one variance. Training updates it use by use, and so stores
 the mean of their variances; what all of its values have together is more, by the variance between the uses' means. Both
-are true, so that what is stored is held against the one that it is nearer to.
+are true, so that the stored variance is compared with the nearer of the two.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class SampleMoments:
         return cls(columns.shape[2], mean, np.einsum("ncs,ncs->nc", centred, centred))
 
     def of_samples(self, samples: int) -> SampleMoments:
-        """The same values with as many rows as there are samples.
+        """The moments of the values with as many rows as there are samples.
 
         A network may fold other axes into the batch axis, as (N, T, C) into (N T, C): the rows of one sample then
         follow each other. They are not independent, and so they are one sample here.
@@ -87,7 +87,7 @@ class SampleMoments:
         if rows == samples:
             return self
         if rows % samples:
-            raise DataError(f"has {rows} rows for {samples} samples: which row belongs to which sample can't be told")
+            raise DataError(f"has {rows} rows for {samples} samples: which row belongs to which sample is unknown")
         means = self.mean.reshape(samples, -1, channels)
         mean = means.mean(axis=1)  # (N, C)
         between = self.positions * ((means - mean[:, None]) ** 2).sum(axis=1)
@@ -115,14 +115,14 @@ class Moments:
 
     @classmethod
     def of(cls, values: Array) -> Moments:
-        """The moments of one batch; see `SampleMoments.of`."""
+        """The moments of one batch, of the shapes that `SampleMoments.of` takes."""
         accumulator = MomentsAccumulator()
         accumulator.add(SampleMoments.of(values), first=0)
         return accumulator.result()
 
     @classmethod
     def pooled(cls, uses: Sequence[Moments]) -> Moments:
-        """Those of several inputs of one module, over the same samples, as if they were one.
+        """The moments of several inputs of one module, over the same samples, as if they were one.
 
         Args:
             uses: at least one.
@@ -137,10 +137,10 @@ class Moments:
         return cls(uses[0].samples, counts, means, centred, tuple(uses))
 
     def as_stored(self, variance: Float64Array) -> Moments | AveragedMoments:
-        """The moments in the way in which a stored variance was made: pooled over the uses, or averaged over them.
+        """The moments as a stored variance was made: pooled over the uses, or averaged over them.
 
         Args:
-            variance: what is stored, shape (C,).
+            variance: the stored one, shape (C,).
         """
         if not self.uses:
             return self
@@ -188,7 +188,7 @@ class Moments:
             DataError: one group only; nothing would be left.
         """
         if len(self.counts) < 2:
-            raise DataError("one sample can't tell how sure its moments are")
+            raise DataError("the uncertainty of the moments of one sample is unknown")
         rest = (self.count - self.counts)[:, None]  # (G, 1)
         offset = self.group_means - self.mean  # (G, C)
         weight = self.counts[:, None]
@@ -199,7 +199,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class AveragedMoments:
-    """The moments of the uses of one module, averaged over them, as training averages what it stores.
+    """The moments of the uses of one module, averaged over them, as training averages the statistics.
 
     Attributes:
         uses: at least one.
@@ -218,7 +218,7 @@ class AveragedMoments:
         return np.asarray(np.mean([use.variance for use in self.uses], axis=0))
 
     def without_each_group(self) -> tuple[Float64Array, Float64Array]:
-        """See `Moments.without_each_group`."""
+        """The mean and biased variance without each group in turn, both of shape (G, C)."""
         without = [use.without_each_group() for use in self.uses]
         means, variances = (np.asarray(np.mean(kind, axis=0)) for kind in zip(*without, strict=True))
         return means, variances
@@ -257,7 +257,7 @@ class MomentsAccumulator:
             self._counts[groups] += n_b
 
     def result(self) -> Moments:
-        """What was collected.
+        """The moments of all batches.
 
         Raises:
             DataError: nothing was.

@@ -16,8 +16,8 @@ from .moments import Moments
 def shift_ratio(stored: BatchNorm, real: Moments) -> Float64Array:
     """Real over stored variance, shape (C,); 1 is no shift. Channels that store no variance, or have none, give NaN.
 
-    Of a module that is used several times the real variance is the one that what is stored is nearer to, see
-    `Moments.as_stored`.
+    Of a module that is used several times the real variance is that of `Moments.as_stored`, the one nearer to what is
+    stored.
     """
     ratio = np.full(stored.channels, np.nan)
     variance = real.as_stored(stored.variance).variance
@@ -27,7 +27,7 @@ def shift_ratio(stored: BatchNorm, real: Moments) -> Float64Array:
 
 
 def predicted_shift_ratio(stored: BatchNorm, noise_variance: float) -> Float64Array:
-    """The shift of a BatchNorm directly behind noise, from its stored statistics alone.
+    """The shift of a BatchNorm directly downstream of noise, from its stored statistics alone.
 
     With E n = 1 and Var n = s2 the stored second moment is (1 + s2) E[x^2], so the variance at inference is
     v = (var + mean^2) / (1 + s2) - mean^2; for Dropout that is p (var + mean^2) - mean^2.
@@ -56,7 +56,7 @@ def geometric_mean(ratios: Float64Array) -> float:
 
 
 def variance_ratio(ratios: Float64Array) -> float:
-    """How far the stored variances are from the real ones, either way; 1 is a perfect match.
+    """The variance ratio of stored and real, the larger over the smaller; 1 is a perfect match.
 
     The figure that the paper draws for each layer, max(moving_var / real_var, real_var / moving_var), here as the
     geometric mean over the channels.

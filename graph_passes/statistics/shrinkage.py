@@ -1,4 +1,4 @@
-"""Noisy readings of many channels drawn toward what is known without them, each as far as it is unsure.
+"""Uncertain readings of many channels drawn toward a known centre, each as far as it is unsure.
 
 A reading y_c has the standard error e_c; the true values scatter around a centre m with the variance tau^2:
 
@@ -25,7 +25,7 @@ from vsfix.graph_passes.ir.runtime import Float64Array
 
 from .jackknife import f_tail, standard_error
 
-ERROR_FLOOR = 1e-4  # a reading that is surer stays as it is, and tells nothing of how the unsure ones scatter
+ERROR_FLOOR = 1e-4  # a reading that is surer is unchanged, and not informative of how the unsure ones scatter
 SURE_IS_ZERO = 3.0  # times the floor: a sure reading below that is the rounding of two runs
 
 
@@ -53,7 +53,7 @@ def scatter_p_value(values: Float64Array, without_each: Float64Array, degrees: f
 
     Args:
         values: y - m, shape (C,).
-        without_each: the same without each group of samples, shape (G, C).
+        without_each: y - m without each group of samples, shape (G, C).
         degrees: of freedom of the standard errors.
     """
     errors = standard_error(without_each)

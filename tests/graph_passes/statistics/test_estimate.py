@@ -1,4 +1,4 @@
-"""What the evidence of a sample supports: intervals that cover, channels that are drawn together, harm that is not done."""
+"""The evidence of a sample supports its estimates: intervals cover, channels are drawn together, no error is made."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_interval_covers_the_true_shift_about_as_often_as_it_says(stored, sa
     assert covered >= 180
 
 
-def test_a_healthy_batch_norm_is_left_alone_most_of_the_time(stored):
+def test_a_healthy_batch_norm_is_unchanged_most_of_the_time(stored):
     left = 0
     for seed in range(100):
         estimate = weigh(stored, Evidence.of_reestimation(stored, drawn(np.random.default_rng(seed), 32)))
@@ -57,7 +57,7 @@ def test_a_healthy_batch_norm_is_left_alone_most_of_the_time(stored):
 
 
 def activations(rng: np.random.Generator, samples: int, contrast: float, factors: int) -> np.ndarray:
-    """What a convolution gives of images: channels that share factors, samples that differ in contrast."""
+    """Outputs of a convolution of images: channels that share factors, samples that differ in contrast."""
     mixed = np.einsum("nks,kc->ncs", rng.normal(size=(samples, factors, 16)), rng.normal(size=(factors, 12)))
     values = mixed + 0.5 * rng.normal(size=mixed.shape)
     return values * np.exp(contrast * rng.normal(size=(samples, 1, 1))) + 0.3
@@ -135,7 +135,7 @@ def test_the_pair_cancels_what_the_sample_lacks(stored):
     np.testing.assert_allclose(weigh(stored, evidence).variance, 0.5, rtol=0.1)
 
 
-def test_a_channel_without_variance_is_invalid_and_keeps_what_it_stores(stored):
+def test_a_channel_without_variance_is_invalid_and_unchanged(stored):
     values = np.random.default_rng(0).normal(0, 3, (200, 12))
     values[:, 4] = 7
     estimate = weigh(stored, Evidence.of_reestimation(stored, Moments.of(values)))
@@ -247,7 +247,7 @@ def test_the_ratio_of_a_pair_is_not_biased_by_the_heavier_tails_of_the_noise(wid
 
 @pytest.mark.parametrize("spoil", ["constant", "one sample", "rounding"])
 @pytest.mark.parametrize("run", ["on", "off"])
-def test_a_channel_that_either_run_can_not_tell_is_invalid(stored, run, spoil):
+def test_a_channel_without_variance_in_either_run_is_invalid(stored, run, spoil):
     values = {name: np.random.default_rng(0).normal(size=(40, 12)) for name in ("on", "off")}
     values[run][:, 5] = 1e4
     values[run][3, 5] += float(spoil == "one sample")

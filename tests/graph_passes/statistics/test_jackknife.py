@@ -13,7 +13,7 @@ def test_the_jackknife_of_a_mean_is_its_textbook_error():
     np.testing.assert_allclose(standard_error(without), x.std(axis=0, ddof=1) / np.sqrt(20), rtol=1e-12)
 
 
-def test_the_spread_of_the_groups_without_the_factor_is_the_mistake_that_this_suite_sees():
+def test_the_scatter_of_the_groups_without_the_factor_is_the_mistake_that_this_suite_sees():
     x = np.random.default_rng(0).normal(size=(20, 1))
     without = (x.sum(axis=0) - x) / 19
     assert without.std() < 0.3 * standard_error(without)[0]
@@ -26,7 +26,7 @@ def test_the_correction_turns_the_biased_variance_into_the_unbiased_one():
     np.testing.assert_allclose(unbiased(x.var(axis=0), without), x.var(axis=0, ddof=1), rtol=1e-12)
 
 
-def test_the_correction_leaves_a_mean_alone():
+def test_the_correction_does_not_change_a_mean():
     x = np.random.default_rng(0).normal(size=(9, 4))
     without = (x.sum(axis=0) - x) / 8
     np.testing.assert_allclose(unbiased(x.mean(axis=0), without), x.mean(axis=0), rtol=1e-12)

@@ -140,6 +140,6 @@ def test_rows_that_can_not_be_shared_out_are_refused():
         (0.0, 1e-37, False),
     ],
 )
-def test_a_variance_that_float32_can_not_tell_is_degenerate(mean, variance, degenerate):
+def test_a_variance_below_the_rounding_of_float32_is_degenerate(mean, variance, degenerate):
     moments = Moments(10, np.array([10]), np.array([[mean]]), np.array([[10 * variance]]))
     assert moments.degenerate.tolist() == [degenerate]

@@ -43,7 +43,7 @@ def test_the_ratio_is_real_over_stored(parse):
     assert np.isnan(ratio[1])
 
 
-def test_mismatch_is_the_same_in_both_directions():
+def test_the_variance_ratio_is_the_same_in_both_directions():
     assert variance_ratio(np.array([0.5, 2.0, np.nan])) == pytest.approx(2.0)
     assert variance_ratio(np.array([1.0])) == 1.0
     assert np.isnan(geometric_mean(np.array([np.nan])))

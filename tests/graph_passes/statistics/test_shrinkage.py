@@ -40,8 +40,8 @@ def test_no_channel_is_no_trouble():
     assert shrink(np.zeros(0), np.zeros(0), 0.0, scatters=False).shape == (0,)
 
 
-def test_channels_that_are_sure_to_be_clean_say_nothing_of_the_noisy_ones():
-    """A Concat of a clean and a noisy part: the clean readings are 0 and sure, the others must not be drawn to them."""
+def test_channels_without_noise_are_not_informative_of_the_noisy_ones():
+    """A Concat of a part without noise and a noisy one: the readings of the first are 0 and sure, the others must not be drawn to them."""
     values, errors = np.array([0.0] * 60 + [-0.43] * 4), np.array([0.0] * 60 + [0.03] * 4)
     np.testing.assert_allclose(shrink(values, errors, 0.0, scatters=True)[60:], -0.43, atol=0.01)
     assert (shrink(values, errors, 0.0, scatters=True)[:60] == 0).all()
