@@ -1,4 +1,4 @@
-"""BatchNorm in any form that a file has it in: one node, one module used several times, primitives.
+"""BatchNorm as files write it: one node, one module used several times, primitives.
 
 Modules: batch_norm, primitives.
 """

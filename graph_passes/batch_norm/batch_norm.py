@@ -3,8 +3,8 @@
 Y = gamma (X - mean) / sqrt(var + epsilon) + beta          X of shape (N, C) or (N, C, *positions), the rest (C,)
 
 A module that a network uses several times, as two-view networks do, is several nodes with the same parameters. It has
-one mean and one variance, and whoever measures or writes those takes all of its nodes together (`find_modules`);
-whoever looks at what a node computes takes them one by one (`find_batch_norms`). Where one use is downstream of another
+one mean and one variance, and measurements and repairs take all of its nodes together (`find_modules`); folds and casts
+take them one by one (`find_batch_norms`). Where one use is downstream of another
 the nodes count as BatchNorms of their own, for no single run shows what all of them would see.
 """
 
@@ -71,7 +71,7 @@ class BatchNorm:
 
     @property
     def epsilon(self) -> float:
-        """What is added to the variance."""
+        """The constant that is added to the variance."""
         return float(self.node.attrs.get("epsilon", DEFAULT_EPSILON))
 
     @property
@@ -112,15 +112,15 @@ class BatchNorm:
 
     @property
     def shift(self) -> Float64Array:
-        """beta - scale mean, what is added to the product, shape (C,)."""
+        """beta - scale mean, the addend of the product, shape (C,)."""
         with np.errstate(all="ignore"):
             return np.asarray(self.beta - self.scale * self.mean)
 
     def with_statistics(self, mean: Float64Array, variance: Float64Array) -> BatchNorm:
         """Writes new statistics into the node, and into every other use of the module, and returns the new view.
 
-        Each is rounded once, to the dtype that was stored. A tensor that something else reads too is left as it is and
-        a new one is made.
+        Each is rounded once, to the dtype that was stored. A tensor that something else reads too is unchanged,
+        and a new one is made.
 
         Args:
             mean: shape (C,).
@@ -134,7 +134,7 @@ class BatchNorm:
     def with_parameters(
         self, gamma: Float64Array, beta: Float64Array, mean: Float64Array, variance: Float64Array
     ) -> BatchNorm:
-        """The same for all four parameters; what equals the stored value after rounding is not touched.
+        """Writes all four parameters into the node and the other uses; equal ones, after rounding, are not touched.
 
         Raises:
             ModelError: a value that is not finite after rounding, or a negative variance.
@@ -147,7 +147,7 @@ class BatchNorm:
         return BatchNorm(self.name, self.node, parameters, others)
 
     def _replace(self, index: int, values: Float64Array) -> gs.Constant:
-        """Puts `values` at input `index`, in place where the uses of this module are the only readers."""
+        """Puts `values` at input `index`, in position where the uses of this module are the only readers."""
         constant: gs.Constant = self.parameters[index - 1]
         stored = stored_values(constant)
         with np.errstate(over="ignore"):
@@ -156,7 +156,7 @@ class BatchNorm:
             return constant
         if not np.isfinite(rounded.astype(np.float64)).all():
             raise ModelError(f"BatchNorm '{self.name}': refusing to write a parameter that is not finite")
-        if self.reads_alone(index):
+        if self.is_only_reader(index):
             constant.values = rounded
         else:
             constant = gs.Constant(f"{self.name}.{_PARAMETER_NAMES[index - 1]}.own", rounded)
@@ -164,7 +164,7 @@ class BatchNorm:
                 use.node.inputs[index] = constant
         return constant
 
-    def reads_alone(self, index: int) -> bool:
+    def is_only_reader(self, index: int) -> bool:
         """Whether the uses of this module, and nothing else, read the constant of an input of the node."""
         constant = self.parameters[index - 1]
         return len(constant.outputs) == len(self.uses) and all(use.node.inputs[index] is constant for use in self.uses)
@@ -182,7 +182,7 @@ def find_batch_norms(graph: gs.Graph) -> tuple[BatchNorm, ...]:
 
 
 def find_modules(graph: gs.Graph) -> tuple[BatchNorm, ...]:
-    """The same, but a module that the graph uses several times is one BatchNorm, at the place of its first use.
+    """The BatchNorms of the main graph; a module that is used several times is one, at the position of its first use.
 
     Raises:
         ModelError: one is in training form.
@@ -223,8 +223,8 @@ def _grouped(batch_norms: Sequence[BatchNorm]) -> list[list[BatchNorm]]:
     modules: list[list[BatchNorm]] = []
     for uses in groups.values():
         modules += [uses] if len(uses) == 1 or _is_one_module(uses) else [[use] for use in uses]
-    place = {id(use.node): number for number, use in enumerate(batch_norms)}
-    return sorted(modules, key=lambda uses: place[id(uses[0].node)])
+    position = {id(use.node): number for number, use in enumerate(batch_norms)}
+    return sorted(modules, key=lambda uses: position[id(uses[0].node)])
 
 
 def _is_one_module(uses: Sequence[BatchNorm]) -> bool:
@@ -255,7 +255,7 @@ def unreadable_batch_norms(graph: gs.Graph) -> tuple[Skipped, ...]:
     """The BatchNormalization nodes that can't be measured or repaired, each with the reason.
 
     Those are BatchNorms whose parameters are no constants (`FoldConstants` computes the ones that can be),
-    or are not one value a channel, and BatchNorms inside the bodies of If, Loop and Scan.
+    or are not one value a channel, and BatchNorms inside the subgraphs of If, Loop and Scan.
 
     Raises:
         ModelError: one of the main graph is in training form.
@@ -266,9 +266,9 @@ def unreadable_batch_norms(graph: gs.Graph) -> tuple[Skipped, ...]:
         if isinstance(reading, str):
             found.append(Skipped(name_of(node), reading))
         found += [
-            Skipped(name_of(inner), f"it stands in the body of {node.op} '{name_of(node)}', which is not looked into")
-            for body in subgraphs_of(node)
-            for inner in _batch_norms_inside(body)
+            Skipped(name_of(inner), f"it stands in the subgraph of {node.op} '{name_of(node)}', which is skipped")
+            for subgraph in subgraphs_of(node)
+            for inner in _batch_norms_inside(subgraph)
         ]
     return tuple(found)
 
@@ -281,7 +281,7 @@ def separate_statistics(graph: gs.Graph) -> None:
     for module in find_modules(graph):
         constants = module.parameters[2:]
         own = [
-            module.reads_alone(index) and not is_graph_output(graph, constant)
+            module.is_only_reader(index) and not is_graph_output(graph, constant)
             for index, constant in zip((3, 4), constants, strict=True)
         ]
         if not all(own):
@@ -292,7 +292,7 @@ def separate_statistics(graph: gs.Graph) -> None:
 
 
 def require_batch_norms(graph: gs.Graph) -> tuple[BatchNorm, ...]:
-    """The same, for a caller that can do nothing without one.
+    """The BatchNorms of the main graph, for a caller that needs at least one.
 
     Raises:
         ModelError: there is none; the message says how to export a model that keeps them.
@@ -306,7 +306,7 @@ def require_batch_norms(graph: gs.Graph) -> tuple[BatchNorm, ...]:
         more = f" ({others} more like it)" if others else ""
         raise ModelError(f"BatchNorm '{first.subject}' can't be read: {first.reason}{more}; {KEEPING_EXPORT}")
     operators = {node.op for node in graph.nodes}
-    story = "they were folded into the layers in front" if operators & FOLD_TARGETS else "it never had any"
+    story = "they were folded into the upstream layers" if operators & FOLD_TARGETS else "it never had any"
     raise ModelError(
         f"the model has no BatchNormalization: most likely {story}; {KEEPING_EXPORT}; where a network never had "
         "any, say where its noise was, with --noise 'NODE=dropout:RATIO'"
@@ -325,20 +325,20 @@ def is_in_training_form(graph: gs.Graph, node: gs.Node) -> bool:
 
 
 def _read(graph: gs.Graph, node: gs.Node) -> Parameters | str:
-    """Gamma, beta, mean and var of a node, or the reason why they can't be had."""
+    """Gamma, beta, mean and var of a node, or the reason why they are unavailable."""
     if is_in_training_form(graph, node):
         raise ModelError(f"BatchNorm '{name_of(node)}' is in training form; export the model after model.eval()")
     return read_parameters(node)
 
 
 def read_parameters(node: gs.Node) -> Parameters | str:
-    """Gamma, beta, mean and var of a BatchNormalization in inference form, or the reason why they can't be had."""
+    """Gamma, beta, mean and var of a BatchNormalization in inference form, or the reason why they are unavailable."""
     gamma, beta, mean, variance = (upstream_constant(tensor) for tensor in node.inputs[1:5])
     if gamma is None or beta is None or mean is None or variance is None:
         computed = next(tensor.name for tensor in node.inputs[1:5] if upstream_constant(tensor) is None)
         return f"its parameters must be constants, but '{computed}' is computed by the graph"
     parameters = (gamma, beta, mean, variance)
-    # spatial = 0 (before opset 9) means a statistic for each position; where there is one for each channel, nothing.
+    # spatial = 0 (before opset 9) means a statistic for each position; where there is one a channel, nothing.
     if node.attrs.get("spatial", 1) == 0 and any(len(constant.shape) > 1 for constant in parameters):
         return "it has a statistic for each position (spatial = 0)"
     if len({prod(constant.shape) for constant in parameters}) > 1:
@@ -346,9 +346,9 @@ def read_parameters(node: gs.Node) -> Parameters | str:
     return parameters
 
 
-def _batch_norms_inside(body: gs.Graph) -> Iterator[gs.Node]:
-    """The BatchNormalization nodes of a body and of the bodies in it."""
-    for node in body.nodes:
+def _batch_norms_inside(subgraph: gs.Graph) -> Iterator[gs.Node]:
+    """The BatchNormalization nodes of a subgraph and of those in it."""
+    for node in subgraph.nodes:
         if is_batch_norm(node):
             yield node
         for inner in subgraphs_of(node):

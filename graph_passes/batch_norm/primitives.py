@@ -1,11 +1,11 @@
-"""BatchNorms that are written as primitives: what belongs to each, and what only looks like one.
+"""BatchNorms that are written as primitives: the nodes of each, and lookalikes.
 
     y = (x - mean) / sqrt(var + epsilon) * gamma + beta
     y = x * s + (beta - mean * s)                       with s = gamma / sqrt(var + epsilon), computed in the graph
 
 A chain of Add, Sub, Mul and Div between x and constants is read as: a shift or none, scales, a shift or none. The
 scales are one product of powers, in which (var + epsilon)^-1/2 stands once. Where it was merged into a constant c that
-is divided by behind a subtraction, var = c^2 and epsilon = 0 compute the same. Where more was merged, mean and variance
+is divided by after a subtraction, var = c^2 and epsilon = 0 compute the same. Where more was merged, mean and variance
 are no longer in the file.
 """
 
@@ -41,9 +41,9 @@ MERGED = (
 PLAIN_AFFINE = (
     "it is a scale and a shift of each channel, as a frozen BatchNorm is: no mean and variance is in the file"
 )
-# What copies its input without arithmetic: behind it, an input of the graph is still what the user fed.
+# Copies without arithmetic: downstream of them, an input of the graph is still what the user fed.
 _COPIES = frozenset("Identity Cast Reshape Flatten Squeeze Unsqueeze Transpose".split())
-# A scale and a shift behind one of these belong to it: the affine part of a normalisation, not a merged BatchNorm.
+# A scale and a shift after one of these belong to it: the affine part of a normalisation, not a merged BatchNorm.
 _NORMALISES = frozenset(
     "BatchNormalization LayerNormalization InstanceNormalization GroupNormalization RMSNormalization LpNormalization "
     "MeanVarianceNormalization SimplifiedLayerNormalization Mul Div".split()
@@ -138,10 +138,10 @@ def _match_root(
     variance, epsilon = _variance(graph, root)
     moved = None if shift is None else _mean_in_shift(graph, shift, product)
     if moved is None and center is None:
-        reason = f"no mean is subtracted just in front; if it was merged with the shift, {KEEPING_EXPORT}"
+        reason = f"no mean is subtracted just upstream; if it was merged with the shift, {KEEPING_EXPORT}"
         return Lookalike(steps, reason)
     if moved is not None and center is not None:
-        return None  # the shift in front belongs to the layer in front: the match begins behind it
+        return None  # the shift belongs to the upstream layer: the match begins after it
     mean, beta = moved or (_added(graph, center, -1), _added(graph, shift))
     return PrimitiveBatchNorm(steps, gamma, beta, mean, variance, epsilon or 0.0, merged=epsilon is None)
 
@@ -174,7 +174,7 @@ def _match_merged(
 
 
 def _is_vouched_for(graph: gs.Graph, steps: Chain, shift: Step | None) -> bool:
-    """Whether more than (x - a) / c says that it was a BatchNorm: a shift behind it, or a layer that follows one."""
+    """Whether more than (x - a) / c says that it was a BatchNorm: a shift downstream, or a layer that follows one."""
     output = steps[-1].node.outputs[0]
     if shift is not None:
         return True
@@ -200,7 +200,7 @@ def _mean_in_shift(
 
 
 def _variance(graph: gs.Graph, root: Factor) -> tuple[BatchNormParameter, float | None]:
-    """The variance and epsilon behind a square root; epsilon is None where both are one constant."""
+    """The variance and epsilon under a square root; epsilon is None where both are one constant."""
     producers = root.tensor.inputs
     if len(producers) == 1 and producers[0].op == "Add":
         pair = [(tensor, values_of(graph, tensor)) for tensor in producers[0].inputs]
@@ -212,7 +212,7 @@ def _variance(graph: gs.Graph, root: Factor) -> tuple[BatchNormParameter, float 
 
 
 def _gamma(product: list[Factor]) -> BatchNormParameter:
-    """The product of what is left of the scales."""
+    """The product of the other factors of the scales."""
     values = np.ones(1)
     for factor in product:
         values = values * factor.raised
@@ -221,7 +221,7 @@ def _gamma(product: list[Factor]) -> BatchNormParameter:
 
 
 def _added(graph: gs.Graph, step: Step | None, sign: int = 1) -> BatchNormParameter:
-    """What a shift adds, or with sign -1 subtracts; 0 where there is none."""
+    """The addend of a shift, or with sign -1 the subtrahend; 0 where there is none."""
     if step is None:
         return BatchNormParameter(np.zeros(1))
     values = sign * step.sign * values_of(graph, step.operand)

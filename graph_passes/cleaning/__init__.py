@@ -1,4 +1,4 @@
-"""What an export leaves behind and deployment does not need, and the order of all passes.
+"""Removal of export leftovers that deployment does not need, and the order of all passes.
 
 Modules: control_flow, split_sequences, simplify_shapes, deployment.
 """

@@ -1,9 +1,8 @@
 """An If whose condition is a constant becomes the branch that it always takes.
 
-Exports of scripted modules hold such nodes. What stands in a branch is out of reach for every other pass; moved into
-the graph around it, it is served like everything else. A condition is constant where the graph computes it from
-constants, or from sides that are known: what a branch leaves behind may show the sides on which the next condition
-rests.
+Exports of scripted modules hold such nodes. The nodes of a branch are out of reach for every other pass; moved into
+the graph around it, they are served like all others. A condition is constant where the graph computes it from
+constants, or from sides that are known: an inlined branch may show the sides on which the next condition rests.
 
     If(true) { then: a = f(x), else: ... } -> y        a = f(x);  Identity(a) -> y
 """
@@ -52,7 +51,7 @@ class _Inliner:
         return (node for node in _all_nodes(self._graph.nodes) if node.op == "If")
 
     def flatten(self, owner: gs.Graph) -> None:
-        """Inlines in a graph and in the bodies in it, until there is nothing left to inline."""
+        """Inlines in a graph and in the subgraphs in it, until there is nothing left to inline."""
         waiting = list(reversed(owner.nodes))
         flat: list[gs.Node] = []
         while waiting:
@@ -67,8 +66,8 @@ class _Inliner:
         owner.nodes.clear()
         owner.nodes.extend(flat)
         for node in flat:
-            for body in subgraphs_of(node):
-                self.flatten(body)
+            for subgraph in subgraphs_of(node):
+                self.flatten(subgraph)
 
     def _taken_branch(self, node: gs.Node) -> gs.Graph | None:
         """The branch that an If always takes, or None."""
@@ -100,8 +99,8 @@ class _Inliner:
         tensors = [tensor for other in outside for tensor in (*other.inputs, *other.outputs)]
         tensors += [tensor for owner in _graphs(self._graph, outside) for tensor in (*owner.inputs, *owner.outputs)]
         tensors += [*node.inputs, *node.outputs]
-        foreign, taken = {id(tensor) for tensor in tensors}, {str(tensor.name) for tensor in tensors}
-        for tensor in _own_tensors(branch, foreign):
+        outer, taken = {id(tensor) for tensor in tensors}, {str(tensor.name) for tensor in tensors}
+        for tensor in _own_tensors(branch, outer):
             tensor.name = _unused(str(tensor.name), taken)
         names = {str(other.name) for other in outside}
         for inner in _all_nodes(branch.nodes):
@@ -109,24 +108,24 @@ class _Inliner:
 
 
 def _all_nodes(nodes: Sequence[gs.Node], *, but: gs.Node | None = None) -> Iterator[gs.Node]:
-    """Nodes and what their bodies contain, but for one node and its bodies."""
+    """Nodes and those of their subgraphs, but for one node and its subgraphs."""
     for node in nodes:
         if node is not but:
             yield node
-            for body in subgraphs_of(node):
-                yield from _all_nodes(body.nodes, but=but)
+            for subgraph in subgraphs_of(node):
+                yield from _all_nodes(subgraph.nodes, but=but)
 
 
 def _graphs(graph: gs.Graph, nodes: Sequence[gs.Node]) -> Iterator[gs.Graph]:
-    """A graph and the bodies of the given nodes."""
+    """A graph and the subgraphs of the given nodes."""
     yield graph
     for node in nodes:
         yield from subgraphs_of(node)
 
 
-def _own_tensors(branch: gs.Graph, foreign: set[int]) -> Iterator[Tensor]:
-    """Each tensor of a branch, and of the bodies in it, that nothing outside knows."""
-    seen = set(foreign)
+def _own_tensors(branch: gs.Graph, outer: set[int]) -> Iterator[Tensor]:
+    """Each tensor of a branch, and of the subgraphs in it, that nothing outside reads or writes."""
+    seen = set(outer)
     nodes = list(_all_nodes(branch.nodes))
     tensors = [tensor for node in nodes for tensor in (*node.inputs, *node.outputs)]
     for owner in _graphs(branch, nodes):
@@ -138,7 +137,7 @@ def _own_tensors(branch: gs.Graph, foreign: set[int]) -> Iterator[Tensor]:
 
 
 def _unused(name: str, taken: set[str]) -> str:
-    """The name, with a number behind it where it is taken; it is taken afterwards."""
+    """The name, followed by a number where it is taken; it is taken afterwards."""
     unused, number = name, 2
     while unused in taken:
         unused, number = f"{name}_{number}", number + 1

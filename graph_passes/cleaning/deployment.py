@@ -1,4 +1,4 @@
-"""The order of the passes: from a file in any form of training to noise markers, and from there to what is deployed."""
+"""The order of the passes: from a training export to noise markers, and from there to the deployed graph."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from .split_sequences import SplitSequences
 def deployment_passes() -> list[GraphPass]:
     """The passes, in the order in which they must run.
 
-    What follows from known types and sides comes first, and then branches that are always taken, so that the others see
-    what is in them; noise is not followed through a sequence. A Dropout keeps its training form until its mask is known
+    The consequences of known types and sides come first, then branches that are always taken, so that the others see
+    their nodes; noise is not followed through a sequence. A Dropout keeps its training form until its mask is known
     not to be part of noise that is written as primitives.
     """
     return [ResolveShapes(), InlineConstantIf(), SplitSequences(), MarkDecomposedNoise(), LeaveTrainingMode()]
 
 
 def cleaning_passes(fold: FoldBatchNorm | None) -> list[GraphPass]:
-    """The passes that make a repaired graph what is deployed, in their order.
+    """The passes from a repaired graph to the deployed one, in their order.
 
     Shapes come before the fold, since a convolution whose shape is asked for is read twice, and again after it, since
     BatchNorms stand between a Reshape and its opposite.

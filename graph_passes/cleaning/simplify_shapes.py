@@ -2,13 +2,13 @@
 
 A batch of any size makes of each shape a computation. Which sides are equal in every run is known all the same:
 
-    Reshape(x, [Shape(x)[0], 4, 96, -1])     Reshape(x, [0, 4, 96, -1])     0 takes the side of x at its place
-    Reshape(x, [n, 512]), n any number       Reshape(x, [-1, 512])          -1 is what the others leave
-    Expand(x, [Shape(x)[0], 3, 7])           Expand(x, [1, 3, 7])           1 leaves the side as it is
+    Reshape(x, [Shape(x)[0], 4, 96, -1])     Reshape(x, [0, 4, 96, -1])     0 takes the side of x there
+    Reshape(x, [n, 512]), n any number       Reshape(x, [-1, 512])          -1 is the remaining side
+    Expand(x, [Shape(x)[0], 3, 7])           Expand(x, [1, 3, 7])           1 does not change the side
     ScatterND(x, [0, 1, ..., n - 1], u)      u                              where x has n rows, and u as many
 
-A Reshape of a Reshape reads the first one's input, a Transpose of a Transpose is one; and what gives what it takes
-(Reshape, Expand, Slice, Transpose, Cast, Concat of one tensor) is passed by.
+A Reshape of a Reshape reads the first one's input, a Transpose of a Transpose is one; and a node whose output is its
+input (Reshape, Expand, Slice, Transpose, Cast, Concat of one tensor) is bypassed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SAME_ELEMENTS = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze"))
 
 
 class SimplifyShapes:
-    """Takes out of the main graph what only computes shapes, and what changes none; goes after `FoldConstants`."""
+    """Removes nodes of the main graph that only compute shapes or change none; goes after `FoldConstants`."""
 
     name = "simplify shapes"
 
@@ -71,13 +71,13 @@ def _producer(tensor: Tensor) -> str:
 
 
 def _round(graph: gs.Graph) -> list[Change]:
-    """Applies every rule once to every node, and computes what has become constant."""
+    """Applies every rule once to every node, and computes new constants."""
     shapes, types = SymbolicShapes(graph), ElementTypes(graph)
     changed = []
     for node in [node for node in graph.nodes if is_standard(node)]:
         if node.op == "Cast":
             is_same = types.of(node.inputs[0]) == code_of(node.attrs["to"])
-            action = _pass_by(graph, node, node.inputs[0]) if is_same else None
+            action = _bypass(graph, node, node.inputs[0]) if is_same else None
         else:
             action = _RULES[node.op](graph, node, shapes) if node.op in _RULES else None
         if action is not None:
@@ -90,7 +90,7 @@ def _round(graph: gs.Graph) -> list[Change]:
     return changed
 
 
-def _pass_by(graph: gs.Graph, node: gs.Node, source: Tensor) -> str | None:
+def _bypass(graph: gs.Graph, node: gs.Node, source: Tensor) -> str | None:
     """Makes the readers of a node read `source`; an output of the graph is written by an Identity. None: no readers."""
     output = node.outputs[0]
     if is_graph_output(graph, output):
@@ -101,7 +101,7 @@ def _pass_by(graph: gs.Graph, node: gs.Node, source: Tensor) -> str | None:
         redirect_readers(output, source)
     else:
         return None
-    return "passed by: it gives what it takes"
+    return "bypassed: its output is its input"
 
 
 def _reshape(graph: gs.Graph, node: gs.Node, shapes: SymbolicShapes) -> str | None:
@@ -111,7 +111,7 @@ def _reshape(graph: gs.Graph, node: gs.Node, shapes: SymbolicShapes) -> str | No
     if target is None or 0 in (before or ()) or (0 in target and node.attrs.get("allowzero", 0)):
         return None
     if before is not None and _is_same(before, target):
-        return _pass_by(graph, node, node.inputs[0])
+        return _bypass(graph, node, node.inputs[0])
     first = node.inputs[0]
     while _producer(first) in _SAME_ELEMENTS:
         first = first.inputs[0].inputs[0]
@@ -119,7 +119,7 @@ def _reshape(graph: gs.Graph, node: gs.Node, shapes: SymbolicShapes) -> str | No
         sides = tuple(_own_side(before, index) if side == 0 else side for index, side in enumerate(target))
         shape = shapes.of(first)
         if shape is not None and _is_same(shape, sides) and 0 not in shape:
-            return _pass_by(graph, node, first)
+            return _bypass(graph, node, first)
         if (written := _written_target(sides, shape)) is not None:
             return _write_target(node, first, written)
     written = None if upstream_constant(node.inputs[1]) is not None else _written_target(target, before)
@@ -140,7 +140,7 @@ def _own_side(shape: Sequence[Dimension] | None, index: int) -> Dimension:
 
 
 def _is_same(before: Sequence[Dimension], target: Sequence[Dimension]) -> bool:
-    """Whether a Reshape to `target` leaves the shape as it is: one side follows from the others."""
+    """Whether a Reshape to `target` does not change the shape: one side follows from the others."""
     if len(before) != len(target):
         return False
     differs = [side for own, side in zip(before, target, strict=True) if side not in (0, own)]
@@ -166,7 +166,7 @@ def _expand(graph: gs.Graph, node: gs.Node, shapes: SymbolicShapes) -> str | Non
     padded = (*(1,) * (len(target) - len(before)), *before)
     own = padded[len(padded) - len(target) :]
     if len(target) <= len(before) and all(side in (1, mine) for side, mine in zip(target, own, strict=True)):
-        return _pass_by(graph, node, node.inputs[0])
+        return _bypass(graph, node, node.inputs[0])
     sides = [1 if side == mine else side for side, mine in zip(target, own, strict=True)]
     if upstream_constant(node.inputs[1]) is not None or any(isinstance(side, str) for side in sides):
         return None
@@ -187,14 +187,14 @@ def _slice(graph: gs.Graph, node: gs.Node, shapes: SymbolicShapes) -> str | None
         is_all = end >= np.iinfo(np.int32).max or (isinstance(side, int) and end >= side)
         if start != 0 or step != 1 or not is_all:
             return None
-    return _pass_by(graph, node, node.inputs[0])
+    return _bypass(graph, node, node.inputs[0])
 
 
 def _transpose(graph: gs.Graph, node: gs.Node, shapes: SymbolicShapes) -> str | None:
-    """A Transpose of a Transpose, and one that leaves the axes where they are."""
+    """A Transpose of a Transpose, and one that does not move the axes."""
     order = list(node.attrs.get("perm", ()))
     if order and order == sorted(order):
-        return _pass_by(graph, node, node.inputs[0])
+        return _bypass(graph, node, node.inputs[0])
     before = node.inputs[0].inputs[0] if len(node.inputs[0].inputs) == 1 else None
     if before is None or before.op != "Transpose" or not is_standard(before):
         return None
@@ -203,7 +203,7 @@ def _transpose(graph: gs.Graph, node: gs.Node, shapes: SymbolicShapes) -> str | 
         return None
     order = [first[axis] for axis in order]
     if order == sorted(order):
-        return _pass_by(graph, node, before.inputs[0])
+        return _bypass(graph, node, before.inputs[0])
     node.attrs["perm"] = order
     node.inputs[0] = before.inputs[0]
     return f"one with {name_of(before)}"
@@ -211,7 +211,7 @@ def _transpose(graph: gs.Graph, node: gs.Node, shapes: SymbolicShapes) -> str | 
 
 def _concat(graph: gs.Graph, node: gs.Node, shapes: SymbolicShapes) -> str | None:
     """A Concat of one tensor."""
-    return _pass_by(graph, node, node.inputs[0]) if len(node.inputs) == 1 else None
+    return _bypass(graph, node, node.inputs[0]) if len(node.inputs) == 1 else None
 
 
 def _scatter(graph: gs.Graph, node: gs.Node, shapes: SymbolicShapes) -> str | None:
@@ -226,7 +226,7 @@ def _scatter(graph: gs.Graph, node: gs.Node, shapes: SymbolicShapes) -> str | No
     first, _, step = [shapes.elements(tensor) for tensor in rows.inputs[0].inputs]
     if first != (0,) or step != (1,):
         return None
-    return _pass_by(graph, node, updates)
+    return _bypass(graph, node, updates)
 
 
 _RULES: dict[str, Callable[[gs.Graph, gs.Node, SymbolicShapes], str | None]] = {

@@ -48,7 +48,7 @@ def _decide(graph: gs.Graph, node: gs.Node, shapes: SymbolicShapes) -> list[int]
     for reader in sequence.outputs:
         position = evaluate_constant(graph, reader.inputs[1])
         if isinstance(position, str) or not -len(sizes) <= int(position.reshape(())) < len(sizes):
-            return "a part of it is taken by a position that is not known"
+            return "a part of it is taken by an unknown position"
     return sizes
 
 
@@ -64,14 +64,14 @@ def _sizes(graph: gs.Graph, node: gs.Node, shapes: SymbolicShapes) -> list[int] 
     shape, axis = shapes.of(node.inputs[0]), node.attrs.get("axis", 0)
     whole = shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
     if not isinstance(whole, int):
-        return "the side that it splits is not known"
+        return "the side that it splits is unknown"
     size = 1 if wanted is None else int(wanted)
     full = [size] * (whole // size)
     return [*full, whole % size] if whole % size else full
 
 
 def _write(graph: gs.Graph, node: gs.Node, sizes: list[int]) -> str:
-    """Puts the Split in the place of the SplitToSequence; what reads a part reads an output of it."""
+    """Replaces the SplitToSequence by the Split; the readers of a part read an output of it."""
     sequence = node.outputs[0]
     parts = [gs.Variable(f"{sequence.name}.{index}") for index in range(len(sizes))]
     for reader in list(sequence.outputs):

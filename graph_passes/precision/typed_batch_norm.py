@@ -38,7 +38,7 @@ from .weight_rounding import RoundingLoss, round_weight
 
 
 def type_batch_norms(graph: gs.Graph, code: int, loss: RoundingLoss) -> list[Change]:
-    """Folds the parameters of every BatchNorm of a graph and its bodies into g and s of a narrow float type.
+    """Folds the parameters of every BatchNorm of a graph and its subgraphs into g and s of a narrow float type.
 
     Args:
         graph: edited in place.
@@ -110,9 +110,9 @@ def check_half_batch_norms(graph: gs.Graph) -> None:
 
 
 def _require_readable(graph: gs.Graph) -> None:
-    """Refuses a BatchNorm whose parameters can't be had, here or in a body."""
+    """Refuses a BatchNorm whose parameters are unavailable, here or in a subgraph."""
     for inner in graphs_of(graph):
-        own = [entry for entry in unreadable_batch_norms(inner) if "stands in the body" not in entry.reason]
+        own = [entry for entry in unreadable_batch_norms(inner) if "stands in the subgraph" not in entry.reason]
         if own:
             raise ModelError(f"BatchNorm '{own[0].subject}' can't be cast: {own[0].reason}")
 

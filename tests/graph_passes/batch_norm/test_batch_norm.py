@@ -28,7 +28,7 @@ def test_names_are_unique_where_statistics_are_shared(parse):
     assert [bn.name for bn in find_batch_norms(import_graph(parse(SHARED, ONES)))] == ["h", "y"]
 
 
-def test_new_statistics_of_one_reader_leave_the_other_reader_alone(parse):
+def test_new_statistics_of_one_reader_do_not_change_the_other_reader(parse):
     graph = import_graph(parse(SHARED, ONES))
     find_batch_norms(graph)[0].with_statistics(np.full(3, 5.0), np.full(3, 7.0))
     first, second = find_batch_norms(graph)
@@ -67,7 +67,7 @@ def test_statistics_of_one_reader_are_not_touched_by_separation(residual):
     assert export_model(graph, residual).SerializeToString() == before
 
 
-def test_statistics_behind_identity_nodes_are_found(parse):
+def test_statistics_upstream_of_identity_nodes_are_found(parse):
     body = "(float[N, 3] x) => (float[N, 3] y) { q = Identity (v)\n y = BatchNormalization (x, g, b, m, q) }"
     graph = import_graph(parse(body, ONES))
     (batch_norm,) = find_batch_norms(graph)
@@ -130,7 +130,7 @@ def test_where_there_is_none_the_error_says_why_and_how_to_keep_them(parse, body
     assert "\n" not in str(caught.value)
 
 
-def test_batch_norms_in_a_body_are_reported(parse):
+def test_batch_norms_in_a_subgraph_are_reported(parse):
     body = """(float[N, 3] x, bool c) => (float[N, 3] y) {
         y = If (c) <then_branch = t () => (float[N, 3] p) { p = BatchNormalization (x, g, b, m, v) },
                     else_branch = e () => (float[N, 3] q) { q = Exp (x) }>

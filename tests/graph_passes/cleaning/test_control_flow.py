@@ -18,7 +18,7 @@ X = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 
 
 def inline(body: str, open_model, **weights: np.ndarray):
-    """Applies the pass; the numbers stay, the checker passes, a second run is idle; returns the model and the result."""
+    """Applies the pass; the outputs are unchanged, the checker passes, a second run is idle; returns the model and the result."""
     model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]>\nmain {body}')
     model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in weights.items())
     graph = import_graph(model)
@@ -46,7 +46,7 @@ def test_the_taken_branch_replaces_the_if(taken, operators, open_model):
     assert result.changed[0].subject == "y"
 
 
-def test_a_condition_behind_not_and_cast_is_constant_too(open_model):
+def test_a_condition_downstream_of_not_and_cast_is_constant_too(open_model):
     body = f"(float[N, 3] x) => (float[N, 3] y) {{ k = Cast <to: int = 9> (c)\n n = Not (k)\n y = If (n) {BRANCHES} }}"
     after, _ = inline(body, open_model, c=np.array(1.0, np.float32))
     assert "Neg" in [node.op_type for node in after.graph.node]
@@ -91,7 +91,7 @@ def test_a_condition_that_is_computed_stays_with_a_reason(open_model):
     assert result.skipped[0].reason == "its condition is computed at run time"
 
 
-def test_a_constant_if_in_a_body_is_inlined_there(open_model):
+def test_a_constant_if_in_a_subgraph_is_inlined_there(open_model):
     body = f"""(float[N, 3] x) => (float[N, 3] y) {{
         s = ReduceMax <keepdims: int = 0> (x)
         k = Cast <to: int = 9> (s)

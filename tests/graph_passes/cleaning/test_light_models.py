@@ -34,7 +34,7 @@ def load(light_models: ModuleType, name: str):
     ("name", "counts"),
     [("squeezenet", ["0", "0", "1", "0"]), ("shufflenet", ["49", "0", "0", "49"])],
 )
-def test_every_pass_takes_a_real_network_and_its_numbers_stay(light_models, name, counts):
+def test_every_pass_takes_a_real_network_and_its_outputs_are_unchanged(light_models, name, counts):
     model = load(light_models, name)
     assert light_models.walk(name, model)
     row = light_models.walk(name, light_models.with_weights(model)).split()

@@ -131,7 +131,7 @@ def test_what_changes_something_stays(case, open_model):
 
 
 def test_the_sides_of_a_global_pool_are_constants(open_model):
-    """What torch writes for AdaptiveAvgPool and Flatten: TensorRT wants the axes as a constant."""
+    """The nodes that torch writes for AdaptiveAvgPool and Flatten: TensorRT wants the axes as a constant."""
     body = f"""{BATCH} a0 = Constant <value_ints: ints = [-1]> ()\n a = Reshape (a0, m)\n {FOUR}
         g = ReduceMean <keepdims: int = 1> (x, a)\n t = Concat <axis: int = 0> (n, four)\n y = Reshape (g, t)"""
     graph = simplified(body, open_model)

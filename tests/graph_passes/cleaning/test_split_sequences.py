@@ -63,7 +63,7 @@ def test_a_sequence_of_parts_becomes_a_split(case, parse, open_model):
 
 
 @pytest.mark.parametrize("case", STAY)
-def test_what_is_not_known_stays_with_its_reason(case, parse, open_model):
+def test_what_is_unknown_stays_with_its_reason(case, parse, open_model):
     body, weights, reason = STAY[case]
     graph, result = split(body, weights, parse, open_model)
     assert "SplitToSequence" in [node.op_type for node in graph.node]
