@@ -207,7 +207,7 @@ def make_model(network: Path, kind: str) -> Path:
         ("truncated", "not an ONNX file"),
         ("empty", "not an ONNX file"),
         ("folder", "is a folder"),
-        ("folded", "folded into the layers in front; export it again with `vsfix export`"),
+        ("folded", "folded into the upstream layers; export it again with `vsfix export`"),
         ("never", "never had any"),
     ],
 )
