@@ -1,4 +1,4 @@
-"""Images without data: what all photographs have in common, as a start, and how they may change on the way.
+"""Images without data: a start with the statistics of all photographs, and the parameters by which they may change.
 
 The start is the dead leaves model: opaque shapes of all sizes and of one brightness each, every one covering what lies
 under it. It has what makes statistics natural: a power spectrum near 1/f^2, edges, flat areas, and differences between
@@ -6,7 +6,7 @@ one image and the next. For inputs whose positions are not two (signals, volumes
 without positions, (N, C), white noise.
 
 Where the range of the pixels is known they stay in it; else an offset and a gain for each channel are free too, so
-that a foreign normalisation is found in a few steps:
+that an unknown normalisation is found in a few steps:
 
     x = low + (high - low) sigmoid(u)        or        x = offset + exp(log_gain) u
 
@@ -21,6 +21,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .onnx_call import along
+
 _LEAVES = 40  # per image: enough to cover nearly every pixel
 _RADII = (0.05, 0.5)  # of a leaf, in sides of the image; the density falls with the cube
 _DARKEST = 0.02  # of a pixel at the start, in its range: at 0 and at 1 a sigmoid has no gradient
@@ -28,14 +30,14 @@ _DARKEST = 0.02  # of a pixel at the start, in its range: at 0 and at 1 a sigmoi
 
 @dataclass(frozen=True)
 class PixelRange:
-    """The values that a pixel of each channel can have, both of shape (C,), in the form that the network takes."""
+    """The values that a pixel of each channel can have, both of shape (C,), as the network takes them."""
 
     low: torch.Tensor
     high: torch.Tensor
 
 
 class ImagePrior:
-    """Inputs of one shape, as a function of what a gradient may change.
+    """Inputs of one shape, as a function of the parameters that a gradient may change.
 
     Args:
         shape: (N, C, *positions), or (N, C) for inputs without positions.
@@ -43,12 +45,12 @@ class ImagePrior:
         generator: draws the start.
 
     Attributes:
-        parameters: what to change.
+        parameters: those that a gradient may change.
     """
 
     def __init__(self, shape: tuple[int, ...], pixel_range: PixelRange | None, generator: torch.Generator) -> None:
         start = draw_start(shape, generator)
-        self._per_channel = (-1, *[1] * (len(shape) - 2))
+        self._per_channel = along(1, len(shape))
         self._range = pixel_range
         if pixel_range is not None:
             self._u = torch.logit(start, eps=_DARKEST).requires_grad_()
@@ -119,8 +121,7 @@ def _coloured(white: torch.Tensor) -> torch.Tensor:
     axes = tuple(range(2, white.dim()))
     squares = torch.zeros(())
     for axis, length in enumerate(positions):
-        shape = [-1 if place == axis else 1 for place in range(len(positions))]
-        squares = squares + torch.fft.fftfreq(length).reshape(shape).square()
+        squares = squares + torch.fft.fftfreq(length).reshape(along(axis, len(positions))).square()
     amplitude = 1 / squares.sqrt().clamp(min=1 / max(positions))  # the mean has that of the longest wave that fits
     amplitude = amplitude / amplitude.square().mean().sqrt()
     coloured: torch.Tensor = torch.fft.ifftn(torch.fft.fftn(white, dim=axes) * amplitude, dim=axes).real

@@ -17,7 +17,7 @@ Value = torch.Tensor | list[torch.Tensor]
 
 
 class UnsupportedOperatorError(ModelError):
-    """An operator, or a form of one, that can't be evaluated in torch; something else must be done with the model."""
+    """An operator, or a variant of one, that can't be evaluated in torch; the model needs another method."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class OperatorCall:
         node: attributes, names and the number of outputs.
         opset: of the graph, which decides what the node means.
         inputs: None where an optional input is left out.
-        dtype: what stands for every floating point type of the graph.
+        dtype: the type in which every floating point type of the graph is computed.
     """
 
     node: gs.Node
@@ -57,7 +57,7 @@ class OperatorCall:
         return self.node.attrs.get(name, default)
 
     def numbers(self, name: str, index: int | None = None) -> list[Any] | None:
-        """What older opsets have as attribute `name` and newer ones as input `index`; None where neither is there."""
+        """Attribute `name` of older opsets, or input `index` of newer ones; None where neither is there."""
         tensor = self.optional(index) if index is not None else None
         if tensor is not None:
             return list(tensor.reshape(-1).tolist())
@@ -77,34 +77,34 @@ class OperatorCall:
 
 Evaluate = Callable[[OperatorCall], Value]
 Refusal = Callable[[gs.Node, int], str | None]
-"""(node, opset) -> why this form of the operator can't be evaluated, or None."""
-
-
-def _nothing(node: gs.Node, opset: int) -> str | None:
-    """Refuses no form."""
-    return None
+"""(node, opset) -> why this variant of the operator can't be evaluated, or None."""
 
 
 @dataclass(frozen=True)
 class Operator:
-    """How an operator is evaluated.
+    """The evaluation of an operator in torch.
 
     Attributes:
         evaluate: its value in torch, or the list of its values where it has several outputs.
-        refuse: which of its forms can't be evaluated.
-        outputs: how many of its outputs can be had; None for any number.
+        refuse: which of its variants can't be evaluated; None where all can.
+        outputs: how many of its outputs are computed; None for any number.
     """
 
     evaluate: Evaluate
-    refuse: Refusal = _nothing
+    refuse: Refusal | None = None
     outputs: int | None = 1
 
     def refusal(self, node: gs.Node, opset: int) -> str | None:
         """Why `node` can't be evaluated, or None."""
-        wanted = max((place for place, out in enumerate(node.outputs, 1) if not out.is_empty()), default=1)
+        wanted = max((number for number, out in enumerate(node.outputs, 1) if not out.is_empty()), default=1)
         if self.outputs is not None and wanted > self.outputs:
             return f"its output {wanted} is not computed"
-        return self.refuse(node, opset)
+        return None if self.refuse is None else self.refuse(node, opset)
+
+
+def along(axis: int, rank: int) -> list[int]:
+    """The shape (1, ..., -1, ..., 1) in which a vector broadcasts along one axis of a tensor of some rank."""
+    return [-1 if index == axis else 1 for index in range(rank)]
 
 
 def only(attribute: str, default: Any, *allowed: Any) -> Refusal:

@@ -1,4 +1,4 @@
-"""ONNX operators that compute each element from the elements at its place: arithmetic, comparisons, activations."""
+"""ONNX operators that compute each element from the elements at its index: arithmetic, comparisons, activations."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from vsfix.graph_passes.ir.graph import is_batch_norm, is_standard, label_of
 from vsfix.graph_passes.noise.marker import read_marker, require_switched_off
 from vsfix.graph_passes.noise.noise import Noise, NoiseKind
 
-from .onnx_call import Operator, OperatorCall, UnsupportedOperatorError
+from .onnx_call import Operator, OperatorCall, UnsupportedOperatorError, along
 from .onnx_elementwise import ELEMENTWISE
 from .onnx_reductions import REDUCTIONS
 from .onnx_resizing import RESIZING
@@ -37,7 +37,7 @@ _SELU_SATURATION = -1.7580993408473766
 _CHANNELS_TOGETHER = (NoiseKind.FEATURE_DROPOUT, NoiseKind.FEATURE_ALPHA_DROPOUT)
 _OLDEST_OPSET = 7  # before it, broadcasting was an attribute
 Statistics = Literal["stored", "batch"]
-"""What a BN normalises with: what it stores, or the statistics of the batch at hand."""
+"""The statistics that a BN normalises with: those that it stores, or those of the batch at hand."""
 
 
 def draw_noise(noise: Noise, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -76,7 +76,7 @@ def draw_noise(noise: Noise, x: torch.Tensor, generator: torch.Generator) -> tor
 
 @dataclass(frozen=True)
 class BatchMoments:
-    """What the input of one BN is in one evaluation.
+    """The moments of the input of one BN in one evaluation.
 
     Attributes:
         mean: shape (C,), differentiable.
@@ -102,7 +102,7 @@ class OnnxModule(nn.Module):
 
     Args:
         model: in inference form; not changed.
-        dtype: what stands for every floating point type of the graph.
+        dtype: the type in which every floating point type of the graph is computed.
         free: names of initializers that `forward` may be given other values for; nothing that depends on them is
             computed beforehand.
 
@@ -112,7 +112,7 @@ class OnnxModule(nn.Module):
         free: those names.
 
     Raises:
-        UnsupportedOperatorError: an operator, or a form of one, that can't be evaluated; names node and operator.
+        UnsupportedOperatorError: an operator, or a variant of one, that can't be evaluated; names node and operator.
         ModelError: a BatchNorm or a marker that can't be read, or one that is in training mode.
         InputError: a name in `free` that is no initializer of the model.
     """
@@ -256,7 +256,7 @@ def _normalise(batch_norm: BatchNorm, values: Mapping[str, torch.Tensor], moment
         mean, variance = moments.mean, moments.variance
     scale = gamma * torch.rsqrt(variance + batch_norm.epsilon)  # (C,)
     shift = beta - mean * scale
-    per_channel = (-1, *[1] * (x.dim() - 2))
+    per_channel = along(1, x.dim())
     return torch.addcmul(shift.reshape(per_channel), x, scale.reshape(per_channel))
 
 
@@ -264,7 +264,7 @@ def require_supported(graph: gs.Graph) -> None:
     """Refuses a graph that can't be evaluated, before anything runs.
 
     Raises:
-        UnsupportedOperatorError: names the first node in the way, and its operator.
+        UnsupportedOperatorError: names the first node that can't be, and its operator.
         ModelError: a Dropout in training mode.
     """
     if graph.opset < _OLDEST_OPSET:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch.nn import functional
 
-from .onnx_call import Evaluate, Operator, OperatorCall, only
+from .onnx_call import Evaluate, Operator, OperatorCall, along, only
 
 _Reduce = Callable[[torch.Tensor, list[int], bool], torch.Tensor]
 
@@ -67,15 +67,11 @@ def _normalised(x: torch.Tensor, axes: list[int], epsilon: float) -> torch.Tenso
     return (x - mean) * torch.rsqrt(variance + epsilon)
 
 
-def _per_channel(values: torch.Tensor, rank: int) -> torch.Tensor:
-    """(C,) -> (C, 1, ...), which broadcasts against (N, C, ...)."""
-    return values.reshape(-1, *[1] * (rank - 2))
-
-
 def _instance_normalization(call: OperatorCall) -> torch.Tensor:
     x = call[0]  # (N, C, *positions)
     y = _normalised(x, list(range(2, x.dim())), call.attribute("epsilon", 1e-5))
-    return y * _per_channel(call[1], x.dim()) + _per_channel(call[2], x.dim())
+    per_channel = along(1, x.dim())
+    return y * call[1].reshape(per_channel) + call[2].reshape(per_channel)
 
 
 def _layer_normalization(call: OperatorCall) -> torch.Tensor:
@@ -98,7 +94,7 @@ def _group_normalization(call: OperatorCall) -> torch.Tensor:
     x, groups = call[0], int(call.attribute("num_groups"))
     y = functional.group_norm(x, groups, eps=call.attribute("epsilon", 1e-5))
     repeats = x.shape[1] // groups if call.opset < 21 else 1
-    scale, shift = (_per_channel(call[place].repeat_interleave(repeats), x.dim()) for place in (1, 2))
+    scale, shift = (call[index].repeat_interleave(repeats).reshape(along(1, x.dim())) for index in (1, 2))
     return y * scale + shift
 
 

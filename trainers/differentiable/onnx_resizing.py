@@ -1,6 +1,6 @@
 """ONNX operators that change the number of positions of an image: Resize, Upsample, DepthToSpace, SpaceToDepth.
 
-Resize works axis by axis: each place of the output has a coordinate in the input, and takes the value there (nearest)
+Resize works axis by axis: each index of the output has a coordinate in the input, and takes the value there (nearest)
 or the mean of its two neighbours, weighted by their distance (linear).
 """
 
@@ -15,7 +15,7 @@ import torch
 
 from vsfix.graph_passes.ir.runtime import Float64Array
 
-from .onnx_call import Operator, OperatorCall, any_of, only
+from .onnx_call import Operator, OperatorCall, along, any_of, only
 
 
 def _resize(call: OperatorCall) -> torch.Tensor:
@@ -42,13 +42,13 @@ def _resize_axis(call: OperatorCall, x: torch.Tensor, axis: int, length: int, sc
     old = x.shape[axis]
     where = _coordinates(_coordinate_mode(call), old, length, scale)
     if call.attribute("mode", "nearest") == "nearest":
-        places = np.clip(_nearest(call, where), 0, old - 1).astype(np.int64)
-        return x.index_select(axis, torch.from_numpy(places).to(x.device))
+        indices = np.clip(_nearest(call, where), 0, old - 1).astype(np.int64)
+        return x.index_select(axis, torch.from_numpy(indices).to(x.device))
     where = np.clip(where, 0, old - 1)
     left = np.floor(where).astype(np.int64)
     right = np.minimum(left + 1, old - 1)
-    weight = torch.from_numpy(where - left).to(x).reshape([-1 if place == axis else 1 for place in range(x.dim())])
-    first, second = (x.index_select(axis, torch.from_numpy(places).to(x.device)) for places in (left, right))
+    weight = torch.from_numpy(where - left).to(x).reshape(along(axis, x.dim()))
+    first, second = (x.index_select(axis, torch.from_numpy(indices).to(x.device)) for indices in (left, right))
     return first + weight * (second - first)
 
 
@@ -60,18 +60,18 @@ def _coordinate_mode(call: OperatorCall) -> str:
 
 
 def _coordinates(mode: str, old: int, length: int, scale: float) -> Float64Array:
-    """The coordinate in the input of each place of the output."""
-    places = np.arange(length, dtype=np.float64)
+    """The coordinate in the input of each index of the output."""
+    indices = np.arange(length, dtype=np.float64)
     if mode == "asymmetric":
-        return places / scale
+        return indices / scale
     if mode == "align_corners":
-        return places * (old - 1) / (length - 1) if length > 1 else places * 0
+        return indices * (old - 1) / (length - 1) if length > 1 else indices * 0
     if mode == "pytorch_half_pixel" and length == 1:
-        return places * 0
+        return indices * 0
     if mode == "half_pixel_symmetric":
         offset = old / 2 * (1 - length / (scale * old))
-        return offset + (places + 0.5) / scale - 0.5
-    return (places + 0.5) / scale - 0.5
+        return offset + (indices + 0.5) / scale - 0.5
+    return (indices + 0.5) / scale - 0.5
 
 
 def _nearest(call: OperatorCall, where: Float64Array) -> Float64Array:

@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 import torch
 from torch.nn import functional
 
-from .onnx_call import Operator, OperatorCall, Refusal, only
+from .onnx_call import Operator, OperatorCall, Refusal, along, only
 
 _WHOLE_TYPES = {
     np.dtype(np.bool_): torch.bool,
@@ -52,7 +52,7 @@ def _constant_of_shape(call: OperatorCall) -> torch.Tensor:
 
 
 def _range(call: OperatorCall) -> torch.Tensor:
-    start, limit, delta = (call[place].item() for place in range(3))
+    start, limit, delta = (call[index].item() for index in range(3))
     return torch.arange(start, limit, delta, dtype=call[0].dtype)
 
 
@@ -77,7 +77,7 @@ def _size(call: OperatorCall) -> torch.Tensor:
 def _reshape(call: OperatorCall) -> torch.Tensor:
     x, wanted = call[0], call[1].tolist()
     if not call.attribute("allowzero", 0):
-        wanted = [x.shape[place] if side == 0 else side for place, side in enumerate(wanted)]
+        wanted = [x.shape[axis] if side == 0 else side for axis, side in enumerate(wanted)]
     return x.reshape(wanted)
 
 
@@ -134,11 +134,11 @@ def _slice(call: OperatorCall) -> torch.Tensor:
     axes = call.axes(3, x.dim()) or list(range(len(starts)))
     steps = call.numbers("steps", 4) or [1] * len(starts)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        places = range(x.shape[axis])[int(start) : int(end) : int(step)]
+        indices = range(x.shape[axis])[int(start) : int(end) : int(step)]
         if step == 1:
-            x = x.narrow(axis, places.start, len(places))
+            x = x.narrow(axis, indices.start, len(indices))
         else:
-            x = x.index_select(axis, torch.tensor(list(places), dtype=torch.int64, device=x.device))
+            x = x.index_select(axis, torch.tensor(list(indices), dtype=torch.int64, device=x.device))
     return x
 
 
@@ -155,15 +155,14 @@ def _gather_elements(call: OperatorCall) -> torch.Tensor:
 
 
 def _gather_nd(call: OperatorCall) -> torch.Tensor:
-    """The last axis of the indices, (..., k), holds places on the first k axes."""
+    """The last axis of the indices, (..., k), indexes the first k axes."""
     return call[0][call[1].long().unbind(-1)]
 
 
 def _scatter_elements(call: OperatorCall) -> torch.Tensor:
     x, indices, axis = call[0], call[1].long(), call.axis(0, call[0].dim())
-    places = indices.where(indices >= 0, indices + x.shape[axis])
     scatter = torch.scatter_add if call.attribute("reduction", "none") == "add" else torch.scatter
-    return scatter(x, axis, places, call[2])
+    return scatter(x, axis, indices.where(indices >= 0, indices + x.shape[axis]), call[2])
 
 
 def _scatter_nd(call: OperatorCall) -> torch.Tensor:
@@ -176,7 +175,7 @@ def _one_hot(call: OperatorCall) -> torch.Tensor:
     depth, (off, on) = int(call[1]), call[2]
     indices = call[0].long().unsqueeze(call.axis(-1, call[0].dim() + 1))
     rank, axis = indices.dim(), call.axis(-1, indices.dim())
-    classes = torch.arange(depth).reshape([-1 if place == axis else 1 for place in range(rank)])
+    classes = torch.arange(depth).reshape(along(axis, rank))
     return torch.where(indices.where(indices >= 0, indices + depth) == classes, on, off)
 
 
@@ -198,26 +197,26 @@ def _pad(call: OperatorCall) -> torch.Tensor:
         from_last = [side for axis in reversed(range(x.dim())) for side in sides.get(axis, (0, 0))]
         return functional.pad(x, from_last, value=_fill(call))
     for axis, start, end in zip(axes, before, after, strict=True):
-        x = x.index_select(axis, _source_places(x.shape[axis], start, end, mode).to(x.device))
+        x = x.index_select(axis, _source_indices(x.shape[axis], start, end, mode).to(x.device))
     return x
 
 
 def _fill(call: OperatorCall) -> float:
-    """What a constant padding is made of."""
+    """The value of a constant padding."""
     given = call.numbers("value", 2)
     return given[0] if given else 0
 
 
-def _source_places(length: int, before: int, after: int, mode: str) -> torch.Tensor:
-    """Where each place of a padded axis takes its value from."""
-    places = torch.arange(-before, length + after)
+def _source_indices(length: int, before: int, after: int, mode: str) -> torch.Tensor:
+    """The index in the input of each element of a padded axis."""
+    indices = torch.arange(-before, length + after)
     if mode == "edge":
-        return places.clamp(0, length - 1)
+        return indices.clamp(0, length - 1)
     if mode == "wrap":
-        return places % length
+        return indices % length
     period = max(2 * (length - 1), 1)  # reflect: the axis runs to and fro without repeating its ends
-    places = places % period
-    return torch.minimum(places, period - places)
+    indices = indices % period
+    return torch.minimum(indices, period - indices)
 
 
 def _refuse_text(node: gs.Node, opset: int) -> str | None:

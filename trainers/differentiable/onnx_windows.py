@@ -1,7 +1,7 @@
 """ONNX operators that slide a window over the positions of an image: convolutions and pooling, in 1 to 3 dimensions.
 
-Padding is written out where torch has no word for it, so that every form of the standard is the same few lines: pads
-before and after each axis, auto_pad, and the positions that ceil_mode adds behind the last window.
+Padding is written out where torch has no word for it, so that every variant of the standard is the same few lines: pads
+before and after each axis, auto_pad, and the positions that ceil_mode adds after the last window.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 import torch
 from torch.nn import functional
 
-from .onnx_call import Operator, OperatorCall, only
+from .onnx_call import Operator, OperatorCall, along, only
 
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
@@ -53,8 +53,8 @@ class _Window:
             pads = (0,) * (2 * rank)
         return cls(kernel, strides, dilations, pads[:rank], pads[rank:])
 
-    def behind_last(self, positions: tuple[int, ...], ceil_mode: bool) -> tuple[int, ...]:
-        """The positions that ceil_mode adds behind the padding; a window must start inside the input or before it."""
+    def after_last(self, positions: tuple[int, ...], ceil_mode: bool) -> tuple[int, ...]:
+        """The positions that ceil_mode adds after the padding; a window must start inside the input or before it."""
         if not ceil_mode:
             return (0,) * len(positions)
         extra = []
@@ -75,7 +75,7 @@ def _tuple(call: OperatorCall, name: str, length: int, default: int) -> tuple[in
 
 
 def _split_pads(totals: list[int], auto: str) -> tuple[int, ...]:
-    """Padding before and after each axis; SAME_UPPER puts the odd one behind."""
+    """Padding before and after each axis; SAME_UPPER puts the odd one after it."""
     small, large = tuple(total // 2 for total in totals), tuple(total - total // 2 for total in totals)
     return small + large if auto == "SAME_UPPER" else large + small
 
@@ -119,7 +119,7 @@ def _transposed_convolution(call: OperatorCall) -> torch.Tensor:
     cut = tuple(-pad for pad in pads[:rank]), tuple(more - pad for more, pad in zip(longer, pads[rank:], strict=True))
     y = _pad(y, *cut)
     bias = call.optional(2)
-    return y if bias is None else y + bias.reshape(-1, *[1] * rank)
+    return y if bias is None else y + bias.reshape(along(0, rank + 1))
 
 
 def _max_pool(call: OperatorCall) -> torch.Tensor:
@@ -150,10 +150,10 @@ def _average_pool(call: OperatorCall) -> torch.Tensor:
 
 
 def _pooling(call: OperatorCall) -> tuple[_Window, tuple[int, ...]]:
-    """The window of a pooling, and what ceil_mode adds behind it."""
+    """The window of a pooling, and the positions that ceil_mode adds after it."""
     positions = tuple(call[0].shape[2:])
     window = _Window.of(call, tuple(int(side) for side in call.attribute("kernel_shape")), positions)
-    return window, window.behind_last(positions, bool(call.attribute("ceil_mode", 0)))
+    return window, window.after_last(positions, bool(call.attribute("ceil_mode", 0)))
 
 
 def _global_average(call: OperatorCall) -> torch.Tensor:

@@ -41,7 +41,7 @@ _ROUNDING = 1e-3  # of a probability, in half precision
 
 @dataclass(frozen=True)
 class Target:
-    """What one output of the graph should be, for every sample.
+    """The target of one output of the graph, for every sample.
 
     Attributes:
         kind: what the output is: `logits` (scores of classes before the softmax), `softmax` (probabilities that sum to
@@ -81,7 +81,7 @@ class Target:
 
 @dataclass(frozen=True)
 class RefinementConfig:
-    """How parameters are refined.
+    """The configuration of a refinement.
 
     Attributes:
         steps: of Adam.
@@ -117,12 +117,12 @@ class RefinementConfig:
 
 @dataclass(frozen=True)
 class Refinement:
-    """What was found.
+    """The parameters that were found.
 
     Attributes:
         values: of each free parameter, by its name, in its shape.
         losses: on the held-out samples: at the start, after every tenth step and after the last one.
-        step: the steps behind the values; 0 is the start.
+        step: the step that gave the values; 0 is the start.
     """
 
     values: dict[str, Float64Array]
@@ -217,7 +217,7 @@ def _descend(
     optimizer = torch.optim.Adam(parameters.thetas, config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     losses = [held_out_loss()]
-    best, values, kept = losses[0], parameters.values(), 0
+    best, values, best_step = losses[0], parameters.values(), 0
     for step, rows in enumerate(batches, 1):
         optimizer.zero_grad()
         for run in _runs(rows, config):
@@ -233,8 +233,8 @@ def _descend(
             continue
         losses.append(held_out_loss())
         if losses[-1] < best - _LEAST_GAIN:
-            best, values, kept = losses[-1], parameters.values(), step
-    return Refinement(values, tuple(losses), kept)
+            best, values, best_step = losses[-1], parameters.values(), step
+    return Refinement(values, tuple(losses), best_step)
 
 
 def divergence(output: torch.Tensor, target: Target, mean: torch.Tensor) -> torch.Tensor:
@@ -268,16 +268,16 @@ def _at_chosen(output: torch.Tensor, target: Target, samples: int) -> torch.Tens
     assert target.chosen is not None
     axis = target.axis % output.dim() if target.kind in _OF_CLASSES else output.dim()
     classes = output.shape[axis] if axis < output.dim() else 1
-    behind = math.prod(output.shape[axis + 1 :])
+    positions = math.prod(output.shape[axis + 1 :])
     last = int(target.chosen.max(initial=0))
     if len(output) % samples or last * samples >= output.numel() // classes:
         raise DataError(f"an output of shape {tuple(output.shape)} has no position {last} of {samples} samples")
-    places = torch.from_numpy(target.chosen)
-    if behind == 1:
-        found = output.reshape(samples, -1, classes).index_select(1, places)
-    else:  # nothing is copied whole where the classes stand in front of all positions
-        in_front = output.reshape(samples, -1, classes, behind).transpose(1, 2).reshape(samples, classes, -1)
-        found = in_front.gather(2, places.expand(samples, classes, -1)).transpose(1, 2)
+    chosen = torch.from_numpy(target.chosen)
+    if positions == 1:
+        found = output.reshape(samples, -1, classes).index_select(1, chosen)
+    else:  # nothing is copied whole where the axis of the classes comes before all positions
+        by_class = output.reshape(samples, -1, classes, positions).transpose(1, 2).reshape(samples, classes, -1)
+        found = by_class.gather(2, chosen.expand(samples, classes, -1)).transpose(1, 2)
     return found if target.kind in _OF_CLASSES else found.squeeze(-1)
 
 
@@ -342,7 +342,7 @@ class _Parameters:
 
     @property
     def thetas(self) -> list[torch.Tensor]:
-        """What a gradient may change."""
+        """The tensors that a gradient may change."""
         return list(self._thetas.values())
 
     def __call__(self) -> dict[str, torch.Tensor]:
@@ -350,7 +350,7 @@ class _Parameters:
         return {name: self._starts[name] + self._units[name] * theta for name, theta in self._thetas.items()}
 
     def values(self) -> dict[str, Float64Array]:
-        """The same as arrays, in the order in which they were asked for."""
+        """The values as arrays, in the order in which they were asked for."""
         with torch.no_grad():
             now = self()
         return {name: now[name].numpy() for name in self._order}

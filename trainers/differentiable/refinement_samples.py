@@ -107,11 +107,11 @@ class SampledNetwork:
 
 def _at(tensors: Tensors, rows: Array) -> dict[str, torch.Tensor]:
     """Some samples of each; what has no axis is the same for all of them."""
-    places = torch.from_numpy(rows)
-    return {name: tensor[places] if tensor.dim() else tensor for name, tensor in tensors.items()}
+    indices = torch.from_numpy(rows)
+    return {name: tensor[indices] if tensor.dim() else tensor for name, tensor in tensors.items()}
 
 
 def _rows_at(tensor: torch.Tensor, samples: Array, count: int) -> torch.Tensor:
-    """The rows of some of `count` samples, each of which has as many, one behind the other."""
+    """The rows of some of `count` samples, each of which has as many, one after another."""
     by_sample = tensor.reshape(count, len(tensor) // count, *tensor.shape[1:])
     return by_sample[torch.from_numpy(samples)].flatten(0, 1)

@@ -44,7 +44,7 @@ _NUMPY_TYPES = {onnx.TensorProto.FLOAT16: np.float16, onnx.TensorProto.DOUBLE: n
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """How inputs are made.
+    """The configuration of a search for inputs.
 
     Attributes:
         inputs: how many, at least 2; None takes 64, and up to 256 where a BN has few positions, so that each sees about
@@ -75,10 +75,10 @@ class SyntheticConfig:
 
 @dataclass(frozen=True)
 class SyntheticInputs:
-    """What was found.
+    """The inputs that were found.
 
     Attributes:
-        inputs: by the name of the graph's input, batch first, in the form and type that the model takes.
+        inputs: by the name of the graph's input, batch first, in the shape and type that the model takes.
         losses: before each step, under the noise of that step.
         matching_loss: of each BN, by its name, at the end and under noise that no step has seen.
     """
@@ -150,7 +150,7 @@ def _descend(priors: Mapping[str, ImagePrior], match: _Match, config: SyntheticC
 
 
 class _Match:
-    """How far inputs are from what each BN stores, with the noise on."""
+    """The distance of inputs from what each BN stores, with the noise on."""
 
     def __init__(self, module: OnnxModule, generator: torch.Generator) -> None:
         self._module = module
@@ -217,7 +217,7 @@ def _enough_inputs(module: OnnxModule, shapes: Mapping[str, tuple[int, ...]]) ->
 
 
 def _pixel_range(model: onnx.ModelProto, shape: tuple[int, ...]) -> PixelRange | None:
-    """What the pixels of real images, (C, h, w), can be behind the preprocessing that the file describes."""
+    """The range of the pixels of real images, (C, h, w), after the preprocessing that the file describes."""
     text = read_metadata(model).get(METADATA_KEY)
     if text is None:
         return None

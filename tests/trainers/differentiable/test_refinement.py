@@ -79,7 +79,7 @@ def outputs_of(model: onnx.ModelProto, inputs: dict[str, Any]) -> Any:
 
 
 def target_of(kind: str, model: onnx.ModelProto, inputs: dict[str, Any], variance: float = 1.0) -> Target:
-    """What a model gives itself, in the form of a target."""
+    """A target that the outputs of a model fulfil already."""
     y = outputs_of(model, inputs)
     forms = {"logits": lambda: y.softmax(1), "log-softmax": y.exp, "sigmoid-logits": y.sigmoid}
     mean = forms.get(kind, lambda: y)().numpy()
@@ -273,7 +273,7 @@ def test_several_outputs_add_up_each_in_units_of_its_own_noise(inputs: dict[str,
     model.graph.initializer.append(numpy_helper.from_array(np.float32(1000), "thousand"))
     model.graph.output.append(helper.make_tensor_value_info("large", onnx.TensorProto.FLOAT, ("n", CLASSES)))
     y = outputs_of(with_values(model, g=TRUE_SCALE), inputs).numpy()
-    pull = 0.5  # of the large output, to another place
+    pull = 0.5  # of the large output, to another value
     units = {"y": Target("values", 1, y, 1.0), "large": Target("values", 1, 1000 * (y + pull), 1e6)}
     ignored = {"y": units["y"], "large": Target("values", 1, 1000 * (y + pull))}
     single = refine(model, STEP, inputs, {"y": units["y"]}, FAST).losses[0]
@@ -394,7 +394,7 @@ def test_several_rows_of_a_sample_are_what_positions_of_it_are(kind: str, batch:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_divergence_of_a_large_output_keeps_its_precision(kind: str) -> None:
-    """In float32, classes in front of the positions: at all of them, and at those that are chosen."""
+    """In float32, the axis of the classes before the positions: at all of them, and at those that are chosen."""
     rng = np.random.default_rng(3)
     scores, noisy = (torch.from_numpy(rng.standard_normal((3, CLASSES, 50, 50))) for _ in range(2))
     forms = {
@@ -412,15 +412,15 @@ def test_the_divergence_of_a_large_output_keeps_its_precision(kind: str) -> None
     assert large.dtype == torch.float64
     assert float(large.detach()) == pytest.approx(float(whole), rel=1e-5)
     classes = kind in ("logits", "softmax", "log-softmax")
-    places = np.arange(0, 2500 if classes else 2500 * CLASSES, 7)
-    part = mean.flatten(2).movedim(1, 2)[:, places] if classes else mean.flatten(1)[:, places]
-    moved = output.flatten(2).movedim(1, 2)[:, places] if classes else output.flatten(1)[:, places]
-    chosen = divergence(output, Target(kind, 1, part.numpy(), 0.3, places), part)
+    positions = np.arange(0, 2500 if classes else 2500 * CLASSES, 7)
+    part = mean.flatten(2).movedim(1, 2)[:, positions] if classes else mean.flatten(1)[:, positions]
+    moved = output.flatten(2).movedim(1, 2)[:, positions] if classes else output.flatten(1)[:, positions]
+    chosen = divergence(output, Target(kind, 1, part.numpy(), 0.3, positions), part)
     wanted = float(divergence(moved, Target(kind, -1, part.numpy(), 0.3), part))
     assert float(chosen) == pytest.approx(wanted)
-    if classes:  # the same with the classes behind the positions, and between them
+    if classes:  # the same with the axis of the classes after the positions, and between them
         for axis, turned in ((3, output.movedim(1, 3)), (2, output.movedim(1, 2))):
-            other = divergence(turned, Target(kind, axis, part.numpy(), 0.3, places), part)
+            other = divergence(turned, Target(kind, axis, part.numpy(), 0.3, positions), part)
             assert float(other) == pytest.approx(wanted)
 
 

@@ -98,12 +98,12 @@ def synthetic(model: onnx.ModelProto) -> SyntheticInputs:
 
 
 def error_of_repair(model: onnx.ModelProto, inputs: Any) -> float:
-    """The mean error of the log variance of the two BNs behind the noise, after the paired repair on these inputs."""
+    """The mean error of the log variance of the two BNs downstream of the noise, after a paired repair on the inputs."""
     graph = import_graph(model)
     estimates = paired(graph, [{"x": inputs}], open_for_small_runs, ["n1", "y"])
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     truth = training_statistics(training_images(2000, seed=6), arrays, keep=1.0)
-    errors = [np.log(estimates[name].variance / truth[f"v{place}"]) for name, place in (("n1", 1), ("y", 2))]
+    errors = [np.log(estimates[name].variance / truth[f"v{number}"]) for name, number in (("n1", 1), ("y", 2))]
     return float(np.abs(np.concatenate(errors)).mean())
 
 
