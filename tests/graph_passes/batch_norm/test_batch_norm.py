@@ -136,7 +136,7 @@ def test_batch_norms_in_a_subgraph_are_reported(parse):
                     else_branch = e () => (float[N, 3] q) { q = Exp (x) }>
     }"""
     (unread,) = unreadable_batch_norms(import_graph(parse(body, ONES)))
-    assert (unread.subject, "body of If" in unread.reason) == ("p", True)
+    assert (unread.subject, "subgraph of If" in unread.reason) == ("p", True)
 
 
 def test_a_statistic_for_each_position_is_reported(parse):
