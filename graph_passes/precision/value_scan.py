@@ -27,7 +27,7 @@ from .constant_rounding import MULTIPLY_WEIGHTS
 
 Defect = Literal["NaN", "infinite", "negative", "overflow", "underflow", "subnormal"]
 SCANNED_AT_ONCE = 1 << 20  # values, in float64 beside several masks
-HARMFUL = frozenset({"NaN", "infinite", "negative", "overflow"})
+ERRORS = frozenset({"NaN", "infinite", "negative", "overflow"})
 _FLOAT_TYPES = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)),
@@ -98,15 +98,15 @@ def require_finite_values(graph: gs.Graph) -> tuple[ValueFinding, ...]:
         CheckFailedError: a NaN, an infinite value or an overflow; the message names the first tensor and channel.
     """
     findings = scan_values(graph)
-    harm = describe_harm(findings)
+    harm = describe_error(findings)
     if harm is not None:
         raise CheckFailedError(f"the weights can't be deployed: {harm}")
     return findings
 
 
-def describe_harm(findings: Sequence[ValueFinding]) -> str | None:
+def describe_error(findings: Sequence[ValueFinding]) -> str | None:
     """The first finding that forbids to deploy the graph, how many more there are, and what helps; None without one."""
-    harmful = [finding for finding in findings if finding.defect in HARMFUL]
+    harmful = [finding for finding in findings if finding.defect in ERRORS]
     if not harmful:
         return None
     first, others = harmful[0], len(harmful) - 1
@@ -163,7 +163,7 @@ def _scan(name: str, values: Array, stored: npt.DTypeLike, axis: int) -> Iterato
         for defect, mask in _defects(part, dtype):
             for channel in np.flatnonzero(mask.any(axis=1)):
                 magnitudes = np.abs(part[channel][mask[channel]])
-                extreme = magnitudes.max() if defect in HARMFUL else magnitudes.min()
+                extreme = magnitudes.max() if defect in ERRORS else magnitudes.min()
                 count = int(magnitudes.size)
                 found.append(ValueFinding(name, first + int(channel), defect, dtype.name, count, float(extreme)))
     yield from sorted(found, key=lambda finding: get_args(Defect).index(finding.defect))

@@ -19,7 +19,7 @@ from vsfix.graph_passes.noise.analysis import Distance, NoiseMap, NoisePaths, Tr
 from vsfix.graph_passes.noise_average.severity import Severity
 from vsfix.graph_passes.noise_average.stored_statistics import StoredAgainstNoisy
 from vsfix.graph_passes.noise_inference.claims import Claim
-from vsfix.graph_passes.precision.value_scan import describe_harm, doubtful_constants, scan_values
+from vsfix.graph_passes.precision.value_scan import describe_error, doubtful_constants, scan_values
 from vsfix.graph_passes.precision.weight_rounding import LIMITS
 from vsfix.graph_passes.statistics.batches import Batch, count_samples, require_different_samples
 from vsfix.graph_passes.statistics.moments import Moments
@@ -207,7 +207,7 @@ def inspect_model(
         warnings=(*warnings, *found.warnings, *doubtful_constants(prepared.graph)),
         prepared=prepared.changes,
         inferred=inferred,
-        defect=describe_harm(scan_values(prepared.graph)) or "",
+        defect=describe_error(scan_values(prepared.graph)) or "",
     )
 
 
