@@ -216,10 +216,10 @@ def test_weights_in_a_file_of_their_own_are_parsed_and_hashed(call, parse, tmp_p
 
 
 @needs_rtx
-def test_the_command_of_the_readme_runs(call, onnx_path, tmp_path, monkeypatch):
+def test_the_command_of_the_walkthrough_runs(call, onnx_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    readme = (Path(__file__).parents[4] / "README.md").read_text()
-    line = next(line for line in readme.splitlines() if line.startswith("vsfix build repaired.onnx"))
+    page = (Path(__file__).parents[4] / "docs" / "walkthrough.md").read_text()
+    line = next(line for line in page.splitlines() if line.startswith("vsfix build repaired.onnx"))
     (tmp_path / "repaired.onnx").write_bytes(onnx_path.read_bytes())
     result = call(*line.replace("28x28", "8x8").split()[1:])
     assert result.exit_code == 0, result.output
