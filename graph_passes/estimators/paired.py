@@ -46,13 +46,13 @@ class PairedConfig:
     Attributes:
         seed: of the noise.
         repeats: runs with the noise on for each run with the noise off.
-        precision: half the relative width of a shift's interval that is narrow enough; 0 takes every sample.
+        max_interval_width: half the relative width of a shift's interval that is narrow enough; 0 takes every sample.
         max_memory: bytes that the process may hold; activations beyond go to the disk.
     """
 
     seed: int = 0
     repeats: int = 8
-    precision: float = 0.0
+    max_interval_width: float = 0.0
     max_memory: int = DEFAULT_MAX_MEMORY
 
 
@@ -83,12 +83,12 @@ def paired(
     whole = prescribed_batch_size(graph) is not None
     _require_repeatable(graph, first_samples(batches, REPEATED_SAMPLES, whole=whole), open_model)
     estimates: dict[str, Estimate] = {}
-    parts = growing_parts(total) if config.precision else [total]
+    parts = growing_parts(total) if config.max_interval_width else [total]
     for part in parts:
         few = first_samples(batches, part, whole=whole)
         estimates = _estimate(graph, few, open_model, layers, config, looks=len(parts))
         alive = [estimate for estimate in estimates.values() if not estimate.invalid.all()]
-        if max((estimate.half_width for estimate in alive), default=0.0) <= config.precision:
+        if max((estimate.half_width for estimate in alive), default=0.0) <= config.max_interval_width:
             break
     return estimates
 

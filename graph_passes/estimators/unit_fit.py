@@ -40,12 +40,12 @@ class UnitTarget:
     Attributes:
         chosen: the positions that are compared; None for all.
         mean: t, shape (N, M, C).
-        noisy_variance: of z with the noise on, shape (C,).
+        noise_on_variance: of z with the noise on, shape (C,).
     """
 
     chosen: list[int] | None
     mean: Float64Array
-    noisy_variance: Float64Array
+    noise_on_variance: Float64Array
 
 
 @dataclass(frozen=True)

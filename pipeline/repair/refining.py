@@ -155,7 +155,7 @@ def _spread(study: NoiseStudy, name: str, channels: int) -> Array:
     target = study.targets.get(name)
     if target is None:
         return np.ones(channels)
-    deviation = np.sqrt(target.noisy_variance)
+    deviation = np.sqrt(target.noise_on_variance)
     typical = float(np.median(deviation)) or 1.0
     return np.maximum(deviation, 1e-3 * typical)
 

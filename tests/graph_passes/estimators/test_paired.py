@@ -114,7 +114,7 @@ def test_samples_are_taken_until_the_intervals_are_narrow_enough(residual, open_
     images = np.random.default_rng(3).normal(0.3, 1.2, (256, 3, 8, 8)).astype(np.float32)
     graph = import_graph(residual)
     coarse, fine, never = (
-        paired(graph, batches(images), open_model, ["bn1"], PairedConfig(precision=precision))["bn1"]
+        paired(graph, batches(images), open_model, ["bn1"], PairedConfig(max_interval_width=precision))["bn1"]
         for precision in (0.5, 0.01, 1e-6)
     )
     assert (coarse.samples, never.samples) == (32, 256)
@@ -127,7 +127,7 @@ def test_a_batch_norm_whose_channels_are_all_dead_takes_no_samples(residual, ope
     for initializer in residual.graph.initializer:
         if initializer.name == "conv2.weight":
             initializer.raw_data = np.zeros((6, 6, 3, 3), np.float32).tobytes()
-    config = PairedConfig(precision=0.5)
+    config = PairedConfig(max_interval_width=0.5)
     found = paired(import_graph(residual), batches(images), open_model, ["bn1", "bn2"], config)
     assert (found["bn1"].samples, found["bn2"].samples) == (32, 32)
     assert found["bn2"].invalid.all()
@@ -136,7 +136,9 @@ def test_a_batch_norm_whose_channels_are_all_dead_takes_no_samples(residual, ope
 def test_a_set_that_allows_more_looks_gives_wider_intervals_from_the_same_samples(residual, open_model):
     images = np.random.default_rng(3).normal(0.3, 1.2, (256, 3, 8, 8)).astype(np.float32)
     once, often = (
-        paired(import_graph(residual), batches(images[:total]), open_model, ["bn1"], PairedConfig(precision=0.5))["bn1"]
+        paired(
+            import_graph(residual), batches(images[:total]), open_model, ["bn1"], PairedConfig(max_interval_width=0.5)
+        )["bn1"]
         for total in (32, 256)
     )
     assert once.samples == often.samples == 32
@@ -146,7 +148,7 @@ def test_a_set_that_allows_more_looks_gives_wider_intervals_from_the_same_sample
 
 def test_a_set_that_is_no_power_of_two_is_spent_to_the_last_sample(residual, open_model):
     images = np.random.default_rng(3).normal(0.3, 1.2, (100, 3, 8, 8)).astype(np.float32)
-    config = PairedConfig(precision=1e-6, repeats=1)
+    config = PairedConfig(max_interval_width=1e-6, repeats=1)
     assert paired(import_graph(residual), batches(images), open_model, ["bn1"], config)["bn1"].samples == 100
 
 
