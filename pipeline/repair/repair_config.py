@@ -37,7 +37,7 @@ class RepairConfig:
         output_kinds: what outputs mean, one of `MEANINGS`, by name; the others are recognised.
         seed: of the noise, and of synthetic inputs.
         repeats: runs with the noise on for each run with the noise off in `paired`.
-        max_interval_width: half the relative width of a shift's interval at which `paired` stops taking samples.
+        precision: half the relative width of a shift's interval at which `paired` stops taking samples.
         max_memory: bytes that the process may hold; activations beyond go to the disk.
         input_shape: of one input without the batch, for synthetic inputs where the file does not say it.
         number_type: what the deployed graph computes in, as `--precision` names it; None to leave it as it is.
