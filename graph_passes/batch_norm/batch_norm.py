@@ -147,7 +147,7 @@ class BatchNorm:
         return BatchNorm(self.name, self.node, parameters, others)
 
     def _replace(self, index: int, values: Float64Array) -> gs.Constant:
-        """Puts `values` at input `index`, in position where the uses of this module are the only readers."""
+        """Puts `values` at input `index`, in place where the uses of this module are the only readers."""
         constant: gs.Constant = self.parameters[index - 1]
         stored = stored_values(constant)
         with np.errstate(over="ignore"):

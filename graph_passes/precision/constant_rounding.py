@@ -1,6 +1,6 @@
 """The constants of a graph in another float type, each made once, whoever reads it.
 
-What multiplies weights is judged channel by channel, see `weight_rounding`; a bound, a mask or a padding past the range
+A weight is judged channel by channel (`weight_rounding`); a bound, a mask or a padding past the range
 becomes the largest number of the type, which does the same; any other constant must fit.
 """
 
@@ -27,7 +27,7 @@ class ConstantRounding:
 
     Args:
         graph: gives the names that are taken.
-        loss: what rounding lost is added.
+        loss: the losses of rounding are added to it.
         wanted: the float type that a node is to read at an input.
     """
 
@@ -36,20 +36,20 @@ class ConstantRounding:
         self._made: dict[tuple[int, int], gs.Constant] = {}
         self._originals: list[gs.Constant] = []  # held, so that no other tensor gets the id of one
         self._names = {name for inner in graphs_of(graph) for name in inner.tensors()}
-        self._given_back = {id(tensor) for inner in graphs_of(graph) for tensor in inner.outputs}
+        self._returned = {id(tensor) for inner in graphs_of(graph) for tensor in inner.outputs}
 
     def round(
         self, tensor: Tensor, constant: gs.Constant, code: int, reader: gs.Node | None, index: int
     ) -> tuple[gs.Constant, bool]:
-        """The constant behind a tensor in another float type, and whether it is new.
+        """The constant that a tensor holds, in another float type, and whether it is new.
 
-        It keeps its name where nothing goes on reading it as it was.
+        It has the old name where nothing still reads the old constant.
 
         Args:
-            tensor: what the reader reads.
-            constant: what stands behind it.
+            tensor: the input of the reader.
+            constant: the one that it holds.
             code: the type.
-            reader: the node that reads it; None for a body that gives it back.
+            reader: the node that reads it; None for a subgraph that returns it.
             index: the input of the reader.
 
         Raises:
@@ -82,8 +82,8 @@ class ConstantRounding:
         return fresh
 
     def _stays(self, constant: gs.Constant, code: int) -> bool:
-        """Whether anything goes on reading a constant as it is, so that its name is taken."""
-        if is_graph_output(self._graph, constant) or id(constant) in self._given_back:
+        """Whether anything still reads the old constant, so that its name is taken."""
+        if is_graph_output(self._graph, constant) or id(constant) in self._returned:
             return True
         reads = [(node, i) for node in constant.outputs for i, read in enumerate(node.inputs) if read is constant]
         return any(self._wanted(node, index) != code for node, index in reads)

@@ -1,9 +1,9 @@
-"""The walk that casts a graph to one float type; `precision` says what comes out, this is how.
+"""The walk that casts a graph to one float type; `precision` states the result, this module computes it.
 
-For each node in turn: what it reads in another float type than it should is rounded (constants) or comes through a
+For each node in turn: an input of another float type than it should have is rounded (constants) or comes through a
 Cast, made once for each tensor and type; a type that an attribute states becomes the target where a reader wants that;
-what it writes then follows from its schema. Bodies are walked where their node stands. At last the outputs of the graph
-get their types back.
+the types of its outputs then follow from its schema. Subgraphs are walked where their node stands. At last the outputs
+of the graph get their types back.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ from .constant_rounding import MULTIPLY_WEIGHTS, ConstantRounding
 from .integer_arithmetic import integer_arithmetic
 from .weight_rounding import DTYPES, RoundingLoss, round_bound
 
-# Of no interest to who asks in what type a graph computes.
+# Nodes that say nothing of the type in which a graph computes.
 _MOVE_DATA = frozenset({"Cast", "Constant", "ConstantOfShape", "Identity", "Shape", "Size"})
-# Inputs that stay as they are though the schema would let them change: no data passes through them.
-_KEPT_INPUTS = frozenset({("Resize", "T2"), ("LayerNormalization", "U"), ("Dropout", "T1")})
+# Inputs that are unchanged though the schema would let them change: no data passes through them.
+_UNCHANGED_INPUTS = frozenset({("Resize", "T2"), ("LayerNormalization", "U"), ("Dropout", "T1")})
 
 
 class FloatCast:
-    """One walk through the nodes of a graph in their order, which knows the types of all that is behind it.
+    """One walk through the nodes of a graph in their order, which knows the types of all that it has passed.
 
     Attributes:
-        changed: what was done, node by node.
+        changed: the changes, node by node.
         skipped: the nodes that keep another type, each with the reason.
 
     Args:
         graph: edited by `run`.
         code: the type to cast to, as a code of onnx.TensorProto.
-        loss: what rounding lost is added.
+        loss: the losses of rounding are added to it.
     """
 
     def __init__(self, graph: gs.Graph, code: int, loss: RoundingLoss) -> None:
@@ -69,7 +69,7 @@ class FloatCast:
         self.skipped: list[Skipped] = []
         self._casts: list[dict[tuple[int, int], Tensor]] = []
         inside = [inner for inner in graphs_of(graph) if inner is not graph]
-        self._given_back = {id(tensor) for body in inside for tensor in body.outputs}
+        self._returned = {id(tensor) for subgraph in inside for tensor in subgraph.outputs}
         self._pending: list[gs.Node] = []
         self._rounding = ConstantRounding(graph, loss, self._wanted)
 
@@ -84,7 +84,7 @@ class FloatCast:
             self.graph.cleanup()
 
     def _scope(self, graph: gs.Graph) -> None:
-        """Casts the main graph or a body: its nodes, then, for a body, what it gives back."""
+        """Casts the main graph or a subgraph: its nodes, then the outputs of a subgraph."""
         self._casts.append({})
         nodes: list[gs.Node] = []
         for node in list(graph.nodes):
@@ -116,9 +116,9 @@ class FloatCast:
             if wanted is not None and self.types.float_of(tensor) not in (None, wanted):
                 node.inputs[index] = self._as(tensor, wanted, node, index)
         pending, self._pending = self._pending, []
-        for body in subgraphs_of(node):
-            self._enter(body)
-            self._scope(body)
+        for subgraph in subgraphs_of(node):
+            self._enter(subgraph)
+            self._scope(subgraph)
         self._pending = pending
         self._retarget(node)
         self.types.visit_node(node)
@@ -126,7 +126,7 @@ class FloatCast:
         return self._bypass(node)
 
     def _note(self, node: gs.Node, reason: str) -> None:
-        """Adds a node to what was changed, or to what keeps another type for a reason."""
+        """Adds a node to the changed ones, or to those that keep another type for a reason."""
         if any(self.types.of(tensor) != self.before.of(tensor) for tensor in node.outputs):
             self.changed.append(Change(label_of(node), f"computes in {TYPE_NAMES[self.code]}"))
         elif is_computation(node):
@@ -142,7 +142,7 @@ class FloatCast:
             raise ModelError(f"{label_of(node)} holds sequences or optional values, which can't be cast")
         if not is_standard(node):
             raise ModelError(
-                f"{label_of(node)} is not of the ONNX standard: in which float types it computes is not known"
+                f"{label_of(node)} is not of the ONNX standard: in which float types it computes is unknown"
             )
         if node.op not in MULTIPLY_WEIGHTS:
             return
@@ -155,10 +155,10 @@ class FloatCast:
     def _takes(self, node: gs.Node, index: int) -> bool:
         """Whether an input may have the target type, and data passes through it."""
         slot = input_slot(node, index, self.opset)
-        return slot is not None and self.code in slot.types and (node.op, slot.variable) not in _KEPT_INPUTS
+        return slot is not None and self.code in slot.types and (node.op, slot.variable) not in _UNCHANGED_INPUTS
 
     def _wanted(self, node: gs.Node, index: int) -> int | None:
-        """The float type that a node is to read at an input; None where whatever is there will do."""
+        """The float type that a node is to read at an input; None where any type will do."""
         original = self.before.float_of(node.inputs[index])
         if original is None or node.op == "Cast":
             return None
@@ -167,7 +167,7 @@ class FloatCast:
         return self.code
 
     def _as(self, tensor: Tensor, code: int, reader: gs.Node | None, index: int) -> Tensor:
-        """`tensor` in another float type: a constant rounded, anything else behind a Cast."""
+        """`tensor` in another float type: a constant rounded, anything else through a Cast."""
         constant = upstream_constant(tensor)
         if constant is not None:
             rounded, is_new = self._rounding.round(tensor, constant, code, reader, index)
@@ -187,9 +187,9 @@ class FloatCast:
         self.changed.append(Change(node.name, f"inserted: {TYPE_NAMES[code]} from here on"))
         return cast
 
-    def _enter(self, body: gs.Graph) -> None:
-        """The float inputs of a body have the target type, as what enters it has now."""
-        for tensor in body.inputs:
+    def _enter(self, subgraph: gs.Graph) -> None:
+        """The float inputs of a subgraph have the target type, as the tensors that enter it have now."""
+        for tensor in subgraph.inputs:
             if self.before.float_of(tensor) is not None:
                 self.types.set(tensor, self.code)
                 self._state(tensor)
@@ -212,8 +212,8 @@ class FloatCast:
             node.attrs["to" if node.op == "Cast" else "dtype"] = self.code
 
     def _is_wanted(self, tensor: Tensor) -> bool:
-        """Whether a reader, or what a body gives back, wants a tensor in the target type."""
-        return id(tensor) in self._given_back or any(
+        """Whether a reader, or an output of a subgraph, wants a tensor in the target type."""
+        return id(tensor) in self._returned or any(
             self._wanted(reader, index) == self.code
             for reader in tensor.outputs
             for index, read in enumerate(reader.inputs)
@@ -221,11 +221,11 @@ class FloatCast:
         )
 
     def _bypass(self, node: gs.Node) -> bool:
-        """Takes out a Cast that casts to what is there already; whether it did."""
+        """Takes out a Cast to the type that its input has already; whether it did."""
         if node.op != "Cast" or self.types.of(node.inputs[0]) != self.types.of(node.outputs[0]):
             return False
         source, output = node.inputs[0], node.outputs[0]
-        held = id(output) in self._given_back or is_graph_output(self.graph, output)
+        held = id(output) in self._returned or is_graph_output(self.graph, output)
         if held or self.before.of(source) == self.before.of(output):
             return False
         redirect_readers(output, source)
@@ -234,7 +234,7 @@ class FloatCast:
         return True
 
     def _restore_outputs(self) -> None:
-        """Puts a Cast in front of each output of the graph whose type has changed; it keeps its name."""
+        """Puts a Cast upstream of each output of the graph whose type has changed; the output keeps its name."""
         for output in self.graph.outputs:
             declared, found = self.before.of(output), self.types.of(output)
             if declared == found or declared not in FLOATS or found not in FLOATS or not output.inputs:
@@ -244,8 +244,8 @@ class FloatCast:
             producer = output.inputs[0]
             producer.outputs[next(i for i, tensor in enumerate(producer.outputs) if tensor is output)] = inner
             redirect_readers(output, inner)
-            for body in [part for part in graphs_of(self.graph) if part is not self.graph]:
-                body.outputs = [inner if tensor is output else tensor for tensor in body.outputs]
+            for subgraph in [part for part in graphs_of(self.graph) if part is not self.graph]:
+                subgraph.outputs = [inner if tensor is output else tensor for tensor in subgraph.outputs]
             cast = gs.Node("Cast", f"{output.name}.cast", {"to": declared}, [inner], [output])
             self.graph.nodes.append(cast)
             self.types.set(output, declared)
@@ -259,16 +259,16 @@ class FloatCast:
 
 
 def computed_in(node: gs.Node, types: ElementTypes) -> int | None:
-    """The float type that a node writes, or else reads; None where it has to do with none."""
+    """The float type that a node writes, or else reads; None where it has no float."""
     tensors = [*node.outputs, *node.inputs]
     return next((code for code in map(types.float_of, tensors) if code is not None), None)
 
 
 def is_computation(node: gs.Node) -> bool:
-    """Whether a node computes, rather than moves data or holds bodies that compute."""
+    """Whether a node computes, rather than moves data or holds subgraphs that compute."""
     return node.op not in _MOVE_DATA and not subgraphs_of(node)
 
 
 def _dtype(code: int) -> object:
-    """A type as onnx-graphsurgeon wants it: it takes a code for what numpy does not know."""
+    """A type as onnx-graphsurgeon wants it: it takes a code for a type that numpy does not know."""
     return code if code == BFLOAT16 else np.dtype(DTYPES.get(code, np.float64))

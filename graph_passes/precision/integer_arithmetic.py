@@ -1,4 +1,4 @@
-"""Float arithmetic between integers: what computes with shapes and indices on its way through floats.
+"""Float arithmetic between integers: computations with shapes and indices that pass through floats.
 
     Shape -> Cast to float -> Mul by 1.5 -> Floor -> Cast to int64 -> Reshape
 
@@ -20,7 +20,7 @@ _OF_NETWORKS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNorma
 
 
 def integer_arithmetic(graph: gs.Graph, types: ElementTypes, takes: Callable[[gs.Node, int], bool]) -> frozenset[int]:
-    """The nodes of such arithmetic, by id: what leads from integers and constants alone to where floats must stay.
+    """The ids of the nodes between integers and constants alone and an input that must stay a float.
 
     Args:
         graph: not changed.
@@ -49,7 +49,7 @@ def _demanding_inputs(node: gs.Node, types: ElementTypes, takes: Callable[[gs.No
 
 
 def _cone(tensor: Tensor, types: ElementTypes) -> set[int] | None:
-    """The nodes behind a float tensor down to integers and constants; None where anything else is behind it."""
+    """The nodes upstream of a float tensor up to integers and constants; None where anything else is upstream."""
     nodes: set[int] = set()
     open_tensors = [tensor]
     while open_tensors:
@@ -57,7 +57,7 @@ def _cone(tensor: Tensor, types: ElementTypes) -> set[int] | None:
         if isinstance(current, gs.Constant) or current.is_empty() or types.float_of(current) is None:
             continue
         if not current.inputs:
-            return None  # an input of the graph or of a body
+            return None  # an input of the graph or of a subgraph
         producer = current.inputs[0]
         if producer.op in _OF_NETWORKS or subgraphs_of(producer) or not is_standard(producer):
             return None

@@ -1,14 +1,15 @@
 """Precision as a property of the graph: weights and activations in one float type, for strongly typed runtimes.
 
-What TensorRT 10 and 11 (strongly typed) and TensorRT-RTX compute in is what the file says. `CastPrecision` makes it say
+TensorRT 10 and 11 (strongly typed) and TensorRT-RTX compute in the types that the file states. `CastPrecision` states
 float16, bfloat16 or float32 throughout:
 
 - Every operator reads and writes the target type wherever its schema lets it, at the opset of the graph. Where it does
   not (scales of Resize, Range, NonMaxSuppression, scales of QuantizeLinear at an early opset) a Cast to float32 stands
-  in front of it and one behind.
-- A weight is rounded once, see `weight_rounding`; a BatchNorm that is left is folded in itself, see `typed_batch_norm`.
-- The inputs and outputs of the graph keep their names and types: a Cast stands behind each float input and in front of
-  each float output. If, Loop and Scan hand over the target type, and their bodies compute in it.
+  upstream of it and one back downstream.
+- A weight is rounded once (`weight_rounding`); a BatchNorm that was not folded is folded in itself
+  (`typed_batch_norm`).
+- The inputs and outputs of the graph keep their names and types: a Cast stands downstream of each float input and
+  upstream of each float output. If, Loop and Scan pass on the target type, and their subgraphs compute in it.
 - Float arithmetic on integers that ends in integers again, as that on shapes, keeps its type: 2049 is no float16.
 
 Afterwards the types are read anew from the graph, and an operator that multiplies weights in another float type is an
@@ -48,7 +49,7 @@ class CastPrecision:
     Attributes:
         name: of the pass.
         code: the type, as a code of onnx.TensorProto.
-        loss: what rounding lost in the last run.
+        loss: of the rounding in the last run.
 
     Args:
         precision: `fp32`, `fp16` or `bf16`.
@@ -93,7 +94,7 @@ def parse_precision(precision: str) -> int:
 
 
 def count_float_types(graph: gs.Graph) -> dict[str, int]:
-    """How many nodes compute in each float type, by its name, bodies included; what only moves data is not counted."""
+    """The number of nodes that compute in each float type, by its name, subgraphs included, moves of data excluded."""
     types = ElementTypes(graph)
     counts: Counter[str] = Counter()
     for node in nodes_of(graph):
@@ -118,7 +119,7 @@ def stated_precision(graph: gs.Graph) -> str:
 
 
 def _require_precision(graph: gs.Graph, code: int) -> None:
-    """Proves that whatever multiplies weights does so in the type, on types read anew."""
+    """Checks, on types read anew, that every operator that multiplies weights does so in the type."""
     types = ElementTypes(graph)
     for node in nodes_of(graph):
         if node.op in MULTIPLY_WEIGHTS and is_standard(node):
@@ -129,7 +130,7 @@ def _require_precision(graph: gs.Graph, code: int) -> None:
 
 
 def split_activations(graph: gs.Graph) -> list[Change]:
-    """Splits every HardSwish and Mish of a graph and of the bodies in it; edits in place."""
+    """Splits every HardSwish and Mish of a graph and of the subgraphs in it; edits in place."""
     changes = []
     for inner in graphs_of(graph):
         for node in [node for node in inner.nodes if node.op in _GATES and is_standard(node)]:
@@ -140,8 +141,8 @@ def split_activations(graph: gs.Graph) -> list[Change]:
 
 
 def _split(graph: gs.Graph, node: gs.Node) -> None:
-    """Writes one activation as x gate(x); the gate's nodes stand where it stood."""
-    x, place = node.inputs[0], next(index for index, other in enumerate(graph.nodes) if other is node)
+    """Writes one activation as x gate(x); the gate's nodes take its position."""
+    x, position = node.inputs[0], next(index for index, other in enumerate(graph.nodes) if other is node)
     gate, nodes = x, []
     for step, (op, attrs) in enumerate(_GATES[node.op]):
         written = gs.Variable(f"{node.outputs[0].name}.gate{step}", dtype=x.dtype, shape=x.shape)
@@ -149,4 +150,4 @@ def _split(graph: gs.Graph, node: gs.Node) -> None:
         gate = written
     node.op, node.attrs = "Mul", {}
     node.inputs.append(gate)
-    graph.nodes[place:place] = nodes
+    graph.nodes[position:position] = nodes

@@ -1,4 +1,4 @@
-"""Which layers of a graph compute on quantised operands, and how their weights are scaled.
+"""The layers of a graph that compute on quantised operands, and the scales of their weights.
 
 A quantised layer reads its data and its weight through DequantizeLinear:
 
@@ -39,7 +39,7 @@ class QuantizedLayers:
 
     @property
     def total(self) -> int:
-        """How many layers have a weight."""
+        """The number of layers that have a weight."""
         return len(self.quantized) + len(self.plain)
 
 
@@ -74,7 +74,7 @@ def _has_constant_weight(node: gs.Node) -> bool:
 
 
 def _weight(tensor: Tensor) -> gs.Constant | None:
-    """The constant behind a weight."""
+    """The constant upstream of a weight."""
     while True:
         constant = upstream_constant(tensor)
         producer = tensor.inputs[0] if tensor.inputs else None
@@ -109,7 +109,7 @@ def _is_per_channel(node: gs.Node, dequantizer: gs.Node) -> bool:
 
 
 def _reads_quantized_layer(node: gs.Node) -> bool:
-    """Whether Q and DQ stand between a layer and a BatchNorm, and nothing else reads what stands between them."""
+    """Whether Q and DQ stand between a layer and a BatchNorm, and nothing else reads the tensors between them."""
     dequantizer = _dequantizer(node.inputs[0])
     quantizer = dequantizer.inputs[0].inputs if dequantizer is not None else ()
     if not quantizer or quantizer[0].op != "QuantizeLinear":

@@ -1,8 +1,8 @@
-"""What a graph in a narrow float type computes, as a float32 graph that any runtime runs.
+"""Emulation of a graph in a narrow float type, as a float32 graph that any runtime runs.
 
-Hardware multiplies numbers of a narrow type and sums in float32; what is lost is lost where a weight or an activation
-is stored. So: the same graph in float32, with the weights as they were rounded, and behind each tensor that was of the
-narrow type a Cast to that type and back.
+Hardware multiplies numbers of a narrow type and sums in float32; digits are lost where a weight or an activation is
+stored. So: the same graph in float32, with the rounded weights, and downstream of each tensor that was of the narrow
+type a Cast to that type and back.
 
 Runtimes on the CPU do something else. They have no bfloat16 convolution; float16 they compute in float32 and leave
 out the Casts between two operators, so that an activation past 65504, infinite on a GPU, goes through unseen.
@@ -67,7 +67,7 @@ def _narrow_tensors(graph: gs.Graph, code: int) -> tuple[set[str], set[str]]:
 
 
 def _rounding(tensor: Tensor, code: int) -> tuple[list[gs.Node], gs.Variable]:
-    """A Cast to a type and one back, in front of all that reads a tensor, and what they give."""
+    """A Cast to a type and one back, upstream of all readers of a tensor, and their output."""
     narrow = gs.Variable(f"{tensor.name}.narrow", dtype=None)
     rounded = gs.Variable(f"{tensor.name}.rounded", dtype=np.dtype(np.float32))
     redirect_readers(tensor, rounded)

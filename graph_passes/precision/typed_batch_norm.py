@@ -43,7 +43,7 @@ def type_batch_norms(graph: gs.Graph, code: int, loss: RoundingLoss) -> list[Cha
     Args:
         graph: edited in place.
         code: FLOAT16 or BFLOAT16.
-        loss: what rounding lost is added.
+        loss: the losses of rounding are added to it.
 
     Raises:
         ModelError: a BatchNorm whose parameters can't be read, or in training form.
@@ -80,7 +80,7 @@ def require_statistics(graph: gs.Graph) -> None:
 
 
 def _require_numbers(batch_norm: BatchNorm, what: str, values: Float64Array, least: float) -> None:
-    """Refuses a statistic that is not finite, or below what it can be."""
+    """Refuses a statistic that is not finite, or below its least value."""
     bad = np.flatnonzero(~np.isfinite(values) | (values < least))
     if bad.size:
         raise ModelError(
@@ -124,7 +124,7 @@ def _gain_and_shift(batch_norm: BatchNorm) -> tuple[Float64Array, Float64Array]:
 
 
 def _is_typed(batch_norm: BatchNorm, code: int) -> bool:
-    """Whether a BatchNorm has the form that `_write` gives it."""
+    """Whether a BatchNorm has the parameters that `_write` gives it."""
     types = {code_of(stored_values(constant).dtype) for constant in batch_norm.parameters}
     return types == {code} and _is_plain(batch_norm)
 

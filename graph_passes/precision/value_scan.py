@@ -1,8 +1,8 @@
-"""Looks at the numbers that a graph multiplies by, in their own type: what is not finite, overflows, or loses digits.
+"""Scans the numbers that a graph multiplies by, in their own type: not finite, overflows, loss of digits.
 
 Runtimes compute g = gamma / sqrt(var + epsilon) of a BatchNorm in the type that its parameters are stored in, without
-a word where that is infinite. A BatchNorm is therefore scanned as what it becomes, g and s = beta - g mean, besides
-its four parameters. Constants that nothing is multiplied by (masks, bounds, paddings) may be infinite.
+a word where that is infinite. A BatchNorm is therefore scanned as g and s = beta - g mean, besides its four parameters.
+Constants that nothing is multiplied by (masks, bounds, paddings) may be infinite.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _BY_RANGE = ("float16", "bfloat16", "float32", "float64")
 
 @dataclass(frozen=True)
 class ValueFinding:
-    """What is wrong with the values of one channel of one tensor.
+    """A defect of the values of one channel of one tensor.
 
     Attributes:
         tensor: the name of the tensor, or of the BatchNorm whose scale or shift it is.
         channel: along the output channels of a weight, else along the first axis.
-        defect: NaN or infinite as stored; negative of a variance; overflow and underflow (to 0) of what a BatchNorm
-            becomes; subnormal.
+        defect: NaN or infinite as stored; negative of a variance; overflow and underflow (to 0) of the scale or
+            shift of a BatchNorm; subnormal.
         dtype: the type that the values are stored in.
         count: how many values of the channel.
         largest: the largest magnitude among them as stored; the smallest for underflow and subnormal.
@@ -70,7 +70,7 @@ class ValueFinding:
 
 
 def scan_values(graph: gs.Graph) -> tuple[ValueFinding, ...]:
-    """Every finding in the weights and BatchNorms of a graph and of the bodies in it; the graph is not changed."""
+    """Every finding in the weights and BatchNorms of a graph and of the subgraphs in it; the graph is not changed."""
     tree = GraphTree(graph)
     found: list[ValueFinding] = []
     for constant, axis in _weights(tree):
@@ -92,24 +92,24 @@ def require_finite_values(graph: gs.Graph) -> tuple[ValueFinding, ...]:
     """Refuses a graph with weights that are not finite, or become so in the type that they are stored in.
 
     Returns:
-        What is only a loss of digits: underflow and subnormals.
+        The findings that are only a loss of digits: underflow and subnormals.
 
     Raises:
         CheckFailedError: a NaN, an infinite value or an overflow; the message names the first tensor and channel.
     """
     findings = scan_values(graph)
-    harm = describe_error(findings)
-    if harm is not None:
-        raise CheckFailedError(f"the weights can't be deployed: {harm}")
+    error = describe_error(findings)
+    if error is not None:
+        raise CheckFailedError(f"the weights can't be deployed: {error}")
     return findings
 
 
 def describe_error(findings: Sequence[ValueFinding]) -> str | None:
-    """The first finding that forbids to deploy the graph, how many more there are, and what helps; None without one."""
-    harmful = [finding for finding in findings if finding.defect in ERRORS]
-    if not harmful:
+    """The first finding that forbids to deploy the graph, how many more there are, and a remedy; None without one."""
+    errors = [finding for finding in findings if finding.defect in ERRORS]
+    if not errors:
         return None
-    first, others = harmful[0], len(harmful) - 1
+    first, others = errors[0], len(errors) - 1
     more = f" ({others} more like it)" if others else ""
     advice = (
         "cast the float32 file anew, with this layer in a wider type"
@@ -120,10 +120,10 @@ def describe_error(findings: Sequence[ValueFinding]) -> str | None:
 
 
 def doubtful_constants(graph: gs.Graph) -> tuple[str, ...]:
-    """What stands in constants that nothing is multiplied by and is no mask: NaN, or infinity beside other numbers.
+    """Doubtful values of constants that nothing is multiplied by and that are no mask: NaN, infinity beside numbers.
 
     Returns:
-        One line for each tensor, of the graph and of the bodies in it; vsfix passes them on as they are.
+        One line for each tensor, of the graph and of the subgraphs in it; vsfix does not change them.
     """
     tree = GraphTree(graph)
     weights = {id(constant) for constant, _ in _weights(tree)}
@@ -136,7 +136,7 @@ def doubtful_constants(graph: gs.Graph) -> tuple[str, ...]:
             values = stored_values(constant)
             if values.dtype in _FLOAT_TYPES.values() and (strange := _strange(values)):
                 lines[id(constant)] = f"'{constant.name}', read by {label_of(node)}" + (
-                    f": {strange} values are not finite; they stay as they are"
+                    f": {strange} values are not finite; they are unchanged"
                 )
     return tuple(lines.values())
 
@@ -170,7 +170,7 @@ def _scan(name: str, values: Array, stored: npt.DTypeLike, axis: int) -> Iterato
 
 
 def _defects(values: Float64Array, dtype: np.dtype[Any]) -> Iterator[tuple[Defect, npt.NDArray[np.bool_]]]:
-    """Where the values have which defect in a type."""
+    """Each defect, with a mask of the values that have it in a type."""
     with np.errstate(all="ignore"):
         rounded = values.astype(dtype).astype(np.float64)
     finite = np.isfinite(values)

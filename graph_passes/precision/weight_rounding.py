@@ -33,13 +33,13 @@ LIMITS = {
 
 @dataclass
 class RoundingLoss:
-    """What rounding lost, over all tensors of a graph.
+    """The losses of rounding, over all tensors of a graph.
 
     Attributes:
         tensors: tensors that were rounded.
         values: values in them.
         zeros: values that were not zero and are now.
-        subnormals: values that are left below the smallest normal number, with fewer digits.
+        subnormals: values that remain below the smallest normal number, with fewer digits.
         saturated: bounds, masks and paddings past the range that became the largest number.
         dead: channels that were dead before and vanished, as `TENSOR[CHANNEL]`.
     """
@@ -73,10 +73,10 @@ def round_weight(
     Args:
         values: the weight as stored, or in float64.
         code: the type to round to.
-        name: what to call the tensor.
+        name: of the tensor, for messages.
         axis: the axis of its output channels; None where it has none.
         loss: added to.
-        channels: judge whole channels too; not for what is only added, which may be as small as it likes.
+        channels: judge whole channels too; not for an addend, which may be as small as it likes.
 
     Raises:
         CheckFailedError: a value that is not finite or past the range, or a channel that would vanish; names both.
@@ -98,7 +98,7 @@ def round_bound(values: Array, code: int, name: str, loss: RoundingLoss, *, satu
     Args:
         values: as stored.
         code: the type to round to.
-        name: what to call the tensor.
+        name: of the tensor, for messages.
         loss: added to.
         saturate: a finite value past the range becomes the largest number, which does for a bound or a mask.
 
@@ -155,7 +155,7 @@ def _vanishing_channels(exact: Float64Array, code: int, name: str, axis: int) ->
 
 
 def _advice(code: int) -> str:
-    """What to do instead."""
+    """The remedy for a value that the type can't hold."""
     return "--precision bf16 has the range of float32" if code == FLOAT16 else "repair the weights, or keep float32"
 
 

@@ -93,7 +93,7 @@ def test_a_weight_that_keeps_float32_for_one_reader_is_there_twice():
 
 
 def casts(model: onnx.ModelProto) -> list[tuple[str, str]]:
-    """What each Cast of a model reads and writes."""
+    """The input and output of each Cast of a model."""
     return [(node.input[0], node.output[0]) for node in all_nodes(model) if node.op_type == "Cast"]
 
 
@@ -116,7 +116,7 @@ def test_a_cast_that_did_nothing_before_stays():
     assert [node.op_type for node in out.graph.node] == ["Cast", "Relu", "Cast", "Neg", "Cast"]
 
 
-def test_what_a_branch_gives_back_has_the_type_of_the_other_branch():
+def test_what_a_branch_returns_has_the_type_of_the_other_branch():
     """Range takes no float16, so that one branch ends in float32."""
     body = """(float[5] x, bool c) => (float[5] y) {
         s = If (c) <
@@ -135,7 +135,7 @@ def test_what_a_branch_gives_back_has_the_type_of_the_other_branch():
         np.testing.assert_allclose(run(out, feeds)[0], run(model, feeds)[0], rtol=2.0**-10)
 
 
-def test_a_cast_that_a_branch_gives_back_has_the_type_of_the_other_branch():
+def test_a_cast_that_a_branch_returns_has_the_type_of_the_other_branch():
     body = """(float[5] x, int64[5] k, bool c) => (float[5] y) {
         s = If (c) <then_branch = yes () => (float[5] t) { t = Cast <to = 1> (k) },
                     else_branch = no () => (float[5] e) { e = Neg (x) }>

@@ -1,4 +1,4 @@
-"""The cast: the right nodes changed, the others not, the same numbers, the full checker, and a second run idle."""
+"""The cast: the right nodes changed, the others not, equal outputs, the full checker, and a second run idle."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ BODY = """(float[N, 100] x, bool k) => (float[N, 100] y) {
 @pytest.mark.parametrize(
     ("op", "opset", "gates"), [("HardSwish", 22, ["HardSigmoid"]), ("Mish", 22, ["Softplus", "Tanh"])]
 )
-def test_the_product_is_the_activation_in_bodies_too(parse, op, opset, gates):
+def test_the_product_is_the_activation_in_subgraphs_too(parse, op, opset, gates):
     model = parse(BODY.replace("OP", op), {}, opset=opset)
     graph = import_graph(model)
     changes = split_activations(graph)

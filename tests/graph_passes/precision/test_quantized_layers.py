@@ -74,7 +74,7 @@ def test_the_output_channels_of_products_are_found(parse, layer, shape, axis):
     assert layers(parse, other, w=np.ones(shape, np.float32), **scales).per_tensor == ("y",)
 
 
-BEHIND = """(float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) {
+DOWNSTREAM = """(float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) {
     c = Conv (x, w)
     q = QuantizeLinear (c, s, z)
     d = DequantizeLinear (q, s, z)
@@ -84,10 +84,10 @@ PARAMETERS = {name: np.ones(4, np.float32) for name in "gbmv"}
 
 
 def test_a_batch_norm_that_is_cut_off_from_its_convolution_is_seen(parse):
-    assert layers(parse, BEHIND, **PARAMETERS).split == ("y",)
+    assert layers(parse, DOWNSTREAM, **PARAMETERS).split == ("y",)
 
 
 def test_a_convolution_that_others_read_too_could_not_be_folded_anyway(parse):
-    body = BEHIND.replace("(float[N, 4, 6, 6] y)", "(float[N, 4, 6, 6] y, float[N, 4, 6, 6] r)")
+    body = DOWNSTREAM.replace("(float[N, 4, 6, 6] y)", "(float[N, 4, 6, 6] y, float[N, 4, 6, 6] r)")
     body = body.replace("y = Batch", "r = Relu (d)\n    y = Batch")
     assert layers(parse, body, **PARAMETERS).split == ()

@@ -26,8 +26,8 @@ def cast(body: str, weights: dict[str, np.ndarray], precision: str) -> onnx.Mode
 
 
 def emulated(body: str, weights: dict[str, np.ndarray], precision: str, x: np.ndarray) -> np.ndarray:
-    stand_in = emulate(cast(body, weights, precision), PRECISIONS[precision])
-    session = onnxruntime.InferenceSession(stand_in.SerializeToString(), providers=["CPUExecutionProvider"])
+    emulated = emulate(cast(body, weights, precision), PRECISIONS[precision])
+    session = onnxruntime.InferenceSession(emulated.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, {"x": x})[0]
 
 

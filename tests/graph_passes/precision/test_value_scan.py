@@ -15,10 +15,10 @@ GEMM = """<ir_version: 8, opset_import: ["" : 18]>
 main (KIND[N, 3] x) => (KIND[N, 3] y) { y = Gemm (x, w) }"""
 
 
-def gemm(dtype=np.float16, **places: float):
+def gemm(dtype=np.float16, **positions: float):
     weight = np.ones((3, 3))
-    for place, value in places.items():
-        weight[int(place[1]), int(place[2])] = value
+    for position, value in positions.items():
+        weight[int(position[1]), int(position[2])] = value
     kind = {"float16": "float16", "bfloat16": "bfloat16", "float32": "float"}[np.dtype(dtype).name]
     model = onnx.parser.parse_model(GEMM.replace("KIND", kind))
     with np.errstate(all="ignore"):
@@ -83,7 +83,7 @@ def test_a_scale_that_overflows_is_not_written_as_mul_and_add():
     assert export_model(graph, model).SerializeToString() == before
 
 
-def test_the_scan_looks_into_bodies(parse):
+def test_the_scan_looks_into_subgraphs(parse):
     body = """(float[N, 3] x, bool k) => (float[N, 3] y) {
         y = If (k) <then_branch = t () => (float[N, 3] p) { p = Gemm (x, w) },
                     else_branch = e () => (float[N, 3] q) { q = Neg (x) }> }"""
@@ -92,7 +92,7 @@ def test_the_scan_looks_into_bodies(parse):
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "reported"),
     [
         ([-np.inf, 0, 0], 0),
         ([np.inf, -np.inf, 1], 0),
@@ -101,9 +101,9 @@ def test_the_scan_looks_into_bodies(parse):
         ([np.nan, 0, np.nan], 2),
     ],
 )
-def test_a_constant_that_is_no_mask_is_told_and_left_alone(parse, values, told):
+def test_a_constant_that_is_no_mask_is_reported_and_unchanged(parse, values, reported):
     body = "(float[N, 3] x) => (float[N, 3] y) { y = Add (x, m) }"
     lines = doubtful_constants(import_graph(parse(body, {"m": np.float32(values)})))
-    assert [f"{told} values are not finite" in line and "'m', read by Add 'y'" in line for line in lines] == [True][
-        :told
+    assert [f"{reported} values are not finite" in line and "'m', read by Add 'y'" in line for line in lines] == [True][
+        :reported
     ]
