@@ -39,10 +39,9 @@ import onnx
 from onnx import numpy_helper
 from random_network import IMAGE, export_random_network
 
+from vsfix import optimize
 from vsfix.graph_passes.errors import first_line
-from vsfix.optimization import Outputs, optimize
 from vsfix.pipeline.host.environment import describe_environment
-from vsfix.pipeline.repair.repair_config import RepairConfig
 
 LOADER = """import numpy as np
 
@@ -102,8 +101,8 @@ def prepare(folder: Path, options: argparse.Namespace) -> list[str]:
     onnx.save(model, folder / "the same.onnx")
     onnx.save(planted(model, options.error), folder / f"{wrong}.onnx")
     for name, precision in (("folded", None), ("fp16", "fp16")):
-        config = RepairConfig(method="none", number_type=precision)
-        optimize(reference, None, config, Outputs(folder / f"{name}.onnx"), samples=None, batch_size=options.samples)
+        repaired = optimize(reference, method="none", precision=precision, batch_size=options.samples)
+        repaired.save(folder / f"{name}.onnx")
     return ["the same", "folded", wrong, "fp16"]
 
 

@@ -17,6 +17,13 @@ Every message is one line: what, where, and what to do about it. Errors of the l
 
 from __future__ import annotations
 
+_EXTRAS = {
+    "lightning_fabric": "train",
+    "onnxruntime": "cpu",
+    "onnxscript": "train",
+    "sklearn": "train",
+    "torch": "train",
+}
 SMALLER_BATCH = "give a smaller batch size"
 _NO_MEMORY = ("out of memory", "can't allocate memory", "Failed to allocate memory", "bad_alloc")
 _LOST = (
@@ -113,3 +120,15 @@ def device_fault(error: BaseException, where: str, cure: str) -> VsfixError | No
             "the command again"
         )
     return None
+
+
+def missing_package(error: ModuleNotFoundError) -> MissingComponentError | None:
+    """The error to raise in the place of one that says that a package is not installed; None where it is vsfix's own.
+
+    Args:
+        error: what an import raised.
+    """
+    if not error.name or error.name.startswith("vsfix"):
+        return None
+    wanted = f"'vsfix[{_EXTRAS[error.name]}]'" if error.name in _EXTRAS else "vsfix"
+    return MissingComponentError(f"{error.name} is not installed; run: pip install {wanted}")

@@ -19,8 +19,9 @@ The rooms, each building on those before it:
                   compared.
     report        The parts of every report: its sections as plain data, numbers as text, figures.
     pages         The HTML pages: tables, answers in words, templates.
+    terminal      Results as a terminal shows them.
     reproduction  `vsfix reproduce`: the paper's claims as experiments, here or on a Ray cluster. `vsfix demo` too.
     api           What `import vsfix` gives: a function for each command, and its result. Never imported as
                   vsfix.pipeline.api, which would be a second copy of it.
-    cli           The command line: the group, its options, its tables; one module for each command in `commands`.
+    cli           The command line: the group, its options; one module for each command in `commands`.
 """

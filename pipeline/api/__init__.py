@@ -1,9 +1,17 @@
 """Find and repair the variance shift that Dropout leaves in BatchNorm, on the ONNX file that you deploy.
 
-What goes wrong is raised as a `VsfixError` of one line. Nothing heavy is loaded before one of the names is asked for
-(PEP 562).
+    import vsfix
 
-Modules: optimization.
+    found = vsfix.optimize("model.onnx", images)
+    print(found)
+    found.save("repaired.onnx")
+
+A function for each command, and each result a dataclass: `print` shows what the terminal shows, `to_dict` and `to_json`
+what `--json` writes, `to_html` writes the page, `save` the file. What goes wrong is raised as a `VsfixError` of one
+line. Nothing heavy is loaded before one of the names is asked for (PEP 562).
+
+Modules: inspecting, optimization, exporting, verifying, benchmarking, engines (one for each function and its result),
+results (what all results share), arguments (models and options as Python gives them).
 """
 
 from __future__ import annotations
@@ -14,17 +22,48 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vsfix.graph_passes.errors import VsfixError
 
+    from .benchmarking import Benchmark, benchmark
+    from .engines import Engine, build
+    from .exporting import Export, export
+    from .inspecting import Inspection, inspect
     from .optimization import Optimization, RefusedRepairError, optimize
+    from .verifying import Verification, verify
 
     __version__: str
 
 _MODULES = {
+    "benchmark": "benchmarking",
+    "Benchmark": "benchmarking",
+    "build": "engines",
+    "Engine": "engines",
+    "export": "exporting",
+    "Export": "exporting",
+    "inspect": "inspecting",
+    "Inspection": "inspecting",
     "optimize": "optimization",
     "Optimization": "optimization",
     "RefusedRepairError": "optimization",
+    "verify": "verifying",
+    "Verification": "verifying",
     "VsfixError": "graph_passes.errors",
 }
-__all__ = ["Optimization", "RefusedRepairError", "VsfixError", "__version__", "optimize"]
+__all__ = [
+    "Benchmark",
+    "Engine",
+    "Export",
+    "Inspection",
+    "Optimization",
+    "RefusedRepairError",
+    "Verification",
+    "VsfixError",
+    "__version__",
+    "benchmark",
+    "build",
+    "export",
+    "inspect",
+    "optimize",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -34,7 +73,12 @@ def __getattr__(name: str) -> Any:
 
         value: Any = version("vsfix")
     elif name in _MODULES:
-        value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        try:
+            value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        except ModuleNotFoundError as error:
+            from vsfix.graph_passes.errors import missing_package
+
+            raise missing_package(error) or error from None
     else:
         raise AttributeError(f"module 'vsfix' has no attribute '{name}'")
     globals()[name] = value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from vsfix.graph_passes.ir.runtime import Array
 from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.pipeline.comparison.decisions import compare_decisions
 from vsfix.pipeline.data.calibration import calibration_batches, load_samples
+from vsfix.pipeline.data.data_forms import Data, data_text, hold_data
 from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.host.environment import describe_environment, describe_gpu, peak_memory
 from vsfix.pipeline.host.progress import Advance, benchmark_progress
@@ -44,12 +45,12 @@ class BenchmarkConfig:
     """What to measure.
 
     Attributes:
-        data: a labelled set, as `--data` takes it.
+        data: a labelled set; see `load_samples`.
         split: part of a named data set.
         samples: how many of it to take; None for all.
         backends: none for the usual one of each model.
         precisions: none for that of each file.
-        calibration: for int8, fp8 and the repairs; None for the training part of `data`, which an `.npz` file has not.
+        calibration: for int8, fp8 and the repairs; None for the training part of `data`, which a named set alone has.
         repairs: the ways to repair that are tried on the first model that is not repaired; may be empty.
         batch_size: samples per run where outputs are compared.
         latency: how long to time.
@@ -60,12 +61,12 @@ class BenchmarkConfig:
         InputError: a batch size below one, or the same one twice.
     """
 
-    data: str
+    data: Data
     split: str = "test"
     samples: int | None = None
     backends: Sequence[str] = ()
     precisions: Sequence[str] = ()
-    calibration: str | None = None
+    calibration: Data | None = None
     repairs: Sequence[RepairTrial] = DEFAULT_TRIALS
     batch_size: int = 256
     latency: LatencyConfig = field(default_factory=LatencyConfig)
@@ -77,25 +78,38 @@ class BenchmarkConfig:
             raise InputError("--batch: name each batch size once, from 1 on")
 
     @property
-    def calibration_data(self) -> str | None:
+    def calibration_data(self) -> Data | None:
         """Where calibration images come from; None where nothing but the labelled set is there."""
         if self.calibration is not None:
             return self.calibration
-        return None if self.data.endswith(".npz") else self.data
+        return self.data if self.has_parts else None
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the labelled set is a named one, with a training part and a test part."""
+        text = data_text(self.data)
+        return text is not None and not text.endswith(".npz")
+
+    @property
+    def data_name(self) -> str:
+        """The labelled set in words."""
+        return data_text(self.data) or "the data given"
 
 
-def benchmark(paths: Sequence[Path], config: BenchmarkConfig) -> Benchmark:
+def benchmark(paths: Sequence[Path], config: BenchmarkConfig, names: Sequence[str] = ()) -> Benchmark:
     """Measures models side by side.
 
     Args:
         paths: checkpoints, ONNX files, engines; the first is the reference.
         config: what to measure.
+        names: what the result calls them; their paths where not given.
 
     Raises:
         InputError, DataError: models or data that can't be used, or can't be fed the same.
         VsfixError: no row of the first model runs here; another row that doesn't is skipped, with the reason.
     """
-    models = _describe(paths)
+    models = _describe(paths, names)
+    config = _held(models, config)
     variants = plan_variants(models, config.backends, config.precisions)
     source = choose_model(models) if config.repairs and config.calibration_data is not None else None
     _require_calibration(variants, config)
@@ -134,9 +148,23 @@ def benchmark(paths: Sequence[Path], config: BenchmarkConfig) -> Benchmark:
     )
 
 
-def _describe(paths: Sequence[Path]) -> list[ModelDescription]:
+def _held(models: Sequence[ModelDescription], config: BenchmarkConfig) -> BenchmarkConfig:
+    """The same with calibration data that can be drawn from more than once."""
+    if config.calibration is None:
+        return config
+    most = max([CALIBRATION_SAMPLES, *(trial.images for trial in config.repairs)])
+    return replace(config, calibration=hold_data(config.calibration, _input_names(models), most))
+
+
+def _input_names(models: Sequence[ModelDescription]) -> Sequence[str]:
+    """The inputs, by the names of the first model that has some."""
+    return next((model.input_names for model in models if model.input_names), models[0].names)
+
+
+def _describe(paths: Sequence[Path], names: Sequence[str]) -> list[ModelDescription]:
     """What the files say of themselves; they must differ by name, and take the same inputs."""
-    models = [describe_model(path) for path in paths]
+    shown = names or [""] * len(paths)
+    models = [replace(describe_model(path), name=name) for path, name in zip(paths, shown, strict=True)]
     for index, model in enumerate(models[1:], start=1):
         require_same_inputs(model, models[0])
         for other in models[:index]:
@@ -151,7 +179,7 @@ def _load(models: Sequence[ModelDescription], config: BenchmarkConfig) -> Sample
         config.data,
         split=config.split,
         preprocessing=next((model.preprocessing for model in models if model.preprocessing is not None), None),
-        input_names=next((model.input_names for model in models if model.input_names), models[0].names),
+        input_names=_input_names(models),
         samples=config.samples,
         seed=config.seed,
     )
@@ -185,7 +213,7 @@ def _require_calibration(variants: Sequence[Variant], config: BenchmarkConfig) -
     narrow = next((found for found in variants if found.precision in QUANTIZED and _is_cast(found)), None)
     if narrow is not None and config.calibration_data is None:
         raise InputError(
-            f"--precision {narrow.precision}: needs images to find its ranges, other than those of {config.data}; "
+            f"--precision {narrow.precision}: needs images to find its ranges, other than those of {config.data_name}; "
             "give --calibration D"
         )
 
@@ -279,16 +307,18 @@ def _notes(
     notes = []
     for model in models:
         if config.precisions and model.precision not in config.precisions and model.kind == "onnx":
-            notes.append(f"{model.path}: is in {model.precision} and was run in nothing else")
+            notes.append(f"{model.label}: is in {model.precision} and was run in nothing else")
         elif config.precisions and model.kind != "onnx" and set(config.precisions) != {model.precision}:
-            notes.append(f"{model.path}: was run in {model.precision} alone; --precision casts ONNX files in fp32")
-    seen = config.calibration_data == config.data and (config.split == "train" or config.data.endswith(".npz"))
+            notes.append(f"{model.label}: was run in {model.precision} alone; --precision casts ONNX files in fp32")
+    calibration, text = config.calibration_data, data_text(config.data)
+    seen = calibration is config.data or (text is not None and text == data_text(calibration))
+    seen = seen and (config.split == "train" or not config.has_parts)
     if seen and (repairs is not None or set(config.precisions) & set(QUANTIZED)):
         notes.append("the images of repairs and quantisation are among those that judge them; give --calibration D")
     if len({model.preprocessing for model in models if model.preprocessing is not None}) > 1:
         notes.append("the models state different preprocessing; all were fed the images of the first that states one")
     if config.repairs and config.calibration_data is None:
-        notes.append(f"no repair was tried: {config.data} has no training part; give --calibration D")
+        notes.append(f"no repair was tried: {config.data_name} has no training part; give --calibration D")
     elif config.repairs and repairs is None:
         notes.append("no repair was tried: no ONNX file still has the BatchNorms as it was trained with them")
     if repairs is not None:

@@ -10,6 +10,7 @@ from vsfix.graph_passes.io.model_file import export_model, read_metadata, read_m
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from vsfix.pipeline.comparison.accuracy import accuracy_row, right_answers
 from vsfix.pipeline.data.calibration import calibration_batches
+from vsfix.pipeline.data.data_forms import Data
 from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.inspection.preparation import REPAIR_KEY, prepare_model
 from vsfix.pipeline.repair.repair import repair_model
@@ -75,7 +76,7 @@ def choose_model(models: Sequence[ModelDescription]) -> ModelDescription | None:
 def try_repairs(
     model: ModelDescription,
     trials: Sequence[RepairTrial],
-    calibration: str,
+    calibration: Data,
     labelled: Samples,
     *,
     batch_size: int,
@@ -87,7 +88,7 @@ def try_repairs(
     Args:
         model: an ONNX file.
         trials: the ways.
-        calibration: as `--data` takes it; the training part of a named data set.
+        calibration: see `load_samples`; the training part of a named data set.
         labelled: what the accuracies are measured on.
         batch_size: samples per run.
         seed: of the choice of images and of the noise.
@@ -115,4 +116,4 @@ def try_repairs(
             reports.append(repair.report)
             accuracies.append(accuracy_row(repair.report.method, right, images=repair.report.samples, trained=trained))
     report = reports[0] if reports else None
-    return RepairTrials(str(model.path), report, tuple(accuracies), tuple(refused))
+    return RepairTrials(model.label, report, tuple(accuracies), tuple(refused))

@@ -52,7 +52,7 @@ def make_row(
     assert task is not None
     return Row(
         label=variant.label,
-        model=str(variant.model.path),
+        model=variant.model.label,
         backend=variant.backend,
         precision=variant.precision,
         repaired=variant.model.repaired,
@@ -80,7 +80,7 @@ def failed_row(variant: Variant, error: VsfixError) -> Row:
     """A row that did not run: skipped where a component is missing here, else failed."""
     return Row(
         label=variant.label,
-        model=str(variant.model.path),
+        model=variant.model.label,
         backend=variant.backend,
         precision=variant.precision,
         repaired=variant.model.repaired,

@@ -36,7 +36,7 @@ class Variant:
     @property
     def label(self) -> str:
         """The row in words, as `net.onnx, onnxruntime, fp16`; the file as it was named."""
-        return f"{self.model.path}, {self.backend}, {self.precision}"
+        return f"{self.model.label}, {self.backend}, {self.precision}"
 
     @property
     def is_built(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from vsfix.graph_passes.precision.typed_batch_norm import check_half_batch_norms
 from vsfix.graph_passes.precision.value_scan import require_finite_values
 from vsfix.pipeline.host.console import json_text
 from vsfix.pipeline.host.environment import describe_environment
-from vsfix.pipeline.host.output_file import require_output
+from vsfix.pipeline.host.output_file import require_outputs
 from vsfix.pipeline.inspection.preparation import unrepaired_noise
 from vsfix.pipeline.tensorrt.cuda import visible_capability
 from vsfix.pipeline.tensorrt.engine_file import sidecar_path
 from vsfix.pipeline.tensorrt.engine_readback import ReadBack, read_back, require_read_back
-from vsfix.pipeline.tensorrt.library import BuildOptions, BuiltEngine, TensorRt, open_library
+from vsfix.pipeline.tensorrt.library import BuildOptions, TensorRt, open_library
 from vsfix.pipeline.tensorrt.log import BuildProgress
 from vsfix.pipeline.tensorrt.parsed_network import NetworkTensor, ParsedNetwork
 from vsfix.pipeline.tensorrt.shape_profile import ShapeRange, resolve_profile
@@ -96,28 +96,26 @@ class BuildReport:
         return asdict(self) | {"read_back": verdict}
 
 
-def build_engine(
-    model_path: Path, output: Path, config: BuildConfig, *, force: bool = False, progress: BuildProgress | None = None
-) -> BuildReport:
-    """Builds an engine and writes it, with its report in `<output>.json` beside it; both appear or neither.
+def build_plan(
+    model_path: Path, config: BuildConfig, progress: BuildProgress | None = None
+) -> tuple[bytes, BuildReport]:
+    """Builds an engine and writes nothing but the timings that were measured.
 
     Args:
         model_path: the ONNX file; never written.
-        output: the plan.
         config: how to build.
-        force: existing outputs may be replaced.
         progress: somebody who shows how far the build is.
 
+    Returns:
+        (the plan, what is known of it), the plan under the name of the model with `.plan` behind.
+
     Raises:
-        InputError, ModelError, OutputExistsError: a file or an option that can't be used as it is.
+        InputError, ModelError: a file or an option that can't be used as it is.
         MissingComponentError: TensorRT or a GPU is missing.
         CheckFailedError: a BatchNorm that overflows in float16, or weights that TensorRT reads as something else.
         BuildError: TensorRT refuses the file, or computes in another type than was asked for.
     """
     model = read_model(model_path)
-    inputs = [model_path, *external_data_files(model_path)]
-    for path in (output, sidecar_path(output)):
-        require_output(path, force=force, inputs=inputs)
     network = _check_network(model_path, model, config)
     library = network.library
     cache = _cache_file(library, config)
@@ -137,7 +135,7 @@ def build_engine(
         targets=config.targets,
         gpu=visible_capability(),
         model=describe_onnx_file(model_path),
-        plan=describe_plan(output, engine.plan),
+        plan=describe_plan(model_path.with_suffix(".plan"), engine.plan),
         inputs=network.parsed.inputs,
         outputs=network.parsed.outputs,
         metadata=read_metadata(model),
@@ -151,10 +149,50 @@ def build_engine(
         environment=describe_environment(),
         warning=unrepaired_noise(model),
     )
-    _write(output, engine, report, force=force)
     if cache is not None and engine.timings is not None:
         write_timing_cache(cache, engine.timings)
+    return engine.plan, report
+
+
+def report_at(report: BuildReport, plan: bytes, output: Path) -> BuildReport:
+    """The report of an engine that stands in another file."""
+    return replace(report, plan=describe_plan(output, plan))
+
+
+def write_engine(plan: bytes, report: BuildReport, output: Path, *, force: bool) -> BuildReport:
+    """Writes a plan, and its report in `<output>.json` beside it; both appear or neither.
+
+    Args:
+        plan: the engine.
+        report: what is known of it.
+        output: its file.
+        force: existing outputs may be replaced.
+
+    Returns:
+        The report as it was written, the plan under the name of its file.
+
+    Raises:
+        OutputExistsError, InputError: see `atomic_paths`.
+    """
+    report = report_at(report, plan, output)
+    with atomic_paths([output, sidecar_path(output)], force=force) as (engine, sidecar):
+        engine.write_bytes(plan)
+        sidecar.write_text(json_text(report.to_dict()) + "\n", encoding="utf-8")
     return report
+
+
+def build_engine(
+    model_path: Path, output: Path, config: BuildConfig, *, force: bool = False, progress: BuildProgress | None = None
+) -> BuildReport:
+    """Builds an engine and writes it; see `build_plan` and `write_engine`.
+
+    Raises:
+        InputError, OutputExistsError: an output that may not be written; told before anything is built.
+        VsfixError: see `build_plan`.
+    """
+    inputs = [model_path, *external_data_files(model_path)]
+    require_outputs([output, sidecar_path(output)], force=force, inputs=inputs)
+    return write_engine(*build_plan(model_path, config, progress), output, force=force)
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,10 +255,3 @@ def _cache_file(library: TensorRt, config: BuildConfig) -> Path | None:
     if not library.keeps_timings:
         return None
     return config.timing_cache or default_timing_cache(library.version)
-
-
-def _write(output: Path, engine: BuiltEngine, report: BuildReport, *, force: bool) -> None:
-    """The plan, and the report that refers to it."""
-    with atomic_paths([output, sidecar_path(output)], force=force) as (plan, sidecar):
-        plan.write_bytes(engine.plan)
-        sidecar.write_text(json_text(report.to_dict()) + "\n", encoding="utf-8")

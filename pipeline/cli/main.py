@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 import click
 
-from vsfix.graph_passes.errors import MissingComponentError, VsfixError
+from vsfix.graph_passes.errors import VsfixError, missing_package
 from vsfix.pipeline.host.terminal_text import print_line, printable
 
 SUMMARIES = {
@@ -46,13 +46,6 @@ SUMMARIES = {
 }
 BUG_EXIT_CODE = 70
 INTERRUPTED_EXIT_CODE = 130
-_EXTRAS = {
-    "lightning_fabric": "train",
-    "onnxruntime": "cpu",
-    "onnxscript": "train",
-    "sklearn": "train",
-    "torch": "train",
-}
 _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _LONGEST_LINE = 900
 _LOG_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
@@ -155,10 +148,9 @@ def _one_line_errors() -> Iterator[None]:
         place = "" if error.filename is None else f"{error.filename}: "
         _stop(f"error: {place}{error.strerror or error}", 2)
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("vsfix"):
-            wanted = f"'vsfix[{_EXTRAS[error.name]}]'" if error.name in _EXTRAS else "vsfix"
-            missing = f"{error.name} is not installed; run: pip install {wanted}"
-            _stop(f"error: {missing}", MissingComponentError.exit_code)
+        missing = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None:
+            _stop(f"error: {missing}", missing.exit_code)
         for line in traceback.format_exc().splitlines():
             print_line(line, err=True)
         _stop(f"internal error: {type(error).__name__}: {error}", BUG_EXIT_CODE)

@@ -1,14 +1,19 @@
-"""What commands print: tables and JSON on stdout; the log and progress bars belong to stderr."""
+"""What commands print: tables and JSON on stdout; the log and progress bars belong to stderr.
+
+Every JSON document begins with the same entries, the envelope: `schema_version`, `command`, `status` (PASS, WARN, FAIL
+or SKIP), `verdict` (one sentence) and `warnings`.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 import numpy as np
@@ -20,10 +25,11 @@ from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.io.atomic_file import atomic_path
 
 from .output_file import require_output
-from .terminal_text import printable
+from .terminal_text import print_line, printable
 
 SCHEMA_VERSION = 1
-_PIPE_WIDTH = 200
+PIPE_WIDTH = 200  # letters of a line where there is no terminal
+View: TypeAlias = Iterable[str | Table]  # a result as a terminal shows it: lines and tables
 
 
 class _PlainConsole(Console):
@@ -42,10 +48,31 @@ def print_table(table: Table) -> None:
     _PlainConsole(file=sys.stdout, width=table_width(), markup=False, emoji=False).print(table)
 
 
+def print_view(view: View) -> None:
+    """Prints lines and tables on stdout, in their order."""
+    for part in view:
+        if isinstance(part, Table):
+            print_table(part)
+        else:
+            print_line(part)
+
+
+def view_text(view: View) -> str:
+    """Lines and tables as a pipe gets them, without the last line break."""
+    file = io.StringIO()
+    console = _PlainConsole(file=file, width=PIPE_WIDTH, markup=False, emoji=False, color_system=None)
+    for part in view:
+        if isinstance(part, Table):
+            console.print(part)
+        else:
+            file.write(printable(part) + "\n")
+    return file.getvalue().removesuffix("\n")
+
+
 def table_width() -> int:
     """How many letters a line of stdout has room for."""
     if sys.stdout is None or not sys.stdout.isatty():
-        return _PIPE_WIDTH
+        return PIPE_WIDTH
     return Console(file=sys.stdout).width
 
 
@@ -73,6 +100,17 @@ def require_json_target(
     require_output(Path(path), force=force, inputs=inputs)
     if Path(path).resolve() in [output.resolve() for output in outputs if output is not None]:
         raise InputError(f"--json {path}: is another output of this command; name another file")
+
+
+def envelope(command: str, status: str, verdict: str, warnings: Iterable[str]) -> dict[str, Any]:
+    """What every JSON document begins with."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "command": command,
+        "status": status,
+        "verdict": verdict,
+        "warnings": list(warnings),
+    }
 
 
 def write_json(result: Mapping[str, Any], path: str, *, force: bool) -> None:

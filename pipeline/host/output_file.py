@@ -7,6 +7,8 @@ from pathlib import Path
 
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.io.atomic_file import require_writable
+from vsfix.graph_passes.io.external_data import external_data_files
+from vsfix.graph_passes.io.named_file import user_path
 
 
 def require_output(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:
@@ -37,3 +39,12 @@ def require_outputs(paths: Iterable[Path | None], *, force: bool, inputs: Sequen
         require_output(path, force=force, inputs=inputs)
     if len({path.resolve() for path in wanted}) < len(wanted):
         raise InputError("two outputs have the same name; give each its own")
+
+
+def input_files(model: Path, *data: str | None) -> list[Path]:
+    """The files that are read: the model, the files that hold its weights, and each data set that is a file."""
+    return [
+        model,
+        *external_data_files(model),
+        *(user_path(name) for name in data if name is not None and name.endswith(".npz")),
+    ]

@@ -39,6 +39,24 @@ def benchmark_table(found: Benchmark) -> Table:
     return table
 
 
+def benchmark_view(found: Benchmark, width: int) -> Iterator[str | Table]:
+    """A benchmark: the table, or lines where so many letters have no room for it, and what a reader must know."""
+    table = benchmark_table(found)
+    if fits(table, width):
+        yield table
+    else:
+        yield from benchmark_lines(found)
+    yield legend(found)
+    for row in found.rows:
+        for reason in row.reasons:
+            yield f"{row.status} {row.label}: {reason}"
+        if row.layers is not None:
+            yield f"{row.status} {row.label}: {row.layers}"
+    for note in found.notes:
+        yield f"WARN {note}"
+    yield f"{found.status} {found.verdict}"
+
+
 def fits(table: Table, width: int) -> bool:
     """Whether so many letters have room for all numbers of such a table; the names of models can be folded."""
     console = Console(width=10_000, markup=False)

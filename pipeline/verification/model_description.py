@@ -47,6 +47,7 @@ class ModelDescription:
         smallest_batch: that it takes.
         largest_batch: that it takes; None for any.
         sidecar: of an engine; else None.
+        name: what a result calls it; empty for its path.
     """
 
     path: Path
@@ -61,6 +62,12 @@ class ModelDescription:
     smallest_batch: int = 1
     largest_batch: int | None = None
     sidecar: EngineSidecar | None = None
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """What a result calls it."""
+        return self.name or str(self.path)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from vsfix.pipeline.backends.opening import open_checkpoint, open_runner
 from vsfix.pipeline.comparison.layer_search import LayerSearch
 from vsfix.pipeline.comparison.tolerance import GivenTolerance
 from vsfix.pipeline.data.calibration import load_samples
+from vsfix.pipeline.data.data_forms import Data
 from vsfix.pipeline.data.random_inputs import draw_inputs
 from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.tensorrt.engine_file import sidecar_path
@@ -38,11 +39,12 @@ class VerificationConfig:
         backends: where the model runs, each judged on its own; none for the usual one of its kind of file.
         reference_backend: where the reference runs; None for the usual one.
         via: files between the reference and the model, in the order in which one came from the other.
-        data: as `--data` takes it; None for random numbers.
+        data: see `load_samples`; None for random numbers.
         split: part of a named data set.
         samples: how many to take; None for all, or 256 random ones.
         batch_size: samples per run.
-        statistics: an `.npz` file with running statistics for a reference in torch; None for its own.
+        statistics: running statistics by state_dict name, or an `.npz` file with them, for a reference in torch; None
+            for its own.
         seed: of the choice of samples, or of the random ones.
         tolerance: what each backend must reach, where that is not left to the precision of the files.
         search_layers: whether to look for the layers where a candidate that fails departs.
@@ -52,11 +54,11 @@ class VerificationConfig:
     backends: Sequence[str] = ()
     reference_backend: str | None = None
     via: Sequence[Path] = ()
-    data: str | None = None
+    data: Data | None = None
     split: str = "test"
     samples: int | None = None
     batch_size: int = 256
-    statistics: Path | None = None
+    statistics: Path | Mapping[str, Array] | None = None
     seed: int = 0
     tolerance: GivenTolerance = field(default_factory=GivenTolerance)
     search_layers: bool = True
@@ -80,9 +82,8 @@ def verify_files(model: Path, against: Path, config: VerificationConfig) -> Veri
     files.append(describe_trusted_engine(model, files[-1]) if is_foreign else describe_model(model))
     if config.statistics is not None:
         if files[0].kind != "checkpoint":
-            raise InputError(
-                f"--statistics {config.statistics}: goes with a checkpoint as the reference, not with {against}"
-            )
+            named = config.statistics if isinstance(config.statistics, Path) else "(in memory)"
+            raise InputError(f"--statistics {named}: goes with a checkpoint as the reference, not with {against}")
         files[0] = replace(files[0], repaired=True)
     reference, candidate = files[0], files[-1]
     for other in files[:-1]:
@@ -90,7 +91,7 @@ def verify_files(model: Path, against: Path, config: VerificationConfig) -> Veri
     names = next((found.input_names for found in reversed(files) if found.input_names), candidate.names)
     batch_size = shared_batch_size(config.batch_size, files)
     samples = whole_batches(_samples(candidate, reference, names, config), batch_size, files)
-    statistics = None if config.statistics is None else read_npz(config.statistics)
+    statistics = read_npz(config.statistics) if isinstance(config.statistics, Path) else config.statistics
     backends = config.backends or (candidate.backend,)
     reference_backend = config.reference_backend or reference.backend
 

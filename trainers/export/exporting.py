@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,49 @@ _EXAMPLES = 4
 _SHOWN_KEYS = 3
 
 
+@dataclass(frozen=True, eq=False)
+class Exportable:
+    """A module with what an export needs beside it.
+
+    Attributes:
+        module: with its weights.
+        example: a batch of inputs, shape (N, ...).
+        metadata: what the file is to say of itself.
+    """
+
+    module: nn.Module
+    example: torch.Tensor
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def exportable_checkpoint(checkpoint: Checkpoint) -> Exportable:
+    """The network of a checkpoint, with its preprocessing.
+
+    Raises:
+        ModelError: the weights don't belong to the network.
+    """
+    network = checkpoint.network
+    example = _example((network.in_channels, *network.image_size))
+    return Exportable(checkpoint.build(), example, {METADATA_KEY: checkpoint.preprocessing.to_json()})
+
+
+def exportable_factory(source: str, input_shape: tuple[int, ...], weights: Path | None = None) -> Exportable:
+    """The module that `package.module:factory` returns. This runs the code of that module.
+
+    Args:
+        source: the function, which is called without arguments; the current folder is searched too.
+        input_shape: one input without its batch axis.
+        weights: a `state_dict` that is loaded into the module; None keeps the weights that the factory gave it.
+
+    Raises:
+        InputError: the function or the weights can't be used.
+    """
+    module = _make_module(source)
+    if weights is not None:
+        _load_weights(module, weights)
+    return Exportable(module, _example(input_shape))
+
+
 def export_checkpoint(
     checkpoint: Checkpoint, path: Path, *, opset: int = DEFAULT_OPSET, force: bool = False
 ) -> ExportResult:
@@ -33,15 +77,8 @@ def export_checkpoint(
     Raises:
         InputError, ModelError, CheckFailedError, MissingComponentError: as `export_onnx`.
     """
-    network = checkpoint.network
-    return export_onnx(
-        checkpoint.build(),
-        _example((network.in_channels, *network.image_size)),
-        path,
-        opset=opset,
-        metadata={METADATA_KEY: checkpoint.preprocessing.to_json()},
-        force=force,
-    )
+    found = exportable_checkpoint(checkpoint)
+    return export_onnx(found.module, found.example, path, opset=opset, metadata=found.metadata, force=force)
 
 
 def export_factory(
@@ -53,23 +90,13 @@ def export_factory(
     opset: int = DEFAULT_OPSET,
     force: bool = False,
 ) -> ExportResult:
-    """Writes the module that `package.module:factory` returns. This runs the code of that module.
-
-    Args:
-        source: the function, which is called without arguments; the current folder is searched too.
-        path: the output file.
-        input_shape: one input without its batch axis.
-        weights: a `state_dict` that is loaded into the module; None keeps the weights that the factory gave it.
-        opset: of the file.
-        force: an existing file may be replaced.
+    """Writes the module that a factory returns; see `exportable_factory` and `export_onnx`.
 
     Raises:
-        InputError: the function or the weights can't be used. Also see `export_onnx`.
+        InputError, ModelError, CheckFailedError, MissingComponentError: as both.
     """
-    module = _make_module(source)
-    if weights is not None:
-        _load_weights(module, weights)
-    return export_onnx(module, _example(input_shape), path, opset=opset, force=force)
+    found = exportable_factory(source, input_shape, weights)
+    return export_onnx(found.module, found.example, path, opset=opset, force=force)
 
 
 def _example(shape: tuple[int, ...]) -> torch.Tensor:

@@ -5,16 +5,17 @@ trace     torch.export in eval mode; each noise call becomes an opaque operator 
 convert   torch's ONNX exporter without its optimizer, which would fold the BNs away (see `onnx_conversion`)
 clean     constants folded, identities removed: the shape clutter of the exporter stops TensorRT's parser
 mark      each opaque operator becomes the marker of `graph_passes.marker`
-check     the full ONNX checker, then ONNX Runtime against torch; only then does the file appear
+check     the full ONNX checker, then ONNX Runtime against torch; only then is there a result
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -100,7 +101,7 @@ class ExportResult:
     """What an export wrote, and how near it is to torch.
 
     Attributes:
-        path: the file.
+        path: the file; None where none was written.
         opset: of the standard operators.
         markers: the name and the noise of each marker, in the order of the graph.
         batch_norms: the name of each BatchNormalization, in the order of the graph.
@@ -111,7 +112,7 @@ class ExportResult:
             normalises each batch by itself, deployed too.
     """
 
-    path: Path
+    path: Path | None
     opset: int
     markers: tuple[tuple[str, Noise], ...]
     batch_norms: tuple[str, ...]
@@ -132,9 +133,7 @@ def export_onnx(
     input_name: str = "input",
     output_name: str = "logits",
 ) -> ExportResult:
-    """Writes `module` as an ONNX file and checks it against torch on the example and on a batch of one.
-
-    The module's training flags are as before afterwards, also after an error.
+    """Writes `module` as an ONNX file; see `convert_module`.
 
     Args:
         module: takes one tensor, batch first, and returns one; float32, on the CPU.
@@ -147,12 +146,53 @@ def export_onnx(
         output_name: of the graph's output.
 
     Raises:
-        InputError: the module, the example, the opset or the path can't be used as they are.
-        ModelError: torch can't trace the module, or it can't be converted.
-        CheckFailedError: the file computes something else than torch; it is not written then.
-        MissingComponentError: ONNX Runtime is not installed.
+        InputError: the path can't be used as it is.
+        VsfixError: see `convert_module`; nothing is written then.
     """
     require_writable(path, force=force)
+    model, result = convert_module(
+        module,
+        example,
+        opset=opset,
+        metadata=metadata,
+        input_name=input_name,
+        output_name=output_name,
+        name=str(path),
+    )
+    with atomic_path(path, force=force) as temporary:
+        onnx.save(model, temporary)
+    return replace(result, path=path)
+
+
+def convert_module(
+    module: nn.Module,
+    example: torch.Tensor,
+    *,
+    opset: int = 18,
+    metadata: Mapping[str, str] | None = None,
+    input_name: str = "input",
+    output_name: str = "logits",
+    name: str = "the export",
+) -> tuple[onnx.ModelProto, ExportResult]:
+    """Makes an ONNX model of `module` and checks it against torch on the example and on a batch of one.
+
+    The module's training flags are as before afterwards, also after an error.
+
+    Args:
+        module: takes one tensor, batch first, and returns one; float32, on the CPU.
+        example: an input, shape (N, ...); the model takes any batch size.
+        opset: 15 to 25.
+        metadata: entries of the model's metadata_props.
+        input_name: of the graph's input.
+        output_name: of the graph's output.
+        name: of the model, in messages.
+
+    Raises:
+        InputError: the module, the example or the opset can't be used as they are.
+        ModelError: torch can't trace the module, or it can't be converted.
+        CheckFailedError: the model computes something else than torch.
+        MissingComponentError: ONNX Runtime is not installed.
+    """
     if not MIN_OPSET <= opset <= MAX_OPSET:
         raise InputError(f"opset {opset}: must lie between {MIN_OPSET} and {MAX_OPSET}")
     require_exportable(module, example)
@@ -171,11 +211,11 @@ def export_onnx(
         # Only a file that shows all of its noise may claim to: see the key's own comment.
         claims = {} if unmarked else {EXPORT_METADATA_KEY: str(len(markers))}
         model = _assemble(graph, source, opset, {**(metadata or {}), **claims})
-        agreement = _write(model, path, module, references, force=force)
+        agreement = _check(model, name, module, references)
     for description in unmarked:
-        _logger.warning("%s: the file does not show %s", path, description)
-    return ExportResult(
-        path,
+        _logger.warning("%s: the file does not show %s", name, description)
+    return model, ExportResult(
+        None,
         opset,
         markers,
         batch_norms,
@@ -238,22 +278,18 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
         seen.add(node.name)
 
 
-def _write(
-    model: onnx.ModelProto,
-    path: Path,
-    module: nn.Module,
-    references: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    *,
-    force: bool,
+def _check(
+    model: onnx.ModelProto, name: str, module: nn.Module, references: Sequence[tuple[torch.Tensor, torch.Tensor]]
 ) -> Agreement:
-    """Writes the file and lets it appear when it is valid and agrees with torch."""
-    with atomic_path(path, force=force) as temporary:
-        onnx.save(model, temporary)
-        check_model(temporary)
-        agreement = compare_with_torch(temporary, references)
-        if not agreement.snr_db >= MIN_SNR_DB and not _as_exact_as_torch(temporary, module, references):
+    """How far the model agrees with torch; refuses one that is not valid or does not."""
+    with TemporaryDirectory(prefix="vsfix-") as folder:
+        path = Path(folder, "model.onnx")
+        onnx.save(model, path)
+        check_model(path)
+        agreement = compare_with_torch(path, references)
+        if not agreement.snr_db >= MIN_SNR_DB and not _as_exact_as_torch(path, module, references):
             raise CheckFailedError(
-                f"{path}: the exported model departs from torch: SNR {agreement.snr_db:.1f} dB, at least"
+                f"{name}: the exported model departs from torch: SNR {agreement.snr_db:.1f} dB, at least"
                 f" {MIN_SNR_DB:g} dB is needed, largest difference {agreement.max_abs_error:.3g}; not written"
             )
     return agreement

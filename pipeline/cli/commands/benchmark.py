@@ -14,7 +14,6 @@ from vsfix.pipeline.cli.options import (
     samples_option,
     seed_option,
 )
-from vsfix.pipeline.host.terminal_text import print_line
 
 
 @click.command(name="benchmark")
@@ -96,62 +95,38 @@ def command(
     can't run here is shown as SKIP with the reason, and the exit code is 3; it is 1 where a row failed or a repair lost
     accuracy. With `vsfix -v benchmark` the log names each stage.
     """
+    import vsfix
     from vsfix.graph_passes.errors import CheckFailedError, MissingComponentError
-    from vsfix.optimization import input_files
-    from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
-    from vsfix.pipeline.benchmark.latency import LatencyConfig
-    from vsfix.pipeline.benchmark.repair_trials import DEFAULT_TRIALS, parse_repair_trials
-    from vsfix.pipeline.benchmark.result import write_predictions
-    from vsfix.pipeline.host.console import print_table, require_json_target, table_width, write_json
-    from vsfix.pipeline.host.output_file import require_outputs
-    from vsfix.pipeline.pages.benchmark_page import write_benchmark_page
-    from vsfix.pipeline.report.benchmark_table import benchmark_lines, benchmark_table, fits, legend
+    from vsfix.pipeline.cli.output import json_output
+    from vsfix.pipeline.host.console import require_json_target
+    from vsfix.pipeline.host.output_file import input_files, require_outputs
 
     inputs = [path for model in models for path in input_files(model, data, calibration)]
     require_outputs([predictions, html], force=force, inputs=inputs)
     require_json_target(json_path, force=force, inputs=inputs, outputs=[predictions, html])
-    config = BenchmarkConfig(
-        data=data,
-        split=split,
-        samples=samples,
-        backends=backends,
-        precisions=precisions,
-        calibration=calibration,
-        repairs=parse_repair_trials(repairs) if repairs else DEFAULT_TRIALS,
-        batch_size=batch_size,
-        latency=LatencyConfig(seconds=seconds, max_seconds=max(30.0, seconds)),
-        latency_batches=batches or (1, 64),
-        seed=seed,
-    )
-    found = benchmark(models, config)
-    try:
-        if json_path != "-":
-            table = benchmark_table(found)
-            if fits(table, table_width()):
-                print_table(table)
-            else:
-                for line in benchmark_lines(found):
-                    print_line(line)
-            print_line(legend(found))
-            for row in found.rows:
-                for reason in row.reasons:
-                    print_line(f"{row.status} {row.label}: {reason}")
-                if row.layers is not None:
-                    print_line(f"{row.status} {row.label}: {row.layers}")
-            for note in found.notes:
-                print_line(f"WARN {note}")
-            print_line(f"{found.status} {found.verdict}")
-    finally:  # whoever reads what is printed may have gone
-        if predictions is not None:
-            write_predictions(found, predictions, force=force)
-        if json_path:
-            write_json(found.to_dict(), json_path, force=force)
-        if html is not None:
-            write_benchmark_page(found, html, force=force)
-    failed, skipped = (
-        [f"{row.label}: {row.reasons[0]}" for row in found.rows if row.status == status] for status in ("FAIL", "SKIP")
-    )
-    if found.status == "FAIL":
-        raise CheckFailedError("; ".join([found.verdict.removesuffix("."), *failed]))
-    if skipped:
-        raise MissingComponentError("; ".join(skipped))
+    with json_output("benchmark", json_path, force=force) as out:
+        found = vsfix.benchmark(
+            models,
+            data,
+            backends=backends,
+            precisions=precisions,
+            split=split,
+            samples=samples,
+            calibration=calibration,
+            repairs=repairs or None,
+            batches=batches or (1, 64),
+            seconds=seconds,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        try:
+            out.show(found)
+        finally:  # whoever reads what is printed may have gone
+            if predictions is not None:
+                found.save_predictions(predictions, force)
+            if html is not None:
+                found.to_html(html, force)
+        if found.status == "FAIL":
+            raise CheckFailedError(found.failure)
+        if found.missing:
+            raise MissingComponentError("; ".join(found.missing))

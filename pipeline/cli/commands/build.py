@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from vsfix.pipeline.cli.options import json_option, parse_bytes
-from vsfix.pipeline.host.terminal_text import print_line
+from vsfix.pipeline.cli.options import json_option
 
 
 @click.command(name="build")
@@ -69,36 +68,31 @@ def command(
     The engine computes in the types of the file: cast it with `vsfix optimize --precision`. The weights that TensorRT
     reads from the file, BatchNorms folded into one scale among them, are held against float64 first.
     """
-    from vsfix.graph_passes.io.external_data import external_data_files
-    from vsfix.pipeline.building.build_config import BuildConfig
-    from vsfix.pipeline.building.building import build_engine
+    import vsfix
     from vsfix.pipeline.cli.build_progress import build_progress
-    from vsfix.pipeline.cli.build_table import build_lines, layers_table
-    from vsfix.pipeline.host.console import print_table, require_json_target, write_json
+    from vsfix.pipeline.cli.output import json_output
+    from vsfix.pipeline.host.console import require_json_target
+    from vsfix.pipeline.host.output_file import input_files, require_outputs
     from vsfix.pipeline.tensorrt.engine_file import sidecar_path
-    from vsfix.pipeline.tensorrt.shape_profile import ShapeOptions
 
-    config = BuildConfig(
-        runtime=runtime,
-        shapes=ShapeOptions(shapes, min_shapes, opt_shapes, max_shapes),
-        targets=tuple(name.strip().lower() for name in target.split(",")),
-        precision=precision,
-        workspace=None if workspace is None else parse_bytes(workspace, "--workspace"),
-        timing_cache=timing_cache,
-    )
-    require_json_target(
-        json_path,
-        force=force,
-        inputs=[model, *external_data_files(model)],
-        outputs=[output, sidecar_path(output), timing_cache],
-    )
-    with build_progress() as progress:
-        report = build_engine(model, output, config, force=force, progress=progress)
-    try:
-        if json_path != "-":
-            print_table(layers_table(report))
-            for line in build_lines(report, output):
-                print_line(line)
-    finally:  # whoever reads what is printed may have gone
-        if json_path:
-            write_json(report.to_dict(), json_path, force=force)
+    inputs, sidecar = input_files(model), sidecar_path(output)
+    require_json_target(json_path, force=force, inputs=inputs, outputs=[output, sidecar, timing_cache])
+    require_outputs([output, sidecar], force=force, inputs=inputs)
+    with json_output("build", json_path, force=force) as out:
+        with build_progress() as progress:
+            engine = vsfix.build(
+                model,
+                runtime=runtime,
+                shapes=shapes,
+                min_shapes=min_shapes,
+                opt_shapes=opt_shapes,
+                max_shapes=max_shapes,
+                targets=target,
+                precision=precision,
+                workspace=workspace,
+                timing_cache=timing_cache,
+                progress=progress,
+            )
+        engine.save(output, force)
+        out.show(engine.at(output))
+        out.wrote(f"{output} ({engine.summary})", sidecar)

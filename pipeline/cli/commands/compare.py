@@ -33,8 +33,8 @@ def command(before: Path, after: Path, rules: tuple[str, ...], json_path: str | 
     """
     from vsfix.graph_passes.errors import CheckFailedError
     from vsfix.pipeline.benchmark.comparing import compare_files, parse_fail_rule
-    from vsfix.pipeline.cli.comparison_table import comparison_table, summary
     from vsfix.pipeline.host.console import print_table, require_json_target, write_json
+    from vsfix.pipeline.terminal.comparison_table import comparison_table, summary
 
     require_json_target(json_path, force=force, inputs=[before, after])
     found = compare_files(before, after, [parse_fail_rule(text) for text in rules])

@@ -26,10 +26,10 @@ def command(output: Path, force: bool) -> None:
     re-estimated over all of them, and the mean of noisy passes stand beside each other. Everything runs on the CPU in
     about a minute and ends with a report.
     """
-    from vsfix.pipeline.cli.tables import accuracy_table, candidate_table, repair_table, severity_lines, step_table
     from vsfix.pipeline.host.console import print_table, progress_wanted
     from vsfix.pipeline.host.environment import command_line
     from vsfix.pipeline.reproduction.demo import run_demo
+    from vsfix.pipeline.terminal.tables import accuracy_table, candidate_table, repair_table, severity_lines, step_table
 
     demo = run_demo(
         output,

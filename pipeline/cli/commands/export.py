@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from vsfix.pipeline.cli.options import input_shape_option
-from vsfix.pipeline.host.terminal_text import print_line
 
 
 @click.command(name="export")
@@ -36,7 +35,9 @@ def command(
     --weights): a function without arguments that returns the module. That form imports the package and runs its
     code, and looks for it in the current folder too; no other command runs code of yours.
     """
+    import vsfix
     from vsfix.pipeline.backends.opening import checkpoint_file
+    from vsfix.pipeline.cli.output import Output
     from vsfix.pipeline.host.output_file import require_output
 
     is_factory = ":" in source and not Path(source).exists()
@@ -47,27 +48,8 @@ def command(
     inputs = [weights] if weights is not None else [] if is_factory else [checkpoint_file(Path(source))]
     # Before torch is loaded, which takes seconds.
     require_output(output, force=force, inputs=inputs)
-
-    from vsfix.trainers.export.exporting import export_checkpoint, export_factory
-    from vsfix.trainers.training.checkpoint import load_checkpoint
-
-    if input_shape is not None:
-        result = export_factory(source, output, input_shape=input_shape, weights=weights, opset=opset, force=force)
-    else:
-        result = export_checkpoint(load_checkpoint(checkpoint_file(Path(source))), output, opset=opset, force=force)
-    if is_factory and weights is None:
-        print_line(f"WARN no --weights: the file holds those that {source} gave the module")
-    print_line(f"BatchNorms kept: {len(result.batch_norms)}")
-    print_line(f"noise layers marked: {len(result.markers)}")
-    for name, noise in result.markers:
-        print_line(f"  {name} {noise}")
-    if result.untracked:
-        print_line(
-            f"WARN {len(result.untracked)} BatchNorms keep no statistics ('{result.untracked[0]}' the first, "
-            "track_running_stats=False): the file's answer for a sample depends on the others of its batch"
-        )
-    for description in result.unmarked:
-        print_line(f"WARN not marked: {description}")
-    snr = "exact" if result.snr_db == float("inf") else f"{result.snr_db:.1f} dB"
-    print_line(f"against torch: SNR {snr}, largest error {result.max_abs_error:.2g}")
-    print_line(f"wrote {output} (opset {result.opset})")
+    result = vsfix.export(source, opset=opset, weights=weights, input_shape=input_shape)
+    result.save(output, force)
+    out = Output(is_alone=False)
+    out.show(result)
+    out.wrote(f"{output} (opset {result.opset})")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -19,20 +17,12 @@ from vsfix.pipeline.cli.options import (
     samples_option,
     seed_option,
 )
-from vsfix.pipeline.host.terminal_text import print_line
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vsfix.graph_passes.statistics.batches import Batch
-
-SAMPLES = 500  # enough for a variance that is good to a percent or two, and for the inference of lost noise
 
 
 @click.command(name="inspect")
 @click.argument("model", type=click.Path(path_type=Path))
 @data_option(required=False)
-@samples_option(f"{SAMPLES} or as many as there are")
+@samples_option("500 or as many as there are")
 @batch_size_option
 @noise_option
 @output_kind_option
@@ -61,60 +51,27 @@ def command(
     With --data the real variance of every BatchNorm input is measured too, and noise that the file has lost is
     inferred from its statistics. Shift is the variance at inference over the stored variance; 1 is no shift.
     """
-    from vsfix.graph_passes.io.model_file import export_model, read_model
-    from vsfix.graph_passes.statistics.batches import count_samples
-    from vsfix.optimization import MATCHED, input_files
-    from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
-    from vsfix.pipeline.cli.tables import inspection_table
-    from vsfix.pipeline.data.calibration import calibration_batches
-    from vsfix.pipeline.host.console import print_table, require_json_target, write_json
-    from vsfix.pipeline.host.environment import command_line
-    from vsfix.pipeline.host.output_file import require_outputs
-    from vsfix.pipeline.inspection.diagnosis import judge_inspection, severity_sentence
-    from vsfix.pipeline.inspection.inspection import InspectionConfig, inspect_model
-    from vsfix.pipeline.inspection.preparation import prepare_model
-    from vsfix.pipeline.pages.inspection_page import write_inspection_page
+    import vsfix
+    from vsfix.pipeline.cli.output import json_output
+    from vsfix.pipeline.host.console import require_json_target
+    from vsfix.pipeline.host.output_file import input_files, require_outputs
 
     inputs = input_files(model, data)
     require_outputs([html], force=force, inputs=inputs)
     require_json_target(json_path, force=force, inputs=inputs, outputs=[html])
-    loaded = read_model(model)
-    # What the data must hold is asked of the prepared model: an input that only switches Dropout is gone from it.
-    deployable = export_model(prepare_model(loaded, noise, needs_batch_norms=False).graph, loaded)
-    config = InspectionConfig(noise, parse_output_kinds(output_kinds), seed)
-
-    def draw(count: int) -> Sequence[Batch]:
-        """What is drawn of the data, as `vsfix optimize` draws it."""
-        if data is None:
-            return []
-        return calibration_batches(
-            deployable, data, samples=samples or count, at_most=samples is None, batch_size=batch_size, seed=seed
+    with json_output("inspect", json_path, force=force) as out:
+        found = vsfix.inspect(
+            model,
+            data,
+            noise=noise,
+            samples=samples,
+            batch_size=batch_size,
+            output_kinds=parse_output_kinds(output_kinds),
+            seed=seed,
         )
-
-    batches = draw(SAMPLES)
-    averaged_on = draw(MATCHED) if samples is None and count_samples(batches) > MATCHED else ()
-    inspection = inspect_model(loaded, batches, open_for_small_runs, config, averaged_on=averaged_on)
-    status, verdict = judge_inspection(inspection)
-    try:
-        if json_path != "-":
-            for change in inspection.prepared:
-                print_line(f"prepared: {change}")
-            if inspection.rows:
-                print_table(inspection_table(inspection))
-            print_line(f"noise layers: {', '.join(inspection.noise_sources) or 'none'}")
-            if inspection.inferred:
-                print_line(f"inferred from the statistics: {inspection.inferred}")
-            for line in inspection.outputs:
-                print_line(f"output {line}")
-            if inspection.severity is not None and inspection.stored:
-                print_line(f"with the statistics as they are stored: {severity_sentence(inspection.severity)}")
-            for warning in inspection.warnings:
-                print_line(f"WARN {warning}")
-            print_line(f"{status} {verdict}")
-    finally:  # whoever reads what is printed may have gone
-        if json_path:
-            write_json(asdict(inspection) | {"status": status, "verdict": verdict}, json_path, force=force)
-        if html is not None:
-            write_inspection_page(inspection, model.name, html, command=command_line(), force=force)
-    if html is not None and json_path != "-":
-        print_line(f"wrote {html}")
+        try:
+            out.show(found)
+        finally:  # whoever reads what is printed may have gone
+            if html is not None:
+                found.to_html(html, force)
+        out.wrote(html)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,15 +14,10 @@ from vsfix.pipeline.cli.options import (
     json_option,
     noise_option,
     output_kind_option,
-    parse_bytes,
     parse_output_kinds,
     samples_option,
     seed_option,
 )
-from vsfix.pipeline.host.terminal_text import print_line
-
-if TYPE_CHECKING:
-    from vsfix.optimization import Optimization
 
 
 @click.command(name="optimize")
@@ -126,103 +119,45 @@ def command(
     where the noise was. Where it does not, the noise is inferred from the statistics, which wants some hundred. Without
     --data, inputs are made from the model itself.
     """
-    from vsfix.graph_passes.errors import CheckFailedError
-    from vsfix.optimization import Outputs, RefusedRepairError, input_files, optimize
-    from vsfix.pipeline.host.console import require_json_target, write_json
-    from vsfix.pipeline.host.environment import command_line
-    from vsfix.pipeline.repair.repair_config import RepairConfig
+    import vsfix
+    from vsfix.pipeline.cli.output import json_output
+    from vsfix.pipeline.host.console import require_json_target
+    from vsfix.pipeline.host.output_file import input_files, require_outputs
 
     if output is None and not dry_run:
         raise click.UsageError("name the output with -o, or pass --dry-run")
-    require_json_target(
-        json_path, force=force, inputs=input_files(model, data, eval_data), outputs=[output, statistics, html]
-    )
-    config = RepairConfig(
-        method=method,
-        refine=refine,
-        output_kinds=parse_output_kinds(output_kinds),
-        layers=layers,
-        noise=noise,
-        fold=fold,
-        seed=seed,
-        max_memory=parse_bytes(max_memory, "--max-memory"),
-        input_shape=input_shape,
-        number_type=precision,
-    )
-    document: dict[str, Any] = {}
-    try:
-        result = optimize(
-            model,
-            data,
-            config,
-            Outputs(output, statistics, html, force=force, dry_run=dry_run, command=command_line()),
-            samples=samples,
-            batch_size=batch_size,
-            eval_data=eval_data,
-            eval_split=eval_split,
-            max_loss=max_loss,
-        )
-        document = _document(result)
-        if json_path != "-":
-            _print(result)
-    except RefusedRepairError as refusal:
-        document = _document(refusal.result)
-        if json_path != "-":
-            _print(refusal.result)
-        raise
-    except CheckFailedError as refusal:
-        document = {"status": "FAIL", "verdict": str(refusal), "warnings": []}
-        raise
-    finally:  # also where whoever reads what is printed has gone
-        if json_path and document:
-            write_json(document, json_path, force=force)
-
-
-def _print(result: Optimization) -> None:
-    """The result for a person."""
-    from vsfix.pipeline.cli.tables import (
-        accuracy_table,
-        candidate_table,
-        layer_table,
-        precision_table,
-        repair_table,
-        score_table,
-        severity_lines,
-    )
-    from vsfix.pipeline.host.console import print_table
-
-    report = result.repair.report
-    for change in report.prepared:
-        print_line(f"prepared: {change}")
-    if report.batch_norms:
-        print_table(repair_table(report))
-    if report.layers:
-        print_table(layer_table(report))
-    if report.candidates:
-        print_table(candidate_table(report))
-    for line in severity_lines(report):
-        print_line(line)
-    if report.precision is not None:
-        print_table(precision_table(report.precision))
-    for warning in report.warnings:
-        print_line(f"WARN {warning}")
-    if result.accuracies:
-        print_table(accuracy_table(result.accuracies))
-    if result.scores is not None:
-        print_table(score_table(result.scores))
-    print_line(f"{result.status} {result.verdict}")
-    for written in result.written:
-        print_line(f"wrote {written}")
-    if result.parser is not None:
-        print_line(result.parser.line)
-
-
-def _document(result: Optimization) -> dict[str, Any]:
-    """The result as JSON holds it."""
-    return asdict(result.repair.report) | {
-        "status": result.status,
-        "verdict": result.verdict,
-        "accuracies": [asdict(row) for row in result.accuracies],
-        "scores": None if result.scores is None else asdict(result.scores),
-        "tensorrt_parser": None if result.parser is None else asdict(result.parser),
-    }
+    inputs = input_files(model, data, eval_data)
+    require_json_target(json_path, force=force, inputs=inputs, outputs=[output, statistics, html])
+    require_outputs([] if dry_run else [output, statistics, html], force=force, inputs=inputs)
+    with json_output("optimize", json_path, force=force) as out:
+        try:
+            result = vsfix.optimize(
+                model,
+                data,
+                method=method,
+                noise=noise,
+                layers=layers,
+                samples=samples,
+                batch_size=batch_size,
+                refine=refine,
+                eval_data=eval_data,
+                eval_split=eval_split,
+                max_loss=max_loss,
+                output_kinds=parse_output_kinds(output_kinds),
+                fold=fold,
+                precision=precision,
+                input_shape=input_shape,
+                max_memory=max_memory,
+                seed=seed,
+            )
+        except vsfix.RefusedRepairError as refusal:
+            if html is not None and not dry_run:
+                refusal.result.to_html(html, force)
+            raise
+        if statistics is not None:
+            result = result.for_torch()
+        if output is not None and not dry_run:
+            result.save(output, force, statistics=statistics, html=html)
+        out.show(result)
+        if not dry_run:
+            out.wrote(output, statistics, html)

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from vsfix.pipeline.cli.options import batch_size_option, data_option, json_option, samples_option, seed_option
-from vsfix.pipeline.host.terminal_text import print_line
 
 
 @click.command(name="verify")
@@ -105,51 +104,31 @@ def command(
     Without --data random numbers are fed: they compare the numerics and say nothing about accuracy. With labelled
     data the accuracy of both is shown, with 95 % intervals.
     """
-    from dataclasses import asdict
-
+    import vsfix
     from vsfix.graph_passes.errors import CheckFailedError
-    from vsfix.pipeline.cli.verification_table import accuracy_lines, budget_table, verification_table
+    from vsfix.pipeline.cli.output import json_output
     from vsfix.pipeline.comparison.tolerance import GivenTolerance
-    from vsfix.pipeline.host.console import print_table, require_json_target, write_json
-    from vsfix.pipeline.verification.verification_files import VerificationConfig, verify_files
+    from vsfix.pipeline.host.console import require_json_target
 
     inputs = [path for path in (model, against, statistics, *via) if path]
     require_json_target(json_path, force=force, inputs=inputs)
-    config = VerificationConfig(
-        backends=backends,
-        reference_backend=reference_backend,
-        via=via,
-        data=data,
-        split=split,
-        samples=samples,
-        batch_size=batch_size,
-        statistics=statistics,
-        seed=seed,
-        tolerance=GivenTolerance(min_snr, min_agreement, max_accuracy_loss),
-        search_layers=layers,
-        trust=trust,
-    )
-    verification = verify_files(model, against, config)
-    try:
-        if json_path != "-":
-            print_table(verification_table(verification))
-            for line in accuracy_lines(verification):
-                print_line(line)
-            for result in verification.results:
-                if result.budget:
-                    print_table(budget_table(result))
-                if result.layers is not None:
-                    print_line(f"{result.candidate}: {result.layers}")
-            if verification.random:
-                print_line(
-                    "SKIP decisions: the inputs are random numbers; give --data to compare decisions and accuracy"
-                )
-            elif any(result.decisions is None for result in verification.results):
-                print_line("SKIP decisions: the first output holds no logits, which are float and (N, classes)")
-            print_line(f"{verification.status} {model} against {against}")
-    finally:  # whoever reads what is printed may have gone
-        if json_path:
-            write_json(asdict(verification) | {"status": verification.status}, json_path, force=force)
-    failed = [f"{result.candidate}: {reason}" for result in verification.results for reason in result.reasons]
-    if failed:
-        raise CheckFailedError("; ".join([*failed, *([verification.hint] if verification.hint else [])]))
+    with json_output("verify", json_path, force=force) as out:
+        found = vsfix.verify(
+            model,
+            against,
+            data,
+            via=via,
+            backend=backends,
+            reference_backend=reference_backend,
+            split=split,
+            samples=samples,
+            batch_size=batch_size,
+            statistics=statistics,
+            tolerance=GivenTolerance(min_snr, min_agreement, max_accuracy_loss),
+            layers=layers,
+            trust=trust,
+            seed=seed,
+        )
+        out.show(found)
+        if found.status == "FAIL":
+            raise CheckFailedError(found.verdict)

@@ -9,15 +9,14 @@ import onnx
 import pytest
 import scipy.stats
 
+from vsfix import optimize
 from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError
-from vsfix.optimization import Outputs, optimize
 from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
 from vsfix.pipeline.benchmark.latency import LatencyConfig
 from vsfix.pipeline.benchmark.repair_trials import RepairTrial
 from vsfix.pipeline.benchmark.row_latency import GpuWatch
 from vsfix.pipeline.comparison.proportion import paired_difference_interval
 from vsfix.pipeline.pages.benchmark_page import benchmark_report
-from vsfix.pipeline.repair.repair_config import RepairConfig
 from vsfix.pipeline.report.benchmark_table import benchmark_lines
 
 NO_LATENCY = LatencyConfig(seconds=0.0)
@@ -28,7 +27,7 @@ QUICK = BenchmarkConfig("digits", samples=300, repairs=(), latency=NO_LATENCY)
 def repaired_path(onnx_path, tmp_path_factory):
     """The network of `onnx_path`, repaired and folded."""
     path = tmp_path_factory.mktemp("repaired") / "repaired.onnx"
-    optimize(onnx_path, "digits", RepairConfig(method="match"), Outputs(path), samples=64, batch_size=64)
+    optimize(onnx_path, "digits", method="match", samples=64, batch_size=64).save(path)
     return path
 
 
@@ -153,9 +152,7 @@ def test_repairs_are_tried_on_the_model_that_is_not_repaired(found, onnx_path):
 
 
 def test_the_repairs_of_a_benchmark_are_those_of_optimize(onnx_path, tmp_path):
-    optimize(
-        onnx_path, "digits", RepairConfig(method="paired"), Outputs(tmp_path / "o.onnx"), samples=32, batch_size=256
-    )
+    optimize(onnx_path, "digits", method="paired", samples=32).save(tmp_path / "o.onnx")
     both = benchmark([onnx_path, tmp_path / "o.onnx"], replace(QUICK, repairs=(RepairTrial("paired", 32),)))
     assert both.repairs.accuracies[1].accuracy == pytest.approx(both.rows[1].top1.value)
 

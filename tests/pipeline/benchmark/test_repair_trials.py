@@ -3,11 +3,10 @@ from __future__ import annotations
 import onnx
 import pytest
 
+from vsfix import optimize
 from vsfix.graph_passes.errors import InputError
-from vsfix.optimization import Outputs, optimize
 from vsfix.pipeline.benchmark.repair_trials import RepairTrial, choose_model, parse_repair_trials, try_repairs
 from vsfix.pipeline.data.calibration import labelled_samples
-from vsfix.pipeline.repair.repair_config import RepairConfig
 from vsfix.pipeline.verification.model_description import describe_model
 
 
@@ -31,8 +30,7 @@ def test_the_same_way_twice_is_refused():
 
 def test_the_model_is_the_first_that_optimize_has_not_written(checkpoint_path, onnx_path, tmp_path):
     for method, fold, name in (("paired", True, "1.onnx"), ("none", True, "2.onnx"), ("none", False, "3.onnx")):
-        config = RepairConfig(method=method, fold=fold)
-        optimize(onnx_path, "digits", config, Outputs(tmp_path / name), samples=32, batch_size=32)
+        optimize(onnx_path, "digits", method=method, fold=fold, samples=32, batch_size=32).save(tmp_path / name)
     paths = (checkpoint_path, *(tmp_path / f"{number}.onnx" for number in (1, 2, 3)), onnx_path)
     models = [describe_model(path) for path in paths]
     assert choose_model(models) is models[4]

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from vsfix.optimization import Outputs, optimize
+from vsfix import optimize
 from vsfix.pipeline.benchmark.benchmarking import BenchmarkConfig, benchmark
 from vsfix.pipeline.benchmark.latency import LatencyConfig
 from vsfix.pipeline.benchmark.repair_trials import parse_repair_trials
 from vsfix.pipeline.benchmark.result import Benchmark
 from vsfix.pipeline.pages.benchmark_page import benchmark_report
 from vsfix.pipeline.pages.page import render_report
-from vsfix.pipeline.repair.repair_config import RepairConfig
 from vsfix.pipeline.report.sections import BenchmarkRow
 
 NO_LATENCY = LatencyConfig(seconds=0.0)
@@ -72,14 +71,7 @@ def test_the_other_sections_are_filled_from_the_rows_and_the_trials(found):
 
 
 def test_what_a_repair_is_worth_and_the_budgets_of_repaired_rows_come_first(found, onnx_path, tmp_path):
-    optimize(
-        onnx_path,
-        "digits",
-        RepairConfig(method="match"),
-        Outputs(tmp_path / "repaired.onnx"),
-        samples=32,
-        batch_size=32,
-    )
+    optimize(onnx_path, "digits", method="match", samples=32, batch_size=32).save(tmp_path / "repaired.onnx")
     config = BenchmarkConfig("digits", samples=100, precisions=("fp32", "fp16"), repairs=(), latency=NO_LATENCY)
     repaired = benchmark([onnx_path, tmp_path / "repaired.onnx"], config)
     report = benchmark_report(repaired)

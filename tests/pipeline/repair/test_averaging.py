@@ -12,11 +12,11 @@ from torch import nn
 
 from vsfix.graph_passes.errors import CheckFailedError, DataError
 from vsfix.graph_passes.io.model_file import read_model
-from vsfix.optimization import judge
 from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.repair.label_judge import LabelJudge, LabelScores
 from vsfix.pipeline.repair.repair import repair_model
 from vsfix.pipeline.repair.repair_config import RepairConfig
+from vsfix.pipeline.repair.verdict import judge
 from vsfix.trainers.export.onnx_export import export_onnx
 
 QUICK = RepairConfig(refine=False)

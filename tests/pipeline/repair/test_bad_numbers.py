@@ -218,7 +218,7 @@ def test_labelled_data_outweighs_a_variance_that_nothing_explains(parse, open_mo
     scaled = SAMPLES * 255
     np.savez(tmp_path / "data.npz", x=scaled)
     with monkeypatch.context() as lifted:
-        lifted.setattr("vsfix.optimization.MAX_UNEXPLAINED", np.inf)
+        lifted.setattr("vsfix.pipeline.repair.verdict.MAX_UNEXPLAINED", np.inf)
         unchecked = call(
             *("optimize", tmp_path / "net.onnx", "--data", tmp_path / "data.npz", "--method", "exact"),
             *("-o", tmp_path / "unchecked.onnx"),

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from vsfix import optimize
 from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms
 from vsfix.graph_passes.io.model_file import read_model
-from vsfix.optimization import Outputs, optimize
 from vsfix.pipeline.inspection.preparation import prepare_model
 from vsfix.pipeline.repair.changed_parameters import changed_parameters
 from vsfix.pipeline.repair.repair import repair_model
@@ -185,7 +185,8 @@ def test_who_asks_for_the_statistics_is_warned_and_gets_no_pass(tmp_path):
     path, data = tmp_path / "m.onnx", tmp_path / "d.npz"
     np.savez(data, input=exported(Perceptron(bias=False), path, 10))
     for statistics in (tmp_path / "s.npz", None):
-        outputs = Outputs(tmp_path / "out.onnx", statistics, force=True)
-        done = optimize(path, str(data), MATCH, outputs, samples=None, batch_size=64)
+        done = optimize(path, data, method="match", batch_size=64)
+        done = done.for_torch() if statistics else done
+        done.save(tmp_path / "out.onnx", force=True, statistics=statistics)
         warned = any("the statistics file does not carry the bias" in line for line in done.repair.report.warnings)
         assert (done.status, warned) == (("WARN", True) if statistics else ("PASS", False))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from vsfix.graph_passes.errors import DataError, InputError
-from vsfix.pipeline.cli.verification_table import accuracy_lines, budget_table, verification_table
 from vsfix.pipeline.comparison.tensor_comparison import compare_tensors
 from vsfix.pipeline.comparison.tolerance import TOLERANCES, GivenTolerance, Tolerance
 from vsfix.pipeline.data.samples import Samples
+from vsfix.pipeline.terminal.verification_table import accuracy_lines, budget_table, verification_table
 from vsfix.pipeline.verification.verification import Stage, pooled_outputs, verify
 
 W = np.random.default_rng(0).normal(size=(6, 4))

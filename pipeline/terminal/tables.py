@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rich.table import Table
 
 from vsfix.pipeline.casting.casting import PrecisionReport
@@ -32,6 +34,41 @@ def inspection_table(inspection: Inspection) -> Table:
             _number(row.mismatch),
         )
     return table
+
+
+def inspection_view(inspection: Inspection, status: str, verdict: str) -> Iterator[str | Table]:
+    """An inspection: what was prepared, the table, the noise, R, the warnings and the verdict."""
+    for change in inspection.prepared:
+        yield f"prepared: {change}"
+    if inspection.rows:
+        yield inspection_table(inspection)
+    yield f"noise layers: {', '.join(inspection.noise_sources) or 'none'}"
+    if inspection.inferred:
+        yield f"inferred from the statistics: {inspection.inferred}"
+    for line in inspection.outputs:
+        yield f"output {line}"
+    if inspection.severity is not None and inspection.stored:
+        yield f"with the statistics as they are stored: {severity_sentence(inspection.severity)}"
+    for warning in inspection.warnings:
+        yield f"WARN {warning}"
+    yield f"{status} {verdict}"
+
+
+def repair_view(report: RepairReport) -> Iterator[str | Table]:
+    """A repair without its verdict: what was prepared, the tables, R and the warnings."""
+    for change in report.prepared:
+        yield f"prepared: {change}"
+    if report.batch_norms:
+        yield repair_table(report)
+    if report.layers:
+        yield layer_table(report)
+    if report.candidates:
+        yield candidate_table(report)
+    yield from severity_lines(report)
+    if report.precision is not None:
+        yield precision_table(report.precision)
+    for warning in report.warnings:
+        yield f"WARN {warning}"
 
 
 def repair_table(report: RepairReport) -> Table:

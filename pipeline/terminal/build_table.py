@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from rich.table import Table
 
 from vsfix.pipeline.building.building import BuildReport
-from vsfix.pipeline.tensorrt.engine_file import sidecar_path
 from vsfix.pipeline.tensorrt.engine_readback import skipped_reasons, summarize
 
 
@@ -26,8 +24,9 @@ def layers_table(report: BuildReport) -> Table:
     return table
 
 
-def build_lines(report: BuildReport, output: Path) -> Iterator[str]:
-    """The lines under the table."""
+def build_view(report: BuildReport) -> Iterator[str | Table]:
+    """A build: its layers, its shapes, what proves its precision and its weights."""
+    yield layers_table(report)
     proof = report.precision
     for name, shapes in report.profile.items():
         yield f"shapes: {name} {shapes}"
@@ -35,15 +34,21 @@ def build_lines(report: BuildReport, output: Path) -> Iterator[str]:
     yield f"precision: {asked}, TF32 {'on' if proof.tensor_float else 'off'}; shown by the {proof.source}"
     if proof.reason:
         yield f"SKIP engine inspector: {proof.reason}"
-    if report.losses:
-        more = f", and {len(report.losses) - 1} channels more" if len(report.losses) > 1 else ""
-        yield f"WARN digits are lost in {report.losses[0]}{more}; `vsfix verify` tells what that costs"
-    if report.warning:
-        yield f"WARN {report.warning}"
+    for warning in build_warnings(report):
+        yield f"WARN {warning}"
     yield summarize(report.read_back)
     for reason in skipped_reasons(report.read_back):
         yield f"SKIP {reason}"
-    size = report.plan["bytes"] / 2**20
-    targets = ", ".join(report.targets)
-    yield f"wrote {output} ({report.runtime} {report.version}, {targets}; {size:.2f} MiB, {report.build_seconds:.1f} s)"
-    yield f"wrote {sidecar_path(output)}"
+
+
+def build_warnings(report: BuildReport) -> list[str]:
+    """What a person should know of an engine."""
+    more = f", and {len(report.losses) - 1} channels more" if len(report.losses) > 1 else ""
+    lost = [f"digits are lost in {line}{more}; `vsfix verify` tells what that costs" for line in report.losses[:1]]
+    return [*lost, *([report.warning] if report.warning else [])]
+
+
+def size_line(report: BuildReport) -> str:
+    """What the engine is for, how large it is, and how long it took."""
+    size, targets = report.plan["bytes"] / 2**20, ", ".join(report.targets)
+    return f"{report.runtime} {report.version}, {targets}; {size:.2f} MiB, {report.build_seconds:.1f} s"

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from rich.table import Table
 
 from vsfix.pipeline.comparison.proportion import Proportion
 from vsfix.pipeline.verification.verification import CandidateResult, Verification
+
+
+def verification_view(verification: Verification) -> Iterator[str | Table]:
+    """A verification: the table, the accuracies, the budgets, and where a candidate departs."""
+    yield verification_table(verification)
+    yield from accuracy_lines(verification)
+    for result in verification.results:
+        if result.budget:
+            yield budget_table(result)
+        if result.layers is not None:
+            yield f"{result.candidate}: {result.layers}"
 
 
 def verification_table(verification: Verification) -> Table:

@@ -1,0 +1,116 @@
+"""Models and options as Python gives them, brought to what the rooms below take; what can't be is one clear line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeAlias
+
+import onnx
+
+from vsfix.graph_passes.errors import InputError, ModelError
+from vsfix.graph_passes.io.external_data import fits_one_file
+from vsfix.graph_passes.io.model_file import read_model
+from vsfix.graph_passes.io.named_file import user_path
+
+Model: TypeAlias = str | Path | onnx.ModelProto
+IN_MEMORY = "the model in memory"
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_LARGEST_SEED = 2**63 - 1  # what torch takes
+
+
+def load_model(model: Model) -> onnx.ModelProto:
+    """The model, checked in full.
+
+    Args:
+        model: the path of an ONNX file, or what onnx makes of one.
+
+    Raises:
+        InputError: neither of both.
+        ModelError: see `read_model`.
+    """
+    with model_file(model) as path:
+        try:
+            return read_model(path)
+        except ModelError as error:
+            raise ModelError(str(error).replace(str(path), model_name(model))) from error
+
+
+def model_path(model: Model) -> Path | None:
+    """Where the model stands; None for one in memory."""
+    return user_path(str(model)) if isinstance(model, str | Path) else None
+
+
+def model_name(model: Model) -> str:
+    """What a person would call it."""
+    return IN_MEMORY if (path := model_path(model)) is None else str(path)
+
+
+@contextmanager
+def model_file(model: Model, name: str = "model") -> Iterator[Path]:
+    """A file that holds the model: its own, or one that is gone at the end.
+
+    Args:
+        model: see `load_model`.
+        name: of the file of a model in memory, without a suffix.
+
+    Raises:
+        InputError: no model, or one in memory that a file can't hold.
+    """
+    if (path := model_path(model)) is not None:
+        yield path
+        return
+    if not isinstance(model, onnx.ModelProto):
+        raise InputError(f"a {type(model).__name__} is no model; give the path of an ONNX file, or an onnx.ModelProto")
+    if not fits_one_file(model):
+        raise InputError(f"{IN_MEMORY} is larger than 2 GiB; write it to a file and give its path")
+    with TemporaryDirectory(prefix="vsfix-") as folder:
+        path = Path(folder, f"{name}.onnx")
+        onnx.save(model, path)
+        yield path
+
+
+def texts(value: str | Sequence[str]) -> tuple[str, ...]:
+    """One text or several."""
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def parse_size(size: str | int, option: str) -> int:
+    """Reads `512M`, `2G`, `1.5G` or a plain number of bytes.
+
+    Raises:
+        InputError: naming the option.
+    """
+    text = str(size)
+    factor = _UNITS.get(text[-1:].upper(), 1)
+    try:
+        number = float(text[:-1] if factor > 1 else text)
+    except ValueError:
+        raise InputError(f"{option} '{text}': write a size as 512M or 2G") from None
+    if not 0 <= number * factor < 1 << 60:
+        raise InputError(f"{option} '{text}': out of range")
+    return int(number * factor)
+
+
+def require_numbers(*, samples: int | None = None, batch_size: int = 1, seed: int = 0) -> None:
+    """Refuses numbers that no run can take.
+
+    Args:
+        samples: at least one; None where the number is open.
+        batch_size: at least one.
+        seed: from 0 up to 2^63 - 1.
+
+    Raises:
+        InputError: naming the first that is wrong.
+    """
+    for name, value, least, most in (
+        ("samples", samples, 1, None),
+        ("batch_size", batch_size, 1, None),
+        ("seed", seed, 0, _LARGEST_SEED),
+    ):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < least or (most and value > most):
+            raise InputError(f"{name} {value!r}: must be a whole number from {least} on")

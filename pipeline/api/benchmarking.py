@@ -1,0 +1,140 @@
+"""`vsfix.benchmark` and its result: models, backends and precisions side by side on one labelled set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from vsfix.pipeline.benchmark import benchmarking, result
+from vsfix.pipeline.benchmark.latency import LatencyConfig
+from vsfix.pipeline.benchmark.repair_trials import DEFAULT_TRIALS, parse_repair_trials
+from vsfix.pipeline.data.data_forms import Data
+from vsfix.pipeline.host.console import PIPE_WIDTH, View
+from vsfix.pipeline.report.benchmark_table import benchmark_view
+
+from .arguments import Model, model_file, model_path, require_numbers, texts
+from .results import Result
+
+_LEAST_SECONDS = 30.0  # that a row may take until it has the fewest runs
+
+
+@dataclass(frozen=True)
+class Benchmark(result.Benchmark, Result):
+    """Accuracy, agreement and latency of every row.
+
+    The attributes are those of `vsfix.pipeline.benchmark.result.Benchmark`.
+    """
+
+    command: ClassVar[str] = "benchmark"
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The rows that a component is missing for here, each with the reason."""
+        return tuple(f"{row.label}: {row.reasons[0]}" for row in self.rows if row.status == "SKIP")
+
+    @property
+    def failure(self) -> str:
+        """Why the status is FAIL, with each row that failed."""
+        failed = [f"{row.label}: {row.reasons[0]}" for row in self.rows if row.status == "FAIL"]
+        return "; ".join([self.verdict.removesuffix("."), *failed])
+
+    def to_html(self, path: str | Path, force: bool = False) -> None:
+        """Writes the page.
+
+        Raises:
+            OutputExistsError, InputError: the file exists and `force` is not given, or it can't be written.
+        """
+        from vsfix.pipeline.pages.benchmark_page import write_benchmark_page  # jinja2 takes its time
+
+        write_benchmark_page(self, Path(path), force=force)
+
+    def save_predictions(self, path: str | Path, force: bool = False) -> None:
+        """Writes the top-1 class of each sample under the label of each row, and `labels`, into an `.npz` file.
+
+        Raises:
+            OutputExistsError, InputError: see `to_html`.
+        """
+        result.write_predictions(self, Path(path), force=force)
+
+    def judgement(self) -> tuple[str, str, Sequence[str]]:
+        """See `Result`."""
+        return self.status, self.verdict, self.notes
+
+    def details(self) -> Mapping[str, Any]:
+        """See `Result`."""
+        return super().to_dict()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document that `--json` writes, which `vsfix compare` reads; see `Result`."""
+        return Result.to_dict(self)
+
+    def view(self, width: int = PIPE_WIDTH) -> View:
+        """See `Result`."""
+        return benchmark_view(self, width)
+
+
+def benchmark(
+    models: Model | Sequence[Model],
+    data: Data,
+    *,
+    backends: str | Sequence[str] = (),
+    precisions: str | Sequence[str] = (),
+    split: str = "test",
+    samples: int | None = None,
+    calibration: Data | None = None,
+    repairs: str | Sequence[str] | None = None,
+    batches: Sequence[int] = (1, 64),
+    seconds: float = 3.0,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> Benchmark:
+    """Compares models on labelled data: accuracy, agreement, latency; each on every backend in every precision.
+
+    Args:
+        models: paths of vsfix checkpoints, ONNX files and engines, or `onnx.ModelProto`s; the first is the reference.
+        data: labelled data, as `--data` takes it or in any form that `vsfix.pipeline.data.data_forms` lists.
+        backends: none for the usual one of each model.
+        precisions: for ONNX files in float32, which are cast; none for that of each file.
+        split: `train` or `test`, of a named data set.
+        samples: how many to take; None for all.
+        calibration: samples for int8, fp8 and the repairs, in the forms of `data`; None for the training part of `data`
+            where that is a named set.
+        repairs: ways to repair the first model that is not repaired, each as `METHOD:IMAGES`; `none` for none; None for
+            `auto:32`, `exact:32` and `exact:1000`.
+        batches: the batch sizes whose latency is measured.
+        seconds: how long each row and batch size is timed; 0 for no latencies.
+        batch_size: samples per run where outputs are compared.
+        seed: of every choice.
+
+    Returns:
+        What was measured; a row that can't run here is SKIP, with the reason, and nothing is raised for it.
+
+    Raises:
+        InputError: models, data or an option that can't be used.
+        VsfixError: no row of the first model runs here.
+    """
+    require_numbers(samples=samples, batch_size=batch_size, seed=seed)
+    given = [models] if isinstance(models, Model) else list(models)
+    config = benchmarking.BenchmarkConfig(
+        data=data,
+        split=split,
+        samples=samples,
+        backends=texts(backends),
+        precisions=texts(precisions),
+        calibration=calibration,
+        repairs=DEFAULT_TRIALS if repairs is None else parse_repair_trials(texts(repairs)),
+        batch_size=batch_size,
+        latency=LatencyConfig(seconds=seconds, max_seconds=max(_LEAST_SECONDS, seconds)),
+        latency_batches=tuple(batches),
+        seed=seed,
+    )
+    with ExitStack() as stack:
+        paths = [
+            stack.enter_context(model_file(model, f"model-{number}")) for number, model in enumerate(given, start=1)
+        ]
+        names = ["" if model_path(model) else path.name for model, path in zip(given, paths, strict=True)]
+        found = benchmarking.benchmark(paths, config, names)
+    return Benchmark(**{part.name: getattr(found, part.name) for part in fields(found)})

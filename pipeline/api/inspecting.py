@@ -1,0 +1,121 @@
+"""`vsfix.inspect` and its result: what is known of a model before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from vsfix.graph_passes.io.model_file import export_model
+from vsfix.graph_passes.statistics.batches import Batch, count_samples
+from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
+from vsfix.pipeline.data.calibration import calibration_batches, model_input_names
+from vsfix.pipeline.data.data_forms import Data, hold_data
+from vsfix.pipeline.host.console import PIPE_WIDTH, View
+from vsfix.pipeline.host.environment import command_line
+from vsfix.pipeline.inspection import inspection
+from vsfix.pipeline.inspection.diagnosis import judge_inspection
+from vsfix.pipeline.inspection.preparation import prepare_model
+from vsfix.pipeline.terminal.tables import inspection_view
+
+from .arguments import Model, load_model, model_name, require_numbers, texts
+from .optimization import MATCHED, SAMPLES
+from .results import Result
+
+
+@dataclass(frozen=True)
+class Inspection(inspection.Inspection, Result):
+    """What `inspect` found: the BatchNorms, the noise that reaches each, R, and which fault it is.
+
+    The attributes are those of `vsfix.pipeline.inspection.inspection.Inspection`, and:
+
+    Attributes:
+        source: the model as it was named.
+    """
+
+    command: ClassVar[str] = "inspect"
+
+    source: str = ""
+
+    @property
+    def status(self) -> str:
+        """PASS; WARN where there is something to repair or to know; FAIL where no repair makes it deployable."""
+        return judge_inspection(self)[0]
+
+    @property
+    def verdict(self) -> str:
+        """One sentence with the numbers."""
+        return judge_inspection(self)[1]
+
+    def to_html(self, path: str | Path, force: bool = False) -> None:
+        """Writes the page.
+
+        Raises:
+            OutputExistsError, InputError: the file exists and `force` is not given, or it can't be written.
+        """
+        from vsfix.pipeline.pages.inspection_page import write_inspection_page  # jinja2 takes its time
+
+        write_inspection_page(self, Path(self.source).name, Path(path), command=command_line(), force=force)
+
+    def judgement(self) -> tuple[str, str, Sequence[str]]:
+        """See `Result`."""
+        return *judge_inspection(self), self.warnings
+
+    def details(self) -> Mapping[str, Any]:
+        """See `Result`."""
+        return asdict(self)
+
+    def view(self, width: int = PIPE_WIDTH) -> View:
+        """See `Result`."""
+        return inspection_view(self, self.status, self.verdict)
+
+
+def inspect(
+    model: Model,
+    data: Data | None = None,
+    *,
+    noise: str | Sequence[str] = (),
+    samples: int | None = None,
+    batch_size: int = 256,
+    output_kinds: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> Inspection:
+    """Says how far a model is from the network that was trained, and lists its BatchNorms. Nothing is changed.
+
+    Args:
+        model: the path of an ONNX file, or an `onnx.ModelProto`.
+        data: samples like those of the training, without labels, as `--data` takes them or in any form that
+            `vsfix.pipeline.data.data_forms` lists, batch axis first; None measures nothing.
+        noise: noise that the file does not show, each as `NODE=KIND:VALUE`, as `bn2=dropout:0.5`.
+        samples: how many to take; None for 500, or as many as there are.
+        batch_size: samples per run.
+        output_kinds: what outputs mean, by name: `classes`, `probabilities` or `values`; the others are recognised.
+        seed: of everything that is drawn at random.
+
+    Returns:
+        What was found.
+
+    Raises:
+        InputError: a model, data or an option that can't be used; its subclasses say which.
+        MissingComponentError: a library that this needs is not installed.
+    """
+    require_numbers(samples=samples, batch_size=batch_size, seed=seed)
+    loaded = load_model(model)
+    # What the data must hold is asked of the prepared model: an input that only switches Dropout is gone from it.
+    deployable = export_model(prepare_model(loaded, texts(noise), needs_batch_norms=False).graph, loaded)
+    held = None if data is None else hold_data(data, model_input_names(deployable), samples or SAMPLES)
+
+    def draw(count: int) -> Sequence[Batch]:
+        """What is drawn of the data, as `optimize` draws it."""
+        if held is None:
+            return []
+        return calibration_batches(
+            deployable, held, samples=samples or count, at_most=samples is None, batch_size=batch_size, seed=seed
+        )
+
+    batches = draw(SAMPLES)
+    averaged_on = draw(MATCHED) if samples is None and count_samples(batches) > MATCHED else ()
+    config = inspection.InspectionConfig(texts(noise), output_kinds or {}, seed)
+    found = inspection.inspect_model(loaded, batches, open_for_small_runs, config, averaged_on=averaged_on)
+    return Inspection(**{part.name: getattr(found, part.name) for part in fields(found)}, source=model_name(model))
