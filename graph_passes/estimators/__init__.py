@@ -1,4 +1,4 @@
-"""What BatchNorms and layers should store: match, exact, paired, the closed forms.
+"""Estimates of the parameters that BatchNorms and layers should store: match, exact, paired, the closed forms.
 
 Modules: activations, second_moment, linear_noise, analytic, exact, units, unit_fit, layers, matching, paired,
 repair_statistics.

@@ -1,4 +1,4 @@
-"""The elementwise function g that follows a tensor z, with its derivative: h = g(z), or h = g(z + s) behind a sum.
+"""The elementwise function g that follows a tensor z, with its derivative: h = g(z), or h = g(z + s) after a sum.
 
 Exporters write an activation as one node (Relu, Clip, HardSwish) or as several (z * sigmoid(z); the erf form of GELU).
 All of them are regions of elementwise nodes that z enters and one tensor h leaves. The region is evaluated in float64
@@ -6,7 +6,7 @@ with dual numbers (value, dg/dz), so that no activation needs a formula of its o
 
     (u, u')  ->  (f(u), f'(u) u')
 
-A tensor s that is added to z on the way, as the shortcut of a residual block, is read as it is: its derivative is 0.
+A tensor s that is added to z in between, as the shortcut of a residual block, is a constant: its derivative is 0.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Activation:
         source: z.
         output: h, the one tensor that leaves the region; z itself where nothing elementwise follows.
         nodes: of the region, in order.
-        sides: tensors that are added on the way and do not depend on z.
+        sides: tensors that are added in between and do not depend on z.
     """
 
     source: Tensor
@@ -67,11 +67,11 @@ class Activation:
 
 @dataclass(frozen=True, eq=False)
 class GraphOrder:
-    """What a search for regions needs to know of a graph.
+    """The order, the outputs and the shapes of a graph, for the search for regions.
 
     Attributes:
         position: of each node, by its id.
-        returned: the ids of the tensors that the graph gives out.
+        returned: the ids of the outputs of the graph.
         shapes: of tensors in one run, by name.
     """
 
@@ -84,7 +84,7 @@ def find_activation(z: Tensor, axis: int, order: GraphOrder) -> Activation:
     """The largest region downstream of z that one tensor leaves.
 
     Args:
-        z: what a scale and a shift are applied to.
+        z: the tensor that is scaled and shifted.
         axis: of its channels, 1 or -1.
         order: of the graph.
     """
@@ -119,10 +119,10 @@ def _leaves(tensor: Tensor, members: Collection[int], returned: Collection[int])
 def _sides_of(
     node: gs.Node, inside: Mapping[int, Tensor], z: Tensor, axis: int, order: GraphOrder
 ) -> list[Tensor] | None:
-    """What a node of the region reads from outside of it; None where it can't be part of the region."""
+    """The tensors that a node of the region reads from outside of it; None where it can't be part of the region."""
     if node.op not in _FUNCTIONS or not is_standard(node) or len(node.outputs) != 1:
         return None
-    if id(node) not in order.position:  # it stands in the body of an If, Loop or Scan
+    if id(node) not in order.position:  # it stands in a subgraph of an If, Loop or Scan
         return None
     shape = order.shapes.get(z.name)
     begin = order.position.get(id(z.inputs[0]), -1) if z.inputs else -1
@@ -220,7 +220,7 @@ def _tanh_of_softplus(u: Float64Array) -> Dual:
 
 
 def _tanh_gate(u: Float64Array) -> Dual:
-    """The gate of GELU in its tanh form."""
+    """The gate of GELU in its tanh approximation."""
     inner = np.sqrt(2 / np.pi) * (u + 0.044715 * u**3)
     value = np.tanh(inner)
     slope = 0.5 * (1 - value**2) * np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * u**2)

@@ -4,8 +4,9 @@
     downstream of a linear map        v = var - a      with a = s2 sum_i w_i^2 E[x_i^2]    (`linear_noise`)
     both, one noise after the other   v = (var + mean^2) / (1 + s2) - mean^2 - a
 
-The mean stays, since E[n] = 1. Exact for the first BatchNorm downstream of the noise, as far as what is stored is exact
-and what is upstream of it is Gaussian; blind to what the noise does downstream of the next non-linearity or BatchNorm.
+The mean is unchanged, since E[n] = 1. Exact for the first BatchNorm downstream of the noise, as far as the stored
+statistics are exact and its input is Gaussian; blind to what the noise does downstream of the next non-linearity or
+BatchNorm.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from vsfix.graph_passes.statistics.shift import geometric_mean, joint_variance, 
 from .linear_noise import LinearNoiseReader
 from .second_moment import COPIES
 
-# A closed form that takes away more than this of the variance contradicts what is stored.
+# A closed form that takes away more than this of the variance contradicts the stored one.
 LEAST_RATIO = 0.02
 
 
@@ -38,7 +39,7 @@ def analytic(
     Args:
         graph: not changed; its markers say where the noise was.
         layers: names of the BatchNorms to estimate.
-        alone: only those that no noise reaches in any other way, so that the closed form is all there is to say.
+        alone: only those that no noise reaches by another path, so that the closed form is the whole shift.
 
     Returns:
         The estimates, and for each of the other layers the reason why there is none, by name.
@@ -83,14 +84,14 @@ def _ratio(batch_norm: BatchNorm, paths: NoisePaths, reader: LinearNoiseReader) 
 
 
 def _upstream_of_markers(tensor: Tensor) -> Tensor:
-    """What the noise directly upstream of a tensor is put on."""
+    """The tensor that the noise directly upstream is put on."""
     while len(tensor.inputs) == 1 and (is_dropout(tensor.inputs[0]) or tensor.inputs[0].op in COPIES):
         tensor = tensor.inputs[0].inputs[0]
     return tensor
 
 
 def _estimate(batch_norm: BatchNorm, ratio: Float64Array) -> Estimate:
-    """The estimate; a channel that contradicts its closed form keeps what it stores."""
+    """The estimate; a channel that contradicts its closed form is unchanged."""
     with np.errstate(invalid="ignore"):
         valid = np.isfinite(ratio) & (ratio >= LEAST_RATIO) & (batch_norm.variance > 0)
     return Estimate(

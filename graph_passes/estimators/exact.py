@@ -1,7 +1,7 @@
-"""exact: the statistics of the calibration set with the noise off, each behind corrected predecessors.
+"""exact: the statistics of the calibration set with the noise off, each downstream of corrected predecessors.
 
-What is written is what was measured, pooled over the whole set, and the BatchNorms behind see that. A channel without a
-valid variance keeps what it stores. The intervals are those of the evidence (`estimate`).
+The measured statistics, pooled over the whole set, are written, and the BatchNorms downstream see them. A channel
+without a valid variance is unchanged. The intervals are those of the evidence (`estimate`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def exact(
         graph: not changed; its markers are the identity.
         batches: the calibration set, in batches of any sizes.
         open_model: the runtime.
-        layers: names of the BatchNorms to estimate; the others keep and use what they store.
+        layers: names of the BatchNorms to estimate; the others are unchanged.
         max_memory: bytes that the process may hold; activations beyond go to the disk.
 
     Raises:

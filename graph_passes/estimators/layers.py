@@ -1,4 +1,4 @@
-"""How far each unit of a deployed network is from the averaged one, and what its input is without the noise."""
+"""The distance of each unit of a deployed network from the averaged one, and its input with the noise off."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from .units import Unit
 
 @dataclass(frozen=True)
 class DeployedUnit:
-    """What one unit gives with the noise off.
+    """The values of one unit with the noise off.
 
     Attributes:
         z: at the positions of its target, shape (N, M, C).
-        distance: mean squared distance of what its activation gives from the mean of the noisy passes, over the
-            variance of that mean; 0 is equal.
+        distance: mean squared distance of the output of its activation from the mean of the passes with the noise on,
+            over the variance of that mean; 0 is equal.
     """
 
     z: Float64Array
@@ -56,7 +56,7 @@ def deployed_units(
     producers = {tensor.name: (node, index) for node in copy.nodes for index, tensor in enumerate(node.outputs)}
     RemoveMarkers()(copy)
 
-    def written(name: str) -> Tensor:  # a marker that wrote an output left its name to the tensor in front
+    def written(name: str) -> Tensor:  # a marker that wrote an output left its name to the tensor upstream
         node, index = producers[name]
         tensor: Tensor = node.outputs[index]
         return tensor
@@ -98,7 +98,7 @@ def deployed_units(
 
 
 def _distance(found: Float64Array, target: UnitTarget) -> float:
-    """See `DeployedUnit.distance`."""
+    """The mean squared distance from the target over its variance; 0 where no channel varies."""
     variance = target.mean.var(axis=(0, 1))  # (C,)
     alive = variance > 0
     if not alive.any():

@@ -1,13 +1,12 @@
 """The variance that noise adds to a tensor through linear maps, from the graph alone.
 
-Behind independent noise, X_j = sum_i w_ji n_i x_i with E n = 1 and Var n = s2 has
+Downstream of independent noise, X_j = sum_i w_ji n_i x_i with E n = 1 and Var n = s2 has
 
     Var_train[X_j] - Var_test[X_j] = s2 sum_i w_ji^2 E[x_i^2]
 
 whatever the correlation between the x_i. Here: noise, then at most one Conv, Gemm or MatMul that contracts the
-channels, then sums of what carries different noise. What went through a non-linearity or a BatchNorm before is not
-seen; noise that arrives along two paths, whatever the second one is, has no closed form here: the two parts are
-correlated.
+channels, then sums of tensors with different noise. Noise through a non-linearity or a BatchNorm is not seen; noise
+that arrives along two paths, whatever the second one is, has no closed form here: the two parts are correlated.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ OTHER_MAPS = ELEMENTWISE_COPIES | LINEAR_MAPS | LINEAR_IN_ONE_OPERAND
 
 @dataclass(frozen=True)
 class LinearNoise:
-    """What noise adds to a tensor.
+    """The variance that noise adds to a tensor.
 
     Attributes:
         variance: of each channel, those of axis 1, shape (C,), or () where it is 0.
@@ -73,13 +72,13 @@ class LinearNoiseReader:
         self._found: dict[int, LinearNoise] = {}
 
     def of(self, tensor: Tensor) -> LinearNoise:
-        """What the noise upstream adds to the variance of a tensor."""
+        """The variance that the noise upstream adds to a tensor."""
         if id(tensor) not in self._found:
             self._found[id(tensor)] = self._read(tensor)
         return self._found[id(tensor)]
 
     def _read(self, tensor: Tensor) -> LinearNoise:
-        """See `of`."""
+        """The variance that the noise upstream adds to a tensor, computed anew."""
         if len(tensor.inputs) != 1 or id(tensor) not in self._states:
             return NONE
         node = tensor.inputs[0]
@@ -98,7 +97,7 @@ class LinearNoiseReader:
         return NONE
 
     def _downstream_of_marker(self, node: gs.Node) -> LinearNoise:
-        """s2 E[x^2], and (1 + s2) times what other noise has added: x is what stands upstream of all of it."""
+        """s2 E[x^2], and (1 + s2) times the variance that other noise has added: x is upstream of all of it."""
         before = self.of(node.inputs[0])
         noise = read_marker(node)
         if noise is None or before.obstacle:
@@ -153,7 +152,7 @@ class LinearNoiseReader:
         return ""
 
     def _downstream_of_sum(self, node: gs.Node) -> LinearNoise:
-        """The variances add where no source that one operand carries reaches another one, in whatever way."""
+        """The variances add where no source that one operand carries reaches another one, by whatever path."""
         operands = [self.of(operand) for operand in node.inputs]
         for operand in operands:
             if operand.obstacle:
@@ -168,7 +167,7 @@ class LinearNoiseReader:
         if shape is None or any(own is None or len(own) != len(shape) for own in sides):
             return _unknown(f"the channels of the operands of {node.op} may lie along different axes")
         total: Float64Array = sum((operands[number].variance for number in noisy), np.zeros(()))
-        # What is repeated along an axis has one draw for several elements.
+        # An operand that is repeated along an axis has one draw for several elements.
         own_draws = all(operands[number].elementwise for number in noisy) and all(own == shape for own in sides)
         return LinearNoise(total, frozenset().union(*(operands[number].sources for number in noisy)), own_draws)
 

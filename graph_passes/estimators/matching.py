@@ -3,7 +3,7 @@
 In the order of the graph, for a unit with z (noise off, the units upstream of it solved already) and the activation g
 that follows:
 
-    t       mean over K noisy passes of g(z), or of g(z + s) behind a sum; the passes use the file as it is
+    t       mean over K noisy passes of g(z), or of g(z + s) after a sum; the passes use the file as it is
     solve   min over a > 0 and b of  sum (g(a z + b + s) - t)^2      for each channel, over samples and positions
 
 from a = 1, b = 0 (`unit_fit`). Why the mean: the next layer is linear, and E[W h] = W E[h], so that conditional means
@@ -41,12 +41,12 @@ LARGEST_TARGETS = 1 << 28  # bytes of the targets of all units
 
 
 class TargetCollector:
-    """Collects the targets of units from noisy runs.
+    """Collects the targets of units from runs with the noise on.
 
     Args:
         average: F.
         units: of its graph.
-        samples: what it runs on.
+        samples: that it runs on.
         seed: of the positions.
 
     Attributes:
@@ -74,7 +74,7 @@ class TargetCollector:
         shape = average.shapes[unit.z.name]
         positions = positions_of(shape, self._size, unit.axis)
         if average.shapes[unit.activation.output.name] != shape:
-            raise ModelError("what follows it has another shape")
+            raise ModelError("the output of its activation has another shape")
         self.chosen[unit.name] = chosen = choose_positions(positions, wanted, (seed, crc32(unit.name.encode())))
         z = tap_positions(average.tensor(unit.z.name), shape, self._size, unit.axis, chosen)
         h = z
@@ -84,14 +84,14 @@ class TargetCollector:
 
     @property
     def taps(self) -> list[PositionTap]:
-        """Of every unit, each once."""
+        """The taps of every unit, each once."""
         found: list[PositionTap] = []
         for z, h in self._taps.values():
             found += [z] if h is z else [z, h]
         return found
 
     def add(self, first: int, count: int, arrays: Mapping[str, Array]) -> None:
-        """Adds one noisy run.
+        """Adds one run with the noise on.
 
         Raises:
             DataError: a value that is not finite.
@@ -128,19 +128,19 @@ def match(
     open_model: OpenModel,
     max_memory: int = DEFAULT_MAX_MEMORY,
 ) -> dict[str, MatchedUnit]:
-    """Solves unit after unit, each behind those that are solved.
+    """Solves unit after unit, each downstream of those that are solved.
 
     Args:
         graph: not changed.
-        units: of the graph; the last layers are left out, for no activation says what is right there.
-        targets: by the name of the unit; a module with a unit without one stays as it is.
+        units: of the graph; the last layers are left out, for no activation there gives a target.
+        targets: by the name of the unit; a module with a unit without one is unchanged.
         samples: the ones that the targets are of, in the same order.
         shapes: of the tensors in a run of the first batch.
         open_model: the runtime.
         max_memory: bytes that the process may hold; activations beyond go to the disk.
 
     Returns:
-        What was found, by the name of the unit, in the order of the graph; the units of one module have the same.
+        The solutions, by the name of the unit, in the order of the graph; the units of one module share one.
     """
     modules = [uses for uses in by_module(units) if all(unit.name in targets and not unit.is_last for unit in uses)]
     chosen = [unit for uses in modules for unit in uses]
@@ -165,7 +165,7 @@ def match(
 
 
 class _Copy:
-    """A copy of the graph in which y = a z + b stands behind each unit."""
+    """A copy of the graph with y = a z + b downstream of each unit."""
 
     def __init__(self, graph: gs.Graph, units: Sequence[Unit], shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.graph = graph.copy()
@@ -175,7 +175,7 @@ class _Copy:
         RemoveMarkers()(self.graph)
 
     def targets(self) -> list[Target[tuple[FreeAffine, ...]]]:
-        """What is measured, and what waits for it: all the units of a module at once."""
+        """The tensors to measure, and the nodes that wait for them: all the units of a module at once."""
         of_unit = {affine.unit.name: affine for affine in self.free}
         modules = [tuple(of_unit[unit.name] for unit in uses) for uses in by_module(self._units)]
         return [
@@ -207,7 +207,7 @@ def _moved(unit: Unit, tensors: Mapping[str, Tensor]) -> Unit:
 
 
 def _upstream_of_markers(tensor: Tensor) -> Tensor:
-    """What a tensor is with the noise off: the markers that it went through are taken out."""
+    """The tensor that is equal with the noise off: the markers that it went through are bypassed."""
     while tensor.inputs and is_dropout(tensor.inputs[0]):
         tensor = tensor.inputs[0].inputs[0]
     return tensor
@@ -221,7 +221,7 @@ def _collect(
     size: int,
     samples: int,
 ) -> dict[str, SeenUnit]:
-    """Runs one stage and keeps the chosen positions of what its units read."""
+    """Runs one stage; returns the chosen positions of the tensors that its units read."""
     taps: dict[str, dict[str, PositionTap]] = {}
     measured = [affine for target in stage.measured for affine in target.item]
     for affine in measured:
@@ -236,18 +236,18 @@ def _collect(
     def read(number: int, arrays: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
         return {name: {tensor: tap.read(arrays) for tensor, tap in of_unit.items()} for name, of_unit in taps.items()}
 
-    kept: dict[str, dict[str, Float64Array]] = {name: {} for name in taps}
+    read_values: dict[str, dict[str, Float64Array]] = {name: {} for name in taps}
     nodes, outputs = [node for tap in every for node in tap.nodes], [tap.output for tap in every]
     for first, found in run.run_stage(stage, nodes, outputs, read):
         for name, of_unit in found.items():
             for tensor, values in of_unit.items():
-                if tensor not in kept[name]:
-                    kept[name][tensor] = np.empty((samples, *values.shape[1:]))
-                kept[name][tensor][first : first + len(values)] = values
+                if tensor not in read_values[name]:
+                    read_values[name][tensor] = np.empty((samples, *values.shape[1:]))
+                read_values[name][tensor][first : first + len(values)] = values
     return {
         affine.unit.name: SeenUnit(
-            kept[affine.unit.name][affine.z.name],
-            {side.name: kept[affine.unit.name][side.name] for side in affine.unit.activation.sides},
+            read_values[affine.unit.name][affine.z.name],
+            {side.name: read_values[affine.unit.name][side.name] for side in affine.unit.activation.sides},
         )
         for affine in measured
     }

@@ -1,18 +1,18 @@
-"""paired: the same inputs with the noise on and with the noise off; what is stored moves by the difference.
+"""paired: the same inputs with the noise on and with the noise off; the stored statistics move by the difference.
 
     var'  = var * Var_off / Var_on
     mean' = mean + (Mean_off - Mean_on) * sqrt(var / Var_on)
 
 What the calibration set lacks against the training set is in both runs and cancels (a control variate), so the stored
-statistics keep what the whole training set taught and only the shift is estimated. For that both runs must be networks
-of the whole training set, not of the few samples at hand: in the noisy run every BatchNorm normalises with what it
-stores, as the training left it; in the clean run with what it will be deployed with, each behind its corrected
-predecessors.
+statistics keep the evidence of the whole training set and only the shift is estimated. For that both runs must be
+networks of the whole training set, not of the few samples at hand: with the noise on, every BatchNorm normalises with
+its stored statistics, as the training left them; with the noise off, with those that it will be deployed with, each
+downstream of its corrected predecessors.
 
 The set is taken in growing parts, 32 samples, 64, 128 and so on, until the interval of every shift is narrow enough or
 the samples are spent. Each part is a look at the same shifts, and the intervals and decisions of every look are those
-of as many looks as the set allows (`estimate`). A BatchNorm of which no channel has a variance tells nothing from more
-samples either, and so none is taken for its sake.
+of as many looks as the set allows (`estimate`). More samples are not informative of a BatchNorm of which no channel has
+a variance, and so none is taken for its sake.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from vsfix.graph_passes.statistics.moments import Moments
 
 FIRST_PART = 32  # samples
 ROUNDING = 1e-6
-REPEATED_SAMPLES = 4  # on which the clean run must give the same bits twice
+REPEATED_SAMPLES = 4  # on which two runs with the noise off must give the same bits
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def paired(
 
     Raises:
         DataError: an empty set, too few samples, or values that are not finite.
-        CheckFailedError: two clean runs differ, or the noise changes nothing: no difference could be believed.
+        CheckFailedError: two runs with the noise off differ, or the noise changes nothing: no difference would count.
     """
     config = config or PairedConfig()
     total = count_samples(batches)
@@ -110,8 +110,8 @@ def _estimate(
     looks: int,
 ) -> dict[str, Estimate]:
     """The estimates from one part of the set, which is one of so many looks."""
-    noisy = MeasurementConfig(frozenset(), config.seed, config.repeats, config.max_memory)
-    on = measure(graph, batches, open_model, noisy)
+    noise_on = MeasurementConfig(frozenset(), config.seed, config.repeats, config.max_memory)
+    on = measure(graph, batches, open_model, noise_on)
     estimates: dict[str, Estimate] = {}
     unmoved: set[str] = set()
 
@@ -122,8 +122,8 @@ def _estimate(
             unmoved.add(stored.name)
         return estimate.mean, estimate.variance
 
-    clean = MeasurementConfig(frozenset(layers), max_memory=config.max_memory, correction=correct)
-    measure(graph, batches, open_model, clean)
+    noise_off = MeasurementConfig(frozenset(layers), max_memory=config.max_memory, correction=correct)
+    measure(graph, batches, open_model, noise_off)
     if layers and noisy_markers(graph) and unmoved.issuperset(layers):
         raise CheckFailedError("the run with the noise on gave the same bits as the one without: nothing can be learnt")
     return {name: estimates[name] for name in layers}

@@ -12,11 +12,11 @@ from vsfix.graph_passes.statistics.estimate import Estimate
 
 
 class RepairStatistics:
-    """Writes each estimate into its BatchNorm; the BatchNorms without one keep theirs, for the reason given.
+    """Writes each estimate into its BatchNorm; the BatchNorms without one are skipped, for the reason given.
 
     Args:
-        estimates: what to write, by the name of the BatchNorm.
-        reasons: why each other BatchNorm keeps its statistics, by its name.
+        estimates: by the name of the BatchNorm.
+        reasons: why each other BatchNorm is skipped, by its name.
     """
 
     name = "repair statistics"
@@ -39,7 +39,7 @@ class RepairStatistics:
                 skipped.append(Skipped(batch_norm.name, self._reasons.get(batch_norm.name, "no estimate was made")))
                 continue
             if estimate.invalid.all():
-                skipped.append(Skipped(batch_norm.name, "no channel has a variance that the data can tell"))
+                skipped.append(Skipped(batch_norm.name, "no channel has a variance that the data shows"))
                 continue
             before = batch_norm.mean, batch_norm.variance
             after = batch_norm.with_statistics(estimate.mean, estimate.variance)
@@ -51,19 +51,19 @@ class RepairStatistics:
 
 
 def _action(estimate: Estimate) -> str:
-    """What was done to one BatchNorm."""
+    """The action on one BatchNorm, for the report."""
     if not estimate.invalid_channels:
         return "repaired"
     size = estimate.invalid.size
     return (
         f"repaired in {size - estimate.invalid_channels} of {size} channels; the others have no valid variance and "
-        "keep theirs"
+        "are unchanged"
     )
 
 
 def _no_evidence(estimate: Estimate) -> str:
     """Why an estimate changed nothing."""
     if estimate.interval is None:
-        return "the estimate equals what is stored"
+        return "the estimate equals the stored statistics"
     low, high = estimate.interval
     return f"the data shows no shift beyond chance: {low:.3f} to {high:.3f}, and its channels scatter no more"

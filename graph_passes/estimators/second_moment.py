@@ -1,7 +1,7 @@
-"""E[x^2] of a tensor from the graph alone, where a BatchNorm, or a BatchNorm and a ReLU, stand in front of it.
+"""E[x^2] of a tensor from the graph alone, where a BatchNorm, or a BatchNorm and a ReLU, stand upstream of it.
 
 A BatchNorm gives each channel the mean beta and the variance d^2, which epsilon keeps below gamma^2: by a factor of two
-where the variance of what it normalises is as small as epsilon. Taken as a Gaussian z,
+where the variance of its input is as small as epsilon. Taken as a Gaussian z,
 
     d^2 = gamma^2 var / (var + epsilon)
     E[z^2] = beta^2 + d^2
@@ -33,7 +33,7 @@ def second_moment(tensor: Tensor, batch_norms: Mapping[int, BatchNorm]) -> Float
         batch_norms: by the id of their node.
 
     Returns:
-        Shape (C,); None where something else than a BatchNorm, or a BatchNorm and a ReLU, stands in front.
+        Shape (C,); None where something else than a BatchNorm, or a BatchNorm and a ReLU, stands upstream.
     """
     rectified = False
     while len(tensor.inputs) == 1:

@@ -1,7 +1,7 @@
 """The scale and shift of one unit: damped Gauss-Newton (Levenberg, Marquardt), all channels at once.
 
-Two of three samples are fitted, the third judges: a channel that is not nearer to its targets there keeps a = 1, b = 0.
-`matching` says what is solved, and in which order.
+Two of three samples are fitted, the third judges: a channel that is not nearer to its targets there has a = 1, b = 0.
+`matching` defines the problem, and the order of the units.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from .activations import Dual
 from .units import FoundParameters, InputMoments
 
 ITERATIONS = 12
-_SMALLEST_GAIN = 1e-4  # of a step, beside what is left
-_SMALLEST_SCALE = 0.02  # of a; what lies below would switch a channel off
+_SMALLEST_GAIN = 1e-4  # of a step, relative to the matching loss
+_SMALLEST_SCALE = 0.02  # of a; a smaller one would switch a channel off
 _SMALLEST_VARIANCE = 1e-10  # of a channel, beside its squared mean
 
 
 class Elementwise(Protocol):
-    """g of one unit: `activations.Activation`, or whatever else can say its value and its derivative."""
+    """g of one unit: `activations.Activation`, or anything with its value and its derivative."""
 
     def evaluate(self, z: Float64Array, sides: Mapping[str, Float64Array]) -> Dual:
-        """h = g(z), with what is added to z by name, and dh/dz; all of shape (V, C)."""
+        """h = g(z), with the addends of z by name, and dh/dz; all of shape (V, C)."""
         ...
 
 
 @dataclass(frozen=True)
 class UnitTarget:
-    """What one unit should give.
+    """The output that one unit should have.
 
     Attributes:
         chosen: the positions that are compared; None for all.
@@ -50,13 +50,13 @@ class UnitTarget:
 
 @dataclass(frozen=True)
 class MatchedUnit:
-    """What was found for one unit.
+    """The solution of one unit.
 
     Attributes:
         parameters: a and b.
         before: mean squared distance of g(z) from t over its variance, on the samples that judge, z as it was in the
             deployed network with the units upstream matched.
-        after: the same for g(a z + b).
+        after: that of g(a z + b).
     """
 
     parameters: FoundParameters
@@ -66,7 +66,7 @@ class MatchedUnit:
 
 @dataclass(frozen=True)
 class SeenUnit:
-    """What a unit reads with the noise off: z, shape (N, M, C), and what is added to it, by name, the same."""
+    """The input of a unit with the noise off: z, shape (N, M, C), and its addends, by name, of the same shape."""
 
     z: Float64Array
     sides: Mapping[str, Float64Array]
@@ -74,7 +74,7 @@ class SeenUnit:
 
 @dataclass(frozen=True)
 class UnitUse:
-    """One use of a unit: g, what it reads with the noise off, and t."""
+    """One use of a unit: g, its input with the noise off, and t."""
 
     activation: Elementwise
     seen: SeenUnit
@@ -95,22 +95,22 @@ def solve_unit(uses: Sequence[UnitUse], held_out: npt.NDArray[np.bool_]) -> Matc
     plain = judge.squares(np.ones(channels), np.zeros(channels))
     better = judge.squares(a, b) < plain
     a, b = np.where(better, a, 1.0), np.where(better, b, 0.0)
-    spread = np.maximum(judge.target_variance(), np.finfo(np.float64).tiny)
+    variance = np.maximum(judge.target_variance(), np.finfo(np.float64).tiny)
     alive = judge.target_variance() > _SMALLEST_VARIANCE
     count = judge.count
     before, after = (
-        float((squares[alive] / count / spread[alive]).mean()) if alive.any() else 0.0
+        float((squares[alive] / count / variance[alive]).mean()) if alive.any() else 0.0
         for squares in (plain, judge.squares(a, b))
     )
     return MatchedUnit(FoundParameters(a, b), before, after)
 
 
 def moved(off: Moments, on: Moments, gamma: Float64Array) -> InputMoments:
-    """How the input of a BatchNorm moves when the noise is switched off.
+    """The move of the input of a BatchNorm from noise on to noise off.
 
     Args:
-        off: without the noise, shape (C,) each.
-        on: with it, from the same samples.
+        off: with the noise off, shape (C,) each.
+        on: with the noise on, from the same samples.
         gamma: of the BatchNorm, whose sign z has.
     """
     known = ~off.degenerate & ~on.degenerate
@@ -121,7 +121,7 @@ def moved(off: Moments, on: Moments, gamma: Float64Array) -> InputMoments:
 
 @dataclass(frozen=True)
 class _Columns:
-    """g, z, what is added to it, and t of some samples, each (V, C)."""
+    """g, z, its addends, and t of some samples, each (V, C)."""
 
     g: Elementwise
     z: Float64Array
@@ -145,7 +145,7 @@ class _Fit:
         self.count = sum(len(part.z) for part in parts)
 
     def target_variance(self) -> Float64Array:
-        """Of t, shape (C,)."""
+        """The variance of t, shape (C,)."""
         return np.asarray(np.concatenate([part.t for part in self._parts]).var(axis=0))
 
     def squares(self, a: Float64Array, b: Float64Array) -> Float64Array:

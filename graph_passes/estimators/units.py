@@ -1,10 +1,10 @@
-"""The places of a network whose scale and shift are free: one pair (a, b) for each channel, y = a z + b.
+"""The units of a network, whose scale and shift are free: one pair (a, b) for each channel, y = a z + b.
 
     BatchNorm        z is its output; written as scale <- a scale, shift <- a shift + b; a module that is used several
                      times has one unit for each use, and all of them have the same a and b
     linear layer     a Conv, ConvTranspose, Gemm or MatMul whose output goes into a non-linearity without a BatchNorm in
                      between (there was none, or it was folded away): weight <- a weight, bias <- a bias + b
-    last layer       the same for the linear layer that writes an output; its b alone is free, and only end to end
+    last layer       the linear layer that writes an output, as above; its b alone is free, and only end to end
 
 Units are those that noise reaches. While they are sought, y = a z + b stands in a copy of the graph as Mul and Add with
 constants of their own; nothing else of the deployed graph changes, and so it costs nothing more.
@@ -38,14 +38,14 @@ _TO_OUTPUT = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """One place with a free scale and shift.
+    """A tensor with a free scale and shift.
 
     Attributes:
         name: of the BatchNorm, or of this use of it, or of the linear layer.
         z: the tensor that is scaled and shifted.
         axis: of its channels, 1 or -1.
         channels: C.
-        activation: what follows it.
+        activation: that follows it.
         batch_norm: the BatchNorm with all of its uses; None for a linear layer.
         layer: the linear layer; None for a BatchNorm.
         is_last: the layer that writes an output.
@@ -99,7 +99,7 @@ def find_units(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[
 
 
 def _order(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]]) -> GraphOrder:
-    """What the search for activations needs to know."""
+    """The order of a graph that the search for activations needs."""
     position = {id(node): number for number, node in enumerate(graph.nodes)}
     return GraphOrder(position, {id(tensor) for tensor in graph.outputs}, shapes)
 
@@ -108,7 +108,7 @@ def _batch_norm_unit(use: BatchNorm, module: BatchNorm, order: GraphOrder) -> Un
     """The unit of a BatchNorm, or of one use of it."""
     z = use.node.outputs[0]
     activation = find_activation(z, 1, order)
-    if module.others and activation.sides:  # what is added may come from another use, which waits for the same a and b
+    if module.others and activation.sides:  # the addend may come from another use, which waits for the same a and b
         activation = Activation(z, z)
     return Unit(use.name, z, 1, use.channels, activation, module)
 
@@ -123,13 +123,13 @@ def _linear_unit(tree: GraphTree, graph: gs.Graph, node: gs.Node, order: GraphOr
     last = _writes_output(graph, z)
     if not last and activation.is_linear:
         return None
-    if last and activation.output is not z:  # a sigmoid or a scale of the output belongs to what is compared
+    if last and activation.output is not z:  # a sigmoid or a scale of the output belongs to the compared scores
         activation = Activation(z, z)
     return Unit(name_of(node), z, layer.axis, layer.outputs, activation, layer=layer, is_last=last)
 
 
 def _writes_output(graph: gs.Graph, tensor: gs.Variable) -> bool:
-    """Whether a tensor is an output of the graph, but for views and the form of the scores."""
+    """Whether a tensor is an output of the graph, but for views and the function of the scores."""
     while not is_graph_output(graph, tensor):
         readers = list(tensor.outputs)
         if len(readers) != 1 or readers[0].op not in _TO_OUTPUT or not is_standard(readers[0]):
@@ -146,7 +146,7 @@ class FreeAffine:
         unit: of the graph before they were put in; its z is renamed, and its readers read y.
         z: the tensor that is scaled.
         scale: a, of a shape that broadcasts against z.
-        shift: b, the same.
+        shift: b, of the same shape.
         nodes: Mul and Add.
     """
 
@@ -164,7 +164,7 @@ class FreeAffine:
 
 
 def insert_affine(graph: gs.Graph, units: Sequence[Unit], shapes: Mapping[str, tuple[int, ...]]) -> list[FreeAffine]:
-    """Puts a = 1 and b = 0 behind the z of each unit; y takes the name of z, so that outputs keep theirs.
+    """Puts a = 1 and b = 0 downstream of the z of each unit; y takes the name of z, so that outputs keep theirs.
 
     The units of one module read the same two constants.
     """
@@ -194,12 +194,12 @@ def insert_affine(graph: gs.Graph, units: Sequence[Unit], shapes: Mapping[str, t
 
 @dataclass(frozen=True)
 class InputMoments:
-    """Mean and variance of a BatchNorm's z under the noise and without, from the same samples.
+    """The change of mean and variance of a BatchNorm's z from noise on to noise off, from the same samples.
 
     z is scale x + shift of the input x, so that x has the same ratio, and moves by the sign of the scale times `move`.
 
     Attributes:
-        log_ratio: log(Var_off / Var_on), shape (C,); 0 where a variance can't be told.
+        log_ratio: log(Var_off / Var_on), shape (C,); 0 where a variance is unknown.
         move: (Mean_off - Mean_on) / sqrt(Var_on), shape (C,); 0 likewise.
     """
 
@@ -209,12 +209,12 @@ class InputMoments:
 
 @dataclass(frozen=True)
 class FoundParameters:
-    """What one unit should have.
+    """The parameters that one unit should have.
 
     Attributes:
         scale: a, shape (C,), above 0.
         shift: b, shape (C,).
-        moments: of a BatchNorm's input; None for a linear layer, or to keep what is stored.
+        moments: of a BatchNorm's input; None for a linear layer, or for unchanged statistics.
     """
 
     scale: Float64Array
@@ -232,8 +232,8 @@ def write_parameters(
 ) -> tuple[Change, ...]:
     """Writes a and b into the BatchNorms and the linear layers of a graph.
 
-    A BatchNorm is written with the moments that its input has without the noise, so that what is stored agrees with
-    what is seen; its scale and shift take up the difference:
+    A BatchNorm is written with the moments that its input has with the noise off, so that the stored statistics agree
+    with the data; its scale and shift take up the difference:
 
         s = sqrt(var + eps)    scale' = a scale s' / s    shift' = a (shift + scale (mean' - mean) / s) + b
 
@@ -244,7 +244,7 @@ def write_parameters(
 
     Raises:
         ModelError: a parameter that is not finite in its type.
-        RoundingError: the same for a linear layer.
+        RoundingError: a parameter of a linear layer that is not finite in its type.
     """
     tree = GraphTree(graph)
     changes = []
@@ -261,7 +261,7 @@ def write_parameters(
 
 
 def _write_batch_norm(batch_norm: BatchNorm, found: FoundParameters) -> None:
-    """See `write_parameters`."""
+    """Writes the moments, and the scale and shift that take up the difference."""
     mean, variance = batch_norm.mean, batch_norm.variance
     if found.moments is not None:
         move = np.sign(batch_norm.gamma) * found.moments.move
@@ -276,7 +276,7 @@ def _write_batch_norm(batch_norm: BatchNorm, found: FoundParameters) -> None:
 
 
 def _write_layer(tree: GraphTree, graph: gs.Graph, unit: Unit, found: FoundParameters) -> None:
-    """See `write_parameters`."""
+    """Writes a into the weight, and a and b into the biases."""
     assert unit.layer is not None
     layer = unit.layer
     dtype = stored_values(layer.weight).dtype

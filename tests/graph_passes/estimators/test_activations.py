@@ -1,4 +1,4 @@
-"""Values against ONNX Runtime, derivatives against central differences, and what belongs to a region."""
+"""Values against ONNX Runtime, derivatives against central differences, and the nodes of a region."""
 
 from __future__ import annotations
 

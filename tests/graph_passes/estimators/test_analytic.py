@@ -18,7 +18,7 @@ RNG = np.random.default_rng(0)
 
 
 def statistics(prefix: str, values: torch.Tensor) -> dict[str, np.ndarray]:
-    """What a BatchNorm in front of which `values` arrive stores."""
+    """The stored statistics of a BatchNorm whose input is `values`."""
     axes = [axis for axis in range(values.dim()) if axis != 1]
     return {
         f"{prefix}m": values.mean(dim=axes).numpy().astype(np.float32),
@@ -37,7 +37,7 @@ def normal(*shape: int) -> torch.Tensor:
     return torch.tensor(RNG.normal(0, 1, shape))
 
 
-def test_directly_behind_dropout_the_variance_is_that_without_it(parse):
+def test_directly_downstream_of_dropout_the_variance_is_that_without_it(parse):
     x = 0.7 + normal(200000, 3) * torch.tensor([0.5, 1.0, 2.0])
     torch.manual_seed(0)
     weights = statistics("", F.dropout(x, 0.4)) | affine("", 3) | {"r": np.float32(0.4)}
@@ -48,7 +48,7 @@ def test_directly_behind_dropout_the_variance_is_that_without_it(parse):
     assert estimate.samples == 0
 
 
-def test_two_dropouts_directly_in_front_multiply(parse):
+def test_two_dropouts_directly_upstream_multiply(parse):
     weights = affine("", 2) | {"m": np.zeros(2, np.float32), "v": np.ones(2, np.float32), "r": np.float32(0.5)}
     body = """(float[N, 2] x) => (float[N, 2] y) {
         d = Dropout (x, r)
@@ -59,7 +59,7 @@ def test_two_dropouts_directly_in_front_multiply(parse):
     np.testing.assert_allclose(estimate.variance, 0.25, rtol=1e-12)
 
 
-def test_a_channel_that_contradicts_its_closed_form_keeps_what_it_stores(parse):
+def test_a_channel_that_contradicts_its_closed_form_is_unchanged(parse):
     """Dropout 0.5 leaves (var - mean^2) / 2: less than a fiftieth of the variance, or nothing, can't be the truth."""
     weights = affine("", 4) | {"v": np.ones(4, np.float32), "r": np.float32(0.5)}
     weights["m"] = np.sqrt(1 - 2 * np.array([0.5, 0.03, 0.01, -0.1])).astype(np.float32)
@@ -72,14 +72,14 @@ def test_a_channel_that_contradicts_its_closed_form_keeps_what_it_stores(parse):
 
 @pytest.mark.parametrize(("alone", "estimated"), [(False, {"bn1", "bn2"}), (True, {"bn1"})])
 def test_where_the_closed_form_must_be_all_other_noise_is_a_reason(residual, alone, estimated):
-    """bn2 stands directly behind its own noise; that of bn1 arrives through a ReLU."""
+    """bn2 stands directly downstream of its own noise; that of bn1 arrives through a ReLU."""
     estimates, reasons = analytic(import_graph(residual), ["bn1", "bn2"], alone=alone)
     assert set(estimates) == estimated
     assert set(reasons.values()) == ({"noise arrives through a non-linearity too"} if alone else set())
 
 
 def linear_network(parse, body: str, weight: np.ndarray, forward) -> tuple[np.ndarray, np.ndarray]:
-    """The analytic variance and the true one of `y`, a BatchNorm behind `forward(noise(relu(affine(z))))`."""
+    """The analytic variance and the true one of `y`, a BatchNorm downstream of `forward(noise(relu(affine(z))))`."""
     channels = 4
     first = affine("a_", channels) | {"a_m": np.zeros(channels, np.float32), "a_v": np.ones(channels, np.float32)}
     z = normal(4000, channels, 6, 6) if weight.ndim == 4 else normal(100000, channels)
@@ -87,10 +87,10 @@ def linear_network(parse, body: str, weight: np.ndarray, forward) -> tuple[np.nd
     h = F.relu(z * torch.tensor(first["a_g"]).reshape(shape) + torch.tensor(first["a_b"]).reshape(shape))
     torch.manual_seed(0)
     w = torch.tensor(weight)
-    noisy, clean = forward(F.dropout(h, 0.5), w), forward(h, w)
-    weights = first | statistics("", noisy) | affine("", noisy.shape[1]) | {"w": weight.astype(np.float32)}
+    noise_on, noise_off = forward(F.dropout(h, 0.5), w), forward(h, w)
+    weights = first | statistics("", noise_on) | affine("", noise_on.shape[1]) | {"w": weight.astype(np.float32)}
     (estimate,) = analytic(import_graph(parse(body, weights)), ["y"])[0].values()
-    return estimate.variance, statistics("", clean)["v"]
+    return estimate.variance, statistics("", noise_off)["v"]
 
 
 CONV = """(float[N, 4, 6, 6] x) => (float[N, 6, 6, 6] y) <float[N, 4, 6, 6] d> {{
@@ -103,7 +103,7 @@ CONV = """(float[N, 4, 6, 6] x) => (float[N, 6, 6, 6] y) <float[N, 4, 6, 6] d> {
 
 
 @pytest.mark.parametrize("group", [1, 2])
-def test_behind_a_padded_convolution(parse, group):
+def test_downstream_of_a_padded_convolution(parse, group):
     weight = RNG.normal(0, 1, (6, 4 // group, 3, 3))
     found, truth = linear_network(
         parse, CONV.format(group=group), weight, lambda h, w: F.conv2d(h, w, padding=1, groups=group)
@@ -121,7 +121,7 @@ def test_a_border_that_is_forgotten_is_seen(parse, monkeypatch):
         np.testing.assert_allclose(found, truth, rtol=0.03)
 
 
-def test_behind_a_gemm(parse):
+def test_downstream_of_a_gemm(parse):
     body = """(float[N, 4] x) => (float[N, 5] y) {
         n = BatchNormalization (x, a_g, a_b, a_m, a_v)
         r = Relu (n)
@@ -133,7 +133,7 @@ def test_behind_a_gemm(parse):
     np.testing.assert_allclose(found, truth, rtol=0.03)
 
 
-def test_behind_a_matmul_and_a_sum_with_a_clean_branch(parse):
+def test_downstream_of_a_matmul_and_a_sum_with_a_branch_without_noise(parse):
     body = """(float[N, 4] x) => (float[N, 4] y) {
         n = BatchNormalization (x, a_g, a_b, a_m, a_v)
         r = Relu (n)
@@ -144,10 +144,10 @@ def test_behind_a_matmul_and_a_sum_with_a_clean_branch(parse):
     }"""
 
     def forward(h, w):
-        return h @ w + forward.clean
+        return h @ w + forward.other
 
     weight = RNG.normal(0, 1, (4, 4))
-    forward.clean = 0  # the clean branch does not change the difference; the stored variance is made without it
+    forward.other = 0  # the other branch does not change the difference; the stored variance is made without it
     found, truth = linear_network(parse, body, weight, forward)
     np.testing.assert_allclose(found, truth, rtol=0.03)
 
@@ -167,10 +167,10 @@ def test_noise_that_arrives_through_a_map_and_other_noise_directly_both_go(parse
     first = first_layer(4)
     h = F.relu(normal(400000, 4) * torch.tensor(first["a_g"]) + torch.tensor(first["a_b"]))
     torch.manual_seed(0)
-    noisy, clean = F.dropout(F.dropout(h, 0.5) @ torch.tensor(weight), 0.3), h @ torch.tensor(weight)
-    weights = first | statistics("", noisy) | affine("", 4) | {"w": weight.astype(np.float32), "q": np.float32(0.3)}
+    noise_on, noise_off = F.dropout(F.dropout(h, 0.5) @ torch.tensor(weight), 0.3), h @ torch.tensor(weight)
+    weights = first | statistics("", noise_on) | affine("", 4) | {"w": weight.astype(np.float32), "q": np.float32(0.3)}
     (estimate,) = analytic(import_graph(parse(TWO, weights)), ["y"])[0].values()
-    truth = statistics("", clean)["v"]
+    truth = statistics("", noise_off)["v"]
     np.testing.assert_allclose(estimate.variance, truth, rtol=0.05)
     mapped = statistics("", F.dropout(h, 0.5) @ torch.tensor(weight))["v"]
     assert (mapped > 1.3 * truth).all(), "what comes through the map must matter"
@@ -198,13 +198,13 @@ def test_epsilon_counts_where_the_variance_upstream_is_as_small(parse):
     first = first_layer(4) | {"a_v": np.full(4, 1e-6, np.float32), "a_b": np.zeros(4, np.float32)}
     n = x * torch.tensor(first["a_g"]) / np.sqrt(1e-6 + 1e-5)
     torch.manual_seed(0)
-    noisy, clean = F.dropout(n, 0.5) @ torch.tensor(weight), n @ torch.tensor(weight)
-    weights = first | statistics("", noisy) | affine("", 4) | {"w": weight.astype(np.float32)}
+    noise_on, noise_off = F.dropout(n, 0.5) @ torch.tensor(weight), n @ torch.tensor(weight)
+    weights = first | statistics("", noise_on) | affine("", 4) | {"w": weight.astype(np.float32)}
     (estimate,) = analytic(import_graph(parse(body, weights)), ["y"])[0].values()
-    np.testing.assert_allclose(estimate.variance, statistics("", clean)["v"], rtol=0.03)
+    np.testing.assert_allclose(estimate.variance, statistics("", noise_off)["v"], rtol=0.03)
 
 
-def test_noise_behind_a_non_linearity_has_a_reason_and_no_estimate(residual):
+def test_noise_through_a_non_linearity_has_a_reason_and_no_estimate(residual):
     graph = import_graph(residual)
     estimates, reasons = analytic(graph, [batch_norm.name for batch_norm in find_batch_norms(graph)])
     assert set(estimates) | set(reasons) == {"bn1", "bn2", "bn3"}
@@ -212,7 +212,7 @@ def test_noise_behind_a_non_linearity_has_a_reason_and_no_estimate(residual):
     assert all(reasons.values())
 
 
-def test_kinds_without_a_closed_form_are_left(parse):
+def test_kinds_without_a_closed_form_are_skipped(parse):
     ones = {name: np.ones(3, np.float32) for name in "gbmv"}
     body = "(float[N, 3] x) => (float[N, 3] y) { d = Dropout (x)\n y = BatchNormalization (d, g, b, m, v) }"
     graph = import_graph(parse(body, ones))
@@ -252,7 +252,7 @@ HEAD = """n = BatchNormalization (x, a_g, a_b, a_m, a_v)
         ("e = Dropout (r)\n f = Mul (e, two)\n h = Conv (d, one)\n c = Add (h, f)", "closed form"),
     ],
 )
-def test_a_map_that_is_not_understood_has_a_reason_and_no_estimate(parse, tail, reason):
+def test_an_unknown_map_has_a_reason_and_no_estimate(parse, tail, reason):
     weights = first_layer(4) | {name: np.ones(4, np.float32) for name in "gbmv"} | {"two": np.float32(2)}
     weights |= {"w": np.ones((4, 4, 3, 3), np.float32), "one": np.ones((4, 4, 1, 1), np.float32)}
     body = f"(float[N, 4, H, W] x) => (float[N, 4, H2, W2] y) {{ {HEAD}\n {tail}\n y = BatchNormalization (c, g, b, m, v) }}"
@@ -261,7 +261,7 @@ def test_a_map_that_is_not_understood_has_a_reason_and_no_estimate(parse, tail, 
     assert reason in reasons["y"]
 
 
-def test_two_dropouts_in_a_row_multiply_in_front_of_a_map(parse):
+def test_two_dropouts_in_a_row_multiply_upstream_of_a_map(parse):
     body = """(float[N, 4] x) => (float[N, 4] y) {
         n = BatchNormalization (x, a_g, a_b, a_m, a_v)
         r = Relu (n)
@@ -275,7 +275,7 @@ def test_two_dropouts_in_a_row_multiply_in_front_of_a_map(parse):
     first = first_layer(4)
     h = F.relu(normal(400000, 4) * torch.tensor(first["a_g"]) + torch.tensor(first["a_b"]))
     torch.manual_seed(0)
-    noisy, clean = F.dropout(F.dropout(h, 0.5), 0.5) @ torch.tensor(weight), h @ torch.tensor(weight)
-    weights = first | statistics("", noisy) | affine("", 4) | {"w": weight.astype(np.float32)}
+    noise_on, noise_off = F.dropout(F.dropout(h, 0.5), 0.5) @ torch.tensor(weight), h @ torch.tensor(weight)
+    weights = first | statistics("", noise_on) | affine("", 4) | {"w": weight.astype(np.float32)}
     (estimate,) = analytic(import_graph(parse(body, weights)), ["y"])[0].values()
-    np.testing.assert_allclose(estimate.variance, statistics("", clean)["v"], rtol=0.1)
+    np.testing.assert_allclose(estimate.variance, statistics("", noise_off)["v"], rtol=0.1)

@@ -14,7 +14,7 @@ def batches(x: np.ndarray, size: int = 60) -> list[dict[str, np.ndarray]]:
     return [{"x": x[start : start + size]} for start in range(0, len(x), size)]
 
 
-def test_with_overwhelming_evidence_exact_takes_what_is_measured(residual, images, open_model):
+def test_with_overwhelming_evidence_exact_takes_the_measured_statistics(residual, images, open_model):
     """Values of three times the usual size, twenty times over: nothing is left to doubt."""
     many = batches(np.concatenate([images] * 20) * 3, 400)
     graph = import_graph(residual)
@@ -27,7 +27,7 @@ def test_with_overwhelming_evidence_exact_takes_what_is_measured(residual, image
 
 
 def test_what_follows_sees_what_is_written_and_not_what_was_measured(residual, images, open_model):
-    """bn2 is measured behind the weighed statistics of bn1."""
+    """bn2 is measured downstream of the weighed statistics of bn1."""
     graph = import_graph(residual)
     estimates = exact(graph, batches(images), open_model, ALL)
     find_batch_norms(graph)[0].with_statistics(estimates["bn1"].mean, estimates["bn1"].variance)
@@ -35,13 +35,13 @@ def test_what_follows_sees_what_is_written_and_not_what_was_measured(residual, i
     np.testing.assert_allclose(again["bn2"].variance, estimates["bn2"].variance, rtol=1e-5)
 
 
-def test_exact_leaves_the_layers_that_were_not_named(residual, images, open_model):
+def test_exact_skips_the_layers_that_were_not_named(residual, images, open_model):
     estimates = exact(import_graph(residual), batches(images), open_model, ["bn2"])
     assert list(estimates) == ["bn2"]
 
 
-def test_what_follows_a_kept_channel_is_measured_behind_what_it_keeps(parse, open_model):
-    """Channel 0 is constant, so the first BatchNorm keeps it; the second must see what will be deployed."""
+def test_what_follows_an_unchanged_channel_is_measured_downstream_of_it(parse, open_model):
+    """Channel 0 is constant, so the first BatchNorm does not change it; the second must see what will be deployed."""
     body = """(float[N, 2] x) => (float[N, 2] y) {
         n = BatchNormalization (x, g, b, m, v)
         r = Relu (n)

@@ -11,19 +11,19 @@ from vsfix.graph_passes.estimators.linear_noise import LinearNoise, LinearNoiseR
 from vsfix.graph_passes.io.model_file import import_graph
 
 GAMMA, BETA = np.float32([1.5, -0.7, 0.2, 2.0]), np.float32([0.3, 0.4, -1.0, -0.2])
-# Of what the noise stands behind: the variance of what is normalised is 1, and epsilon 1e-5.
+# Of the input of the noise: the variance of what is normalised is 1, and epsilon 1e-5.
 MOMENT = GAMMA.astype(np.float64) ** 2 / (1 + 1e-5) + BETA.astype(np.float64) ** 2
 S2 = 0.25  # of Dropout 0.2
-FRONT = "n = BatchNormalization (x, g, b, m, v)\n d = Dropout (n, ratio)"
+HEAD = "n = BatchNormalization (x, g, b, m, v)\n d = Dropout (n, ratio)"
 
 
 def drawn(*shape: int) -> np.ndarray:
     return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
 
 
-def noise_of(parse, tail: str, weights, *, image="", out="", front=FRONT, marker="", rows="N") -> LinearNoise:
-    """What the noise adds to `h`, which `tail` computes from the noisy `d` and the clean `n`."""
-    body = f"(float[{rows}, 4{image}] x) => (float[M, C{out}] y) <float[{rows}, 4{image}] d> {{ {front}\n {tail}\n y = Identity (h) }}"
+def noise_of(parse, tail: str, weights, *, image="", out="", head=HEAD, marker="", rows="N") -> LinearNoise:
+    """The variance that the noise adds to `h`, which `tail` computes from `d`, with noise, and `n`, without."""
+    body = f"(float[{rows}, 4{image}] x) => (float[M, C{out}] y) <float[{rows}, 4{image}] d> {{ {head}\n {tail}\n y = Identity (h) }}"
     ones = {"m": np.ones(4, np.float32), "v": np.ones(4, np.float32)}
     constants = {"g": GAMMA, "b": BETA, "ratio": np.float32(0.2), "off": np.array(False)} | ones | weights
     graph = import_graph(parse(body, {name: value for name, value in constants.items() if name in body}))
@@ -43,7 +43,7 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)
-def test_behind_a_convolution_it_is_the_mean_over_the_positions(parse, case):
+def test_downstream_of_a_convolution_it_is_the_mean_over_the_positions(parse, case):
     attributes, arguments = CONVOLUTIONS[case]
     weight = drawn(6, 4 // attributes.get("group", 1), 3, 3)
     text = ", ".join(f"{name} = {value}" for name, value in attributes.items())
@@ -77,13 +77,13 @@ TRUTH = S2 * (MOMENT @ W.astype(np.float64) ** 2)
         ("p = MatMul (d, w)\n q = MatMul (n, w)\n h = Sum (q, p)", W, 1),
     ],
 )
-def test_behind_a_product_it_is_the_sum_over_the_inputs(parse, tail, weight, factor):
+def test_downstream_of_a_product_it_is_the_sum_over_the_inputs(parse, tail, weight, factor):
     found = noise_of(parse, tail, {"w": np.ascontiguousarray(weight)})
     np.testing.assert_allclose(found.variance, factor * TRUTH, rtol=1e-6)
     assert not found.elementwise
 
 
-def test_a_square_weight_is_not_turned_round(parse):
+def test_a_square_weight_is_not_transposed(parse):
     weight = drawn(4, 4)
     truth = S2 * (MOMENT @ weight.astype(np.float64) ** 2)
     for tail in ("h = MatMul (d, w)", "h = Gemm (d, w)"):
@@ -96,8 +96,8 @@ def test_a_square_weight_is_not_turned_round(parse):
 
 
 def test_two_noises_in_a_row_multiply(parse):
-    front = f"{FRONT.replace('d =', 'e =')}\n d = Dropout (e, ratio)"
-    found = noise_of(parse, "h = MatMul (d, w)", {"w": W}, front=front)
+    head = f"{HEAD.replace('d =', 'e =')}\n d = Dropout (e, ratio)"
+    found = noise_of(parse, "h = MatMul (d, w)", {"w": W}, head=head)
     np.testing.assert_allclose(found.variance, ((1 + S2) ** 2 - 1) / S2 * TRUTH, rtol=1e-6)
     assert len(found.sources) == 2
 
@@ -148,7 +148,7 @@ def test_a_map_along_another_axis_than_the_channels_has_no_closed_form(parse, sh
 
 
 def test_what_is_repeated_along_the_positions_has_one_draw_for_many(parse):
-    """A sum over taps of one draw is no sum of squares: the second map must be refused, as behind a first one."""
+    """A sum over taps of one draw is no sum of squares: the second map must be refused, as after a first one."""
     tail = "p = Add (d, image)\n h = Conv (p, w)"
     weights = {"image": drawn(1, 4, 5, 5), "w": drawn(3, 4, 3, 3)}
     found = noise_of(parse, tail, weights, image=", 1, 1", out=", H, W")

@@ -1,4 +1,4 @@
-"""The match against a brute-force search in float64, and what it must leave alone."""
+"""The match against a brute-force search in float64, and the channels that it must not change."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def brute_force(z: np.ndarray, t: np.ndarray) -> tuple[float, float]:
     return a, b
 
 
-def noisy_targets(seed: int, samples: int = 150, channels: int = 5) -> tuple[np.ndarray, np.ndarray]:
+def noise_averaged_targets(seed: int, samples: int = 150, channels: int = 5) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     z = rng.normal(0.2, 1, (samples, 1, channels))
     t = np.maximum(z[None] * 1.2 + 0.3 + rng.normal(0, 0.8, (64, *z.shape)), 0).mean(axis=0)
@@ -48,7 +48,7 @@ def noisy_targets(seed: int, samples: int = 150, channels: int = 5) -> tuple[np.
 
 
 def test_a_unit_is_solved_as_brute_force_solves_it():
-    z, t = noisy_targets(1)
+    z, t = noise_averaged_targets(1)
     held_out = held_out_rows(len(z))
     found = solve_unit([UnitUse(relu(), SeenUnit(z, {}), target_of(t))], held_out).parameters
     fitted = ~held_out
@@ -65,7 +65,7 @@ def test_a_unit_is_solved_as_brute_force_solves_it():
 
 def test_targets_of_other_data_change_nothing():
     """The planted mistake: t belongs to other samples, so that nothing found holds where it is judged."""
-    z, _ = noisy_targets(1)
+    z, _ = noise_averaged_targets(1)
     t = RNG.normal(size=z.shape)
     z_fit = z.copy()
     found = solve_unit(
@@ -77,7 +77,7 @@ def test_targets_of_other_data_change_nothing():
 
 
 def test_a_channel_that_gains_only_where_it_is_fitted_stays():
-    z, t = noisy_targets(2)
+    z, t = noise_averaged_targets(2)
     held_out = held_out_rows(len(z))
     t[held_out] = np.maximum(z[held_out], 0)  # those that judge are right already
     found = solve_unit([UnitUse(relu(), SeenUnit(z, {}), target_of(t))], held_out).parameters

@@ -20,7 +20,7 @@ def batches(x: np.ndarray, size: int = 60) -> list[dict[str, np.ndarray]]:
 
 
 def trained_statistics(residual, open_model, population):
-    """Stores in `residual` what training with its noise over a whole population would have stored."""
+    """Stores in `residual` the statistics of training with its noise over a whole population."""
     graph = import_graph(residual)
     on = measure(graph, batches(population), open_model, MeasurementConfig(ALL, noise_seed=99))
     for batch_norm in find_batch_norms(graph):
@@ -51,7 +51,7 @@ def test_paired_with_few_samples_finds_what_exact_finds_with_the_population(resi
     assert error[0] < error[1], "the pairing must beat re-estimation on the same few samples"
 
 
-def test_paired_on_the_mistaken_noise_is_seen(residual, images, open_model):
+def test_paired_with_the_wrong_noise_is_seen(residual, images, open_model):
     """Half the ratio gives another answer by far more than the tolerance of the test above."""
     right = paired(import_graph(residual), batches(images), open_model, ["bn1"], PairedConfig(0))
     for initializer in residual.graph.initializer:
@@ -84,7 +84,7 @@ def test_without_noise_every_statistic_stays_to_the_bit(residual, images, open_m
     assert not RepairStatistics(estimates, {})(graph).modified
 
 
-def test_the_closed_form_directly_behind_dropout_is_met(residual, open_model):
+def test_the_closed_form_directly_downstream_of_dropout_is_met(residual, open_model):
     """v = var * Var_off / ((c^2 + Var_off) / p - c^2) with c the mean of the input: the first row of the paper."""
     images = np.random.default_rng(3).normal(0.3, 1.2, (400, 3, 8, 8)).astype(np.float32)
     graph = import_graph(residual)
@@ -114,8 +114,8 @@ def test_samples_are_taken_until_the_intervals_are_narrow_enough(residual, open_
     images = np.random.default_rng(3).normal(0.3, 1.2, (256, 3, 8, 8)).astype(np.float32)
     graph = import_graph(residual)
     coarse, fine, never = (
-        paired(graph, batches(images), open_model, ["bn1"], PairedConfig(max_interval_width=precision))["bn1"]
-        for precision in (0.5, 0.01, 1e-6)
+        paired(graph, batches(images), open_model, ["bn1"], PairedConfig(max_interval_width=width))["bn1"]
+        for width in (0.5, 0.01, 1e-6)
     )
     assert (coarse.samples, never.samples) == (32, 256)
     assert coarse.half_width > 0.01 >= fine.half_width
@@ -203,7 +203,7 @@ def test_noise_that_leaves_every_mean_changes_something_all_the_same(residual, i
     assert (estimate.variance < 0.3 * find_batch_norms(import_graph(residual))[0].variance).all()
 
 
-def test_a_batch_norm_in_front_of_the_noise_is_no_reason_to_refuse(parse, open_model):
+def test_a_batch_norm_upstream_of_the_noise_is_no_reason_to_refuse(parse, open_model):
     body = """(float[N, 2] x) => (float[N, 2] y) {
         n = BatchNormalization (x, g, b, m, v)
         d = Dropout (n, ratio, off)

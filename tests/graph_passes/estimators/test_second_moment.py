@@ -1,4 +1,4 @@
-"""E[x^2] behind a BatchNorm, against quadrature of the Gaussian that it is taken for."""
+"""E[x^2] downstream of a BatchNorm, against quadrature of the Gaussian that it is taken for."""
 
 from __future__ import annotations
 
@@ -58,5 +58,5 @@ def test_a_channel_without_a_deviation_is_what_it_is_shifted_to(parse):
 
 
 @pytest.mark.parametrize("tail", ["y = Abs (n)", "r = Relu (n)\n y = Add (r, r)"])
-def test_behind_anything_else_it_is_not_known(parse, tail):
+def test_downstream_of_anything_else_it_is_unknown(parse, tail):
     assert moment_of(parse, tail) is None

@@ -1,4 +1,4 @@
-"""What is free, and that a z + b is written as it is meant, against a run with Mul and Add spelled out."""
+"""The units of a graph, and a z + b as written, against a run with Mul and Add spelled out."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def w(*shape: int) -> np.ndarray:
 
 FLAT, MAPS = "(float[N, 4] x) => (float[N, 4] y)", "(float[N, 4, 5, 5] x) => (float[N, A, B, C] y)"
 CONV = "Conv <pads = [1, 1, 1, 1]>"
-# name: (head, body behind d, weights, the units)
+# name: (head, body downstream of d, weights, the units)
 CASES = {
     "BN-ReLU 1d": (FLAT, f"n = {bn('d', 'a')} y = Relu (n)", norms("a"), ["a"]),
     "BN-ReLU 2d": (MAPS, f"n = {bn('d', 'a')} y = Relu (n)", norms("a"), ["a"]),
@@ -109,7 +109,7 @@ def test_units_are_found_and_written_as_mul_and_add_say(parse, open_model, case)
 
 
 @pytest.mark.parametrize("case", ["one module twice", "shared weights"])
-def test_writing_one_of_two_that_share_leaves_the_other(parse, open_model, case):
+def test_writing_one_of_two_that_share_does_not_change_the_other(parse, open_model, case):
     graph, x, names = build(parse, case)
     shapes = concrete_shapes(graph, {"x": x}, open_model)
     units = find_units(graph, shapes)
@@ -121,7 +121,7 @@ def test_writing_one_of_two_that_share_leaves_the_other(parse, open_model, case)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "BN" in case or "twice" in case])
-def test_other_moments_leave_the_function_as_it_is(parse, open_model, case):
+def test_other_moments_do_not_change_the_function(parse, open_model, case):
     graph, x, _ = build(parse, case)
     units = find_units(graph, concrete_shapes(graph, {"x": x}, open_model))
     before = deployed(graph, x, open_model)
@@ -144,7 +144,7 @@ def test_other_moments_leave_the_function_as_it_is(parse, open_model, case):
     ]
 
 
-def test_the_stored_moments_become_those_without_the_noise(parse):
+def test_the_stored_moments_become_those_with_the_noise_off(parse):
     """Scales of both signs: the mean moves with the input, not with the output."""
     graph, _, _ = build(parse, "BN-ReLU 1d")
     batch_norm = find_batch_norms(graph)[0]
