@@ -55,9 +55,9 @@ def test_the_files_that_contributing_names_are_there():
 
 def test_the_list_of_packages_is_the_map():
     text = (ROOT / "pyproject.toml").read_text()
-    listed = re.search(r"^packages = \[(\"vsfix[^\]]+)\]", text, re.MULTILINE)
+    listed = re.search(r"^packages = \[\n([^\]]+)\]", text.split("[tool.setuptools]")[1], re.MULTILINE)
     assert listed is not None
-    assert set(re.findall(r'"([\w.]+)"', listed[1])) == set(package_map())
+    assert set(re.findall(r'^    "([\w.]+)"', listed[1], re.MULTILINE)) == set(package_map())
 
 
 def test_every_template_is_installed():
