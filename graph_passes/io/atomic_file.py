@@ -56,11 +56,11 @@ def _is_no_place_for_a_file(path: Path) -> bool:
 def atomic_path(path: Path, *, force: bool) -> Iterator[Path]:
     """Yields a temporary path in the folder of `path`; on success it is synced and renamed to `path`.
 
-    On any error the temporary file is removed and what stood at `path` before stands there still. A link is replaced
+    On any error the temporary file is removed and the old file at `path` is unchanged. A link is replaced
     by the file; what it leads to stays.
 
     Raises:
-        OutputExistsError, InputError: see `require_writable`; also when the file system refuses the write.
+        OutputExistsError, InputError: as `require_writable`; also when the file system refuses the write.
     """
     require_writable(path, force=force)
     try:
@@ -77,14 +77,14 @@ def atomic_paths(paths: Sequence[Path], *, force: bool) -> Iterator[tuple[Path, 
 
     The last path is the one that refers to the others: the old one goes first, the new one comes last. Whenever the
     machine stops, the last path names either files that belong together or nothing. On an error before the new files
-    are whole all the old ones stand where they stood.
+    are whole all the old ones are unchanged.
 
     Args:
         paths: the outputs, all in one folder.
         force: existing files may be replaced.
 
     Raises:
-        OutputExistsError, InputError: see `require_writable`; also when the file system refuses the write.
+        OutputExistsError, InputError: as `require_writable`; also when the file system refuses the write.
     """
     for path in paths:
         require_writable(path, force=force)
@@ -104,9 +104,9 @@ def atomic_paths(paths: Sequence[Path], *, force: bool) -> Iterator[tuple[Path, 
 
 @contextmanager
 def atomic_folder(path: Path, *, force: bool, scratch: Path) -> Iterator[Path]:
-    """Yields a folder to be filled; on success it is synced and renamed to `path`, in the place of what stood there.
+    """Yields a folder to be filled; on success it is synced and renamed to `path`, in place of the old one.
 
-    On any error the folder is removed, and what stood at `path` before stands there still.
+    On any error the folder is removed, and the old one at `path` is unchanged.
 
     Args:
         path: the output; its own folder is made where it is missing.

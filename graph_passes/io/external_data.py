@@ -1,4 +1,4 @@
-"""Models larger than 2 GiB, where a protobuf message ends: their weights stand in a file of their own.
+"""Models larger than 2 GiB, where a protobuf message ends: their weights are in a file of their own.
 
 In memory a message may be larger, but then it can't be serialized, and so not be copied into another message either.
 What handles such a model here moves its tensors one by one.
@@ -65,7 +65,7 @@ def fits_one_file(model: onnx.ModelProto) -> bool:
 
 
 def load_weights(model: onnx.ModelProto, folder: Path) -> None:
-    """Reads the weights that the model takes from other files; past 2 GiB the large ones stay where they are.
+    """Reads the weights that the model takes from other files; past 2 GiB the large ones stay in their files.
 
     Raises:
         ValueError, OSError, RuntimeError, onnx.checker.ValidationError: they can't be read.
@@ -133,7 +133,7 @@ def export_any_size(graph: gs.Graph) -> onnx.ModelProto:
     """The graph as a model, however large.
 
     onnx-graphsurgeon copies each weight three times, twice between messages, which end at 2 GiB. Here each is written
-    into the model itself; past 2 GiB what was computed goes into a file.
+    into the model itself; past 2 GiB computed values go into a file.
     """
     with G_LOGGER.suppress(G_LOGGER.ERROR):
         tensors = list(graph.tensors().values())
@@ -178,7 +178,7 @@ def _inner_variables(graph: gs.Graph, tensors: Iterable[Tensor]) -> Iterator[gs.
 
 
 def _bytes(constant: gs.Constant) -> int:
-    """The bytes of a constant; 0 for what is left where it is."""
+    """The bytes of a constant; 0 for one that is not copied."""
     values = constant._values
     if isinstance(values, np.ndarray):
         return int(values.nbytes)

@@ -1,7 +1,7 @@
 """Values that stay in a file: the weights of models past 2 GiB, which memory would otherwise hold several times over.
 
 A tensor of such a model in memory refers to its file by an absolute path. Whoever needs the numbers maps the file for
-as long as the array is held; what was read goes with the array. New values of that size go to a folder for temporary
+as long as the array is held; the memory goes with the array. New values of that size go to a folder for temporary
 files, once.
 """
 

@@ -1,4 +1,4 @@
-"""Local functions: their bodies put where they are called, unless that would make far too much of a small file.
+"""Local functions, inlined where they are called, unless that would make far too much of a small file.
 
 Functions of two calls each, one calling the next, stand for twice as many nodes with each function:
 
@@ -16,16 +16,16 @@ import onnx.inliner
 
 from vsfix.graph_passes.errors import ModelError
 
-_LARGE = 1 << 24  # bytes that bodies may come to whatever the size of the file
+_LARGE = 1 << 24  # bytes that inlined functions may come to whatever the size of the file
 _MOST_GROWTH = 100
 _Key = tuple[str, str, str]
 
 
 def require_inlinable(model: onnx.ModelProto) -> None:
-    """Refuses functions that call each other in a circle, or whose bodies come to over 100 times the model.
+    """Refuses functions that call each other in a circle, or that come to over 100 times the model when inlined.
 
     Raises:
-        ModelError: see above.
+        ModelError: one of the two; the message names the circle.
     """
     functions = _functions(model)
     calls = {key: _calls(function.node, functions) for key, function in functions.items()}
@@ -44,7 +44,7 @@ def require_inlinable(model: onnx.ModelProto) -> None:
 
 
 def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without local functions; their bodies stand where they were called.
+    """The model without local functions; their nodes stand where they were called.
 
     Raises:
         RuntimeError, ValueError: of onnx's inliner.
@@ -60,23 +60,23 @@ def _functions(model: onnx.ModelProto) -> dict[_Key, onnx.FunctionProto]:
 
 
 def _size(calls: Mapping[_Key, int], sizes: Mapping[_Key, int]) -> int:
-    """The bytes of the bodies behind some calls."""
+    """The bytes of the functions that some calls inline."""
     return sum(count * sizes[key] for key, count in calls.items())
 
 
 def _calls(nodes: Iterable[onnx.NodeProto], functions: Mapping[_Key, onnx.FunctionProto]) -> Counter[_Key]:
-    """How often nodes, those of bodies included, call each function."""
+    """The number of calls of each function by nodes, those of subgraphs included."""
     keys = ((node.domain, node.op_type, node.overload) for node in nodes_with_subgraphs(nodes))
     return Counter(key for key in keys if key in functions)
 
 
 def nodes_with_subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Nodes and those of their bodies."""
+    """Nodes and those of their subgraphs."""
     for node in nodes:
         yield node
         for attribute in node.attribute:
-            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from nodes_with_subgraphs(body.node)
+            for subgraph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from nodes_with_subgraphs(subgraph.node)
 
 
 def _give_defaults(nodes: Iterable[onnx.NodeProto], functions: Mapping[_Key, onnx.FunctionProto]) -> None:

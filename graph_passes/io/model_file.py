@@ -36,7 +36,7 @@ from .local_functions import inline_functions, require_inlinable
 from .named_file import why_unreadable
 from .stored_tensors import check_stored_tensors
 
-_LONGEST_REASON = 300  # characters of what the checker says
+_LONGEST_REASON = 300  # characters of the checker's message
 
 
 def read_model(path: Path) -> onnx.ModelProto:
@@ -104,7 +104,7 @@ def _free_negative_sides(graph: onnx.GraphProto) -> None:
 
 
 def _attribute_reference(graph: onnx.GraphProto) -> str | None:
-    """An attribute that refers to one of a function, with none around it; the checker sees that in bodies only."""
+    """An attribute that refers to one of a function, with none around it; the checker sees that in subgraphs only."""
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.ref_attr_name:
@@ -127,7 +127,7 @@ def check_model(path: Path) -> None:
     """Runs the full checker, shape inference included, on a file.
 
     Raises:
-        ModelError: with what the checker says, in one line.
+        ModelError: with the checker's message, in one line.
     """
     try:
         str(path).encode()
@@ -146,7 +146,7 @@ def check_without_weights(model: onnx.ModelProto, path: Path) -> None:
         path: where it goes, for the message.
 
     Raises:
-        ModelError: with what the checker says, in one line.
+        ModelError: with the checker's message, in one line.
     """
     skeleton, detached = detach_weights(model)
     initializers, inputs = list(skeleton.graph.initializer), {info.name for info in skeleton.graph.input}
@@ -170,7 +170,7 @@ def _check(model: onnx.ModelProto | str, path: Path) -> None:
 
 
 def write_model(model: onnx.ModelProto, path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:
-    """Writes `model` and checks the file in full before it appears under its name; see `written_model`."""
+    """Writes `model` and checks the file in full before it appears under its name, as `written_model` does."""
     with written_model(model, path, force=force, inputs=inputs):
         pass
 
@@ -179,8 +179,8 @@ def write_model(model: onnx.ModelProto, path: Path, *, force: bool, inputs: Iter
 def written_model(model: onnx.ModelProto, path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> Iterator[None]:
     """Writes `model` and checks the file in full; it appears under its name at the end of the context.
 
-    What goes with the model is written in the context: it appears only where the model can be written, and the model
-    only where all of it could be. A model that a protobuf message can't hold (2 GiB) gets its weights in
+    Files that belong to the model are written in the context: they appear only where the model can be written, and the
+    model only where all of them could be. A model that a protobuf message can't hold (2 GiB) gets its weights in
     `<name>.onnx.data` beside it; both files appear together.
 
     Args:
@@ -190,7 +190,7 @@ def written_model(model: onnx.ModelProto, path: Path, *, force: bool, inputs: It
         inputs: the model files that were read; neither they nor the files of their weights are ever written.
 
     Raises:
-        OutputExistsError, InputError: see `atomic_path`; also when an input would be overwritten.
+        OutputExistsError, InputError: as `atomic_path`; also when an input would be overwritten.
         ModelError: the checker refuses the result; nothing is written then.
     """
     inputs = list(inputs)
@@ -248,7 +248,7 @@ def _save(model: onnx.ModelProto, temporary: Path) -> None:
 
 
 def import_graph(model: onnx.ModelProto) -> gs.Graph:
-    """The graph of `model`, to edit. The model itself must be kept for `export_model`."""
+    """The graph of `model`, to edit. `export_model` needs the model itself again."""
     with G_LOGGER.suppress(G_LOGGER.ERROR):
         graph = gs.import_onnx(model)
         if not fits_one_file(model):
@@ -262,7 +262,7 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
 def export_model(
     graph: gs.Graph, source: onnx.ModelProto, metadata: Mapping[str, str] | None = None
 ) -> onnx.ModelProto:
-    """Turns an edited graph back into a model that keeps what `source` says about itself.
+    """Turns an edited graph back into a model with the metadata of `source`.
 
     Args:
         graph: the edited graph.

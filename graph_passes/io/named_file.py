@@ -1,4 +1,4 @@
-"""What a path must be before it is opened: a file, of a size that such a file can have.
+"""Checks of a path before it is opened: a file, of a size that such a file can have.
 
 A pipe waits for its other end, and a device never ends.
 """
@@ -14,7 +14,7 @@ NO_SUCH_FILE = "no such file"
 
 
 def why_unreadable(path: Path, most: int | None = None) -> str | None:
-    """Why a path can't be read as a file; None where nothing stands in the way.
+    """Why a path can't be read as a file; None where it can be.
 
     Args:
         path: as it was named.
@@ -39,7 +39,7 @@ def user_path(text: str) -> Path:
     """The path that a text names; `~` and `~NAME` are home folders.
 
     Raises:
-        InputError: there is nobody of that name here.
+        InputError: there is no such home folder.
     """
     try:
         return Path(text).expanduser()

@@ -1,8 +1,8 @@
 """The opset of a model, raised where an operator takes a float type only from a later one on.
 
 Conv and pooling take bfloat16 from opset 22 on, If and Loop from 16, BatchNormalization from 15. float16 is taken from
-the beginning. What no opset up to 22 takes (Range, NonMaxSuppression, TopK with bfloat16) is no reason to raise it:
-it keeps float32. Neither is QuantizeLinear, whose scale has the type that the opset of the file knows.
+the beginning. An operator that takes the type at no opset up to 22 (Range, NonMaxSuppression, TopK with bfloat16) is no reason
+to raise it: it keeps float32. Neither is QuantizeLinear, whose scale has the type that the opset of the file knows.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def lowest_opset(graph: gs.Graph, code: int) -> tuple[int, str]:
                 continue
             needed = [
                 _taken_from(slot_of, node, index, int(graph.opset), code)
-                # What a node without bodies writes follows from what it reads, or can be cast behind it.
+                # The outputs of a node without subgraphs follow from its inputs, or can be cast downstream.
                 for slot_of, tensors in (
                     (input_slot, node.inputs),
                     (output_slot, node.outputs if subgraphs_of(node) else []),

@@ -1,4 +1,4 @@
-"""What the tensors of a model file claim, held against what is there, before memory is taken for any of it.
+"""Checks of the tensors of a model file, as stated against as stored, before memory is taken for any of it.
 
 A tensor names its element type and its sides, and holds its values in one of several fields or in a file beside the
 model. The full checker of onnx looks at neither their number nor the file's size.
@@ -31,7 +31,7 @@ _PARTS: dict[int, int] = {_T.COMPLEX64: 2, _T.COMPLEX128: 2}  # entries of a typ
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor that a model holds: weights, attributes, those of bodies and of local functions."""
+    """Every tensor that a model holds: weights, attributes, those of subgraphs and of local functions."""
     yield from _graph_tensors(model.graph)
     for function in model.functions:
         yield from _node_tensors(function.node)
@@ -49,8 +49,8 @@ def check_stored_tensors(model: onnx.ModelProto, folder: Path) -> None:
     """Refuses tensors whose values are not there, are too many or too few, or lie outside of the model's folder.
 
     Args:
-        model: as it stands in the file, external data not loaded.
-        folder: where the file stands.
+        model: as stored in the file, external data not loaded.
+        folder: of the file.
 
     Raises:
         ModelError: with the name of the tensor.
@@ -101,7 +101,7 @@ def _check_file(tensor: onnx.TensorProto, folder: Path, said: str) -> os.stat_re
         offset = int(entries.get("offset", "0"))
         length = int(entries["length"]) if "length" in entries else status.st_size - offset
     except ValueError:
-        raise ModelError(f"{said}: the place of its values in '{file.name}' is no number") from None
+        raise ModelError(f"{said}: the position of its values in '{file.name}' is no number") from None
     if tensor.data_type == _T.STRING:
         raise ModelError(f"{said}: text can't stand in a file of its own")
     if offset < 0 or length < 0 or offset + length > status.st_size:
@@ -159,13 +159,13 @@ def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    """The tensors in the attributes of nodes, those of bodies included."""
+    """The tensors in the attributes of nodes, those of subgraphs included."""
     for node in nodes:
         yield from _attribute_tensors(node.attribute)
 
 
 def _attribute_tensors(attributes: Iterable[onnx.AttributeProto]) -> Iterator[onnx.TensorProto]:
-    """The tensors in attributes, those of bodies included."""
+    """The tensors in attributes, those of subgraphs included."""
     for attribute in attributes:
         if attribute.HasField("t"):
             yield attribute.t

@@ -49,20 +49,20 @@ def temporary_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def temporary_folder(path: Path, place: Path) -> Iterator[Path]:
-    """Yields a new, empty folder in `place` for what becomes `path`, and removes it at the end, however that comes.
+def temporary_folder(path: Path, parent: Path) -> Iterator[Path]:
+    """Yields a new, empty folder in `parent` for the later `path`, and removes it at the end, however that comes.
 
     None but the user can look into it.
 
     Args:
         path: the output.
-        place: where the folder is made.
+        parent: the folder in which it is made.
 
     Raises:
-        OSError: the place can't be written.
+        OSError: the parent can't be written.
     """
-    _clear_abandoned(path, place)
-    with _held(lambda: _new_folder(path, place)) as temporary:
+    _clear_abandoned(path, parent)
+    with _held(lambda: _new_folder(path, parent)) as temporary:
         try:
             yield temporary
         finally:
@@ -71,24 +71,24 @@ def temporary_folder(path: Path, place: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Yields a new folder of the user's own in TMPDIR, for what does not fit into memory; see `temporary_folder`.
+    """Yields a new folder of the user's own in TMPDIR, for data that does not fit into memory; removed at the end.
 
     Raises:
-        OSError: there is no place for it.
+        OSError: it can't be made.
     """
-    place = Path(tempfile.gettempdir())
+    parent = Path(tempfile.gettempdir())
     name = f"vsfix-{os.getuid() if hasattr(os, 'getuid') else 'scratch'}"
-    with temporary_folder(place / name, place) as folder:
+    with temporary_folder(parent / name, parent) as folder:
         yield folder
 
 
 def _temporary_name(path: Path) -> str:
-    """A name that nobody has; `_clear_abandoned` knows it again."""
+    """A name that is not taken; `_clear_abandoned` knows it again."""
     return f".{_short_name(path)}.{secrets.token_hex(4)}.part"
 
 
 def _short_name(path: Path) -> str:
-    """The name of an output, or a digest of it where what is put around it would make it too long for a file system."""
+    """The name of an output, or a digest of it where a temporary name around it would be too long for a file system."""
     name = os.fsencode(path.name)
     return path.name if len(name) <= _LONGEST_NAME else hashlib.sha256(name).hexdigest()
 
@@ -99,7 +99,7 @@ def _short_suffix(path: Path) -> str:
 
 
 def _new_file(path: Path) -> tuple[Path, int]:
-    """A new file and its descriptor; where it will replace one, it shows no one what that one does not show."""
+    """A new file and its descriptor; where it will replace one, it is as closed to others as that one."""
     temporary = path.parent / (_temporary_name(path) + _short_suffix(path))
     mode = 0o666 if replaced_permissions(path) is None else 0o600
     return temporary, os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
@@ -110,9 +110,9 @@ def replaced_permissions(path: Path) -> int | None:
     return stat.S_IMODE(path.stat().st_mode) if path.is_file() and not path.is_symlink() else None
 
 
-def _new_folder(path: Path, place: Path) -> tuple[Path, int]:
+def _new_folder(path: Path, parent: Path) -> tuple[Path, int]:
     """A new folder and its descriptor, -1 where folders have none."""
-    temporary = place / _temporary_name(path)
+    temporary = parent / _temporary_name(path)
     temporary.mkdir(0o700)
     return temporary, os.open(temporary, os.O_RDONLY) if HAS_LOCKS else -1
 
@@ -133,14 +133,14 @@ def _held(make: Callable[[], tuple[Path, int]]) -> Iterator[Path]:
             os.close(lock)
 
 
-def _clear_abandoned(path: Path, place: Path) -> None:
+def _clear_abandoned(path: Path, parent: Path) -> None:
     """Removes what processes that are gone have left of the same output."""
     pattern = re.compile(rf"\.{re.escape(_short_name(path))}\.[0-9a-f]{{8}}\.part({re.escape(_short_suffix(path))})?")
     found: list[Path] = []
     with suppress(OSError):  # a folder that can't be listed is the next step's matter
-        found += [entry for entry in place.iterdir() if pattern.fullmatch(entry.name)]
+        found += [entry for entry in parent.iterdir() if pattern.fullmatch(entry.name)]
     for left in found:
-        with suppress(OSError):  # what is not ours to remove stays
+        with suppress(OSError):  # an entry that is not ours to remove stays
             _clear_one(left)
 
 

@@ -53,7 +53,7 @@ def test_a_folder_or_a_missing_folder_is_one_clear_error(tmp_path, name):
         pytest.fail("must not be entered")
 
 
-def test_a_folder_that_is_read_only_is_told_before_any_work(tmp_path, monkeypatch):
+def test_a_read_only_folder_is_an_error_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: not (path == tmp_path and mode == os.W_OK))
     with pytest.raises(InputError, match="nothing can be written into the folder"):
         require_writable(tmp_path / "out.bin", force=True)
@@ -212,7 +212,7 @@ def test_an_error_in_the_middle_leaves_no_folder_and_the_old_one(tmp_path):
 
 
 @pytest.mark.parametrize(("exists", "step"), [(True, 0), (True, 1), (False, 0)])
-def test_a_failure_of_a_rename_leaves_what_was_there(tmp_path, monkeypatch, exists, step):
+def test_a_failure_of_a_rename_leaves_the_old_output(tmp_path, monkeypatch, exists, step):
     if exists:
         write_folder(tmp_path, "old")
     rename, calls = Path.rename, []

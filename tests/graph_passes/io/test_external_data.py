@@ -85,7 +85,7 @@ def test_the_model_is_the_one_that_onnx_graphsurgeon_writes(residual, monkeypatc
     assert export_any_size(graph) == gs.export_onnx(graph, do_type_check=False)
 
 
-def test_an_export_leaves_the_graph_alone(residual):
+def test_an_export_does_not_change_the_graph(residual):
     graph = import_graph(residual)
     before = {name: tensor._values for name, tensor in graph.tensors().items() if isinstance(tensor, gs.Constant)}
     export_any_size(graph)

@@ -97,13 +97,13 @@ def test_every_type_comes_back_from_a_temporary_file(dtype):
     assert values_of(tensor).tobytes() == values.tobytes()
 
 
-def test_a_file_that_is_gone_or_cut_is_told(read, tmp_path):
+def test_a_file_that_is_gone_or_cut_is_an_error(read, tmp_path):
     (tmp_path / "m.onnx.data").write_bytes(b"short")
     with pytest.raises(ModelError, match=r"m\.onnx\.data: the weights of 'conv1.weight' are gone"):
         values_of(tensors(read)["conv1.weight"])
 
 
-def test_a_disk_that_takes_no_weights_is_told(monkeypatch, tmp_path):
+def test_a_disk_that_takes_no_weights_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(file_values._scratch, "new_path", lambda: tmp_path / "missing" / "0.bin")
     with pytest.raises(InputError, match="can't hold the weights"):
         put_into_file(np.zeros(4))

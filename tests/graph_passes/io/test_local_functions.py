@@ -47,7 +47,7 @@ def test_a_large_constant_counts_at_every_call(tmp_path):
         require_inlinable(model)
 
 
-def test_calls_in_bodies_count_too():
+def test_calls_in_subgraphs_count_too():
     model = doubling(40)
     call = model.graph.node.pop()
     body = onnx.helper.make_graph([call], "body", [], [onnx.ValueInfoProto(name="y")])

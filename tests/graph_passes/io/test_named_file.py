@@ -22,7 +22,7 @@ def test_what_never_ends_is_not_read(tmp_path, path):
     assert "is a pipe, a socket or a device" in str(why_unreadable(tmp_path / path))
 
 
-def test_each_other_reason_is_told(tmp_path):
+def test_each_other_reason_is_in_the_message(tmp_path):
     (tmp_path / "sparse").touch()
     os.truncate(tmp_path / "sparse", 3 << 30)
     assert why_unreadable(tmp_path / "gone") == "no such file"

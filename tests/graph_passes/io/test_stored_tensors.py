@@ -120,7 +120,7 @@ def test_the_files_of_a_damaged_output_that_is_to_be_replaced_are_listed_all_the
     assert all(isinstance(path.name, str) for path in external_data_files(tmp_path / "m.onnx"))
 
 
-def test_tensors_in_attributes_bodies_and_functions_are_held_to_it_too(tmp_path):
+def test_tensors_in_attributes_subgraphs_and_functions_are_checked_too(tmp_path):
     names = []
     for depth in ("attribute", "body", "function"):
         constant = helper.make_node("Constant", [], ["c"], value=TensorProto(name=depth, data_type=1, dims=[7]))
@@ -153,7 +153,7 @@ def test_a_location_that_can_t_be_looked_at_is_refused(kind, tmp_path):
 
 
 def weights_from(folder, count: int, size: int) -> onnx.ModelProto:
-    """A model with `count` weights of `size` bytes, all from the same place of one file."""
+    """A model with `count` weights of `size` bytes, all from the same position of one file."""
     (folder / "data").touch()
     os.truncate(folder / "data", size)
     tensors = [

@@ -98,7 +98,7 @@ def test_a_link_under_such_a_name_is_not_followed(tmp_path):
 
 
 def read(path):
-    """What stands at an output: its text, or that of every file in it, or None."""
+    """The content of an output: its text, or that of every file in it, or None."""
     if path.is_dir():
         return "".join(sorted(file.read_text() for file in path.iterdir()))
     return path.read_text() if path.exists() else None
@@ -152,7 +152,7 @@ def test_killed_at_any_call_an_output_is_the_old_one_or_the_new_one_or_none(kind
 
 @needs_locks
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_interrupted_behind_any_call_an_output_is_the_old_or_the_new_one_at_once(kind, tmp_path):
+def test_interrupted_after_any_call_an_output_is_the_old_or_the_new_one_at_once(kind, tmp_path):
     step = 0
     while True:
         step += 1
@@ -210,7 +210,7 @@ def test_a_name_as_long_as_names_can_be_is_written_and_its_left_ones_are_known_a
     assert temporary_names(tmp_path) == []
 
 
-def test_a_pipe_under_such_a_name_holds_nobody_up_and_the_rest_goes(tmp_path):
+def test_a_pipe_under_such_a_name_holds_no_process_up_and_the_rest_goes(tmp_path):
     os.mkfifo(tmp_path / ".a.onnx.00000000.part.onnx")
     (tmp_path / ".a.onnx.11111111.part.onnx").write_text("left")
     with temporary_file(tmp_path / "a.onnx"):
