@@ -124,7 +124,12 @@ def average_repair(
     wrong = [row for row in study.stored if row.differs]
     if wrong:
         fault = find_fault(
-            prepared.graph, study.samples.batches, open_model, seed=config.seed, max_memory=config.max_memory
+            prepared.graph,
+            study.samples.batches,
+            open_model,
+            study.residuals,
+            seed=config.seed,
+            max_memory=config.max_memory,
         )
         if fault is not None and fault.kind is FaultKind.INPUT:
             raise CheckFailedError(f"refused: {fault.sentence}; no model is written")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vsfix.graph_passes.estimators.stored_statistics import compare_stored
+from vsfix.graph_passes.estimators.stored_statistics import compare_stored, measure_noisy
 from vsfix.graph_passes.model_file import import_graph
 
 BODY = """(float[N, 12] x) => (float[N, 8] y) {
@@ -25,7 +25,8 @@ def compared(parse, open_model, samples: int, variance: float = 1.0, move: float
     }  # fmt: skip
     graph = import_graph(parse(BODY, weights))
     x = rng.normal(1, 1, (samples, 12)).astype(np.float32)
-    return compare_stored(graph, [{"x": part} for part in np.array_split(x, -(-samples // 64))], open_model, seed)[0]
+    parts = [{"x": part} for part in np.array_split(x, -(-samples // 64))]
+    return compare_stored(graph, measure_noisy(graph, parts, open_model, seed))[0]
 
 
 @pytest.mark.parametrize("samples", [32, 100, 500])
