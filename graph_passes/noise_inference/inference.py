@@ -254,7 +254,7 @@ class _Search:
         known = explored if is_answered and (len(explored) > 1 or found.is_simple(self.few)) else {}
 
         def left_by(tried: Plan, kind: NoiseKind | None) -> Float64Array:
-            return known[kind] if kind in known else _left(self.walk(tried, self._few))
+            return known[kind] if kind is not None and kind in known else _left(self.walk(tried, self._few))
 
         least = left_by(plan, NoiseKind.DROPOUT) if alternatives else np.zeros(1)
         for signature, kind in alternatives:
