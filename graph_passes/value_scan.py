@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -160,6 +161,8 @@ def _scan(name: str, values: Array, stored: npt.DTypeLike, axis: int) -> Iterato
     for first in range(0, len(rows), step):
         part = rows[first : first + step]
         part = part.astype(np.float64).reshape(len(part), -1)
+        if _is_normal(part, dtype):
+            continue
         for defect, mask in _defects(part, dtype):
             for channel in np.flatnonzero(mask.any(axis=1)):
                 magnitudes = np.abs(part[channel][mask[channel]])
@@ -167,6 +170,13 @@ def _scan(name: str, values: Array, stored: npt.DTypeLike, axis: int) -> Iterato
                 count = int(magnitudes.size)
                 found.append(ValueFinding(name, first + int(channel), defect, dtype.name, count, float(extreme)))
     yield from sorted(found, key=lambda finding: get_args(Defect).index(finding.defect))
+
+
+def _is_normal(values: Float64Array, dtype: np.dtype[Any]) -> bool:
+    """Whether each value is 0 or a normal number in a type."""
+    sizes = np.abs(values)
+    largest = float(ml_dtypes.finfo(dtype).max)
+    return bool((((sizes >= _SMALLEST_NORMAL[dtype.name]) & (sizes <= largest)) | (sizes == 0)).all())
 
 
 def _defects(values: Float64Array, dtype: np.dtype[Any]) -> Iterator[tuple[Defect, npt.NDArray[np.bool_]]]:
