@@ -28,6 +28,8 @@ def stored_values(constant: gs.Constant) -> Array:
     """
     if isinstance(constant._values, FileValues):
         return constant._values.load()
+    if isinstance(constant._values, np.ndarray):
+        return constant._values
     with G_LOGGER.suppress(G_LOGGER.ERROR):
         return np.asarray(constant.values)
 

@@ -32,13 +32,13 @@ from vsfix.graph_passes.statistics.moments import Moments, MomentsAccumulator, S
 from .activation_cache import DEFAULT_MAX_MEMORY, ActivationCache
 from .moment_taps import MomentTap, tap_moments
 from .staged_run import StagedRun
-from .staging import Stage, Target, noisy_markers, plan_stages
+from .staging import MOST_NODES, Stage, Target, noisy_markers, plan_stages
 
 # Samples of one run. Activations that stay in the processor's cache make a pass over them cheap, and several runs keep
 # several processors busy; but each run has a price of its own. What runs at once is in memory beside the cache: large
 # inputs make small runs.
 LARGEST_RUN, SMALLEST_RUN, LEAST_RUNS = 64, 8, 8
-LARGEST_INPUT = 4 << 20  # bytes of the inputs of one run
+SMALL_INPUT, LARGEST_INPUT = 1 << 17, 4 << 20  # bytes of the inputs of one run
 
 # What a corrected BatchNorm normalises with, given what it stores and what was measured: (mean, variance), each (C,).
 Correction = Callable[[BatchNorm, Moments], tuple[Float64Array, Float64Array]]
@@ -97,7 +97,7 @@ def measure(
     if config.noise_seed is None:
         RemoveMarkers()(copy)  # at each that a tap reads the runtime would copy an activation
     if prescribed_batch_size(copy) is None:
-        batches = list(cut_batches(batches, run_size(batches)))
+        batches = list(cut_batches(batches, run_size(batches, len(copy.nodes))))
     modules = find_modules(copy)
     for use in (use for module in modules for use in module.uses):
         if isinstance(use.input, gs.Constant):
@@ -122,10 +122,17 @@ def measure(
     return {use.name: moments[use.name] for module in modules for use in module.uses}
 
 
-def run_size(batches: Sequence[Batch]) -> int:
-    """How many samples to run at once; it depends on nothing but the data, so that any machine does the same."""
+def run_size(batches: Sequence[Batch], nodes: int = 0) -> int:
+    """How many samples to run at once; it depends on the data and the graph alone, so that any machine does the same.
+
+    Args:
+        batches: the data.
+        nodes: of the graph; of many nodes a run has a price that small inputs don't repay.
+    """
     sample = sum(array.nbytes for array in take_rows(batches[0], slice(1)).values())
     wanted = min(LARGEST_RUN, max(SMALLEST_RUN, math.ceil(count_samples(batches) / LEAST_RUNS)))
+    if nodes > MOST_NODES:
+        wanted = max(wanted, SMALL_INPUT // max(sample, 1))
     return max(1, min(wanted, LARGEST_INPUT // max(sample, 1)))
 
 

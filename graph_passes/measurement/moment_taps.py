@@ -27,7 +27,7 @@ class MomentTap:
 
     Attributes:
         nodes: to be run behind whatever computes the tensor.
-        outputs: the mean, the mean square of the centred values, both (N, C), and the shape (N, C, S).
+        outputs: the mean, (N, C, 1), the mean square of the centred values, (N, C), and the shape (N, C, S).
     """
 
     nodes: tuple[gs.Node, ...]
@@ -41,7 +41,7 @@ class MomentTap:
         """
         mean, square, shape = (arrays[output.name] for output in self.outputs)
         positions = int(shape[2])
-        return SampleMoments(positions, mean.astype(np.float64), square.astype(np.float64) * positions)
+        return SampleMoments(positions, mean[:, :, 0].astype(np.float64), square.astype(np.float64) * positions)
 
 
 def tap_moments(tensor: Tensor, opset: int) -> MomentTap:
@@ -53,22 +53,23 @@ def tap_moments(tensor: Tensor, opset: int) -> MomentTap:
     """
     name = f"{tensor.name}#vsfix"
     kind = np.float64 if tensor.dtype == np.float64 else np.float32
-    cast, rows, centred, squared = (gs.Variable(f"{name}.{part}") for part in ("cast", "rows", "centred", "squared"))
-    mean3, mean, square = (gs.Variable(f"{name}.{part}", dtype=kind) for part in ("mean3", "mean", "square"))
+    rows, centred, squared = (gs.Variable(f"{name}.{part}") for part in ("rows", "centred", "squared"))
+    mean, square = (gs.Variable(f"{name}.{part}", dtype=kind) for part in ("mean", "square"))
     shape = gs.Variable(f"{name}.shape", dtype=np.int64)
     by_channel = gs.Constant(f"{name}.by_channel", np.array([0, 0, -1]))
-    two_axes = gs.Constant(f"{name}.two_axes", np.array([0, 0]))
-    nodes = (
-        gs.Node("Cast", attrs={"to": kind}, inputs=[tensor], outputs=[cast]),
-        gs.Node("Reshape", inputs=[cast, by_channel], outputs=[rows]),
+    nodes = [
+        gs.Node("Reshape", inputs=[tensor, by_channel], outputs=[rows]),
         gs.Node("Shape", inputs=[rows], outputs=[shape]),
-        reduce_mean(rows, mean3, 2, opset, keep=True),
-        gs.Node("Sub", inputs=[rows, mean3], outputs=[centred]),
+        reduce_mean(rows, mean, 2, opset, keep=True),
+        gs.Node("Sub", inputs=[rows, mean], outputs=[centred]),
         gs.Node("Mul", inputs=[centred, centred], outputs=[squared]),
-        gs.Node("Reshape", inputs=[mean3, two_axes], outputs=[mean]),
         reduce_mean(squared, square, 2, opset, keep=False),
-    )
-    return MomentTap(nodes, (mean, square, shape))
+    ]
+    if tensor.dtype is None or np.dtype(tensor.dtype) != kind:  # numpy finds float64 and None equal
+        cast = gs.Variable(f"{name}.cast")
+        nodes.insert(0, gs.Node("Cast", attrs={"to": kind}, inputs=[tensor], outputs=[cast]))
+        nodes[1].inputs[0] = cast
+    return MomentTap(tuple(nodes), (mean, square, shape))
 
 
 def reduce_mean(data: gs.Variable, output: gs.Variable, axis: int, opset: int, *, keep: bool) -> gs.Node:

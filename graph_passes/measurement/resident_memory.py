@@ -43,6 +43,28 @@ def return_freed_memory() -> None:
         trim(0)
 
 
+class FreedMemory:
+    """Gives back what was freed once the process has grown by more than a little since the last time.
+
+    What is given back is cleared page by page when it is taken again, which costs as much as a small convolution.
+
+    Args:
+        most: bytes by which the process may grow.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lowest = 0  # what the process held when it was given back, or later
+
+    def give_back(self) -> None:
+        """Gives it back where there may be enough of it; may be called from several threads."""
+        held = resident_bytes()
+        if held > self._lowest + self._most:
+            return_freed_memory()
+            self._lowest = resident_bytes()
+        self._lowest = min(self._lowest, held)
+
+
 @cache
 def _malloc_trim() -> Any:
     """The function of glibc; None with another library."""

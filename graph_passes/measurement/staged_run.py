@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TypeVar
 
@@ -50,12 +50,14 @@ class StagedRun:
         self._inputs = {tensor.name for tensor in graph.inputs}
         self._runs = range(len(batches) * repeats)  # a run is one batch under one draw of the noise
         self._first_samples = [0, *np.cumsum([samples_in(batch) for batch in batches])[:-1].tolist()]
-        self._later: Collection[str] = ()
+        self._last_use: Mapping[str, int] = {}
+        self._current = 0
 
     def stages(self, stages: Sequence[Stage[Item]]) -> Iterator[Stage[Item]]:
         """The stages in order; each must be run before the next is asked for."""
+        self._last_use = {name: index for index, stage in enumerate(stages) for name in stage.wanted}
         for index, stage in enumerate(stages):
-            self._later = {name for following in stages[index + 1 :] for name in following.wanted}
+            self._current = index
             yield stage
 
     def run_stage(
@@ -76,7 +78,8 @@ class StagedRun:
         Yields:
             The number of the first sample of a run, and what was read from it, in the order of the runs.
         """
-        finished = (stage.wanted | stage.made_by_markers).difference(self._later, self._inputs)
+        held = (stage.wanted | stage.made_by_markers).difference(self._inputs)
+        finished = [name for name in held if self._last_use.get(name, 0) <= self._current]
         produced = {tensor.name: tensor for node in stage.nodes for tensor in node.outputs}
         handed_on = [produced[name] for name in stage.hands_on if name in produced]
         with ExitStack() as stack:

@@ -28,6 +28,8 @@ class NoisyMarker:
     noise: Noise
 
 
+# What a runtime needs to load a graph grows faster than the graph, and each part has a price of its own.
+MOST_NODES = 1000
 Item = TypeVar("Item")
 
 
@@ -116,10 +118,23 @@ def plan_stages(graph: gs.Graph, targets: Sequence[Target[Item]], markers: Seque
         else:
             stages[number].nodes.append(node)
         stage_of.update((id(tensor), number) for tensor in node.outputs)
+    stages = _cut(stages, stage_of)
     for target in targets:
         stages[max(stage_of.get(id(tensor), 0) for tensor in target.tensors)].measured.append(target)
     _connect(stages, stage_of, {id(tensor) for tensor in graph.inputs})
     return stages
+
+
+def _cut(stages: Sequence[Stage[Item]], stage_of: dict[int, int]) -> list[Stage[Item]]:
+    """The same in stages of at most `MOST_NODES`; which tensor is of which is brought up to date."""
+    found: list[Stage[Item]] = []
+    for stage in stages:
+        stage_of.update((id(marker.node.outputs[0]), len(found)) for marker in stage.markers)
+        for first in range(0, max(len(stage.nodes), 1), MOST_NODES):
+            nodes = stage.nodes[first : first + MOST_NODES]
+            stage_of.update((id(tensor), len(found)) for node in nodes for tensor in node.outputs)
+            found.append(Stage([] if first else stage.markers, nodes))
+    return found
 
 
 def _connect(stages: Sequence[Stage[Item]], stage_of: Mapping[int, int], graph_inputs: Collection[int]) -> None:

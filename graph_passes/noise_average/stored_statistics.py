@@ -13,7 +13,7 @@ beyond `MAX_RATIO` or `MAX_OFFSET` in half of the channels is another thing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,14 +85,14 @@ class StoredAgainstNoisy:
         return self.ratio > MAX_RATIO or self.offset > MAX_OFFSET or self.is_unset
 
 
-def compare_stored(
+def measure_noisy(
     graph: gs.Graph,
     batches: Sequence[Batch],
     open_model: OpenModel,
     seed: int,
     max_memory: int = DEFAULT_MAX_MEMORY,
-) -> tuple[StoredAgainstNoisy, ...]:
-    """Compares each BatchNorm with a run with the noise on, in the order of the graph.
+) -> dict[str, Moments]:
+    """What each BatchNorm sees with the noise on, each behind corrected predecessors, by its name.
 
     Args:
         graph: with its markers; not changed.
@@ -103,10 +103,19 @@ def compare_stored(
     """
     modules = find_modules(graph)
     if not modules:
-        return ()
+        return {}
     config = MeasurementConfig([module.name for module in modules], noise_seed=seed, max_memory=max_memory)
-    found = measure(graph, batches, open_model, config)
-    return tuple(compare_moments(module, found[module.name]) for module in modules)
+    return measure(graph, batches, open_model, config)
+
+
+def compare_stored(graph: gs.Graph, found: Mapping[str, Moments]) -> tuple[StoredAgainstNoisy, ...]:
+    """Compares each BatchNorm with a run with the noise on, in the order of the graph.
+
+    Args:
+        graph: not changed.
+        found: what `measure_noisy` gave.
+    """
+    return tuple(compare_moments(module, found[module.name]) for module in find_modules(graph))
 
 
 def compare_moments(module: StoredStatistics, found: Moments) -> StoredAgainstNoisy:

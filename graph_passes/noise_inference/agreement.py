@@ -161,6 +161,14 @@ class Agreement:
         return self._fits[key]
 
 
+def likely(telling: Telling) -> set[int]:
+    """The numbers of the sources that are in a fit which leaves as little as the best, as far as chance can tell."""
+    fits = telling.fits(range(len(telling.sources)))
+    best = min(fits, key=lambda fit: float(fit.left[0]))
+    near = (fit for fit in fits if not is_sure(fit.left - best.left, EASY * float(telling.without[0])))
+    return {index for fit in near for index in fit.chosen}
+
+
 def _is_possible(kinds: Iterable[Kind]) -> bool:
     """Whether the places of each kind have one kind of noise."""
     signatures = [signature for signature, _ in kinds]

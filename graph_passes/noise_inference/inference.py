@@ -18,7 +18,7 @@ The verdict:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -29,12 +29,13 @@ from vsfix.graph_passes.batch_norm.batch_norm import find_modules, require_batch
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.graph_passes.ir.runtime import Float64Array, OpenModel
 from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY, ActivationCache
-from vsfix.graph_passes.measurement.measurement import MeasurementConfig, hold_constants
+from vsfix.graph_passes.measurement.measurement import MeasurementConfig, hold_constants, measure
 from vsfix.graph_passes.noise.marker import marker_label, read_marker
 from vsfix.graph_passes.noise.noise import NoiseKind
 from vsfix.graph_passes.statistics.batches import Batch, count_samples, first_samples
+from vsfix.graph_passes.statistics.moments import Moments
 
-from .agreement import Agreement, Kinds
+from .agreement import Agreement, Kinds, likely
 from .places import Place, Signature
 from .plan import Plan
 from .residuals import DRIFT, stored_against_seen
@@ -56,6 +57,7 @@ def infer_noise(
     seed: int = 0,
     max_memory: int = DEFAULT_MAX_MEMORY,
     muted: Collection[str] = (),
+    measured: Mapping[str, Moments] | None = None,
 ) -> NoiseInference:
     """Looks for the noise that explains the stored statistics.
 
@@ -66,6 +68,7 @@ def infer_noise(
         seed: of the draws.
         max_memory: bytes that the process may hold; activations beyond go to the disk.
         muted: names of BatchNorms that are not asked: what they store is known to be wrong.
+        measured: what `measure` finds over the set in the graph as it is, where that is known already.
 
     Raises:
         InputError: the graph marks noise already.
@@ -79,7 +82,7 @@ def infer_noise(
     if count_samples(batches) < 2:
         raise DataError("the calibration set has fewer than two samples; give some hundred")
     search = _Search(graph, batches, open_model, seed, max_memory, muted)
-    stored = search.glance()
+    stored = search.glance(measured)
     if not stored:
         raise DataError("no BatchNorm varies enough over these samples to be compared; give some hundred")
     if not any(_asks(telling) for telling in stored):
@@ -88,14 +91,17 @@ def infer_noise(
     found = search.explore(NoiseKind.DROPOUT)
     if not any(telling.channels for telling in found.tellings):  # one module that is used several times
         return conclude(stored, Plan(), (), search.samples)
+    explored = {NoiseKind.DROPOUT: found}
     if found.is_tied and not found.is_simple(search.few):
-        for kind in (NoiseKind.FEATURE_DROPOUT, NoiseKind.DROP_PATH):
-            other = search.explore(kind)
+        tried = found.explaining
+        for kind in TIED_KINDS[1:] if found.is_branch else TIED_KINDS[1:2]:
+            other = explored[kind] = search.explore(kind, tried)
             gain = found.left - other.left
             found = other if gain[0] > jackknife_error(gain) else found
     if not found.kinds and not found.own:
         return conclude([*search.walk(Plan(only=frozenset())), *shared], Plan(), (), search.samples)
-    plan, equal = search.compare(replace(found, plan=replace(found.plan, strengths=found.strengths)))
+    strong = replace(found, plan=replace(found.plan, strengths=found.strengths))
+    plan, equal = search.compare(strong, {kind: one.left for kind, one in explored.items()})
     tellings = search.walk(plan)
     needed = Agreement.of(tellings, search.samples)
     if needed.kinds() < found.kinds:
@@ -125,7 +131,7 @@ class _Found:
     @property
     def narrowed(self) -> Plan:
         """The plan that tries only what was found."""
-        return replace(self.plan, only=self.kinds, own=self.own)
+        return replace(self.plan, only=self.kinds, own=self.own, among=None)
 
     @property
     def places(self) -> list[Place]:
@@ -148,9 +154,24 @@ class _Found:
         return found
 
     @property
+    def explaining(self) -> frozenset[Signature]:
+        """The signatures of the places that are in a fit of some BatchNorm which leaves as little as the best."""
+        return frozenset(
+            telling.sources[index].place.signature
+            for telling in self.tellings
+            if telling.sources
+            for index in likely(telling)
+        )
+
+    @property
     def is_tied(self) -> bool:
         """Whether the kind of some noise is told only by the BatchNorms behind its own."""
         return any(place.is_tied for place in self.places)
+
+    @property
+    def is_branch(self) -> bool:
+        """Whether some of that noise is on a branch."""
+        return any(place.is_tied and place.is_branch for place in self.places)
 
     def is_simple(self, samples: int) -> bool:
         """Whether one kind of place explains everything."""
@@ -194,21 +215,33 @@ class _Search:
         self._few = first_samples(batches, FEW, whole=True) if has_positions else list(batches)
         self.few = count_samples(self._few)
 
-    def glance(self) -> list[Telling]:
+    def glance(self, measured: Mapping[str, Moments] | None) -> list[Telling]:
         """What each BatchNorm stores against what it sees in the file as it is: one run, which most files pass."""
-        config = MeasurementConfig(max_memory=self._max_memory)
-        return stored_against_seen(self._graph, self._batches, self._open_model, config)
+        if measured is None:
+            config = MeasurementConfig(max_memory=self._max_memory)
+            measured = measure(self._graph, self._batches, self._open_model, config)
+        return stored_against_seen(self._graph, measured)
 
-    def explore(self, kind: NoiseKind) -> _Found:
-        """Tries every place, with one kind of noise where the own BatchNorm can't tell it."""
-        plan = Plan(default=kind)
+    def explore(self, kind: NoiseKind, among: frozenset[Signature] | None = None) -> _Found:
+        """Tries every place, with one kind of noise where the own BatchNorm can't tell it.
+
+        Args:
+            kind: of that noise.
+            among: the signatures of the places; None for all.
+        """
+        plan = Plan(default=kind, among=among)
         agreement = Agreement(self.few)
         tellings = self._walk(plan, self._few, agreement.add)
         kinds = agreement.kinds()
         return _Found(tellings, plan, kinds, agreement.own_places(kinds), agreement.rivals(kinds))
 
-    def compare(self, found: _Found) -> tuple[Plan, frozenset[NoiseKind]]:
+    def compare(self, found: _Found, explored: Mapping[NoiseKind, Float64Array]) -> tuple[Plan, frozenset[NoiseKind]]:
         """Whom the noise at shared places is for, and its kind where the own BatchNorm can't tell it.
+
+        Args:
+            found: the exploration that left least.
+            explored: what each exploration left, by the kind of noise; where that is the whole question, nothing is
+                walked again.
 
         Returns:
             The plan that leaves least, and the other kinds that leave as little.
@@ -216,7 +249,14 @@ class _Search:
         plan, equal = replace(found.narrowed, default=NoiseKind.DROPOUT), set[NoiseKind]()
         plan = replace(plan, for_all=plan.for_all | _noisy_for_all(found.places))
         alternatives = list(_alternatives(found.places))
-        least = _left(self.walk(plan, self._few)) if alternatives else np.zeros(1)
+        signatures = {signature for signature, _ in alternatives}
+        is_answered = len(signatures) == 1 and None not in {kind for _, kind in alternatives}
+        known = explored if is_answered and (len(explored) > 1 or found.is_simple(self.few)) else {}
+
+        def left_by(tried: Plan, kind: NoiseKind | None) -> Float64Array:
+            return known[kind] if kind is not None and kind in known else _left(self.walk(tried, self._few))
+
+        least = left_by(plan, NoiseKind.DROPOUT) if alternatives else np.zeros(1)
         for signature, kind in alternatives:
             if kind is None:
                 other = replace(plan, for_all=plan.for_all | {signature})
@@ -224,7 +264,7 @@ class _Search:
                 other = replace(plan, kinds={**plan.kinds, signature: kind})
             if all(other.kind(one) is plan.kind(one) and other.sites(one) == plan.sites(one) for one in found.places):
                 continue
-            left = _left(self.walk(other, self._few))
+            left = left_by(other, kind)
             gain = least - left
             if gain[0] > RARER * jackknife_error(gain):
                 plan, least, equal = other, left, set()

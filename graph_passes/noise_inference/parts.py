@@ -109,9 +109,13 @@ class Parts:
         graph: of the nodes.
         open_model: the runtime.
         activations: of the calibration set.
+
+    Attributes:
+        shapes: of the tensors that were asked for, by the number of samples in the batch and the name.
     """
 
     def __init__(self, graph: gs.Graph, open_model: OpenModel, activations: Activations) -> None:
+        self.shapes: dict[int, dict[str, tuple[int, ...]]] = {}
         self._graph = graph
         self._open_model = open_model
         self.activations = activations
@@ -124,6 +128,7 @@ class Parts:
         fed: Sequence[gs.Variable] = (),
         kept: Mapping[str, gs.Variable] | None = None,
         measured: Sequence[Tensor] = (),
+        shaped: Sequence[Tensor] = (),
     ) -> Iterator[RunPart]:
         """Opens some nodes.
 
@@ -132,6 +137,7 @@ class Parts:
             fed: what is given with each run.
             kept: what is left in the activations, by the name there.
             measured: the tensors whose moments are returned, by their names.
+            shaped: the tensors whose shapes are noted.
 
         Yields:
             What runs the nodes over some batches, each with what is fed.
@@ -139,10 +145,12 @@ class Parts:
         taps = {tensor.name: tap_moments(tensor, self._graph.opset) for tensor in measured}
         keep = dict(kept or {})
         tapped = [output for tap in taps.values() for output in tap.outputs]
-        outputs = {id(tensor): tensor for tensor in [*keep.values(), *tapped]}
+        shapes = {tensor.name: gs.Variable(f"{tensor.name}#shape", dtype=np.int64) for tensor in shaped}
+        readers = [gs.Node("Shape", inputs=[one], outputs=[shapes[one.name]]) for one in shaped]
+        outputs = {id(tensor): tensor for tensor in [*keep.values(), *tapped, *shapes.values()]}
         given = {tensor.name for tensor in fed}
         reads = [tensor for tensor in self._read(nodes) if tensor.name not in given]
-        tap_nodes = [node for tap in taps.values() for node in tap.nodes]
+        tap_nodes = [*readers, *(node for tap in taps.values() for node in tap.nodes)]
         model = export_subgraph(self._graph, [*nodes, *tap_nodes], [*reads, *fed], outputs.values())
         for node in tap_nodes:
             node.inputs.clear()  # else they are readers of what they measure
@@ -154,6 +162,9 @@ class Parts:
                 for name, tensor in keep.items():
                     self.activations.put(number, name, arrays[tensor.name])
                 samples = self.activations.samples(number)
+                if shapes:
+                    sides = {name: tuple(int(side) for side in arrays[one.name]) for name, one in shapes.items()}
+                    self.shapes.setdefault(samples, {}).update(sides)
                 return {name: tap.read(arrays).of_samples(samples) for name, tap in taps.items()}
 
             def run(numbers: Sequence[int], feed: Callable[[int], Feed]) -> dict[str, Moments]:
@@ -167,26 +178,6 @@ class Parts:
                 return {name: accumulator.result() for name, accumulator in found.items()}
 
             yield run
-
-    def shapes(self, nodes: Sequence[gs.Node], tensors: Sequence[Tensor]) -> dict[int, dict[str, tuple[int, ...]]]:
-        """The shapes of some tensors by the number of samples in the batch, from one run for each size."""
-        shapes = [gs.Variable(f"{tensor.name}#shape", dtype=np.int64) for tensor in tensors]
-        readers = [gs.Node("Shape", inputs=[one], outputs=[shape]) for one, shape in zip(tensors, shapes, strict=True)]
-        reads = self._read([*nodes, *readers])
-        model = export_subgraph(self._graph, [*nodes, *readers], reads, shapes)
-        for node in readers:
-            node.inputs.clear()
-        found: dict[int, dict[str, tuple[int, ...]]] = {}
-        with self._open_model(model) as runner:
-            for number in self.activations.numbers:
-                size = self.activations.samples(number)
-                if size not in found:
-                    arrays = runner.run({tensor.name: self.activations.get(number, tensor.name) for tensor in reads})
-                    named = zip(tensors, shapes, strict=True)
-                    found[size] = {
-                        tensor.name: tuple(int(side) for side in arrays[shape.name]) for tensor, shape in named
-                    }
-        return found
 
     def _read(self, nodes: Sequence[gs.Node]) -> list[gs.Variable]:
         """What nodes read, with the types that it has."""

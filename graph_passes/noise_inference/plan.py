@@ -29,6 +29,7 @@ class Plan:
             the BatchNorm alone.
         strengths: the drop ratio with which a source is tried, by the name of the place and the kind. It matters where
             the variance does not grow in proportion to that of the noise; elsewhere it is that of unit noise.
+        among: the signatures of the places that are tried, where something asks for noise; None for all.
     """
 
     only: frozenset[Kind] | None = None
@@ -37,6 +38,7 @@ class Plan:
     kinds: Mapping[Signature, NoiseKind] = field(default_factory=dict)
     for_all: frozenset[Signature] = frozenset()
     strengths: Mapping[tuple[str, NoiseKind], float] = field(default_factory=dict)
+    among: frozenset[Signature] | None = None
 
     def sources(self, place: Place, shape: tuple[int, ...] | None = None) -> list[Source]:
         """The kinds of noise to try at a place.
@@ -74,6 +76,8 @@ class Plan:
 
     def _is_tried(self, source: Source) -> bool:
         """Whether a source is tried."""
+        if self.among is not None and source.place.signature not in self.among:
+            return False
         if self.only is None or source.of in self.only or (source.place.name, source.kind) in self.own:
             return True
         place = source.place  # of a tied place the kind is another question

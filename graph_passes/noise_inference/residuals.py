@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
@@ -13,6 +13,7 @@ from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.measurement.measurement import MeasurementConfig, measure
 from vsfix.graph_passes.noise.marker import read_marker
 from vsfix.graph_passes.statistics.batches import Batch, count_samples
+from vsfix.graph_passes.statistics.moments import Moments
 
 from .telling import TRAINING_SAMPLES, ChannelEvidence, Telling, is_sure
 
@@ -93,25 +94,30 @@ def residuals_under_noise(
     config = MeasurementConfig(
         [module.name for module in find_modules(graph)], noise_seed=seed if is_noisy else None, max_memory=max_memory
     )
-    samples = count_samples(batches)
-    return {
-        telling.batch_norm: Residual.of(telling, telling.without, samples)
-        for telling in stored_against_seen(graph, batches, open_model, config)
-    }
+    return residuals_of(graph, measure(graph, batches, open_model, config), count_samples(batches))
 
 
-def stored_against_seen(
-    graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, config: MeasurementConfig
-) -> list[Telling]:
-    """What each BatchNorm stores against what it sees in one measurement; without those that tell nothing.
+def residuals_of(graph: gs.Graph, found: Mapping[str, Moments], samples: int) -> dict[str, Residual]:
+    """As `residuals_under_noise`, from what was measured so already.
 
     Args:
         graph: not changed.
-        batches: the calibration set.
-        open_model: opens a part of the graph in a runtime.
-        config: how to measure.
+        found: by the name of the BatchNorm.
+        samples: of the calibration set.
     """
-    found = measure(graph, batches, open_model, config)
+    return {
+        telling.batch_norm: Residual.of(telling, telling.without, samples)
+        for telling in stored_against_seen(graph, found)
+    }
+
+
+def stored_against_seen(graph: gs.Graph, found: Mapping[str, Moments]) -> list[Telling]:
+    """What each BatchNorm stores against what it sees; without those that tell nothing.
+
+    Args:
+        graph: not changed.
+        found: what was measured, by the name of the BatchNorm.
+    """
     evidence = {module.name: ChannelEvidence.of(module, found[module.name]) for module in find_modules(graph)}
     return [one.tell(name, (), ()) for name, one in evidence.items() if one.channels]
 

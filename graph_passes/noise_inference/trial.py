@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,7 @@ class Trial:
     """One region whose places can be made noisy. Its nodes read the products from now on.
 
     Args:
-        parts: runs the nodes; the input of the BatchNorm is in its activations.
+        parts: runs the nodes; the input of the BatchNorm is in its activations, and it knows the shapes of the places.
         region: the region.
         number: of the region.
         places: those that can be made noisy, without the one that the BatchNorm reads.
@@ -54,9 +54,7 @@ class Trial:
     def __init__(self, parts: Parts, region: Region, number: int, places: Sequence[Place]) -> None:
         self.region = region
         self.number = number
-        self._shapes: Mapping[int, Mapping[str, tuple[int, ...]]] = {}
-        if places:
-            self._shapes = parts.shapes(region.nodes, [place.tensor for place in places])
+        self._shapes = parts.shapes
         kind = parts.activations.get(0, region.batch_norm.input.name).dtype
         self.masks = [self._insert(count, place, kind) for count, place in enumerate(places, 1)]
         self.nodes = self._in_order()

@@ -24,7 +24,7 @@ from vsfix.graph_passes.ir.graph import redirect_readers
 from vsfix.graph_passes.ir.runtime import Array, Float64Array, OpenModel
 from vsfix.graph_passes.measurement.activation_cache import ActivationCache
 from vsfix.graph_passes.measurement.measurement import as_measured
-from vsfix.graph_passes.noise.noise import Noise
+from vsfix.graph_passes.noise.noise import Noise, NoiseKind
 from vsfix.graph_passes.noise.sampling import draw_affine
 from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.graph_passes.statistics.moments import Moments
@@ -37,7 +37,7 @@ from .trial import Trial
 
 NOTHING = 0.02  # a relative residual, root mean square over the channels, that needs no explanation
 ENOUGH_POSITIONS, ENOUGH_SAMPLES = 16, 128  # where a sample has so many values, so many samples show what noise adds
-DRAWS_OF_VALUES = 4  # where a sample has fewer
+MOST_DRAWS = 4  # where a sample has fewer
 
 Decision = Callable[[Telling], Mapping[Source, float]]  # the s2 of what is to be switched on
 
@@ -127,7 +127,8 @@ class Walk:
         if target.name not in {tensor.name for node in region.nodes for tensor in node.outputs}:
             return self._activations.moments(target.name, self._activations.numbers)
         kept = self._handed_on(number, region)
-        with self._parts.open(region.nodes, kept=kept, measured=[target]) as run:
+        shaped = [place.tensor for place in region.places[1:] if self._plan.sources(place)]
+        with self._parts.open(region.nodes, kept=kept, measured=[target], shaped=shaped) as run:
             return run(self._activations.numbers, lambda _: {})[target.name]
 
     def _handed_on(self, number: int, region: Region) -> dict[str, gs.Variable]:
@@ -142,18 +143,16 @@ class Walk:
         before = gs.Variable(f"{target.name}#clean", dtype=self._activations.get(0, target.name).dtype)
         difference = gs.Variable(f"{target.name}#difference", dtype=before.dtype)
         subtract = gs.Node("Sub", inputs=[target, before], outputs=[difference])
-        has_positions = clean.count >= ENOUGH_POSITIONS * clean.samples
-        enough = ENOUGH_SAMPLES if all(mask.place.is_linear for mask in trial.masks) else 2 * ENOUGH_SAMPLES
-        numbers = self._activations.few(enough) if has_positions else self._activations.numbers
-        reference = group_variances(self._activations.moments(target.name, numbers))
+        positions = clean.count // clean.samples
         is_linear = all(mask.place.is_linear for mask in trial.masks)
+        references: dict[range, Float64Array] = {}
         with self._parts.open(
             [*trial.nodes, subtract],
             fed=[before, *(mask.fed for mask in trial.masks)],
             measured=[difference] if is_linear else [difference, target],
         ) as run:
 
-            def added(source: Source, draw: int) -> Float64Array:
+            def added(source: Source, numbers: range, draw: int) -> Float64Array:
                 noise = Noise(source.kind, self._plan.strength(source))
 
                 def feed(batch: int) -> dict[str, Array]:
@@ -163,13 +162,22 @@ class Walk:
                 found = run(numbers, feed)
                 if source.place.is_linear:
                     return _mean_squares(found[difference.name])
-                return (group_variances(found[target.name]) - reference) / noise.variance
+                if numbers not in references:
+                    references[numbers] = group_variances(self._activations.moments(target.name, numbers))
+                return (group_variances(found[target.name]) - references[numbers]) / noise.variance
 
-            draws = range(1 if has_positions else DRAWS_OF_VALUES)
             for mask in trial.masks:
                 for source in self._plan.sources(mask.place, trial.shape(mask)):
-                    yield source, np.mean([added(source, draw) for draw in draws], axis=0)
+                    numbers = self._enough(source, positions)
+                    draws = range(_draws(source, clean.count))
+                    yield source, np.mean([added(source, numbers, draw) for draw in draws], axis=0)
         subtract.inputs.clear()
+
+    def _enough(self, source: Source, positions: int) -> range:
+        """The batches that show what noise of a source adds."""
+        if positions < ENOUGH_POSITIONS:
+            return self._activations.numbers
+        return self._activations.few(ENOUGH_SAMPLES if source.place.is_linear else 2 * ENOUGH_SAMPLES)
 
     def _switch_on(self, trial: Trial, found: Mapping[Source, float]) -> Moments:
         """Runs the region with its noise on; the moments of the BatchNorm's input then."""
@@ -184,7 +192,7 @@ class Walk:
             fed = [mask.fed for mask in trial.masks]
             with self._parts.open(trial.nodes, fed=fed, kept=kept, measured=[target]) as run:
                 found_moments = run(
-                    self._activations.numbers, lambda batch: self._factors(trial, noises, batch, DRAWS_OF_VALUES)
+                    self._activations.numbers, lambda batch: self._factors(trial, noises, batch, MOST_DRAWS)
                 )
             if direct not in noises:
                 return found_moments[target.name]
@@ -218,6 +226,16 @@ class Walk:
             self._activations.put(batch, name, noisy)
         self._activations.hold(name)
         return self._activations.moments(name, self._activations.numbers)
+
+
+def _draws(source: Source, values: int) -> int:
+    """How many draws show what noise of a source adds, where a channel has so many values.
+
+    Where nothing mixes what the noise is on, unit noise gives the same square in each draw: n - 1 is 1 or -1.
+    """
+    if source.place.is_linear and (source.place.is_tied or source.kind is NoiseKind.DROP_PATH):
+        return 1
+    return min(max(-(-ENOUGH_SAMPLES * ENOUGH_POSITIONS // values), 1), MOST_DRAWS)
 
 
 def _mean_squares(found: Moments) -> Float64Array:

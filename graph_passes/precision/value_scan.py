@@ -35,6 +35,12 @@ _FLOAT_TYPES = {
     "float64": np.dtype(np.float64),
 }
 _SMALLEST_NORMAL = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126, "float64": 2.0**-1022}
+_LARGEST = {
+    "float16": 65504.0,
+    "bfloat16": 255 * 2.0**120,
+    "float32": float(np.finfo(np.float32).max),
+    "float64": float(np.finfo(np.float64).max),
+}
 _BY_RANGE = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -160,6 +166,8 @@ def _scan(name: str, values: Array, stored: npt.DTypeLike, axis: int) -> Iterato
     for first in range(0, len(rows), step):
         part = rows[first : first + step]
         part = part.astype(np.float64).reshape(len(part), -1)
+        if _is_normal(part, dtype):
+            continue
         for defect, mask in _defects(part, dtype):
             for channel in np.flatnonzero(mask.any(axis=1)):
                 magnitudes = np.abs(part[channel][mask[channel]])
@@ -167,6 +175,13 @@ def _scan(name: str, values: Array, stored: npt.DTypeLike, axis: int) -> Iterato
                 count = int(magnitudes.size)
                 found.append(ValueFinding(name, first + int(channel), defect, dtype.name, count, float(extreme)))
     yield from sorted(found, key=lambda finding: get_args(Defect).index(finding.defect))
+
+
+def _is_normal(values: Float64Array, dtype: np.dtype[Any]) -> bool:
+    """Whether each value is 0 or a normal number in a type."""
+    sizes = np.abs(values)
+    normal = (sizes >= _SMALLEST_NORMAL[dtype.name]) & (sizes <= _LARGEST[dtype.name])
+    return bool((normal | (sizes == 0)).all())
 
 
 def _defects(values: Float64Array, dtype: np.dtype[Any]) -> Iterator[tuple[Defect, npt.NDArray[np.bool_]]]:

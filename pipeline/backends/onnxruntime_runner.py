@@ -21,7 +21,7 @@ from vsfix.graph_passes.io.external_data import detach_weights, fits_one_file
 from vsfix.graph_passes.io.file_values import refer_to_file
 from vsfix.graph_passes.ir.runtime import Array
 from vsfix.graph_passes.ir.stored_values import file_of, offset_of, values_of
-from vsfix.graph_passes.measurement.resident_memory import return_freed_memory
+from vsfix.graph_passes.measurement.resident_memory import FreedMemory
 from vsfix.trainers.export.onnxruntime_library import import_onnxruntime
 
 from .execution_provider import CPU, install_line, provider_options, require_work, without_tensor_float
@@ -29,6 +29,7 @@ from .feeds import InputSpec, check_feeds
 
 _SILENT = 4
 _LARGE_INPUT = 1 << 16  # bytes of a run, whose activations would stay with the process in pieces
+_FREED = FreedMemory(1 << 26)
 _FLOAT8 = frozenset({onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2})
 _DTYPES: Mapping[str, npt.DTypeLike] = {
     "tensor(float)": np.float32,
@@ -109,7 +110,7 @@ class OnnxRuntimeRunner:
                 raise fault from error
             raise ModelError(f"{self.name} fails on this input: {first_line(error)}") from error
         if not self._has_arena and sum(array.nbytes for array in inputs.values()) >= _LARGE_INPUT:
-            return_freed_memory()
+            _FREED.give_back()
         return {name: self._own(output, name) for name, output in zip(self._outputs, outputs, strict=True)}
 
     def _own(self, output: Any, name: str) -> Array:

@@ -15,10 +15,18 @@ from vsfix.graph_passes.io.model_file import read_metadata
 from vsfix.graph_passes.ir.runtime import Float64Array, OpenModel
 from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.measurement.measurement import MeasurementConfig, measure
-from vsfix.graph_passes.noise.analysis import Distance, NoiseMap, NoisePaths, TracedPath, analyse_noise, traced_path
+from vsfix.graph_passes.noise.analysis import (
+    Distance,
+    NoiseMap,
+    NoisePaths,
+    TracedPath,
+    analyse_noise,
+    traced_path,
+)
 from vsfix.graph_passes.noise_average.severity import Severity
 from vsfix.graph_passes.noise_average.stored_statistics import StoredAgainstNoisy
 from vsfix.graph_passes.noise_inference.claims import Claim
+from vsfix.graph_passes.noise_inference.residuals import Residual
 from vsfix.graph_passes.precision.value_scan import describe_error, doubtful_constants, scan_values
 from vsfix.graph_passes.precision.weight_rounding import LIMITS
 from vsfix.graph_passes.statistics.batches import Batch, count_samples, require_different_samples
@@ -185,20 +193,25 @@ def inspect_model(
     judges = averaged_on or batches
     claims: tuple[Claim, ...] = ()
     fault, question = None, ""
+    has_data = bool(batches) and bool(find_modules(prepared.graph))
+    real = measure(prepared.graph, batches, open_model, MeasurementConfig()) if has_data else {}
     if is_lost(prepared):
         if batches:
-            lost = infer_lost_noise(prepared, batches, open_model, max_memory=DEFAULT_MAX_MEMORY)
+            lost = infer_lost_noise(
+                prepared, batches, open_model, max_memory=DEFAULT_MAX_MEMORY, measured=real if has_data else None
+            )
             prepared = prepared.with_noise(lost.noise)
             inferred = lost.sentence
             warnings = (*warnings, *lost.doubts)
             claims, fault, question = lost.inference.claims, lost.fault, lost.question
         else:
             warnings = (*warnings, NOT_SHOWN)
-    found = _with_severity(
-        inspect_graph(prepared.graph, batches, open_model), prepared.graph, judges, open_model, config
-    )
+    looked_at = _inspect(prepared.graph, count_samples(batches), real)
+    found, study = _with_severity(looked_at, prepared.graph, judges, open_model, config)
     if not inferred:
-        fault = _fault_beside_noise(prepared.graph, batches, open_model, found)
+        residuals = None if study is None else study.residuals
+        samples = batches if study is None else study.samples.batches
+        fault = _fault_beside_noise(prepared.graph, samples, open_model, found, residuals)
     return replace(
         found,
         fault=fault,
@@ -212,10 +225,14 @@ def inspect_model(
 
 
 def _fault_beside_noise(
-    graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, found: Inspection
+    graph: gs.Graph,
+    batches: Sequence[Batch],
+    open_model: OpenModel,
+    found: Inspection,
+    residuals: Mapping[str, Residual] | None,
 ) -> Fault | None:
     """What is wrong beside the noise that a file shows; of what is in its way only that which makes R doubtful."""
-    fault = find_fault(graph, batches, open_model)
+    fault = find_fault(graph, batches, open_model, residuals)
     reached = {row.name for row in found.rows if row.noise}
     if fault is None or found.stored or not set(fault.batch_norms) <= reached:
         return fault
@@ -224,23 +241,24 @@ def _fault_beside_noise(
 
 def _with_severity(
     found: Inspection, graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, config: InspectionConfig
-) -> Inspection:
+) -> tuple[Inspection, NoiseStudy | None]:
     """Adds R where noise is known that can be switched on; a warning says why it can't be had."""
     if not batches or not any(not source.owner for source in analyse_noise(graph).sources):
-        return found
+        return found, None
     try:
-        study = NoiseStudy.of(graph, batches, open_model, config.seed, config.output_kinds)
+        study = NoiseStudy.of(graph, batches, open_model, config.seed, config.output_kinds, needs_targets=False)
     except (DataError, ModelError) as error:
         unknown = f"how far the file is from its noise-averaged network is unknown: {error}"
-        return replace(found, warnings=(*found.warnings, unknown))
+        return replace(found, warnings=(*found.warnings, unknown)), None
     few = () if len(study.samples) >= FEW else (f"R rests on {len(study.samples)} samples; give {FEW} or more",)
-    return replace(
+    seen = replace(
         found,
         warnings=(*found.warnings, *study.samples.warnings, *few, *study.open_question()),
         severity=study.severity,
         outputs=study.output_lines(),
         stored=tuple(row for row in study.stored if row.differs),
     )
+    return seen, study
 
 
 def inspect_graph(graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel) -> Inspection:
@@ -255,14 +273,19 @@ def inspect_graph(graph: gs.Graph, batches: Sequence[Batch], open_model: OpenMod
         ModelError: no BatchNorm, or one that can't be read.
         DataError: data that is not finite.
     """
+    measured = measure(graph, batches, open_model, MeasurementConfig()) if batches and find_modules(graph) else {}
+    return _inspect(graph, count_samples(batches), measured)
+
+
+def _inspect(graph: gs.Graph, samples: int, real: Mapping[str, Moments]) -> Inspection:
+    """What is known of every BatchNorm, with what was measured with the noise off."""
     batch_norms = find_modules(graph)
     noise_map = analyse_noise(graph)
-    real = measure(graph, batches, open_model, MeasurementConfig()) if batches and batch_norms else {}
     rows = tuple(_row(batch_norm, noise_map.reaching[batch_norm.name], real) for batch_norm in batch_norms)
     return Inspection(
         rows,
         _sources(noise_map),
-        count_samples(batches),
+        samples,
         _warnings(rows) + _hidden(noise_map),
         route=_worst_route(graph, batch_norms, noise_map, rows),
     )

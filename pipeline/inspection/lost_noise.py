@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from vsfix.graph_passes.ir.runtime import OpenModel
+from vsfix.graph_passes.measurement.measurement import run_size
 from vsfix.graph_passes.noise.analysis import analyse_noise
 from vsfix.graph_passes.noise.noise import Noise
 from vsfix.graph_passes.noise_inference.inference import infer_noise
 from vsfix.graph_passes.noise_inference.verdict import NoiseInference, Verdict
-from vsfix.graph_passes.statistics.batches import Batch, cut_batches, prescribed_batch_size, samples_in
+from vsfix.graph_passes.statistics.batches import Batch, cut_batches, prescribed_batch_size
+from vsfix.graph_passes.statistics.moments import Moments
 
 from .fault import REESTIMATE, Fault, FaultKind, find_fault
 from .preparation import PreparedModel
 
-LARGEST_BATCH, SMALLEST_BATCH = 64, 8
-BATCH_BYTES = 1 << 20  # of the inputs of one run: several activations of each are held at once
 NAMED = 3  # sites that are spelled out
 
 
@@ -82,7 +80,12 @@ def is_lost(prepared: PreparedModel) -> bool:
 
 
 def infer_lost_noise(
-    prepared: PreparedModel, batches: Sequence[Batch], open_model: OpenModel, *, max_memory: int
+    prepared: PreparedModel,
+    batches: Sequence[Batch],
+    open_model: OpenModel,
+    *,
+    max_memory: int,
+    measured: Mapping[str, Moments] | None = None,
 ) -> LostNoise:
     """Infers the noise; where none is found, looks for another fault.
 
@@ -91,15 +94,14 @@ def infer_lost_noise(
         batches: some hundred samples like the training data.
         open_model: the runtime.
         max_memory: bytes that the process may hold; activations beyond go to the disk.
+        measured: what `measure` finds in the graph as it is, where that is known already.
 
     Raises:
         DataError: data that no statistic can be compared with.
     """
     graph = prepared.graph
-    sample = sum(array.nbytes for array in batches[0].values()) / samples_in(batches[0])
-    size = int(np.clip(BATCH_BYTES / max(sample, 1), SMALLEST_BATCH, LARGEST_BATCH))
-    cut = list(cut_batches(batches, prescribed_batch_size(graph) or size))
-    inference = infer_noise(graph, cut, open_model, max_memory=max_memory)
+    cut = list(cut_batches(batches, prescribed_batch_size(graph) or run_size(batches)))
+    inference = infer_noise(graph, cut, open_model, max_memory=max_memory, measured=measured)
     if inference.verdict is Verdict.FOUND:
         return LostNoise(inference)
     fault = find_fault(graph, cut, open_model, inference.residuals, max_memory=max_memory)

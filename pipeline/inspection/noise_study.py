@@ -28,8 +28,10 @@ from vsfix.graph_passes.noise_average.divergence import Meaning, OutputKind, rec
 from vsfix.graph_passes.noise_average.noise_average import NoiseAverage, draws_for, run_deployed
 from vsfix.graph_passes.noise_average.samples import SampleSet
 from vsfix.graph_passes.noise_average.severity import DrawCollector, OutputReader, Reference, Severity
-from vsfix.graph_passes.noise_average.stored_statistics import StoredAgainstNoisy, compare_stored
+from vsfix.graph_passes.noise_average.stored_statistics import StoredAgainstNoisy, compare_stored, measure_noisy
+from vsfix.graph_passes.noise_inference.residuals import Residual, residuals_of
 from vsfix.graph_passes.statistics.batches import Batch, prescribed_batch_size, samples_in
+from vsfix.graph_passes.statistics.moments import Moments
 
 LEAST, FEW = 2, 8  # samples: none below, and a warning below
 MOST = 1024  # samples: more bring next to nothing, take memory for each, and leave fewer positions of each
@@ -58,7 +60,8 @@ class NoiseStudy:
         outputs: of the deployed network.
         kinds: how the outputs are read.
         severity: R.
-        stored: what each BatchNorm stores against the noisy runs.
+        seen: what each BatchNorm sees with the noise on, see `measure_noisy`.
+        stored: what each BatchNorm stores against it.
         open_model: the runtime.
         told: the meanings of outputs that a person said, by name.
         max_memory: bytes that the process may hold; activations beyond go to the disk.
@@ -73,6 +76,7 @@ class NoiseStudy:
     outputs: Mapping[str, Array]
     kinds: Mapping[str, OutputKind]
     severity: Severity
+    seen: Mapping[str, Moments]
     stored: tuple[StoredAgainstNoisy, ...]
     open_model: OpenModel
     told: Mapping[str, str]
@@ -87,8 +91,12 @@ class NoiseStudy:
         seed: int,
         output_kinds: Mapping[str, str],
         max_memory: int = DEFAULT_MAX_MEMORY,
+        *,
+        needs_targets: bool = True,
     ) -> NoiseStudy:
         """Runs the network with its noise off, and with it on as often as a fixed rule says.
+
+        Without targets, which are what a match needs, R is the same and costs less.
 
         Raises:
             DataError: too few samples, outputs that are not finite, or noise that changes nothing.
@@ -100,7 +108,7 @@ class NoiseStudy:
         average = NoiseAverage(graph, samples, open_model, seed)
         outputs = run_deployed(graph, samples, open_model)
         kinds = recognise_outputs(graph, outputs, output_kinds)
-        units = find_units(graph, average.shapes)
+        units = find_units(graph, average.shapes) if needs_targets else ()
         one = multiply_adds(graph, average.shapes) / samples_in(samples.batches[0])
         draws = draws_for(len(samples), one)
         readers = {
@@ -114,6 +122,7 @@ class NoiseStudy:
             drawn.add(run.draw, run.first, counts[run.first], run.arrays)
             collected.add(run.first, counts[run.first], run.arrays)
         reference, targets = drawn.reference(), collected.result()
+        seen = measure_noisy(graph, samples.batches, open_model, seed, max_memory)
         return cls(
             graph=graph,
             samples=samples,
@@ -124,11 +133,17 @@ class NoiseStudy:
             outputs=outputs,
             kinds=kinds,
             severity=reference.severity(outputs, seed),
-            stored=compare_stored(graph, samples.batches, open_model, seed, max_memory),
+            seen=seen,
+            stored=compare_stored(graph, seen),
             open_model=open_model,
             told=output_kinds,
             max_memory=max_memory,
         )
+
+    @property
+    def residuals(self) -> dict[str, Residual]:
+        """What is left of each BatchNorm with the noise on, by its name."""
+        return residuals_of(self.graph, self.seen, len(self.samples))
 
     @property
     def first_size(self) -> int:

@@ -130,7 +130,14 @@ def average_repair(
     statistics: dict[str, Statistics] = {}
     wrong = [row for row in study.stored if row.differs]
     if wrong:
-        fault = find_fault(graph, study.samples.batches, open_model, seed=config.seed, max_memory=config.max_memory)
+        fault = find_fault(
+            graph,
+            study.samples.batches,
+            open_model,
+            study.residuals,
+            seed=config.seed,
+            max_memory=config.max_memory,
+        )
         if fault is not None and fault.kind is FaultKind.INPUT:
             raise CheckFailedError(f"refused: {fault.sentence}; no model is written")
         _require_enough(wrong, len(study.samples))

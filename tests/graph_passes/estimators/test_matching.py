@@ -119,7 +119,7 @@ def study(graph, x, open_model, draws=16, seed=0):
 
 def test_the_output_comes_nearer_to_f_and_the_layers_too(parse, open_model):
     graph, x = two_layers(parse), RNG.normal(0.5, 1, (256, 6)).astype(np.float32)
-    units, targets, samples, shapes, mean = study(graph, x, open_model, 64)
+    units, targets, samples, shapes, mean = study(graph, x, open_model, 64, seed=2)
     found = match(graph, units, targets, samples, shapes, open_model)
     before = deployed_units(graph, units, targets, samples, shapes, open_model)
     distance = ((run_deployed(graph, samples, open_model)["y"] - mean) ** 2).mean()

@@ -16,7 +16,10 @@ import torch.nn.functional as F
 from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms
 from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.io.model_file import export_model, import_graph
+from vsfix.graph_passes.measurement import staging
 from vsfix.graph_passes.measurement.measurement import MeasurementConfig, as_measured, measure, run_size
+from vsfix.graph_passes.noise.noise import Noise
+from vsfix.graph_passes.noise.sampling import draw_affine
 from vsfix.graph_passes.statistics.moments import Moments
 
 ALL = ("bn1", "bn2", "bn3")
@@ -130,8 +133,8 @@ def test_noise_does_not_depend_on_the_opset(parse, open_model, opset):
     x = np.ones((400, 3), dtype=np.float32)
     (found,) = measure(import_graph(model), [{"x": x}], open_model, MeasurementConfig(noise_seed=1)).values()
     rngs = [np.random.Generator(np.random.SFC64([1, 0, 0, sample])) for sample in range(400)]
-    kept = np.concatenate([rng.random((1, 3), dtype=np.float32) < 0.5 for rng in rngs])
-    np.testing.assert_array_equal(found.mean, (2.0 * kept).mean(0))
+    drawn = np.concatenate([draw_affine(Noise.parse("dropout:0.5"), (1, 3), rng)[0] for rng in rngs])
+    np.testing.assert_array_equal(found.mean, drawn.mean(0, dtype=np.float64))
 
 
 @pytest.mark.parametrize("sizes", [[1] * 60, [59, 1], [7, 20, 33]])
@@ -311,3 +314,36 @@ def test_a_channel_that_no_correction_can_tell_keeps_what_it_stores(parse):
     mean, variance = as_measured(stored, found)
     np.testing.assert_array_equal(mean, [found.mean[0], 0.5, 0.5, 0.5])
     np.testing.assert_array_equal(variance, [found.variance[0], 2, 0, -1])
+
+
+def test_small_samples_of_a_graph_with_many_nodes_run_together():
+    batch = {"x": np.zeros((500, 8), np.float32)}  # 32 bytes each
+    assert run_size([batch], nodes=100) == 63
+    assert run_size([batch], nodes=20_000) == 4096
+    assert run_size([{"x": np.zeros((500, 3, 64, 64), np.float32)}], nodes=20_000) == 63
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_a_graph_that_is_cut_into_parts_is_measured_as_the_whole_one(residual, images, open_model, monkeypatch, seed):
+    """Both with the noise off and on, with every BatchNorm corrected and with none."""
+    for corrected in (ALL, ()):
+        config = MeasurementConfig(corrected, noise_seed=seed)
+        whole = measure(import_graph(residual), split(images, [60]), open_model, config)
+        opened = []
+        with monkeypatch.context() as patch:
+            patch.setattr(staging, "MOST_NODES", 2)
+            parts = measure(import_graph(residual), split(images, [60]), counting(open_model, opened), config)
+        assert max(opened) <= 2
+        for name, moments in whole.items():
+            np.testing.assert_allclose(parts[name].mean, moments.mean, rtol=1e-6, atol=1e-7)
+            np.testing.assert_allclose(parts[name].variance, moments.variance, rtol=1e-6)
+
+
+def counting(open_model, opened: list[int]):
+    """The same runtime, which notes how many nodes that are no tap each model has."""
+
+    def opening(model):
+        opened.append(sum("#vsfix" not in name for node in model.graph.node for name in node.output[:1]))
+        return open_model(model)
+
+    return opening

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from vsfix.graph_passes.errors import MissingComponentError
-from vsfix.graph_passes.measurement.resident_memory import resident_bytes
+from vsfix.graph_passes.measurement import resident_memory
+from vsfix.graph_passes.measurement.resident_memory import FreedMemory, resident_bytes
 
 NOWHERE = Path("/nowhere/statm")
 SIZE = 200 << 20
@@ -53,3 +54,15 @@ print(full - resident_bytes(), len(last))
     freed, held = map(int, done.stdout.split())
     assert freed > 100 << 20
     assert held == 1 << 15
+
+
+def test_freed_memory_stays_until_the_process_has_grown_by_more_than_a_little(monkeypatch):
+    held = iter([100, 100, 140, 151, 110, 80, 131, 90])
+    given_back = []
+    monkeypatch.setattr(resident_memory, "resident_bytes", lambda: next(held))
+    monkeypatch.setattr(resident_memory, "return_freed_memory", lambda: given_back.append(True))
+    freed, counts = FreedMemory(50), []
+    for _ in range(5):  # sees 100, gives back and holds 100; 140; 151, and holds 110; 80; 131, and holds 90
+        freed.give_back()
+        counts.append(len(given_back))
+    assert counts == [1, 1, 2, 2, 3]

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from vsfix.graph_passes.noise.noise import Noise
-from vsfix.graph_passes.noise.sampling import apply_noise
+from vsfix.graph_passes.noise.sampling import apply_noise, draw_affine, generators_of
 
 MULTIPLICATIVE = [
     "dropout:0.5",
@@ -142,3 +142,14 @@ def test_one_seed_gives_the_same_bits_and_another_others(text):
     values = np.ones((40, 30, 2), dtype=np.float32)
     assert draw(text, values, 1).tobytes() == draw(text, values, 1).tobytes()
     assert draw(text, values, 1).tobytes() != draw(text, values, 2).tobytes()
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.3, 0.0001])
+def test_elements_are_dropped_independently_of_each_other_and_of_other_draws(ratio):
+    rngs = generators_of((0, draw) for draw in range(4000))
+    dropped = np.concatenate([draw_affine(Noise.parse(f"dropout:{ratio}"), (1, 70), rng)[0] == 0 for rng in rngs])
+    assert dropped.mean() == pytest.approx(ratio, abs=5 * np.sqrt(ratio / dropped.size))
+    if ratio >= 0.3:
+        between = np.corrcoef(dropped.T.astype(np.float64))[~np.eye(70, dtype=bool)]
+        assert np.abs(between).max() < 5 / np.sqrt(4000)
+        assert np.abs(np.corrcoef(dropped[:60].astype(np.float64))[~np.eye(60, dtype=bool)]).max() < 5 / np.sqrt(70)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vsfix.graph_passes.io.model_file import import_graph
-from vsfix.graph_passes.noise_average.stored_statistics import compare_stored
+from vsfix.graph_passes.noise_average.stored_statistics import compare_stored, measure_noisy
 
 BODY = """(float[N, 12] x) => (float[N, 8] y) {
     h = MatMul (x, w) d = Dropout (h, ratio, off)
@@ -25,7 +25,8 @@ def compared(parse, open_model, samples: int, variance: float = 1.0, move: float
     }  # fmt: skip
     graph = import_graph(parse(BODY, weights))
     x = rng.normal(1, 1, (samples, 12)).astype(np.float32)
-    return compare_stored(graph, [{"x": part} for part in np.array_split(x, -(-samples // 64))], open_model, seed)[0]
+    parts = [{"x": part} for part in np.array_split(x, -(-samples // 64))]
+    return compare_stored(graph, measure_noisy(graph, parts, open_model, seed))[0]
 
 
 @pytest.mark.parametrize("samples", [32, 100, 500])

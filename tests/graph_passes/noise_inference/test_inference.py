@@ -12,6 +12,7 @@ import torch
 from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms
 from vsfix.graph_passes.errors import DataError, InputError, ModelError
 from vsfix.graph_passes.io.model_file import export_model, import_graph
+from vsfix.graph_passes.measurement.measurement import measure
 from vsfix.graph_passes.noise.insertion import InsertNoise
 from vsfix.graph_passes.noise.marker import read_marker
 from vsfix.graph_passes.noise_inference.inference import infer_noise
@@ -249,3 +250,17 @@ def test_what_can_not_be_inferred_from_is_refused(parse, open_model):
     without = parse("(float[N, 3] x) => (float[N, 3] y) {\n y = Relu (x)\n}", {})
     with pytest.raises(ModelError, match="no BatchNormalization"):
         infer_noise(import_graph(without), batches(), open_model)
+
+
+def test_what_was_measured_already_is_not_measured_again(open_model):
+    """The glance is the whole answer for a network without noise, and then nothing is run."""
+    graph, opened = import_graph(planted("a", "dropout", 0.0)), []
+
+    def opening(model):
+        opened.append(model)
+        return open_model(model)
+
+    measured = measure(graph, batches(), open_model)
+    answer = infer_noise(graph, batches(), opening, measured=measured)
+    assert not opened
+    assert answer == inferred("a", "dropout", 0.0, open_model)
