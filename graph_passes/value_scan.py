@@ -175,7 +175,7 @@ def _scan(name: str, values: Array, stored: npt.DTypeLike, axis: int) -> Iterato
 def _is_normal(values: Float64Array, dtype: np.dtype[Any]) -> bool:
     """Whether each value is 0 or a normal number in a type."""
     sizes = np.abs(values)
-    largest = float(ml_dtypes.finfo(dtype).max)
+    largest = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
     return bool((((sizes >= _SMALLEST_NORMAL[dtype.name]) & (sizes <= largest)) | (sizes == 0)).all())
 
 
