@@ -12,6 +12,7 @@ the folder of `ladder_train.py`; a NETWORK that is not in it is trained. Of each
     densenet-22-8-dropout-0.5-b-0
     drop-path                       DropPath on each branch
     chain                           20,000 nodes, residual blocks of Conv-BatchNorm-ReLU, without noise
+    chain-2000, chain-6000          the same with fewer
     noisy-chain                     2,000 nodes, with Dropout in front of each BatchNorm
 
 Times are those of the processor, so that they hold beside other work. `work` counts the convolutions and matrix

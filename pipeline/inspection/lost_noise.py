@@ -100,7 +100,8 @@ def infer_lost_noise(
         DataError: data that no statistic can be compared with.
     """
     graph = prepared.graph
-    cut = list(cut_batches(batches, prescribed_batch_size(graph) or run_size(batches)))
+    size = 1 << (run_size(batches) - 1).bit_length()  # a power of 2 leaves no small rest of the usual batches
+    cut = list(cut_batches(batches, prescribed_batch_size(graph) or size))
     inference = infer_noise(graph, cut, open_model, max_memory=max_memory, measured=measured)
     if inference.verdict is Verdict.FOUND:
         return LostNoise(inference)
