@@ -20,7 +20,7 @@ LOAD = "from vsfix.trainers.export.onnxruntime_library import import_onnxruntime
 
 
 def load_in(home: Path, code: str, **environment: str) -> list[Path]:
-    """What a process that runs `code` leaves in an empty home."""
+    """The files that a process that runs `code` leaves in an empty home."""
     own = {key: value for key, value in os.environ.items() if key not in (TELEMETRY_OFF, "XDG_CACHE_HOME", "CI")}
     subprocess.run([sys.executable, "-c", code], check=True, env=own | {"HOME": str(home)} | environment, timeout=120)
     return list(home.iterdir())
