@@ -26,6 +26,7 @@ from vsfix.graph_passes.batch_norm.batch_norm import find_modules
 from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
 from vsfix.graph_passes.io.atomic_file import atomic_path, require_writable
 from vsfix.graph_passes.io.model_file import check_model, export_model, import_graph
+from vsfix.graph_passes.ir.rounding import snr_db
 from vsfix.graph_passes.noise.marker import EXPORT_METADATA_KEY, write_marker
 from vsfix.graph_passes.noise.noise import Noise
 from vsfix.trainers.training.evaluation import eval_mode
@@ -41,7 +42,7 @@ from .onnx_conversion import (
     torch_references,
     trace_module,
 )
-from .onnxruntime_library import Agreement, agreement_of, compare_with_torch
+from .onnxruntime_library import Agreement, compare_with_torch
 from .training_noise import observe_training_noise
 
 MIN_OPSET = 15  # BatchNormalization got its present form there
@@ -304,7 +305,6 @@ def _as_exact_as_torch(path: Path, module: nn.Module, references: Sequence[tuple
         return False
     pairs = [(rows, out) for (rows, _), out in zip(references, exact, strict=True)]
     torch_snr = min(
-        agreement_of(out.numpy(), approximate.numpy()).snr_db
-        for out, (_, approximate) in zip(exact, references, strict=True)
+        snr_db(out.numpy(), approximate.numpy()) for out, (_, approximate) in zip(exact, references, strict=True)
     )
     return compare_with_torch(path, pairs).snr_db >= max(torch_snr - WORSE_THAN_TORCH_DB, LEAST_SNR_DB)
