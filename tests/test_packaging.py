@@ -108,9 +108,9 @@ def test_the_network_that_the_readme_shows_is_the_one_of_its_file():
 
 @pytest.fixture(scope="module")
 def own_model(tmp_path_factory):
-    """The folder in which README's commands ran, after a training of four epochs instead of forty."""
+    """The folder in which README's commands ran, in their order."""
     folder = tmp_path_factory.mktemp("own")
-    (folder / "mynet.py").write_text(NETWORK.replace("range(40)", "range(4)"))
+    (folder / "mynet.py").write_text(NETWORK)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delitem(sys.modules, "mynet", raising=False)
@@ -133,6 +133,17 @@ def test_the_own_model_of_the_readme_goes_from_its_training_to_an_engine(own_mod
     made = {path.name for path in own_model.iterdir()}
     assert {"weights.pt", "model.onnx", "repaired.onnx", "report.html", "half.onnx"} <= made
     assert "half.plan" in made or find_spec("tensorrt_rtx") is None
+
+
+def test_the_python_of_the_readme_runs(own_model, monkeypatch):
+    monkeypatch.chdir(own_model)
+    blocks = [block.split("```")[0] for block in README.split("```python\n")[2:]]
+    assert len(blocks) == 2
+    before = (own_model / "repaired.onnx").stat().st_mtime_ns
+    said = run(sys.executable, "-c", "".join(blocks))
+    assert "Repaired 2 of 2 BatchNorms" in said
+    assert re.search(r"PASS +Repaired \d parts", said)
+    assert (own_model / "repaired.onnx").stat().st_mtime_ns > before
 
 
 def test_the_walkthrough_runs_on_small_data(tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
 """The opset of a model, raised where an operator takes a float type only from a later one on.
 
 Conv and pooling take bfloat16 from opset 22 on, If and Loop from 16, BatchNormalization from 15. float16 is taken from
-the beginning. An operator that takes the type at no opset up to 22 (Range, NonMaxSuppression, TopK with bfloat16) is
-no reason to raise it: it keeps float32. Neither is QuantizeLinear, whose scale has the type that the opset of the file
+the beginning. An operator that takes the type at no opset up to 22 (Range, NonMaxSuppression, TopK with bfloat16) is no
+reason to raise it: it keeps float32. Neither is QuantizeLinear, whose scale has the type that the opset of the file
 knows.
 """
 

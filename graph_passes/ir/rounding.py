@@ -1,6 +1,11 @@
-"""Rounds what was computed in float64, once; refuses values that would not be finite, or lose their digits."""
+"""Rounds what was computed in float64, once; refuses values that would not be finite, or lose their digits.
+
+The distance of a rounded output from the reference: SNR = 10 log10(sum reference^2 / sum (output - reference)^2) dB.
+"""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -55,3 +60,25 @@ def round_channels(values: Float64Array, dtype: npt.DTypeLike, axis: int = -1, p
     bad = np.moveaxis(np.atleast_1d(rounded.astype(np.float64)), axis, 0)[channel]
     what = "be NaN in" if np.isnan(bad).any() else "overflow"
     raise RoundingError(f"channel {channel // per} would {what} {np.dtype(dtype).name}")
+
+
+def snr_db(reference: Array, output: Array) -> float:
+    """The signal to noise ratio over all elements, in float64 and in dB.
+
+    Args:
+        reference: finite.
+        output: of the same shape.
+
+    Returns:
+        inf where both are equal; -inf where the output is not finite, or the reference is 0 and the output is not.
+    """
+    reference = reference.astype(np.float64)
+    difference = np.abs(output - reference)
+    peak, noise_peak = float(np.abs(reference).max(initial=0)), float(difference.max(initial=0))
+    if noise_peak == 0:
+        return math.inf
+    if peak == 0 or not math.isfinite(noise_peak):
+        return -math.inf
+    # Each is scaled by its peak, so that no square leaves float64.
+    signal, noise = float(np.sum((reference / peak) ** 2)), float(np.sum((difference / noise_peak) ** 2))
+    return 10 * (math.log10(signal) - math.log10(noise)) + 20 * (math.log10(peak) - math.log10(noise_peak))

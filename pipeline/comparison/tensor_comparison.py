@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vsfix.graph_passes.errors import DataError
+from vsfix.graph_passes.ir.rounding import snr_db
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
 
 
@@ -107,23 +108,12 @@ def _compare_finite(reference: Float64Array, output: Float64Array) -> TensorComp
         p999_abs=p999_abs,
         max_rel=_ratio(max_abs, peak),
         p999_rel=_ratio(p999_abs, peak),
-        snr_db=_snr_db(reference, difference),
+        snr_db=snr_db(reference, output),
         cosine_min=float(cosines.min()),
         cosine_mean=float(cosines.mean()),
         nan_count=0,
         inf_count=0,
     )
-
-
-def _snr_db(reference: Float64Array, difference: Float64Array) -> float:
-    """10 log10(sum reference^2 / sum difference^2), each scaled by its peak so that no square leaves float64."""
-    peak, noise_peak = float(np.abs(reference).max()), float(difference.max())
-    if noise_peak == 0:
-        return math.inf
-    if peak == 0:
-        return -math.inf
-    signal, noise = float(np.sum((reference / peak) ** 2)), float(np.sum((difference / noise_peak) ** 2))
-    return 10 * (math.log10(signal) - math.log10(noise)) + 20 * (math.log10(peak) - math.log10(noise_peak))
 
 
 def _cosines(reference: Float64Array, output: Float64Array) -> Float64Array:

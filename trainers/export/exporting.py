@@ -28,12 +28,12 @@ _SHOWN_KEYS = 3
 
 @dataclass(frozen=True, eq=False)
 class Exportable:
-    """A module with what an export needs beside it.
+    """A module, and the other inputs of an export.
 
     Attributes:
         module: with its weights.
         example: a batch of inputs, shape (N, ...).
-        metadata: what the file is to say of itself.
+        metadata: of the file.
     """
 
     module: nn.Module
@@ -79,24 +79,6 @@ def export_checkpoint(
     """
     found = exportable_checkpoint(checkpoint)
     return export_onnx(found.module, found.example, path, opset=opset, metadata=found.metadata, force=force)
-
-
-def export_factory(
-    source: str,
-    path: Path,
-    *,
-    input_shape: tuple[int, ...],
-    weights: Path | None = None,
-    opset: int = DEFAULT_OPSET,
-    force: bool = False,
-) -> ExportResult:
-    """Writes the module that a factory returns; see `exportable_factory` and `export_onnx`.
-
-    Raises:
-        InputError, ModelError, CheckFailedError, MissingComponentError: as both.
-    """
-    found = exportable_factory(source, input_shape, weights)
-    return export_onnx(found.module, found.example, path, opset=opset, force=force)
 
 
 def _example(shape: tuple[int, ...]) -> torch.Tensor:

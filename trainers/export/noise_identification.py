@@ -33,7 +33,7 @@ _ROUNDING = 1e-5  # of a quotient of two float32 values, relative
 
 @dataclass(frozen=True)
 class Identification:
-    """What a layer's noise is.
+    """The noise of a layer.
 
     Attributes:
         noise: its kind and parameter; None where there is none, or none of a known kind.
@@ -101,10 +101,10 @@ def _measure(layer: nn.Module, rank: int) -> Noise | None:
 
 def _factors(layer: nn.Module, x: torch.Tensor, runs: int) -> torch.Tensor:
     """y_train / y_eval in float64, shape (runs, *x.shape); NaN where both are 0."""
-    clean = _run(layer.eval(), x)
-    noisy = torch.stack([_run(layer.train(), x) for _ in range(runs)])
-    factors = noisy / clean
-    if bool((factors.isnan() & ~((noisy == 0) & (clean == 0))).any() or factors.isinf().any()):
+    off = _run(layer.eval(), x)
+    on = torch.stack([_run(layer.train(), x) for _ in range(runs)])
+    factors = on / off
+    if bool((factors.isnan() & ~((on == 0) & (off == 0))).any() or factors.isinf().any()):
         raise _UnknownNoiseError("its noise is not a factor on what it returns in eval mode")
     return factors
 
@@ -120,7 +120,7 @@ def _run(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def _own_axes(factors: torch.Tensor) -> int:
-    """How many leading axes of the input, the batch first, have draws of their own; the others must share them."""
+    """The number of leading axes of the input, the batch first, with draws of their own; the others must share them."""
     constant = [_is_constant(factors, axis) for axis in range(factors.dim())]
     own = constant.index(True) if True in constant else len(constant)
     if own < 2 or not all(constant[own:]):
@@ -138,8 +138,8 @@ def _require_independent(draws: torch.Tensor, x: torch.Tensor) -> None:
     """Draws must not go with their neighbours along any axis, nor with the values that they meet."""
     limit = 2 * _SIGMAS / math.sqrt(draws.numel())
     values = x.double().expand_as(draws)
-    spread = (draws - draws.mean()) ** 2
-    pairs = [(draws, values), (draws, values.abs()), (spread, values), (spread, values.abs())]
+    squares = (draws - draws.mean()) ** 2
+    pairs = [(draws, values), (draws, values.abs()), (squares, values), (squares, values.abs())]
     if any(abs(_correlation(one, other)) > limit for one, other in pairs):
         raise _UnknownNoiseError("its noise depends on the values of its input")
     for axis in range(draws.dim()):
@@ -155,7 +155,7 @@ def _correlation(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def _bernoulli(draws: torch.Tensor, scale: float, rank_and_own: tuple[int, int]) -> Noise:
-    """The dropout whose kept elements are multiplied by `scale` = 1 / p."""
+    """The dropout whose remaining elements are multiplied by `scale` = 1 / p."""
     ratio = round(1 - 1 / scale, 7) if scale >= 1 else 0.0
     dropped = float((draws == 0).double().mean())
     error = math.sqrt(max(ratio * (1 - ratio), 0.0) / draws.numel())

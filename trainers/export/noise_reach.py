@@ -1,7 +1,7 @@
 """Whether noise reaches anything that deployment computes, found by drawing it anew and looking who notices.
 
 Copies of a module run in training mode under the same random numbers, but for those of the noise in question: these
-are drawn anew in several trials, and in one more the values behind them are changed, for draws of a small ratio often
+are drawn anew in several trials, and in one more the noisy values are changed, for draws of a small ratio often
 repeat themselves. The noise is idle where no part that eval mode runs as well gets another input in any trial, and
 where the first tensor of the output, which is the prediction, stays as it was: the Dropout of an auxiliary head, or a
 call whose result nobody uses. Anything that can't be shown to be idle counts as reaching, and so does noise whose draws
@@ -14,17 +14,16 @@ import copy
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from .noise_tracing import NOISE_FUNCTIONS, NoisePlace, following_modules
+from .noise_tracing import NoiseCalls, NoiseSource, following_modules
 
 TRIALS = 8
 _PREDICTION = "#prediction"  # no name of a part
@@ -55,24 +54,24 @@ def random_states_kept() -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
-def reaches_deployment(module: nn.Module, rows: torch.Tensor, places: Collection[NoisePlace]) -> bool:
-    """Whether the noise at any of the places reaches the prediction or a part that eval mode runs.
+def reaches_deployment(module: nn.Module, rows: torch.Tensor, sources: Collection[NoiseSource]) -> bool:
+    """Whether the noise of any of the sources reaches the prediction or a part that eval mode runs.
 
     Nothing of the module changes, nor any state of a random generator.
 
     Args:
         module: takes one tensor.
         rows: a real input, batch first, at least two rows.
-        places: where the noise is; all are looked at together.
+        sources: of the noise; all are looked at together.
     """
     with torch.no_grad():
         try:
             deployed = _Forward((), 0).watch(copy_module(module).eval(), rows)
-            first = _Forward(places, 0).watch(copy_module(module).train(), rows)
-            if first.steered != set(places) or not first.seen[_PREDICTION]:
+            first = _Forward(sources, 0).watch(copy_module(module).train(), rows)
+            if first.steered != set(sources) or not first.seen[_PREDICTION]:
                 return True
             for trial in (_VALUES, *range(1, TRIALS + 1)):
-                other = _Forward(places, trial).watch(copy_module(module).train(), rows)
+                other = _Forward(sources, trial).watch(copy_module(module).train(), rows)
                 if any(first.seen.get(name) != other.seen.get(name) for name in deployed.seen):
                     return True
         except Exception:  # foreign code: what it does with other numbers is not known, so nothing is shown
@@ -88,13 +87,13 @@ class _Forward:
 
     Attributes:
         seen: one digest for each call of each part, by its name, and that of the prediction.
-        steered: the places that were met and drew from a global generator.
+        steered: the sources that were met and drew from a global generator.
     """
 
-    def __init__(self, places: Collection[NoisePlace], trial: int) -> None:
+    def __init__(self, sources: Collection[NoiseSource], trial: int) -> None:
         self.seen: dict[str, list[str]] = {}
-        self.steered: set[NoisePlace] = set()
-        self._places = frozenset(places)
+        self.steered: set[NoiseSource] = set()
+        self._sources = frozenset(sources)
         self._trial = trial
         self._scopes = [""]
         self._calls: Counter[str] = Counter()
@@ -105,7 +104,7 @@ class _Forward:
         """Runs the module."""
         with random_states_kept():
             _seed_generators(0)
-            with following_modules(module, self.enter, self.leave), _NoiseCalls(self):
+            with following_modules(module, self.enter, self.leave), NoiseCalls(self.steer):
                 out = module(rows.clone())
         tensors = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, torch.Tensor)]
         self.seen[_PREDICTION] = [_digest(tensors[0])] if tensors else []
@@ -117,56 +116,41 @@ class _Forward:
         leaves = pytree.tree_leaves((args, dict(kwargs)))
         digests = [_digest(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
         self.seen.setdefault(name, []).append(" ".join(digests))
-        self.begin(NoisePlace(name))
+        self.begin(NoiseSource(name))
 
     def leave(self, name: str, _: nn.Module, out: Any) -> None:
         """Steps out of it again."""
         self._scopes.pop()
-        self.end(NoisePlace(name), out)
+        self.end(NoiseSource(name), out)
 
-    def next_call(self) -> NoisePlace:
-        """The place of the noise function that is about to be called."""
+    def steer(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Calls a noise function, its draws steered."""
         part = self._scopes[-1]
+        source = NoiseSource(part, self._calls[part])
         self._calls[part] += 1
-        return NoisePlace(part, self._calls[part] - 1)
+        self.begin(source)
+        out = func(*args, **kwargs)
+        self.end(source, out)
+        return out
 
-    def begin(self, place: NoisePlace) -> None:
+    def begin(self, source: NoiseSource) -> None:
         """Draws other numbers from here on, in every trial but the first and that of the values."""
-        if place not in self._places:
+        if source not in self._sources:
             return
         self._met += 1
         if self._trial > 0:
             _seed_generators(1_000_000 * self._trial + self._met)
         self._states.append((torch.get_rng_state().numpy().tobytes(), global_generators()))
 
-    def end(self, place: NoisePlace, out: Any) -> None:
-        """Draws the same numbers again from here on, whatever was drawn at the place."""
-        if place not in self._places:
+    def end(self, source: NoiseSource, out: Any) -> None:
+        """Draws the same numbers again from here on, whatever the source has drawn."""
+        if source not in self._sources:
             return
         if self._states.pop() != (torch.get_rng_state().numpy().tobytes(), global_generators()):
-            self.steered.add(place)
+            self.steered.add(source)
         _seed_generators(self._met)
         if self._trial == _VALUES:
             _change(out)
-
-
-class _NoiseCalls(TorchFunctionMode):
-    """Steers the draws of noise functions."""
-
-    def __init__(self, forward: _Forward) -> None:
-        super().__init__()
-        self.forward = forward
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func not in NOISE_FUNCTIONS:
-            return func(*args, **(kwargs or {}))
-        place = self.forward.next_call()
-        self.forward.begin(place)
-        out = func(*args, **(kwargs or {}))
-        self.forward.end(place, out)
-        return out
 
 
 def _seed_generators(number: int) -> None:

@@ -1,12 +1,12 @@
-"""Sees the noise of a torch module while it is being traced in eval mode, where the noise itself is the identity.
+"""Marks the noise of a torch module while it is being traced in eval mode, where the noise itself is the identity.
 
 Under `tracing_noise` each call of a noise function (torch's dropouts, `uout`), be it from a layer or straight from a
 forward, becomes one opaque operator `vsfix.noise::Noise(x)` with an attribute `name`. The exporter carries it through
-like any other operator, and the noise that the name stands for is kept beside it. What can't be written down as
-`Noise` is listed instead, so that nobody takes silence for the absence of noise.
+like any other operator, and the noise that the name stands for is held beside it. Noise that can't be written down as
+`Noise` is listed instead, so that nobody takes silence for its absence.
 
-Layers that make their noise by hand show nothing in eval mode; the operator goes behind them where `training_noise` has
-found out what they do.
+Layers that make their noise by hand show nothing in eval mode; the operator goes downstream of those whose noise
+`training_noise` has identified.
 """
 
 from __future__ import annotations
@@ -49,12 +49,33 @@ _LAYERS: Mapping[Callable[..., Any], NoiseKind] = {
 NOISE_FUNCTIONS: frozenset[Callable[..., Any]] = (
     _DROPOUTS | _FEATURE_DROPOUTS.keys() | _ALPHA_DROPOUTS | _FEATURE_ALPHA_DROPOUTS | _LAYERS.keys() | {uout}
 )
-"""What makes noise when it is called, and can be seen when it is called with the noise off."""
+"""The functions that make noise when they are called, and whose calls can be seen with the noise off."""
+
+
+class NoiseCalls(TorchFunctionMode):
+    """Hands the calls of noise functions over.
+
+    Args:
+        call: takes the function, its arguments by position and those by name, and returns its result.
+    """
+
+    def __init__(self, call: Callable[[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], Any]) -> None:
+        super().__init__()
+        self._call = call
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return (self._call if func in NOISE_FUNCTIONS else _plain)(func, args, kwargs or {})
+
+
+def _plain(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    return func(*args, **kwargs)
 
 
 @dataclass(frozen=True)
-class NoisePlace:
-    """Where noise is made.
+class NoiseSource:
+    """A part of a module, or a call in its forward, that makes noise.
 
     Attributes:
         part: the name of the part in `module.named_modules()`.
@@ -65,38 +86,33 @@ class NoisePlace:
     call: int | None = None
 
 
-class NoiseTracer(TorchFunctionMode):
-    """What the calls that were seen amount to. Made by `tracing_noise`.
+class NoiseTracer:
+    """The noise calls of a module that were seen. Made by `tracing_noise`.
 
     Attributes:
         layers: the noise of the layers that make it by hand, by the name of the layer.
-        marked: the noise behind each name, in the order of the calls.
-        places: where it is made, by the same names.
+        marked: the noise of each name, in the order of the calls.
+        sources: of the noise, by the same names.
         unmarked: one description for each noise that can't be marked.
         batch_norms: the names of the BatchNorm layers that ran on their stored statistics, once for each call.
         error: why the module can't be exported at all, where a call shows it.
     """
 
     def __init__(self, layers: Mapping[str, Noise]) -> None:
-        super().__init__()
         self.layers = layers
         self.marked: dict[str, Noise] = {}
-        self.places: dict[str, NoisePlace] = {}
+        self.sources: dict[str, NoiseSource] = {}
         self.unmarked: list[str] = []
         self.batch_norms: list[str] = []
         self.error: InputError | None = None
         self._scopes: list[tuple[str, nn.Module]] = []
         self._calls: Counter[str] = Counter()
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func not in NOISE_FUNCTIONS:
-            return func(*args, **kwargs)
+    def _mark_call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The input of a noise function, marked."""
         x = args[0] if args else kwargs["input"]
         scope = self._scopes[-1][0] if self._scopes else ""
-        place = NoisePlace(scope, self._calls[scope])
+        source = NoiseSource(scope, self._calls[scope])
         self._calls[scope] += 1
         try:
             noise = noise_of_call(func, args, kwargs, scope)
@@ -106,10 +122,10 @@ class NoiseTracer(TorchFunctionMode):
         if isinstance(noise, str):
             self.unmarked.append(noise)
             return x
-        return x if noise is None else self._mark(x, noise, place)
+        return x if noise is None else self._mark(x, noise, source)
 
-    def _mark(self, x: torch.Tensor, noise: Noise, place: NoisePlace) -> torch.Tensor:
-        """The opaque operator in the place of the noise; it keeps the shape."""
+    def _mark(self, x: torch.Tensor, noise: Noise, source: NoiseSource) -> torch.Tensor:
+        """The output of the opaque operator, which replaces the noise and keeps the shape."""
         scope, module = self._scopes[-1] if self._scopes else ("", None)
         is_layer = bool(scope) and module is not None and not any(module.children())
         label = scope if is_layer else ".".join(part for part in (scope, noise.kind.value) if part)
@@ -117,7 +133,7 @@ class NoiseTracer(TorchFunctionMode):
         while name in self.marked:
             name, number = f"{label}_{number}", number + 1
         self.marked[name] = noise
-        self.places[name] = place
+        self.sources[name] = source
         return torch.onnx.ops.symbolic(
             f"{NOISE_DOMAIN}::Noise", (x,), attrs={"name": name}, dtype=x.dtype, shape=x.shape, version=1
         )
@@ -126,11 +142,11 @@ class NoiseTracer(TorchFunctionMode):
         self._scopes.append((name, module))
 
     def _leave_module(self, name: str, module: nn.Module, out: Any) -> Any:
-        """What the module returns from now on; None leaves it as it is."""
+        """The new output of the module; None for no change."""
         # After an error there is no output.
         noisy = None
         if name in self.layers and isinstance(out, torch.Tensor):
-            noisy = self._mark(out, self.layers[name], NoisePlace(name))
+            noisy = self._mark(out, self.layers[name], NoiseSource(name))
         self._scopes.pop()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             self.batch_norms.append(name)
@@ -185,7 +201,7 @@ def tracing_noise(module: nn.Module, layers: Mapping[str, Noise] | None = None) 
         layers: layers that make their noise by hand, by their names in `module.named_modules()`.
     """
     tracer = NoiseTracer(layers or {})
-    with following_modules(module, tracer._enter_module, tracer._leave_module), tracer:
+    with following_modules(module, tracer._enter_module, tracer._leave_module), NoiseCalls(tracer._mark_call):
         yield tracer
 
 

@@ -1,4 +1,4 @@
-"""Takes out what torch's ONNX exporter leaves behind when its own optimizer is off, which would fold the BNs away.
+"""Removes the clutter of torch's ONNX exporter, whose own optimizer, which would fold the BNs away, is off.
 
 Nothing here changes a number, and no node with weights is merged with another:
 
@@ -64,9 +64,9 @@ def convert_down(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         return model
     for node in model.graph.node:
         # The converter keeps this attribute, which older opsets don't know; 0 is its default.
-        kept = [attribute for attribute in node.attribute if attribute.name != "noop_with_empty_axes" or attribute.i]
+        known = [attribute for attribute in node.attribute if attribute.name != "noop_with_empty_axes" or attribute.i]
         del node.attribute[:]
-        node.attribute.extend(kept)
+        node.attribute.extend(known)
     try:
         return onnx.version_converter.convert_version(model, opset)
     except RuntimeError as error:

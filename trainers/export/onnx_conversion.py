@@ -39,8 +39,8 @@ def require_exportable(module: nn.Module, example: torch.Tensor) -> None:
         raise InputError(f"the example has shape {tuple(example.shape)}; give a batch of at least one input")
     scripted = [name for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]
     if scripted:
-        place = f"its part '{scripted[0]}'" if scripted[0] else "it"
-        raise InputError(f"{type(module).__name__}: {place} is TorchScript; export the Python module it was made from")
+        label = f"its part '{scripted[0]}'" if scripted[0] else "it"
+        raise InputError(f"{type(module).__name__}: {label} is TorchScript; export the Python module it was made from")
     required = [
         parameter.name
         for parameter in inspect.signature(module.forward).parameters.values()
@@ -88,7 +88,7 @@ def torch_references(module: nn.Module, rows: torch.Tensor) -> list[tuple[torch.
 
 
 def float64_references(module: nn.Module, rows: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
-    """What the module computes in float64, or None where it can't (a forward that insists on float32).
+    """The outputs of the module in float64, or None where it can't (a forward that insists on float32).
 
     Args:
         module: in eval mode; not changed.

@@ -26,6 +26,7 @@ from vsfix.graph_passes.batch_norm.batch_norm import find_modules
 from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
 from vsfix.graph_passes.io.atomic_file import atomic_path, require_writable
 from vsfix.graph_passes.io.model_file import check_model, export_model, import_graph
+from vsfix.graph_passes.ir.rounding import snr_db
 from vsfix.graph_passes.noise.marker import EXPORT_METADATA_KEY, write_marker
 from vsfix.graph_passes.noise.noise import Noise
 from vsfix.trainers.training.evaluation import eval_mode
@@ -41,7 +42,7 @@ from .onnx_conversion import (
     torch_references,
     trace_module,
 )
-from .onnxruntime_library import Agreement, agreement_of, compare_with_torch
+from .onnxruntime_library import Agreement, compare_with_torch
 from .training_noise import observe_training_noise
 
 MIN_OPSET = 15  # BatchNormalization got its present form there
@@ -55,7 +56,7 @@ _logger = logging.getLogger(__name__)
 
 
 def describe_lost_noise(module: nn.Module, rows: torch.Tensor, tracer: NoiseTracer, graph: gs.Graph) -> list[str]:
-    """Says so where noise that eval mode cuts off from the output matters in training mode.
+    """Describes the noise that eval mode cuts off from the output and that matters in training mode.
 
     Args:
         module: what was exported.
@@ -64,13 +65,13 @@ def describe_lost_noise(module: nn.Module, rows: torch.Tensor, tracer: NoiseTrac
         graph: with the opaque operators still in it.
     """
     lost = tracer.marked.keys() - {node.attrs["name"] for node in graph.nodes if node.domain == NOISE_DOMAIN}
-    if not lost or not reaches_deployment(module, rows, [tracer.places[name] for name in lost]):
+    if not lost or not reaches_deployment(module, rows, [tracer.sources[name] for name in lost]):
         return []
     return [f"{len(lost)} noise calls whose result the output depends on in training mode only"]
 
 
 def write_markers(graph: gs.Graph, marked: Mapping[str, Noise]) -> tuple[tuple[str, Noise], ...]:
-    """Puts the marker of its noise in the place of each opaque operator; returns them in the graph's order."""
+    """Replaces each opaque operator by the marker of its noise; returns the markers in the graph's order."""
     taken = {tensor.name for tensor in graph.tensors().values()} | {node.name for node in graph.nodes}
     markers: list[tuple[str, Noise]] = []
     for index, node in enumerate(graph.nodes):
@@ -88,7 +89,7 @@ def write_markers(graph: gs.Graph, marked: Mapping[str, Noise]) -> tuple[tuple[s
 
 
 def unused_name(label: str, taken: set[str]) -> str:
-    """The label, with a number behind it where it or one of the tensors that would be named after it is taken."""
+    """The label, with a number where it or one of the tensors that would be named after it is taken."""
     name, number = label, 2
     while taken & {name, f"{name}.ratio", f"{name}.training_mode"}:
         name, number = f"{label}_{number}", number + 1
@@ -98,7 +99,7 @@ def unused_name(label: str, taken: set[str]) -> str:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export wrote, and how near it is to torch.
+    """The contents of an exported file, and its agreement with torch.
 
     Attributes:
         path: the file; None where none was written.
@@ -206,7 +207,7 @@ def convert_module(
         remove_clutter(graph, module.state_dict().keys())
         lost = describe_lost_noise(module, rows, tracer, graph)
         markers = write_markers(graph, tracer.marked)
-        batch_norms = _kept_batch_norms(graph, tracer, program)
+        batch_norms = _exported_batch_norms(graph, tracer, program)
         unmarked = (*tracer.unmarked, *hidden.unknown, *lost)
         # Only a file that shows all of its noise may claim to: see the key's own comment.
         claims = {} if unmarked else {EXPORT_METADATA_KEY: str(len(markers))}
@@ -234,18 +235,20 @@ def _untracked(module: nn.Module) -> tuple[str, ...]:
     )
 
 
-def _kept_batch_norms(graph: gs.Graph, tracer: NoiseTracer, program: torch.export.ExportedProgram) -> tuple[str, ...]:
+def _exported_batch_norms(
+    graph: gs.Graph, tracer: NoiseTracer, program: torch.export.ExportedProgram
+) -> tuple[str, ...]:
     """The names of the BNs in the graph, which must be as many as torch's output depends on."""
     modules = find_modules(graph)
-    kept = tuple(module.name for module in modules)
+    names = tuple(module.name for module in modules)
     if sum(len(module.uses) for module in modules) < _needed_batch_norms(program):
-        lost = sorted(set(tracer.batch_norms) - set(kept))
+        lost = sorted(set(tracer.batch_norms) - set(names))
         raise ModelError(f"torch.onnx did not keep {len(lost)} BatchNorms ({', '.join(lost)}); nothing is written")
-    return kept
+    return names
 
 
 def _needed_batch_norms(program: torch.export.ExportedProgram) -> int:
-    """How many BatchNorm calls with stored statistics the output of a traced module depends on."""
+    """The number of BatchNorm calls with stored statistics that the output of a traced module depends on."""
     pending = list(program.graph.find_nodes(op="output"))
     needed = set(pending)
     while pending:
@@ -281,7 +284,7 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
 def _check(
     model: onnx.ModelProto, name: str, module: nn.Module, references: Sequence[tuple[torch.Tensor, torch.Tensor]]
 ) -> Agreement:
-    """How far the model agrees with torch; refuses one that is not valid or does not."""
+    """The agreement of the model with torch; refuses a model that is not valid or does not agree."""
     with TemporaryDirectory(prefix="vsfix-") as folder:
         path = Path(folder, "model.onnx")
         onnx.save(model, path)
@@ -289,7 +292,7 @@ def _check(
         agreement = compare_with_torch(path, references)
         if not agreement.snr_db >= MIN_SNR_DB and not _as_exact_as_torch(path, module, references):
             raise CheckFailedError(
-                f"{name}: the exported model departs from torch: SNR {agreement.snr_db:.1f} dB, at least"
+                f"{name}: the exported model differs from torch: SNR {agreement.snr_db:.1f} dB, at least"
                 f" {MIN_SNR_DB:g} dB is needed, largest difference {agreement.max_abs_error:.3g}; not written"
             )
     return agreement
@@ -302,7 +305,6 @@ def _as_exact_as_torch(path: Path, module: nn.Module, references: Sequence[tuple
         return False
     pairs = [(rows, out) for (rows, _), out in zip(references, exact, strict=True)]
     torch_snr = min(
-        agreement_of(out.numpy(), approximate.numpy()).snr_db
-        for out, (_, approximate) in zip(exact, references, strict=True)
+        snr_db(out.numpy(), approximate.numpy()) for out, (_, approximate) in zip(exact, references, strict=True)
     )
     return compare_with_torch(path, pairs).snr_db >= max(torch_snr - WORSE_THAN_TORCH_DB, LEAST_SNR_DB)

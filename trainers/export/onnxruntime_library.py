@@ -3,13 +3,10 @@
 From 1.29 on it reports to its makers over the network, the names and hashes of models among other things, and puts an
 identifier of the machine into the user's cache; loading it is enough for that. It reads the variable below when it is
 loaded, and on Windows has a function of its own. Source: https://github.com/microsoft/onnxruntime/pull/27379.
-
-    SNR = 10 log10( sum ref^2 / sum (ref - out)^2 )  in dB, over all elements, in float64; ref is torch's output
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vsfix.graph_passes.errors import CheckFailedError, MissingComponentError, first_line
-from vsfix.graph_passes.ir.runtime import Array
+from vsfix.graph_passes.ir.rounding import snr_db
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +43,8 @@ class Agreement:
     """The distance between two sets of outputs.
 
     Attributes:
-        max_abs_error: the largest absolute difference.
-        snr_db: see the head of this module; inf where the outputs are equal.
+        max_abs_error: the largest absolute difference; inf where an output is not finite.
+        snr_db: as `rounding.snr_db`, torch's output the reference.
     """
 
     max_abs_error: float
@@ -88,20 +85,6 @@ def compare_with_torch(path: Path, references: Sequence[tuple[torch.Tensor, torc
             raise CheckFailedError(
                 f"the exported model gives shape {output.shape} for {len(rows)} inputs, torch {tuple(reference.shape)}"
             )
-        agreements.append(agreement_of(reference.numpy(), output))
-    return Agreement(
-        max(agreement.max_abs_error for agreement in agreements), min(agreement.snr_db for agreement in agreements)
-    )
-
-
-def agreement_of(reference: Array, output: Array) -> Agreement:
-    """Compares two arrays of one shape; the SNR is -inf where the output is not finite."""
-    reference, output = reference.astype(np.float64), output.astype(np.float64)
-    if not np.isfinite(output).all():
-        return Agreement(math.inf, -math.inf)
-    noise = float(np.square(reference - output).sum())
-    signal = float(np.square(reference).sum())
-    if noise == 0:
-        return Agreement(0.0, math.inf)
-    snr_db = 10 * math.log10(signal / noise) if signal > 0 else -math.inf
-    return Agreement(float(np.abs(reference - output).max()), snr_db)
+        error = float(np.abs(output.astype(np.float64) - reference.numpy()).max(initial=0))
+        agreements.append(Agreement(error if np.isfinite(error) else np.inf, snr_db(reference.numpy(), output)))
+    return Agreement(max(found.max_abs_error for found in agreements), min(found.snr_db for found in agreements))

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vsfix.graph_passes.errors import first_line
@@ -26,7 +25,7 @@ from vsfix.graph_passes.noise.noise import Noise
 
 from .noise_identification import Identification, identify_noise
 from .noise_reach import copy_module, global_generators, random_states_kept, reaches_deployment
-from .noise_tracing import NOISE_FUNCTIONS, NoisePlace, following_modules
+from .noise_tracing import NoiseCalls, NoiseSource, following_modules
 
 
 @dataclass(frozen=True)
@@ -65,14 +64,14 @@ def observe_training_noise(module: nn.Module, rows: torch.Tensor) -> TrainingNoi
         evaluation = _watch(twin.eval(), rows)
     hidden = _hidden_draws(training, evaluation)
     idle = {name for name in hidden if name not in evaluation.ran}
-    if idle and reaches_deployment(module, rows, [NoisePlace(name) for name in idle]):
+    if idle and reaches_deployment(module, rows, [NoiseSource(name) for name in idle]):
         idle.clear()
     with torch.no_grad(), random_states_kept():
         return _explain(twin, hidden - idle, training, evaluation)
 
 
 def _unobserved(reason: str) -> TrainingNoise:
-    return TrainingNoise({}, (f"what noise there is in training mode ({reason})",))
+    return TrainingNoise({}, (f"the noise in training mode ({reason})",))
 
 
 class _Draws:
@@ -106,25 +105,14 @@ class _Draws:
         """Steps out of it again."""
         self.scopes.pop()
 
-
-class _NoiseCalls(TorchFunctionMode):
-    """Counts the calls of noise functions."""
-
-    def __init__(self, draws: _Draws) -> None:
-        super().__init__()
-        self.draws = draws
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func not in NOISE_FUNCTIONS:
-            return func(*args, **(kwargs or {}))
-        self.draws.calls[self.draws.scopes[-1]] += 1
-        self.draws.inside_noise_function = True
+    def count(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Calls a noise function."""
+        self.calls[self.scopes[-1]] += 1
+        self.inside_noise_function = True
         try:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         finally:
-            self.draws.inside_noise_function = False
+            self.inside_noise_function = False
 
 
 class _RandomOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -140,7 +128,7 @@ class _RandomOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in func.tags or self.draws.inside_noise_function:
             return func(*args, **kwargs)
-        # The tag says that the operator may draw; with its noise off (attention, rrelu) it leaves the generator alone.
+        # The tag says that the operator may draw; with its noise off (attention, rrelu) the generator is unchanged.
         before = torch.get_rng_state()
         out = func(*args, **kwargs)
         if kwargs.get("generator") is not None or not torch.equal(before, torch.get_rng_state()):
@@ -152,7 +140,7 @@ def _watch(module: nn.Module, rows: torch.Tensor) -> _Draws:
     """Runs a forward; the random draws that it makes."""
     draws = _Draws()
     before = global_generators()
-    with following_modules(module, draws.enter, draws.leave), _NoiseCalls(draws), _RandomOperators(draws):
+    with following_modules(module, draws.enter, draws.leave), NoiseCalls(draws.count), _RandomOperators(draws):
         module(rows.clone())
     draws.elsewhere = global_generators() != before
     return draws
@@ -177,8 +165,8 @@ def _explain(twin: nn.Module, hidden: set[str], training: _Draws, evaluation: _D
         if found.noise is not None:
             layers[name] = found.noise
         elif found.reason:
-            place = f"{type(part).__name__} '{name}'" if name else type(part).__name__
-            unknown.append(f"the noise of {place} ({found.reason})")
+            label = f"{type(part).__name__} '{name}'" if name else type(part).__name__
+            unknown.append(f"the noise of {label} ({found.reason})")
             parts.append(name)
     return TrainingNoise(layers, tuple(unknown), tuple(parts))
 

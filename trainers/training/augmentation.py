@@ -1,6 +1,6 @@
-"""What is done to the training images of a batch, on the device that they lie on.
+"""Augmentation of the training images of a batch, on the device that they lie on.
 
-    crop     the image, padded by that many pixels of the mean colour, cut out again at a random place
+    crop     the image, padded by that many pixels of the mean colour, cut out again at a random position
     flip     left and right swapped in half of the images
     cutout   a square of the mean colour around a random point; what lies outside the image is lost
     mixup    x <- l x + (1 - l) x', and the loss alike, with one l ~ Beta(alpha, alpha) for the batch
@@ -31,7 +31,7 @@ _KINDS: Mapping[str, Callable[..., object]] = {"crop": int, "flip": bool, "cutou
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to a training image; the default is nothing.
+    """The changes to a training image; the default is none.
 
     Attributes:
         crop: the padding in pixels; 0 for no crop.
@@ -80,7 +80,7 @@ class Augmentation:
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """What is drawn for the images of one process in one step.
+    """The random numbers for the images of one process in one step.
 
     Attributes:
         top: the first row of the crop in the padded image, int64, shape (N,).
@@ -97,7 +97,7 @@ class Draw:
     share: float
 
     def part(self, rows: slice) -> Draw:
-        """What falls to these images of the batch."""
+        """The numbers of these images of the batch."""
         return Draw(self.top[rows], self.left[rows], self.mirrored[rows], self.centre[rows], self.share)
 
 
@@ -150,12 +150,12 @@ def _crop(images: torch.Tensor, padding: int, draw: Draw) -> torch.Tensor:
 
 
 def _squares(images: torch.Tensor, side: int, draw: Draw) -> torch.Tensor:
-    """Where the square of each image lies, bool, shape (N, 1, H, W)."""
+    """The square of each image as a mask, bool, shape (N, 1, H, W)."""
     inside = []
     for axis, size in enumerate(images.shape[2:]):
         first = torch.from_numpy((draw.centre[:, axis] * size).astype(np.int64) - side // 2).to(images.device)
-        place = torch.arange(size, device=images.device)
-        inside.append((place >= first[:, None]) & (place < first[:, None] + side))  # (N, size)
+        index = torch.arange(size, device=images.device)
+        inside.append((index >= first[:, None]) & (index < first[:, None] + side))  # (N, size)
     return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
 
 
@@ -165,8 +165,8 @@ def mixed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, share: float
     Args:
         logits: shape (N, num_classes).
         labels: int64, shape (N,).
-        share: l, what each image has of itself; 1 where nothing is mixed.
-        smoothing: what of each label is spread over all classes, in [0, 1).
+        share: l, the weight of each image itself; 1 where nothing is mixed.
+        smoothing: the share of each label that is distributed over all classes, in [0, 1).
 
     Returns:
         The mean over the batch, shape ().

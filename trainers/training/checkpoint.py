@@ -1,4 +1,4 @@
-"""The file in which a training run stands: enough to go on, to export, to evaluate.
+"""The file that holds the state of a training run: enough to go on, to export, to evaluate.
 
 One `torch.save` file of tensors, dicts, lists, strings and numbers (`torch_file`); no code in it is ever executed.
 Between two epochs no state of a random generator belongs to it, because everything random in an epoch follows from the
@@ -33,7 +33,7 @@ _FIELDS = {"training", "preprocessing", "model", "average", "optimizer", "schedu
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """What one epoch came to.
+    """The figures of one epoch.
 
     Attributes:
         epoch: counted from 1.
@@ -54,7 +54,7 @@ class EpochMetrics:
 
 @dataclass(frozen=True, eq=False)
 class EpochPosition:
-    """Where in an epoch a run stands that was stopped in its middle.
+    """The position in an epoch of a run that was stopped in its middle.
 
     Attributes:
         losses: of the steps that are done, float32, shape (steps,).
@@ -75,12 +75,12 @@ class Checkpoint:
         training: the configuration of the run.
         preprocessing: what the network expects of its input.
         model: the network's state_dict.
-        average: the state_dict of its moving average, or None where none is kept.
+        average: the state_dict of its moving average, or None where there is none.
         optimizer: the optimizer's state_dict.
         scheduler: the state_dict of the learning rate's schedule.
         metrics: one entry for each finished epoch.
         shift: what was logged of the BatchNorms.
-        position: in the epoch behind the finished ones; None at its beginning.
+        position: in the epoch after the finished ones; None at its beginning.
     """
 
     training: TrainingConfig
@@ -100,11 +100,11 @@ class Checkpoint:
 
     @property
     def epoch(self) -> int:
-        """How many epochs are finished."""
+        """The number of finished epochs."""
         return len(self.metrics)
 
     def build(self) -> nn.Module:
-        """The network with these weights, or their average where one is kept, on the CPU, in eval mode.
+        """The network with these weights, or their average where there is one, on the CPU, in eval mode.
 
         Raises:
             ModelError: the weights don't belong to this network.
@@ -140,7 +140,7 @@ _Row = TypeVar("_Row", EpochMetrics, BatchNormShift)
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Writes the file whole, in the place of an older one.
+    """Writes the file whole, instead of an older one.
 
     Raises:
         InputError: the path can't be written.

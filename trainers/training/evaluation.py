@@ -1,4 +1,4 @@
-"""What an epoch is judged by: the losses of its steps, and top-1 over the test images."""
+"""The figures of an epoch: the losses of its steps, and top-1 over the test images."""
 
 from __future__ import annotations
 

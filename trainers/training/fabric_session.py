@@ -1,4 +1,4 @@
-"""Starts lightning-fabric (device, precision, processes), shares the work, and leaves nothing behind.
+"""Starts lightning-fabric (device, precision, processes), shares the work, and cleans up after itself.
 
 One process takes the first GPU, or the CPU. Under `torchrun` each process takes one device and they train together.
 """
@@ -123,7 +123,7 @@ class ProcessShare:
 
     @property
     def rows(self) -> slice:
-        """What falls to this process, of images in their joint order."""
+        """The part of this process, of images in their joint order."""
         return slice(self.rank, None, self.processes)
 
     def gather(self, value: _Value) -> list[_Value]:

@@ -13,7 +13,7 @@ import torch
 
 
 class Stream(IntEnum):
-    """What a stream is for. The numbers are part of what a seed means: they never change."""
+    """The purpose of a stream. The numbers are part of what a seed means: they never change."""
 
     WEIGHTS = 0
     ORDER = 1

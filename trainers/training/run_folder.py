@@ -1,6 +1,6 @@
 """The folder of one training run and the rules by which a run may use it.
 
-    checkpoint.pt    the truth: where the run stands
+    checkpoint.pt    the truth: the state of the run
     config.json      the configuration, for people and scripts
     metrics.csv      one row per finished epoch: epoch, train_loss, test_accuracy, seconds, learning_rate,
                      images_per_second
@@ -38,7 +38,7 @@ MetricsLog = Callable[[EpochMetrics, Sequence[BatchNormShift]], None]
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run keeps its files.
+    """The folder of a run, and the files in it.
 
     Attributes:
         path: the folder; `open_for` makes it where it is missing.

@@ -1,7 +1,7 @@
-"""How far each BatchNorm of a network in training is from what it will see when it is deployed.
+"""The distance of each BatchNorm of a network in training from what it will see when it is deployed.
 
     shift ratio   r_c = real_var / running_var of a channel c; of a BatchNorm, the geometric mean over its channels
-    mismatch      max(r_c, 1 / r_c), the geometric mean over the channels: the measure of the paper's Figure 1
+    mismatch      the variance ratio of the paper's Figure 1: max(r_c, 1 / r_c), the geometric mean over the channels
 
 real_var is the variance of the BatchNorm's input over training images, noise off, each BatchNorm normalising with what
 it has stored: what happens on the day of the deployment. Moments are merged in float64 (Chan, Golub, LeVeque 1983).
@@ -28,7 +28,7 @@ class BatchNormShift:
         epoch: counted from 1.
         batch_norm: the name of the module.
         shift_ratio: 1 is no shift; below 1, the variance that is stored is too large.
-        mismatch: at least 1.
+        mismatch: the variance ratio, at least 1.
     """
 
     epoch: int
@@ -62,7 +62,7 @@ def measure_shift(module: nn.Module, batches: Iterable[torch.Tensor], epoch: int
         for name, tap in taps.items()
     ]
     try:
-        # A compiled forward knows nothing of hooks that came behind it.
+        # A compiled forward knows nothing of hooks that came after it.
         with eval_mode(module), torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             for images in batches:
                 module(images)
@@ -97,8 +97,8 @@ class _Tap:
         stored = self.batch_norm.running_var
         assert stored is not None
         real = self.centred / self.count
-        usable = (real > 0) & (stored > 0)
-        logs = torch.log(real[usable] / stored.double()[usable])
+        valid = (real > 0) & (stored > 0)
+        logs = torch.log(real[valid] / stored.double()[valid])
         if not len(logs):
             return BatchNormShift(epoch, name, 1.0, 1.0)
         return BatchNormShift(epoch, name, float(logs.mean().exp()), float(logs.abs().mean().exp()))

@@ -105,9 +105,9 @@ class TrainingConfig:
         momentum: of SGD, in [0, 1).
         nesterov: whether it is Nesterov's.
         weight_decay: L2 penalty on all parameters.
-        label_smoothing: the share of the target that is spread over all classes, in [0, 1).
+        label_smoothing: the share of the target that is distributed over all classes, in [0, 1).
         average: the decay of the exponential moving average of weights and statistics that is evaluated and exported
-            in the place of the last ones, in [0, 1); 0 for none.
+            instead of the last ones, in [0, 1); 0 for none.
         augmentation: what is done to the training images.
         sync_batch_norm: whether BatchNorm normalises with the statistics of all GPUs together.
         compiled: whether the network runs through torch.compile.

@@ -67,7 +67,7 @@ class DecodedImages:
 
 
 class _Batches(torch_data.Dataset["torch.Tensor | VsfixError"]):
-    """The batches by their number: uint8, shape (N, h, w, C); or the error that came in the place of one.
+    """The batches by their number: uint8, shape (N, h, w, C); or the error that came instead of one.
 
     An error that a worker raised would arrive with the worker's traceback as its message.
     """
@@ -93,7 +93,7 @@ class _Batches(torch_data.Dataset["torch.Tensor | VsfixError"]):
 
 
 class ImageSource(Protocol):
-    """Where the batches of one part of the data come from."""
+    """A source of the batches of one part of the data."""
 
     def batches(self, rows: Sequence[torch.Tensor], epoch: int) -> Iterator[torch.Tensor]:
         """Yields preprocessed images, float32, shape (N, C, h, w), on the device, one batch for each entry.
@@ -116,7 +116,7 @@ class TensorImages:
     inputs: torch.Tensor
 
     def batches(self, rows: Sequence[torch.Tensor], epoch: int) -> Iterator[torch.Tensor]:
-        """See `ImageSource`."""
+        """Yields the images of these rows; `epoch` changes nothing."""
         return (self.inputs[batch.to(self.inputs.device)] for batch in rows)
 
 

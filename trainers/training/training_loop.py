@@ -116,7 +116,7 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What is done beside the training; nothing here changes what it computes.
+    """Options beside the training; none of them changes what it computes.
 
     Attributes:
         force: start again, whatever the folder holds.
@@ -152,7 +152,7 @@ def train(config: TrainingConfig, output: Path, options: TrainingOptions | None 
     Args:
         config: what to train.
         output: the folder, made where it is missing; see `run_folder` for its files.
-        options: what is done beside.
+        options: beside the training.
 
     Raises:
         InputError: the data or the folder can't be used as they are, or another process trains into the folder.
@@ -180,8 +180,8 @@ def _train_into(folder: RunFolder, config: TrainingConfig, options: TrainingOpti
         folder.remove_if_empty()
         raise
     except RuntimeError as error:
-        cure = "lower --batch-size, or take each batch in parts with --accumulate"
-        fault = device_fault(error, f"training, batch size {config.batch_size}", cure)
+        remedy = "lower --batch-size, or take each batch in parts with --accumulate"
+        fault = device_fault(error, f"training, batch size {config.batch_size}", remedy)
         if fault is None:
             raise
         folder.remove_if_empty()
@@ -251,15 +251,15 @@ class _Saver:
             )
 
     def after_epoch(self) -> None:
-        """Stops behind an epoch that is saved, where that was asked for since the last look."""
+        """Stops after an epoch that is saved, where that was asked for since the last look."""
         stopped = self._agreed(self.stop.signal)
         if stopped:
             done, epochs = len(self.run.metrics), self.run.config.epochs
             left = "the run is finished" if done == epochs else "saved, the same command goes on from there"
-            raise StoppedError(f"training: stopped behind epoch {done} of {epochs}; {left}", stopped)
+            raise StoppedError(f"training: stopped after epoch {done} of {epochs}; {left}", stopped)
 
     def save(self) -> None:
-        """Writes where the run stands; all processes call this together."""
+        """Writes the state of the run; all processes call this together."""
         checkpoint = self.run.checkpoint()
         if self.run.fabric.is_global_zero:
             self.folder.save(checkpoint)

@@ -43,7 +43,7 @@ SHIFT_IMAGES = 2000
 
 
 def moving_average(decay: float) -> Average:
-    """What `torch.optim.swa_utils.AveragedModel` calls as its `multi_avg_fn`.
+    """The `multi_avg_fn` of `torch.optim.swa_utils.AveragedModel`.
 
     Args:
         decay: d, in (0, 1).
@@ -162,7 +162,7 @@ class TrainingRun:
         self._losses, self._seconds = EpochLosses(self.steps_per_epoch, self.fabric), 0.0
 
     def checkpoint(self) -> Checkpoint:
-        """Where the run stands. In the middle of an epoch all processes call this together."""
+        """The state of the run. In the middle of an epoch all processes call this together."""
         position = None
         if self._losses.done:
             self._require_finite(len(self.metrics) + 1)
@@ -215,14 +215,14 @@ class TrainingRun:
             self._require_processes(len(self._position.random))
             if len(self._position.losses) >= self.steps_per_epoch:
                 raise ModelError(
-                    "checkpoint: damaged, it stands behind the end of an epoch; pass --force to start again"
+                    "checkpoint: damaged, its step lies past the end of an epoch; pass --force to start again"
                 )
             self._losses = EpochLosses(self.steps_per_epoch, self.fabric, self._position.losses)
             self._seconds = self._position.seconds
         self._kept = self._place()
 
     def _place(self) -> str:
-        """Where the run stands, in words."""
+        """The progress of the run, in words."""
         if not self._losses.done:
             return f"epoch {len(self.metrics)}"
         return f"step {self._losses.done} of epoch {len(self.metrics) + 1}"
@@ -278,7 +278,7 @@ class TrainingRun:
         return self.config.schedule.at(step, self.config.epochs * self.steps_per_epoch)
 
     def _deployed(self) -> nn.Module:
-        """What is evaluated and exported."""
+        """The module that is evaluated and exported."""
         return self.module if self.average is None else self.average.module
 
     def _shift_images(self) -> Iterator[torch.Tensor]:

@@ -15,7 +15,7 @@ needs_locks = pytest.mark.skipif(sys.platform == "win32", reason="the locks are 
 WRITE = """
 import os, signal, sys
 from pathlib import Path
-from vsfix.graph_passes import atomic_file
+from vsfix.graph_passes.io import atomic_file
 
 path, step, kind, how = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 calls = 0

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 import onnx.parser
@@ -7,7 +9,7 @@ import pytest
 
 from vsfix.graph_passes.folding.fold_batch_norm import FoldBatchNorm
 from vsfix.graph_passes.io.model_file import export_model, import_graph
-from vsfix.graph_passes.ir.rounding import DEAD, RoundingError, round_channels, round_outputs
+from vsfix.graph_passes.ir.rounding import DEAD, RoundingError, round_channels, round_outputs, snr_db
 
 HALF = """<ir_version: 8, opset_import: ["" : 18]>
 main (float16[N, 3] x) => (float16[N, 2] y) {
@@ -69,3 +71,26 @@ def test_the_smallest_normal_number_keeps_its_digits_whatever_its_sign(sign):
 def test_several_positions_may_make_one_channel():
     with pytest.raises(RoundingError, match="channel 2 would be NaN in float32"):
         round_channels(np.array([0.0, 0, 0, 0, 0, np.nan]), np.float32, per=2)
+
+
+@pytest.mark.parametrize("decibels", [20, 60, 100, 140])
+@pytest.mark.parametrize("size", [1e-200, 1.0, 1e200])  # whose squares leave float64
+def test_the_snr_of_noise_of_known_strength_is_known(decibels, size):
+    reference = np.random.default_rng(0).normal(size=(50, 7))
+    noise = np.random.default_rng(1).normal(size=(50, 7))
+    noise *= 10 ** (-decibels / 20) * np.linalg.norm(reference) / np.linalg.norm(noise)
+    assert snr_db(size * reference, size * (reference + noise)) == pytest.approx(decibels, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("reference", "output", "expected"),
+    [
+        ([0, 0], [0, 0], math.inf),
+        ([], [], math.inf),
+        ([1, 1], [1, math.nan], -math.inf),
+        ([1, 1], [1, math.inf], -math.inf),
+        ([0, 0], [1, 1], -math.inf),
+    ],
+)
+def test_the_snr_has_no_number_where_there_is_no_noise_or_no_signal(reference, output, expected):
+    assert snr_db(np.array(reference, np.float32), np.array(output, np.float32)) == expected

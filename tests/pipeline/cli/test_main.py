@@ -279,7 +279,7 @@ def test_ctrl_c_in_a_real_process_ends_in_one_line(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     last = process.communicate(timeout=60)[1].splitlines()[-1]
-    where = r"(in epoch \d+, step \d of 10|behind epoch \d+ of 9999)"
+    where = r"(in epoch \d+, step \d of 10|after epoch \d+ of 9999)"
     assert re.fullmatch(rf"vsfix: error: training: stopped {where}; saved, the same .* there", last)
     assert process.returncode == 130
     assert not [path for path in (tmp_path / "run").iterdir() if ".part" in path.name]

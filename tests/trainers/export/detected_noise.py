@@ -24,14 +24,14 @@ _RUNS = 8
 
 @dataclass(frozen=True)
 class Detection:
-    """What became of one network.
+    """The result of one network.
 
     Attributes:
         seed: of the network.
         batch_norms: the names of all its BatchNorms.
         truth: those whose input depends on the noise.
         found: those that the analysis of the file says noise reaches.
-        kept: those that the file has.
+        exported: those that the file has.
         unmarked: the noise that the export could not mark.
     """
 
@@ -39,7 +39,7 @@ class Detection:
     batch_norms: frozenset[str]
     truth: frozenset[str]
     found: frozenset[str]
-    kept: frozenset[str]
+    exported: frozenset[str]
     unmarked: tuple[str, ...]
 
 
@@ -86,7 +86,7 @@ def export_training(module: nn.Module, x: torch.Tensor, path: Path) -> tuple[str
             training=torch.onnx.TrainingMode.TRAINING,
             do_constant_folding=False,
             opset_version=17,
-            input_names=["input"],  # with a free batch size it loses the channels of a BatchNorm behind another
+            input_names=["input"],  # with a free batch size it loses the channels of a BatchNorm downstream of another
         )
     return ()
 
@@ -95,7 +95,7 @@ FORMS: Mapping[str, Callable[[nn.Module, torch.Tensor, Path], tuple[str, ...]]] 
     "marked": export_marked,
     "training": export_training,
 }
-"""The ways to export a network."""
+"""The exporters of a network."""
 
 
 def detect(seed: int, folder: Path, form: str = "marked") -> Detection:

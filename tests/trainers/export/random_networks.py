@@ -136,7 +136,7 @@ class _Builder:
         self.dead: set[int] = set()
 
     def add(self, kind: str, layer: nn.Module, reads: Sequence[int]) -> int:
-        """Puts a layer behind the values that it reads; returns the number of its own value."""
+        """Appends a layer that reads some values; returns the number of its own value."""
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own, on Dropout2d of rank 3
             value = layer.eval()(*[self.values[number] for number in reads])

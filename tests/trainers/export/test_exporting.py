@@ -7,12 +7,10 @@ import pytest
 import torch
 
 from vsfix.graph_passes.errors import InputError
-from vsfix.graph_passes.io.model_file import read_model
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
 from vsfix.pipeline.backends.torch_runner import TorchRunner
-from vsfix.pipeline.data.calibration import read_preprocessing
-from vsfix.trainers.export.exporting import export_checkpoint, export_factory
-from vsfix.trainers.training.checkpoint import load_checkpoint
+from vsfix.trainers.export.exporting import exportable_factory
+from vsfix.trainers.export.onnx_export import export_onnx
 
 SOURCE = """
 import sys
@@ -63,29 +61,16 @@ def weights_of(package, **changes):
     return path, network
 
 
-def test_a_checkpoint_carries_its_preprocessing_and_its_noise(checkpoint_path, tmp_path):
-    checkpoint = load_checkpoint(checkpoint_path)
-    result = export_checkpoint(checkpoint, tmp_path / "m.onnx", opset=17)
-    assert (result.opset, len(result.batch_norms), len(result.markers)) == (17, 2, 2)
-    assert read_preprocessing(read_model(tmp_path / "m.onnx")) == checkpoint.preprocessing
-
-
 def test_a_factory_in_the_current_folder_is_exported_with_its_weights(package):
     weights, network = weights_of(package)
     before = list(sys.path)
-    result = export_factory("mynetwork:Network", package / "m.onnx", input_shape=(6,), weights=weights)
+    found = exportable_factory("mynetwork:Network", (6,), weights)
     assert sys.path == before
+    result = export_onnx(found.module, found.example, package / "m.onnx")
     assert [str(noise) for _, noise in result.markers] == ["dropout:0.25"]
     x = {"input": np.random.default_rng(0).normal(size=(7, 6)).astype(np.float32)}
-    found = OnnxRuntimeRunner(package / "m.onnx").run(x)["logits"]
-    np.testing.assert_allclose(found, TorchRunner(network).run(x)["logits"], rtol=0, atol=1e-6)
-
-
-def test_a_factory_without_weights_is_exported_with_a_warning(call, package):
-    weights, _ = weights_of(package)
-    line = ("export", "mynetwork:Network", "--input-shape", "6", "-o", package / "m.onnx", "--force")
-    assert call(*line).stdout.startswith("WARN no --weights: the file holds those that mynetwork:Network gave")
-    assert "WARN" not in call(*line, "--weights", weights).stdout
+    logits = OnnxRuntimeRunner(package / "m.onnx").run(x)["logits"]
+    np.testing.assert_allclose(logits, TorchRunner(network).run(x)["logits"], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -102,8 +87,7 @@ def test_a_factory_without_weights_is_exported_with_a_warning(call, package):
 )
 def test_a_factory_that_does_not_serve_is_refused_in_one_line(package, source, words):
     with pytest.raises(InputError, match=words):
-        export_factory(source, package / "m.onnx", input_shape=(6,))
-    assert not (package / "m.onnx").exists()
+        exportable_factory(source, (6,))
 
 
 def test_weights_of_another_network_are_refused(package):
@@ -114,7 +98,7 @@ def test_weights_of_another_network_are_refused(package):
     ]:
         weights, _ = weights_of(package, **changes)
         with pytest.raises(InputError, match=words):
-            export_factory("mynetwork:Makers.network", package / "m.onnx", input_shape=(6,), weights=weights)
+            exportable_factory("mynetwork:Makers.network", (6,), weights)
         sys.modules.pop("mynetwork")
 
 
@@ -129,4 +113,4 @@ def test_a_file_without_weights_is_refused(package, content, words):
     elif content is not None:
         torch.save(content, path)
     with pytest.raises(InputError, match=words):
-        export_factory("mynetwork:Network", package / "m.onnx", input_shape=(6,), weights=path)
+        exportable_factory("mynetwork:Network", (6,), path)

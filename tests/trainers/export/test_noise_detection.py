@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vsfix.graph_passes.cleaning.deployment import deployment_passes
-from vsfix.graph_passes.noise import propagation as noise_spread
+from vsfix.graph_passes.noise import propagation
 from vsfix.graph_passes.training_export.decomposed_noise import MarkDecomposedNoise
 from vsfix.trainers.layers.noise_layers import Uout
 
@@ -29,14 +29,14 @@ def quiet() -> Iterator[None]:
 @pytest.mark.parametrize("seed", [0, 1, 2, 3, 9])
 def test_the_markers_of_an_export_tell_which_batch_norms_noise_reaches(tmp_path, seed):
     found = detect(seed, tmp_path)
-    assert found.kept == found.batch_norms
+    assert found.exported == found.batch_norms
     assert found.found == found.truth
 
 
 @pytest.mark.parametrize("seed", range(100, 116))
 def test_the_noise_of_an_export_in_training_mode_tells_the_same(tmp_path, seed):
     found = detect(seed, tmp_path, "training")
-    assert found.kept == found.batch_norms
+    assert found.exported == found.batch_norms
     assert found.found == found.truth
 
 
@@ -54,7 +54,7 @@ def test_passes_that_leave_noise_unmarked_are_seen(tmp_path, monkeypatch):
 
 
 def test_noise_that_is_followed_through_shapes_is_seen(tmp_path, monkeypatch):
-    monkeypatch.setattr(noise_spread, "SHAPE_READERS", frozenset())
+    monkeypatch.setattr(propagation, "SHAPE_READERS", frozenset())
     found = detect(9, tmp_path)  # a network that reads the shape of a noisy tensor
     assert found.found > found.truth
 

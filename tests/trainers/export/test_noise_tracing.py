@@ -111,7 +111,7 @@ def test_noise_that_has_no_marker_is_named():
     assert tracer.unmarked == ["dropout1d with ratio 0.3 on a tensor of rank 2 in ''"]
 
 
-def test_noise_made_by_hand_is_marked_behind_its_layer():
+def test_noise_made_by_hand_is_marked_downstream_of_its_layer():
     noise = Noise.parse("drop-path:0.1")
     module = nn.Sequential(nn.Identity(), nn.Sequential(nn.ReLU(), DropPath(0.1))).eval()
     with torch.no_grad(), tracing_noise(module, {"1.1": noise}) as tracer:

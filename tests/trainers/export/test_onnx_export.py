@@ -36,7 +36,7 @@ def seed():
 
 
 class Zoo(nn.Module):
-    """Every way to make noise, and BatchNorms whose parameters all start equal."""
+    """Every kind of noise source, and BatchNorms whose parameters all start equal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,21 +157,21 @@ def test_the_result_says_how_near_it_is(zoo):
 
 
 @pytest.mark.parametrize(
-    ("site", "noise", "in_front", "behind", "count"),
+    ("site", "noise", "producer", "consumer", "count"),
     [
         ("a", "dropout:0.8", "Conv", "BatchNormalization", 3),
         ("b", "uout:0.1", "Relu", "Conv", 3),
         ("last", "feature-dropout:0.3", "ReduceMean", "Reshape", 1),
     ],
 )
-def test_the_markers_of_a_site_stand_where_the_noise_stood(tmp_path, site, noise, in_front, behind, count):
+def test_the_markers_of_a_site_stand_where_the_noise_stood(tmp_path, site, noise, producer, consumer, count):
     config = NetworkConfig("preresnet-8", 1, (8, 8), 10, NoiseSites(**{site: Noise.parse(noise)}))
     result = export_onnx(build_network(config), torch.randn(2, 1, 8, 8), tmp_path / "m.onnx")
     model = read_model(result.path)
     markers = [node for node in import_graph(model).nodes if read_marker(node)]
     assert len(markers) == len(result.markers) == count
-    assert {node.i().op for node in markers} == {in_front}
-    assert {node.o().op for node in markers} == {behind}
+    assert {node.i().op for node in markers} == {producer}
+    assert {node.o().op for node in markers} == {consumer}
     assert result.unmarked == ()
     assert read_metadata(model) == {EXPORT_METADATA_KEY: str(count)}
     assert len(result.batch_norms) == 7
@@ -318,12 +318,12 @@ def perturbed(assemble: Callable[..., onnx.ModelProto]) -> Callable[..., onnx.Mo
     return wrapper
 
 
-def test_a_file_that_departs_from_torch_does_not_appear_and_what_stood_there_stays(tmp_path, monkeypatch):
+def test_a_file_that_differs_from_torch_does_not_appear_and_what_stood_there_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "_assemble", perturbed(onnx_export._assemble))
     path = tmp_path / "m.onnx"
     path.write_text("older")
     module = Branches().train()
-    with pytest.raises(CheckFailedError, match="departs from torch: SNR"):
+    with pytest.raises(CheckFailedError, match="differs from torch: SNR"):
         export_onnx(module, torch.randn(3, 1, 8, 8), path, force=True)
     assert path.read_text() == "older"
     assert list(tmp_path.iterdir()) == [path]
@@ -401,7 +401,7 @@ def test_a_file_that_is_worse_than_torch_is_still_refused(tmp_path, monkeypatch)
     module, x = Offset(), torch.randn(8, 16, 12, 12)
     module.train()(x)
     monkeypatch.setattr(onnx_export, "WORSE_THAN_TORCH_DB", -60.0)
-    with pytest.raises(CheckFailedError, match="departs from torch: SNR"):
+    with pytest.raises(CheckFailedError, match="differs from torch: SNR"):
         export_onnx(module.eval(), x, tmp_path / "m.onnx")
     assert not (tmp_path / "m.onnx").exists()
 

@@ -48,13 +48,13 @@ def factors(layer: nn.Module) -> torch.Tensor:
 
 
 def standardized_errors(layer: nn.Module, noise: Noise) -> tuple[float, float]:
-    """How far mean and variance of the factors are from 1 and from Var n, in standard errors of the estimates."""
+    """The errors of mean and variance of the factors against 1 and Var n, in standard errors of the estimates."""
     n = factors(layer)
-    spread = (n - 1) ** 2
+    squares = (n - 1) ** 2
     mean_error = (n.mean() - 1) / (n.std() / math.sqrt(SAMPLES))
-    variance_error = (spread.mean() - noise.variance) / max(float(spread.std()), 1e-12) * math.sqrt(SAMPLES)
-    if spread.std() < 1e-12:  # ratio 0.5 gives a spread of exactly 1 for every draw
-        variance_error = (spread.mean() - noise.variance) * 1e12
+    variance_error = (squares.mean() - noise.variance) / max(float(squares.std()), 1e-12) * math.sqrt(SAMPLES)
+    if squares.std() < 1e-12:  # ratio 0.5 gives squares of exactly 1 for every draw
+        variance_error = (squares.mean() - noise.variance) * 1e12
     return float(mean_error), float(variance_error)
 
 

@@ -21,7 +21,7 @@ forms = pytest.mark.parametrize("form", ["uout", "uout-bernoulli", "uout-gaussia
 
 @pytest.fixture(scope="module")
 def checks():
-    """What Triton's interpreter says, by the form of Uout."""
+    """The results of Triton's interpreter, by the form of Uout."""
     script = Path(__file__).with_name("uout_kernel_checks.py")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

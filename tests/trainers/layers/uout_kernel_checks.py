@@ -1,4 +1,4 @@
-"""What Triton's interpreter says of the kernel of Uout; prints one JSON object. Run in a process of its own, because the
+"""Checks of the kernel of Uout in Triton's interpreter; prints one JSON object. Run in a process of its own, because the
 interpreter must be chosen before Triton is imported."""
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def second_derivative(kind: NoiseKind) -> float:
 
 
 def kept_bytes(kind: NoiseKind) -> int:
-    """What autograd keeps of a forward pass."""
+    """The bytes that autograd keeps of a forward pass."""
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: kept.append(t.numel() * t.element_size()) or t, lambda t: t

@@ -45,7 +45,7 @@ class Interrupted(Exception):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What an uninterrupted run comes to."""
+    """The result of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     train(CONFIG, folder, TrainingOptions(log_shift=1))
     return load_checkpoint(folder / "checkpoint.pt")
@@ -168,7 +168,7 @@ def test_a_signal_saves_and_leaves_and_the_same_call_goes_on(whole, tmp_path, mo
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"losses": torch.zeros(STEPS)}, "behind the end of an epoch"),
+        ({"losses": torch.zeros(STEPS)}, "past the end of an epoch"),
         ({"losses": torch.zeros(2, 2)}, "damaged"),
         ({"random": ({"cpu": torch.zeros(3, dtype=torch.uint8)},)}, "states of its random generators"),
         ({"random": ({"cpu": torch.zeros(5056)},)}, "states of its random generators"),

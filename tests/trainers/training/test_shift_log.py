@@ -42,8 +42,8 @@ def test_the_ratio_is_that_of_numpy_in_float64_however_the_images_are_cut(networ
     parts = measure_shift(network, images.split(7), 4)
     network.eval()
     with torch.no_grad():
-        behind = network.conv(network.first(images)).relu()
-    for row, values, layer in zip(whole, (images, behind), (network.first, network.second), strict=True):
+        second = network.conv(network.first(images)).relu()
+    for row, values, layer in zip(whole, (images, second), (network.first, network.second), strict=True):
         real = values.double().numpy().var(axis=(0, 2, 3))
         logs = np.log(real / layer.running_var.double().numpy())
         assert row.shift_ratio == pytest.approx(math.exp(logs.mean()), rel=1e-9)

@@ -214,9 +214,9 @@ def test_what_can_not_be_trained_is_refused_before_anything_is_written(tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("epoch", "words"), [(1, "behind epoch 1 of 3; saved"), (3, "epoch 3 of 3; the run is finished")]
+    ("epoch", "words"), [(1, "after epoch 1 of 3; saved"), (3, "epoch 3 of 3; the run is finished")]
 )
-def test_a_signal_behind_the_last_step_of_an_epoch_is_not_lost(tmp_path, whole, epoch, words):
+def test_a_signal_after_the_last_step_of_an_epoch_is_not_lost(tmp_path, whole, epoch, words):
     def ask(metrics) -> None:
         if metrics.epoch == epoch:
             os.kill(os.getpid(), signal.SIGTERM)

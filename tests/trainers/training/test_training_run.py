@@ -26,7 +26,7 @@ def trained(config, tmp_path, name: str):
 
 
 def by_hand(config) -> tuple[dict[str, torch.Tensor], list[float], list[dict[str, torch.Tensor]]]:
-    """The same training written out: weights, losses, and the state after each step."""
+    """The training written out by hand: weights, losses, and the state after each step."""
     data = load_dataset("digits", "train")
     rows = np.random.default_rng(config.seed).permutation(len(data.labels))[: config.samples]
     pixels = data.images[rows].astype(np.float64) / 255
