@@ -189,7 +189,7 @@ class _Copy:
 
 
 def _moved(unit: Unit, tensors: Mapping[str, Tensor]) -> Unit:
-    """The same unit of a copy of its graph."""
+    """The unit in a copy of its graph."""
     activation = unit.activation
     z = tensors[unit.z.name]
     nodes = []

@@ -41,7 +41,7 @@ REPEATED_SAMPLES = 4  # on which two runs with the noise off must give the same 
 
 @dataclass(frozen=True)
 class PairedConfig:
-    """How the paired method runs.
+    """The settings of the paired method.
 
     Attributes:
         seed: of the noise.

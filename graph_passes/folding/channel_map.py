@@ -1,4 +1,4 @@
-"""Where the channels of a tensor go in Reshape, Flatten, Transpose, Squeeze and Unsqueeze.
+"""The channels of a tensor through Reshape, Flatten, Transpose, Squeeze and Unsqueeze.
 
 The nodes are carried out on a tensor that holds, at each position, the number of its channel. Axes of unknown length
 get prime lengths that divide nothing else around, so that they can't be mixed with another axis unnoticed: what

@@ -41,7 +41,7 @@ _FLOATS = (np.float16, np.float32, np.float64)
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the channels of the data lie, C and the axis, and the number of axes; and the type of the data."""
+    """The layout of the data: C, the axis of the channels, the number of axes; and the type."""
 
     channels: int
     axis: int
@@ -78,7 +78,7 @@ class RecomposeBatchNorm:
 
 
 def find_layout(graph: gs.Graph, match: PrimitiveBatchNorm, shapes: TensorShapes) -> Layout | str:
-    """Where the channels lie, or the reason why the match can't be written as a BatchNormalization."""
+    """The layout of the data, or the reason why the match can't be written as a BatchNormalization."""
     if graph.opset < 7:
         return f"the model has opset {graph.opset}; convert it to 7 or newer with onnx.version_converter"
     shape = shapes.of(match.steps[0].data)

@@ -36,7 +36,7 @@ _ALIGNMENT = 4096  # a runtime that maps the file wants each large tensor to beg
 
 
 def external_data_path(path: Path) -> Path:
-    """Where the weights of the model at `path` go when they don't fit into it: `<name>.onnx.data` beside it."""
+    """The file for the weights of the model at `path` where they don't fit into it: `<name>.onnx.data` beside it."""
     return path.with_name(path.name + ".data")
 
 

@@ -1,4 +1,4 @@
-"""Computes what a file spells out as a computation on constants: parameters, weights, shapes, axes.
+"""Computes the constant expressions of a file: parameters, weights, shapes, axes.
 
 Two passes. `ResolveShapes` comes before anything else looks at a graph: where the type and the sides of a tensor are
 known, CastLike becomes Cast and Shape becomes a constant. `FoldConstants` computes every expression of constants, node
@@ -165,7 +165,7 @@ def _compute(graph: gs.Graph, owner: gs.Graph, node: gs.Node, outputs: set[int])
 
 
 def _elements(node: gs.Node, arrays: list[Array]) -> float:
-    """How many elements a node writes; 0 where no operator of its kind writes more than it reads."""
+    """The number of elements that a node writes; 0 where no operator of its kind writes more than it reads."""
     op = node.op
     if op == "ConstantOfShape":
         return float(np.prod(arrays[0], dtype=np.float64))

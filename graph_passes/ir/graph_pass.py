@@ -39,7 +39,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass did. `modified` is true when the graph is no longer what it was."""
+    """The changes of a pass and what it skipped; `modified` is true where there is a change."""
 
     pass_name: str
     changed: tuple[Change, ...] = ()

@@ -34,7 +34,7 @@ class Runner(Protocol):
 
     @property
     def concurrency(self) -> int:
-        """How many threads should be inside `run` at the same time; 1 where it takes the whole device by itself."""
+        """The number of threads that should be inside `run` at once; 1 where one takes the whole device."""
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Runs one batch.

@@ -1,7 +1,7 @@
-"""Which tensors of a graph have the same shape in every run, as far as shape inference and the graph itself tell.
+"""The shapes of the tensors of a graph, as far as shape inference and the graph itself determine them.
 
-A dimension is a number, or a symbol: two dimensions with the same symbol are equal in every run. A dimension that
-nothing is known of is a symbol of its own.
+A dimension is a number, or a symbol: two dimensions with the same symbol are equal in every run. An unknown
+dimension is a symbol of its own.
 """
 
 from __future__ import annotations

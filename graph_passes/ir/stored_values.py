@@ -70,5 +70,5 @@ def file_of(tensor: onnx.TensorProto) -> Path | None:
 
 
 def offset_of(tensor: onnx.TensorProto) -> int:
-    """Where in the file its values begin."""
+    """The byte of the file at which its values begin."""
     return next((int(entry.value) for entry in tensor.external_data if entry.key == "offset"), 0)

@@ -12,7 +12,7 @@ neighbours, and a node is found by bisection.
     Loop    count, condition, carried values                           outputs: carried values, then stacked ones
     Scan    carried values, then tensors that are cut into slices      outputs: carried values, then stacked ones
 
-The carried outputs are the carried inputs of the next round. An operator that is not known connects everything.
+The carried outputs are the carried inputs of the next round. An unknown operator connects everything.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which noise reaches which BatchNorm, through what, and at what distance.
+"""The noise that reaches each BatchNorm, its path, and its distance.
 
 The noise of a source propagates downstream. Its distance to a BatchNorm input is the farthest kind of step on the
 nearest path:

@@ -1,4 +1,4 @@
-"""Which tensors a Slice really reads, where a Concat stands upstream of it.
+"""The tensors that a Slice really reads, where a Concat stands upstream of it.
 
 Dense connections take channels apart that were put together before: what is sliced may leave out the noisy operand.
 Between the two may stand whatever keeps the channels apart: activations, BatchNorm, sums and products of equal shapes.

@@ -1,4 +1,4 @@
-"""How a noise layer is written in an ONNX file so that the evidence of training survives the export.
+"""The marker of a noise layer in an ONNX file, by which the evidence of training survives the export.
 
 The one encoding, for every kind of noise, is a standard `Dropout` node in inference form, which every runtime treats
 as the identity and which needs no custom operator:

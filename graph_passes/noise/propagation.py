@@ -1,4 +1,4 @@
-"""How noise propagates over the tensors of a graph: one sweep for all sources together.
+"""Noise propagation over the tensors of a graph: one sweep for all sources together.
 
 Each tensor has a state: for each distance the sources that reach it at that distance and not at a smaller one, as a set
 of bits. A node joins the states of what it reads, each source at its smallest distance, and then moves every source at
@@ -6,7 +6,7 @@ least as far as its own kind of step goes:
 
     direct      nothing happens to an element: reshapes, transposes, casts
     linear      a linear map, or a product of which the source reaches one operand alone
-    downstream  everything else, and operators that are not known, so that noise is never overlooked
+    downstream  everything else, and unknown operators, so that noise is never overlooked
 
 Operators that read only the shape of a tensor stop the noise. The subgraphs of If, Loop and Scan are swept where
 their node stands, a loop until nothing changes any more; what leaves a subgraph counts as downstream. The cost is that
@@ -46,7 +46,7 @@ NOWHERE: State = (0, 0, 0)
 
 
 class Distance(IntEnum):
-    """How far the noise is from the BatchNorm that it reaches; the smaller, the nearer."""
+    """The distance of noise to the BatchNorm that it reaches; the smaller, the nearer."""
 
     DIRECT = 0
     LINEAR = 1
@@ -227,7 +227,7 @@ class NoisePropagation:
 
 @dataclass(frozen=True, eq=False)
 class _Arrival:
-    """How the noise of one source arrives at a tensor."""
+    """The arrival of the noise of one source at a tensor."""
 
     distance: Distance
     steps: int
@@ -256,7 +256,7 @@ def _step(node: gs.Node) -> Step:
 
 
 def _own_distance(node: gs.Node) -> Distance:
-    """How far a standard operator moves noise that reaches one of its operands."""
+    """The distance to which a standard operator moves noise that reaches one of its operands."""
     if node.op in ELEMENTWISE_COPIES:
         return Distance.DIRECT
     linear = node.op in LINEAR_MAPS or node.op in LINEAR_IN_ONE_OPERAND

@@ -148,7 +148,7 @@ def doubtful_constants(graph: gs.Graph) -> tuple[str, ...]:
 
 
 def _strange(values: Array) -> int:
-    """How many values are NaN, or infinite beside several finite numbers, as no mask, bound or padding has them."""
+    """The number of values that are NaN, or infinite beside several numbers, as in no mask, bound or padding."""
     bad = ~np.isfinite(values)
     if not bad.any():
         return 0

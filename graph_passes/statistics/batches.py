@@ -69,7 +69,7 @@ def count_samples(batches: Sequence[Batch]) -> int:
 
 
 def prescribed_batch_size(graph: gs.Graph) -> int | None:
-    """How many samples a run of the graph takes; None where any number fits."""
+    """The number of samples that a run of the graph takes; None where any number fits."""
     sizes = [tensor.shape[0] for tensor in graph.inputs if tensor.shape]
     return min((size for size in sizes if isinstance(size, int)), default=None)
 
@@ -92,7 +92,7 @@ def first_samples(batches: Sequence[Batch], count: int, *, whole: bool = False) 
 
 
 def cut_batches(batches: Sequence[Batch], size: int) -> Iterator[Batch]:
-    """The same samples in batches of at most `size`."""
+    """The samples of a set in batches of at most `size`."""
     for batch in batches:
         for start in range(0, samples_in(batch), size):
             yield take_rows(batch, slice(start, start + size))

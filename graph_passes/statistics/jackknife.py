@@ -1,4 +1,4 @@
-"""How sure an estimate is, from the estimates without each group of samples in turn.
+"""The uncertainty of an estimate, from the estimates without each group of samples in turn.
 
     se^2 = (G - 1) / G  sum_g (theta_(g) - theta_(.))^2          interval = theta -+ t_{G-1} se
     corrected theta = G theta - (G - 1) theta_(.)

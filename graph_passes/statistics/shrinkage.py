@@ -49,7 +49,7 @@ def shrink(values: Float64Array, errors: Float64Array, centre: float, *, scatter
 
 
 def scatter_p_value(values: Float64Array, without_each: Float64Array, degrees: float) -> float:
-    """How often chance alone makes readings scatter around 0 as much as they do; 1 where none is unsure.
+    """The probability that chance alone makes readings scatter around 0 as much as they do; 1 where none is unsure.
 
     Args:
         values: y - m, shape (C,).

@@ -259,7 +259,7 @@ def _cast(node: gs.Node, inputs: list[AffineExpression]) -> AffineExpression | N
 
 
 def _reshape(node: gs.Node, inputs: list[AffineExpression]) -> AffineExpression | None:
-    """The same draws in another shape and order."""
+    """Draws in another shape and order."""
     variable = inputs[0].variable
     return None if variable is None else _of_variable(variable.reshaped(node.outputs[0]))
 

@@ -119,7 +119,7 @@ def _shared_axes(draw: Draw, base: Tensor, shapes: SymbolicShapes) -> NoiseKind 
         wanted = [axis < axes for axis in range(len(shape))]
         if all(one or have is want for have, want, one in zip(own, wanted, single, strict=True)):
             return kind
-    return f"the random numbers have the shape {_text(drawn)}: vsfix knows no noise that elements share in this way"
+    return f"the random numbers have the shape {_text(drawn)}: vsfix knows no noise that elements share like this"
 
 
 def _is_own(drawn: Dimension, dimension: Dimension) -> bool | None:

@@ -59,7 +59,7 @@ def build(body, weights, kind="float", opset=18, kinds=None):
 
 
 def widen(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model with everything in float64."""
+    """The model with everything in float64."""
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
 

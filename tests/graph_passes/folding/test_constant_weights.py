@@ -1,4 +1,4 @@
-"""What a file computes from constants: the whole clean-up, held against ONNX Runtime and onnx's own evaluator."""
+"""Constant expressions of a file: the whole clean-up, held against ONNX Runtime and onnx's own evaluator."""
 
 from __future__ import annotations
 

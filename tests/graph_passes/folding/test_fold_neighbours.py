@@ -1,4 +1,4 @@
-"""What other tools fold wrongly, crash on, or leave, each by the case; `test_fold_matrix` has the types and opsets.
+"""Cases that other tools fold wrongly, crash on, or leave, one by one; `test_fold_matrix` has the types and opsets.
 
 Found by running onnxruntime 1.32, onnxslim 0.1.98, onnxoptimizer 0.4.2 and onnxscript 0.7.2.
 """

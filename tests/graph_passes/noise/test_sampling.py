@@ -57,7 +57,7 @@ TORCH: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
 
 
 def moments(noisy: np.ndarray) -> np.ndarray:
-    """What tells the kinds apart: mean, second, third moment, and products of neighbours that may share a draw."""
+    """The moments that distinguish the kinds: mean, second, third moment, and products of neighbours that may share a draw."""
     y = noisy.astype(np.float64)
     pairs = [y[..., 0, 0] * y[..., 0, 1], y[:, 0] * y[:, 1], y[:-1] * y[1:]]
     return np.array([y.mean(), (y**2).mean(), (y**3).mean(), *[product.mean() for product in pairs]])

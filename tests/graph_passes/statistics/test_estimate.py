@@ -176,10 +176,10 @@ def evidence_of(log_ratio, mean_move, error: float, signs=None, **changes) -> Ev
     Where the errors have signs, those of the channels cancel in their mean.
     """
     pattern = np.array([1.0, -1.0, 1.0, -1.0, 0.0])[:, None] * error / np.sqrt(4 * 4 / 5)  # (G, 1)
-    spread = pattern * (np.ones(12) if signs is None else signs)
+    errors = pattern * (np.ones(12) if signs is None else signs)
     log_ratio, mean_move = np.broadcast_to(log_ratio, 12), np.broadcast_to(mean_move, 12)
     fields = {"valid": np.ones(12, bool), "samples": 5} | changes
-    return Evidence(log_ratio, mean_move, log_ratio + spread, mean_move + spread, **fields)
+    return Evidence(log_ratio, mean_move, log_ratio + errors, mean_move + errors, **fields)
 
 
 SIGNS = np.resize([1.0, -1.0], 12)
