@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import onnx
 import onnx.inliner
 import onnx_graphsurgeon as gs
@@ -22,7 +23,8 @@ from vsfix.graph_passes.errors import DataError, InputError, ModelError, VsfixEr
 from vsfix.graph_passes.io.model_file import import_graph
 from vsfix.graph_passes.ir.graph import is_batch_norm, is_standard, label_of
 from vsfix.graph_passes.noise.marker import read_marker, require_switched_off
-from vsfix.graph_passes.noise.noise import Noise, NoiseKind
+from vsfix.graph_passes.noise.noise import Noise
+from vsfix.graph_passes.noise.sampling import draw_affine
 
 from .onnx_call import Operator, OperatorCall, UnsupportedOperatorError, along
 from .onnx_elementwise import ELEMENTWISE
@@ -33,45 +35,25 @@ from .onnx_windows import WINDOWS
 
 OPERATORS: Mapping[str, Operator] = {**ELEMENTWISE, **REDUCTIONS, **WINDOWS, **SHAPES, **RESIZING}
 """By the name of the operator in the standard's domain."""
-_SELU_SATURATION = -1.7580993408473766
-_CHANNELS_TOGETHER = (NoiseKind.FEATURE_DROPOUT, NoiseKind.FEATURE_ALPHA_DROPOUT)
 _OLDEST_OPSET = 7  # before it, broadcasting was an attribute
 Statistics = Literal["stored", "batch"]
 """The statistics that a BN normalises with: those that it stores, or those of the batch at hand."""
 
 
-def draw_noise(noise: Noise, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def draw_noise(noise: Noise, x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Puts noise on x, as a training run does.
 
     Args:
         noise: its kind and parameter.
         x: floating point, shape (N, C, ...).
-        generator: of the device of x.
+        rng: where the draws come from.
 
     Returns:
         A tensor of the shape and dtype of x; the draws are constants to the gradient.
     """
-    own = x.dim()
-    if noise.kind is NoiseKind.DROP_PATH:
-        own = 1
-    elif noise.kind in _CHANNELS_TOGETHER:
-        own = min(2, own)
-    draws = torch.empty(*x.shape[:own], *[1] * (x.dim() - own), dtype=x.dtype, device=x.device)
-    if noise.kind is NoiseKind.UOUT:
-        return x * draws.uniform_(1 - noise.value, 1 + noise.value, generator=generator)
-    if noise.kind is NoiseKind.UOUT_BERNOULLI:
-        signs = draws.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
-        return x * (1 + noise.value * signs)
-    if noise.kind in (NoiseKind.GAUSSIAN_DROPOUT, NoiseKind.UOUT_GAUSSIAN):
-        return x * draws.normal_(1, noise.variance**0.5, generator=generator)
-    # Four times as fast as bernoulli_ with a generator of its own.
-    kept = draws.uniform_(generator=generator).lt(1 - noise.value).to(x.dtype)
-    if noise.is_multiplicative:
-        return x * (kept / (1 - noise.value))
-    a = ((1 - noise.value) * (1 + noise.value * _SELU_SATURATION**2)) ** -0.5
-    b = -a * _SELU_SATURATION * noise.value
-    noisy: torch.Tensor = x * (a * kept) + (a * _SELU_SATURATION * (1 - kept) + b)
-    return noisy
+    scale, offset = draw_affine(noise, tuple(x.shape), rng)
+    noisy = x * torch.from_numpy(scale).to(x)
+    return noisy if offset is None else noisy + torch.from_numpy(offset).to(x)
 
 
 @dataclass(frozen=True)
@@ -144,7 +126,7 @@ class OnnxModule(nn.Module):
         inputs: Mapping[str, torch.Tensor],
         *,
         statistics: Statistics = "stored",
-        noise: torch.Generator | None = None,
+        noise: np.random.Generator | None = None,
         until: Collection[str] = (),
         parameters: Mapping[str, torch.Tensor] | None = None,
         moments: bool = True,

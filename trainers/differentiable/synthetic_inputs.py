@@ -115,7 +115,7 @@ def synthesize_inputs(model: onnx.ModelProto, config: SyntheticConfig | None = N
     priors = {
         name: ImagePrior((count, *shape), _pixel_range(model, shape), generator) for name, shape in shapes.items()
     }
-    match = _Match(module, generator)
+    match = _Match(module, np.random.default_rng(config.seed))
     losses = _descend(priors, match, config)
     with torch.no_grad():
         images = {name: prior.images() for name, prior in priors.items()}
@@ -152,9 +152,9 @@ def _descend(priors: Mapping[str, ImagePrior], match: _Match, config: SyntheticC
 class _Match:
     """The distance of inputs from what each BN stores, with the noise on."""
 
-    def __init__(self, module: OnnxModule, generator: torch.Generator) -> None:
+    def __init__(self, module: OnnxModule, rng: np.random.Generator) -> None:
         self._module = module
-        self._generator = generator
+        self._rng = rng
         self._stored = {
             batch_norm.name: (torch.from_numpy(batch_norm.mean).float(), torch.from_numpy(batch_norm.variance).float())
             for batch_norm in module.batch_norms
@@ -162,7 +162,7 @@ class _Match:
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The matching loss of each BN, by its name."""
-        evaluation = self._module(inputs, statistics="batch", noise=self._generator, until=self._stored)
+        evaluation = self._module(inputs, statistics="batch", noise=self._rng, until=self._stored)
         return {
             batch_norm.name: matching_loss(
                 evaluation.batch_norms[batch_norm.name], *self._stored[batch_norm.name], batch_norm.epsilon
