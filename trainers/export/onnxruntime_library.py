@@ -85,6 +85,6 @@ def compare_with_torch(path: Path, references: Sequence[tuple[torch.Tensor, torc
             raise CheckFailedError(
                 f"the exported model gives shape {output.shape} for {len(rows)} inputs, torch {tuple(reference.shape)}"
             )
-        error = float(np.abs(output.astype(np.float64) - reference.numpy()).max(initial=0))
-        agreements.append(Agreement(error if np.isfinite(error) else np.inf, snr_db(reference.numpy(), output)))
+        largest = float(np.abs(output.astype(np.float64) - reference.numpy()).max(initial=0))
+        agreements.append(Agreement(largest if np.isfinite(largest) else np.inf, snr_db(reference.numpy(), output)))
     return Agreement(max(found.max_abs_error for found in agreements), min(found.snr_db for found in agreements))
