@@ -50,6 +50,8 @@ class NoiseKind(Enum):
 
 
 UOUT_KINDS = frozenset({NoiseKind.UOUT, NoiseKind.UOUT_BERNOULLI, NoiseKind.UOUT_GAUSSIAN})
+# The limit of SELU for x -> -inf: -scale * alpha of Klambauer et al. 2017, in the digits that torch writes.
+SELU_SATURATION = -1.7580993408473766
 _NOT_MULTIPLICATIVE = frozenset({NoiseKind.ALPHA_DROPOUT, NoiseKind.FEATURE_ALPHA_DROPOUT})
 
 

@@ -20,10 +20,8 @@ import numpy.typing as npt
 
 from vsfix.graph_passes.ir.runtime import Array
 
-from .noise import Noise, NoiseKind
+from .noise import SELU_SATURATION, Noise, NoiseKind
 
-# What SELU tends to for x -> -inf: -scale * alpha of Klambauer et al. 2017, in the digits that torch writes.
-_SELU_SATURATION = -1.7580993408473766
 _LEVELS = 1 << 16  # to which a probability is rounded
 _CLOSE = 1e-3  # relative; where that moves it by more it is not rounded
 _CHANNELS_TOGETHER = frozenset({NoiseKind.FEATURE_DROPOUT, NoiseKind.FEATURE_ALPHA_DROPOUT})
@@ -137,8 +135,8 @@ def _random_words(count: int, rng: np.random.Generator) -> npt.NDArray[np.uint64
 def _alpha_map(ratio: float, draws: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Scale and offset of each draw: (a, b) where the element is kept, (0, a alpha' + b) where it is dropped."""
     kept = draws < 1 - ratio
-    a = ((1 - ratio) * (1 + ratio * _SELU_SATURATION**2)) ** -0.5
-    b = -a * _SELU_SATURATION * ratio
+    a = ((1 - ratio) * (1 + ratio * SELU_SATURATION**2)) ** -0.5
+    b = -a * SELU_SATURATION * ratio
     scale = np.where(kept, a, 0).astype(np.float32)
-    offset = np.where(kept, b, a * _SELU_SATURATION + b).astype(np.float32)
+    offset = np.where(kept, b, a * SELU_SATURATION + b).astype(np.float32)
     return scale, offset

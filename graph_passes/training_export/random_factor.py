@@ -17,12 +17,11 @@ import math
 
 from vsfix.graph_passes.ir.graph import Tensor
 from vsfix.graph_passes.ir.shapes import Dimension, SymbolicShapes
-from vsfix.graph_passes.noise.noise import Noise, NoiseKind
+from vsfix.graph_passes.noise.noise import SELU_SATURATION, Noise, NoiseKind
 
 from .random_expression import AffineExpression
 from .random_variable import Draw, DrawKind, RandomVariable
 
-_ALPHA = -1.7580993408473766
 # Constants of half precision are off by up to 5e-4.
 _TOLERANCE = 1e-3
 
@@ -86,14 +85,14 @@ def _recognise_alpha(factor: RandomVariable, offset: RandomVariable, shared: Noi
     (dropped, kept), (low, high), keep = factor.levels, offset.levels, factor.draw.probability
     if _close(kept, 0.0):
         dropped, kept, low, high, keep = kept, dropped, high, low, 1 - keep
-    scale = 1 / math.sqrt(keep * (1 + (1 - keep) * _ALPHA**2))
-    shift = -scale * _ALPHA * (1 - keep)
-    wanted = (0.0, scale, scale * _ALPHA + shift, shift)
+    scale = 1 / math.sqrt(keep * (1 + (1 - keep) * SELU_SATURATION**2))
+    shift = -scale * SELU_SATURATION * (1 - keep)
+    wanted = (0.0, scale, scale * SELU_SATURATION + shift, shift)
     if not all(_close(found, value) for found, value in zip((dropped, kept, low, high), wanted, strict=True)):
         return "noise that is added and multiplied at once, but is not alpha dropout"
     kinds = {
         NoiseKind.DROPOUT: NoiseKind.ALPHA_DROPOUT,
-        NoiseKind.FEATURE_DROPOUT: NoiseKind.FEATURE_ALPHA_DROPOUT,
+        NoiseKind.FEATURE_DROPOUT: NoiseKind.FEATURESELU_SATURATION_DROPOUT,
     }
     if isinstance(shared, str):
         return shared
