@@ -84,6 +84,8 @@ UNIT_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
     }
 )
 NOISE, UNIT = "noise", "unit"
+UNNAMED = object()
+"""What makes a value with noise of no known kind."""
 
 
 class NoisyForward(TorchFunctionMode):
@@ -200,7 +202,17 @@ class NoisyForward(TorchFunctionMode):
     def _leave(self, name: str, _: nn.Module, out: Any) -> Any:
         noisy = self._behind(name, out) if name in self._noise.layers else None
         self._scopes.pop()
+        if name in self._noise.parts and self._observer is not None:
+            noisy = pytree.tree_map_only(torch.Tensor, self._drawn_inside, out)
         return noisy
+
+    def _drawn_inside(self, x: torch.Tensor) -> torch.Tensor:
+        """What a part returns that draws noise by itself, as a value of its own."""
+        key = self.next_key(NOISE)
+        with self._unheard():
+            out = x.view_as(x)
+        self.tell(key, UNNAMED, (x,), {}, out)
+        return out
 
     def _behind(self, name: str, out: Any) -> Any:
         """What a part returns with the noise that it makes by hand."""

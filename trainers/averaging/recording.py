@@ -25,7 +25,7 @@ from vsfix.graph_passes.ir.runtime import Array
 from vsfix.graph_passes.noise.noise import Noise
 from vsfix.graph_passes.noise_average.divergence import OutputKind, recognise_outputs
 
-from .noisy_forward import NOISE, UNIT, UNIT_FUNCTIONS, Key, Observer
+from .noisy_forward import NOISE, UNIT, UNIT_FUNCTIONS, UNNAMED, Key, Observer
 from .regions import COPIES, ELEMENTWISE, Operator, Region, Value
 
 _BATCH_NORMS = frozenset({nn.functional.batch_norm, torch.batch_norm})
@@ -165,7 +165,7 @@ class Recording(Observer):
         written = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, torch.Tensor)]
         writes = tuple(self._number(leaf) for leaf in written)
         is_constant = all(number in self._constant for number in reads) and key.operator not in (UNIT, NOISE)
-        is_noisy = any(number in self._noisy for number in reads) or isinstance(func, Noise)
+        is_noisy = any(number in self._noisy for number in reads) or isinstance(func, Noise) or func is UNNAMED
         for number in writes:
             self._keys[number] = key
             if is_constant:

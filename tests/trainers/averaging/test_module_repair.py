@@ -1,0 +1,401 @@
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tests.trainers.averaging.small_modules import assert_same_state, averaged, friedman, regressor, state, train
+from vsfix.graph_passes.errors import CheckFailedError, DataError, InputError, ModelError
+from vsfix.trainers.averaging.module_repair import repair_
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return train(regressor())
+
+
+@pytest.fixture
+def module(trained):
+    return copy.deepcopy(trained)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return friedman(96, 3)[0]
+
+
+def error(module, target, x):
+    with torch.no_grad():
+        return float(F.mse_loss(module(x), target))
+
+
+def test_the_repaired_module_is_nearer_to_the_average_that_torch_itself_draws(module, rows):
+    x, y = friedman(1000, 4)
+    average = averaged(module, x)
+    before, loss = error(module, average, x), error(module, y, x)
+    report = repair_(module, [rows])
+    assert report.method == "match+refine"
+    assert error(module, average, x) < 0.1 * before
+    assert error(module, y, x) < loss
+    assert report.before.ratio > 1
+    assert report.after.ratio < 0.3
+
+
+def test_the_match_alone_brings_most_of_it(module, rows):
+    x, _ = friedman(1000, 4)
+    average = averaged(module, x)
+    before = error(module, average, x)
+    report = repair_(module, [rows], refine=False)
+    assert report.method == "match"
+    assert report.changed == ("2", "6")
+    assert error(module, average, x) < 0.6 * before
+
+
+def test_every_layer_follows_its_average(module, rows):
+    wanted = averaged(module[:8], rows)
+    before = error(module[:8], wanted, rows)
+    repair_(module, [rows], refine=False)
+    assert error(module[:8], wanted, rows) < 0.6 * before
+
+
+def test_what_is_stored_is_what_the_batch_norms_see_without_the_noise(module, rows):
+    def apart():
+        with torch.no_grad():
+            return float(torch.log(module[6].running_var / module[:6](rows).var(0, correction=0)).abs().median())
+
+    before = apart()
+    repair_(module, [rows], refine=False)
+    assert apart() < 0.6 * before
+
+
+def test_training_flags_and_gradients_stay(module, rows):
+    module.train()
+    module[0].weight.requires_grad_(False)
+    before = state(module)
+    repair_(module, [rows], refine=False)
+    after = state(module)
+    assert after["rest"][:3] == before["rest"][:3]
+    assert torch.equal(after["generator"], before["generator"])
+
+
+def bits(module):
+    return [tensor.clone() for tensor in module.state_dict().values()]
+
+
+def test_neither_the_order_of_the_samples_nor_their_batches_change_a_bit(trained, rows):
+    found = []
+    for loader in ([rows], rows[torch.randperm(96, generator=torch.Generator().manual_seed(2))].split(37)):
+        module = copy.deepcopy(trained)
+        repair_(module, loader, refine=False)
+        found.append(bits(module))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_another_seed_is_another_noise(trained, rows):
+    found = []
+    for seed in (0, 1):
+        module = copy.deepcopy(trained)
+        repair_(module, [rows], refine=False, seed=seed)
+        found.append(bits(module))
+    assert not all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_noise_of_ratio_0_changes_nothing(rows):
+    module = train(regressor(0.0), 20)
+    before = state(module)
+    report = repair_(module, [rows], method="match")
+    assert report.method == "none"
+    assert "no noise" in report.reason
+    assert_same_state(module, before)
+
+
+def test_a_healthy_module_is_left_alone_bit_by_bit(rows):
+    module = nn.Sequential(nn.Linear(5, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 1))
+    train(module)
+    before = state(module)
+    report = repair_(module, [rows])
+    assert report.changed == ()
+    assert report.severity.is_healthy
+    assert "is below" in report.verdict
+    assert_same_state(module, before)
+
+
+class Failing:
+    """Raises an error when its countdown has ended."""
+
+    def __init__(self, error: BaseException, after: int) -> None:
+        self.error = error
+        self.left = after
+
+    def step(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("gone"), KeyboardInterrupt()], ids=["error", "interrupt"])
+def test_an_error_in_the_loader_changes_nothing(module, rows, error):
+    before = state(module)
+
+    def loader():
+        torch.rand(3)
+        yield rows[:10]
+        raise error
+
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else DataError):
+        repair_(module, loader())
+    assert_same_state(module, before)
+
+
+@pytest.mark.parametrize("after", [0, 9, 130])
+@pytest.mark.parametrize("error", [RuntimeError("gone"), KeyboardInterrupt()], ids=["error", "interrupt"])
+def test_an_error_in_any_forward_changes_nothing(module, rows, error, after):
+    failing = Failing(error, after)
+
+    class Breaking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = module
+            self.bn = nn.BatchNorm1d(1, momentum=None)
+
+        def __deepcopy__(self, memo):  # copies don't fail: what looks at the noise in a copy is not meant
+            return copy.deepcopy(self.inner, memo)
+
+        def forward(self, x):
+            failing.step()
+            return self.inner(x)
+
+    broken = Breaking().train()
+    before = state(broken)
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else InputError):
+        repair_(broken, [rows], refine=None)
+    assert failing.left < 0
+    assert_same_state(broken, before)
+
+
+def test_no_more_batches_are_drawn_than_are_needed(module):
+    drawn = []
+
+    def loader():
+        for number in range(100):
+            drawn.append(number)
+            yield friedman(10, number)
+
+    assert repair_(module, loader(), samples=25, refine=False).samples == 25
+    assert len(drawn) == 3
+
+
+def test_a_second_repair_is_refused_until_the_weights_are_those_of_the_training(trained, module, rows):
+    repair_(module, [rows], refine=False)
+    with pytest.raises(InputError, match="repaired already"):
+        repair_(module, [rows], refine=False)
+    module.load_state_dict(trained.state_dict())
+    assert repair_(module, [rows], refine=False).changed
+
+
+def test_statistics_that_are_not_true_under_the_noise_are_refused(module, rows):
+    module[2].running_var *= 4
+    before = state(module)
+    with pytest.raises(CheckFailedError, match=r"'2' the first .*update_bn"):
+        repair_(module, [rows])
+    assert_same_state(module, before)
+
+
+@pytest.mark.parametrize(
+    ("loader", "options", "error"),
+    [
+        ([], {}, DataError),
+        ([torch.rand(1, 5)], {}, DataError),
+        ([torch.rand(20, 5), torch.rand(20, 4)], {}, DataError),
+        ([torch.rand(20, 7)], {}, InputError),
+        ([torch.full((40, 5), torch.nan)], {}, DataError),
+        (torch.rand(20, 5), {}, InputError),
+        ([torch.rand(20, 5)], {"method": "paired"}, InputError),
+        ([torch.rand(20, 5)], {"samples": 0}, InputError),
+        ([torch.rand(20, 5)], {"noise": {"nowhere": "dropout:0.5"}}, InputError),
+        ([torch.rand(20, 5)], {"noise": ["0=tempest:0.5"]}, InputError),
+        ([torch.rand(40, 5)], {"output_kinds": {"output": "words"}}, InputError),
+        ([{"other": torch.rand(20, 5)}], {}, DataError),
+        (["text"], {}, DataError),
+    ],
+)
+def test_bad_input_gets_one_line_and_changes_nothing(module, loader, options, error):
+    before = state(module)
+    with pytest.raises(error) as caught:
+        repair_(module, loader, **options)
+    assert "\n" not in str(caught.value)
+    assert_same_state(module, before)
+
+
+@pytest.mark.parametrize(
+    "made", [torch.relu, torch.jit.ScriptModule(), torch.compile(nn.Linear(5, 1), backend="eager")]
+)
+def test_what_can_not_be_looked_into_is_refused(made, rows):
+    with pytest.raises(InputError, match="odule"):
+        repair_(made, [rows])
+
+
+def test_a_batch_norm_without_running_statistics_is_refused(rows):
+    module = nn.Sequential(nn.Linear(5, 8), nn.Dropout(), nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 1))
+    with pytest.raises(InputError, match="'2' keeps no running statistics"):
+        repair_(module, [rows])
+
+
+def test_noise_that_is_on_in_eval_mode_is_refused(rows):
+    class Always(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(5, 1)
+
+        def forward(self, x):
+            return F.dropout(self.linear(x), 0.5)
+
+    with pytest.raises(InputError, match="on in eval mode"):
+        repair_(Always(), [rows])
+
+
+def test_a_forward_that_takes_another_path_is_refused(trained, rows):
+    class Moody(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = copy.deepcopy(trained)
+
+        def forward(self, x):
+            return self.inner(x) if len(x) < 90 else x[:, :1]
+
+    with pytest.raises(ModelError, match="another path"):
+        repair_(Moody(), [rows], method="match", refine=False)
+
+
+def test_few_samples_tell_nothing(module, rows):
+    before = state(module)
+    report = repair_(module, [rows[:12]])
+    assert "12 samples can't tell" in report.reason
+    assert_same_state(module, before)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 0.7), (torch.bfloat16, 0.7)])
+def test_other_types_are_repaired_in_their_own(trained, rows, dtype, bound):
+    module = copy.deepcopy(trained).to(dtype)
+    report = repair_(module, [rows.to(dtype)], refine=False)
+    assert report.after.ratio < bound * report.before.ratio
+    assert {tensor.dtype for tensor in module.parameters()} == {dtype}
+
+
+class Several(nn.Module):
+    """A BatchNorm without scale and shift, a linear layer without bias, two outputs, arguments by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(5, 24, bias=False)
+        self.bn = nn.BatchNorm1d(24, affine=False)
+        self.second = nn.Linear(24, 24, bias=False)
+        self.heads = nn.ModuleList([nn.Linear(24, 1), nn.Linear(24, 1)])
+
+    def forward(self, x, scale=None):
+        h = F.gelu(self.bn(F.dropout(self.first(x), 0.5, self.training)))
+        h = F.relu(self.second(F.dropout(h, 0.5, self.training)))
+        outputs = [head(h) for head in self.heads]
+        return {"y": outputs[0], "more": (outputs[1] * 2, len(x), h.argmax(1))}
+
+
+class First(nn.Module):
+    """The first output of `Several`, to train it."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        out = self.module(x)
+        return out["y"] + out["more"][0] / 2
+
+
+def test_a_module_with_several_outputs_and_missing_parameters(rows):
+    module = Several()
+    train(First(module))
+    loader = [{"x": rows, "labels": torch.zeros(96)}]
+    report = repair_(module, loader, method="match", refine=False)
+    assert [line.split(":")[0] for line in report.outputs] == ["output['y']", "output['more'][0]"]
+    assert report.after.ratio < report.before.ratio
+    assert "bn.weight" in report.warnings[-1]
+    assert "second.bias" in report.warnings[-1]
+    assert {"bn.weight", "bn.bias", "second.bias"} <= module.state_dict().keys()
+
+
+class Shared(nn.Module):
+    """One BatchNorm that is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.linears = nn.ModuleList([nn.Linear(5, 24), nn.Linear(5, 24)])
+        self.dropout = nn.Dropout(0.5)
+        self.bn = nn.BatchNorm1d(24)
+        self.head = nn.Linear(24, 1)
+
+    def forward(self, x):
+        return self.head(sum(F.relu(self.bn(self.dropout(linear(x)))) for linear in self.linears))
+
+
+def test_a_batch_norm_that_is_used_twice_has_one_scale(rows):
+    module = train(Shared(), 400)
+    x, _ = friedman(1000, 4)
+    average = averaged(module, x)
+    before = error(module, average, x)
+    report = repair_(module, [rows], method="match", refine=False)
+    assert [layer.name for layer in report.layers] == ["bn", "bn#2"]
+    assert report.changed == ("bn",)
+    assert error(module, average, x) < before
+
+
+def test_a_weight_that_two_parts_have_stays_as_it_is(rows):
+    module = regressor()
+    module[6].weight = module[2].weight
+    train(module)
+    report = repair_(module, [rows], method="match", refine=False)
+    assert sum("another part has the same weight" in warning for warning in report.warnings) == 2
+
+
+def test_noise_of_no_known_kind_is_switched_on_by_its_flag_and_said(rows):
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Linear(1, 16)
+            self.attention = nn.MultiheadAttention(16, 2, dropout=0.4, batch_first=True)
+            self.bn = nn.BatchNorm1d(16)
+            self.head = nn.Linear(16, 1)
+
+        def forward(self, x):
+            h = self.embed(x[..., None])
+            return self.head(F.relu(self.bn(self.attention(h, h, h, need_weights=False)[0].mean(1))))
+
+    module = train(Attending())
+    report = repair_(module, [rows], method="match", refine=False)
+    assert "attention: of no known kind" in report.noise
+    assert any("MultiheadAttention 'attention'" in warning for warning in report.warnings)
+    assert report.severity.ratio > 0
+
+
+def test_a_person_can_name_the_noise(module, rows):
+    silent = copy.deepcopy(module)
+    silent[1], silent[5] = nn.Identity(), nn.Identity()
+    assert "no noise" in repair_(silent, [rows]).reason
+    told = repair_(silent, [rows], noise={"1": "dropout:0.5", "5": "dropout:0.5"}, refine=False)
+    repair_(module, [rows], refine=False)
+    assert told.noise == ("1: dropout:0.5", "5: dropout:0.5")
+    assert all(torch.equal(one, other) for one, other in zip(bits(silent), bits(module), strict=True))
+
+
+def test_the_report_prints_and_is_json(module, rows):
+    report = repair_(module, [rows], refine=False)
+    values = json.loads(report.to_json())
+    assert values["changed"] == ["2", "6"]
+    assert values["verdict"] == report.verdict
+    text = str(report)
+    assert text.splitlines()[-1] == f"{report.status}  {report.verdict}"
+    assert f"{report.before.ratio:.2f} -> {report.after.ratio:.2f}" in report.verdict
+    assert max(map(len, text.splitlines())) < 200
