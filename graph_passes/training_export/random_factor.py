@@ -92,7 +92,7 @@ def _recognise_alpha(factor: RandomVariable, offset: RandomVariable, shared: Noi
         return "noise that is added and multiplied at once, but is not alpha dropout"
     kinds = {
         NoiseKind.DROPOUT: NoiseKind.ALPHA_DROPOUT,
-        NoiseKind.FEATURE_DROPOUT: NoiseKind.FEATURESELU_SATURATION_DROPOUT,
+        NoiseKind.FEATURE_DROPOUT: NoiseKind.FEATURE_ALPHA_DROPOUT,
     }
     if isinstance(shared, str):
         return shared
