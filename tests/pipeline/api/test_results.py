@@ -1,0 +1,206 @@
+"""Models, data and results of `import vsfix`; what the functions compute is tested in their rooms."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import vsfix
+from vsfix.trainers.data.datasets import load_dataset
+from vsfix.trainers.data.preprocessing import Preprocessing
+from vsfix.trainers.training.checkpoint import load_checkpoint
+
+needs_rtx = pytest.mark.skipif(
+    find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed; run: pip install 'vsfix[rtx]'"
+)
+ROOT = Path(__file__).parents[3]
+BLOCKS = [block.split("```")[0] for block in (ROOT / "docs" / "api.md").read_text().split("```python\n")[1:]]
+ENVELOPE = ["schema_version", "command", "status", "verdict", "warnings"]
+
+
+@pytest.fixture(scope="session")
+def images() -> np.ndarray:
+    """Digits as the network takes them, shape (1297, 1, 8, 8)."""
+    return Preprocessing(1, (8, 8), (0.3,), (0.37,), tuple("0123456789")).apply(load_dataset("digits", "train").images)
+
+
+@pytest.fixture(scope="session")
+def folder(checkpoint_path, onnx_path, images, tmp_path_factory) -> Path:
+    """What the page on Python finds: an exported model, and the run that it came from."""
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "model.onnx").write_bytes(onnx_path.read_bytes())
+    (folder / "run").mkdir()
+    np.save(folder / "images.npy", images[:64])
+    (folder / "run" / "checkpoint.pt").write_bytes(checkpoint_path.read_bytes())
+    return folder
+
+
+def test_the_examples_of_the_page_run(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    names: dict[str, object] = {}
+    assert len(BLOCKS) >= 11
+    for block in BLOCKS:
+        if "vsfix.build(" not in block or find_spec("tensorrt_rtx"):
+            exec(compile(block, block.splitlines()[0], "exec"), names)
+    printed = capsys.readouterr().out
+    assert "2 model.onnx" not in printed
+    assert re.search(
+        r"^2 data \(an array\): array 'input' has samples of 8x8, the model takes 1x8x8$", printed, re.MULTILINE
+    )
+    assert re.search(r"^FAIL Refused: ", printed, re.MULTILINE)
+    assert re.search(r"^\[\]$", printed, re.MULTILINE)
+    made = {path.name for path in folder.iterdir()}
+    assert {
+        "repaired.onnx",
+        "report.html",
+        "statistics.npz",
+        "inspection.html",
+        "network.onnx",
+        "benchmark.json",
+    } <= made
+
+
+def test_a_file_and_a_model_in_memory_give_the_same(onnx_path, tmp_path):
+    results = [
+        vsfix.optimize(model, "digits", method="match", samples=32) for model in (str(onnx_path), onnx.load(onnx_path))
+    ]
+    for number, result in enumerate(results):
+        result.save(tmp_path / f"{number}.onnx")
+    assert (tmp_path / "0.onnx").read_bytes() == (tmp_path / "1.onnx").read_bytes()
+    assert results[0].to_dict() == results[1].to_dict()
+
+
+def test_the_command_and_the_function_give_the_same_file_document_and_text(call, onnx_path, tmp_path):
+    arguments = ("-o", tmp_path / "c.onnx", "--data", "digits", "--samples", 32, "--json", tmp_path / "c.json")
+    command = call("optimize", onnx_path, *arguments)
+    result = vsfix.optimize(onnx_path, "digits", samples=32)
+    result.save(tmp_path / "p.onnx")
+    assert (tmp_path / "p.onnx").read_bytes() == (tmp_path / "c.onnx").read_bytes()
+    assert json.loads(result.to_json()) == json.loads((tmp_path / "c.json").read_text())
+    printed = [line for line in command.stdout.splitlines() if not line.startswith("wrote ")]
+    assert str(result).splitlines() == printed
+
+
+def test_an_endless_generator_is_drawn_no_further_than_wanted(onnx_path, images):
+    drawn = []
+
+    def endless():
+        for number in count():
+            drawn.append(number)
+            yield images[16 * number % 1200 :][:16]
+
+    assert vsfix.inspect(onnx_path, endless(), samples=40).samples == 40
+    assert drawn == [0, 1, 2]
+    assert vsfix.optimize(onnx_path, endless(), samples=40).report.samples <= 40
+    assert len(drawn) == 6
+    assert vsfix.inspect(onnx_path, endless()).samples == 500
+
+
+def test_every_result_has_the_envelope(onnx_path, checkpoint_path, images):
+    images, labels = images[:64], load_dataset("digits", "train").labels[:64]
+    results = [
+        vsfix.inspect(onnx_path),
+        vsfix.optimize(onnx_path, images, eval_data=(images, labels)),
+        vsfix.verify(onnx.load(onnx_path), checkpoint_path, {"input": images, "labels": labels}),
+        vsfix.benchmark([onnx_path, onnx.load(onnx_path)], (images, labels), repairs="none", seconds=0),
+        vsfix.export(nn.Linear(3, 2), np.zeros((4, 3), np.float32)),
+    ]
+    for result in results:
+        document = json.loads(result.to_json())
+        assert list(document)[:5] == ENVELOPE
+        assert (document["command"], document["status"], document["verdict"]) == (
+            result.command,
+            result.status,
+            result.verdict,
+        )
+        assert document["status"] in ("PASS", "WARN")
+        assert "\x1b" not in str(result)
+        assert str(result).strip()
+    assert [row.model for row in results[3].rows] == [str(onnx_path), "model-2.onnx"]
+
+
+def test_a_refused_command_writes_the_envelope_too(call, onnx_path, tmp_path):
+    for command, code, words in (
+        (("inspect", onnx_path, "--data", tmp_path / "gone.npz"), 2, "no such file"),
+        (("verify", onnx_path, "--against", onnx_path, "--backend", "tensorrt"), 2, "runs an engine"),
+        (("compare", onnx_path, onnx_path), 2, "is not JSON"),
+    ):
+        result = call(*command, "--json", "-")
+        document = json.loads(result.stdout)
+        assert (result.exit_code, list(document), document["status"]) == (code, ENVELOPE, "FAIL")
+        assert document["command"] == command[0]
+        assert words in document["verdict"]
+
+
+def test_a_state_dict_goes_back_into_the_module(checkpoint_path, onnx_path, images):
+    images = images[:32]
+    result = vsfix.optimize(onnx_path, "digits", method="match", refine=False)
+    module = load_checkpoint(checkpoint_path).build().eval()
+    changed = {name: torch.from_numpy(np.array(values)) for name, values in result.state_dict().items()}
+    assert changed
+    assert module.load_state_dict(changed, strict=False).unexpected_keys == []
+    expected = onnx.reference.ReferenceEvaluator(result.model).run(None, {"input": images})[0]
+    np.testing.assert_allclose(module(torch.from_numpy(images)).detach().numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_result_replaces_no_file_and_no_input(onnx_path, tmp_path):
+    result = vsfix.optimize(onnx_path, method="none")
+    with pytest.raises(vsfix.VsfixError, match="is an input"):
+        result.save(onnx_path, force=True)
+    (tmp_path / "there.onnx").write_text("precious")
+    for write in (result.save, vsfix.inspect(onnx_path).to_html, vsfix.inspect(onnx_path).save):
+        with pytest.raises(vsfix.VsfixError, match="exists already"):
+            write(tmp_path / "there.onnx")
+    assert (tmp_path / "there.onnx").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda path: vsfix.inspect(7), "a int is no model"),
+        (lambda path: vsfix.inspect("gone.onnx"), "gone.onnx: no such file"),
+        (
+            lambda path: vsfix.inspect(onnx.ModelProto()),
+            "the model in memory: is not an ONNX file, or holds an empty graph",
+        ),
+        (lambda path: vsfix.inspect(path, samples=0), "samples 0: must be a whole number from 1 on"),
+        (lambda path: vsfix.inspect(path, 7), "data: a int is not read"),
+        (lambda path: vsfix.optimize(path, seed=-1), "seed -1: must be a whole number from 0 on"),
+        (lambda path: vsfix.optimize(path, max_memory="2Q"), "--max-memory '2Q': write a size as 512M or 2G"),
+        (lambda path: vsfix.optimize(path, max_loss=1.0), "needs --eval-data"),
+        (lambda path: vsfix.optimize(path, noise="bn"), "bn"),
+        (lambda path: vsfix.verify(path, path, backend="abacus"), "backend 'abacus': unknown"),
+        (lambda path: vsfix.benchmark(path, np.zeros((4, 1, 8, 8), np.float32)), "has no array 'labels'"),
+        (lambda path: vsfix.build(path, runtime="abacus"), "runtime 'abacus': unknown"),
+        (lambda path: vsfix.export(nn.Linear(3, 2)), "example_inputs: give a batch"),
+        (lambda path: vsfix.export(7), "a int can't be exported"),
+        (lambda path: vsfix.export("a:b"), "a factory needs input_shape"),
+        (lambda path: vsfix.export(path, torch.zeros(2, 3)), "a checkpoint has its own weights and inputs"),
+    ],
+)
+def test_what_can_not_be_used_is_one_line(onnx_path, wrong, words):
+    with pytest.raises(vsfix.VsfixError) as error:
+        wrong(onnx_path)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    assert error.value.exit_code == 2
+
+
+@needs_rtx
+def test_an_engine_is_saved_with_its_sidecar(onnx_path, tmp_path):
+    engine = vsfix.build(onnx.load(onnx_path), runtime="tensorrt-rtx", targets="sm89", shapes={"input": (2, 1, 8, 8)})
+    engine.save(tmp_path / "e.plan")
+    assert (tmp_path / "e.plan").read_bytes() == engine.plan
+    sidecar = json.loads((tmp_path / "e.plan.json").read_text())
+    assert sidecar["plan"]["name"] == "e.plan"
+    assert sidecar["profile"]["input"]["maximum"] == [2, 1, 8, 8]
+    assert "engine (tensorrt-rtx" in engine.verdict
