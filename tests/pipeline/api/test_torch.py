@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -68,3 +69,20 @@ def test_the_public_names_are_there():
     assert vsfix.nn.__all__ == ["DropPath", "GaussianDropout", "Uout"]
     for room in (vsfix.torch, vsfix.nn):
         assert all(hasattr(room, name) for name in room.__all__)
+
+
+def test_the_example_of_the_page_runs(capsys):
+    """With two epochs instead of twelve, and without the refinement."""
+    page = (Path(__file__).parents[3] / "docs" / "pytorch.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    for shown, short in (("range(12)", "range(2)"), (".split(64))\nprint", ".split(64), refine=False)\nprint")):
+        assert code.count(shown) == 1
+        code = code.replace(shown, short)
+    with torch.random.fork_rng():
+        exec(code, {"__name__": "example"})
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines()[:3]] == ["as", "average", "repaired"]
+    shown = page.split("```text\n")[1].split("```")[0]
+    heads = [line.split()[0] for line in shown.splitlines() if line.startswith(("noise", "output", "samples", "R "))]
+    assert all(f"\n{head}" in printed for head in heads)
+    assert "R, the distance to what was trained:" in printed
