@@ -40,7 +40,7 @@ types: $(VENV)/.test
 	$(BIN)/mypy
 
 imports: $(VENV)/.test
-	PYTHONPATH=.typing $(BIN)/lint-imports
+	PYTHONPATH=.typing $(BIN)/lint-imports --no-cache
 
 tests: $(VENV)/.test $(QUANTIZER)
 	$(PYTEST)

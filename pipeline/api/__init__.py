@@ -11,17 +11,21 @@ what `--json` writes, `to_html` writes the page, `save` the file. What goes wron
 line. Nothing heavy is loaded before one of the names is asked for (PEP 562).
 
 Modules: inspecting, optimization, exporting, verifying, benchmarking, engines (one for each function and its result),
-results (what all results share), arguments (models and options as Python gives them).
+torch and nn (for modules of PyTorch), results (what all results share), arguments (models and options as Python gives
+them).
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vsfix.graph_passes.errors import VsfixError
 
+    from . import nn as nn
+    from . import torch as torch
     from .benchmarking import Benchmark, benchmark
     from .engines import Engine, build
     from .exporting import Export, export
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
+_ROOMS = ("nn", "torch")  # in no __all__: a star import must not put another torch in the place of torch
 _MODULES = {
     "benchmark": "benchmarking",
     "Benchmark": "benchmarking",
@@ -73,18 +78,25 @@ def __getattr__(name: str) -> Any:
 
         value: Any = version("vsfix")
     elif name in _MODULES:
-        try:
-            value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-        except ModuleNotFoundError as error:
-            from vsfix.graph_passes.errors import missing_package
-
-            raise missing_package(error) or error from None
+        value = getattr(_load(_MODULES[name]), name)
+    elif name in _ROOMS:
+        value = _load(name)
     else:
         raise AttributeError(f"module 'vsfix' has no attribute '{name}'")
     globals()[name] = value
     return value
 
 
+def _load(name: str) -> ModuleType:
+    """One of the modules; a package that is not installed becomes a MissingComponentError."""
+    try:
+        return import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        from vsfix.graph_passes.errors import missing_package
+
+        raise missing_package(error) or error from None
+
+
 def __dir__() -> list[str]:
     """The public names."""
-    return sorted(__all__)
+    return sorted([*__all__, *_ROOMS])

@@ -156,14 +156,20 @@ class Optimization(Result):
             "tensorrt_parser": None if self.parser is None else asdict(self.parser),
         }
 
-    def view(self, width: int = PIPE_WIDTH) -> View:
-        """See `Result`."""
+    def view(self, width: int = PIPE_WIDTH, written: Sequence[Path] = ()) -> View:
+        """The lines and tables of the terminal.
+
+        Args:
+            width: letters that a line has room for.
+            written: the files that the result stands in.
+        """
         yield from tables.repair_view(self.report)
         if self.accuracies:
             yield tables.accuracy_table(self.accuracies)
         if self.scores is not None:
             yield tables.score_table(self.scores)
         yield f"{self.status} {self.verdict}"
+        yield from (f"wrote {path}" for path in written)
         if self.parser is not None:
             yield self.parser.line
 

@@ -24,12 +24,12 @@ class Output:
         self.is_alone = is_alone
         self.document: Mapping[str, Any] | None = None
 
-    def show(self, result: Result) -> None:
-        """Prints a result, and keeps its document."""
+    def show(self, result: Result, *, view: View | None = None) -> None:
+        """Keeps the document of a result, and prints what the terminal shows of it, or another view."""
         from vsfix.pipeline.host.console import table_width
 
         self.document = result.to_dict()
-        self.show_view(result.view(table_width()))
+        self.show_view(result.view(table_width()) if view is None else view)
 
     def show_view(self, view: View) -> None:
         """Prints lines and tables."""

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from vsfix.pipeline.benchmark.comparing import RunComparison, metric_of
 
 _ORDER = ("worse", "better")
+
+
+def comparison_view(found: RunComparison) -> Iterator[str | Table]:
+    """A comparison: what is better or worse, what only one run has, the warnings and the verdict."""
+    if any(change.direction != "same" for change in found.changes):
+        yield comparison_table(found)
+    for word, names in (("gone", found.gone), ("new", found.added)):
+        yield from (f"{word}: {name}" for name in names)
+    for warning in found.warnings:
+        yield f"WARN {warning}"
+    yield f"{comparison_status(found)} {summary(found)}"
+
+
+def comparison_status(found: RunComparison) -> str:
+    """FAIL where a rule was broken."""
+    return "FAIL" if found.failures else "PASS"
 
 
 def comparison_table(found: RunComparison) -> Table:

@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from vsfix.pipeline.cli.options import json_option
-from vsfix.pipeline.host.terminal_text import print_line
 
 
 @click.command(name="compare")
@@ -33,23 +32,14 @@ def command(before: Path, after: Path, rules: tuple[str, ...], json_path: str | 
     """
     from vsfix.graph_passes.errors import CheckFailedError
     from vsfix.pipeline.benchmark.comparing import compare_files, parse_fail_rule
-    from vsfix.pipeline.host.console import print_table, require_json_target, write_json
-    from vsfix.pipeline.terminal.comparison_table import comparison_table, summary
+    from vsfix.pipeline.cli.output import json_output
+    from vsfix.pipeline.host.console import envelope, require_json_target
+    from vsfix.pipeline.terminal.comparison_table import comparison_status, comparison_view, summary
 
     require_json_target(json_path, force=force, inputs=[before, after])
-    found = compare_files(before, after, [parse_fail_rule(text) for text in rules])
-    try:
-        if json_path != "-":
-            if any(change.direction != "same" for change in found.changes):
-                print_table(comparison_table(found))
-            for word, names in (("gone", found.gone), ("new", found.added)):
-                for name in names:
-                    print_line(f"{word}: {name}")
-            for warning in found.warnings:
-                print_line(f"WARN {warning}")
-            print_line(f"{'FAIL' if found.failures else 'PASS'} {summary(found)}")
-    finally:  # whoever reads what is printed may have gone
-        if json_path:
-            write_json(asdict(found), json_path, force=force)
-    if found.failures:
-        raise CheckFailedError("; ".join(found.failures))
+    with json_output("compare", json_path, force=force) as out:
+        found = compare_files(before, after, [parse_fail_rule(text) for text in rules])
+        out.document = envelope("compare", comparison_status(found), summary(found), found.warnings) | asdict(found)
+        out.show_view(comparison_view(found))
+        if found.failures:
+            raise CheckFailedError("; ".join(found.failures))

@@ -28,7 +28,8 @@ def command(install: str | None, json_path: str | None, force: bool) -> None:
 
     from vsfix.graph_passes.errors import MissingComponentError
     from vsfix.pipeline.backends.doctor import can_infer, check_backends
-    from vsfix.pipeline.host.console import print_table, require_json_target, write_json
+    from vsfix.pipeline.cli.output import json_output
+    from vsfix.pipeline.host.console import envelope, require_json_target
     from vsfix.pipeline.host.environment import describe_environment
     from vsfix.pipeline.host.quantizer import install_quantizer, quantizer_folder
 
@@ -36,18 +37,17 @@ def command(install: str | None, json_path: str | None, force: bool) -> None:
     if install == "quantizer":
         print_line(f"installing ModelOpt in {quantizer_folder()}", err=True)
         install_quantizer()
-    checks = check_backends()
-    try:
-        if json_path != "-":
-            table = Table(title="Backends on this machine", title_justify="left")
-            for heading in ("backend", "status", "version", "why not", "what helps"):
-                table.add_column(heading, overflow="fold")
-            for check in checks:
-                table.add_row(check.name, check.status, check.version, check.reason, check.remedy)
-            print_table(table)
-    finally:  # whoever reads what is printed may have gone
-        if json_path:
-            result = {"environment": describe_environment(), "backends": [asdict(check) for check in checks]}
-            write_json(result, json_path, force=force)
-    if not can_infer(checks):
-        raise MissingComponentError("no backend works here; run: pip install 'vsfix[cpu]'")
+    with json_output("doctor", json_path, force=force) as out:
+        checks = check_backends()
+        works = sum(check.status == "PASS" for check in checks)
+        found = {"environment": describe_environment(), "backends": [asdict(check) for check in checks]}
+        status, verdict = "PASS" if can_infer(checks) else "SKIP", f"{works} of {len(checks)} backends work here"
+        out.document = envelope("doctor", status, verdict, ()) | found
+        table = Table(title="Backends on this machine", title_justify="left")
+        for heading in ("backend", "status", "version", "why not", "what helps"):
+            table.add_column(heading, overflow="fold")
+        for check in checks:
+            table.add_row(check.name, check.status, check.version, check.reason, check.remedy)
+        out.show_view([table])
+        if not can_infer(checks):
+            raise MissingComponentError("no backend works here; run: pip install 'vsfix[cpu]'")

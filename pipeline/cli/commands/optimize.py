@@ -156,8 +156,7 @@ def command(
             raise
         if statistics is not None:
             result = result.for_torch()
+        written = [] if dry_run else [path for path in (output, statistics, html) if path is not None]
         if output is not None and not dry_run:
             result.save(output, force, statistics=statistics, html=html)
-        out.show(result)
-        if not dry_run:
-            out.wrote(output, statistics, html)
+        out.show(result, view=result.view(written=written))

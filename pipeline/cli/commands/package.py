@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from vsfix.pipeline.cli.options import json_option
-from vsfix.pipeline.host.terminal_text import print_line
 
 
 @click.command(name="package")
@@ -60,7 +59,8 @@ def command(
     An ONNX file runs in Triton's onnxruntime backend. Engines of TensorRT, each with its sidecar, run on the GPUs that
     they were built for and are refused on every other; give those of several GPUs together.
     """
-    from vsfix.pipeline.host.console import require_json_target, write_json
+    from vsfix.pipeline.cli.output import json_output
+    from vsfix.pipeline.host.console import envelope, require_json_target
     from vsfix.pipeline.serving.packaging import PackageConfig, package
     from vsfix.pipeline.tensorrt.engine_file import sidecar_path
 
@@ -75,19 +75,11 @@ def command(
     )
     inputs = [file for source in sources for file in (source, sidecar_path(source))]
     require_json_target(json_path, force=force, inputs=inputs, outputs=[kserve])
-    result = package(sources, output, config, service=kserve, force=force)
-    try:
-        if json_path != "-":
-            largest = result.config.batching.largest
-            print_line(f"backend: {result.config.backend}, {f'batches up to {largest}' if largest else 'no batching'}")
-            for note in result.notes:
-                print_line(f"SKIP {note}")
-            if result.warning:
-                print_line(f"WARN {result.warning}")
-            for file in result.files:
-                print_line(f"wrote {result.folder / file}")
-            if result.service is not None:
-                print_line(f"wrote {result.service}")
-    finally:  # whoever reads what is printed may have gone
-        if json_path:
-            write_json(result.to_dict(), json_path, force=force)
+    with json_output("package", json_path, force=force) as out:
+        result = package(sources, output, config, service=kserve, force=force)
+        largest, warnings = result.config.batching.largest, [result.warning] if result.warning else []
+        batches = f"batches up to {largest}" if largest else "no batching"
+        verdict = f"backend: {result.config.backend}, {batches}"
+        out.document = envelope("package", "WARN" if warnings else "PASS", verdict, warnings) | result.to_dict()
+        out.show_view([verdict, *(f"SKIP {note}" for note in result.notes), *(f"WARN {text}" for text in warnings)])
+        out.wrote(*(result.folder / file for file in result.files), result.service)
