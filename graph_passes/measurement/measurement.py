@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -30,7 +31,7 @@ from vsfix.graph_passes.statistics.batches import Batch, count_samples, cut_batc
 from vsfix.graph_passes.statistics.moments import Moments, MomentsAccumulator, SampleMoments
 
 from .activation_cache import DEFAULT_MAX_MEMORY, ActivationCache
-from .moment_taps import MomentTap, tap_moments
+from .moment_taps import tap_moments
 from .staged_run import StagedRun
 from .staging import MOST_NODES, Stage, Target, noisy_markers, plan_stages
 
@@ -99,9 +100,6 @@ def measure(
     if prescribed_batch_size(copy) is None:
         batches = list(cut_batches(batches, run_size(batches, len(copy.nodes))))
     modules = find_modules(copy)
-    for use in (use for module in modules for use in module.uses):
-        if isinstance(use.input, gs.Constant):
-            raise ModelError(f"BatchNorm '{use.name}' normalises a constant; fold the constants of the model first")
     markers = noisy_markers(copy) if config.noise_seed is not None else []
     targets = [
         Target(
@@ -147,34 +145,84 @@ def hold_constants(graph: gs.Graph) -> None:
     graph.nodes[:] = [node for node in graph.nodes if node.op != "Constant" or node.outputs]
 
 
+class MomentsReader:
+    """Reads the moments of BatchNorm inputs from runs that compute them.
+
+    Args:
+        modules: whose inputs are measured.
+        opset: of the graph that is run.
+        computed: the tensors that the run computes; the other inputs are at hand as arrays. None for all that no input
+            of the graph is.
+
+    Attributes:
+        nodes: to be run with those of the graph.
+        outputs: what they give out.
+
+    Raises:
+        ModelError: a BatchNorm that normalises a constant.
+    """
+
+    def __init__(self, modules: Sequence[BatchNorm], opset: int, computed: Collection[str] | None = None) -> None:
+        self._modules = modules
+        self._uses = [use for module in modules for use in module.uses]
+        for use in self._uses:
+            if isinstance(use.input, gs.Constant):
+                raise ModelError(f"BatchNorm '{use.name}' normalises a constant; fold the constants of the model first")
+        self._taps = {
+            use.input.name: tap_moments(use.input, opset)
+            for use in self._uses
+            if (use.input.inputs if computed is None else use.input.name in computed)
+        }
+        self._accumulators = {use.name: MomentsAccumulator() for use in self._uses}
+        self.nodes = [node for tap in self._taps.values() for node in tap.nodes]
+        self.outputs = [output for tap in self._taps.values() for output in tap.outputs]
+
+    def read(self, arrays: Mapping[str, Array], samples: int, array: Callable[[str], Array]) -> list[SampleMoments]:
+        """The moments in one run; may be called from several threads.
+
+        Args:
+            arrays: what the runtime gave out, by name.
+            samples: how many the run has.
+            array: gives a tensor that is at hand, by its name.
+
+        Raises:
+            DataError: values that are not finite; the message names the BatchNorm.
+        """
+        return [self._of_use(use, arrays, samples, array) for use in self._uses]
+
+    def _of_use(
+        self, use: BatchNorm, arrays: Mapping[str, Array], samples: int, array: Callable[[str], Array]
+    ) -> SampleMoments:
+        """The moments of one input."""
+        name = use.input.name
+        try:
+            found = self._taps[name].read(arrays) if name in self._taps else SampleMoments.of(array(name))
+            return found.of_samples(samples)
+        except DataError as error:
+            raise DataError(f"the input of BatchNorm '{use.name}': {error}") from error
+
+    def add(self, first: int, found: Sequence[SampleMoments]) -> None:
+        """Adds what was read of one run, whose first sample has that number in the set."""
+        for use, moments in zip(self._uses, found, strict=True):
+            self._accumulators[use.name].add(moments, first)
+
+    def result(self) -> dict[str, Moments]:
+        """The moments by the name of the BatchNorm, those of a module that is used several times pooled."""
+        results = {name: accumulator.result() for name, accumulator in self._accumulators.items()}
+        for module in self._modules:
+            if module.others:
+                results[module.name] = Moments.pooled([results[use.name] for use in module.uses])
+        return results
+
+
 def _measure_stage(run: StagedRun, stage: Stage[BatchNorm], opset: int) -> dict[str, Moments]:
     """The moments of the inputs that a stage computes, by the name of the BatchNorm."""
     computed = {tensor.name for node in stage.nodes for tensor in node.outputs}
-    uses = [use for target in stage.measured for use in target.item.uses]
-    taps = {use.input.name: tap_moments(use.input, opset) for use in uses if use.input.name in computed}
-    accumulators = {use.name: MomentsAccumulator() for use in uses}
+    reader = MomentsReader([target.item for target in stage.measured], opset, computed)
 
     def read(number: int, arrays: Mapping[str, Array]) -> list[SampleMoments]:
-        return [_sample_moments(run, use, taps, arrays, number) for use in uses]
+        return reader.read(arrays, run.samples_of(number), partial(run.array, number))
 
-    nodes = [node for tap in taps.values() for node in tap.nodes]
-    outputs = [output for tap in taps.values() for output in tap.outputs]
-    for first, found in run.run_stage(stage, nodes, outputs, read):
-        for use, moments in zip(uses, found, strict=True):
-            accumulators[use.name].add(moments, first)
-    results = {name: accumulator.result() for name, accumulator in accumulators.items()}
-    for module in (target.item for target in stage.measured if target.item.others):
-        results[module.name] = Moments.pooled([results[use.name] for use in module.uses])
-    return results
-
-
-def _sample_moments(
-    run: StagedRun, batch_norm: BatchNorm, taps: Mapping[str, MomentTap], arrays: Mapping[str, Array], number: int
-) -> SampleMoments:
-    """The moments of a BatchNorm input in one run: from its tap, or from the array that is at hand."""
-    name = batch_norm.input.name
-    try:
-        found = taps[name].read(arrays) if name in taps else SampleMoments.of(run.array(number, name))
-        return found.of_samples(run.samples_of(number))
-    except DataError as error:
-        raise DataError(f"the input of BatchNorm '{batch_norm.name}': {error}") from error
+    for first, found in run.run_stage(stage, reader.nodes, reader.outputs, read):
+        reader.add(first, found)
+    return reader.result()

@@ -16,13 +16,16 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from vsfix.graph_passes.batch_norm.batch_norm import find_modules
 from vsfix.graph_passes.io.model_file import export_subgraph
 from vsfix.graph_passes.ir.element_types import code_of, state_types
 from vsfix.graph_passes.ir.runtime import Array, OpenModel, side_by_side
+from vsfix.graph_passes.measurement.measurement import MomentsReader
 from vsfix.graph_passes.measurement.staging import NoisyMarker, noisy_markers
 from vsfix.graph_passes.noise.marker import RemoveMarkers
 from vsfix.graph_passes.noise.sampling import draw_by_sample, generators_of
 from vsfix.graph_passes.statistics.batches import samples_in
+from vsfix.graph_passes.statistics.moments import Moments, SampleMoments
 
 from .samples import SampleSet
 from .taps import PositionTap, concrete_shapes
@@ -104,7 +107,25 @@ class NoiseAverage:
             draws: their numbers; a number stands for the same noise each time.
             taps: on tensors of `tensor`; what they give out stands beside the outputs of the graph.
         """
-        with self._open_model(self._model(taps)) as runner:
+        nodes = [node for tap in taps for node in tap.nodes]
+        return self._runs(draws, self._model(nodes, [*self._graph.outputs, *(tap.output for tap in taps)]))
+
+    def moments(self) -> dict[str, Moments]:
+        """The moments of every BatchNorm input with the noise on, in one draw; by the name of the BatchNorm.
+
+        Each BatchNorm normalises with what it stores.
+        """
+        reader = MomentsReader(find_modules(self._graph), self._graph.opset)
+        if not reader.outputs:
+            return {}
+        for run in self._runs([0], self._model(reader.nodes, reader.outputs)):
+            batch = self._samples.batches[self._samples.first.index(run.first)]
+            reader.add(run.first, reader.read(run.arrays, samples_in(batch), batch.__getitem__))
+        return reader.result()
+
+    def _runs(self, draws: Sequence[int], model: onnx.ModelProto) -> Iterator[Run]:
+        """Runs a model of the network for every batch and draw."""
+        with self._open_model(model) as runner:
             numbers = [(draw, batch) for draw in draws for batch in range(len(self._samples.batches))]
 
             def run(number: int) -> Run:
@@ -118,12 +139,10 @@ class NoiseAverage:
 
             yield from side_by_side(run, range(len(numbers)), runner.concurrency)
 
-    def _model(self, taps: Sequence[PositionTap]) -> onnx.ModelProto:
-        """The network with its noise as inputs, and with the taps."""
+    def _model(self, nodes: Sequence[gs.Node], outputs: Sequence[gs.Variable]) -> onnx.ModelProto:
+        """The network with its noise as inputs, and with the nodes of taps."""
         noise = [tensor for fed in self._fed for tensor in (fed.scale, fed.offset) if tensor is not None]
-        nodes = [*self._graph.nodes, *(node for tap in taps for node in tap.nodes)]
-        outputs = [*self._graph.outputs, *(tap.output for tap in taps)]
-        return export_subgraph(self._graph, nodes, [*self._graph.inputs, *noise], outputs)
+        return export_subgraph(self._graph, [*self._graph.nodes, *nodes], [*self._graph.inputs, *noise], outputs)
 
     def _feed(self, marker: NoisyMarker) -> _FedNoise:
         """Puts scale x + offset in the place of a marker."""
@@ -174,24 +193,53 @@ class NoiseAverage:
         return feeds
 
 
-def run_deployed(graph: gs.Graph, samples: SampleSet, open_model: OpenModel) -> dict[str, Array]:
-    """The outputs of the network with its noise off, f(x; 1), over all samples, by name.
+@dataclass(frozen=True)
+class DeployedRun:
+    """A network with its noise off, f(x; 1), over all samples.
 
-    Left out is what does not hold one row, or as many rows, for each sample: a scalar, a shape, indices.
+    Attributes:
+        outputs: by name; left out is what does not hold one row, or as many rows, for each sample: a scalar, a shape,
+            indices.
+        moments: of every BatchNorm input, by the name of the BatchNorm.
+    """
+
+    outputs: Mapping[str, Array]
+    moments: Mapping[str, Moments]
+
+
+def run_deployed(graph: gs.Graph, samples: SampleSet, open_model: OpenModel) -> DeployedRun:
+    """Runs a network with its noise off.
+
+    Args:
+        graph: not changed.
+        samples: what it is run on.
+        open_model: the runtime.
+
+    Raises:
+        DataError: the input of a BatchNorm that is not finite.
+        ModelError: a BatchNorm that normalises a constant.
     """
     copy = graph.copy()
     RemoveMarkers()(copy)
-    model = export_subgraph(copy, copy.nodes, copy.inputs, copy.outputs)
-    with open_model(model) as runner:
+    reader = MomentsReader(find_modules(copy), copy.opset)
+    nodes, outputs = [*copy.nodes, *reader.nodes], [*copy.outputs, *reader.outputs]
+    with open_model(export_subgraph(copy, nodes, copy.inputs, outputs)) as runner:
 
-        def run(number: int) -> Mapping[str, Array]:
+        def run(number: int) -> tuple[Mapping[str, Array], list[SampleMoments]]:
             batch = samples.batches[number]
-            return runner.run({tensor.name: batch[tensor.name] for tensor in copy.inputs})
+            arrays = runner.run({tensor.name: batch[tensor.name] for tensor in copy.inputs})
+            found = reader.read(arrays, samples_in(batch), batch.__getitem__)
+            return {tensor.name: arrays[tensor.name] for tensor in copy.outputs}, found
 
-        found = list(side_by_side(run, range(len(samples.batches)), runner.concurrency))
+        parts: dict[str, list[Array]] = {tensor.name: [] for tensor in copy.outputs}
+        results = side_by_side(run, range(len(samples.batches)), runner.concurrency)
+        for first, (arrays, found) in zip(samples.first, results, strict=True):
+            reader.add(first, found)
+            for name, array in arrays.items():
+                parts[name].append(array)
     sizes = [samples_in(batch) for batch in samples.batches]
-    whole = {name: [arrays[name] for arrays in found] for name in found[0]}
-    return {name: np.concatenate(parts) for name, parts in whole.items() if _holds_samples(parts, sizes)}
+    whole = {name: np.concatenate(found) for name, found in parts.items() if _holds_samples(found, sizes)}
+    return DeployedRun(whole, reader.result())
 
 
 def _holds_samples(parts: Sequence[Array], sizes: Sequence[int]) -> bool:

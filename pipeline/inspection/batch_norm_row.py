@@ -13,7 +13,13 @@ from vsfix.graph_passes.ir.runtime import Float64Array
 from vsfix.graph_passes.noise.analysis import Distance, NoisePaths
 from vsfix.graph_passes.precision.weight_rounding import LIMITS
 from vsfix.graph_passes.statistics.moments import Moments
-from vsfix.graph_passes.statistics.shift import geometric_mean, joint_variance, predicted_shift_ratio, shift_ratio, variance_ratio
+from vsfix.graph_passes.statistics.shift import (
+    geometric_mean,
+    joint_variance,
+    predicted_shift_ratio,
+    shift_ratio,
+    variance_ratio,
+)
 
 _LARGEST_FP16 = LIMITS[onnx.TensorProto.FLOAT16][0]
 
@@ -125,5 +131,3 @@ def _median(values: Float64Array) -> float | None:
 def _number(value: float) -> float | None:
     """None for NaN, so that JSON has no number that is none."""
     return value if np.isfinite(value) else None
-
-

@@ -7,8 +7,9 @@ import math
 from vsfix.graph_passes.noise_average.severity import Severity
 from vsfix.graph_passes.statistics.jackknife import MIN_GROUPS
 
+from .batch_norm_row import BatchNormRow
 from .fault import RE_ESTIMATED, FaultKind
-from .inspection import BatchNormRow, Inspection
+from .inspection import Inspection
 
 # A stored variance that is off by less moves no decision that could be measured; measured on 500 images, the variance
 # of a healthy BatchNorm is off by a few percent.

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm.batch_norm import BatchNorm, find_modules
 from vsfix.graph_passes.errors import DataError, ModelError
 from vsfix.graph_passes.io.model_file import read_metadata
-from vsfix.graph_passes.ir.runtime import Float64Array, OpenModel
+from vsfix.graph_passes.ir.runtime import OpenModel
 from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.measurement.measurement import MeasurementConfig, measure
 from vsfix.graph_passes.noise.analysis import (
-    Distance,
     NoiseMap,
-    NoisePaths,
     TracedPath,
     analyse_noise,
     traced_path,
@@ -31,14 +28,8 @@ from vsfix.graph_passes.precision.value_scan import describe_error, doubtful_con
 from vsfix.graph_passes.precision.weight_rounding import LIMITS
 from vsfix.graph_passes.statistics.batches import Batch, count_samples, require_different_samples
 from vsfix.graph_passes.statistics.moments import Moments
-from vsfix.graph_passes.statistics.shift import (
-    geometric_mean,
-    joint_variance,
-    predicted_shift_ratio,
-    shift_ratio,
-    variance_ratio,
-)
 
+from .batch_norm_row import BatchNormRow, batch_norm_row
 from .fault import Fault, find_fault
 from .lost_noise import infer_lost_noise, is_lost
 from .noise_study import FEW, NoiseStudy
@@ -55,56 +46,6 @@ FOREIGN_DATA_MISMATCH = 2.0
 FOREIGN_DATA_OFFSET = 1.0
 # The same of the first BatchNorm with noise in front: few samples and other noise move its shift by less.
 FOREIGN_DATA_UNEXPLAINED = 4.0
-
-
-@dataclass(frozen=True)
-class BatchNormRow:
-    """One BatchNorm.
-
-    Attributes:
-        name: the module's or the node's name.
-        channels: C.
-        noise: the nearest noise that reaches it, as `dropout:0.5`; empty where none does.
-        distance: `direct`, `linear`, `downstream`, or empty.
-        sources: the number of noise layers that reach it.
-        predicted_shift: variance at inference over stored variance by the closed form, geometric mean over the
-            channels; None where the noise is not direct or its form does not fit.
-        measured_shift: the same ratio measured on data; None without data.
-        mismatch: max(stored / real, real / stored), geometric mean over the channels; None without data.
-        mean_offset: |real mean - stored mean| in stored deviations, mean over the channels; None without data.
-        source: the name of the nearest noise layer; empty where none reaches it.
-        unexplained: the factor, 1 or more, by which the measured shift is off from what the noise makes of it, median
-            over the channels; None without data. Without noise that is 1, and with noise directly in front the
-            predicted one; of other noise it is only known that the variance is lower without it.
-        gain_low: the smallest |gamma| / sqrt(var + epsilon) of a channel, by which a fold multiplies its weights; None
-            where one is not finite.
-        gain_high: the largest.
-        largest_offset: as `mean_offset`, of the channel where it is largest.
-        beyond_fp16: channels whose gain or shift float16 can't hold, or is not finite.
-    """
-
-    name: str
-    channels: int
-    noise: str
-    distance: str
-    sources: int
-    predicted_shift: float | None
-    measured_shift: float | None
-    mismatch: float | None
-    mean_offset: float | None = None
-    source: str = ""
-    unexplained: float | None = None
-    gain_low: float | None = None
-    gain_high: float | None = None
-    beyond_fp16: int = 0
-    largest_offset: float | None = None
-
-    @property
-    def known_mismatch(self) -> float | None:
-        """The measured mismatch; without data what the predicted shift makes of it."""
-        if self.mismatch is not None or not self.predicted_shift:
-            return self.mismatch
-        return max(self.predicted_shift, 1 / self.predicted_shift)
 
 
 @dataclass(frozen=True)
@@ -206,7 +147,7 @@ def inspect_model(
             claims, fault, question = lost.inference.claims, lost.fault, lost.question
         else:
             warnings = (*warnings, NOT_SHOWN)
-    looked_at = _inspect(prepared.graph, count_samples(batches), real)
+    looked_at = look_at(prepared.graph, count_samples(batches), real)
     found, study = _with_severity(looked_at, prepared.graph, judges, open_model, config)
     if not inferred:
         residuals = None if study is None else study.residuals
@@ -274,14 +215,20 @@ def inspect_graph(graph: gs.Graph, batches: Sequence[Batch], open_model: OpenMod
         DataError: data that is not finite.
     """
     measured = measure(graph, batches, open_model, MeasurementConfig()) if batches and find_modules(graph) else {}
-    return _inspect(graph, count_samples(batches), measured)
+    return look_at(graph, count_samples(batches), measured)
 
 
-def _inspect(graph: gs.Graph, samples: int, real: Mapping[str, Moments]) -> Inspection:
-    """What is known of every BatchNorm, with what was measured with the noise off."""
+def look_at(graph: gs.Graph, samples: int, real: Mapping[str, Moments]) -> Inspection:
+    """What is known of every BatchNorm of a graph, from what was measured already.
+
+    Args:
+        graph: not changed.
+        samples: how many the moments rest on.
+        real: moments of the BatchNorm inputs with the noise off, by the name of the BatchNorm; empty for none.
+    """
     batch_norms = find_modules(graph)
     noise_map = analyse_noise(graph)
-    rows = tuple(_row(batch_norm, noise_map.reaching[batch_norm.name], real) for batch_norm in batch_norms)
+    rows = tuple(batch_norm_row(batch_norm, noise_map.reaching[batch_norm.name], real) for batch_norm in batch_norms)
     return Inspection(
         rows,
         _sources(noise_map),
@@ -300,59 +247,6 @@ def _worst_route(
         return None
     _, worst = max(reached, key=lambda pair: pair[0].known_mismatch or 0.0)
     return traced_path(graph, worst, noise_map.reaching[worst.name][0])
-
-
-def _row(batch_norm: BatchNorm, paths: NoisePaths, real: Mapping[str, Moments]) -> BatchNormRow:
-    """The row of one BatchNorm."""
-    nearest = paths[0] if paths else None
-    predicted: float | None = None
-    expected: Float64Array | None = None if paths else np.ones(batch_norm.channels)
-    # The closed form knows the noise directly in front, one layer of it or several; what comes from farther away is
-    # already in the stored statistics of the tensor in front.
-    direct = [path.source.noise for path in paths.at(Distance.DIRECT)]
-    if direct and all(noise.is_multiplicative for noise in direct):
-        expected = predicted_shift_ratio(batch_norm, joint_variance(direct))
-        predicted = _number(geometric_mean(expected))
-    measured = mismatch = offset = unexplained = largest = None
-    if batch_norm.name in real:
-        ratio = shift_ratio(batch_norm, real[batch_norm.name])
-        measured, mismatch = _number(geometric_mean(ratio)), _number(variance_ratio(ratio))
-        unexplained = _median(
-            np.maximum(ratio, 1.0) if expected is None else np.maximum(ratio / expected, expected / ratio)
-        )
-        with np.errstate(all="ignore"):  # statistics that are not finite are named elsewhere
-            deviation = np.sqrt(batch_norm.variance + batch_norm.epsilon)
-            offsets = np.abs(real[batch_norm.name].mean - batch_norm.mean) / deviation
-            offset, largest = _number(float(np.mean(offsets))), _number(float(np.max(offsets, initial=0.0)))
-    gain, shift = np.abs(batch_norm.scale), np.abs(batch_norm.shift)
-    return BatchNormRow(
-        name=batch_norm.name,
-        channels=batch_norm.channels,
-        noise=str(nearest.source.noise) if nearest else "",
-        distance=str(nearest.distance) if nearest else "",
-        sources=len(paths),
-        predicted_shift=predicted,
-        measured_shift=measured,
-        mismatch=mismatch,
-        mean_offset=offset,
-        source=nearest.source.name if nearest else "",
-        unexplained=unexplained,
-        largest_offset=largest,
-        gain_low=_number(float(gain.min(initial=np.inf))),
-        gain_high=_number(float(gain.max(initial=0.0))),
-        beyond_fp16=int(np.sum(~((gain <= _LARGEST_FP16) & (shift <= _LARGEST_FP16)))),
-    )
-
-
-def _median(values: Float64Array) -> float | None:
-    """The median of what is finite; None where nothing is."""
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if finite.size else None
-
-
-def _number(value: float) -> float | None:
-    """None for NaN, so that JSON has no number that is none."""
-    return value if np.isfinite(value) else None
 
 
 def _sources(noise_map: NoiseMap) -> tuple[str, ...]:

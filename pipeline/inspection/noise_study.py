@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -23,7 +24,6 @@ from vsfix.graph_passes.estimators.units import (
 from vsfix.graph_passes.folding.linear_layer import LINEAR_OPERATORS
 from vsfix.graph_passes.ir.runtime import Array, OpenModel
 from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
-from vsfix.graph_passes.measurement.measurement import MeasurementConfig, measure
 from vsfix.graph_passes.noise_average.divergence import Meaning, OutputKind, recognise_outputs
 from vsfix.graph_passes.noise_average.noise_average import NoiseAverage, draws_for, run_deployed
 from vsfix.graph_passes.noise_average.samples import SampleSet
@@ -60,8 +60,10 @@ class NoiseStudy:
         outputs: of the deployed network.
         kinds: how the outputs are read.
         severity: R.
-        seen: what each BatchNorm sees with the noise on, see `measure_noisy`.
-        stored: what each BatchNorm stores against it.
+        moments_off: of every BatchNorm input with the noise off, by the name of the BatchNorm.
+        moments_on: the same with the noise on, each BatchNorm as it is.
+        stored: what each BatchNorm stores against what it sees with the noise on.
+        seed: of the noise.
         open_model: the runtime.
         told: the meanings of outputs that a person said, by name.
         max_memory: bytes that the process may hold; activations beyond go to the disk.
@@ -76,8 +78,10 @@ class NoiseStudy:
     outputs: Mapping[str, Array]
     kinds: Mapping[str, OutputKind]
     severity: Severity
-    seen: Mapping[str, Moments]
+    moments_off: Mapping[str, Moments]
+    moments_on: Mapping[str, Moments]
     stored: tuple[StoredAgainstNoisy, ...]
+    seed: int
     open_model: OpenModel
     told: Mapping[str, str]
     max_memory: int
@@ -106,7 +110,8 @@ class NoiseStudy:
         if len(samples) < LEAST:
             raise DataError(f"{len(samples)} sample: nothing can be told from fewer than {LEAST}; give at least {FEW}")
         average = NoiseAverage(graph, samples, open_model, seed)
-        outputs = run_deployed(graph, samples, open_model)
+        deployed = run_deployed(graph, samples, open_model)
+        outputs = deployed.outputs
         kinds = recognise_outputs(graph, outputs, output_kinds)
         units = find_units(graph, average.shapes) if needs_targets else ()
         one = multiply_adds(graph, average.shapes) / samples_in(samples.batches[0])
@@ -122,8 +127,8 @@ class NoiseStudy:
             drawn.add(run.draw, run.first, counts[run.first], run.arrays)
             collected.add(run.first, counts[run.first], run.arrays)
         reference, targets = drawn.reference(), collected.result()
-        seen = measure_noisy(graph, samples.batches, open_model, seed, max_memory)
-        return cls(
+        moments_on = average.moments()
+        study = cls(
             graph=graph,
             samples=samples,
             average=average,
@@ -133,17 +138,28 @@ class NoiseStudy:
             outputs=outputs,
             kinds=kinds,
             severity=reference.severity(outputs, seed),
-            seen=seen,
-            stored=compare_stored(graph, seen),
+            moments_off=deployed.moments,
+            moments_on=moments_on,
+            stored=compare_stored(graph, moments_on),
+            seed=seed,
             open_model=open_model,
             told=output_kinds,
             max_memory=max_memory,
         )
+        if not any(row.differs for row in study.stored):
+            return study
+        # A BatchNorm upstream that is off moves those downstream of it: each is looked at by itself.
+        return replace(study, stored=compare_stored(graph, study.corrected))
+
+    @cached_property
+    def corrected(self) -> dict[str, Moments]:
+        """The moments of every BatchNorm input with the noise on, each downstream of corrected BatchNorms."""
+        return measure_noisy(self.graph, self.samples.batches, self.open_model, self.seed, self.max_memory)
 
     @property
     def residuals(self) -> dict[str, Residual]:
         """What is left of each BatchNorm with the noise on, by its name."""
-        return residuals_of(self.graph, self.seen, len(self.samples))
+        return residuals_of(self.graph, self.corrected, len(self.samples))
 
     @property
     def first_size(self) -> int:
@@ -167,13 +183,18 @@ class NoiseStudy:
             return np.moveaxis(mean.reshape(last), -1, kind.axis).astype(np.float32)
         return mean.reshape(shape).astype(np.float32)
 
+    @cached_property
+    def units_off(self) -> dict[str, DeployedUnit]:
+        """The units of the graph as it was looked at, with the noise off."""
+        return self.units_of(self.graph)
+
     def layer_rows(self, graph: gs.Graph) -> tuple[LayerRow, ...]:
         """How far each unit is from F in the graph as it was looked at, and in another one with the same tensors."""
         return self._rows(self.units_of(graph))
 
     def _rows(self, after: Mapping[str, DeployedUnit]) -> tuple[LayerRow, ...]:
         """The rows of units of another graph."""
-        before = self.units_of(self.graph)
+        before = self.units_off
         modules = [[unit.name for unit in uses if unit.name in after] for uses in by_module(self.units)]
         return tuple(
             LayerRow(
@@ -192,7 +213,7 @@ class NoiseStudy:
         return copy
 
     def with_moments(
-        self, parameters: Mapping[str, FoundParameters], seed: int
+        self, parameters: Mapping[str, FoundParameters], moments_off: Mapping[str, Moments]
     ) -> tuple[dict[str, FoundParameters], tuple[LayerRow, ...]]:
         """The same parameters with the moments that each BatchNorm's input has in the network that they make.
 
@@ -201,15 +222,12 @@ class NoiseStudy:
 
         Args:
             parameters: by the name of the unit.
-            seed: of the noise.
+            moments_off: of the BatchNorm inputs of that network with the noise off.
         """
         plain = {name: replace(found, moments=None) for name, found in parameters.items()}
         written = self.written(plain)
         deployed = self.units_of(written)
-        batches = self.samples.batches
-        off = measure(written, batches, self.open_model, MeasurementConfig(max_memory=self.max_memory))
-        noisy = MeasurementConfig(noise_seed=seed, max_memory=self.max_memory)
-        on = measure(self.graph, batches, self.open_model, noisy)
+        off, on = moments_off, self.moments_on
         modules = {module.name: module for module in find_modules(written)}
         for unit in self.units:
             if unit.batch_norm is not None and unit.name in plain and unit.module in modules:

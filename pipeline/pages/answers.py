@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vsfix.graph_passes.statistics.shift import geometric_mean
+from vsfix.pipeline.inspection.batch_norm_row import BatchNormRow
 from vsfix.pipeline.inspection.diagnosis import (
     SHIFTED,
     is_within_chance,
@@ -16,7 +17,7 @@ from vsfix.pipeline.inspection.diagnosis import (
     variances_beside,
     wrong_statistics,
 )
-from vsfix.pipeline.inspection.inspection import BatchNormRow, Inspection
+from vsfix.pipeline.inspection.inspection import Inspection
 from vsfix.pipeline.repair.repair_report import RepairReport
 from vsfix.pipeline.report.latency_figure import p50_p99
 from vsfix.pipeline.report.number_text import count, milliseconds, percent, points, probability, share_interval

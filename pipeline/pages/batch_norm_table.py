@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vsfix.graph_passes.statistics.estimate import Interval
-from vsfix.pipeline.inspection.inspection import BatchNormRow
+from vsfix.pipeline.inspection.batch_norm_row import BatchNormRow
 from vsfix.pipeline.repair.repair_report import BatchNormOutcome
 from vsfix.pipeline.report.number_text import gain, ratio, ratio_interval
 from vsfix.pipeline.report.sections import Report

@@ -27,6 +27,7 @@ from vsfix.graph_passes.precision.typed_batch_norm import check_half_batch_norms
 from vsfix.graph_passes.precision.value_scan import require_finite_values
 from vsfix.graph_passes.statistics.batches import Batch, prescribed_batch_size
 from vsfix.graph_passes.statistics.estimate import Estimate
+from vsfix.graph_passes.statistics.moments import Moments
 from vsfix.pipeline.inspection.fault import RE_ESTIMATED, FaultKind, find_fault
 from vsfix.pipeline.inspection.noise_study import FEW, LayerRow, NoiseStudy
 from vsfix.pipeline.inspection.preparation import PreparedModel
@@ -69,6 +70,8 @@ class Averaging:
         reason: why nothing is written; empty where something is.
         warnings: what a person should know.
         estimates: statistics to be written instead of `parameters`, where labels chose a method of re-estimation.
+        moments_before: of every BatchNorm input of the file as given with the noise off, by the name of the BatchNorm.
+        moments_after: the same of what is written.
         cross_fitted: the mean score that the choice by labels reaches on samples that had no part in it; None without.
     """
 
@@ -86,6 +89,8 @@ class Averaging:
     reason: str = ""
     warnings: tuple[str, ...] = ()
     estimates: Mapping[str, Estimate] = field(default_factory=dict, repr=False)
+    moments_before: Mapping[str, Moments] = field(default_factory=dict, repr=False)
+    moments_after: Mapping[str, Moments] = field(default_factory=dict, repr=False)
     cross_fitted: float | None = None
 
     @property
@@ -128,6 +133,7 @@ def average_repair(
     graph = prepared.graph
     study = _study(graph, batches, open_model, config)
     statistics: dict[str, Statistics] = {}
+    moments_before = study.moments_off
     wrong = [row for row in study.stored if row.differs]
     if wrong:
         fault = find_fault(
@@ -158,6 +164,8 @@ def average_repair(
         shapes=study.average.shapes,
         statistics=statistics,
         warnings=warnings,
+        moments_before=moments_before,
+        moments_after=study.moments_off,
     )
     if study.severity.is_healthy and config.method == "auto" and judge is None:
         return replace(plain, reason=_healthy(study.severity), warnings=(*warnings, *study.open_question()))
@@ -212,8 +220,10 @@ def _choose(
         RepairStatistics(found, {})(graphs[name])
     rows = [candidate_row(AS_TRAINED, study.outputs, study, judges)]
     outputs: dict[str, Mapping[str, Array]] = {}
+    moments: dict[str, Mapping[str, Moments]] = {}
     for name, graph in graphs.items():
-        outputs[name] = run_deployed(graph, study.samples, study.open_model)
+        run = run_deployed(graph, study.samples, study.open_model)
+        outputs[name], moments[name] = run.outputs, run.moments
         if is_cross_fitted and name == MATCH:
             outputs[name] = fitted_to_others(study, outputs[name], config)
         rows.append(candidate_row(name, outputs[name], study, judges))
@@ -232,11 +242,12 @@ def _choose(
     if best == AS_TRAINED:
         return replace(tried_out, reason=_not_nearer(rows) if judge is None else _not_better(tried_out.candidates))
     after = study.reference.rows(judges).severity(rows_of(outputs[best], judges), config.seed)
+    tried_out = replace(tried_out, after=after, chosen=best, moments_after=moments[best])
     if best in estimates:
         layers = study.layer_rows(graphs[best])
-        return replace(tried_out, after=after, chosen=best, layers=layers, estimates=estimates[best])
-    parameters, layers = study.with_moments(tried[best], config.seed)
-    return replace(tried_out, after=after, chosen=best, layers=layers, parameters=parameters)
+        return replace(tried_out, layers=layers, estimates=estimates[best])
+    parameters, layers = study.with_moments(tried[best], moments[best])
+    return replace(tried_out, layers=layers, parameters=parameters)
 
 
 def _nearest(rows: Sequence[CandidateRow]) -> str:

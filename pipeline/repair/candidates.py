@@ -78,7 +78,7 @@ def fitted_to_others(study: NoiseStudy, outputs: Mapping[str, Array], config: Re
         )
         free = tuple(unit for unit in others.units if unit.name in chosen)
         parameters = {name: unit.parameters for name, unit in _match(replace(others, units=free), config).items()}
-        fitted = run_deployed(study.written(parameters), study.samples, study.open_model)
+        fitted = run_deployed(study.written(parameters), study.samples, study.open_model).outputs
         for name, array in found.items():
             rows = np.repeat(thirds == third, len(array) // len(thirds))
             array[rows] = fitted[name][rows]

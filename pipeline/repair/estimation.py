@@ -23,7 +23,8 @@ from vsfix.graph_passes.noise.analysis import analyse_noise
 from vsfix.graph_passes.noise_average.noise_average import run_deployed
 from vsfix.graph_passes.statistics.batches import Batch, first_samples, prescribed_batch_size
 from vsfix.graph_passes.statistics.estimate import Estimate
-from vsfix.pipeline.inspection.inspection import Inspection, inspect_graph
+from vsfix.graph_passes.statistics.moments import Moments
+from vsfix.pipeline.inspection.inspection import Inspection, inspect_graph, look_at
 from vsfix.pipeline.inspection.noise_study import NoiseStudy
 from vsfix.pipeline.inspection.preparation import PreparedModel, has_noise
 
@@ -53,6 +54,8 @@ class Found:
         estimates: of a method of re-estimation, by the name of the BatchNorm.
         reasons: why a BatchNorm keeps what it stores, by its name.
         averaging: what the averaged network says; None where no noise is known or nothing ran.
+        moments_after: of every BatchNorm input of what is written, by the name of the BatchNorm; None where they are
+            to be measured.
         warnings: what a person should know.
     """
 
@@ -65,6 +68,7 @@ class Found:
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
     averaging: Averaging | None = None
+    moments_after: Mapping[str, Moments] | None = None
     warnings: tuple[str, ...] = ()
 
     def write(self, graph: gs.Graph) -> PassResult:
@@ -114,12 +118,11 @@ def estimate(
     """
     made = make_inputs(prepared, config) if not batches and plan.method not in ("none", "analytic") else None
     batches = batches if made is None else made.batches
-    judges = judged_on or _first(prepared, batches)
-    before = inspect_graph(prepared.graph, judges, open_model)
+    basis = _Basis(judged_on, made, judge)
     if plan.method == "none":
+        judges, before = basis.look(prepared, batches, open_model)
         reasons = dict.fromkeys((row.name for row in before.rows), plan.reason)
         return Found("none", plan.reason, "nothing was estimated", 0, judges, before, reasons=reasons)
-    basis = _Basis(judges, before, made, judge)
     if plan.method in AVERAGING:
         try:
             return _toward_average(plan, prepared, batches, open_model, config, basis)
@@ -136,10 +139,9 @@ def estimate(
 
 @dataclass(frozen=True)
 class _Basis:
-    """What an estimate rests on: attributes of `Found`, the inputs that were made, and the labelled data."""
+    """What an estimate rests on: the samples for before and after, the inputs that were made, the labelled data."""
 
-    judges: Sequence[Batch]
-    before: Inspection
+    judged_on: Sequence[Batch] | None
     made: MadeInputs | None
     judge: LabelJudge | None
 
@@ -147,6 +149,13 @@ class _Basis:
     def warnings(self) -> tuple[str, ...]:
         """What is to be said of the inputs."""
         return self.made.warnings if self.made is not None else ()
+
+    def look(
+        self, prepared: PreparedModel, batches: Sequence[Batch], open_model: OpenModel
+    ) -> tuple[Sequence[Batch], Inspection]:
+        """The samples on which statistics are compared, and the graph as it is on those."""
+        judges = self.judged_on or _first(prepared, batches)
+        return judges, inspect_graph(prepared.graph, judges, open_model)
 
 
 @dataclass(frozen=True)
@@ -202,10 +211,16 @@ def _toward_average(
 ) -> Found:
     """What brings the network to its noise-averaged one."""
     averaging = average_repair(prepared, batches, open_model, config, basis.judge)
+    moments_after: Mapping[str, Moments] | None = None
+    if basis.judged_on:
+        judges, before = basis.look(prepared, batches, open_model)
+    else:  # everything ran already
+        judges, moments_after = _first(prepared, batches), averaging.moments_after
+        before = look_at(prepared.graph, averaging.severity.samples, averaging.moments_before)
     reached = analyse_noise(prepared.graph).reached
     reasons = {
         row.name: averaging.reason or ("its fit gains nothing" if row.name in reached else "no noise reaches it")
-        for row in basis.before.rows
+        for row in before.rows
     }
     data = basis.made.data if basis.made is not None else f"{averaging.severity.samples} samples of the data"
     method = averaging.chosen if averaging.chosen != AS_TRAINED else UNDER_NOISE
@@ -214,10 +229,11 @@ def _toward_average(
         reason=averaging.reason or plan.reason + ("" if basis.judge is None else "; the labels chose"),
         data=data if averaging.writes else "nothing was changed",
         samples=averaging.severity.samples,
-        judges=basis.judges,
-        before=basis.before,
+        judges=judges,
+        before=before,
         reasons=reasons,
         averaging=averaging,
+        moments_after=moments_after,
         warnings=(*basis.warnings, *averaging.warnings),
     )
 
@@ -231,6 +247,7 @@ def _re_estimate(
     basis: _Basis,
 ) -> Found:
     """What a method of re-estimation finds, and how far that is from the noise-averaged network."""
+    judges, before = basis.look(prepared, batches, open_model)
     layers, reasons = choose_layers(prepared.graph, config.layers)
     study, trouble = _study(prepared.graph, _first(prepared, batches, STUDIED_SAMPLES), open_model, config)
     estimation = estimate_statistics(plan.method, prepared, batches, open_model, layers, config, basis.made)
@@ -242,8 +259,8 @@ def _re_estimate(
         reason=plan.reason,
         data=estimation.data,
         samples=estimation.samples,
-        judges=basis.judges,
-        before=basis.before,
+        judges=judges,
+        before=before,
         estimates=estimation.estimates,
         reasons={**reasons, **estimation.reasons},
         averaging=averaging,
@@ -329,7 +346,7 @@ def _judge_statistics(
             f"R is not known: {len(wrong)} BatchNorms store other statistics than the network with its noise on shows, "
             f"'{wrong[0]}' the first, so that its average is not that of the network that was trained",
         )
-    outputs = run_deployed(graph, study.samples, study.open_model)
+    outputs = run_deployed(graph, study.samples, study.open_model).outputs
     rows: tuple[CandidateRow, ...] = (
         candidate_row(AS_TRAINED, study.outputs, study),
         candidate_row(method, outputs, study),

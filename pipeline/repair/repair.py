@@ -36,7 +36,7 @@ from vsfix.pipeline.comparison.rounding_floor import rounding_floor
 from vsfix.pipeline.comparison.tensor_comparison import comparable, compare_tensors
 from vsfix.pipeline.data.calibration import fixed_batch_size, model_input_names
 from vsfix.pipeline.data.random_inputs import draw_inputs, stated_shape
-from vsfix.pipeline.inspection.inspection import Inspection, inspect_graph
+from vsfix.pipeline.inspection.inspection import Inspection, inspect_graph, look_at
 from vsfix.pipeline.inspection.preparation import REPAIR_KEY, PreparedModel, prepare_model, repaired_batch_norms
 
 from .averaging import Averaging
@@ -96,7 +96,7 @@ def repair_model(
     found = estimate(plan, prepared, matched_on, open_model, config, judged_on=judged_on, judge=judge)
     graph = prepared.graph.copy()
     written = found.write(graph)
-    after = inspect_graph(graph, found.judges, open_model) if written.modified else found.before
+    after = _after(graph, found, open_model) if written.modified else found.before
     subjects = {change.subject for change in written.changed}
     changed = changed_parameters(prepared.source, prepared.graph, graph, subjects)
     unfolded = export_model(graph, prepared.source)
@@ -147,6 +147,13 @@ def prepare(model: onnx.ModelProto, config: RepairConfig) -> PreparedModel:
     folded_by_vsfix = REPAIR_KEY in read_metadata(model)
     needs_batch_norms = config.method != "none" and not (config.method == "auto" and folded_by_vsfix)
     return prepare_model(model, config.noise, needs_batch_norms=needs_batch_norms)
+
+
+def _after(graph: gs.Graph, found: Found, open_model: OpenModel) -> Inspection:
+    """The repaired graph, looked at on the samples on which it was before."""
+    if found.moments_after is not None:
+        return look_at(graph, found.before.samples, found.moments_after)
+    return inspect_graph(graph, found.judges, open_model)
 
 
 def _removed(clean: PassPipeline) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from vsfix.graph_passes.noise.analysis import TracedPath
 from vsfix.graph_passes.noise_average.severity import Severity
 from vsfix.graph_passes.statistics.estimate import Interval
 from vsfix.pipeline.casting.casting import PrecisionReport
-from vsfix.pipeline.inspection.inspection import BatchNormRow
+from vsfix.pipeline.inspection.batch_norm_row import BatchNormRow
 from vsfix.pipeline.inspection.noise_study import LayerRow
 
 from .candidates import CandidateRow

@@ -122,10 +122,10 @@ def test_the_output_comes_nearer_to_f_and_the_layers_too(parse, open_model):
     units, targets, samples, shapes, mean = study(graph, x, open_model, 64, seed=2)
     found = match(graph, units, targets, samples, shapes, open_model)
     before = deployed_units(graph, units, targets, samples, shapes, open_model)
-    distance = ((run_deployed(graph, samples, open_model)["y"] - mean) ** 2).mean()
+    distance = ((run_deployed(graph, samples, open_model).outputs["y"] - mean) ** 2).mean()
     write_parameters(graph, units, {name: unit.parameters for name, unit in found.items()})
     after = deployed_units(graph, units, targets, samples, shapes, open_model)
-    assert ((run_deployed(graph, samples, open_model)["y"] - mean) ** 2).mean() < 0.9 * distance
+    assert ((run_deployed(graph, samples, open_model).outputs["y"] - mean) ** 2).mean() < 0.9 * distance
     assert all(after[name].distance < before[name].distance for name in ("a", "b"))
 
 

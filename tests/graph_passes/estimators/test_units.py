@@ -74,7 +74,7 @@ def build(parse, case: str):
 
 
 def deployed(graph, x, open_model) -> np.ndarray:
-    return run_deployed(graph, SampleSet.of([{"x": x}]), open_model)["y"].astype(np.float64)
+    return run_deployed(graph, SampleSet.of([{"x": x}]), open_model).outputs["y"].astype(np.float64)
 
 
 def decibels(found, truth) -> float:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import pytest
 
+from vsfix.graph_passes.errors import ModelError
 from vsfix.graph_passes.io.model_file import import_graph
+from vsfix.graph_passes.measurement.measurement import measure
 from vsfix.graph_passes.noise.noise import Noise, NoiseKind
 from vsfix.graph_passes.noise.sampling import apply_noise
 from vsfix.graph_passes.noise_average.noise_average import NoiseAverage, run_deployed
@@ -44,7 +47,7 @@ def test_the_average_of_a_linear_network_is_the_deployed_one(parse, open_model):
     graph = import_graph(parse(LINEAR, weights()))
     x = RNG.normal(1, 1, (40, 4)).astype(np.float32)
     found = draws_of(graph, x, open_model, 800)
-    deployed = run_deployed(graph, SampleSet.of([{"x": x}]), open_model)["y"]
+    deployed = run_deployed(graph, SampleSet.of([{"x": x}]), open_model).outputs["y"]
     error = found.std(axis=0) / np.sqrt(800)
     z = (found.mean(axis=0) - deployed) / error
     assert np.abs(z).max() < 4.5
@@ -132,7 +135,7 @@ def test_noise_on_the_graph_input_and_one_that_is_an_output(parse, open_model):
     x = np.ones((200, 4), np.float32)
     found = draws_of(graph, x, open_model, 4)
     np.testing.assert_allclose(np.unique(found), [0, 1 / 0.6], rtol=1e-6)
-    np.testing.assert_array_equal(run_deployed(graph, SampleSet.of([{"x": x}]), open_model)["y"], x)
+    np.testing.assert_array_equal(run_deployed(graph, SampleSet.of([{"x": x}]), open_model).outputs["y"], x)
 
 
 @pytest.mark.parametrize("stated", [False, True])
@@ -185,7 +188,7 @@ def test_a_ratio_of_0_is_no_noise(parse, open_model, kind):
     average = NoiseAverage(graph, samples, open_model)
     assert not average.has_noise
     found = np.concatenate([run.arrays["y"] for run in average.runs([0])])
-    assert found.tobytes() == run_deployed(graph, samples, open_model)["y"].tobytes()
+    assert found.tobytes() == run_deployed(graph, samples, open_model).outputs["y"].tobytes()
 
 
 def test_the_graph_is_not_changed(parse, open_model):
@@ -220,7 +223,7 @@ def test_outputs_that_do_not_hold_the_samples_are_left_out(parse, open_model):
       i = Transpose (t)  rows = Concat <axis: int = 0> (y, y) }"""
     graph = import_graph(parse(body, {}))
     samples = SampleSet.of([{"x": RNG.normal(size=(50, 4)).astype(np.float32)}])
-    assert set(run_deployed(graph, samples, open_model)) == {"y", "rows"}
+    assert set(run_deployed(graph, samples, open_model).outputs) == {"y", "rows"}
 
 
 def test_sequences_beside_the_noise_are_no_obstacle(parse, open_model):
@@ -230,3 +233,56 @@ def test_sequences_beside_the_noise_are_no_obstacle(parse, open_model):
     graph = import_graph(parse(body, given))
     x = RNG.normal(size=(9, 4)).astype(np.float32)
     assert draws_of(graph, x, open_model, 3).shape == (3, 9, 2)
+
+
+NORMED = """(float[N, 4] x) => (float[N, 4] y) { a = MatMul (x, w) d = Dropout (a, ratio, off)
+    m = BatchNormalization (d, g, b, mean, var) r = Relu (m) y = BatchNormalization (r, g, b, mean, var2) }"""
+
+
+def normed(parse, ratio: float):
+    given = weights(ratio) | {"w": np.random.default_rng(2).normal(size=(4, 4)).astype(np.float32)}
+    given |= {
+        "g": np.ones(4),
+        "b": np.full(4, 0.2),
+        "mean": np.full(4, 0.1),
+        "var": np.full(4, 2.0),
+        "var2": np.ones(4),
+    }
+    return import_graph(
+        parse(
+            NORMED, {name: np.asarray(a, a.dtype if a.dtype.kind == "b" else np.float32) for name, a in given.items()}
+        )
+    )
+
+
+def test_one_run_with_the_noise_off_shows_every_batch_norm_what_a_measurement_does(parse, open_model):
+    graph = normed(parse, 0.4)
+    x = RNG.normal(1, 1, (70, 4)).astype(np.float32)
+    samples = SampleSet.of([{"x": x}])
+    found = run_deployed(graph, samples, open_model).moments
+    wanted = measure(graph, samples.batches, open_model)
+    assert set(found) == set(wanted)
+    assert len(found) == 2
+    for name, moments in wanted.items():
+        np.testing.assert_array_equal(found[name].mean, moments.mean)
+        np.testing.assert_array_equal(found[name].variance, moments.variance)
+
+
+def test_with_the_noise_on_the_second_moment_grows_by_its_variance(parse, open_model):
+    graph, ratio = normed(parse, 0.4), 0.4
+    x = RNG.normal(1, 1, (20000, 4)).astype(np.float32)
+    samples = SampleSet.of([{"x": x}])
+    off, on = run_deployed(graph, samples, open_model).moments, NoiseAverage(graph, samples, open_model).moments()
+    first = next(iter(off))
+    square = (off[first].variance + off[first].mean ** 2) / (1 - ratio)
+    np.testing.assert_allclose(on[first].mean, off[first].mean, atol=0.06)
+    np.testing.assert_allclose(on[first].variance + on[first].mean ** 2, square, rtol=0.03)
+    assert (on[first].variance > 1.3 * off[first].variance).all()
+
+
+def test_a_batch_norm_of_a_constant_is_named(parse, open_model):
+    graph = normed(parse, 0.4)
+    node = next(node for node in graph.nodes if node.op == "BatchNormalization")
+    node.inputs[0] = gs.Constant("c", np.ones((5, 4), np.float32))
+    with pytest.raises(ModelError, match="normalises a constant"):
+        run_deployed(graph, SampleSet.of([{"x": np.ones((5, 4), np.float32)}]), open_model)

@@ -35,7 +35,7 @@ def study(graph, x, open_model, draws, kind=VALUES) -> tuple[Reference, dict[str
     sizes = dict(zip(samples.first, (len(batch["x"]) for batch in samples.batches), strict=True))
     for run in NoiseAverage(graph, samples, open_model).runs(range(draws)):
         collector.add(run.draw, run.first, sizes[run.first], run.arrays)
-    return collector.reference(), run_deployed(graph, samples, open_model)
+    return collector.reference(), run_deployed(graph, samples, open_model).outputs
 
 
 def test_the_ratio_of_a_planted_network_is_the_closed_form(parse, open_model):
@@ -214,7 +214,7 @@ def test_an_output_that_no_noise_reaches_is_not_compared(parse, open_model):
         collector.add(run.draw, run.first, sizes[run.first], run.arrays)
     reference = collector.reference()
     assert list(reference.outputs) == ["y"]
-    outputs = run_deployed(graph, samples, open_model)
+    outputs = run_deployed(graph, samples, open_model).outputs
     rounded = {**outputs, "z": outputs["z"] * np.float32(1 + 1e-6)}  # as another fusion would
     assert reference.severity(rounded).ratio == reference.severity(outputs).ratio < 2
     only = DrawCollector({"z": OutputReader(VALUES, None)}, 8, len(samples))

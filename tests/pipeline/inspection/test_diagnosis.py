@@ -8,9 +8,10 @@ import pytest
 from vsfix.graph_passes.noise_average.severity import Severity
 from vsfix.graph_passes.noise_average.stored_statistics import StoredAgainstNoisy
 from vsfix.graph_passes.noise_inference.residuals import Residual
+from vsfix.pipeline.inspection.batch_norm_row import BatchNormRow
 from vsfix.pipeline.inspection.diagnosis import is_within_chance, judge_inspection, shifted_rows
 from vsfix.pipeline.inspection.fault import Fault, FaultKind
-from vsfix.pipeline.inspection.inspection import BatchNormRow, Inspection
+from vsfix.pipeline.inspection.inspection import Inspection
 
 
 def row(name: str, noise: str = "", predicted: float | None = None, mismatch: float | None = None) -> BatchNormRow:

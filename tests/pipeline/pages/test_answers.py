@@ -8,7 +8,8 @@ from vsfix.graph_passes.noise_average.severity import Severity
 from vsfix.graph_passes.noise_average.stored_statistics import StoredAgainstNoisy
 from vsfix.pipeline.comparison.accuracy import AccuracyRow
 from vsfix.pipeline.comparison.proportion import proportion, wilson_interval
-from vsfix.pipeline.inspection.inspection import BatchNormRow, Inspection
+from vsfix.pipeline.inspection.batch_norm_row import BatchNormRow
+from vsfix.pipeline.inspection.inspection import Inspection
 from vsfix.pipeline.inspection.noise_study import LayerRow
 from vsfix.pipeline.pages.answers import find_answers
 from vsfix.pipeline.repair.candidates import CandidateRow

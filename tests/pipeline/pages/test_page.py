@@ -12,8 +12,9 @@ from vsfix.graph_passes.noise.analysis import TracedPath
 from vsfix.graph_passes.noise.propagation import PassedNode
 from vsfix.pipeline.comparison.accuracy import AccuracyRow
 from vsfix.pipeline.comparison.proportion import proportion
+from vsfix.pipeline.inspection.batch_norm_row import BatchNormRow
 from vsfix.pipeline.inspection.diagnosis import severity_sentence
-from vsfix.pipeline.inspection.inspection import BatchNormRow, Inspection, inspect_model
+from vsfix.pipeline.inspection.inspection import Inspection, inspect_model
 from vsfix.pipeline.pages.page import render_report, write_report
 from vsfix.pipeline.repair.repair import repair_model
 from vsfix.pipeline.repair.repair_config import RepairConfig
