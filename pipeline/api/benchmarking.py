@@ -59,12 +59,12 @@ class Benchmark(result.Benchmark, Result):
         """
         result.write_predictions(self, Path(path), force=force)
 
-    def judgement(self) -> tuple[str, str, Sequence[str]]:
-        """See `Result`."""
+    def _judgement(self) -> tuple[str, str, Sequence[str]]:
+        """The status word, the verdict and the warnings."""
         return self.status, self.verdict, self.notes
 
-    def details(self) -> Mapping[str, Any]:
-        """See `Result`."""
+    def _details(self) -> Mapping[str, Any]:
+        """What the JSON document holds beside the envelope."""
         return super().to_dict()
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Benchmark(result.Benchmark, Result):
         return Result.to_dict(self)
 
     def view(self, width: int = PIPE_WIDTH) -> View:
-        """See `Result`."""
+        """The lines and tables of the terminal, in lines of so many letters."""
         return benchmark_view(self, width)
 
 

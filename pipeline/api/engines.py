@@ -75,16 +75,16 @@ class Engine(Result):
         require_outputs(outputs, force=force, inputs=input_files(Path(self.report.model["path"])))
         write_engine(self.plan, self.report, Path(path), force=force)
 
-    def judgement(self) -> tuple[str, str, Sequence[str]]:
-        """See `Result`."""
+    def _judgement(self) -> tuple[str, str, Sequence[str]]:
+        """The status word, the verdict and the warnings."""
         return self.status, self.verdict, self.warnings
 
-    def details(self) -> Mapping[str, Any]:
-        """See `Result`."""
+    def _details(self) -> Mapping[str, Any]:
+        """What the JSON document holds beside the envelope."""
         return self.report.to_dict()
 
     def view(self, width: int = PIPE_WIDTH) -> View:
-        """See `Result`."""
+        """The lines and tables of the terminal, in lines of so many letters."""
         return build_view(self.report)
 
 

@@ -83,17 +83,17 @@ class Export(ExportResult, Result):
         """
         write_model(self.model, Path(path), force=force)
 
-    def judgement(self) -> tuple[str, str, Sequence[str]]:
-        """See `Result`."""
+    def _judgement(self) -> tuple[str, str, Sequence[str]]:
+        """The status word, the verdict and the warnings."""
         return self.status, self.verdict, self.warnings
 
-    def details(self) -> Mapping[str, Any]:
-        """See `Result`."""
+    def _details(self) -> Mapping[str, Any]:
+        """What the JSON document holds beside the envelope."""
         shown = {part.name: getattr(self, part.name) for part in fields(ExportResult) if part.name != "path"}
         return shown | {"markers": [{"name": name, **asdict(noise)} for name, noise in self.markers]}
 
     def view(self, width: int = PIPE_WIDTH) -> View:
-        """See `Result`."""
+        """The lines and tables of the terminal, in lines of so many letters."""
         for note in self.notes:
             yield f"WARN {note}"
         yield f"BatchNorms kept: {len(self.batch_norms)}"

@@ -58,16 +58,16 @@ class Inspection(inspection.Inspection, Result):
 
         write_inspection_page(self, Path(self.source).name, Path(path), command=command_line(), force=force)
 
-    def judgement(self) -> tuple[str, str, Sequence[str]]:
-        """See `Result`."""
+    def _judgement(self) -> tuple[str, str, Sequence[str]]:
+        """The status word, the verdict and the warnings."""
         return *judge_inspection(self), self.warnings
 
-    def details(self) -> Mapping[str, Any]:
-        """See `Result`."""
+    def _details(self) -> Mapping[str, Any]:
+        """What the JSON document holds beside the envelope."""
         return asdict(self)
 
     def view(self, width: int = PIPE_WIDTH) -> View:
-        """See `Result`."""
+        """The lines and tables of the terminal, in lines of so many letters."""
         return inspection_view(self, self.status, self.verdict)
 
 

@@ -144,12 +144,12 @@ class Optimization(Result):
         )
         write_report(page, Path(path), force=force)
 
-    def judgement(self) -> tuple[str, str, Sequence[str]]:
-        """See `Result`."""
+    def _judgement(self) -> tuple[str, str, Sequence[str]]:
+        """The status word, the verdict and the warnings."""
         return self.status, self.verdict, self.report.warnings
 
-    def details(self) -> Mapping[str, Any]:
-        """See `Result`."""
+    def _details(self) -> Mapping[str, Any]:
+        """What the JSON document holds beside the envelope."""
         return asdict(self.report) | {
             "accuracies": [asdict(row) for row in self.accuracies],
             "scores": None if self.scores is None else asdict(self.scores),

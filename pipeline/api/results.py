@@ -17,7 +17,7 @@ class Result:
 
     command: ClassVar[str]
 
-    def judgement(self) -> tuple[str, str, Sequence[str]]:
+    def _judgement(self) -> tuple[str, str, Sequence[str]]:
         """The status word (PASS, WARN, FAIL), the verdict in one sentence, and the warnings."""
         raise NotImplementedError
 
@@ -29,7 +29,7 @@ class Result:
         """
         raise NotImplementedError
 
-    def details(self) -> Mapping[str, Any]:
+    def _details(self) -> Mapping[str, Any]:
         """What the JSON document holds beside the envelope."""
         raise NotImplementedError
 
@@ -38,7 +38,7 @@ class Result:
 
         Values are those of Python: tuples, paths and infinities stay what they are.
         """
-        return envelope(self.command, *self.judgement()) | dict(self.details())
+        return envelope(self.command, *self._judgement()) | dict(self._details())
 
     def to_json(self) -> str:
         """The same document as JSON text; infinities and NaN become null."""

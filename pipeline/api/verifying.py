@@ -53,16 +53,16 @@ class Verification(verification.Verification, Result):
             return ["decisions: the first output holds no logits, which are float and (N, classes)"]
         return []
 
-    def judgement(self) -> tuple[str, str, Sequence[str]]:
-        """See `Result`."""
+    def _judgement(self) -> tuple[str, str, Sequence[str]]:
+        """The status word, the verdict and the warnings."""
         return self.status, self.verdict, self.warnings
 
-    def details(self) -> Mapping[str, Any]:
-        """See `Result`."""
+    def _details(self) -> Mapping[str, Any]:
+        """What the JSON document holds beside the envelope."""
         return asdict(self)
 
     def view(self, width: int = PIPE_WIDTH) -> View:
-        """See `Result`."""
+        """The lines and tables of the terminal, in lines of so many letters."""
         yield from verification_view(self)
         for warning in self.warnings:
             yield f"SKIP {warning}"
