@@ -95,7 +95,7 @@ def test_an_activation_past_the_range_is_refused_though_the_runtime_does_not_see
 
 def test_a_wrong_cast_misses_the_gate(networks, monkeypatch):
     """The planted mistake: a weight that is cut off instead of rounded, in the type of four bits less."""
-    import vsfix.graph_passes.weight_rounding as rounding
+    import vsfix.graph_passes.precision.weight_rounding as rounding
 
     def cut(values, code):
         found = np.asarray(values, np.float32).view(np.uint32) & np.uint32(0xFFF00000)
