@@ -24,7 +24,7 @@ from vsfix.graph_passes.estimators.units import (
 from vsfix.graph_passes.folding.linear_layer import LINEAR_OPERATORS
 from vsfix.graph_passes.ir.runtime import Array, OpenModel
 from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
-from vsfix.graph_passes.noise_average.divergence import Meaning, OutputKind, recognise_outputs
+from vsfix.graph_passes.noise_average.divergence import OutputKind, recognise_outputs
 from vsfix.graph_passes.noise_average.noise_average import NoiseAverage, draws_for, run_deployed
 from vsfix.graph_passes.noise_average.samples import SampleSet
 from vsfix.graph_passes.noise_average.severity import DrawCollector, OutputReader, Reference, Severity
@@ -169,19 +169,6 @@ class NoiseStudy:
     def units_of(self, graph: gs.Graph) -> dict[str, DeployedUnit]:
         """The units of a graph with the same tensors, with the noise off."""
         return deployed_units(graph, self.units, self.targets, self.samples, self.average.shapes, self.open_model)
-
-    def mean_of(self, name: str) -> Array:
-        """F of one output, in the form in which draws are averaged, the classes where the output has them.
-
-        Args:
-            name: of an output of which all positions are compared.
-        """
-        noisy = self.reference.outputs[name]
-        kind, shape, mean = noisy.kind, self.outputs[name].shape, noisy.mean
-        if kind.meaning is Meaning.CLASSES:
-            last = np.moveaxis(np.empty(shape, dtype=np.bool_), kind.axis, -1).shape
-            return np.moveaxis(mean.reshape(last), -1, kind.axis).astype(np.float32)
-        return mean.reshape(shape).astype(np.float32)
 
     @cached_property
     def units_off(self) -> dict[str, DeployedUnit]:

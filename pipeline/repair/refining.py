@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,14 +13,10 @@ from vsfix.graph_passes.io.model_file import export_model
 from vsfix.graph_passes.ir.runtime import Array
 from vsfix.graph_passes.measurement.resident_memory import return_freed_memory
 from vsfix.graph_passes.noise.marker import RemoveMarkers
-from vsfix.graph_passes.noise_average.divergence import Meaning
 from vsfix.pipeline.inspection.noise_study import NoiseStudy, multiply_adds
 from vsfix.pipeline.inspection.preparation import PreparedModel
 
 from .repair_config import RepairConfig
-
-if TYPE_CHECKING:  # torch may not be there
-    from vsfix.trainers.differentiable.refinement import Target
 
 STEPS = (100, 2000)  # of a network that costs much, and of one that costs next to nothing
 CHEAP = 2e11  # multiplications of all steps, up to which more than the fewest are made
@@ -99,6 +94,7 @@ def refine_units(
         What was found, by the name of the unit; a sentence where the graph can't be differentiated.
     """
     from vsfix.trainers.differentiable.refinement import RefinementConfig, refine
+    from vsfix.trainers.differentiable.refinement_target import output_targets
 
     graph = study.written(start)
     chosen = {unit.name for unit in study.units}
@@ -118,7 +114,7 @@ def refine_units(
                 export_model(graph, prepared.source),
                 units_of_steps,
                 dict(study.samples.joined()),
-                {name: _target(study, name) for name in study.reference.outputs},
+                output_targets(study.reference, study.outputs),
                 RefinementConfig(steps_of(study), batch_size=BATCH, seed=config.seed, run_size=_run_size(study)),
             )
     except InputError as error:  # it can't be differentiated, or not on these samples, or its outputs don't hold them
@@ -137,19 +133,6 @@ def refine_units(
     return found
 
 
-def _target(study: NoiseStudy, name: str) -> Target:
-    """What an output should be, at the positions that are compared."""
-    from vsfix.trainers.differentiable.refinement import Target
-
-    noisy, chosen = study.reference.outputs[name], study.reference.readers[name].chosen
-    kind = _kind(noisy.kind.meaning, noisy.kind.form)
-    if chosen is None:
-        return Target(kind, noisy.kind.axis, study.mean_of(name), _variance(study, name))
-    mean = noisy.mean.astype(np.float32)  # (N, P, classes), the last of one element where there are none
-    mean = mean if noisy.kind.meaning is Meaning.CLASSES else mean[..., 0]
-    return Target(kind, noisy.kind.axis, mean, _variance(study, name), chosen)
-
-
 def _spread(study: NoiseStudy, name: str, channels: int) -> Array:
     """The unit in which the shift of a unit is moved: the deviation of its z."""
     target = study.targets.get(name)
@@ -158,18 +141,3 @@ def _spread(study: NoiseStudy, name: str, channels: int) -> Array:
     deviation = np.sqrt(target.noise_on_variance)
     typical = float(np.median(deviation)) or 1.0
     return np.maximum(deviation, 1e-3 * typical)
-
-
-def _kind(meaning: Meaning, form: str) -> str:
-    """What the refinement calls it."""
-    if meaning is Meaning.VALUES:
-        return "values"
-    if meaning is Meaning.PROBABILITIES:
-        return "sigmoid-logits" if form == "logits" else "probabilities"
-    return {"logits": "logits", "probabilities": "softmax", "log": "log-softmax"}[form]
-
-
-def _variance(study: NoiseStudy, name: str) -> float:
-    """The unit of squared errors."""
-    noisy = study.reference.outputs[name]
-    return noisy.noise_variance if noisy.kind.meaning is Meaning.VALUES else 1.0

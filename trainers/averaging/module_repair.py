@@ -36,6 +36,7 @@ from vsfix.graph_passes.noise_average.stored_statistics import compare_moments
 from vsfix.graph_passes.statistics.batches import samples_in
 from vsfix.graph_passes.statistics.moments import Moments
 from vsfix.trainers.differentiable.refinement import RefinementConfig
+from vsfix.trainers.differentiable.refinement_target import output_targets
 
 from .module_noise import ModuleNoise, ToldNoise, find_noise, require_module
 from .module_samples import ModuleSamples, call_of, named_outputs, state_kept, to_array
@@ -52,7 +53,7 @@ from .unit_parameters import (
     with_moments,
     write_tensors,
 )
-from .unit_repair import Match, output_target, refine_units
+from .unit_repair import Match, refine_units
 
 METHODS = ("auto", "match")
 SAMPLES = 256
@@ -244,14 +245,13 @@ def _choose(study: _Study, plain: RepairReport, options: _Options) -> tuple[Repa
     network = study.network
     found = _match(study)
     tried = {MATCH: {name: unit.parameters for name, unit in found.items()}}
-    warnings = plain.warnings
     why = _refusal(study, options)
     if why is None:
         try:
             tried[REFINE] = _refine(study, tried[MATCH])
         except (InputError, ModelError) as error:
             why = f"the match was not refined: {error}"
-    warnings = (*warnings, *([why] if why else []))
+    warnings = (*plain.warnings, *([why] if why else []))
     judges = held_out_rows(network.count)
     outputs = {name: network.outputs(new_tensors(network.module, study.units, p)) for name, p in tried.items()}
     rows = [_candidate(AS_TRAINED, study.outputs, study, judges)]
@@ -266,8 +266,7 @@ def _choose(study: _Study, plain: RepairReport, options: _Options) -> tuple[Repa
     tensors = _with_moments(study, tried[best.name])
     after = part.severity(_rows_of(network.outputs(tensors), judges), network.seed)
     names = tuple(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
-    held = dict(network.module.state_dict(keep_vars=True))
-    new = [name for name in tensors if name not in held]
+    new = [name for name in tensors if name not in network.module.state_dict()]
     added = [f"the state_dict has new entries, which were 1 or 0 before: {', '.join(new)}"] if new else []
     reason = f"'{best.name}' is nearest to the noise-averaged network on {report.judges} held-out samples"
     layers = tuple(Layer(name, unit.before, unit.after) for name, unit in found.items())
@@ -324,7 +323,7 @@ def _refine(study: _Study, start: Mapping[str, FoundParameters]) -> dict[str, Fo
         study.units,
         start,
         deviations,
-        {name: output_target(study.reference, name, study.outputs[name].shape) for name in study.reference.outputs},
+        output_targets(study.reference, study.outputs),
         RefinementConfig(_steps(study), batch_size=_BATCH, seed=study.network.seed, run_size=size),
     )
 

@@ -23,11 +23,10 @@ from torch import nn
 from vsfix.graph_passes.estimators.unit_fit import MatchedUnit, SeenUnit, UnitTarget, UnitUse, solve_unit
 from vsfix.graph_passes.estimators.units import FoundParameters
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
-from vsfix.graph_passes.noise_average.divergence import Meaning
 from vsfix.graph_passes.noise_average.samples import held_out_rows
-from vsfix.graph_passes.noise_average.severity import Reference
-from vsfix.trainers.differentiable.refinement import RefinementConfig, Target, refine_network
+from vsfix.trainers.differentiable.refinement import RefinementConfig, refine_network
 from vsfix.trainers.differentiable.refinement_samples import Samples, Tensors
+from vsfix.trainers.differentiable.refinement_target import Target
 
 from .module_samples import ModuleSamples, call_of, named_outputs
 from .noisy_forward import Key
@@ -173,32 +172,6 @@ def refine_units(
         a, b = np.where(a > 0, a, 1.0), np.where(a > 0, b, 0.0)
         found[unit.name] = FoundParameters(a * earlier.scale, a * earlier.shift + b)
     return found
-
-
-def output_target(reference: Reference, name: str, shape: Sequence[int]) -> Target:
-    """What an output should be, at the positions that are compared.
-
-    Args:
-        reference: F.
-        name: of the output.
-        shape: of the output over all samples.
-    """
-    noisy, chosen = reference.outputs[name], reference.readers[name].chosen
-    meaning, axis, mean = noisy.kind.meaning, noisy.kind.axis, noisy.mean.astype(np.float32)
-    forms = {"logits": "logits", "probabilities": "softmax", "log": "log-softmax"}
-    if meaning is Meaning.CLASSES:
-        kind = forms[noisy.kind.form]
-    elif meaning is Meaning.PROBABILITIES:
-        kind = "sigmoid-logits" if noisy.kind.form == "logits" else "probabilities"
-    else:
-        kind = "values"
-    variance = noisy.noise_variance if meaning is Meaning.VALUES else 1.0
-    if chosen is not None:
-        return Target(kind, axis, mean if meaning is Meaning.CLASSES else mean[..., 0], variance, chosen)
-    if meaning is not Meaning.CLASSES:
-        return Target(kind, axis, mean.reshape(shape), variance)
-    last = np.moveaxis(np.empty(shape, dtype=np.bool_), axis, -1).shape
-    return Target(kind, axis, np.ascontiguousarray(np.moveaxis(mean.reshape(last), -1, axis)), variance)
 
 
 def _scaled(part: nn.Module, weight: torch.Tensor | None, a: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,8 @@ from onnx import helper, numpy_helper
 from vsfix.graph_passes.errors import DataError, InputError, ModelError
 from vsfix.trainers.differentiable.onnx_call import UnsupportedOperatorError
 from vsfix.trainers.differentiable.onnx_evaluation import OnnxModule
-from vsfix.trainers.differentiable.refinement import Refinement, RefinementConfig, Target, divergence, refine
+from vsfix.trainers.differentiable.refinement import Refinement, RefinementConfig, refine
+from vsfix.trainers.differentiable.refinement_target import Target, divergence
 
 N, FEATURES, CLASSES = 48, 6, 4
 HEADS = {
