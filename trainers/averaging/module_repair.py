@@ -61,6 +61,7 @@ LEAST_JUDGES = 6  # held-out samples, one in three
 _STEPS = (100, 2000)  # of a module that costs much, and of one that costs next to nothing
 _CHEAP, _LARGEST = 2e11, 4e12  # multiplications of all steps: more than the fewest are made up to the first
 _BATCH = 64
+_LOSS = 50  # multiplications in the time that a step takes for one number of an output
 _RUN_BYTES = 64 << 20  # of the activations of one run forward and back
 
 
@@ -203,7 +204,8 @@ def _repair(network: _Network, options: _Options) -> tuple[RepairReport, dict[st
     outputs = network.outputs()
     kinds = recording.output_kinds(outputs, options.output_kinds)
     _require_true_statistics(network)
-    draws = draws_for(network.count, recording.cost / size)
+    cost, values = recording.cost / size, recording.values / size  # of one sample
+    draws = draws_for(network.count, cost)
     readers = {name: OutputReader.of(k, outputs[name], network.count, draws, len(kinds)) for name, k in kinds.items()}
     collector = DrawCollector(readers, draws, network.count)
     every = recording.units()
@@ -212,16 +214,8 @@ def _repair(network: _Network, options: _Options) -> tuple[RepairReport, dict[st
     taps = TargetTaps(network.module, units, network.count, size, network.seed)
     network.draw(draws, taps, collector, readers)
     skipped = fixed | taps.skipped
-    study = _Study(
-        network=network,
-        units=units,
-        targets=taps.targets(),
-        reference=collector.reference(),
-        outputs=outputs,
-        on=taps.moments(),
-        cost=recording.cost / size,
-        values=recording.values / size,
-    )
+    found = taps.targets(), collector.reference(), outputs, taps.moments()
+    study = _Study(network, units, *found, cost, values)
     severity = study.reference.severity(outputs, network.seed)
     plain = replace(
         plain,
@@ -289,9 +283,9 @@ def _match(study: _Study) -> dict[str, MatchedUnit]:
 
 
 def _refusal(study: _Study, options: _Options) -> str | None:
-    """Why nothing is refined, or None; what it costs follows from the module alone, never from a clock."""
+    """Why nothing is refined, or None; empty where nobody wants it. What it costs follows from the module alone."""
     if options.refine is False:
-        return "nothing was refined: not asked for"
+        return ""
     cost = _steps(study) * _step_cost(study)
     if options.refine is None and cost > _LARGEST:
         return f"nothing was refined: its steps take {cost:.1g} multiplications; refine=True does it all the same"
@@ -299,8 +293,9 @@ def _refusal(study: _Study, options: _Options) -> str | None:
 
 
 def _step_cost(study: _Study) -> float:
-    """The multiplications of one step: a forward, and twice as much back."""
-    return 3 * min(_BATCH, study.network.count) * study.cost
+    """The multiplications of one step: a forward, twice as much back, and what the loss of the outputs costs."""
+    given = sum(study.outputs[name].size for name in study.reference.outputs) / study.network.count
+    return min(_BATCH, study.network.count) * (3 * study.cost + _LOSS * given)
 
 
 def _steps(study: _Study) -> int:

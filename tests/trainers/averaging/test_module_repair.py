@@ -399,3 +399,10 @@ def test_the_report_prints_and_is_json(module, rows):
     assert text.splitlines()[-1] == f"{report.status}  {report.verdict}"
     assert f"{report.before.ratio:.2f} -> {report.after.ratio:.2f}" in report.verdict
     assert max(map(len, text.splitlines())) < 200
+
+
+def test_a_repair_without_refinement_that_was_asked_for_is_no_warning(module, rows):
+    report = repair_(module, [rows], refine=False)
+    assert report.warnings == ()
+    assert report.status == "WARN"  # values are still off by more than the bound
+    assert not report.after.is_healthy
