@@ -108,7 +108,7 @@ class _OneInput(nn.Module):
         self._others = others
 
     def forward(self, rows: torch.Tensor) -> Any:
-        """What the module returns."""
+        """Runs the module with the other arguments around the rows."""
         args, kwargs = self._others.around(rows)
         return self.module(*args, **kwargs)
 

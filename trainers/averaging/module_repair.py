@@ -137,7 +137,7 @@ class _Network:
         self.parts = [(first, samples_in(b), b) for first, b in zip(data.samples.first, batches, strict=True)]
 
     def observed(self, observer: Observer, draw: int | None = None, module: nn.Module | None = None) -> Any:
-        """What the module returns for all samples in one forward, which somebody listens to."""
+        """Runs all samples in one forward that an observer listens to; the output of the module."""
         drawn = None if draw is None else Drawn(self.seed, draw, self.data.samples.keys)
         forward = NoisyForward(self.module, self.noise, observer)
         return forward.run(self.data.call(self.data.samples.joined()), drawn, module)
@@ -151,7 +151,7 @@ class _Network:
         return recording, size, forward
 
     def outputs(self, tensors: Mapping[str, torch.Tensor] | None = None) -> dict[str, Array]:
-        """What the module gives over all samples with its noise off, with other parameters if any; see `holding`."""
+        """The outputs over all samples with the noise off, by name, of the module or of it with other parameters."""
         runner = self.module if not tensors else functional(self.module, tensors)
         found = [named_outputs(call_of(runner, self.data.call(batch))) for _, _, batch in self.parts]
         whole: dict[str, Array] = {}
@@ -269,7 +269,7 @@ def _choose(study: _Study, plain: RepairReport, options: _Options) -> tuple[Repa
 
 
 def _match(study: _Study) -> dict[str, MatchedUnit]:
-    """What the match finds, by the name of the unit."""
+    """The matched parameters, by the name of the unit."""
     missing = {unit.part for unit in study.units if unit.is_last or unit.name not in study.targets}
     match = Match([unit for unit in study.units if unit.part not in missing], study.targets, study.network.count)
     while not match.is_done:
@@ -283,7 +283,7 @@ def _match(study: _Study) -> dict[str, MatchedUnit]:
 
 
 def _refusal(study: _Study, options: _Options) -> str | None:
-    """Why nothing is refined, or None; empty where nobody wants it. What it costs follows from the module alone."""
+    """The reason why nothing is refined, or None; empty where nobody wants it. No clock decides."""
     if options.refine is False:
         return ""
     cost = _steps(study) * _step_cost(study)
@@ -303,7 +303,7 @@ def _steps(study: _Study) -> int:
 
 
 def _refine(study: _Study, start: Mapping[str, FoundParameters]) -> dict[str, FoundParameters]:
-    """What the refinement finds."""
+    """The refined parameters, by the name of the unit."""
     deviations = {}
     for unit in study.units:
         spread = np.ones(unit.channels)
@@ -377,7 +377,7 @@ def _healthy(severity: Severity) -> str:
 
 
 def _open(severity: Severity) -> tuple[str, ...]:
-    """What is to be said where R is below its bound and yet leaves open whether a repair would gain."""
+    """A warning where R is below its bound and yet leaves open whether a repair would gain."""
     if not severity.is_open:
         return ()
     return (

@@ -1,4 +1,4 @@
-"""What a module is called with: samples from a loader, in an order of their own, and a state that is put back.
+"""Samples for a module, from a loader and in an order of their own, and a state that is put back.
 
 A loader gives tensors, tuples of inputs and labels, or dicts. Each sample is ordered by a digest of its values
 (`graph_passes.noise_average.samples`), so that neither the order of the loader nor its batches change a result.
@@ -92,7 +92,7 @@ class ModuleSamples:
 
 @dataclass(frozen=True)
 class _Form:
-    """What stands around the tensors of a call: their places, their types, and everything that is no tensor."""
+    """The form of a call without its tensors: their places, their types, and everything that is no tensor."""
 
     spec: pytree.TreeSpec
     types: tuple[torch.dtype | None, ...]
@@ -126,7 +126,7 @@ class _Form:
 
 
 def keys_of(call: Call) -> tuple[tuple[int, ...], ...]:
-    """What seeds the noise of each sample of a call: equal samples have the same."""
+    """The seeds of the noise of each sample of a call: equal samples have equal ones."""
     _, arrays = _Form.read(call)
     return tuple((*digest, 0) for digest in digests_of(arrays))
 
@@ -146,7 +146,7 @@ def named_outputs(out: Any) -> dict[str, torch.Tensor]:
 
 
 def call_of(module: nn.Module, call: Call) -> Any:
-    """What a module returns.
+    """Calls a module; its output.
 
     Raises:
         InputError: its forward fails.

@@ -85,7 +85,7 @@ UNIT_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
 )
 NOISE, UNIT = "noise", "unit"
 UNNAMED = object()
-"""What makes a value with noise of no known kind."""
+"""Stands for noise of no known kind where an operator would stand."""
 
 
 class NoisyForward(TorchFunctionMode):
@@ -112,7 +112,7 @@ class NoisyForward(TorchFunctionMode):
         self._counts: Counter[str] = Counter()
 
     def run(self, call: Call, drawn: Drawn | None = None, forward: Callable[..., Any] | None = None) -> Any:
-        """What the module returns, its noise off, or on under one draw.
+        """Runs the module with its noise off, or on under one draw; its output.
 
         Args:
             call: the arguments.
@@ -177,7 +177,7 @@ class NoisyForward(TorchFunctionMode):
 
     @contextmanager
     def _unheard(self) -> Iterator[None]:
-        """What happens inside is no operator of the module."""
+        """Keeps the operators inside from the observer."""
         before, self.quiet = self.quiet, True
         try:
             yield
@@ -207,7 +207,7 @@ class NoisyForward(TorchFunctionMode):
         return noisy
 
     def _drawn_inside(self, x: torch.Tensor) -> torch.Tensor:
-        """What a part returns that draws noise by itself, as a value of its own."""
+        """The output of a part that draws noise by itself, as a value of its own."""
         key = self.next_key(NOISE)
         with self._unheard():
             out = x.view_as(x)
@@ -215,7 +215,7 @@ class NoisyForward(TorchFunctionMode):
         return out
 
     def _behind(self, name: str, out: Any) -> Any:
-        """What a part returns with the noise that it makes by hand."""
+        """The output of a part with the noise that it makes by hand."""
         if name not in self._noise.layers or out is None:  # after an error there is no output
             return out
         if not isinstance(out, torch.Tensor):

@@ -1,4 +1,4 @@
-"""What follows a unit of a module: elementwise operators that were recorded, run again on other values.
+"""The elementwise operators downstream of a unit of a module, as they were recorded, run again on other values.
 
 They run in float64, and autograd gives the derivative, so that no activation needs a formula of its own.
 """

@@ -1,4 +1,4 @@
-"""What a repair of a module did, as plain data that prints as a table."""
+"""The report of a repair of a module, as plain data that prints as a table."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class RepairReport:
-    """What `repair_` did; `str()` is a table with a verdict.
+    """The outcome of `repair_`; `str()` is a table with a verdict.
 
     Attributes:
         method: `match`, `match+refine`, or `none` where nothing was changed.
@@ -125,7 +125,7 @@ class RepairReport:
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        """The same as JSON, with `status` and `verdict`; what is not finite is null."""
+        """The fields as JSON, with `status` and `verdict`; numbers that are not finite are null."""
         values = {**asdict(self), "status": self.status, "verdict": self.verdict}
         return json.dumps(_finite(values), indent=2)
 

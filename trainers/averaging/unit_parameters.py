@@ -27,7 +27,7 @@ _MARK = "_vsfix_repaired"
 
 @dataclass(frozen=True)
 class StoredBatchNorm:
-    """What a BatchNorm of a module stores: `stored_statistics.StoredStatistics`, and its scale and shift, float64."""
+    """The statistics of a BatchNorm (`stored_statistics.StoredStatistics`), its scale and its shift, float64."""
 
     name: str
     mean: Float64Array
@@ -131,7 +131,7 @@ def _linear(part: nn.Module, found: FoundParameters) -> dict[str, torch.Tensor]:
 
 
 def why_fixed(module: nn.Module, unit: ModuleUnit) -> str | None:
-    """Why the parameters of a unit can't be changed; None where they can."""
+    """The reason why the parameters of a unit can't be changed; None where they can."""
     part = module.get_submodule(unit.part)
     if any(name not in part._parameters for name in ("weight", "bias")):
         return "its weight is computed by a parametrization"
@@ -149,7 +149,7 @@ def with_moments(
     off: Mapping[str, Moments],
     on: Mapping[str, Moments],
 ) -> dict[str, FoundParameters]:
-    """The same parameters with the moments that each BatchNorm's input has without the noise."""
+    """Adds the moments that each BatchNorm's input has with the noise off to its parameters."""
     result = dict(found)
     for unit in units:
         if unit.is_batch_norm and unit.name in result and unit.part in off and unit.part in on:
@@ -166,7 +166,7 @@ class _Functional(nn.Module):
         self._held = (module, dict(tensors))  # in a tuple it is no part of this one
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module returns."""
+        """Calls the module with the other parameters."""
         module, tensors = self._held
         return functional_call(module, tensors, args, kwargs)
 

@@ -93,7 +93,7 @@ class Match(Taps):
         return affine(z, parameters.scale, parameters.shift, unit.axis)
 
     def _seen(self, unit: ModuleUnit, z: torch.Tensor) -> SeenUnit:
-        """What the unit reads."""
+        """The values that the unit reads."""
         chosen = self._targets[unit.name].chosen
         sides = {name: self._sides[unit.name, name] for name in unit.region.sides}
         return SeenUnit(positions(z, self._count, unit.axis, chosen), sides)

@@ -1,4 +1,4 @@
-"""What an output of a network should be, and how far it is from that, differentiable.
+"""The targets of the outputs of a network, and their distance from them, differentiable.
 
     output y                       target t                                    D(t, y)
     scores of classes              mean of the softmax under the noise         KL(t || q) = sum_c t_c log(t_c / q_c)
@@ -69,7 +69,7 @@ class Target:
 
 
 def output_targets(reference: Reference, outputs: Mapping[str, Array]) -> dict[str, Target]:
-    """What every output of F that is compared should be, by name.
+    """The targets of every output of F that is compared, by name.
 
     Args:
         reference: F.
@@ -79,7 +79,7 @@ def output_targets(reference: Reference, outputs: Mapping[str, Array]) -> dict[s
 
 
 def _output_target(reference: Reference, name: str, shape: Sequence[int]) -> Target:
-    """What one output should be, at the positions that are compared."""
+    """The target of one output, at the positions that are compared."""
     noisy, chosen = reference.outputs[name], reference.readers[name].chosen
     meaning, axis, mean = noisy.kind.meaning, noisy.kind.axis, noisy.mean.astype(np.float32)
     forms = {"logits": "logits", "probabilities": "softmax", "log": "log-softmax"}
