@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import vsfix
+from vsfix.pipeline.benchmark.comparing import compare_files
 from vsfix.trainers.data.datasets import load_dataset
 from vsfix.trainers.data.preprocessing import Preprocessing
 from vsfix.trainers.training.checkpoint import load_checkpoint
@@ -139,6 +140,21 @@ def test_a_refused_command_writes_the_envelope_too(call, onnx_path, tmp_path):
         assert (result.exit_code, list(document), document["status"]) == (code, ENVELOPE, "FAIL")
         assert document["command"] == command[0]
         assert words in document["verdict"]
+
+
+def test_a_benchmark_without_the_new_entries_is_read_and_valid_as_before(onnx_path, tmp_path):
+    import jsonschema
+
+    found = vsfix.benchmark(onnx_path, "digits", repairs="none", seconds=0, samples=100)
+    found.save(tmp_path / "new.json")
+    document = json.loads((tmp_path / "new.json").read_text())
+    schema = json.loads((ROOT / "pipeline" / "benchmark" / "benchmark.schema.json").read_text())
+    jsonschema.validate(document, schema)
+    del document["command"], document["warnings"]
+    jsonschema.validate(document, schema)
+    (tmp_path / "old.json").write_text(json.dumps(document))
+    compared = compare_files(tmp_path / "old.json", tmp_path / "new.json", ())
+    assert {change.direction for change in compared.changes} == {"same"}
 
 
 def test_a_state_dict_goes_back_into_the_module(checkpoint_path, onnx_path, images):

@@ -71,7 +71,7 @@ def test_a_backend_that_computes_wrong_numbers_fails(monkeypatch):
 @pytest.fixture
 def gpu(machine, monkeypatch):
     """A machine on which TensorRT can build the small model."""
-    monkeypatch.setattr("tests.pipeline.fake_tensorrt.KINDS", {"MatMul": "MATRIX_MULTIPLY", "Relu": "ACTIVATION"})
+    monkeypatch.setattr("tests.pipeline.tensorrt.fake_tensorrt.KINDS", {"MatMul": "MATRIX_MULTIPLY", "Relu": "ACTIVATION"})
     return machine
 
 
@@ -113,7 +113,7 @@ def test_without_cuda_python_tensorrt_builds_and_does_not_run(gpu, monkeypatch):
 
 def test_an_engine_that_is_refused_fails_with_the_words_of_tensorrt(gpu, monkeypatch):
     gpu.install("10")
-    monkeypatch.setattr("tests.pipeline.fake_tensorrt.fake_plan", lambda *_, **__: b"?trt")
+    monkeypatch.setattr("tests.pipeline.tensorrt.fake_tensorrt.fake_plan", lambda *_, **__: b"?trt")
     (check,) = check_backends(["tensorrt"])
     assert (check.status, check.remedy) == ("FAIL", "check the driver and the GPU with nvidia-smi")
     assert "kEXPECTED_MAGIC_TAG" in check.reason
