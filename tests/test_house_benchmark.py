@@ -64,4 +64,5 @@ def test_calls_of_a_function_are_counted(house):
     profile = cProfile.Profile()
     profile.runcall(lambda: [counted() for _ in range(7)])
     assert house.calls(profile, counted) == 7
+    assert house.calls(profile, counted, own=False) == 0
     assert house.calls(profile, house.main) == 0
