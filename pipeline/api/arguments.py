@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import onnx
 
-from vsfix.graph_passes.errors import InputError, ModelError
+from vsfix.graph_passes.errors import InputError, VsfixError
 from vsfix.graph_passes.io.external_data import fits_one_file
 from vsfix.graph_passes.io.model_file import read_model
 from vsfix.graph_passes.io.named_file import user_path
@@ -32,10 +32,7 @@ def load_model(model: Model) -> onnx.ModelProto:
         ModelError: see `read_model`.
     """
     with model_file(model) as path:
-        try:
-            return read_model(path)
-        except ModelError as error:
-            raise ModelError(str(error).replace(str(path), model_name(model))) from error
+        return read_model(path)
 
 
 def model_path(model: Model) -> Path | None:
@@ -69,7 +66,11 @@ def model_file(model: Model, name: str = "model") -> Iterator[Path]:
     with TemporaryDirectory(prefix="vsfix-") as folder:
         path = Path(folder, f"{name}.onnx")
         onnx.save(model, path)
-        yield path
+        try:
+            yield path
+        except VsfixError as error:  # nobody knows that file
+            error.args = tuple(str(part).replace(str(path), IN_MEMORY) for part in error.args)
+            raise
 
 
 def texts(value: str | Sequence[str]) -> tuple[str, ...]:

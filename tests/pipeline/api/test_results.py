@@ -195,6 +195,10 @@ def test_a_result_replaces_no_file_and_no_input(onnx_path, tmp_path):
         (lambda path: vsfix.optimize(path, max_loss=1.0), "needs --eval-data"),
         (lambda path: vsfix.optimize(path, noise="bn"), "bn"),
         (lambda path: vsfix.verify(path, path, backend="abacus"), "backend 'abacus': unknown"),
+        (
+            lambda path: vsfix.verify(onnx.load(path), path, backend="torch"),
+            "the model in memory: the torch backend runs a checkpoint",
+        ),
         (lambda path: vsfix.benchmark(path, np.zeros((4, 1, 8, 8), np.float32)), "has no array 'labels'"),
         (lambda path: vsfix.build(path, runtime="abacus"), "runtime 'abacus': unknown"),
         (lambda path: vsfix.export(nn.Linear(3, 2)), "example_inputs: give a batch"),
