@@ -248,9 +248,10 @@ def _fit_map(stored: BatchNorm, here: Moments, ones: Moments, both: Moments, usa
         mean       constant + scale of_x + offset of_1
         variance   scale^2 var_x + 2 scale offset cov + offset^2 var_1        var_1: padding is not mapped
 
-    For each scale the offset is that of least squares on the means, and the noise that may stand in front that of
-    least squares on the variances; the scale is that of the least sum of squares of both, the variances by their
-    logarithm.
+    For each scale the offset is that of least squares on the means; the scale is that of the least sum of squares of
+    both, the variances by their logarithm. Lost noise that may stand upstream is tried beside: its variance is that of
+    least squares on the variances, and it counts where it leaves less than half: a scale and noise stand in for each
+    other.
 
     Args:
         stored: the BatchNorm.
@@ -266,25 +267,30 @@ def _fit_map(stored: BatchNorm, here: Moments, ones: Moments, both: Moments, usa
     var_x, var_1, var_both = (one.variance / deviation**2 for one in (here, ones, both))
     cov = (var_both - var_x - var_1) / 2
 
-    def fitted(scale: float) -> tuple[float, float]:
-        """The offset, and what is left."""
+    def fitted(scale: float, most: float) -> tuple[float, float]:
+        """The offset, and what is left with noise of so much variance at most."""
         rest, slope = (wanted - scale * of_x)[usable], of_1[usable]
         offset = float(rest @ slope) / max(float(slope @ slope), float(np.finfo(np.float64).tiny))
         variance = (scale**2 * var_x + 2 * scale * offset * cov + offset**2 * var_1)[usable]
         # Noise in front of it that the file has lost adds s2 (mean^2 + variance).
         square = variance + (stored.mean[usable] / deviation[usable]) ** 2
         s2 = max(float((1 - variance) @ square), 0.0) / max(float(square @ square), float(np.finfo(np.float64).tiny))
-        ratio = np.log(np.maximum(variance + min(s2, LARGEST_S2) * square, np.finfo(np.float64).tiny))
+        ratio = np.log(np.maximum(variance + min(s2, most) * square, np.finfo(np.float64).tiny))
         left = np.clip(ratio, -WORST, WORST) ** 2 + np.clip(rest - offset * slope, -WORST, WORST) ** 2
         return offset, float(left.sum())
 
-    scales = np.geomspace(1 / LARGEST_SCALE, LARGEST_SCALE, STEPS)
-    for _ in range(2):
-        best = int(np.argmin([fitted(scale)[1] for scale in scales.tolist()]))
-        finer = scales[max(best - 1, 0)], scales[min(best + 1, STEPS - 1)]
-        scales = np.geomspace(*finer, STEPS)
-    scale = min(scales.tolist(), key=lambda scale: fitted(scale)[1])
-    return InputMap(scale, fitted(scale)[0])
+    def best(most: float) -> tuple[InputMap, float]:
+        """The map that leaves least, and what it leaves."""
+        scales = np.geomspace(1 / LARGEST_SCALE, LARGEST_SCALE, STEPS)
+        for _ in range(2):
+            number = int(np.argmin([fitted(scale, most)[1] for scale in scales.tolist()]))
+            scales = np.geomspace(scales[max(number - 1, 0)], scales[min(number + 1, STEPS - 1)], STEPS)
+        scale = min(scales.tolist(), key=lambda scale: fitted(scale, most)[1])
+        offset, left = fitted(scale, most)
+        return InputMap(scale, offset), left
+
+    (plain, left), (beside_noise, less) = best(0.0), best(LARGEST_S2)
+    return beside_noise if less < left / 2 else plain
 
 
 def _is_float(array: Array) -> bool:

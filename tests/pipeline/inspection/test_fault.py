@@ -132,6 +132,18 @@ def test_two_faults_at_once_are_both_named(open_model):
     assert "Mapped so, the statistics tell of lost noise too: dropout:0.5" in lost.question
 
 
+def test_variances_that_training_leaves_unsure_do_not_bend_the_map_toward_noise(open_model):
+    graph = import_graph(network())
+    first = find_batch_norms(graph)[0]
+    unsure = np.exp(np.random.default_rng(0).normal(0, 0.15, first.channels))
+    first.with_statistics(first.mean, 1.1 * unsure * first.variance)
+    fault = find_fault(graph, as_batches((40 * images() + 15).astype(np.float32)), open_model)
+    assert fault is not None
+    assert fault.input_map is not None
+    assert fault.input_map.scale == pytest.approx(1 / 40, rel=0.08)
+    assert fault.input_map.offset == pytest.approx(-15 / 40, rel=0.08)
+
+
 def test_noise_in_front_of_the_first_batch_norm_does_not_bend_the_map(parse, open_model):
     """Dropout 0.5 right behind the first layer, lost, and data that was not divided by 255."""
     rng = np.random.default_rng(0)
