@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -285,8 +285,8 @@ def _check(
     model: onnx.ModelProto, name: str, module: nn.Module, references: Sequence[tuple[torch.Tensor, torch.Tensor]]
 ) -> Agreement:
     """The agreement of the model with torch; refuses a model that is not valid or does not agree."""
-    with TemporaryDirectory(prefix="vsfix-") as folder:
-        path = Path(folder, "model.onnx")
+    with NamedTemporaryFile(prefix="vsfix-", suffix=".onnx") as file:
+        path = Path(file.name)
         onnx.save(model, path)
         check_model(path)
         agreement = compare_with_torch(path, references)

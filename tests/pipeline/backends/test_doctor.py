@@ -71,7 +71,9 @@ def test_a_backend_that_computes_wrong_numbers_fails(monkeypatch):
 @pytest.fixture
 def gpu(machine, monkeypatch):
     """A machine on which TensorRT can build the small model."""
-    monkeypatch.setattr("tests.pipeline.tensorrt.fake_tensorrt.KINDS", {"MatMul": "MATRIX_MULTIPLY", "Relu": "ACTIVATION"})
+    monkeypatch.setattr(
+        "tests.pipeline.tensorrt.fake_tensorrt.KINDS", {"MatMul": "MATRIX_MULTIPLY", "Relu": "ACTIVATION"}
+    )
     return machine
 
 

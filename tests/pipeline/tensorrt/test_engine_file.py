@@ -176,7 +176,9 @@ def test_an_engine_of_the_other_runtime_names_the_backend_that_runs_it(machine):
 
 def test_the_report_of_a_build_is_a_sidecar_that_opens(machine, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("tests.pipeline.tensorrt.fake_tensorrt.KINDS", {"MatMul": "MATRIX_MULTIPLY", "Relu": "ACTIVATION"})
+    monkeypatch.setattr(
+        "tests.pipeline.tensorrt.fake_tensorrt.KINDS", {"MatMul": "MATRIX_MULTIPLY", "Relu": "ACTIVATION"}
+    )
     backend = machine.install("11")
     onnx.save(onnx.parser.parse_model(LINEAR), tmp_path / "m.onnx")
     report = build_engine(tmp_path / "m.onnx", tmp_path / "e.plan", BuildConfig(shapes=ShapeOptions("x:2x3")))
