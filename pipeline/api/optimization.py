@@ -251,7 +251,7 @@ def optimize(
         seed=seed,
         max_memory=parse_size(max_memory, "--max-memory"),
         input_shape=None if input_shape is None else tuple(input_shape),
-        number_type=precision,
+        precision=precision,
     )
     source = load_model(model)
     prepared = prepare(source, config)

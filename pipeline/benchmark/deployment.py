@@ -101,7 +101,7 @@ class Deployments:
         if precision in (model.precision, TENSOR_FLOAT):
             return Deployed(model.path, model.path.stat().st_size)
         batches = self._calibrate(model) if precision in QUANTIZED else []
-        config = RepairConfig(method="none", number_type=precision)
+        config = RepairConfig(method="none", precision=precision)
         repair = repair_model(read_model(model.path), batches, open_for_small_runs, config)
         path = self._new_path(f"{precision}.onnx")
         write_model(repair.model, path, force=False)

@@ -285,15 +285,15 @@ def _warnings(rows: Sequence[BatchNormRow]) -> tuple[str, ...]:
 
 
 def _hidden(noise_map: NoiseMap) -> tuple[str, ...]:
-    """What stands in the bodies of If, Loop and Scan, where nothing is measured and nothing is repaired."""
+    """What stands in the subgraphs of If, Loop and Scan, where nothing is measured and nothing is repaired."""
     noisy = sorted(noise_map.reached_in_subgraphs)
     warnings = []
     if noise_map.in_subgraphs:
         reached = f"; noise reaches {', '.join(noisy)}" if noisy else "; no noise reaches any of them"
         warnings.append(
-            f"{len(noise_map.in_subgraphs)} BatchNorms in the bodies of control-flow nodes are not repaired{reached}"
+            f"{len(noise_map.in_subgraphs)} BatchNorms in the subgraphs of control-flow nodes are not repaired{reached}"
         )
     hidden = [source.name for source in noise_map.sources if source.owner]
     if hidden:
-        warnings.append(f"noise in the body of a control-flow node can't be switched on here: {', '.join(hidden)}")
+        warnings.append(f"noise in the subgraph of a control-flow node can't be switched on here: {', '.join(hidden)}")
     return tuple(warnings)

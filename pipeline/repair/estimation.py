@@ -295,7 +295,7 @@ def estimate_statistics(
         return _by_closed_forms(prepared, layers)
     graph = prepared.graph
     if method == "paired":
-        precision = 0.0 if made is not None else config.precision
+        precision = 0.0 if made is not None else config.max_interval_width
         how = PairedConfig(config.seed, config.repeats, precision, config.max_memory)
         estimates = paired(graph, batches, open_model, layers, how)
     else:

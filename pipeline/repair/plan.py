@@ -100,7 +100,7 @@ def _with_markers(noise_map: NoiseMap, config: RepairConfig) -> RepairPlan:
     if not noise_map.sources:
         return RepairPlan("none", "the export says that the network has no noise layer: there is nothing to repair")
     if all(source.owner for source in noise_map.sources):
-        return RepairPlan("none", "all noise stands in the bodies of control-flow nodes, where none can be measured")
+        return RepairPlan("none", "all noise stands in the subgraphs of control-flow nodes, where none can be measured")
     if config.method not in AVERAGING and config.layers == "auto" and not noise_map.reached:
         return RepairPlan("none", "no noise reaches a BatchNorm: there is nothing to repair")
     if config.method != "auto":

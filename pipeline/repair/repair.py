@@ -85,8 +85,8 @@ def repair_model(
         CheckFailedError: the runtime does not repeat itself, or the folded graph does not compute what the repaired
             one does, or a weight or an output is beyond the precision that was asked for.
     """
-    if config.number_type in QUANTIZED:
-        require_calibration(config.number_type, batches)
+    if config.precision in QUANTIZED:
+        require_calibration(config.precision, batches)
     require_different_samples(batches)
     prepared = model if isinstance(model, PreparedModel) else prepare(model, config)
     require_statistics(prepared.graph)
@@ -101,7 +101,7 @@ def repair_model(
     changed = changed_parameters(prepared.source, prepared.graph, graph, subjects)
     unfolded = export_model(graph, prepared.source)
     uses = {module.name: [use.name for use in module.uses] for module in find_modules(graph)}
-    fold = FoldBatchNorm(forward=config.number_type not in QUANTIZED) if config.fold else None
+    fold = FoldBatchNorm(forward=config.precision not in QUANTIZED) if config.fold else None
     clean = PassPipeline(cleaning_passes(fold))
     clean(graph)
     graph.cleanup()  # nodes that lead to no output, whoever left them
@@ -171,10 +171,10 @@ def _cast(
     config: RepairConfig,
 ) -> CastModel | None:
     """The final model in the precision that was asked for; where none was, what is there is looked through."""
-    if config.number_type in QUANTIZED:
-        return quantize_model(final, config.number_type, batches, open_model)
-    if config.number_type is not None:
-        precision = "fp32" if config.number_type == TENSOR_FLOAT else config.number_type
+    if config.precision in QUANTIZED:
+        return quantize_model(final, config.precision, batches, open_model)
+    if config.precision is not None:
+        precision = "fp32" if config.precision == TENSOR_FLOAT else config.precision
         return cast_model(final, precision, inputs, open_model)
     check_half_batch_norms(graph)
     require_finite_values(graph)
@@ -220,7 +220,7 @@ def _warnings(prepared: PreparedModel, plan: RepairPlan, found: Found, config: R
     if config.noise and repaired_batch_norms(read_metadata(prepared.source)):
         again = "vsfix repaired this file already; repaired twice it computes something else: start from the export"
         warnings = (*warnings, again)
-    if config.number_type == TENSOR_FLOAT:
+    if config.precision == TENSOR_FLOAT:
         told = "tf32 is no type of a file: it holds float32; build it with `vsfix build --precision tf32`"
         warnings = (*warnings, told)
     if found.method not in (*AVERAGED, "none") and 0 < found.samples < FEW_SAMPLES:

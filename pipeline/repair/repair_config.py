@@ -37,13 +37,13 @@ class RepairConfig:
         output_kinds: what outputs mean, one of `MEANINGS`, by name; the others are recognised.
         seed: of the noise, and of synthetic inputs.
         repeats: runs with the noise on for each run with the noise off in `paired`.
-        precision: half the relative width of a shift's interval at which `paired` stops taking samples.
+        max_interval_width: half the relative width of a shift's interval at which `paired` stops taking samples.
         max_memory: bytes that the process may hold; activations beyond go to the disk.
         input_shape: of one input without the batch, for synthetic inputs where the file does not say it.
-        number_type: what the deployed graph computes in, as `--precision` names it; None to leave it as it is.
+        precision: what the deployed graph computes in, as `--precision` names it; None to leave it as it is.
 
     Raises:
-        InputError: an unknown method or number type, no repeats, a negative limit, or noise that can't be read.
+        InputError: an unknown method or precision, no repeats, a negative limit, or noise that can't be read.
     """
 
     method: str = "auto"
@@ -54,10 +54,10 @@ class RepairConfig:
     output_kinds: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     repeats: int = 8
-    precision: float = 0.03
+    max_interval_width: float = 0.03
     max_memory: int = DEFAULT_MAX_MEMORY
     input_shape: tuple[int, ...] | None = None
-    number_type: str | None = None
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         if self.method in GONE:
@@ -69,11 +69,11 @@ class RepairConfig:
                 raise InputError(f"output '{name}': '{meaning}' is none of {', '.join(MEANINGS)}")
         if self.repeats < 1:
             raise InputError(f"repeats {self.repeats}: at least one run with the noise on is needed")
-        if self.precision < 0:
-            raise InputError(f"precision {self.precision}: must not be negative")
+        if self.max_interval_width < 0:
+            raise InputError(f"max_interval_width {self.max_interval_width}: must not be negative")
         if self.max_memory < 0:
             raise InputError(f"max-memory {self.max_memory}: must not be negative")
-        if self.number_type is not None and self.number_type not in (*QUANTIZED, TENSOR_FLOAT):
-            parse_precision(self.number_type)
+        if self.precision is not None and self.precision not in (*QUANTIZED, TENSOR_FLOAT):
+            parse_precision(self.precision)
         for text in self.noise:
             parse_noise_option(text)

@@ -109,7 +109,7 @@ def read_back(graph: gs.Graph, layers: Iterable[ParsedLayer]) -> ReadBack:
     """Compares the layers that TensorRT parsed with the graph that it parsed.
 
     Args:
-        graph: the graph of the file; bodies of If and Loop are not looked into.
+        graph: the graph of the file; subgraphs of If and Loop are skipped.
         layers: what the parser made of it.
     """
     by_node: dict[tuple[str, str], list[ParsedLayer]] = defaultdict(list)

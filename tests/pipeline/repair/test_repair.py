@@ -204,7 +204,7 @@ def test_options_that_mean_nothing_are_refused(residual, images, open_model, opt
 
 
 def test_each_row_says_what_was_estimated_and_how_surely(residual, images, open_model):
-    config = RepairConfig(method="paired", layers="bn[12]", precision=0.1)
+    config = RepairConfig(method="paired", layers="bn[12]", max_interval_width=0.1)
     report = repair_model(residual, batches(images), open_model, config).report
     first, _, last = report.batch_norms
     assert first.method == "paired"

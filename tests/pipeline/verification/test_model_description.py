@@ -73,7 +73,7 @@ def test_a_cast_of_a_damaged_file_is_not_called_repaired_and_a_cast_of_a_repaire
     def repaired(source, *steps):
         for method, precision in steps:
             batches = [{"input": np.random.default_rng(0).normal(size=(32, 1, 8, 8)).astype(np.float32)}]
-            config = RepairConfig(method=method, number_type=precision)
+            config = RepairConfig(method=method, precision=precision)
             source = repair_model(source, batches, OnnxRuntimeRunner, config).model
         onnx.save(source, tmp_path / "out.onnx")
         return describe_model(tmp_path / "out.onnx").repaired
