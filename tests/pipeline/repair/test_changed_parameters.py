@@ -84,7 +84,7 @@ def normalised(affine: bool) -> nn.Module:
 
 
 def convolutional(bias: bool) -> nn.Module:
-    convolutions = [nn.Conv2d(1, 8, 3), nn.Dropout(0.5), nn.Conv2d(8, 8, 3, bias=bias), nn.GELU(), nn.Dropout(0.5)]
+    convolutions = [nn.Conv2d(1, 8, 3), nn.Dropout(0.8), nn.Conv2d(8, 8, 3, bias=bias), nn.GELU(), nn.Dropout(0.5)]
     return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(8 * 16, 2))
 
 
