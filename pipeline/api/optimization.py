@@ -30,7 +30,7 @@ from vsfix.pipeline.repair.repair import prepare, repair_model
 from vsfix.pipeline.repair.repair_config import AVERAGING, RepairConfig
 from vsfix.pipeline.repair.repair_report import Repair, RepairReport
 from vsfix.pipeline.repair.verdict import judge, require_plausible
-from vsfix.pipeline.report.sections import Origin, Report
+from vsfix.pipeline.report.sections import Provenance, Report
 from vsfix.pipeline.tensorrt.library import ParserCheck, check_parser
 from vsfix.pipeline.terminal import tables
 
@@ -140,7 +140,7 @@ class Optimization(Result):
             repair=self.report,
             accuracies=self.accuracies,
             scores=self.scores,
-            origin=Origin(command_line(), describe_machine()),
+            provenance=Provenance(command_line(), describe_machine()),
         )
         write_report(page, Path(path), force=force)
 

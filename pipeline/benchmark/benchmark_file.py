@@ -21,7 +21,7 @@ HARDWARE = ("machine", "CPU", "GPU")
 
 @dataclass(frozen=True)
 class BenchmarkFile:
-    """What two runs are compared by.
+    """The numbers that two runs are compared by.
 
     Attributes:
         path: the file.
@@ -91,7 +91,7 @@ def read_benchmark(path: Path) -> BenchmarkFile:
 
 
 def _keys(rows: Sequence[Mapping[str, Any]]) -> list[Key]:
-    """What rows are known by in another run; folders differ from machine to machine, and count where names don't."""
+    """The names of rows in another run; folders differ from machine to machine, and count where names don't."""
     shared = Counter(Path(model).name for model in {_text(row["model"]) for row in rows})
     names = [Path(row["model"]).name for row in rows]
     return [
@@ -141,7 +141,7 @@ def _batch(latency: Mapping[str, Any]) -> str:
 
 
 def _hardware(environment: Mapping[str, Any]) -> dict[str, str]:
-    """What a run ran on; its machine is always there."""
+    """The machine and the versions of a run; the machine is always there."""
     _text(environment["machine"])
     return {label: _text(environment[label]) for label in HARDWARE if label in environment}
 
@@ -182,7 +182,7 @@ def _text(value: Any) -> str:
 
 
 def _finite(text: str) -> float:
-    """What the file writes as a number: NaN and infinities compare as better than anything."""
+    """A number as the file writes it: NaN and infinities compare as better than anything."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text} is no number of JSON")

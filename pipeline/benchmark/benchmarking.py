@@ -1,4 +1,4 @@
-"""What `vsfix benchmark` does: every model on every backend in every precision on one labelled set, then their times.
+"""The runs of `vsfix benchmark`: every model on every backend in every precision on one labelled set, then their times.
 
 The first row that runs is the reference. A row is compared with it, which says what a repair is worth, and with the
 first row of its own model, which says what a backend or a precision costs.
@@ -42,7 +42,7 @@ CALIBRATION_SAMPLES = 500
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """What to measure.
+    """The configuration of a benchmark.
 
     Attributes:
         data: a labelled set; see `load_samples`.
@@ -51,7 +51,7 @@ class BenchmarkConfig:
         backends: none for the usual one of each model.
         precisions: none for that of each file.
         calibration: for int8, fp8 and the repairs; None for the training part of `data`, which a named set alone has.
-        repairs: the ways to repair that are tried on the first model that is not repaired; may be empty.
+        repairs: each a method and a number of images, tried on the first model that is not repaired; may be empty.
         batch_size: samples per run where outputs are compared.
         latency: how long to time.
         latency_batches: the batch sizes that are timed.
@@ -149,7 +149,7 @@ def benchmark(paths: Sequence[Path], config: BenchmarkConfig, names: Sequence[st
 
 
 def _held(models: Sequence[ModelDescription], config: BenchmarkConfig) -> BenchmarkConfig:
-    """The same with calibration data that can be drawn from more than once."""
+    """This configuration with calibration data that can be drawn from more than once."""
     if config.calibration is None:
         return config
     most = max([CALIBRATION_SAMPLES, *(trial.images for trial in config.repairs)])
@@ -162,7 +162,7 @@ def _input_names(models: Sequence[ModelDescription]) -> Sequence[str]:
 
 
 def _describe(paths: Sequence[Path], names: Sequence[str]) -> list[ModelDescription]:
-    """What the files say of themselves; they must differ by name, and take the same inputs."""
+    """The descriptions of the files; they must differ by name, and take the same inputs."""
     shown = names or [""] * len(paths)
     models = [replace(describe_model(path), name=name) for path, name in zip(paths, shown, strict=True)]
     for index, model in enumerate(models[1:], start=1):
@@ -195,7 +195,7 @@ def _labels(samples: Samples) -> Array:
 
 
 def _memory() -> dict[str, str]:
-    """What the run took at most, where the system says it."""
+    """The most memory that the run took, where the system says it."""
     return {"peak memory": peak} if (peak := peak_memory()) else {}
 
 
@@ -224,7 +224,7 @@ def _is_cast(variant: Variant) -> bool:
 
 
 def _calibration(config: BenchmarkConfig) -> Callable[[ModelDescription], Sequence[Batch]]:
-    """What gives the calibration set of a model."""
+    """The function that returns the calibration set of a model."""
 
     def calibrate(model: ModelDescription) -> Sequence[Batch]:
         assert config.calibration_data is not None
@@ -243,7 +243,7 @@ def _calibration(config: BenchmarkConfig) -> Callable[[ModelDescription], Sequen
 def _measure(
     files: Deployments, variants: Sequence[Variant], samples: Samples, batch_size: int, advance: Advance
 ) -> tuple[list[Measured], dict[Variant, VsfixError]]:
-    """What each row gives; the errors of those that can't run here.
+    """The measurement of each row; the errors of those that can't run here.
 
     The reference is the first row of the first model that runs; data that does not fit it ends the benchmark.
     """
@@ -303,7 +303,7 @@ def _try_repairs(
 def _notes(
     models: Sequence[ModelDescription], config: BenchmarkConfig, repairs: RepairTrials | None
 ) -> tuple[str, ...]:
-    """What a person should know before trusting the numbers."""
+    """The caveats of the numbers."""
     notes = []
     for model in models:
         if config.precisions and model.precision not in config.precisions and model.kind == "onnx":

@@ -1,4 +1,4 @@
-"""What became better or worse between two runs of `vsfix benchmark`."""
+"""The numbers that became better or worse between two runs of `vsfix benchmark`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Change:
         before: in the first run.
         after: in the second.
         change: in the unit; of times and sizes in percent.
-        unit: points, dB or %.
+        unit: percentage points, dB or %.
         direction: better, worse, or the same within the noise of the metric.
     """
 
@@ -113,7 +113,7 @@ def _change(key: Key, label: str, values: tuple[float, float], runs: tuple[Bench
 
 
 def _warnings(before: BenchmarkFile, after: BenchmarkFile) -> tuple[str, ...]:
-    """What makes two runs hard to compare, and rows whose status became worse."""
+    """The reasons why two runs are hard to compare, and rows whose status became worse."""
     warnings = []
     if (before.data, before.samples) != (after.data, after.samples):
         warnings.append(f"other data: {before.samples} samples of {before.data}, then {after.samples} of {after.data}")
@@ -187,7 +187,7 @@ class Metric:
 
     Attributes:
         name: the first word of its label.
-        unit: of the change: points (of percent), dB, or %.
+        unit: of the change: percentage points, dB, or %.
         higher_is_better: which way is better.
         noise: a change up to this is none; times vary from run to run.
     """
@@ -219,9 +219,9 @@ class Metric:
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("top1", "points", higher_is_better=True),
-        Metric("retention", "points", higher_is_better=True),
-        Metric("agreement", "points", higher_is_better=True),
+        Metric("top1", "percentage points", higher_is_better=True),
+        Metric("retention", "percentage points", higher_is_better=True),
+        Metric("agreement", "percentage points", higher_is_better=True),
         Metric("snr", "dB", higher_is_better=True, noise=0.5),
         Metric("p50", "%", higher_is_better=False, noise=5.0),
         Metric("p99", "%", higher_is_better=False, noise=10.0),
@@ -232,7 +232,7 @@ METRICS = {
 
 
 def metric_of(label: str) -> Metric:
-    """What a number is one of, as `p50 batch 1`."""
+    """The metric of a number and what it is of, as `p50 batch 1`."""
     return METRICS[label.split()[0]]
 
 

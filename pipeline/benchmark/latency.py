@@ -79,7 +79,7 @@ class Latency:
         ratio_interval: of that ratio, 95.9 %.
         is_baseline: whether it is held against itself alone.
         percentiles: from the smallest to the largest in steps of one percent, shape (101,), in milliseconds.
-        phases: of an engine, of `PHASE_RUNS` runs behind the others; else None.
+        phases: of an engine, of `PHASE_RUNS` runs after the others; else None.
         cuda_graph: whether an engine ran as a CUDA graph; None for what is no engine.
     """
 
@@ -126,8 +126,8 @@ def measure_latencies(
     plans = [_runs_of_block(runner, inputs, config) for runner in runners]
     blocks: list[list[Float64Array]] = [[] for _ in runners]
     for turn in range(ROUNDS):
-        for place in range(len(runners)):
-            index = (place + turn) % len(runners)
+        for position in range(len(runners)):
+            index = (position + turn) % len(runners)
             blocks[index].append(time_runs(runners[index], inputs, plans[index]))
         advance()
     samples = len(next(iter(inputs.values())))
@@ -157,7 +157,7 @@ def time_runs(runner: Runner, inputs: Mapping[str, Array], runs: int) -> Float64
 
 
 def clock_of(runner: Runner) -> Clock:
-    """What times a runner."""
+    """The clock of a runner."""
     return "cuda events" if isinstance(runner, TensorRtRunner) else "host"
 
 

@@ -1,4 +1,4 @@
-"""What a row gives over the whole labelled set, and how that compares with another row."""
+"""The outputs of a row over the whole labelled set, and how they compare with those of another row."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def budget_of(row: Measured, rows: Sequence[Measured], labels: Array) -> tuple[B
 def before_repair(row: Measured, rows: Sequence[Measured]) -> Measured | None:
     """The row that shows the model of a row as it was before its repair: the earliest one that it can have come from.
 
-    None where there is none in front of it, where its model is not repaired, and where it is not its model's first row.
+    None where there is none before it, where its model is not repaired, and where it is not its model's first row.
     """
     if not row.variant.model.repaired or not _starts_model(row, rows):
         return None
@@ -154,17 +154,17 @@ def before_repair(row: Measured, rows: Sequence[Measured]) -> Measured | None:
 def _chain(row: Measured, rows: Sequence[Measured]) -> list[Measured]:
     """The rows between the reference and a row, both included.
 
-    In front of a row stands that of its precision on the model's first backend, in front of that the first row of the
-    model, in front of that the first row of the nearest earlier model that it can have come from.
+    Before a row stands that of its precision on the model's first backend, before that the first row of the
+    model, before that the first row of the nearest earlier model that it can have come from.
     """
     chain = [row]
     while chain[0] is not rows[0]:
-        chain.insert(0, _in_front_of(chain[0], rows))
+        chain.insert(0, _predecessor(chain[0], rows))
     return chain
 
 
-def _in_front_of(row: Measured, rows: Sequence[Measured]) -> Measured:
-    """See `_chain`."""
+def _predecessor(row: Measured, rows: Sequence[Measured]) -> Measured:
+    """The row that comes before one in its chain."""
     own = [found for found in rows if found.variant.model == row.variant.model]
     if row is not own[0]:
         first = own[0].variant.backend
@@ -183,7 +183,7 @@ def _starts_model(row: Measured, rows: Sequence[Measured]) -> bool:
 
 
 def _name_step(before: Variant, after: Variant) -> str:
-    """What leads from one row to the next."""
+    """The step from one row to the next."""
     if before.model != after.model:
         return name_step(before.model, after.model)
     if before.precision == after.precision:

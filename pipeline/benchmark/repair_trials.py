@@ -25,7 +25,7 @@ _METHODS = ("auto", "match", *NEED_DATA)
 
 @dataclass(frozen=True)
 class RepairTrial:
-    """One way to repair: a method, and how many calibration images it takes."""
+    """One trial of a repair: a method, and how many calibration images it takes."""
 
     method: str
     images: int
@@ -41,18 +41,18 @@ def parse_repair_trials(texts: Sequence[str]) -> tuple[RepairTrial, ...]:
     """Reads `METHOD:IMAGES`, as `paired:32`, once or several times; `none` alone stands for no repair.
 
     Raises:
-        InputError: another method, no number of images, or the same way twice.
+        InputError: another method, no number of images, or the same trial twice.
     """
     if list(texts) == ["none"]:
         return ()
     trials = tuple(_parse(text) for text in texts)
     if len(set(trials)) < len(trials):
-        raise InputError(f"--repair {', '.join(texts)}: name each way once")
+        raise InputError(f"--repair {', '.join(texts)}: name each trial once")
     return trials
 
 
 def _parse(text: str) -> RepairTrial:
-    """One way."""
+    """One trial."""
     method, _, images = text.partition(":")
     if method not in _METHODS or not images.isdecimal() or int(images) < 1:
         raise InputError(f"--repair {text}: write METHOD:IMAGES with a method of {', '.join(_METHODS)}, as match:32")
@@ -83,11 +83,11 @@ def try_repairs(
     seed: int,
     advance: Callable[[], None] = lambda: None,
 ) -> RepairTrials:
-    """Repairs a model in each way.
+    """Repairs a model in each trial.
 
     Args:
         model: an ONNX file.
-        trials: the ways.
+        trials: the methods, each with its number of images.
         calibration: see `load_samples`; the training part of a named data set.
         labelled: what the accuracies are measured on.
         batch_size: samples per run.

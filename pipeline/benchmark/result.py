@@ -1,4 +1,4 @@
-"""What a benchmark found, as plain data: the terminal's table, the JSON and the page are three views of it."""
+"""The result of a benchmark as plain data: the terminal's table, the JSON and the page are three views of it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Row:
         backend: what ran it.
         precision: that it computes in.
         repaired: whether its statistics were repaired.
-        status: PASS; WARN where it departs from its own model by more than its precision explains; SKIP where a
+        status: PASS; WARN where it differs from its own model by more than its precision explains; SKIP where a
             component for it is missing here; FAIL where it could not be made or run for another reason.
         reasons: why it is not PASS.
         runner: what ran, with its provider or GPU; empty where nothing did.
@@ -66,13 +66,13 @@ class Row:
         top5: likewise, where there are more than five classes.
         against_reference: the first row of the benchmark; None for itself and where nothing ran.
         against_own: the first row of the same model; None for itself and where nothing ran.
-        against_unrepaired: of the first row of a repaired model: the row in front of it that shows the model as it was
+        against_unrepaired: of the first row of a repaired model: the row before it that shows the model as it was
             before; None where no row does, and for every other row.
         difference_interval: 95 %, of top-1 less that of `against_reference`; None where there is no such row.
         retention_bar: the highest of 0.999 and 0.99 that its retention of the top-1 of `against_own` reaches, 0 below
             both; None where there is no retention.
-        layers: where a row departs that is not PASS; None where nothing was searched. Of its tensors the first that
-            departs and the worst are kept.
+        layers: where a row differs that is not PASS; None where nothing was searched. Of its tensors the first that
+            differs and the worst are included.
         budget: the steps from the reference to this row, and the noise floor.
         latencies: one for each batch size; with and without a CUDA graph where the row is an engine.
         latency_note: why there are none.
@@ -104,13 +104,13 @@ class Row:
 
 @dataclass(frozen=True)
 class RepairTrials:
-    """The first model that is not repaired, repaired in this run in several ways.
+    """The first model that is not repaired, repaired in this run by several methods.
 
     Attributes:
         model: the file, as it was named.
-        report: of the first way that was not refused; None without one.
-        accuracies: as trained, then one for each way; `model` is the method, `images` the size of its calibration set.
-        refused: the ways that gave no repair, each with the reason.
+        report: of the first repair that was not refused; None without one.
+        accuracies: as trained, then one for each repair; `model` is its method, `images` its number of images.
+        refused: the methods that gave no repair, each with the reason.
     """
 
     model: str

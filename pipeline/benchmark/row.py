@@ -91,7 +91,7 @@ def failed_row(variant: Variant, error: VsfixError) -> Row:
 
 
 def _departures(row: Measured, own: Measured, against_own: Comparison | None) -> tuple[str, ...]:
-    """Where a row departs from the first row of its model by more than its precision explains."""
+    """Where a row differs from the first row of its model by more than its precision explains."""
     if not row.is_finite:
         return ("its logits hold NaN or infinity",)
     if row is own:
@@ -106,12 +106,12 @@ def search_row(row: Measured, own: Measured, samples: Samples) -> LayerSearch:
     """Holds the inner tensors of a row against those of the first row of its model, on the samples that are worst.
 
     Args:
-        row: one that departs; its file must still be there.
+        row: one that differs; its file must still be there.
         own: the first row of its model.
         samples: that both ran on.
 
     Returns:
-        The first tensor that departs and the worst, or the reason why none is known; without the other tensors.
+        The first tensor that differs and the worst, or the reason why none is known; without the other tensors.
     """
     pairs = pair_outputs(own.outputs, row.outputs, row.variant.label)
     worst = list(worst_samples(pairs))

@@ -144,7 +144,7 @@ def _baselines(runs: Sequence[tuple[Variant, bool | None]]) -> list[int]:
 
 @dataclass
 class GpuWatch:
-    """Looks at the GPU once for each batch size, behind the runs that are timed, while more of them go on.
+    """Looks at the GPU once for each batch size, after the runs that are timed, while more of them go on.
 
     Attributes:
         look: what the driver says; labels and values, nothing where there is no GPU.
@@ -169,7 +169,7 @@ class GpuWatch:
             self.slowed[batch_size] = reason
 
     def notes(self) -> tuple[str, ...]:
-        """What a person should know before trusting the times."""
+        """The caveats of the times."""
         return tuple(
             f"the GPU was slowed down while batch {size} ran: {reason}" for size, reason in self.slowed.items()
         )

@@ -47,7 +47,7 @@ class Variant:
 def plan_variants(
     models: Sequence[ModelDescription], backends: Sequence[str], precisions: Sequence[str]
 ) -> tuple[Variant, ...]:
-    """Every model on each backend that runs it, in each precision that it can be had in.
+    """Every model on each backend that runs it, in each precision that is available for it.
 
     Args:
         models: the first is the reference.
@@ -102,7 +102,7 @@ def _can_run(backend: str, kind: ModelKind) -> bool:
 
 
 def _precisions_of(model: ModelDescription, backend: str, precisions: Sequence[str]) -> Sequence[str]:
-    """Those of the named ones that the model can be had in, its own where it has no other."""
+    """Those of the named ones that are available for the model, its own where it has no other."""
     if not precisions or model.kind != "onnx" or model.precision != "fp32":
         return (model.precision,)
     return [name for name in precisions if name != "tf32" or backend in RUNTIMES]

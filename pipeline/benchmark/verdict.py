@@ -21,14 +21,15 @@ def judge(rows: Sequence[Row], repairs: RepairTrials | None) -> tuple[Status, st
     repaired = [row for row in ran if row.against_unrepaired is not None]
     found = [_judge_repaired(row, ran[0], f"{row.model}, " if len(repaired) > 1 else "") for row in repaired]
     status, verdict = min(found, key=lambda one: one[0] != "FAIL") if found else _judge_repairs(ran[0], repairs)
-    skipped, departed = (sum(row.status in words for row in rows) for words in (("SKIP", "FAIL"), ("WARN",)))
-    if departed:
-        verdict += f"; {departed} of {len(rows)} rows depart from their own model by more than their precision explains"
+    skipped, differing = (sum(row.status in words for row in rows) for words in (("SKIP", "FAIL"), ("WARN",)))
+    if differing:
+        own = "their own model by more than their precision explains"
+        verdict += f"; {differing} of {len(rows)} rows differ from {own}"
     if skipped:
         verdict += f"; {skipped} of {len(rows)} rows did not run"
     if any(row.status == "FAIL" for row in rows):
         return "FAIL", verdict + "."
-    worse = status == "PASS" and (skipped or departed)
+    worse = status == "PASS" and (skipped or differing)
     return ("WARN" if worse else status), verdict + "."
 
 
@@ -41,8 +42,8 @@ def _judge_repaired(repaired: Row, reference: Row, name: str) -> tuple[Status, s
     before = repaired.against_unrepaired.baseline
     baseline, against = ("the reference", "") if before == reference.label else (before, f" against {before}")
     numbers = (
-        f"{name}top-1 {100 * task.reference.value:.2f} -> {100 * task.output.value:.2f} % ({points:+.2f} "
-        f"points{against}, {task.bad_to_good} samples better, {task.good_to_bad} worse, p {_probability(task.p_value)})"
+        f"{name}top-1 {100 * task.reference.value:.2f} -> {100 * task.output.value:.2f} % ({points:+.2f} percentage "
+        f"points{against}, {task.bad_to_good} fixes, {task.good_to_bad} regressions, p {_probability(task.p_value)})"
     )
     if task.p_value >= SIGNIFICANT:
         return "PASS", f"Repaired, and no more than chance apart from {baseline}: {numbers}"

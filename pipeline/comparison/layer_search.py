@@ -41,7 +41,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class LayerSearch:
-    """What the search found.
+    """The result of the search for layers.
 
     Attributes:
         reference: what the layers were held against.
@@ -62,12 +62,12 @@ class LayerSearch:
     def __str__(self) -> str:
         if self.first is None or self.worst is None:
             return f"layers: {self.reason}"
-        return f"layers: the first that departs is {_words(self.first)}, the worst {_words(self.worst)}"
+        return f"layers: the first that differs is {_words(self.first)}, the worst {_words(self.worst)}"
 
 
 @dataclass(frozen=True)
 class TappableModel:
-    """A model whose inner tensors can be had.
+    """A model whose inner tensors can be read.
 
     Attributes:
         name: in messages.
@@ -83,13 +83,13 @@ class TappableModel:
 def search_layers(
     reference: TappableModel, candidate: TappableModel, inputs: Mapping[str, Array], min_snr_db: float
 ) -> LayerSearch:
-    """Finds the first inner tensor of `candidate` that departs from the reference's, and the worst one.
+    """Finds the first inner tensor of `candidate` that differs from the reference's, and the worst one.
 
     Args:
         reference: what is right.
-        candidate: what departs.
+        candidate: the model that differs.
         inputs: a few samples, by the names of the inputs of both models.
-        min_snr_db: what counts as departed, in dB.
+        min_snr_db: what counts as different, in dB.
     """
     samples = len(next(iter(inputs.values())))
     known = {tensor.name for tensor in inner_tensors(reference.model)}
@@ -131,7 +131,7 @@ def _run(side: TappableModel, names: set[str], inputs: Mapping[str, Array]) -> d
 
 
 def _reason(rows: Sequence[LayerRow], min_snr_db: float) -> str:
-    """Why no layer departs."""
+    """Why no layer differs."""
     if not rows:
         return "the models have no tensor in common to compare"
     return (

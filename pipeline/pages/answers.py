@@ -1,4 +1,4 @@
-"""What a reader asks of the page, answered in words from its sections."""
+"""The questions of a reader, answered in words from the sections of the page."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def find_answers(report: Report) -> tuple[Answer, ...]:
     rows = tuple(line.before for line in batch_norm_lines(report))
     answers = [
         Answer("Was the model damaged?", _damage(report, rows)),
-        Answer("Where?", _place(report, rows)),
+        Answer("Where?", _where(report, rows)),
         Answer("Was it repaired?", _repair(report)),
         Answer("How sure is that?", _certainty(report)),
         Answer("What does it cost at inference?", _cost(report)),
@@ -100,12 +100,12 @@ def _damage(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
 
 
 def _is_sure(report: Report, worst: BatchNormRow) -> bool:
-    """Whether the worst mismatch is damage and no chance: a repair has intervals that say so, else it must be large."""
+    """Whether the worst variance ratio is damage and no chance: a repair has intervals for that, else it is large."""
     proven = report.repair is not None and any(outcome.repaired for outcome in report.repair.batch_norms)
     return proven or not is_within_chance(worst.known_mismatch or 0.0, report.samples)
 
 
-def _place(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
+def _where(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
     """The worst BatchNorm and its noise; the layer that is farthest from the average where that was measured."""
     severity = severity_of(report)
     if severity is not None and severity.is_healthy:
@@ -116,7 +116,9 @@ def _place(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
     if not shifted:
         return ""
     worst, reached = shifted[0], sum(bool(row.noise) for row in rows)
-    where = {"direct": "directly behind", "linear": "behind a linear layer and"}.get(worst.distance, "downstream of")
+    where = {"direct": "directly downstream of", "linear": "downstream of a linear layer and"}.get(
+        worst.distance, "downstream of"
+    )
     return (
         f"Most in '{worst.name}', {where} the noise layer '{worst.source}' ({worst.noise}). Noise reaches {reached} of "
         f"{len(rows)} BatchNorms; the table of BatchNorms lists each."
@@ -127,15 +129,19 @@ def _farthest(repair: RepairReport, rows: tuple[BatchNormRow, ...]) -> str:
     """The layer whose output is farthest from the noise-averaged network, and the noise that reaches it."""
     worst = max(repair.layers, key=lambda row: row.before)
     noise = next((row for row in rows if row.name == worst.name and row.noise), None)
-    behind = f", behind the noise layer '{noise.source}' ({noise.noise})" if noise is not None and noise.source else ""
+    downstream = (
+        f", downstream of the noise layer '{noise.source}' ({noise.noise})"
+        if noise is not None and noise.source
+        else ""
+    )
     return (
-        f"What '{worst.name}' gives{behind}, is farthest from the noise-averaged network: a distance of "
+        f"What '{worst.name}' gives{downstream}, is farthest from the noise-averaged network: a distance of "
         f"{worst.before:.3g}, now {worst.after:.3g}. The figure below shows each of {len(repair.layers)} layers."
     )
 
 
 def _repair(report: Report) -> str:
-    """What was done about it."""
+    """The remedy that was taken."""
     severity = severity_of(report)
     if report.inspection is not None and severity is not None:
         if severity.is_healthy and not report.inspection.stored:
@@ -172,7 +178,7 @@ def _repair(report: Report) -> str:
 
 
 def _repair_by_severity(repair: RepairReport) -> str:
-    """What was done where R is known."""
+    """The remedy that was taken where R is known."""
     before, after = repair.severity_before, repair.severity_after
     if before is None or after is None or repair.method == "none":
         healthy = repair.severity is not None and repair.severity.is_healthy
@@ -187,7 +193,7 @@ def _repair_by_severity(repair: RepairReport) -> str:
 
 
 def _certainty(report: Report) -> str:
-    """What the numbers rest on."""
+    """The data and the samples that the numbers rest on."""
     parts = []
     severity = severity_of(report)
     if report.inspection is not None and severity is not None:
@@ -233,7 +239,7 @@ def _repair_certainty(repair: RepairReport) -> str:
 
 
 def _cost(report: Report) -> str:
-    """What the repair adds to a run, and what was timed."""
+    """The cost that the repair adds to a run, and what was timed."""
     parts = []
     if report.repair is not None:
         folded = sum(outcome.folded for outcome in report.repair.batch_norms)
@@ -280,7 +286,7 @@ def _spread(series: LatencySeries) -> str:
 
 
 def _sentence(text: str) -> str:
-    """One more sentence behind another; nothing where there is none."""
+    """One more sentence after another; nothing where there is none."""
     return text and f" {text}"
 
 

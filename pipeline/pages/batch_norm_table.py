@@ -52,7 +52,7 @@ def batch_norm_table(lines: tuple[BatchNormLine, ...]) -> Table:
 
 
 def batch_norm_legend(lines: tuple[BatchNormLine, ...]) -> str:
-    """What the columns of the table mean."""
+    """The meaning of the columns of the table."""
     shown = {heading.text for heading in batch_norm_table(lines).headings}
     return " ".join(text for heading, text in _LEGEND.items() if heading in shown)
 
@@ -134,15 +134,15 @@ _VARIANCE_RATIO = (
 _LEGEND = {
     "#": "A click on a heading sorts.",
     "noise source": (
-        "Noise source: the nearest noise layer, and whether it stands directly in front, behind a linear layer, or "
+        "Noise source: the nearest noise layer, and whether it stands directly upstream, before a linear layer, or "
         "farther upstream."
     ),
-    "shift predicted": "Shift predicted: from what the file stores, where the noise stands directly in front.",
+    "shift predicted": "Shift predicted: from what the file stores, where the noise stands directly upstream.",
     "shift measured": "Shift: variance at inference over stored variance, geometric mean over the channels; 1 is none.",
     "shift before": "Shift: variance at inference over stored variance, geometric mean over the channels; 1 is none.",
     "shift estimated, 95 % interval": (
-        "Estimated: the ratio of the variances without and with the noise, behind corrected BatchNorms; where its "
-        "interval includes 1 and the channels scatter no more than chance, the statistics are kept."
+        "Estimated: the ratio of the variances without and with the noise, downstream of corrected BatchNorms; where "
+        "its interval includes 1 and the channels scatter no more than chance, the statistics are unchanged."
     ),
     "variance ratio": _VARIANCE_RATIO,
     "variance ratio before": _VARIANCE_RATIO,

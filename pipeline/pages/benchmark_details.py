@@ -1,4 +1,4 @@
-"""The tables behind the rows of a benchmark, for those who look closer: tensors, times in parts, files."""
+"""The tables on the rows of a benchmark in detail, for those who look closer: tensors, times in parts, files."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _compared(read: Callable[[TensorComparison], float]) -> Callable[[TensorLine
 
 
 def _against(line: TensorLine) -> str:
-    """What a row is held against."""
+    """The row that a row is held against."""
     found = line[0].against_own or line[0].against_reference
     return "" if found is None else f"against {found.baseline}"
 
@@ -154,5 +154,5 @@ _FILES: tuple[Column[Row], ...] = (
     Column("values rounded", _rounded(lambda cast: cast.rounded_values), count),
     Column("to zero", _rounded(lambda cast: cast.to_zero), count),
     Column("to subnormal", _rounded(lambda cast: cast.to_subnormal), count),
-    Column("where it departs", lambda row: "" if row.layers is None else str(row.layers).removeprefix("layers: ")),
+    Column("where it differs", lambda row: "" if row.layers is None else str(row.layers).removeprefix("layers: ")),
 )

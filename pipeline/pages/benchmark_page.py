@@ -7,7 +7,7 @@ from pathlib import Path
 from vsfix.pipeline.benchmark.latency import Latency
 from vsfix.pipeline.benchmark.result import Benchmark, Row
 from vsfix.pipeline.report.benchmark_table import best_throughput, smallest_batch
-from vsfix.pipeline.report.sections import BenchmarkRow, ErrorBudget, LatencySeries, Origin, Report
+from vsfix.pipeline.report.sections import BenchmarkRow, ErrorBudget, LatencySeries, Provenance, Report
 
 from .benchmark_details import file_table, tensor_table, time_table
 from .page import write_report
@@ -46,7 +46,7 @@ def benchmark_report(found: Benchmark) -> Report:
         latencies=tuple(
             latency_series(_name(row, latency), latency) for row in found.rows for latency in row.latencies
         ),
-        origin=Origin(found.environment.get("command", ""), facts),
+        provenance=Provenance(found.environment.get("command", ""), facts),
     )
 
 
@@ -97,7 +97,7 @@ def _benchmark_row(row: Row) -> BenchmarkRow:
 
 
 def _gain(row: Row) -> tuple[float | None, float | None]:
-    """What the repair of a row's model is worth in points, and McNemar's p of that."""
+    """The worth of the repair of a row's model in percentage points, and McNemar's p of that."""
     task = row.against_unrepaired.decisions.task if row.against_unrepaired is not None else None
     return (None, None) if task is None else (100 * (task.output.value - task.reference.value), task.p_value)
 

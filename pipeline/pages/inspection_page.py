@@ -7,7 +7,7 @@ from pathlib import Path
 from vsfix.pipeline.host.environment import describe_machine
 from vsfix.pipeline.inspection.diagnosis import judge_inspection
 from vsfix.pipeline.inspection.inspection import Inspection
-from vsfix.pipeline.report.sections import Origin, Report
+from vsfix.pipeline.report.sections import Provenance, Report
 
 from .page import write_report
 
@@ -26,6 +26,6 @@ def write_inspection_page(inspection: Inspection, model: str, path: Path, *, com
         OutputExistsError, InputError: see `atomic_path`.
     """
     status, verdict = judge_inspection(inspection)
-    origin = Origin(command, describe_machine())
-    report = Report(f"Inspection of {model}", status, verdict, inspection=inspection, origin=origin)
+    provenance = Provenance(command, describe_machine())
+    report = Report(f"Inspection of {model}", status, verdict, inspection=inspection, provenance=provenance)
     write_report(report, path, force=force)

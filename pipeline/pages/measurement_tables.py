@@ -68,7 +68,7 @@ def _fine_percent(share: float) -> str:
 
 
 def _difference_interval(row: BenchmarkRow) -> str:
-    """The 95 % interval of the difference to the reference, in points."""
+    """The 95 % interval of the difference to the reference, in percentage points."""
     if row.top1 is None or row.good_to_bad is None or row.bad_to_good is None:
         return ""
     both = row.top1.count - row.bad_to_good
@@ -86,8 +86,8 @@ def _bar(row: BenchmarkRow) -> str:
     )
 
 
-def _flips(row: BenchmarkRow) -> str:
-    """The flips, as `12 / 9 (p = 0.66)`."""
+def _regressions_and_fixes(row: BenchmarkRow) -> str:
+    """The regressions and fixes, as `12 / 9 (p = 0.66)`."""
     chance = "" if row.p_value is None else f" ({probability(row.p_value)})"
     return f"{row.good_to_bad} / {row.bad_to_good}{chance}"
 
@@ -104,8 +104,8 @@ _BENCHMARK: tuple[Column[BenchmarkRow], ...] = (
     Column("precision", lambda row: row.precision),
     Column("status", lambda row: row.status),
     Column("top-1, 95 % interval", lambda row: None if row.top1 is None else row.top1.value, text=_top1),
-    Column("points to reference", lambda row: row.difference, points, note=_difference_interval),
-    Column("good to bad / bad to good", lambda row: row.good_to_bad, text=_flips),
+    Column("percentage points to reference", lambda row: row.difference, points, note=_difference_interval),
+    Column("regressions / fixes", lambda row: row.good_to_bad, text=_regressions_and_fixes),
     Column("retention", lambda row: row.retention, _fine_percent, note=_bar),
     Column("agreement", lambda row: row.agreement, _fine_percent),
     Column("SNR", lambda row: row.snr_db, decibels),
@@ -124,7 +124,7 @@ _LATENCY: tuple[Column[LatencySeries], ...] = (
 )
 _BUDGET: tuple[Column[BudgetStep], ...] = (
     Column("step", lambda step: step.step),
-    Column("behind it", lambda step: step.target),
+    Column("target", lambda step: step.target),
     Column("SNR", lambda step: step.snr_db, decibels),
     Column("largest relative error", lambda step: step.max_rel, small),
     Column("agreement", lambda step: step.agreement, _fine_percent),

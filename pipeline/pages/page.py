@@ -39,13 +39,13 @@ def render_report(report: Report) -> str:
 
 
 def _views(report: Report) -> Mapping[str, Any]:
-    """What the templates draw: the report, and its sections as tables and figures."""
+    """The values that the templates draw: the report, and its sections as tables and figures."""
     # Here, because matplotlib takes as long to load as a small repair.
     from vsfix.pipeline.report import accuracy_figure, latency_figure
     from vsfix.pipeline.report.distance_figure import distance_figure
     from vsfix.pipeline.report.figure import SERIES, SHAPES
-    from vsfix.pipeline.report.mismatch_figure import mismatch_figure
-    from vsfix.pipeline.report.route_boxes import route_boxes
+    from vsfix.pipeline.report.path_boxes import path_boxes
+    from vsfix.pipeline.report.variance_ratio_figure import variance_ratio_figure
 
     from . import measurement_tables, severity_view
     from .answers import find_answers
@@ -68,10 +68,10 @@ def _views(report: Report) -> Mapping[str, Any]:
         "distance": distance_figure(report.repair.layers if report.repair is not None else ()),
         "layers": severity_view.layer_table(report),
         "outputs": severity_view.output_lines(report),
-        "mismatch": mismatch_figure(before, after) if any(before) else "",
+        "variance_ratios": variance_ratio_figure(before, after) if any(before) else "",
         "measured_on": report.samples,
         "warnings": report.warnings + (looked_at.warnings if looked_at else ()),
-        "route": route_boxes(looked_at.route) if looked_at and looked_at.route else (),
+        "route": path_boxes(looked_at.route) if looked_at and looked_at.route else (),
         "accuracy": accuracy_figure.accuracy_figure(report.accuracies),
         "accuracy_lines": accuracy_figure.accuracy_lines(report.accuracies),
         "accuracy_table": measurement_tables.accuracy_table(report.accuracies),
@@ -103,11 +103,11 @@ def _budget_view(budget: ErrorBudget, number: int) -> Mapping[str, Any]:
 
 
 def _benchmark_legend(report: Report) -> str:
-    """What the columns of the benchmark table mean."""
+    """The meaning of the columns of the benchmark table."""
     reference = f" ({report.benchmark_reference})" if report.benchmark_reference else ""
     return (
-        "Top-1 with its 95 % Wilson interval. Points to reference: top-1 less that of the reference"
-        f"{reference}, below it the 95 % interval of that difference on the same samples. Good to bad / bad to good: "
+        "Top-1 with its 95 % Wilson interval. Percentage points to reference: top-1 less that of the reference"
+        f"{reference}, below it the 95 % interval of that difference on the same samples. Regressions / fixes: "
         "samples that only the reference, or only this row, gets right, with the p-value of McNemar's exact test; a "
         "small p says that the difference is more than chance. "
         "Retention, agreement and SNR hold each row against the first row of the same model: its top-1 over that, read "

@@ -1,4 +1,4 @@
-"""What a repair is worth in accuracy, in words: more than chance or not, and whether it is all that was lost."""
+"""The worth of a repair in accuracy, in words: more than chance or not, and whether it is all that was lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def trained_and_first(accuracies: Sequence[AccuracyRow]) -> tuple[AccuracyRow, A
 
 
 def damage_in_accuracy(accuracies: Sequence[AccuracyRow]) -> str:
-    """What the damage costs: the accuracy as trained, against a second level, or the repair from most images."""
+    """The cost of the damage: the accuracy as trained, against a second level, or the repair from most images."""
     trained, repaired = _split(accuracies)
     if len(trained) > 1:  # a level to which nothing was repaired, as the mean of noisy passes
         level = trained[1]
@@ -37,7 +37,7 @@ def damage_in_accuracy(accuracies: Sequence[AccuracyRow]) -> str:
 
 
 def worth_of_files(report: Report) -> str:
-    """What the repairs of the files of a benchmark are worth, a sentence or two for each."""
+    """The worth of the repairs of the files of a benchmark, a sentence or two for each."""
     rows = [row for row in report.benchmark if row.repaired and row.gain is not None]
     return " ".join(_worth(row, report.accuracies) for row in rows)
 
@@ -54,12 +54,12 @@ def _split(accuracies: Sequence[AccuracyRow]) -> tuple[list[AccuracyRow], list[A
 
 
 def _worth(row: BenchmarkRow, accuracies: Sequence[AccuracyRow]) -> str:
-    """What the repair of one file is worth."""
+    """The worth of the repair of one file."""
     assert row.top1 is not None
     assert row.gain is not None
     assert row.gain_p_value is not None
     where = f"{row.model}: top-1 {percent(row.top1.value, 2)} ({row.backend}, {row.precision})"
-    numbers = f"{where}, {points(row.gain)} points by its repair, {probability(row.gain_p_value)}"
+    numbers = f"{where}, {points(row.gain)} percentage points by its repair, {probability(row.gain_p_value)}"
     if row.gain_p_value >= SIGNIFICANT:
         return f"Its statistics are, in {numbers}: no more than chance."
     if row.gain < 0:
@@ -82,4 +82,5 @@ def _recovery(trained: AccuracyRow, reached: float, estimates: Sequence[Accuracy
     if reached >= best.low:
         return f"That is all that {named} brings back, within its 95 % interval."
     share = (reached - trained.accuracy) / (best.accuracy - trained.accuracy)
-    return f"That is {100 * share:.0f} % of the points that {named} brings back; more images may bring the rest."
+    share_text = f"That is {100 * share:.0f} % of the percentage points that {named} brings back"
+    return f"{share_text}; more images may bring the rest."

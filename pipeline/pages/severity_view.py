@@ -61,7 +61,7 @@ def severity_rows(report: Report) -> tuple[SeverityRow, ...]:
 
 
 def candidate_table(report: Report) -> Table | None:
-    """What was tried; None where nothing was."""
+    """The candidates that were tried; None where none was."""
     repair = report.repair
     if repair is None or not repair.candidates:
         return None

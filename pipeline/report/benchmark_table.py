@@ -14,7 +14,7 @@ from vsfix.pipeline.comparison.decisions import Task
 from vsfix.pipeline.comparison.proportion import Proportion
 
 _NUMBERS = (
-    *("top-1 % (95 %)", "points", "flips", "p", "kept %", "agree %", "SNR dB"),
+    *("top-1 % (95 %)", "pp", "regr./fixes", "p", "kept %", "agree %", "SNR dB"),
     *("p50 ms", "p99 ms", "images/s", "ratio"),
 )
 _NOTHING = "-"
@@ -65,7 +65,7 @@ def fits(table: Table, width: int) -> bool:
 
 
 def benchmark_lines(found: Benchmark) -> Iterator[str]:
-    """The same for a narrow terminal: some lines for each row, with what a row has."""
+    """The benchmark for a narrow terminal: some lines for each row, with what a row has."""
     yield _title(found)
     for row in found.rows:
         yield f"{row.model}, {row.backend}, {row.precision}: {row.status}"
@@ -77,17 +77,17 @@ def benchmark_lines(found: Benchmark) -> Iterator[str]:
 
 
 def _title(found: Benchmark) -> str:
-    """What the numbers rest on."""
+    """The number of samples and their source."""
     return f"{found.samples} samples of {found.data}"
 
 
 def legend(found: Benchmark) -> str:
-    """What the columns mean."""
+    """The meaning of the columns."""
     return (
-        f"points, flips (to wrong / to right) and p (McNemar): against {found.reference}; kept (of top-1, in brackets "
-        "the bar of 99.9 and 99 % that it reaches), agree (of decisions), SNR: against the first row of the same "
-        "model; ratio: of p50, to the first model on the same backend and precision; p50 and p99 of the smallest "
-        "batch, images/s of the best"
+        f"pp (percentage points), regr./fixes (regressions / fixes) and p (McNemar): against {found.reference}; kept "
+        "(of top-1, in brackets the bar of 99.9 and 99 % that it reaches), agree (of decisions), SNR: against the "
+        "first row of the same model; ratio: of p50, to the first model on the same backend and precision; p50 and "
+        "p99 of the smallest batch, images/s of the best"
     )
 
 
@@ -102,7 +102,7 @@ def best_throughput(row: Row) -> float | None:
 
 
 def _numbers(row: Row, reference: Row) -> Sequence[str]:
-    """The cells behind the name of a row."""
+    """The cells after the name of a row."""
     latency, throughput = smallest_batch(row), best_throughput(row)
     times: Sequence[str] = ("-", "-", "-", "-")
     if latency is not None and throughput is not None:

@@ -1,4 +1,4 @@
-"""What each step between a reference and a candidate costs: its error under the signal, and the accuracy it moves."""
+"""The cost of each step between a reference and a candidate: error under the signal, and the accuracy it moves."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def error_figure(budget: ErrorBudget, name: str) -> Markup:
 
 
 def accuracy_waterfall(budget: ErrorBudget, name: str) -> Markup:
-    """From the reference's top-1 step by step to the candidate's, in points; empty without labels."""
+    """From the reference's top-1 step by step to the candidate's, in percentage points; empty without labels."""
     start = budget.accuracy
     moved = [step for step in budget.steps if step.accuracy is not None]
     if start is None or not moved:
@@ -65,7 +65,7 @@ def accuracy_waterfall(budget: ErrorBudget, name: str) -> Markup:
         axes.set_xlabel("top-1, %")
         _name_rows(axes, rows)
 
-    return page_figure(draw, name, f"Top-1 behind each step of {budget.candidate}", _size(len(moved) + 2))
+    return page_figure(draw, name, f"Top-1 after each step of {budget.candidate}", _size(len(moved) + 2))
 
 
 def _length(step: BudgetStep, floor: float) -> float:

@@ -1,4 +1,4 @@
-"""How the runs of each model spread: every run, the middle half, p50 and p99."""
+"""The distribution of the runs of each model: every run, the middle half, p50 and p99."""
 
 from __future__ import annotations
 

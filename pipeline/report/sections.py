@@ -1,4 +1,4 @@
-"""What a page may show, as plain data: every section is optional, and one that is not given leaves nothing behind."""
+"""The sections of a page as plain data: every one is optional, and one that is not given leaves nothing on the page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .table import Table
 
 @dataclass(frozen=True)
 class StepRow:
-    """One verified step: status PASS or FAIL, and the numbers behind it."""
+    """One verified step: status PASS or FAIL, and the numbers that it rests on."""
 
     step: str
     status: str
@@ -38,10 +38,10 @@ class BenchmarkRow:
         backend: what ran it, as `--backend` takes it.
         precision: what it computes in, as `fp16`.
         top1: with its 95 % interval; None without labels.
-        difference: top-1 over that of the reference, in points (percent); None for the reference itself.
+        difference: top-1 over that of the reference, in percentage points; None for the reference itself.
         good_to_bad: samples that the reference gets right and this row wrong.
-        bad_to_good: the other way round.
-        p_value: of McNemar's exact test on these flips.
+        bad_to_good: the reverse.
+        p_value: of McNemar's exact test on these two numbers.
         retention: top-1 over that of the first row of the same model, 1 where nothing is lost.
         agreement: share of samples with the same top-1 decision as that row, in [0, 1].
         snr_db: against that row, the smallest of the outputs', in dB; infinite where they are equal to the bit.
@@ -52,7 +52,7 @@ class BenchmarkRow:
         status: PASS, WARN, FAIL or SKIP; empty where nothing was judged.
         note: one sentence on it, as why the row is skipped.
         repaired: whether the statistics of the file were repaired.
-        gain: of the first row of such a file: top-1 less that before the repair, in points; None where no row has that.
+        gain: of the first row of such a file, top-1 less that before the repair, in percentage points; else None.
         gain_p_value: of McNemar's exact test on these two.
     """
 
@@ -127,8 +127,8 @@ class LatencySeries:
 
 
 @dataclass(frozen=True)
-class Origin:
-    """What made the page.
+class Provenance:
+    """The provenance of a page.
 
     Attributes:
         command: the command line, as a shell takes it; empty where none was given.
@@ -141,7 +141,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Report:
-    """What the page shows, in the order of the page; what is empty or None is left out.
+    """The sections of a page in their order; what is empty or None is left out.
 
     Attributes:
         title: the heading.
@@ -161,7 +161,7 @@ class Report:
         budgets: one for each candidate.
         latencies: one for each model that was timed.
         steps: verified steps.
-        origin: what made the page.
+        provenance: what made the page.
     """
 
     title: str
@@ -181,11 +181,11 @@ class Report:
     budgets: tuple[ErrorBudget, ...] = ()
     latencies: tuple[LatencySeries, ...] = ()
     steps: tuple[StepRow, ...] = ()
-    origin: Origin | None = None
+    provenance: Provenance | None = None
 
     @property
     def samples(self) -> int:
-        """The number of samples behind the variances."""
+        """The number of samples that the variances rest on."""
         if self.repair is not None:
             return self.repair.judged_on
         return self.inspection.samples if self.inspection is not None else 0

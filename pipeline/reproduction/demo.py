@@ -40,7 +40,7 @@ from vsfix.pipeline.pages.page import write_report
 from vsfix.pipeline.repair.repair import repair_model
 from vsfix.pipeline.repair.repair_config import RepairConfig
 from vsfix.pipeline.repair.repair_report import Repair
-from vsfix.pipeline.report.sections import LatencySeries, Origin, Report, StepRow
+from vsfix.pipeline.report.sections import LatencySeries, Provenance, Report, StepRow
 from vsfix.trainers.export.exporting import export_checkpoint
 from vsfix.trainers.layers.noise_sites import NoiseSites
 from vsfix.trainers.networks.network import NetworkConfig
@@ -259,7 +259,7 @@ def _write_page(demo: Demo, latencies: tuple[LatencySeries, ...], command: str) 
         accuracies=demo.accuracies,
         latencies=latencies,
         steps=demo.steps,
-        origin=Origin(command, describe_machine() | {"configuration": json.dumps(CONFIGURATION.to_dict())}),
+        provenance=Provenance(command, describe_machine() | {"configuration": json.dumps(CONFIGURATION.to_dict())}),
     )
     write_report(report, demo.report, force=True)
 

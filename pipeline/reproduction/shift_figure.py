@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from vsfix.pipeline.report.figure import figure_svg
-from vsfix.pipeline.report.mismatch_figure import mismatch_axis
+from vsfix.pipeline.report.variance_ratio_figure import variance_ratio_axis
 
 from .experiments import Cell
 from .summary import mismatch_of
@@ -34,7 +34,9 @@ def shift_figure(results: Mapping[Cell, Sequence[TrialResult]]) -> str:
             worst = _over_seeds([[max(mismatch_of(run, epoch)) for epoch in epochs] for run in runs])
             axes[1].plot(epochs, worst, "o-", color=colour, markersize=3)
         for part, label in zip(axes, ("BatchNorm, from the input on", "epoch"), strict=True):
-            mismatch_axis(part, [float(y) for line in part.get_lines() for y in np.asarray(line.get_ydata())], label)
+            variance_ratio_axis(
+                part, [float(y) for line in part.get_lines() for y in np.asarray(line.get_ydata())], label
+            )
         axes[0].set_title("after the last epoch", fontsize="medium")
         axes[1].set_title("the worst BatchNorm", fontsize="medium")
         axes[0].legend(frameon=False, fontsize="small")

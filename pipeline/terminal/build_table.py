@@ -1,4 +1,4 @@
-"""What is printed of a build."""
+"""The terminal's view of a build."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def build_view(report: BuildReport) -> Iterator[str | Table]:
 
 
 def build_warnings(report: BuildReport) -> list[str]:
-    """What a person should know of an engine."""
+    """The caveats of an engine, one line each."""
     more = f", and {len(report.losses) - 1} channels more" if len(report.losses) > 1 else ""
     lost = [f"digits are lost in {line}{more}; `vsfix verify` tells what that costs" for line in report.losses[:1]]
     return [*lost, *([report.warning] if report.warning else [])]
 
 
 def size_line(report: BuildReport) -> str:
-    """What the engine is for, how large it is, and how long it took."""
+    """The target of an engine, its size, and the time of its build."""
     size, targets = report.plan["bytes"] / 2**20, ", ".join(report.targets)
     return f"{report.runtime} {report.version}, {targets}; {size:.2f} MiB, {report.build_seconds:.1f} s"

@@ -46,6 +46,6 @@ def comparison_table(found: RunComparison) -> Table:
 
 
 def summary(found: RunComparison) -> str:
-    """How many numbers went which way."""
+    """How many numbers became better, and how many worse."""
     counts = {word: sum(change.direction == word for change in found.changes) for word in ("better", "worse", "same")}
     return f"{counts['better']} better, {counts['worse']} worse, {counts['same']} the same"

@@ -21,7 +21,7 @@ def inspection_table(inspection: Inspection) -> Table:
     table.add_column("BatchNorm", overflow="fold")
     for heading in ("noise", "distance"):
         table.add_column(heading)
-    for heading in ("sources", "predicted", "measured", "mismatch"):
+    for heading in ("sources", "predicted", "measured", "variance ratio"):
         table.add_column(heading, justify="right")
     for row in inspection.rows:
         table.add_row(
@@ -105,7 +105,7 @@ def layer_table(report: RepairReport) -> Table:
 
 
 def candidate_table(report: RepairReport) -> Table:
-    """What was tried, and how far each is from the noise-averaged network."""
+    """The candidates, and how far each is from the noise-averaged network."""
     table = Table(title=f"Candidates, on {report.judges} samples that judge", title_justify="left")
     table.add_column("candidate", overflow="fold")
     for heading in ("R", "against as trained (95 %)", "decisions that differ", "score on labels"):
@@ -122,7 +122,7 @@ def candidate_table(report: RepairReport) -> Table:
 
 
 def precision_table(report: PrecisionReport) -> Table:
-    """What the cast to another precision did, one line for each thing."""
+    """The result of the cast to another precision, one line for each thing."""
     table = Table(title=f"Cast to {report.precision}", title_justify="left", show_header=False)
     table.add_column("what")
     table.add_column("found", overflow="fold")
@@ -157,7 +157,7 @@ def accuracy_table(rows: tuple[AccuracyRow, ...]) -> Table:
 
 
 def score_table(scores: LabelScores) -> Table:
-    """What labelled data says of the file as given and of the repaired one."""
+    """The scores of the file as given and of the repaired one on labelled data."""
     table = Table(title="On labelled data", title_justify="left")
     for heading in ("as trained", "repaired", "repaired less as trained"):
         table.add_column(heading)
@@ -189,7 +189,7 @@ def _number(value: float | None) -> str:
 
 
 def severity_lines(report: RepairReport) -> list[str]:
-    """What a report says of R and of how the outputs are read, one line each."""
+    """R and how the outputs are read, one line each."""
     lines = [f"output {line}" for line in report.outputs]
     if report.severity is not None:
         lines.append(f"as given: {severity_sentence(report.severity)}")

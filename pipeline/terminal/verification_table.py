@@ -12,7 +12,7 @@ from vsfix.pipeline.verification.verification import CandidateResult, Verificati
 
 
 def verification_view(verification: Verification) -> Iterator[str | Table]:
-    """A verification: the table, the accuracies, the budgets, and where a candidate departs."""
+    """A verification: the table, the accuracies, the budgets, and where a candidate diverges."""
     yield verification_table(verification)
     yield from accuracy_lines(verification)
     for result in verification.results:
@@ -52,7 +52,7 @@ def budget_table(result: CandidateResult) -> Table:
     """One row for each step from the reference to a candidate."""
     table = Table(title=f"Error budget of {result.candidate}: each step against the one before", title_justify="left")
     table.add_column("step")
-    table.add_column("behind it", overflow="fold")
+    table.add_column("target", overflow="fold")
     for heading in ("SNR", "largest relative error", "agreement", "top-1"):
         table.add_column(heading, justify="right")
     for step in result.budget:
@@ -92,12 +92,12 @@ def _share(share: Proportion) -> str:
 
 
 def _flips(result: CandidateResult) -> str:
-    """The flips, what they do to the accuracy, and how likely they are by chance."""
+    """The decisions that differ, what they do to the accuracy, and how likely that is by chance."""
     decisions = result.decisions
     assert decisions is not None
     assert decisions.task is not None
     task = decisions.task
-    text = f"{decisions.flips} flips, {task.good_to_bad} to wrong, {task.bad_to_good} to right"
+    text = f"{decisions.flips} decisions differ, {task.good_to_bad} regressions, {task.bad_to_good} fixes"
     if task.good_to_bad + task.bad_to_good:
         text += f" (McNemar p = {task.p_value:.2g})"
     return text

@@ -53,7 +53,7 @@ def test_every_row_ran_and_the_first_is_the_reference(found):
 
 
 def counted(found, row, other):
-    """Right answers of both, flips and their p, agreement: from the classes alone, by another library."""
+    """Right answers of both, regressions, fixes and their p, agreement: from the classes alone, by another library."""
     labels = found.predictions["labels"]
     right, before = (found.predictions[label] == labels for label in (row, other))
     worse, better = int((before & ~right).sum()), int((~before & right).sum())
@@ -115,7 +115,7 @@ def test_a_repair_is_not_held_against_another_network_that_is_the_reference(onnx
     other = benchmark([tmp_path / "other.onnx", onnx_path, repaired_path], QUICK)
     assert [step.step for step in other.rows[2].budget] == ["another model", "repair", "noise floor"]
     assert other.rows[2].against_unrepaired.baseline == other.rows[1].label
-    assert f"points against {other.rows[1].label}" in other.verdict
+    assert f"percentage points against {other.rows[1].label}" in other.verdict
 
 
 def test_the_budget_leads_from_the_reference_to_the_row(found):
@@ -255,7 +255,7 @@ def test_where_the_first_backend_is_missing_the_next_row_of_the_same_model_is_th
     assert found.rows[3].against_reference.baseline == found.reference
     assert f"{found.rows[0].label}: did not run; the reference is {found.reference}" in found.notes
     lines = "\n".join(benchmark_lines(found))
-    assert "points" in lines.split(found.rows[3].label)[1]
+    assert "pp +" in lines.split(found.rows[3].label)[1]
     assert [budget.candidate for budget in benchmark_report(found).budgets] == [found.rows[3].label]
     assert benchmark_report(found).budgets[0].accuracy == found.rows[1].top1
 

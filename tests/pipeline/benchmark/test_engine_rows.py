@@ -1,4 +1,4 @@
-"""An engine in a benchmark, on stand-ins for a GPU and TensorRT: what has no other way to run here."""
+"""An engine in a benchmark, on fakes of a GPU and TensorRT, which nothing else can run here."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def test_a_way_that_can_t_be_read_is_refused(texts):
 
 
 def test_the_same_way_twice_is_refused():
-    with pytest.raises(InputError, match="name each way once"):
+    with pytest.raises(InputError, match="name each trial once"):
         parse_repair_trials(["exact:2", "exact:2"])
 
 

@@ -24,7 +24,7 @@ def strict(monkeypatch):
     monkeypatch.setitem(tolerance.TOLERANCES, "fp16", Tolerance(min_snr_db=300.0))
 
 
-def test_a_row_that_departs_names_its_first_and_its_worst_layer(strict, onnx_path):
+def test_a_row_that_differs_names_its_first_and_its_worst_layer(strict, onnx_path):
     row = benchmark([onnx_path], HALF).rows[1]
     assert row.status == "WARN"
     names = {node.name for node in onnx.load(onnx_path).graph.node}
@@ -44,7 +44,7 @@ def test_the_layers_are_in_the_json_and_on_the_terminal(strict, onnx_path, call)
     assert document["rows"][1]["layers"]["first"]["node"]
     options = ("--seconds", 0, "--repair", "none", "--precision", "fp32", "--precision", "fp16", "--samples", 60)
     result = call("benchmark", onnx_path, "--data", "digits", *options)
-    assert "layers: the first that departs is " in result.stdout
+    assert "layers: the first that differs is " in result.stdout
 
 
 def test_where_the_graphs_have_nothing_in_common_the_reason_is_told(strict, onnx_path, monkeypatch):

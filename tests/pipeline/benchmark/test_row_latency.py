@@ -6,7 +6,7 @@ from vsfix.pipeline.benchmark.row_latency import GpuWatch
 
 
 def watch_of(reasons, sizes=(1, 64)):
-    """What is seen of two batch sizes by a driver that gives these throttle reasons, one a look."""
+    """The notes on two batch sizes by a driver that gives these throttle reasons, one a look."""
     answers = iter(reasons)
     watch = GpuWatch(lambda: {"GPU": "one", "SM clock": "1200 MHz", "throttle reasons": next(answers)})
     for size in sizes:

@@ -37,9 +37,12 @@ def repairs_of(before, after, *, repaired=True, model="model"):
 @pytest.mark.parametrize(
     ("before", "after", "status", "words"),
     [
-        (80, 150, "PASS", "Repaired: top-1 40.00 -> 75.00 % (+35.00 points, 70 samples better, 0 worse, p < 0.001)"),
+        (
+            *(80, 150, "PASS"),
+            "Repaired: top-1 40.00 -> 75.00 % (+35.00 percentage points, 70 fixes, 0 regressions, p < 0.001)",
+        ),
         (150, 151, "PASS", "no more than chance apart"),
-        (150, 80, "FAIL", "The repair lost accuracy: top-1 75.00 -> 40.00 % (-35.00 points"),
+        (150, 80, "FAIL", "The repair lost accuracy: top-1 75.00 -> 40.00 % (-35.00 percentage points"),
     ],
 )
 def test_a_repaired_model_is_judged_against_the_reference(before, after, status, words):
@@ -94,14 +97,14 @@ def test_what_a_repair_is_held_against_is_named_where_it_is_not_the_reference():
     status, verdict = judge([reference, replace(repaired, against_unrepaired=against)], None)
     assert status == "PASS"
     assert verdict.startswith(
-        "Repaired: top-1 40.00 -> 75.00 % (+35.00 points against net.onnx, onnxruntime, fp32, 70 "
+        "Repaired: top-1 40.00 -> 75.00 % (+35.00 percentage points against net.onnx, onnxruntime, fp32, 70 "
     )
 
 
-def test_rows_that_depart_or_did_not_run_are_counted_and_no_pass():
+def test_rows_that_differ_or_did_not_run_are_counted_and_no_pass():
     row, _ = row_of(80)
     status, verdict = judge([row, replace(row, status="WARN"), replace(row, status="SKIP", top1=None)], None)
     assert status == "WARN"
-    assert "1 of 3 rows depart" in verdict
+    assert "1 of 3 rows differ" in verdict
     assert "1 of 3 rows did not run" in verdict
     assert judge([row, replace(row, status="FAIL", top1=None)], None)[0] == "FAIL"

@@ -32,7 +32,7 @@ def search(residual, images, open_model):
 @pytest.mark.parametrize(
     ("weight", "tensor"), [("conv1.weight", "c1"), ("bn2.running_var", "n2"), ("bn3.bias", "n3"), ("fc.bias", "y")]
 )
-def test_the_first_layer_that_departs_is_the_one_that_was_changed(search, residual, weight, tensor):
+def test_the_first_layer_that_differs_is_the_one_that_was_changed(search, residual, weight, tensor):
     found = search(changed(residual, weight, 1.3))
     assert (found.first.tensor, found.reason, found.samples) == (tensor, "", 4)
     assert all(row.snr_db > 100 for row in found.rows[: found.rows.index(found.first)])
@@ -55,10 +55,10 @@ def test_a_folded_graph_is_searched_where_it_has_the_tensors_of_the_whole_one(se
     assert {"n1", "n2", "s"} <= names
     assert "d1" not in names
     assert (found.first.tensor, found.first.operator) == ("n2", "Conv")
-    assert str(found).startswith(f"layers: the first that departs is '{found.first.node}' (Conv, ")
+    assert str(found).startswith(f"layers: the first that differs is '{found.first.node}' (Conv, ")
 
 
-def test_equal_models_have_no_layer_that_departs(search, residual):
+def test_equal_models_have_no_layer_that_differs(search, residual):
     found = search(residual)
     assert (found.first, len(found.rows)) == (None, 15)
     assert "none of 15 is below 80 dB" in str(found)

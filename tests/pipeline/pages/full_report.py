@@ -6,7 +6,7 @@ from vsfix.pipeline.comparison.accuracy import AccuracyRow
 from vsfix.pipeline.comparison.error_budget import BudgetStep
 from vsfix.pipeline.comparison.proportion import proportion, wilson_interval
 from vsfix.pipeline.repair.repair_report import RepairReport
-from vsfix.pipeline.report.sections import BenchmarkRow, ErrorBudget, LatencySeries, Origin, Report, StepRow
+from vsfix.pipeline.report.sections import BenchmarkRow, ErrorBudget, LatencySeries, Provenance, Report, StepRow
 
 
 def accuracy(model: str, images: int | None, right: int) -> AccuracyRow:
@@ -51,5 +51,5 @@ def full_report(repair: RepairReport) -> Report:
             LatencySeries("repaired.onnx", 8, (1.5, 2.0, 2.5)),
         ),
         steps=(StepRow("export", "PASS", 137.7, 2.9e-6, 1.0),),
-        origin=Origin("vsfix optimize 'my net.onnx' --html report.html", {"torch": "2.13.0"}),
+        provenance=Provenance("vsfix optimize 'my net.onnx' --html report.html", {"torch": "2.13.0"}),
     )

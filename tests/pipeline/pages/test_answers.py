@@ -85,8 +85,8 @@ def test_what_few_samples_show_is_damage_only_where_a_repair_was_sure_of_it():
 @pytest.mark.parametrize(
     ("distance", "words"),
     [
-        ("direct", "directly behind the noise layer 'drop'"),
-        ("linear", "behind a linear layer and the noise layer 'drop'"),
+        ("direct", "directly downstream of the noise layer 'drop'"),
+        ("linear", "downstream of a linear layer and the noise layer 'drop'"),
         ("downstream", "downstream of the noise layer 'drop'"),
     ],
 )
@@ -159,7 +159,8 @@ def test_a_repaired_file_in_a_benchmark_is_named_beside_the_repair_that_was_trie
     assert answers(trial)[REPAIR].startswith("Tried for this page, without writing a file")
     found = answers(replace(trial, benchmark=(replace(row, repaired=False), row)))[REPAIR]
     assert found.startswith(
-        "Yes, in repaired.onnx: top-1 75.00 % (onnxruntime, fp32), +43.00 points by its repair, p < 1e-9. Tried anew for"
+        "Yes, in repaired.onnx: top-1 75.00 % (onnxruntime, fp32), +43.00 percentage points by its repair, p < 1e-9. "
+        "Tried anew for"
     )
 
 
@@ -193,7 +194,7 @@ def accuracies(*rights: tuple[int | None, int]) -> tuple[AccuracyRow, ...]:
     ("reached", "words"),
     [
         (75, "That is all that the estimate on most images (exact, 1 000 images: 74.00 %) brings back"),
-        (53, "That is 50 % of the points that the estimate on most images"),
+        (53, "That is 50 % of the percentage points that the estimate on most images"),
     ],
 )
 def test_what_a_repair_recovers_is_held_against_the_estimate_on_most_images(reached, words):
@@ -283,7 +284,7 @@ def averaged(before: Severity, after: Severity | None, method: str = "match") ->
 def test_the_answers_of_a_repair_follow_its_distance_to_the_averaged_network():
     told = answers(averaged(FAR, NEAR))
     assert told[DAMAGE].startswith("Yes. R = 9.00 (7.00 to 11.00, 256 samples)")
-    assert told[PLACE].startswith("What 'bn' gives, behind the noise layer 'drop' (dropout:0.5), is farthest")
+    assert told[PLACE].startswith("What 'bn' gives, downstream of the noise layer 'drop' (dropout:0.5), is farthest")
     assert told[REPAIR] == "Yes: R 9.00 -> 0.10, by the method match; decisions that differ: 35.0 % -> 1.0 %."
     assert "R changed by \N{MINUS SIGN}8.90 (95 % interval" in told[CERTAINTY]
     assert answers(averaged(NEAR, FAR))[REPAIR].startswith("Changed, and farther from the noise-averaged network")

@@ -64,15 +64,15 @@ def test_the_parts_are_those_of_an_engine_and_of_nothing_else():
     assert [row[-6].note for row in table.rows] == ["not quiet", ""]
 
 
-def test_a_file_tells_what_its_cast_did_and_where_it_departs(found):
+def test_a_file_tells_what_its_cast_did_and_where_it_differs(found):
     half = found.rows[2]
     worst = LayerRow("t", "fc1", "Gemm", 12.0, 0.5)
     table = file_table([found.rows[1], replace(half, layers=LayerSearch("net.onnx", 4, (), worst, worst))])
     assert column(table, "values rounded") == ["–", count(half.cast.rounded_values)]
     first, second = column(table, "layers")
     assert (first, "float16" in second) == ("–", True)
-    departs = "the first that departs is 'fc1' (Gemm, 12.0 dB), the worst 'fc1' (Gemm, 12.0 dB)"
-    assert column(table, "where it departs") == ["–", departs]
+    differs = "the first that differs is 'fc1' (Gemm, 12.0 dB), the worst 'fc1' (Gemm, 12.0 dB)"
+    assert column(table, "where it differs") == ["–", differs]
 
 
 def test_the_page_holds_the_tensors_the_percentiles_and_the_files(found):

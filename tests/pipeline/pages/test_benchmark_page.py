@@ -64,7 +64,7 @@ def test_the_other_sections_are_filled_from_the_rows_and_the_trials(found):
     ]
     assert [row.images for row in report.accuracies] == [None, 16, 32]
     assert report.is_trial
-    assert "command" not in report.origin.facts
+    assert "command" not in report.provenance.facts
     page = render_report(report)
     assert "without writing a file: 2 of 2 BatchNorms, by the method paired" in page
     assert "What was tried" in page

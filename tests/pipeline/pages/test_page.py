@@ -18,8 +18,8 @@ from vsfix.pipeline.inspection.inspection import Inspection, inspect_model
 from vsfix.pipeline.pages.page import render_report, write_report
 from vsfix.pipeline.repair.repair import repair_model
 from vsfix.pipeline.repair.repair_config import RepairConfig
-from vsfix.pipeline.report.route_boxes import route_boxes
-from vsfix.pipeline.report.sections import BenchmarkRow, LatencySeries, Origin, Report
+from vsfix.pipeline.report.path_boxes import path_boxes
+from vsfix.pipeline.report.sections import BenchmarkRow, LatencySeries, Provenance, Report
 
 from .full_report import full_report
 
@@ -81,7 +81,7 @@ def report(settled, images, open_model) -> Report:
 
 def parts(report: Report) -> Iterator[tuple[str, Report]]:
     """The report with one section left out."""
-    for name in ("repair", "accuracies", "benchmark", "budgets", "latencies", "steps", "origin"):
+    for name in ("repair", "accuracies", "benchmark", "budgets", "latencies", "steps", "provenance"):
         yield name, replace(report, **{name: getattr(EMPTY, name)})
 
 
@@ -136,8 +136,8 @@ def test_every_number_of_the_benchmark_is_on_the_page():
         "precision": "fp16",
         "status": "WARN",
         "top-1, 95 % interval": "92.80 % (90.2 – 94.8 %)",
-        "points to reference": "\N{MINUS SIGN}0.60\N{MINUS SIGN}2.6 to +1.3",
-        "good to bad / bad to good": "12 / 9 (p = 0.66)",
+        "percentage points to reference": "\N{MINUS SIGN}0.60\N{MINUS SIGN}2.6 to +1.3",
+        "regressions / fixes": "12 / 9 (p = 0.66)",
         "retention": "99.78 %\N{GREATER-THAN OR EQUAL TO} 99 %",
         "agreement": "99.87 %",
         "SNR": "65.8 dB",
@@ -167,7 +167,7 @@ def test_the_other_tables_say_what_was_measured(report):
     assert page.column("budget-1", "top-1") == ["75.07 %", "75.05 %", "–"]
     assert page.column("latencies", "p50, ms") == ["1.50", "2.00"]
     assert page.column("steps", "largest error") == ["2.9e-06"]
-    assert report.origin.command in page.text
+    assert report.provenance.command in page.text
     assert "torch 2.13" in page.text
 
 
@@ -270,7 +270,7 @@ def test_names_are_escaped_wherever_they_stand(report):
             benchmark_reference=HOSTILE,
             budgets=tuple(replace(b, candidate=HOSTILE, reference=HOSTILE) for b in report.budgets),
             latencies=(LatencySeries(HOSTILE, 1, (1.0,)),),
-            origin=Origin(HOSTILE, {HOSTILE: HOSTILE}),
+            provenance=Provenance(HOSTILE, {HOSTILE: HOSTILE}),
         )
     )
     assert "<script>alert" not in text
@@ -295,7 +295,7 @@ def test_five_hundred_batch_norms_are_a_page_of_less_than_two_megabytes_with_a_f
 
 def test_a_long_way_is_abbreviated():
     nodes = tuple(PassedNode("Relu", f"r{number}") for number in range(18))
-    boxes = route_boxes(TracedPath("d", "dropout:0.5", "downstream", "bn", (), nodes, nodes[:2]))
+    boxes = path_boxes(TracedPath("d", "dropout:0.5", "downstream", "bn", (), nodes, nodes[:2]))
     assert [box.name for box in boxes] == ["d", "r0", "r1", "r2", "", "r15", "r16", "r17", "bn", "2 nodes"]
     assert boxes[4].title == "… 12 more"
 

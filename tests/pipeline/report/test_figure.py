@@ -17,8 +17,8 @@ from vsfix.pipeline.report.budget_figure import accuracy_waterfall, error_figure
 from vsfix.pipeline.report.distance_figure import distance_figure
 from vsfix.pipeline.report.figure import figure_svg, page_figure, spaced
 from vsfix.pipeline.report.latency_figure import DRAWN, latency_figure, p50_p99
-from vsfix.pipeline.report.mismatch_figure import mismatch_figure
 from vsfix.pipeline.report.sections import ErrorBudget, LatencySeries
+from vsfix.pipeline.report.variance_ratio_figure import variance_ratio_figure
 
 STEPS = (
     BudgetStep("export", "a.pt", "a.onnx", 129.8, 6e-7, 1.0, 0.75),
@@ -66,7 +66,7 @@ def test_a_name_with_the_signs_of_formulas_and_markup_is_only_a_name():
 
 
 def test_the_figure_is_the_same_every_time():
-    assert mismatch_figure([2.0], [1.01]) == mismatch_figure([2.0], [1.01])
+    assert variance_ratio_figure([2.0], [1.01]) == variance_ratio_figure([2.0], [1.01])
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_the_figure_is_the_same_every_time():
 )
 def test_each_measured_batch_norm_is_a_point_at_its_place(before, after):
     """The second way: the height of a point is linear in the logarithm, the place in the number."""
-    wide = str(mismatch_figure(before, after)).split("</svg>")[0] + "</svg>"
+    wide = str(variance_ratio_figure(before, after)).split("</svg>")[0] + "</svg>"
     found = points(wide, "var(--series-1)")
     assert len(found) == (len([value for value in before if value]) if len(before) <= 60 else 0)
     if len(found) == 2:

@@ -102,7 +102,7 @@ def test_two_benchmarks_are_compared_and_a_rule_decides(call, onnx_path, tmp_pat
     assert result.exit_code == 1
     assert "worse" in result.stdout
     assert result.stdout.splitlines()[-1] == "FAIL 0 better, 1 worse, 1 the same"
-    assert "(-5 points), allowed is a loss of 0.5" in result.stderr
+    assert "(-5 percentage points), allowed is a loss of 0.5" in result.stderr
     assert json.loads((tmp_path / "c.json").read_text())["failures"]
 
 
