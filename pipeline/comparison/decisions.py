@@ -1,4 +1,4 @@
-"""What two models decide on the same samples, and how far apart they are in that. No model is run here."""
+"""The decisions of two models on the same samples, and how far apart they are. No model is run here."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Task:
         reference_top5: None where there are no more than five classes.
         output_top5: as `reference_top5`.
         retention: the output's top-1 over the reference's; None where the reference is never right.
-        good_to_bad: flips from the right class to a wrong one.
-        bad_to_good: flips from a wrong class to the right one.
-        p_value: of McNemar's exact test on these flips: how likely they are where both models are equally good.
+        good_to_bad: the regressions, from the right class to a wrong one.
+        bad_to_good: the fixes, from a wrong class to the right one.
+        p_value: of McNemar's exact test on these two numbers: how likely they are where both models are equally good.
     """
 
     reference: Proportion
@@ -57,7 +57,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Decisions:
-    """What two models decide on the same samples by their largest logit; the first one where several are equal.
+    """The decisions of two models on the same samples by their largest logit, the first one where several are equal.
 
     Attributes:
         samples: N.
@@ -78,7 +78,7 @@ class Decisions:
 def compare_decisions(reference: Array, output: Array, labels: Array | None = None) -> Decisions:
     """Compares the top-1 decisions of two models.
 
-    A sample whose output is not finite counts as a flip and as a wrong answer.
+    A sample whose output is not finite counts as a decision that differs and as a wrong answer.
 
     Args:
         reference: logits, shape (N, classes) with at least two classes, finite.
@@ -126,9 +126,9 @@ def _task(expected: Float64Array, found: Float64Array, labels: Array) -> Task:
 
 
 def _ranks(logits: Float64Array, labels: Array) -> Array:
-    """The place of the right class among the logits, 0 the first; of equal logits the lower class stands first.
+    """The rank of the right class among the logits, 0 the first; of equal logits the lower class stands first.
 
-    A sample that is not finite has its right class behind the last place.
+    A sample that is not finite has its right class after the last rank.
     """
     own = logits[np.arange(len(labels)), labels][:, None]
     lower = np.arange(logits.shape[1]) < labels[:, None]

@@ -26,7 +26,7 @@ NOISE_FLOOR = "noise floor"
 
 @dataclass(frozen=True, eq=False)
 class StageOutputs:
-    """What one stage gave.
+    """The outputs of one stage.
 
     Attributes:
         step: what leads to it from the stage in front: export, repair, cast, quantisation, runtime.
@@ -41,16 +41,16 @@ class StageOutputs:
 
 @dataclass(frozen=True)
 class BudgetStep:
-    """What one step costs.
+    """The cost of one step.
 
     Attributes:
         step: its name.
         source: what ran before it.
-        target: what ran behind it.
+        target: what ran at its end.
         snr_db: the smallest of the outputs', in dB.
         max_rel: the largest of the outputs': error over the largest magnitude.
         agreement: share of samples with the same top-1 decision, where the first output holds logits; else None.
-        accuracy: top-1 behind the step, in [0, 1]; None without labels.
+        accuracy: top-1 after the step, in [0, 1]; None without labels.
     """
 
     step: str
@@ -114,7 +114,7 @@ def holds_logits(output: Array) -> bool:
 
 
 def _step(before: StageOutputs, after: StageOutputs, labels: Array | None, *, decide: bool) -> BudgetStep:
-    """One stage against the one in front of it."""
+    """One stage against the one before it."""
     pairs = list(pair_outputs(before.outputs, after.outputs, after.name).values())
     comparisons = [_compare(*comparable(expected, found)) for expected, found in pairs]
     decide = decide and holds_logits(pairs[0][0]) and _is_finite(pairs[0][0])

@@ -63,18 +63,18 @@ def wilson_interval(count: int, total: int, z: float = Z_95) -> tuple[float, flo
         raise DataError(f"{count} of {total}: a share needs at least one trial and a count among them")
     p = count / total
     centre = p + z * z / (2 * total)
-    spread = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    half_width = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
     # At the ends the two terms cancel to a rounding error, where the exact value is 0 or 1.
-    low = 0.0 if count == 0 else (centre - spread) / scale
-    high = 1.0 if count == total else (centre + spread) / scale
+    low = 0.0 if count == 0 else (centre - half_width) / scale
+    high = 1.0 if count == total else (centre + half_width) / scale
     return low, high
 
 
 def mcnemar_p_value(good_to_bad: int, bad_to_good: int) -> float:
-    """The probability of flips at least as lopsided as these where both models are equally good.
+    """The probability of regressions and fixes at least as lopsided as these where both models are equally good.
 
-    Exact and two-sided: under that hypothesis each flip is a fair coin, so that with n flips, m of the rarer kind,
+    Exact and two-sided: under that hypothesis each of them is a fair coin, so that with n of them, m of the rarer kind,
     p = min(1, 2 sum_{i <= m} C(n, i) / 2^n). Source: McNemar, Psychometrika 12 (1947), in its exact form.
 
     Args:
@@ -85,9 +85,9 @@ def mcnemar_p_value(good_to_bad: int, bad_to_good: int) -> float:
         DataError: a negative count.
     """
     if min(good_to_bad, bad_to_good) < 0:
-        raise DataError(f"{good_to_bad} and {bad_to_good} flips: a count can't be negative")
+        raise DataError(f"{good_to_bad} and {bad_to_good} changed decisions: a count can't be negative")
     n, rarer = good_to_bad + bad_to_good, min(good_to_bad, bad_to_good)
-    term, tail = 1, 1  # C(n, i) and its sum, in whole numbers: 2^n leaves float64 at a thousand flips
+    term, tail = 1, 1  # C(n, i) and its sum, in whole numbers: 2^n leaves float64 at n of a thousand
     for i in range(rarer):
         term = term * (n - i) // (i + 1)
         tail += term

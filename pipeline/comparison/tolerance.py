@@ -1,4 +1,4 @@
-"""What a candidate must reach, by the precision that it computes in."""
+"""The bounds that a candidate must reach, by the precision that it computes in."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ MAX_CV = 0.025  # standard deviation over mean of latencies; past it the machine
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a candidate must reach.
+    """The bounds that a candidate must reach.
 
     Attributes:
         min_snr_db: signal to noise of every output, in dB.
         min_agreement: share of samples with the same top-1 decision, in [0, 1].
-        max_accuracy_loss: by how much top-1 may be below the reference's, in points (percent).
+        max_accuracy_loss: by how much top-1 may be below the reference's, in percentage points.
 
     Raises:
         InputError: a value outside its range.
@@ -34,7 +34,7 @@ class Tolerance:
         if not 0 <= self.min_agreement <= 1:
             raise InputError(f"--min-agreement {self.min_agreement}: must lie in [0, 1]")
         if not 0 <= self.max_accuracy_loss <= 100:
-            raise InputError(f"--max-accuracy-loss {self.max_accuracy_loss}: must lie in [0, 100] points")
+            raise InputError(f"--max-accuracy-loss {self.max_accuracy_loss}: must lie in [0, 100] percentage points")
 
 
 # A layer that rounds to b bits of fraction has a noise 6 b + 11 dB below its signal, and twenty layers 13 dB more: TF32
@@ -53,7 +53,7 @@ _FINEST_FIRST = tuple(TOLERANCES)
 
 @dataclass(frozen=True)
 class GivenTolerance:
-    """What the user demands; None for what the precision of the models decides."""
+    """The bounds that the user demands; None for those that the precision of the models decides."""
 
     min_snr_db: float | None = None
     min_agreement: float | None = None

@@ -1,4 +1,4 @@
-"""From a model file to a graph whose inner tensors can be had on the backend that ran it, and two of them searched."""
+"""From a model file to a graph whose inner tensors can be read on the backend that ran it, and two of them searched."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def open_tappable(
     Args:
         description: of the file.
         backend: what ran the file.
-        statistics: running statistics in the place of a checkpoint's own.
+        statistics: running statistics instead of a checkpoint's own.
         input_name: what the input of a checkpoint is called, which itself has no name for it.
 
     Raises:
-        VsfixError: the file has no graph that can be had, or the backend is not here.
+        VsfixError: the file has no graph that can be read, or the backend is not here.
     """
     if description.kind == "checkpoint":
         model = _export(description, statistics, input_name)
@@ -94,15 +94,15 @@ def search_files(
     inputs: Batch,
     min_snr_db: float,
 ) -> LayerSearch:
-    """Looks for the layers in which the second side departs from the first; says why where that can't be done.
+    """Looks for the layers in which the second side diverges from the first; says why where that can't be done.
 
     A file that takes one batch size gets its samples as often as fill it.
 
     Args:
-        sides: each a file, the backend that ran it, and running statistics in the place of a checkpoint's own.
+        sides: each a file, the backend that ran it, and running statistics instead of a checkpoint's own.
         input_name: what the input of a checkpoint is called.
         inputs: a few samples.
-        min_snr_db: what counts as departed, in dB.
+        min_snr_db: what counts as different, in dB.
     """
     samples = len(next(iter(inputs.values())))
     size = shared_batch_size(samples, [description for description, _, _ in sides])

@@ -45,7 +45,7 @@ class CandidateResult:
         decisions: of the first output, where it holds logits (N, classes) and the inputs are no random numbers.
         worst_samples: those with the largest errors, the worst first.
         budget: the steps between reference and candidate; empty where no stages were given.
-        layers: where a candidate that fails departs; None where nothing was searched.
+        layers: where a candidate that fails diverges; None where nothing was searched.
     """
 
     candidate: str
@@ -122,7 +122,7 @@ def verify(
         batch_size: samples per run; the result does not depend on it.
         random: the inputs are random numbers: no decisions are compared.
         stages: what lies between reference and candidates, in its order, for an error budget; taken as `candidates`.
-        search: finds the layers in which the candidate of this index departs on some samples; asked where one fails.
+        search: finds the layers in which the candidate of this index diverges on some samples; asked where one fails.
 
     Raises:
         DataError: inputs that a model does not take, outputs that can't be compared, or a reference that is not finite.
@@ -166,7 +166,7 @@ def pooled_outputs(runner: Runner, samples: Samples, batch_size: int) -> dict[st
 
 
 def _run(stage: Stage, samples: Samples, batch_size: int) -> StageOutputs:
-    """What a stage gives."""
+    """The outputs of a stage."""
     return StageOutputs(stage.step, stage.name, pooled_outputs(stage.runner, samples, batch_size))
 
 
@@ -225,7 +225,7 @@ def missed_tolerances(
         before, after = 100 * decisions.task.reference.value, 100 * decisions.task.output.value
         if before - after > tolerance.max_accuracy_loss + 1e-9:
             reasons.append(
-                f"top-1 {after:.2f} %, {before - after:.2f} points below the reference, allowed are "
+                f"top-1 {after:.2f} %, {before - after:.2f} percentage points below the reference, allowed are "
                 f"{tolerance.max_accuracy_loss:g}"
             )
     return reasons

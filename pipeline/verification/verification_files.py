@@ -1,4 +1,4 @@
-"""What `vsfix verify` does: opens a model and its reference, finds inputs that both take, and compares."""
+"""Verification of files: opens a model and its reference, finds inputs that both take, and compares."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class VerificationConfig:
             for its own.
         seed: of the choice of samples, or of the random ones.
         tolerance: what each backend must reach, where that is not left to the precision of the files.
-        search_layers: whether to look for the layers where a candidate that fails departs.
-        trust: an engine without a sidecar is loaded too, and taken for one of the file in front of it.
+        search_layers: whether to look for the layers where a candidate that fails diverges.
+        trust: an engine without a sidecar is loaded too, and taken for one of the file before it.
     """
 
     backends: Sequence[str] = ()
@@ -115,13 +115,13 @@ def verify_files(model: Path, against: Path, config: VerificationConfig) -> Veri
 
 
 def _hint(candidate: ModelDescription, reference: ModelDescription) -> str:
-    """Why a repaired model departs from one that was not, as it must."""
+    """Why a repaired model differs from one that was not, as it must."""
     if not candidate.repaired or reference.repaired:
         return ""
-    cure = "give the statistics that `vsfix optimize --statistics` writes, with --statistics"
+    remedy = "give the statistics that `vsfix optimize --statistics` writes, with --statistics"
     if reference.kind != "checkpoint":
-        cure = f"compare {candidate.path.name} with another file of the repaired model"
-    return f"{candidate.path.name} was repaired and {reference.path.name} was not, so that they are to differ: {cure}"
+        remedy = f"compare {candidate.path.name} with another file of the repaired model"
+    return f"{candidate.path.name} was repaired and {reference.path.name} was not, so that they are to differ: {remedy}"
 
 
 def _candidates(
@@ -134,7 +134,7 @@ def _candidates(
 
 
 def _stages(files: Sequence[ModelDescription], input_name: str) -> Iterator[Stage]:
-    """What lies between the reference, the first of the files, and the candidate, the last."""
+    """The step between the reference, the first of the files, and the candidate, the last."""
     for before, found in pairwise(files[:-1]):
         with open_runner(found.backend, found.path, input_name=input_name) as runner:
             yield Stage(name_step(before, found), f"{found.path.name}, {runner.name}", runner)

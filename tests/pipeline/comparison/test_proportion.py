@@ -74,7 +74,7 @@ def test_a_negative_count_of_flips_is_refused():
 
 
 def tango(both, only_first, only_second, total):
-    """The same interval by another way: the score test of Tango (1998), inverted numerically."""
+    """The interval by an independent method: the score test of Tango (1998), inverted numerically."""
     b, c, n = only_second, only_first, total
 
     def score(d):

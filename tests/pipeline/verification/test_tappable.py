@@ -43,7 +43,7 @@ def rewrite(engine, change):
 
 @pytest.fixture
 def engine(machine, parse, tmp_path):
-    """An engine of the stand-in for TensorRT, and the file that it was built from."""
+    """An engine of the fake TensorRT, and the file that it was built from."""
     machine.install("10")
     model = save(parse, tmp_path / "m.onnx")
     build_engine(model, tmp_path / "e.plan", BuildConfig(shapes=SHAPES))
@@ -90,7 +90,7 @@ def test_an_engine_is_verified_against_its_model_in_batches_that_it_takes(engine
     assert [step.step for step in found.budget] == ["runtime", "runtime", "noise floor"]
 
 
-def test_the_layer_in_which_an_engine_departs_is_found_in_an_engine_built_anew(engine, parse, tmp_path):
+def test_the_layer_in_which_an_engine_differs_is_found_in_an_engine_built_anew(engine, parse, tmp_path):
     plan, _ = engine
     other = save(parse, tmp_path / "other.onnx", factor=1.5)
     result = verify_files(plan, other, VerificationConfig(samples=40)).results[0]

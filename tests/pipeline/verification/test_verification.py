@@ -124,7 +124,7 @@ def test_a_loss_of_accuracy_fails_and_a_gain_does_not(samples):
     loose = Tolerance(min_snr_db=-100, min_agreement=0, max_accuracy_loss=0.9)
     good, bad = Model(), Model(y=one_flip)
     lost = verify(good, stages(bad), samples, tolerance=loose).results[0]
-    assert lost.reasons == ("top-1 99.01 %, 0.99 points below the reference, allowed are 0.9",)
+    assert lost.reasons == ("top-1 99.01 %, 0.99 percentage points below the reference, allowed are 0.9",)
     assert verify(bad, stages(good), samples, tolerance=loose).status == "PASS"
     assert check(samples, bad, tolerance=Tolerance(-100, 0, 1)).status == "PASS"
 
