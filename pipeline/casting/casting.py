@@ -31,7 +31,7 @@ MIN_SNR_DB = {"fp32": 40.0, "fp16": 40.0, "bf16": 25.0}
 
 @dataclass(frozen=True)
 class PrecisionReport:
-    """What a cast did.
+    """The result of a cast.
 
     Attributes:
         precision: `fp32`, `fp16`, `bf16`, `int8` or `fp8`.
@@ -95,7 +95,7 @@ def cast_model(model: onnx.ModelProto, precision: str, inputs: Batch, open_model
     Raises:
         InputError: another precision.
         ModelError: an operator that can't be cast.
-        CheckFailedError: a weight that the type can't hold, or an output that departs from the model before the cast.
+        CheckFailedError: a weight that the type can't hold, or an output that differs from that before the cast.
     """
     code = parse_precision(precision)
     graph = import_graph(model)
@@ -137,7 +137,7 @@ def _judge(
     open_model: OpenModel,
     precision: str,
 ) -> tuple[str, float | None]:
-    """What judged, in words, and the smallest SNR of any candidate's output; refuses one below the gate."""
+    """The judge in words, and the smallest SNR of any candidate's output; refuses one below the gate."""
     if not inputs:
         return "", None
     with open_model(model) as runner:
@@ -150,7 +150,7 @@ def _judge(
             worst = min(worst, smallest_snr(expected, runner.run(inputs)))
     if not worst >= MIN_SNR_DB[precision]:
         raise CheckFailedError(
-            f"refused: in {precision} the model departs from what it was (SNR {worst:.1f} dB, wanted "
+            f"refused: in {precision} the model differs from what it was (SNR {worst:.1f} dB, wanted "
             f"{MIN_SNR_DB[precision]:.0f}); nothing is written; "
             + ("try --precision bf16" if precision == "fp16" else "leave the precision as it is")
         )

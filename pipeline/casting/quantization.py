@@ -66,7 +66,7 @@ def quantize_model(
     Raises:
         InputError: a model in another precision.
         MissingComponentError: ModelOpt is not here.
-        CheckFailedError: ModelOpt fails, quantises nothing or a weight per tensor, or the outputs depart.
+        CheckFailedError: ModelOpt fails, quantises nothing or a weight per tensor, or the outputs differ.
     """
     found = stated_precision(import_graph(model))
     if found != "fp32":
@@ -81,7 +81,7 @@ def quantize_model(
     best, snr_db = _nearest(model, candidates, judges, open_model)
     if not snr_db >= MIN_SNR_DB:
         raise CheckFailedError(
-            f"refused: in {precision} the model departs from what it was (SNR {snr_db:.1f} dB, wanted "
+            f"refused: in {precision} the model differs from what it was (SNR {snr_db:.1f} dB, wanted "
             f"{MIN_SNR_DB:.0f}); nothing is written; try --precision fp16, or more calibration data"
         )
     final = candidates[best]
@@ -105,7 +105,7 @@ def quantize_model(
 def _nearest(
     model: onnx.ModelProto, candidates: Mapping[Method, onnx.ModelProto], judges: Sequence[Batch], open_model: OpenModel
 ) -> tuple[Method, float]:
-    """The method whose outputs depart least from those of the model, and their SNR in dB."""
+    """The method whose outputs differ least from those of the model, and their SNR in dB."""
     expected = _outputs(model, judges, open_model)
     judged = {
         method: smallest_snr(expected, _outputs(candidate, judges, open_model))
@@ -176,13 +176,13 @@ def _require_layers(layers: QuantizedLayers, found: str, precision: str) -> None
         )
     if layers.split:
         raise CheckFailedError(
-            f"ModelOpt put Q/DQ in front of BatchNorm '{layers.split[0]}', which no runtime can fold then; leave "
+            f"ModelOpt put Q/DQ before BatchNorm '{layers.split[0]}', which no runtime can fold then; leave "
             "--no-fold out"
         )
 
 
 def _outputs(model: onnx.ModelProto, batches: Sequence[Batch], open_model: OpenModel) -> dict[str, Array]:
-    """What a model says to all samples: a batch may hold a single one, of which no ratio can be told."""
+    """The outputs of a model for all samples: a batch may hold a single one, whose ratio is unknown."""
     with open_model(model) as runner:
         runs = [runner.run(batch) for batch in batches]
     return {name: np.concatenate([np.atleast_1d(run[name]) for run in runs]) for name in runs[0]}

@@ -176,7 +176,7 @@ def labelled_samples(
 
 
 def read_preprocessing(model: onnx.ModelProto) -> Preprocessing | None:
-    """What a model says in its metadata about its input; None where it says nothing.
+    """The preprocessing that a model's metadata states for its input; None where it states none.
 
     Raises:
         InputError: the entry is there, but can't be read.

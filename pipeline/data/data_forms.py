@@ -3,7 +3,7 @@
 a text, a path   what `--data` takes (see `load_samples`)
 an array         the input of a model that has one, shape (N, ...): numpy, torch on any device, whatever numpy reads
 a dict           an array for each input, by its name, and optionally `labels`
-a tuple          the inputs in the order of the model, or one dict of them, and behind them optionally the labels
+a tuple          the inputs in the order of the model, or one dict of them, and after them optionally the labels
 anything else    batches, each in one of the three forms above: a list, a generator, a DataLoader
 
 Batches are read in their order and no further than wanted, so that a generator need not end. A DataLoader that would
@@ -75,7 +75,7 @@ def read_data(
 
 
 def hold_data(data: Data, input_names: Sequence[str], samples: int) -> Data:
-    """The same data in a form that can be read several times: what is drawn from batches is drawn once and kept.
+    """This data in a form that can be read several times: what is drawn from batches is drawn once and stored.
 
     Args:
         data: as `read_data` takes it, or a text.
@@ -131,7 +131,7 @@ def _draw(
 
 
 def _batches(data: Data, seed: int) -> Iterator[Any]:
-    """What the data gives one after the other."""
+    """The batches of the data, one after the other."""
     torch_data: Any = sys.modules.get("torch.utils.data")  # without it there is no DataLoader
     if torch_data is not None and isinstance(data, torch_data.DataLoader):
         loader = cast("Any", data)
@@ -172,9 +172,7 @@ def _split(batch: object, input_names: Sequence[str], what: str) -> tuple[dict[s
         else:
             given, rest = dict(zip(input_names, batch, strict=False)), tuple(batch[len(input_names) :])
         if len(given) < len(input_names) or len(rest) > 1:
-            raise DataError(
-                f"{what}: holds {len(batch)} arrays; give the inputs ({wanted}), and behind them the labels"
-            )
+            raise DataError(f"{what}: holds {len(batch)} arrays; give the inputs ({wanted}), and after them the labels")
     elif _is_array(batch):
         if len(input_names) != 1:
             raise DataError(f"{what}: is one array, and the model has the inputs {wanted}; give a dict of arrays")

@@ -63,7 +63,7 @@ class Samples:
         return cut_batches([self.inputs], size)
 
     def lazily(self) -> Samples:
-        """The same samples, their batches parts that can be reordered without a copy of all."""
+        """These samples, their batches parts that can be reordered without a copy of all."""
         inputs = self.inputs
         if isinstance(inputs, LazyBatch):
             return self

@@ -92,7 +92,7 @@ def test_an_input_may_have_any_name(stand_in, network, batches, open_model, name
         ("killed", r"ModelOpt was killed \(SIGKILL\), as happens where memory ends"),
         ("nothing", "--precision int8: of 2 layers with a weight ModelOpt quantised 0, the graph is fp32"),
         ("per_tensor", "gave the weight of '.*' one scale for all of its channels"),
-        ("coarse", "refused: in int8 the model departs from what it was"),
+        ("coarse", "refused: in int8 the model differs from what it was"),
         ("renamed", r"renamed an output: \['y'\] became \['other'\]"),
         ("no_file", "ended without a file: INFO - done"),
         ("fails", "can't quantise the model: ValueError: no quantiser for this operator; nothing is written"),
@@ -119,7 +119,7 @@ def test_a_batch_norm_that_is_cut_off_from_its_convolution_is_refused(stand_in, 
     weights = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
     unfolded = parse(body, weights | {name: np.ones(16, np.float32) for name in "gbmv"})
     stand_in("split")
-    with pytest.raises(CheckFailedError, match="put Q/DQ in front of BatchNorm 'c', which no runtime can fold then"):
+    with pytest.raises(CheckFailedError, match="put Q/DQ before BatchNorm 'c', which no runtime can fold then"):
         quantize_model(unfolded, "int8", batches, open_model)
     stand_in("good")
     assert quantize_model(unfolded, "int8", batches, open_model).report.layers == {"int8": 2, "float32": 0}
