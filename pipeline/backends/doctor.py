@@ -43,7 +43,7 @@ _CUDA_TORCH_LINE = "install a CUDA build of torch: https://pytorch.org/get-start
 
 @dataclass(frozen=True)
 class BackendCheck:
-    """What became of one backend.
+    """The state of one backend.
 
     Attributes:
         name: as `--backend` would take it.

@@ -48,7 +48,7 @@ class EngineTensor:
     maximum: tuple[int, ...] = ()
 
     def spec(self) -> InputSpec:
-        """What the input takes."""
+        """The type and shape of the input."""
         sides = zip(self.minimum, self.maximum, strict=True)
         return InputSpec(self.name, self.dtype, tuple(low if low == high else None for low, high in sides))
 
@@ -86,19 +86,19 @@ def check_engine_feeds(tensors: Sequence[EngineTensor], inputs: Mapping[str, Arr
 def _read(loaded: LoadedEngine, name: str) -> EngineTensor:
     """One tensor."""
     is_input = loaded.engine.get_tensor_mode(name).name == "INPUT"
-    place = f"{'input' if is_input else 'output'} '{name}'"
+    label = f"{'input' if is_input else 'output'} '{name}'"
     kind = loaded.engine.get_tensor_dtype(name).name
     if kind not in _DTYPES:
         raise ModelError(
-            f"{place}: the engine has it in {kind}, which can't be handed over as an array; build it with float32 "
+            f"{label}: the engine has it in {kind}, which can't be handed over as an array; build it with float32 "
             "inputs and outputs, as `vsfix optimize --precision` leaves them"
         )
     if loaded.engine.get_tensor_location(name).name != "DEVICE" or (
         is_input and loaded.engine.is_shape_inference_io(name)
     ):
-        raise ModelError(f"{place}: holds a shape, which vsfix does not feed to engines; fix it in the ONNX file")
+        raise ModelError(f"{label}: holds a shape, which vsfix does not feed to engines; fix it in the ONNX file")
     if loaded.engine.get_tensor_format(name).name != "LINEAR":
-        raise ModelError(f"{place}: lies in memory as {loaded.engine.get_tensor_format(name).name}; build it as LINEAR")
+        raise ModelError(f"{label}: lies in memory as {loaded.engine.get_tensor_format(name).name}; build it as LINEAR")
     if not is_input:
         return EngineTensor(name, False, _DTYPES[kind])
     shape = tuple(loaded.engine.get_tensor_shape(name))

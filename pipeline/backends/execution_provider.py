@@ -37,10 +37,10 @@ def install_line(provider: str) -> str:
 
 
 def provider_options(provider: str, model: Path | onnx.ModelProto) -> list[tuple[str, dict[str, str]]]:
-    """What a session takes as its providers.
+    """The providers that a session takes.
 
     Args:
-        provider: `CPU`, `CUDA` or `TENSORRT`, which has CUDA behind it.
+        provider: `CPU`, `CUDA` or `TENSORRT`, which falls back to CUDA.
         model: what will run, for its types.
 
     Raises:
@@ -64,8 +64,8 @@ def _refuse_engines(model: onnx.ModelProto) -> None:
 
     Source: https://onnxruntime.ai/docs/execution-providers/EP-Context-Design.html
     """
-    bodies = (model.graph.node, *(function.node for function in model.functions))
-    for node in nodes_with_subgraphs(node for body in bodies for node in body):
+    node_lists = (model.graph.node, *(function.node for function in model.functions))
+    for node in nodes_with_subgraphs(node for nodes in node_lists for node in nodes):
         if node.op_type == "EPContext":
             raise ModelError(
                 f"EPContext '{node.name or ', '.join(node.output)}' holds an engine, or names the file of one, and an "

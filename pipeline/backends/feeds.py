@@ -1,4 +1,4 @@
-"""What a model takes, and whether arrays fit it. Nothing is cast: a silent cast would hide wrong preprocessing."""
+"""The inputs of a model, and whether arrays fit them. Nothing is cast: a silent cast would hide wrong preprocessing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What kind of file a model is, told in one place: a checkpoint, an ONNX file or an engine.
+"""The kind of file that a model is, decided in one module: a checkpoint, an ONNX file or an engine.
 
 The suffix decides where it is a known one; else the sidecar that `vsfix build` writes beside an engine; else the first
 bytes: a plan of TensorRT begins with a letter of its own and `trt`, a checkpoint is a zip archive. The rest is read as

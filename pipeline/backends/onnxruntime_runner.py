@@ -145,7 +145,7 @@ def available_processors() -> int:
 
 
 def _open_session(model: Path | onnx.ModelProto, provider: str, concurrency: int | None) -> tuple[Any, list[Any]]:
-    """The session, with nothing printed and no provider in the place of another, and the memory that it reads from."""
+    """The session, with nothing printed and no provider instead of another, and the memory that it reads from."""
     try:
         onnxruntime = import_onnxruntime()
     except ImportError:
@@ -230,6 +230,6 @@ def _serialize(model: onnx.ModelProto, options: Any) -> tuple[bytes, list[Any]]:
 
 
 def _spec(tensor: Any) -> InputSpec:
-    """What an input takes. ONNX Runtime gives an empty shape where the model states none."""
+    """The type and shape of an input. ONNX Runtime gives an empty shape where the model states none."""
     shape = tuple(side if isinstance(side, int) else None for side in tensor.shape)
     return InputSpec(tensor.name, _DTYPES.get(tensor.type), shape or None)

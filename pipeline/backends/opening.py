@@ -99,8 +99,8 @@ def _require_kind(model: Path, backend: str) -> None:
     if kind == wanted:
         return
     if kind == "checkpoint":
-        cure = "export it first" if wanted == "onnx" else "export it and build an engine of it first"
-        raise InputError(f"{model}: a checkpoint runs with --backend torch or torch-compile; for {backend} {cure}")
+        remedy = "export it first" if wanted == "onnx" else "export it and build an engine of it first"
+        raise InputError(f"{model}: a checkpoint runs with --backend torch or torch-compile; for {backend} {remedy}")
     if wanted == "engine":
         raise InputError(
             f"{model}: {backend} runs an engine; build one first with `vsfix build {model} --runtime {backend}`"
@@ -122,7 +122,7 @@ def open_checkpoint(
     Args:
         checkpoint: what to run.
         input_name: what its input is called.
-        statistics: running statistics in the place of its own, by their keys in the state_dict.
+        statistics: running statistics instead of its own, by their keys in the state_dict.
         compiled: run it through torch.compile.
 
     Raises:

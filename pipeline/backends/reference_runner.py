@@ -65,7 +65,7 @@ class ReferenceRunner:
 
 
 def _spec(value: onnx.ValueInfoProto) -> InputSpec:
-    """What an input of a graph takes."""
+    """The type and shape of an input of a graph."""
     tensor = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type) if tensor.elem_type else None
     if not tensor.HasField("shape"):

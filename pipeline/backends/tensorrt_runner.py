@@ -61,7 +61,7 @@ def open_engine(path: Path, runtime: str, *, trust: bool = False, use_graph: boo
 def open_built(
     model: onnx.ModelProto, runtime: str, profile: Mapping[str, ShapeRange], *, tensor_float: bool = False
 ) -> TensorRtRunner:
-    """Builds an engine of a graph for the GPU here and opens it; nothing is kept.
+    """Builds an engine of a graph for the GPU here and opens it; nothing is stored.
 
     Raises:
         MissingComponentError: TensorRT, cuda-python or a GPU is not here.
@@ -228,7 +228,7 @@ class TensorRtRunner:
             if any(side < 0 for side in shape):
                 raise ModelError(
                     f"output '{tensor.name}': its size depends on the values of the input, not only on its shape, "
-                    "and vsfix runs no such engine; end the network in front of the operator that does it"
+                    "and vsfix runs no such engine; end the network before the operator that does it"
                 )
             buffer = self._buffers[tensor.name] = TensorBuffer(self._cuda, shape, tensor.dtype)
             if not self._context.set_tensor_address(tensor.name, buffer.device):

@@ -103,7 +103,7 @@ class TorchRunner:
         return {self._output_name: output.float().cpu().numpy()}
 
     def _call(self, array: Array) -> object:
-        """What the module itself makes of an array."""
+        """The output of the module itself for an array."""
         try:
             return self._module(self._batch(array))
         except Exception as error:  # a forward is foreign code: it may raise anything
@@ -113,7 +113,7 @@ class TorchRunner:
             ) from error
 
     def _call_compiled(self, compiled: Callable[[torch.Tensor], object], array: Array) -> object:
-        """What the compiled module makes of an array; compiles it where the shape is new."""
+        """The output of the compiled module for an array; compiles it where the shape is new."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's own, of parts of itself

@@ -1,4 +1,4 @@
-"""What `vsfix build` does: read, parse, check, build, prove, write the plan and what is known of it."""
+"""The steps of `vsfix build`: read, parse, check, build, prove, write the plan and its sidecar."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What is known of an engine; the sidecar is this.
+    """The report on an engine, which its sidecar holds.
 
     Attributes:
         runtime: `tensorrt` or `tensorrt-rtx`.
@@ -107,7 +107,7 @@ def build_plan(
         progress: somebody who shows how far the build is.
 
     Returns:
-        (the plan, what is known of it), the plan under the name of the model with `.plan` behind.
+        (the plan, what is known of it), the plan under the name of the model with `.plan` appended.
 
     Raises:
         InputError, ModelError: a file or an option that can't be used as it is.
@@ -197,7 +197,7 @@ def build_engine(
 
 @dataclass(frozen=True, eq=False)
 class _Network:
-    """What is known of a file before it is built.
+    """The state of a file before it is built.
 
     Attributes:
         library: TensorRT.
@@ -242,7 +242,7 @@ def _require_finite(path: Path, graph: gs.Graph) -> tuple[str, ...]:
         what = str(error).partition(";")[0]
         raise CheckFailedError(
             f"{path}: {what}: TensorRT would make it infinite without a word; cast the float32 file anew, with "
-            "`vsfix optimize --precision bf16` or with this layer kept in float32"
+            "`vsfix optimize --precision bf16` or with this layer left in float32"
         ) from error
     try:
         return tuple(map(str, require_finite_values(graph)))

@@ -23,7 +23,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class EngineSidecar:
-    """What is known of an engine.
+    """The sidecar of an engine.
 
     Attributes:
         engine: the plan.

@@ -1,4 +1,4 @@
-"""In which types an engine computes: demanded of the file before the build, and proven of the engine behind it.
+"""In which types an engine computes: demanded of the file before the build, and proven of the engine after it.
 
 What was asked for and not got is an error: TensorRT itself builds a float32 file without a word where fp16 was wanted.
 """
@@ -82,7 +82,7 @@ def require_precision(path: Path, layers: Sequence[ParsedLayer], asked: str | No
             )
         return
     if quantized:
-        raise InputError(f"{path}: holds quantised layers, so that --precision {asked} can't be had; leave it out")
+        raise InputError(f"{path}: holds quantised layers, so that --precision {asked} is unavailable; leave it out")
     found = computing_types(layers)
     wrong = {kind: count for kind, count in found.items() if kind != _TYPES[asked]}
     if wrong or not found:

@@ -68,7 +68,7 @@ class Cuda:
         """Calls a function of the runtime.
 
         Returns:
-            What it returns behind the status; None where there is nothing.
+            What it returns after the status; None where there is nothing.
 
         Raises:
             OutOfMemoryError: the memory of the GPU does not suffice.
@@ -204,14 +204,14 @@ class Graph:
 
 
 class Event:
-    """A mark that the GPU passes when everything in front of it in the stream is done."""
+    """A mark that the GPU passes when everything before it in the stream is done."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
         self._handle = cuda.call("cudaEventCreate")
 
     def record(self, stream: Stream) -> None:
-        """Puts the mark into a stream, behind what is in it."""
+        """Puts the mark into a stream, after what is in it."""
         self._cuda.call("cudaEventRecord", self._handle, stream.handle)
 
     def milliseconds_since(self, earlier: Event) -> float:

@@ -71,7 +71,7 @@ class EngineFile:
 
 
 def sidecar_path(engine: Path) -> Path:
-    """Where the report of an engine stands: its name with `.json` behind."""
+    """Where the report of an engine stands: its name with `.json` appended."""
     return engine.with_name(engine.name + ".json")
 
 
@@ -113,7 +113,7 @@ def read_engine(path: Path, *, trust: bool = False) -> EngineFile:
 
 
 def read_document(engine: Path) -> dict[str, Any]:
-    """What the sidecar of an engine says, as it stands in the file.
+    """The content of an engine's sidecar, as it stands in the file.
 
     Raises:
         ModelError: there is none, or it is no JSON object.

@@ -39,7 +39,7 @@ _TENSOR_FLOAT = re.compile(r"tf32", re.IGNORECASE)
 
 
 class UnreadableValues(Exception):
-    """The values of a layer can't be had; the message says why. Never reaches a user."""
+    """The values of a layer are unavailable; the message says why. Never reaches a user."""
 
 
 @dataclass(frozen=True)

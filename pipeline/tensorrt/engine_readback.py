@@ -70,7 +70,7 @@ class ReadBackRow:
 
 @dataclass(frozen=True)
 class ReadBack:
-    """What became of the weights.
+    """The result of reading the weights back.
 
     Attributes:
         rows: one for each value.
@@ -97,7 +97,7 @@ class ReadBack:
 
 @dataclass(frozen=True, eq=False)
 class _Wanted:
-    """What a layer should hold: each value in float64, with the magnitudes and the type that errors are relative to."""
+    """The expected values of a layer: each in float64, with the magnitudes and the type that errors are relative to."""
 
     node: str
     kind: str
@@ -144,7 +144,7 @@ def require_read_back(result: ReadBack) -> None:
 
 
 def _wanted_by_node(graph: gs.Graph) -> Iterator[tuple[str, _Wanted]]:
-    """What the nodes with weights should become, with the label that TensorRT gives each node."""
+    """The layers that the nodes with weights should become, with the label that TensorRT gives each node."""
     batch_norms = {id(batch_norm.node): batch_norm for batch_norm in find_batch_norms(graph)}
     for node in graph.nodes:
         label = str(node.name or f"node_of_{node.outputs[0].name}")
@@ -156,7 +156,7 @@ def _wanted_by_node(graph: gs.Graph) -> Iterator[tuple[str, _Wanted]]:
                 for name, tensor in zip(("kernel", "bias"), node.inputs[1:], strict=False)
             }
             # A quantised kernel is computed, from a CONSTANT that is compared as such; its bias is the layer's own. One
-            # that comes through Identity is a tensor to the parser, which adds it behind the layer.
+            # that comes through Identity is a tensor to the parser, which adds it after the layer.
             floats = {
                 name: constant for name, constant in stored.items() if constant is not None and _float_type(constant)
             }

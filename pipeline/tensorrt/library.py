@@ -1,4 +1,4 @@
-"""TensorRT 8.6, 10 and 11 and TensorRT-RTX behind one face: what differs between them stands here and nowhere else.
+"""TensorRT 8.6, 10 and 11 and TensorRT-RTX under one interface: what differs between them stands here and nowhere else.
 
                           8.6                     10               11              RTX 1
     types of the file     flags FP16, INT8, FP8   strongly typed   always so       strongly typed
@@ -74,7 +74,7 @@ class BuiltEngine:
 
 @dataclass(frozen=True)
 class ParserCheck:
-    """What the parser of TensorRT says of a model.
+    """The parser's report on a model.
 
     Attributes:
         runtime: its name and version.
@@ -176,7 +176,7 @@ class TensorRt:
 
         Raises:
             MissingComponentError: no builder can be made here.
-            BuildError: TensorRT refuses the file; names the node, its operator and what cures it.
+            BuildError: TensorRT refuses the file; names the node, its operator and the remedy.
             InputError: an input holds a shape.
         """
         builder, network, parser = self._make_parser()
@@ -236,7 +236,7 @@ class TensorRt:
         return builder, network, self._trt.OnnxParser(network, self._log)
 
     def _errors(self, parser: Any) -> list[ParseError]:
-        """What a parser that failed says, or what its log says, or nothing."""
+        """The errors of a parser that failed, or those in its log, or nothing."""
         return read_errors(parser) or [ParseError(text) for text in self._log.errors] or [ParseError("")]
 
     def _make_builder(self) -> Any:

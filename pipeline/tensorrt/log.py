@@ -1,4 +1,4 @@
-"""What TensorRT calls back: its log, which is kept from the terminal, and the progress of a build.
+"""The callbacks of TensorRT: its log, which stays off the terminal, and the progress of a build.
 
 The classes of both derive from those of the library at hand, `tensorrt` or `tensorrt_rtx`, and so are made for it.
 """

@@ -1,4 +1,4 @@
-"""What TensorRT's parser refuses, as one line: the node, the operator, the reason, and what cures it."""
+"""The refusal of TensorRT's parser as one line: the node, the operator, the reason, and the remedy."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def describe_parse_errors(path: Path, errors: Sequence[ParseError], model: onnx.
         model: the graph that was parsed, for the names of its nodes.
     """
     first = _first(errors)
-    cure = _cure(path, first, _identify(first, model.graph)[0])
-    return f"{path}: TensorRT can't parse it: {describe_refusal(errors, model)}; {cure}"
+    remedy = _remedy(path, first, _identify(first, model.graph)[0])
+    return f"{path}: TensorRT can't parse it: {describe_refusal(errors, model)}; {remedy}"
 
 
 def describe_refusal(errors: Sequence[ParseError], model: onnx.ModelProto) -> str:
-    """What the parser says of the first node that it refuses, and how many more there are.
+    """The parser's reason for the first node that it refuses, and how many more there are.
 
     Args:
         errors: at least one.
@@ -81,7 +81,7 @@ def _identify(error: ParseError, graph: onnx.GraphProto) -> tuple[str, str]:
 
 
 def _reason(text: str, operator: str) -> str:
-    """What the parser says, without its assertion and its white space."""
+    """The parser's reason without its assertion and its white space."""
     message = re.sub(r"^Assertion failed:\s*", "", " ".join(text.split()))
     quoted = re.search(r'&&\s*"(.+?)"$', message)
     if quoted is not None:
@@ -94,8 +94,8 @@ def _reason(text: str, operator: str) -> str:
     return message.rstrip(".!")
 
 
-def _cure(path: Path, error: ParseError, operator: str) -> str:
-    """What to do about it."""
+def _remedy(path: Path, error: ParseError, operator: str) -> str:
+    """The remedy."""
     if operator in _TRAINING:
         return _OPTIMIZE.format(model=path, does=_CURES[operator])
     if _NOT_CONSTANT.search(error.text):

@@ -20,7 +20,7 @@ LARGEST_SIDE = 2**31 - 1  # TensorRT's own
 
 @dataclass(frozen=True)
 class ShapeOptions:
-    """What the user gave, as text; None for what was not given.
+    """The shapes that the user gave, as text; None for what was not given.
 
     Attributes:
         shapes: stands for each of the others that is not given.
@@ -135,7 +135,7 @@ def _check(name: str, sides: tuple[int | str, ...] | None, found: ShapeRange) ->
 
 
 def _missing(name: str, sides: tuple[int | str, ...] | None) -> str:
-    """What to say where nothing tells the shape of an input."""
+    """The error where the shape of an input is unknown."""
     if sides is None:
         return f"input '{name}' has no shape in the model; pass --shapes {name}:..., with every side of it"
     axes = [f"{axis} ({side})" if side else str(axis) for axis, side in enumerate(sides) if isinstance(side, str)]
@@ -144,7 +144,7 @@ def _missing(name: str, sides: tuple[int | str, ...] | None) -> str:
 
 
 def _stated_shapes(model: onnx.ModelProto) -> Mapping[str, tuple[int | str, ...] | None]:
-    """What the model says of each input: a number, or the name of a dynamic axis; None where it states no shape."""
+    """The shape that the model states for each input: numbers, or names of dynamic axes; None where it states none."""
     weights = {tensor.name for tensor in model.graph.initializer}
     found: dict[str, tuple[int | str, ...] | None] = {}
     for value in model.graph.input:

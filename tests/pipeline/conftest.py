@@ -50,7 +50,7 @@ def checkpoint_path(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def onnx_path(checkpoint_path, tmp_path_factory) -> Path:
-    """The same network, exported."""
+    """The trained network, exported."""
     path = tmp_path_factory.mktemp("exported") / "network.onnx"
     export_checkpoint(load_checkpoint(checkpoint_path), path)
     return path
@@ -88,7 +88,7 @@ def call():
 
 @pytest.fixture
 def install_tensorrt(monkeypatch, tmp_path):
-    """Puts a stand-in in the place of `tensorrt`, and the timings of builds into a folder of the test."""
+    """Puts a fake in the place of `tensorrt`, and the timings of builds into a folder of the test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def put(version, **behaviour):
@@ -101,6 +101,6 @@ def install_tensorrt(monkeypatch, tmp_path):
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path) -> Machine:
-    """A machine on which stand-ins for a GPU, cuda-python and TensorRT can be installed; the timings of builds stay here."""
+    """A machine on which fakes of a GPU, cuda-python and TensorRT can be installed; the timings of builds stay here."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return Machine(monkeypatch, tmp_path)

@@ -53,7 +53,7 @@ def test_the_backends_are_these():
 def test_a_backend_refuses_every_other_kind_of_file_and_says_what_to_do(tmp_path, backend, kind):
     if TAKEN[backend] == kind:
         return
-    cures = {
+    remedies = {
         ("checkpoint", "onnx"): f"for {backend} export it first",
         ("checkpoint", "engine"): "build an engine of it first",
         ("onnx", "checkpoint"): "run an ONNX file with onnxruntime",
@@ -62,7 +62,7 @@ def test_a_backend_refuses_every_other_kind_of_file_and_says_what_to_do(tmp_path
         ("engine", "onnx"): "run an engine with tensorrt or tensorrt-rtx",
     }
     (tmp_path / FILES[kind]).write_bytes(b"anything")
-    with pytest.raises(InputError, match=re.escape(cures[kind, TAKEN[backend]])) as caught:
+    with pytest.raises(InputError, match=re.escape(remedies[kind, TAKEN[backend]])) as caught:
         open_runner(backend, tmp_path / FILES[kind])
     assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""Engines on the GPU, on stand-ins that compute; see `fake_cuda` and `fake_engine`."""
+"""Engines on the GPU, on fakes that compute; see `fake_cuda` and `fake_engine`."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ def test_an_engine_that_can_not_be_made_ready_says_why_and_leaves_nothing_behind
 
 
 def test_what_vsfix_builds_it_runs(machine, call, tmp_path, monkeypatch):
-    """From the command line to the numbers, on the same stand-ins."""
+    """From the command line to the numbers, on the same fakes."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     machine.install("11")
     body = "(float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) { [conv] c = Conv (x, w, b)\n [relu] y = Relu (c) }"
@@ -293,7 +293,7 @@ def test_executions_are_timed_one_by_one_and_without_the_copies(machine, use_gra
     machine.install()
     with open_plan(machine, machine.plan(), use_graph=use_graph) as runner:
         times = runner.time_executions(inputs_of(2), 5)
-        np.testing.assert_array_equal(times, [0.25] * 5)  # what the stand-in takes for one execution
+        np.testing.assert_array_equal(times, [0.25] * 5)  # what the fake takes for one execution
         assert machine.cuda.calls["execute_async_v3 done"] == 7
         assert machine.cuda.calls["cudaGraphLaunch"] == (6 if use_graph else 0)
     assert machine.cuda.is_clean()
@@ -305,7 +305,7 @@ def test_the_parts_of_a_run_are_timed_apart(machine, use_graph):
     with open_plan(machine, machine.plan(), use_graph=use_graph) as runner:
         times = runner.time_phases(inputs_of(2), 3)
         tensors = len(inputs_of(2)), len(runner.run(inputs_of(2)))
-        np.testing.assert_array_equal(times.upload, [0.0625 * tensors[0]] * 3)  # what the stand-in takes for a copy
+        np.testing.assert_array_equal(times.upload, [0.0625 * tensors[0]] * 3)  # what the fake takes for a copy
         np.testing.assert_array_equal(times.compute, [0.25] * 3)
         np.testing.assert_array_equal(times.download, [0.125 * tensors[1]] * 3)
         assert (times.enqueue > 0).all()

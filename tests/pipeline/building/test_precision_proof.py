@@ -1,4 +1,4 @@
-"""What is asked for and not got is an error, and where it can't be told that is said."""
+"""A precision that is asked for and not got is an error, and one that is unknown is said to be so."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""A stand-in for `python -I -m modelopt.onnx.quantization`; the variable FAKE_MODELOPT says what it does.
+"""A fake of `python -I -m modelopt.onnx.quantization`; the variable FAKE_MODELOPT says what it does.
 
-good        Q/DQ in front of every Conv and Gemm: activations by the scale 0.04, weights per output channel
+good        Q/DQ before every Conv and Gemm: activations by the scale 0.04, weights per output channel
 per_tensor  the same with one scale for a weight
 coarse      the same with the scale 40 for activations
 entropy     good, but coarse by every other method
-split       the same, and another pair in front of every BatchNormalization
+split       the same, and another pair before every BatchNormalization
 nothing     the model as it is
 renamed     the model with another name for its output
 no_file     nothing is written
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def quantize(model: onnx.ModelProto, behaviour: str) -> None:
-    """Puts Q/DQ in front of the layers."""
+    """Puts Q/DQ before the layers."""
     model.opset_import[0].version = 19
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     nodes = []

@@ -49,8 +49,8 @@ def batches():
 
 
 @pytest.fixture
-def stand_in(monkeypatch, tmp_path):
-    """Puts the stand-in in the place of ModelOpt's Python."""
+def fake_modelopt(monkeypatch, tmp_path):
+    """Puts the fake in the place of ModelOpt's Python."""
 
     def behave(behaviour: str) -> None:
         script = tmp_path / "python"
@@ -63,8 +63,8 @@ def stand_in(monkeypatch, tmp_path):
     return behave
 
 
-def test_what_comes_back_is_counted_judged_and_says_what_the_model_said(stand_in, network, batches, open_model):
-    stand_in("good")
+def test_what_comes_back_is_counted_judged_and_says_what_the_model_said(fake_modelopt, network, batches, open_model):
+    fake_modelopt("good")
     found = quantize_model(network, "int8", batches, open_model)
     report = found.report
     assert report.layers == {"int8": 2, "float32": 0}
@@ -75,8 +75,8 @@ def test_what_comes_back_is_counted_judged_and_says_what_the_model_said(stand_in
 
 
 @pytest.mark.parametrize("name", ["a b,c/d:0", "file", " x ", "vsfix_input_1"])
-def test_an_input_may_have_any_name(stand_in, network, batches, open_model, name):
-    stand_in("good")
+def test_an_input_may_have_any_name(fake_modelopt, network, batches, open_model, name):
+    fake_modelopt("good")
     graph = import_graph(network)
     graph.inputs[0].name = name
     renamed = export_model(graph, network)
@@ -98,19 +98,19 @@ def test_an_input_may_have_any_name(stand_in, network, batches, open_model, name
         ("fails", "can't quantise the model: ValueError: no quantiser for this operator; nothing is written"),
     ],
 )
-def test_what_modelopt_gets_wrong_is_refused(stand_in, network, batches, open_model, behaviour, words):
-    stand_in(behaviour)
+def test_what_modelopt_gets_wrong_is_refused(fake_modelopt, network, batches, open_model, behaviour, words):
+    fake_modelopt(behaviour)
     with pytest.raises(CheckFailedError, match=words):
         quantize_model(network, "int8", batches, open_model)
 
 
 @pytest.mark.parametrize(("behaviour", "method"), [("entropy", "entropy"), ("good", "max")])
-def test_of_two_calibrations_the_nearer_one_is_kept(stand_in, network, batches, open_model, behaviour, method):
-    stand_in(behaviour)
+def test_of_two_calibrations_the_nearer_one_is_kept(fake_modelopt, network, batches, open_model, behaviour, method):
+    fake_modelopt(behaviour)
     assert quantize_model(network, "int8", batches, open_model).report.calibration == f"{method} over 64 samples"
 
 
-def test_a_batch_norm_that_is_cut_off_from_its_convolution_is_refused(stand_in, parse, batches, open_model):
+def test_a_batch_norm_that_is_cut_off_from_its_convolution_is_refused(fake_modelopt, parse, batches, open_model):
     body = BODY.replace("c = Conv", "k = Conv").replace(
         "r = Relu", "c = BatchNormalization (k, g, b, m, v)\n    r = Relu"
     )
@@ -118,10 +118,10 @@ def test_a_batch_norm_that_is_cut_off_from_its_convolution_is_refused(stand_in, 
     shapes = {"conv.weight": (16, 8, 3, 3), "conv.bias": (16,), "fc.weight": (20, 16), "fc.bias": (20,)}
     weights = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
     unfolded = parse(body, weights | {name: np.ones(16, np.float32) for name in "gbmv"})
-    stand_in("split")
+    fake_modelopt("split")
     with pytest.raises(CheckFailedError, match="put Q/DQ before BatchNorm 'c', which no runtime can fold then"):
         quantize_model(unfolded, "int8", batches, open_model)
-    stand_in("good")
+    fake_modelopt("good")
     assert quantize_model(unfolded, "int8", batches, open_model).report.layers == {"int8": 2, "float32": 0}
 
 
@@ -153,15 +153,15 @@ def test_a_python_may_be_named_from_the_current_folder_and_must_run(monkeypatch,
     assert find_quantizer() == tmp_path / "python"
 
 
-def test_an_input_without_a_batch_axis_is_refused_before_any_work(stand_in):
-    stand_in("good")
+def test_an_input_without_a_batch_axis_is_refused_before_any_work(fake_modelopt):
+    fake_modelopt("good")
     with pytest.raises(InputError, match="--precision int8: input 't' has no batch axis"):
         require_calibration("int8", [{"x": np.zeros((2, 3)), "t": np.float32(2)}])
 
 
 @pytest.mark.parametrize("size", [1, 5, 64])
-def test_the_cut_into_batches_does_not_change_the_verdict(stand_in, network, batches, open_model, size):
-    stand_in("good")
+def test_the_cut_into_batches_does_not_change_the_verdict(fake_modelopt, network, batches, open_model, size):
+    fake_modelopt("good")
     samples = np.concatenate([batch["x"] for batch in batches])
     cut = [{"x": samples[start : start + size]} for start in range(0, len(samples), size)]
     report = quantize_model(network, "int8", cut, open_model).report
@@ -184,8 +184,8 @@ def test_an_environment_that_was_not_finished_does_not_count(monkeypatch, tmp_pa
     assert not python.exists()
 
 
-def test_a_model_that_is_not_float32_is_not_quantised(stand_in, network, batches, open_model):
-    stand_in("good")
+def test_a_model_that_is_not_float32_is_not_quantised(fake_modelopt, network, batches, open_model):
+    fake_modelopt("good")
     half = cast_model(network, "fp16", batches[0], open_model).model
     with pytest.raises(InputError, match="wants a float32 model, and this one is fp16"):
         quantize_model(half, "int8", batches, open_model)

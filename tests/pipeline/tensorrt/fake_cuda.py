@@ -1,4 +1,4 @@
-"""A stand-in for the CUDA runtime of cuda-python: nothing in a stream happens before the stream is waited for.
+"""A fake of the CUDA runtime of cuda-python: nothing in a stream happens before the stream is waited for.
 
 Signatures and names were read from cuda-bindings 12.9, 13.0 and 13.4 and from cuda-python 12.2. The memory of the GPU
 can't be reached but through a copy, fresh memory is full of rubbish, and what was given back is gone: a copy, an

@@ -1,6 +1,6 @@
-"""Engines of the stand-in for TensorRT. They compute: onnx's evaluator works on the memory of the stand-in for CUDA.
+"""Engines of the fake TensorRT. They compute: onnx's evaluator works on the memory of the fake CUDA.
 
-A plan is JSON behind the first bytes of a real one: the model, its profile, who built it for which GPU, and what the
+A plan is JSON after the first bytes of a real one: the model, its profile, who built it for which GPU, and what the
 inspector says. Names of 8.6.0 were read from its wheel, those of TensorRT-RTX 1.7 (as 10 and 11) from its module, and
 the words of the log from issues of NVIDIA/TensorRT.
 """

@@ -1,4 +1,4 @@
-"""A machine with an NVIDIA GPU, TensorRT and cuda-python, all of them stand-ins, and engines for it."""
+"""A machine with an NVIDIA GPU, TensorRT and cuda-python, all of them fakes, and engines for it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def linear_model() -> onnx.ModelProto:
 
 
 class Machine:
-    """Puts the stand-ins in the place of the real modules.
+    """Puts the fakes in the place of the real modules.
 
     Attributes:
         cuda: the runtime of the GPU.

@@ -1,4 +1,4 @@
-"""A stand-in for the module `tensorrt` of 8.6, 10 and 11, which can't be installed without a GPU host's packages.
+"""A fake of the module `tensorrt` of 8.6, 10 and 11, which can't be installed without a GPU host's packages.
 
 What is there and what is not follows the Python API of each version: the names of 8.6.0 were read from its wheel, those
 of 10 and 11 from NVIDIA's documentation; `rtx` is the module `tensorrt_rtx` as far as it differs when an engine runs.

@@ -61,7 +61,7 @@ def test_a_gpu_that_vanishes_in_mid_run_is_a_component_that_is_missing(monkeypat
         cuda.call("cudaMemcpyAsync", 1, 2, 3, 1, 4)
 
 
-def test_cuda_python_itself_has_every_function_and_name_that_the_stand_in_has():
+def test_cuda_python_itself_has_every_function_and_name_that_the_fake_has():
     runtime = pytest.importorskip(
         "cuda.bindings.runtime", reason="cuda-python is not installed; run: pip install cuda-python"
     )

@@ -1,4 +1,4 @@
-"""What stands between an engine file and its first run: each refusal in one line that says what to do."""
+"""The refusals between an engine file and its first run, each in one line that says what to do."""
 
 from __future__ import annotations
 
@@ -122,12 +122,12 @@ def test_each_refusal_is_quoted_in_its_own_words(machine):
 
 
 @pytest.mark.parametrize(
-    "harm", [lambda plan: plan[:-1], lambda plan: plan + b" ", lambda plan: plan[:9] + b"!" + plan[10:]]
+    "damage", [lambda plan: plan[:-1], lambda plan: plan + b" ", lambda plan: plan[:9] + b"!" + plan[10:]]
 )
-def test_a_corrupt_plan_is_told_by_its_hash_and_never_loaded(machine, harm):
+def test_a_corrupt_plan_is_told_by_its_hash_and_never_loaded(machine, damage):
     machine.install()
     path = machine.write(machine.plan())
-    path.write_bytes(harm(path.read_bytes()))
+    path.write_bytes(damage(path.read_bytes()))
     error = refusal(path, trust=True)
     assert isinstance(error, BuildError)
     assert "is not the plan that e.plan.json describes (its SHA-256 is another one)" in str(error)

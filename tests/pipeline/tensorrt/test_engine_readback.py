@@ -159,7 +159,7 @@ def test_the_bias_of_a_quantised_convolution_is_compared(parse, weights):
         require_read_back(read_back(graph, layers(held)))
 
 
-def test_a_bias_behind_an_identity_is_the_tensor_that_tensorrt_adds(parse, weights):
+def test_a_bias_downstream_of_an_identity_is_the_tensor_that_tensorrt_adds(parse, weights):
     body = """(float[N, 2, 6, 6] x) => (float[N, C, H, W] y) { i = Identity (b) [conv] y = Conv (x, w, i) }"""
     graph = import_graph(parse(body, {"w": weights["w"], "b": weights["b"]}))
     conv = {"kernel": weights["w"].copy(), "bias": np.zeros(0, np.float32)}

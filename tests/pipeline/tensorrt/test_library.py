@@ -1,4 +1,4 @@
-"""What vsfix asks of each version of `tensorrt`, shown on a stand-in for it; see `fake_tensorrt`."""
+"""The calls of vsfix to each version of `tensorrt`, shown on a fake of it; see `fake_tensorrt`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GRAPH = """(FLOAT[N, 3, 8, 8] x) => (FLOAT[N, 4, 6, 6] y) {
 
 @pytest.fixture
 def files(parse, tmp_path):
-    """The same network in float32 and float16."""
+    """One network in float32 and float16."""
     rng = np.random.default_rng(0)
     weights = {"w": rng.normal(size=(4, 3, 3, 3)), **{name: rng.uniform(0.5, 1.5, 4) for name in "bgmv"}}
     paths = {}

@@ -37,7 +37,7 @@ def test_a_node_inside_a_local_function_is_named_as_the_parser_names_it():
         ("Type: unsupported", ": Type: unsupported;"),
     ],
 )
-def test_the_condition_in_front_of_the_sentence_is_left_out(text, words):
+def test_the_condition_before_the_sentence_is_left_out(text, words):
     assert words in describe(ParseError(text, 1))
 
 
