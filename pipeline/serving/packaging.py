@@ -1,4 +1,4 @@
-"""What `vsfix package` does: a model or engines as a folder of a Triton model repository, whole or not at all."""
+"""Packaging for `vsfix package`: a model or engines as a folder of a Triton model repository, whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vsfix.pipeline.tensorrt.engine_file import sidecar_path
 from vsfix.trainers.data.preprocessing import METADATA_KEY, Preprocessing
 
 from .kserve import inference_service
-from .served_model import CARD_FILE, ServedModel, read_served_model
+from .served_model import PROVENANCE_FILE, ServedModel, read_served_model
 from .triton_config import DEVICES, Batching, TritonConfig
 
 LARGEST_BATCH = 64  # of an ONNX file with a free batch, which itself has no limit
@@ -64,7 +64,7 @@ class PackageConfig:
 
 @dataclass(frozen=True)
 class Package:
-    """What was written.
+    """The files that were written.
 
     Attributes:
         folder: of the model, in the repository.
@@ -223,13 +223,13 @@ def _fill(folder: Path, triton: TritonConfig, class_names: Sequence[str], versio
         target = folder / str(version) / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
-    card = {"name": triton.name, "files": triton.model.cards, "environment": describe_environment()}
-    (folder / str(version) / CARD_FILE).write_text(json_text(card) + "\n", encoding="utf-8")
+    provenance = {"name": triton.name, "files": triton.model.provenance, "environment": describe_environment()}
+    (folder / str(version) / PROVENANCE_FILE).write_text(json_text(provenance) + "\n", encoding="utf-8")
     return tuple(sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
 
 
 def _notes(triton: TritonConfig, class_names: Sequence[str]) -> tuple[str, ...]:
-    """What was left out, and why."""
+    """The files that were left out, and why."""
     notes = []
     if not triton.is_warmed_up:
         notes.append("warm-up: an input has sides that the file does not fix")

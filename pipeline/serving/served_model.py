@@ -1,4 +1,4 @@
-"""What a server must know of a model: its files, inputs, outputs and batch; read from ONNX files and engines."""
+"""The description of a model for a server: its files, inputs, outputs and batch; read from ONNX files and engines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vsfix.pipeline.building.engine_sidecar import EngineSidecar, describe_onnx_
 from vsfix.pipeline.inspection.preparation import unrepaired_noise
 from vsfix.pipeline.tensorrt.parsed_network import NetworkTensor
 
-ONNX_FILE, CARD_FILE = "model.onnx", "vsfix.json"
+ONNX_FILE, PROVENANCE_FILE = "model.onnx", "vsfix.json"
 _ENGINE_TYPES = {
     **{"FLOAT": "FP32", "HALF": "FP16", "BF16": "BF16", "BOOL": "BOOL", "UINT8": "UINT8"},
     **{"INT8": "INT8", "INT32": "INT32", "INT64": "INT64"},
@@ -55,7 +55,7 @@ class ServedModel:
         largest_batch: of one request; None for any, 0 where the first axis is no batch of 1 and more.
         usual_shapes: an ordinary shape for each input whose free sides are known; with the batch.
         metadata: what the ONNX file says about itself.
-        cards: what is known of each model file.
+        provenance: what is known of each model file.
         warning: of an ONNX file, that it shows noise and was not repaired; `vsfix build` says so of engines.
     """
 
@@ -67,7 +67,7 @@ class ServedModel:
     largest_batch: int | None
     usual_shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str]
-    cards: Mapping[str, Mapping[str, Any]]
+    provenance: Mapping[str, Mapping[str, Any]]
     warning: str = ""
 
 
@@ -105,7 +105,7 @@ def _read_onnx(path: Path) -> ServedModel:
     files = {ONNX_FILE: path}
     for file in external_data_files(path):
         name = str(PurePosixPath(file.relative_to(path.parent)))
-        if name in (ONNX_FILE, CARD_FILE):
+        if name in (ONNX_FILE, PROVENANCE_FILE):
             raise InputError(f"{path}: its weights stand in '{name}', a name that the repository needs; rename them")
         files[name] = file
     return ServedModel(
@@ -121,7 +121,7 @@ def _read_onnx(path: Path) -> ServedModel:
             if -1 not in tensor.shape[1:]
         },
         metadata=read_metadata(model),
-        cards={ONNX_FILE: {"model": describe_onnx_file(path), "metadata": read_metadata(model)}},
+        provenance={ONNX_FILE: {"model": describe_onnx_file(path), "metadata": read_metadata(model)}},
         warning=unrepaired_noise(model),
     )
 
@@ -160,7 +160,7 @@ def _read_engines(sidecars: Sequence[EngineSidecar], given: str | None) -> Serve
         largest_batch=min(_largest_batch(sidecar) for sidecar in sidecars),
         usual_shapes={name: found.optimum for name, found in first.profile.items()},
         metadata=first.metadata,
-        cards={names[capability]: sidecar.document for capability, sidecar in capabilities.items()},
+        provenance={names[capability]: sidecar.document for capability, sidecar in capabilities.items()},
     )
 
 

@@ -34,7 +34,7 @@ class Batching:
 
 @dataclass(frozen=True)
 class TritonConfig:
-    """What a configuration says.
+    """The content of a configuration.
 
     Attributes:
         name: of the model and its folder.

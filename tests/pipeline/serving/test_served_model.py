@@ -1,4 +1,4 @@
-"""What a server must know, read from ONNX files and from engines."""
+"""The description for a server, read from ONNX files and from engines."""
 
 from __future__ import annotations
 

@@ -18,7 +18,13 @@ X, Y = ServedTensor("x", "FP32", (-1, 3, 8, 8)), ServedTensor("y", "FP16", (-1, 
 def config(batching, device="auto", labels=None, **model):
     fields = {
         **{"is_engine": False, "files": {"model.onnx": Path("m.onnx")}, "capabilities": {}, "inputs": (X,)},
-        **{"outputs": (Y,), "largest_batch": None, "usual_shapes": {"x": (1, 3, 8, 8)}, "metadata": {}, "cards": {}},
+        **{
+            "outputs": (Y,),
+            "largest_batch": None,
+            "usual_shapes": {"x": (1, 3, 8, 8)},
+            "metadata": {},
+            "provenance": {},
+        },
     }
     return TritonConfig("net", ServedModel(**fields | model), batching, device, labels or {})
 
