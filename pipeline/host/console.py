@@ -1,4 +1,4 @@
-"""What commands print: tables and JSON on stdout; the log and progress bars belong to stderr.
+"""The output of commands: tables and JSON on stdout; the log and progress bars belong to stderr.
 
 Every JSON document begins with the same entries, the envelope: `schema_version`, `command`, `status` (PASS, WARN, FAIL
 or SKIP), `verdict` (one sentence) and `warnings`.
@@ -36,7 +36,7 @@ class _PlainConsole(Console):
     """A console that takes the text of a cell for text and nothing else."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """See `Console.render_str`."""
+        """The text as it is, without emoji codes or markup, unlike `Console.render_str`."""
         return super().render_str(printable(text), **options)
 
 
@@ -103,7 +103,7 @@ def require_json_target(
 
 
 def envelope(command: str, status: str, verdict: str, warnings: Iterable[str]) -> dict[str, Any]:
-    """What every JSON document begins with."""
+    """The fields that every JSON document begins with."""
     return {
         "schema_version": SCHEMA_VERSION,
         "command": command,

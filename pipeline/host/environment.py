@@ -1,4 +1,4 @@
-"""What produced a result: versions, machine, command line, date."""
+"""The provenance of a result: versions, machine, command line, date."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def describe_environment() -> dict[str, str]:
 
 
 def describe_machine() -> dict[str, str]:
-    """The same without the command; `threads` where the user set their number."""
+    """The environment without the command; `threads` where the user set their number."""
     facts = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
@@ -113,7 +113,7 @@ def load_of(facts: dict[str, str]) -> str:
 
 
 def throttling(facts: dict[str, str]) -> str:
-    """What slows the GPU down; empty where nothing does."""
+    """The reasons that slow the GPU down; empty where there is none."""
     reasons = facts.get("throttle reasons", "").split("; ")
     return "; ".join(reason for reason in reasons if reason and reason not in _HARMLESS)
 

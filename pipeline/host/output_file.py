@@ -1,4 +1,4 @@
-"""What may become an output: never an input, and nothing that exists unless that was allowed."""
+"""The files that may become an output: never an input, and nothing that exists unless that was allowed."""
 
 from __future__ import annotations
 

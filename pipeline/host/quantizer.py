@@ -2,7 +2,7 @@
 
 It pins packages that don't go together with others, and so lives in an environment of its own, which
 `vsfix doctor --install quantizer` makes, and is called as a process. Of the packages that it names those that need a
-GPU are left out, with the CPU build of ONNX Runtime in the place of the other: calibration runs on the CPU.
+GPU are left out, with the CPU build of ONNX Runtime instead of the other: calibration runs on the CPU.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def try_quantizer(python: Path) -> str:
 
 @dataclass(frozen=True)
 class QuantizerCall:
-    """What ModelOpt is asked.
+    """The request to ModelOpt.
 
     Attributes:
         model: a float32 ONNX file.
@@ -149,7 +149,7 @@ def quantize_file(python: Path, call: QuantizerCall) -> None:
     Raises:
         CheckFailedError: it is killed, or ends with an error, whose last line is quoted, or without a file.
     """
-    # -I: neither PYTHONPATH nor the current folder may put another package in the place of one there.
+    # -I: neither PYTHONPATH nor the current folder may put another package before one there.
     command = [str(python), "-I", "-m", "modelopt.onnx.quantization", *call.arguments()]
     result = subprocess.run(
         command,

@@ -71,14 +71,14 @@ _TIMED_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demonstration came to.
+    """The result of the demonstration.
 
     Attributes:
         repair: the repair with few images.
         accuracies: as trained, matched with few images, re-estimated over all, and the mean of noisy passes.
         steps: each step against torch.
         verdict: one sentence with the numbers.
-        status: PASS, or FAIL where a step departs from torch.
+        status: PASS, or FAIL where a step differs from torch.
         report: the page.
     """
 
@@ -92,7 +92,7 @@ class Demo:
 
 @dataclass(frozen=True)
 class _Repairs:
-    """The same network brought to its noise-averaged one with few images, and re-estimated with all."""
+    """The network brought to its noise-averaged one with few images, and re-estimated with all."""
 
     matched: Repair
     exact: Repair
@@ -112,7 +112,7 @@ def run_demo(
 
     Raises:
         OutputExistsError: the folder holds something and `force` is not given.
-        CheckFailedError: a step departs from torch; the report is written all the same.
+        CheckFailedError: a step differs from torch; the report is written all the same.
     """
     _prepare(folder, force=force)
     say(f"train: {CONFIGURATION.network.model}, {CONFIGURATION.network.noise}")
@@ -133,7 +133,7 @@ def run_demo(
     demo = Demo(repairs.matched, accuracies, steps, verdict, status, folder / "report.html")
     _write_page(demo, _latencies(model, repairs.matched.model, test_set), command)
     if status == "FAIL":
-        raise CheckFailedError(f"a step departs from torch by more than {MIN_SNR_DB:.0f} dB allows; see {demo.report}")
+        raise CheckFailedError(f"a step differs from torch by more than {MIN_SNR_DB:.0f} dB allows; see {demo.report}")
     return demo
 
 

@@ -1,10 +1,10 @@
 """The experiments: which networks, which noise, and what the paper says of each.
 
     figure1    stored against real variance of each BatchNorm of a DenseNet, with and without Dropout
-    sites      Dropout in front of a BatchNorm (a) or of a convolution (b), four architectures, several ratios
+    sites      Dropout upstream of a BatchNorm (a) or of a convolution (b), four architectures, several ratios
     width      the shift of wide ResNets against their width
-    uout       multiplicative noise in the place of Dropout, its width and its three forms
-    last       Dropout behind the last BatchNorm only
+    uout       multiplicative noise instead of Dropout, its width and its three forms
+    last       Dropout downstream of the last BatchNorm only
     remedies   a damaged network as trained and repaired, beside networks trained with the remedies
 
 A paper's number stands where it was measured on the same cell, with its data set; else "not available".
@@ -141,7 +141,7 @@ def training_of(
         scale: how large the runs are.
         data: the data set.
         seed: of the run.
-        changes: what the user asks for in the place of the scale's.
+        changes: what the user asks for instead of the scale's.
 
     Raises:
         InputError: data, network or a value that can't be used.
@@ -180,7 +180,7 @@ def _sites(scale: Scale) -> Experiment:
         ]
     return Experiment(
         "sites",
-        "Dropout in front of BatchNorm lowers accuracy, in wide ResNets least",
+        "Dropout upstream of BatchNorm lowers accuracy, in wide ResNets least",
         ("network", "site", "drop ratio"),
         tuple(cells),
     )
@@ -211,7 +211,7 @@ def _uout(scale: Scale) -> Experiment:
     ]
     cells += [Cell((model, f"Uout 0.2, {form}"), model, (f"a=uout-{form}:0.2",)) for form in ("bernoulli", "gaussian")]
     return Experiment(
-        "uout", "Uout in the place of Dropout hardly shifts the variance", ("network", "noise at a"), tuple(cells)
+        "uout", "Uout instead of Dropout hardly shifts the variance", ("network", "noise at a"), tuple(cells)
     )
 
 
@@ -225,7 +225,7 @@ def _last(scale: Scale) -> Experiment:
     ]
     return Experiment(
         "last",
-        "Dropout behind the last BatchNorm shifts nothing, and helps",
+        "Dropout downstream of the last BatchNorm shifts nothing, and helps",
         ("network", "noise at last"),
         tuple(cells),
     )
@@ -242,7 +242,7 @@ def _remedies(scale: Scale) -> Experiment:
     models = (scale.networks["preresnet"], scale.networks["densenet"])
     return Experiment(
         "remedies",
-        "Re-estimated statistics, Uout and Dropout behind the last BatchNorm each cure the shift",
+        "Re-estimated statistics, Uout and Dropout downstream of the last BatchNorm each remedy the shift",
         ("network", "trained with"),
         tuple(Cell((model, label), model, (noise,)) for model in models for label, noise in rows),
         repaired=True,

@@ -157,7 +157,7 @@ def _unreachable(address: str | None, reason: str) -> MissingComponentError:
 
 
 def _outcome(ray: Any, ended: Any, trial: Trial) -> Outcome:
-    """What a task that ended came to."""
+    """The result of a task that ended, or its error."""
     try:
         return Outcome(trial, ray.get(ended))
     except ray.exceptions.RayTaskError as error:

@@ -61,7 +61,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came of it.
+    """The result of a reproduction.
 
     Attributes:
         summaries: one for each experiment.
@@ -174,7 +174,7 @@ def _write(grid: Grid, store: TrialStore) -> Summary:
 
 
 def _facts(grid: Grid) -> dict[str, str]:
-    """What was run, in words."""
+    """The configuration that was run, in words."""
     first = next(iter(grid.trials.values()))[0].training
     environment = describe_environment()
     return {

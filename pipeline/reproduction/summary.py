@@ -1,7 +1,7 @@
-"""What the runs of an experiment came to: mean and deviation over the seeds, as a table, Markdown and JSON.
+"""The summary of the runs of an experiment: mean and deviation over the seeds, as a table, Markdown and JSON.
 
     accuracy            top-1 in per cent, as trained and after each repair
-    shift ratio         of the first BatchNorm directly behind a noise layer, which nothing but that noise shifts,
+    shift ratio         of the first BatchNorm directly downstream of noise, which nothing but that noise shifts,
                         and the geometric mean of all such, where the shifts of one layer reach the next
     mismatch            max(r, 1/r) of all BatchNorms, geometric mean; and that of the worst BatchNorm
 
@@ -157,19 +157,19 @@ def mismatch_of(result: TrialResult, epoch: int | None = None) -> list[float]:
     return [row.mismatch for row in result.shift if row.epoch == last]
 
 
-def _behind_noise(result: TrialResult) -> list[float]:
-    """The shift ratios of the BatchNorms directly behind a noise layer at the end, in network order."""
+def _downstream_of_noise(result: TrialResult) -> list[float]:
+    """The shift ratios of the BatchNorms directly downstream of a noise layer at the end, in network order."""
     last = max((row.epoch for row in result.shift), default=0)
     rows = [row for row in result.shift if row.epoch == last and row.batch_norm in result.behind_noise]
     return [row.shift_ratio for row in rows]
 
 
-def _first_behind_noise(result: TrialResult) -> float | None:
-    return next(iter(_behind_noise(result)), None)
+def _first_downstream_of_noise(result: TrialResult) -> float | None:
+    return next(iter(_downstream_of_noise(result)), None)
 
 
-def _all_behind_noise(result: TrialResult) -> float | None:
-    return statistics.geometric_mean(_behind_noise(result)) if result.behind_noise else None
+def _all_downstream_of_noise(result: TrialResult) -> float | None:
+    return statistics.geometric_mean(_downstream_of_noise(result)) if result.behind_noise else None
 
 
 def _repair(name: str) -> Callable[[TrialResult], float | None]:
@@ -189,8 +189,8 @@ _REPAIR_COLUMNS = {f"{name}, {images} images, top-1 %": name for name, (_, image
 COLUMNS: Mapping[str, tuple[Callable[[TrialResult], float | None], int]] = {
     "top-1 %": (lambda result: 100 * result.accuracy, 2),
     **{column: (_repair(name), 2) for column, name in _REPAIR_COLUMNS.items()},
-    "shift ratio behind the first noise": (_first_behind_noise, 4),
-    "behind all noise": (_all_behind_noise, 4),
+    "shift ratio behind the first noise": (_first_downstream_of_noise, 4),
+    "behind all noise": (_all_downstream_of_noise, 4),
     "mismatch": (lambda result: statistics.geometric_mean(mismatch_of(result)), 3),
     "worst mismatch": (lambda result: max(mismatch_of(result)), 3),
 }

@@ -51,7 +51,7 @@ class Trial:
 
     @property
     def key(self) -> str:
-        """The same for equal configurations, whichever experiment asks for them.
+        """A key that is equal for equal configurations, whichever experiment asks for them.
 
         A field that has its default value plays no part, so that an option that is new makes no finished run unknown.
         """
@@ -61,7 +61,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
         accuracy: top-1 share of the test images as trained, in [0, 1].
@@ -69,7 +69,7 @@ class TrialResult:
         seconds: of the training.
         images_per_second: in the last epoch.
         shift: every logged epoch's shift of every BatchNorm, in the order of the network.
-        behind_noise: the names of the BatchNorms that stand directly behind a noise layer.
+        behind_noise: the names of the BatchNorms that stand directly downstream of a noise layer.
         repairs: top-1 after each of `REPAIRS`, by its name; None where they were not asked for.
     """
 
@@ -125,7 +125,7 @@ def run_trial(trial: Trial, folder: Path, threads: int | None = None) -> TrialRe
             seconds=sum(metrics.seconds for metrics in checkpoint.metrics),
             images_per_second=last.images_per_second,
             shift=checkpoint.shift,
-            behind_noise=_behind_noise(checkpoint.build()),
+            behind_noise=_downstream_of_noise(checkpoint.build()),
             repairs=_repairs(checkpoint, folder) if trial.repaired else None,
         )
     finally:
@@ -144,7 +144,7 @@ def _not_default(value: Any) -> Any:
     return kept
 
 
-def _behind_noise(module: nn.Module) -> tuple[str, ...]:
+def _downstream_of_noise(module: nn.Module) -> tuple[str, ...]:
     """The BatchNorms whose input is a noise layer's output: in our networks they follow it in one Sequential."""
     found = []
     for name, part in module.named_modules():

@@ -31,7 +31,7 @@ class TrialStore:
         return self.folder / "trials" / trial.key / "run"
 
     def load(self, trial: Trial) -> TrialResult | None:
-        """What a run came to; None where it is not finished, or not all of it was measured that is asked for now.
+        """The result of a run; None where it is not finished, or not all of it was measured that is asked for now.
 
         Raises:
             DataError: the file is damaged.
@@ -48,7 +48,7 @@ class TrialStore:
         return None if trial.repaired and set(result.repairs or ()) != set(REPAIRS) else result
 
     def save(self, trial: Trial, result: TrialResult) -> None:
-        """Keeps what a run came to.
+        """Stores the result of a run.
 
         Raises:
             InputError: the file can't be written.

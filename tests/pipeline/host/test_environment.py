@@ -38,7 +38,7 @@ ANSWER = "NVIDIA H100 80GB HBM3, 570.1, 1980 MHz, 1980 MHz, 0x0000000000000000, 
 
 @pytest.fixture
 def nvidia_smi(tmp_path, monkeypatch):
-    """Puts a program of that name in front of all others."""
+    """Puts a program of that name before all others."""
 
     def write(script):
         path = tmp_path / "nvidia-smi"

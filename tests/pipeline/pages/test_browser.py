@@ -83,7 +83,7 @@ PLANTED = """<div style="width: 3000px">x</div><svg width="90" height="40"><text
 
 
 def browse(page: str, folder: Path) -> Mapping[str, Any]:
-    """What Chromium finds on a page at two widths, and on a page with planted mistakes."""
+    """The findings of Chromium on a page at two widths, and on a page with planted mistakes."""
     frames = {"desk": (1280, page), "phone": (400, page), "planted": (400, PLANTED)}
     inside = "".join(
         f'<iframe id="{name}" width="{width}" height="900" style="border: 0" srcdoc="{html.escape(text)}"></iframe>'

@@ -36,7 +36,7 @@ def test_tables_are_made_and_no_run_is_made_twice(grids, tmp_path, monkeypatch):
     accuracies = [100 * trial["result"]["accuracy"] for trial in content["trials"] if trial["labels"][1] == "none"]
     assert content["rows"][0]["top-1 %"]["mean"] == pytest.approx(sum(accuracies) / 2, rel=1e-12)
     page = (tmp_path / "last.md").read_text()
-    assert page.startswith("The paper's claim: Dropout behind the last BatchNorm")
+    assert page.startswith("The paper's claim: Dropout downstream of the last BatchNorm")
     assert page.count("\n| ") == 6
     assert "data digits, images 64, epochs 1, seeds 2" in page
     monkeypatch.setattr(reproducing, "run_locally", None)

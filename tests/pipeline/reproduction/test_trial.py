@@ -36,7 +36,7 @@ def test_the_repairs_are_measured_on_the_exported_network(make_trial, tmp_path):
     assert result.repairs["paired"] > result.accuracy + 0.1
 
 
-def test_noise_in_front_of_a_convolution_stands_directly_behind_no_batch_norm(make_trial, tmp_path):
+def test_noise_upstream_of_a_convolution_stands_directly_upstream_of_no_batch_norm(make_trial, tmp_path):
     assert run_trial(make_trial(noise="b=dropout:0.5"), tmp_path).behind_noise == ()
 
 
@@ -66,5 +66,5 @@ def test_the_key_never_changes(make_trial):
 
 
 @pytest.mark.parametrize("noise", ["none", "last=dropout:0.5"])
-def test_without_noise_in_a_block_nothing_is_behind_it(make_trial, tmp_path, noise):
+def test_without_noise_in_a_block_nothing_is_downstream_of_it(make_trial, tmp_path, noise):
     assert run_trial(make_trial(noise=noise), tmp_path).behind_noise == ()
