@@ -1,4 +1,4 @@
-"""What a row of a benchmark runs: the file as it is, cast or quantised as `vsfix optimize` does it, an engine of that.
+"""The file of a row of a benchmark: as it is, cast or quantised as `vsfix optimize` does it, or an engine of that.
 
 What is made lies in a folder that goes with the benchmark; each file is made once.
 """
@@ -118,7 +118,7 @@ class Deployments:
         return Deployed(path, path.stat().st_size, source.cast, report.build_seconds)
 
     def _shapes(self, model: ModelDescription) -> ShapeOptions:
-        """What an engine is built for; nothing is to be chosen where the file takes one batch size."""
+        """The batch sizes that an engine is built for; nothing is to be chosen where the file takes one alone."""
         if model.largest_batch is not None:
             return ShapeOptions()
         if None in model.input_shapes:

@@ -14,7 +14,7 @@ from vsfix.pipeline.comparison.decisions import Task
 from vsfix.pipeline.comparison.proportion import Proportion
 
 _NUMBERS = (
-    *("top-1 % (95 %)", "pp", "regr./fixes", "p", "kept %", "agree %", "SNR dB"),
+    *("top-1 % (95 %)", "pp", "reg/fix", "p", "kept %", "agree %", "SNR dB"),
     *("p50 ms", "p99 ms", "images/s", "ratio"),
 )
 _NOTHING = "-"
@@ -84,7 +84,7 @@ def _title(found: Benchmark) -> str:
 def legend(found: Benchmark) -> str:
     """The meaning of the columns."""
     return (
-        f"pp (percentage points), regr./fixes (regressions / fixes) and p (McNemar): against {found.reference}; kept "
+        f"pp (percentage points), reg/fix (regressions / fixes) and p (McNemar): against {found.reference}; kept "
         "(of top-1, in brackets the bar of 99.9 and 99 % that it reaches), agree (of decisions), SNR: against the "
         "first row of the same model; ratio: of p50, to the first model on the same backend and precision; p50 and "
         "p99 of the smallest batch, images/s of the best"

@@ -1,4 +1,4 @@
-"""What a file that can be run says of itself: a checkpoint, an ONNX file or an engine."""
+"""The description of a file that can be run: a checkpoint, an ONNX file or an engine."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _TELLING = COMPUTING | {"QUANTIZE", "SCALE", "ACTIVATION", "ELEMENTWISE"}  # a C
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What is known of a model file.
+    """The description of a model file.
 
     Attributes:
         path: the file.
         kind: checkpoint, onnx or engine.
-        digest: SHA-256 of what it computes: of the file and those of its weights; of the ONNX file behind an engine.
+        digest: SHA-256 of what it computes: of the file and those of its weights; of the ONNX file of an engine.
         input_names: of its inputs; none for a checkpoint, which has no names.
         input_shapes: of each input without the batch axis; None where the file does not say.
         preprocessing: of its images; None where it does not say.
@@ -66,7 +66,7 @@ class ModelDescription:
 
     @property
     def label(self) -> str:
-        """What a result calls it."""
+        """The name of the model in results."""
         return self.name or str(self.path)
 
     @property
@@ -110,7 +110,7 @@ def describe_trusted_engine(path: Path, built_from: ModelDescription) -> ModelDe
 
 
 def name_step(before: ModelDescription, after: ModelDescription) -> str:
-    """What leads from one file to the next: export, repair, cast, quantisation, runtime, or just another model."""
+    """The step from one file to the next: export, repair, cast, quantisation, runtime, or just another model."""
     if before.digest == after.digest or after.kind == "engine":
         return "runtime"
     if before.kind == "checkpoint":

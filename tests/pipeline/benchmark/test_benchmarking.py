@@ -103,8 +103,8 @@ def test_a_repair_is_held_against_the_row_before_it_and_a_cast_is_none(found, on
     alone = benchmark([repaired_path], replace(QUICK, precisions=("fp32", "fp16")))
     assert [row.against_unrepaired for row in alone.rows] == [None, None]
     assert "no row shows it as it was before" in alone.verdict
-    behind = benchmark([repaired_path, onnx_path], QUICK)
-    assert [row.against_unrepaired for row in behind.rows] == [None, None]
+    after = benchmark([repaired_path, onnx_path], QUICK)
+    assert [row.against_unrepaired for row in after.rows] == [None, None]
 
 
 def test_a_repair_is_not_held_against_another_network_that_is_the_reference(onnx_path, repaired_path, tmp_path):
@@ -255,7 +255,7 @@ def test_where_the_first_backend_is_missing_the_next_row_of_the_same_model_is_th
     assert found.rows[3].against_reference.baseline == found.reference
     assert f"{found.rows[0].label}: did not run; the reference is {found.reference}" in found.notes
     lines = "\n".join(benchmark_lines(found))
-    assert "pp +" in lines.split(found.rows[3].label)[1]
+    assert ", pp " in lines.split(found.rows[3].label)[1]
     assert [budget.candidate for budget in benchmark_report(found).budgets] == [found.rows[3].label]
     assert benchmark_report(found).budgets[0].accuracy == found.rows[1].top1
 

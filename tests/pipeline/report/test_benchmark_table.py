@@ -26,7 +26,7 @@ def found(checkpoint_path, onnx_path):
 
 
 def drawn(table, width):
-    """What a terminal of this width shows."""
+    """The output of a terminal of this width."""
     console = Console(file=io.StringIO(), width=width)
     console.print(table)
     return console.file.getvalue()
@@ -65,7 +65,7 @@ def test_the_lines_for_a_narrow_terminal_hold_what_the_table_holds(found):
 def test_the_command_takes_the_lines_where_the_terminal_is_narrow(call, onnx_path, monkeypatch):
     arguments = ("--data", "digits", "--samples", 20, "--seconds", 0, "--repair", "none")
     assert "runs on" in call("benchmark", onnx_path, *arguments).stdout
-    monkeypatch.setattr("vsfix.pipeline.host.console._PIPE_WIDTH", 60)
+    monkeypatch.setattr("vsfix.pipeline.host.console.PIPE_WIDTH", 60)
     narrow = call("benchmark", onnx_path, *arguments).stdout
     assert "runs on" not in narrow
     assert "onnxruntime, fp32: PASS\n  top-1 % (95 %) " in narrow
