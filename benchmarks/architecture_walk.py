@@ -182,7 +182,7 @@ def blame(net: nn.Module, example: torch.Tensor, path: Path) -> str:
         snr = difference(net, onnx.load(path), example)
     except Exception:
         return "torch.onnx, the file does not run"
-    return "vsfix" if snr >= MIN_SNR_DB else f"torch.onnx, the file departs from torch (SNR {snr:.0f} dB)"
+    return "vsfix" if snr >= MIN_SNR_DB else f"torch.onnx, the file differs from torch (SNR {snr:.0f} dB)"
 
 
 def difference(net: nn.Module, model: onnx.ModelProto, images: torch.Tensor) -> float:
@@ -284,4 +284,4 @@ def verify(repair: Repair, net: nn.Module, images: torch.Tensor, row: Row) -> No
     net.load_state_dict(state)
     row["final_snr_db"] = difference(net, repair.model, images)
     if not row["final_snr_db"] >= MIN_SNR_DB:
-        raise CheckFailedError(f"the repaired file departs from torch: SNR {row['final_snr_db']:.1f} dB")
+        raise CheckFailedError(f"the repaired file differs from torch: SNR {row['final_snr_db']:.1f} dB")

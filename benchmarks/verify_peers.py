@@ -10,7 +10,7 @@
 
 The model is a PreResNet with Dropout marked, random weights, and the statistics of a random batch. Polygraphy runs the
 reference and saves its outputs, then runs the other model and compares: two processes, whose times are added. vsfix
-does it in one; where the models differ it looks for the layer that departs, which --no-layers leaves out. Both keep
+does it in one; where the models differ it looks for the layer that differs, which --no-layers leaves out. Both keep
 their own tolerances: Polygraphy 1e-5 for each element, absolute or relative; vsfix the signal to noise that the
 precision of the files lets expect, and the share of decisions. The runs take turns; the times are medians of whole
 processes, by the clock and of the processor.
@@ -170,9 +170,9 @@ def of_vsfix(found: Facts) -> str:
 
 
 def departure(layers: Facts) -> str:
-    """The first layer that departs, as `--json` names it."""
+    """The first layer that differs, as `--json` names it."""
     first = layers["first"]
-    return f"first departs {first['operator']} '{first['node']}'" if first else layers["reason"]
+    return f"first differs {first['operator']} '{first['node']}'" if first else layers["reason"]
 
 
 def of_polygraphy(found: Facts) -> str:
