@@ -1,4 +1,4 @@
-"""What a user does: inspect, optimize, build, verify, benchmark, package, and the pages that report it.
+"""The actions of a user: inspect, optimize, build, verify, benchmark, package, and the pages that report it.
 
 The rooms, each building on those before it:
 

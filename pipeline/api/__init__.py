@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-_ROOMS = ("nn", "torch")  # in no __all__: a star import must not put another torch in the place of torch
+_ROOMS = ("nn", "torch")  # in no __all__: a star import must not put another torch before torch
 _MODULES = {
     "benchmark": "benchmarking",
     "Benchmark": "benchmarking",

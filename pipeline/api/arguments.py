@@ -41,7 +41,7 @@ def model_path(model: Model) -> Path | None:
 
 
 def model_name(model: Model) -> str:
-    """What a person would call it."""
+    """The name of a model in messages: its path, or that it is in memory."""
     return IN_MEMORY if (path := model_path(model)) is None else str(path)
 
 

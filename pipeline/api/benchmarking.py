@@ -64,7 +64,7 @@ class Benchmark(result.Benchmark, Result):
         return self.status, self.verdict, self.notes
 
     def _details(self) -> Mapping[str, Any]:
-        """What the JSON document holds beside the envelope."""
+        """The fields of the JSON document beside the envelope."""
         return super().to_dict()
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def benchmark(
         samples: how many to take; None for all.
         calibration: samples for int8, fp8 and the repairs, in the forms of `data`; None for the training part of `data`
             where that is a named set.
-        repairs: ways to repair the first model that is not repaired, each as `METHOD:IMAGES`; `none` for none; None for
+        repairs: trials on the first model that is not repaired, each as `METHOD:IMAGES`; `none` for none; None for
             `auto:32`, `exact:32` and `exact:1000`.
         batches: the batch sizes whose latency is measured.
         seconds: how long each row and batch size is timed; 0 for no latencies.

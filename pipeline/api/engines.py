@@ -38,7 +38,7 @@ class Engine(Result):
 
     @property
     def warnings(self) -> list[str]:
-        """What a person should know: digits that are lost, noise that was not repaired."""
+        """The caveats of the engine: digits that are lost, noise that was not repaired."""
         return build_warnings(self.report)
 
     @property
@@ -53,11 +53,11 @@ class Engine(Result):
 
     @property
     def verdict(self) -> str:
-        """What was built, in one sentence."""
+        """One sentence on the engine that was built."""
         return f"Built an engine ({self.summary})."
 
     def at(self, path: str | Path) -> Engine:
-        """The same engine, its report naming the file that it is to stand in."""
+        """This engine, its report naming the file that it is to stand in."""
         return replace(self, report=report_at(self.report, self.plan, Path(path)))
 
     def save(self, path: str | Path, force: bool = False) -> None:
@@ -80,7 +80,7 @@ class Engine(Result):
         return self.status, self.verdict, self.warnings
 
     def _details(self) -> Mapping[str, Any]:
-        """What the JSON document holds beside the envelope."""
+        """The fields of the JSON document beside the envelope."""
         return self.report.to_dict()
 
     def view(self, width: int = PIPE_WIDTH) -> View:

@@ -49,7 +49,7 @@ class Export(ExportResult, Result):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the file does not show, and what it does not hold."""
+        """The evidence that the file does not show, and the parts that it does not hold."""
         untracked = (
             (
                 f"{len(self.untracked)} BatchNorms keep no statistics ('{self.untracked[0]}' the first, "
@@ -88,7 +88,7 @@ class Export(ExportResult, Result):
         return self.status, self.verdict, self.warnings
 
     def _details(self) -> Mapping[str, Any]:
-        """What the JSON document holds beside the envelope."""
+        """The fields of the JSON document beside the envelope."""
         shown = {part.name: getattr(self, part.name) for part in fields(ExportResult) if part.name != "path"}
         return shown | {"markers": [{"name": name, **asdict(noise)} for name, noise in self.markers]}
 

@@ -26,7 +26,7 @@ from .results import Result
 
 @dataclass(frozen=True)
 class Inspection(inspection.Inspection, Result):
-    """What `inspect` found: the BatchNorms, the noise that reaches each, R, and which fault it is.
+    """The result of `inspect`: the BatchNorms, the noise that reaches each, R, and which fault it is.
 
     The attributes are those of `vsfix.pipeline.inspection.inspection.Inspection`, and:
 
@@ -63,7 +63,7 @@ class Inspection(inspection.Inspection, Result):
         return *judge_inspection(self), self.warnings
 
     def _details(self) -> Mapping[str, Any]:
-        """What the JSON document holds beside the envelope."""
+        """The fields of the JSON document beside the envelope."""
         return asdict(self)
 
     def view(self, width: int = PIPE_WIDTH) -> View:
@@ -107,7 +107,7 @@ def inspect(
     held = None if data is None else hold_data(data, model_input_names(deployable), samples or SAMPLES)
 
     def draw(count: int) -> Sequence[Batch]:
-        """What is drawn of the data, as `optimize` draws it."""
+        """The batches that are drawn of the data, as `optimize` draws them."""
         if held is None:
             return []
         return calibration_batches(

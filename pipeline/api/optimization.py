@@ -72,11 +72,11 @@ class Optimization(Result):
 
     @property
     def report(self) -> RepairReport:
-        """What was done, BatchNorm by BatchNorm, with R before and after."""
+        """The report of the repair, BatchNorm by BatchNorm, with R before and after."""
         return self.repair.report
 
     def state_dict(self) -> dict[str, Array]:
-        """What changed, by the names of the PyTorch model: `module.load_state_dict(..., strict=False)` takes it.
+        """The changes by the names of the PyTorch model: `module.load_state_dict(..., strict=False)` takes them.
 
         The names are `<module>.weight`, `.bias`, and of a BatchNorm `.running_mean` and `.running_var`. What has no
         such name stands in `repair.not_carried`.
@@ -84,7 +84,7 @@ class Optimization(Result):
         return dict(self.repair.statistics)
 
     def for_torch(self) -> Optimization:
-        """The same result, with a warning for each change that `state_dict` can't carry."""
+        """This result, with a warning for each change that `state_dict` can't carry."""
         warnings = (*self.report.warnings, *self.repair.not_carried)
         repair = replace(self.repair, report=replace(self.report, warnings=warnings))
         status, verdict = judge(repair.report, self.scores)
@@ -149,7 +149,7 @@ class Optimization(Result):
         return self.status, self.verdict, self.report.warnings
 
     def _details(self) -> Mapping[str, Any]:
-        """What the JSON document holds beside the envelope."""
+        """The fields of the JSON document beside the envelope."""
         return asdict(self.report) | {
             "accuracies": [asdict(row) for row in self.accuracies],
             "scores": None if self.scores is None else asdict(self.scores),
@@ -306,7 +306,7 @@ def _accuracies(
 
 
 def _advice(method: str) -> str:
-    """What to do about a loss."""
+    """The remedy for a loss."""
     if method == "auto":
         return "is --data that of the training, preprocessed in the same way as the labelled data?"
     return "try --method auto, which leaves a file as it is where the labels speak against every repair"

@@ -1,4 +1,4 @@
-"""What all results share: the terminal's text, the JSON document and the envelope are views of one dataclass."""
+"""The base of all results: the terminal's text, the JSON document and the envelope are views of one dataclass."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Result:
         raise NotImplementedError
 
     def _details(self) -> Mapping[str, Any]:
-        """What the JSON document holds beside the envelope."""
+        """The fields of the JSON document beside the envelope."""
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class Result:
         return envelope(self.command, *self._judgement()) | dict(self._details())
 
     def to_json(self) -> str:
-        """The same document as JSON text; infinities and NaN become null."""
+        """The document of `to_dict` as JSON text; infinities and NaN become null."""
         return json_text(self.to_dict())
 
     def save(self, path: str | Path, force: bool = False) -> None:

@@ -46,7 +46,7 @@ class Verification(verification.Verification, Result):
 
     @property
     def warnings(self) -> list[str]:
-        """What was not compared, and why."""
+        """The comparisons that were left out, and why."""
         if self.random:
             return ["decisions: the inputs are random numbers; give --data to compare decisions and accuracy"]
         if any(result.decisions is None for result in self.results):
@@ -58,7 +58,7 @@ class Verification(verification.Verification, Result):
         return self.status, self.verdict, self.warnings
 
     def _details(self) -> Mapping[str, Any]:
-        """What the JSON document holds beside the envelope."""
+        """The fields of the JSON document beside the envelope."""
         return asdict(self)
 
     def view(self, width: int = PIPE_WIDTH) -> View:
@@ -103,7 +103,7 @@ def verify(
             `.npz` file with them.
         tolerance: `GivenTolerance(min_snr_db, min_agreement, max_accuracy_loss)`; None, and each None in it, leaves it
             to the precision of the files.
-        layers: look for the layer that departs where a number is past its tolerance.
+        layers: look for the layer that differs where a number is past its tolerance.
         trust: load an engine without the report of `vsfix build` beside it. An engine is code that runs here.
         seed: of the choice of samples, or of the random ones.
 

@@ -117,7 +117,7 @@ def vsfix(ctx: click.Context, verbose: int) -> None:
 
 
 def main() -> NoReturn:
-    """What the installed script `vsfix` calls; ends the process."""
+    """The entry point of the installed script `vsfix`; ends the process."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: not every terminal has every letter
     # A notebook names the backend of its own figures there, which need not be installed here; nothing is shown here.
@@ -150,8 +150,8 @@ def _one_line_errors() -> Iterator[None]:
         raise  # click knows what to do with them
     except OSError as error:
         logging.getLogger("vsfix").debug("where the system refused", exc_info=True)
-        place = "" if error.filename is None else f"{error.filename}: "
-        _stop(f"error: {place}{error.strerror or error}", 2)
+        file = "" if error.filename is None else f"{error.filename}: "
+        _stop(f"error: {file}{error.strerror or error}", 2)
     except Exception as error:
         missing = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
         if missing is not None:

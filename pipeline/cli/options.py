@@ -50,7 +50,7 @@ noise_option = click.option(
     "--noise",
     multiple=True,
     metavar="NODE=KIND:VALUE",
-    help="Noise that the file does not show, as bn2=dropout:0.5: directly in front of a BatchNorm, or behind a node "
+    help="Noise that the file does not show, as bn2=dropout:0.5: directly upstream of a BatchNorm, or after a node "
     "or on a tensor; NODE may be a glob. May be given again.",
 )
 

@@ -1,4 +1,4 @@
-"""What a command does with a result: the terminal shows it, `--json` gets its document, also where it was refused."""
+"""The output of a result: the terminal shows it, `--json` gets its document, also where it was refused."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ from vsfix.pipeline.cli.options import json_option
     "rules",
     multiple=True,
     metavar="METRIC=LIMIT",
-    help="Exit code 1 where a row loses more than this: top1, retention, agreement (points), snr (dB), p50, p99, "
-    "ratio, size (percent); may be given several times. A row or number that is gone fails too, and a rule that holds "
-    "none.",
+    help="Exit code 1 where a row loses more than this: top1, retention, agreement (percentage points), snr (dB), p50, "
+    "p99, ratio, size (percent); may be given several times. A row or number that is gone fails too, and a rule that "
+    "holds none.",
 )
 @json_option
 def command(before: Path, after: Path, rules: tuple[str, ...], json_path: str | None, force: bool) -> None:

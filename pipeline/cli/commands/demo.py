@@ -22,7 +22,7 @@ from vsfix.pipeline.host.terminal_text import print_line
 def command(output: Path, force: bool) -> None:
     """Train, export, repair, fold and verify a small network on handwritten digits.
 
-    The network has strong Dropout directly in front of BatchNorm. As trained, matched with 32 unlabelled images,
+    The network has strong Dropout directly upstream of BatchNorm. As trained, matched with 32 unlabelled images,
     re-estimated over all of them, and the mean of noisy passes stand beside each other. Everything runs on the CPU in
     about a minute and ends with a report.
     """

@@ -30,8 +30,8 @@ _SETTLED_STEPS = 50  # 0.9^50: what is left of the initial statistics is half a 
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Runs of each row."
 )
-@click.option("--epochs", type=int, metavar="N", help="In the place of the scale's.")
-@click.option("--samples", type=int, metavar="N", help="Training images, in the place of the scale's.")
+@click.option("--epochs", type=int, metavar="N", help="Instead of the scale's.")
+@click.option("--samples", type=int, metavar="N", help="Training images, instead of the scale's.")
 @click.option("--precision", type=click.Choice(["auto", "32", "bf16"]), default="auto", show_default=True)
 @click.option(
     "--ray",
@@ -113,7 +113,7 @@ def _steps(training: TrainingConfig) -> float:
 
 
 def _precision(precision: str, ray: str | None, gpus: float | None) -> str:
-    """What `auto` means for runs on a GPU, in so many words: their numbers must not be mixed with those of a CPU."""
+    """The device that `auto` means, in so many words: numbers of a GPU must not be mixed with those of a CPU."""
     import torch
 
     on_gpu = bool(gpus) if ray is not None else torch.cuda.is_available()

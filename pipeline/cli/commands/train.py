@@ -60,8 +60,8 @@ _DECODED = ("imagefolder:", "hf:")
     type=click.Choice(["a", "b", "last"]),
     default="a",
     show_default=True,
-    help="Where the noise stands that names no site: a, in front of a BatchNorm; b, in front of a convolution or "
-    "behind a BatchNorm; last, once in front of the classifier.",
+    help="Where the noise stands that names no site: a, upstream of a BatchNorm; b, upstream of a convolution or "
+    "downstream of a BatchNorm; last, once upstream of the classifier.",
 )
 @click.option(
     "--recipe",
@@ -202,8 +202,8 @@ def command(
         print_line("was finished already: nothing was trained and nothing logged; --force starts again")
     elif result.resumed_from or result.resumed_step:
         where = f"step {result.resumed_step} of epoch {result.resumed_from + 1}"
-        behind = where if result.resumed_step else f"epoch {result.resumed_from}"
-        print_line(f"went on behind {behind}; --force starts again")
+        step = where if result.resumed_step else f"epoch {result.resumed_from}"
+        print_line(f"went on after {step}; --force starts again")
     print_line(f"checkpoint: {result.checkpoint}")
 
 

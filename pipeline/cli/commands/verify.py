@@ -63,10 +63,10 @@ from vsfix.pipeline.cli.options import batch_size_option, data_option, json_opti
     "--max-accuracy-loss",
     type=float,
     metavar="POINTS",
-    help="How far top-1 may be below the reference's, with labels.  [default: 0.1, 0.1, 0.5, 1]",
+    help="By how many percentage points top-1 may be below the reference's, with labels.  [default: 0.1, 0.1, 0.5, 1]",
 )
 @click.option(
-    "--layers/--no-layers", default=True, show_default=True, help="On failure, look for the layer that departs."
+    "--layers/--no-layers", default=True, show_default=True, help="On failure, look for the layer that differs."
 )
 @click.option(
     "--trust",
@@ -99,7 +99,7 @@ def command(
     """Compare MODEL with a reference; the exit code is 1 where a number is past its tolerance.
 
     Both may be a vsfix checkpoint, an ONNX file or an engine, each on any backend that runs its kind of file. Where a
-    number is past its tolerance, the layers are searched for the first that departs.
+    number is past its tolerance, the layers are searched for the first that differs.
 
     Without --data random numbers are fed: they compare the numerics and say nothing about accuracy. With labelled
     data the accuracy of both is shown, with 95 % intervals.

@@ -36,7 +36,7 @@ def images() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def folder(checkpoint_path, onnx_path, images, tmp_path_factory) -> Path:
-    """What the page on Python finds: an exported model, and the run that it came from."""
+    """The files that the page on Python reads: an exported model, and the run that it came from."""
     folder = tmp_path_factory.mktemp("page")
     (folder / "model.onnx").write_bytes(onnx_path.read_bytes())
     (folder / "run").mkdir()

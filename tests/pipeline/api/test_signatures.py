@@ -1,4 +1,4 @@
-"""What the command line can do, Python can do in one call: each option is a parameter, or stands in a list here."""
+"""Each option of the command line is a parameter of one call in Python, or stands in a list here."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def options(name: str) -> dict[str, object]:
 
 
 class Option:
-    """What click says of one."""
+    """The text of click on one."""
 
     def __init__(self, parameter) -> None:
         self.name = parameter.name

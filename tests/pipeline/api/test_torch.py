@@ -20,7 +20,7 @@ from vsfix.trainers.export.onnx_export import export_onnx
 
 
 class Residual(nn.Module):
-    """Images of one row: a convolution, a shortcut, noise of two kinds, and a BatchNorm behind each."""
+    """Images of one row: a convolution, a shortcut, noise of two kinds, and a BatchNorm after each."""
 
     def __init__(self):
         super().__init__()

@@ -169,26 +169,26 @@ REFUSED = {
 
 @needs_rtx
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_the_parser_refuses_names_the_node_and_the_cure(call, model, tmp_path, case):
-    body, weights, words, cure = REFUSED[case]
+def test_what_the_parser_refuses_names_the_node_and_the_remedy(call, model, tmp_path, case):
+    body, weights, words, remedy = REFUSED[case]
     path = model(body, weights)
     line = line_of(call("build", path, "-o", tmp_path / "e.plan", *RTX), 4)
     assert words in line
-    assert cure in line.rpartition(";")[2]
+    assert remedy in line.rpartition(";")[2]
     assert list(tmp_path.iterdir()) == [path]
 
 
 @needs_rtx
-def test_the_cure_cures(call, model, tmp_path):
+def test_the_remedy_works(call, model, tmp_path):
     body = """(float[1, 4] x) => (float[1, 4] y) {
         d = Dropout (x, r, t)
         y, n, k = BatchNormalization <training_mode: int = 1> (d, g, b, m, v)
     }"""
     path = model(body, BN | {"r": np.float32(0.5), "t": np.array(True)})
     assert call("build", path, "-o", tmp_path / "e.plan", *RTX).exit_code == 4
-    cured = call("optimize", path, "-o", tmp_path / "cured.onnx", "--method", "analytic")
-    assert cured.exit_code == 0, cured.output
-    assert call("build", tmp_path / "cured.onnx", "-o", tmp_path / "e.plan", *RTX).exit_code == 0
+    repaired = call("optimize", path, "-o", tmp_path / "repaired.onnx", "--method", "analytic")
+    assert repaired.exit_code == 0, repaired.output
+    assert call("build", tmp_path / "repaired.onnx", "-o", tmp_path / "e.plan", *RTX).exit_code == 0
 
 
 @needs_rtx

@@ -68,13 +68,13 @@ def test_the_class_names_stand_in_a_file_that_the_output_names(call, network, tm
     assert (folder / "labels.txt").read_text().splitlines() == list("0123456789")
 
 
-def test_the_card_says_what_is_known_of_the_file(call, network, tmp_path):
+def test_the_provenance_says_what_is_known_of_the_file(call, network, tmp_path):
     call("package", network, "-o", tmp_path / "repo", "--version", 3, "--name", "digits")
-    card = json.loads((tmp_path / "repo" / "digits" / "3" / "vsfix.json").read_text())
-    known = card["files"]["model.onnx"]
+    provenance = json.loads((tmp_path / "repo" / "digits" / "3" / "vsfix.json").read_text())
+    known = provenance["files"]["model.onnx"]
     assert known["model"]["sha256"] == hashlib.sha256(network.read_bytes()).hexdigest()
     assert "vsfix.preprocessing" in known["metadata"]
-    assert "onnx" in card["environment"]
+    assert "onnx" in provenance["environment"]
 
 
 def test_weights_in_files_of_their_own_come_along(call, parse, tmp_path):
@@ -103,8 +103,8 @@ def test_an_engine_is_packed_for_its_gpu_alone_with_its_sidecar(call, engine, tm
     found = config_of(folder)
     assert (found.backend, found.max_batch_size, found.instance_group[0].kind) == ("tensorrt", 4, 1)
     assert dict(found.cc_model_filenames) == {"8.9": "model.plan.sm89"}
-    card = json.loads((folder / "1" / "vsfix.json").read_text())
-    assert card["files"]["model.plan.sm89"] == json.loads(engine.with_name("e.plan.json").read_text())
+    provenance = json.loads((folder / "1" / "vsfix.json").read_text())
+    assert provenance["files"]["model.plan.sm89"] == json.loads(engine.with_name("e.plan.json").read_text())
     assert (folder / "1" / "model.plan.sm89").read_bytes() == engine.read_bytes()
 
 
