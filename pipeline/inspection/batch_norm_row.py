@@ -35,7 +35,7 @@ class BatchNormRow:
         distance: `direct`, `linear`, `downstream`, or empty.
         sources: the number of noise layers that reach it.
         predicted_shift: variance at inference over stored variance by the closed form, geometric mean over the
-            channels; None where the noise is not direct or its form does not fit.
+            channels; None where the noise is not direct or the closed form does not fit.
         measured_shift: the same ratio measured on data; None without data.
         mismatch: max(stored / real, real / stored), geometric mean over the channels; None without data.
         mean_offset: |real mean - stored mean| in stored deviations, mean over the channels; None without data.
@@ -67,8 +67,8 @@ class BatchNormRow:
     largest_offset: float | None = None
 
     @property
-    def known_mismatch(self) -> float | None:
-        """The measured mismatch; without data what the predicted shift makes of it."""
+    def known_variance_ratio(self) -> float | None:
+        """The measured variance ratio; without data that of the predicted shift."""
         if self.mismatch is not None or not self.predicted_shift:
             return self.mismatch
         return max(self.predicted_shift, 1 / self.predicted_shift)
@@ -85,7 +85,7 @@ def batch_norm_row(batch_norm: BatchNorm, paths: NoisePaths, real: Mapping[str, 
     nearest = paths[0] if paths else None
     predicted: float | None = None
     expected: Float64Array | None = None if paths else np.ones(batch_norm.channels)
-    # The closed form knows the noise directly in front, one layer of it or several; what comes from farther away is
+    # The closed form knows the noise directly upstream, one layer of it or several; what comes from farther away is
     # already in the stored statistics of the tensor in front.
     direct = [path.source.noise for path in paths.at(Distance.DIRECT)]
     if direct and all(noise.is_multiplicative for noise in direct):

@@ -1,4 +1,4 @@
-"""What an inspection comes to: by R where noise is known and something ran, else by the stored variances."""
+"""The verdict of an inspection: by R where noise is known and something ran, else by the stored variances."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ SHIFTED = 1.1
 
 def shifted_rows(rows: tuple[BatchNormRow, ...]) -> tuple[BatchNormRow, ...]:
     """The BatchNorms that noise reaches and whose stored variance is off by a tenth or more, the worst first."""
-    off = [row for row in rows if row.noise and (row.known_mismatch or 0.0) >= SHIFTED]
-    return tuple(sorted(off, key=lambda row: -(row.known_mismatch or 0.0)))
+    off = [row for row in rows if row.noise and (row.known_variance_ratio or 0.0) >= SHIFTED]
+    return tuple(sorted(off, key=lambda row: -(row.known_variance_ratio or 0.0)))
 
 
-def is_within_chance(mismatch: float, samples: int) -> bool:
-    """Whether a BatchNorm that stores the right variance may show this mismatch on so few samples.
+def is_within_chance(variance_ratio: float, samples: int) -> bool:
+    """Whether a BatchNorm that stores the right variance may show this variance ratio on so few samples.
 
     The logarithm of the variance of n independent normal samples scatters by sqrt(trigamma(x)), x = (n - 1) / 2, which
     is sqrt(2 / n) where n is large and far more where it is small; half as much again is granted for heavier tails.
-    With 500 samples that is `SHIFTED`. So few that no repair rests on them may show anything; without any the mismatch
+    With 500 samples that is `SHIFTED`. So few that no repair rests on them may show anything; without any the ratio
     is a prediction, and no chance.
     """
     if samples < MIN_GROUPS:
         return samples > 0
     x = (samples - 1) / 2
     trigamma = 1 / x + 1 / (2 * x**2) + 1 / (6 * x**3)  # the beginning of its series
-    return mismatch < math.exp(1.5 * math.sqrt(trigamma))
+    return variance_ratio < math.exp(1.5 * math.sqrt(trigamma))
 
 
 def judge_inspection(inspection: Inspection) -> tuple[str, str]:
@@ -57,16 +57,16 @@ def judge_inspection(inspection: Inspection) -> tuple[str, str]:
     shifted = shifted_rows(inspection.rows)
     basis = f"measured on {inspection.samples} samples" if inspection.samples else "predicted from what is stored"
     if shifted:
-        worst, mismatch = shifted[0], shifted[0].known_mismatch or 0.0
-        if is_within_chance(mismatch, inspection.samples):
+        worst, variance_ratio = shifted[0], shifted[0].known_variance_ratio or 0.0
+        if is_within_chance(variance_ratio, inspection.samples):
             return "WARN", (
                 f"Not clear: noise reaches {reached} of {total} BatchNorms, and the worst, '{worst.name}', stores a "
-                f"variance that is off by a factor of {mismatch:.2f}, which a healthy one may show on "
+                f"variance that is off by a factor of {variance_ratio:.2f}, which a healthy one may show on "
                 f"{inspection.samples} samples; give more (--samples 500)."
             )
         return "WARN", (
             f"Damaged: noise reaches {reached} of {total} BatchNorms, and {len(shifted)} store a variance that is off "
-            f"by a tenth or more, the worst, '{worst.name}', by a factor of {mismatch:.2f} ({basis}); "
+            f"by a tenth or more, the worst, '{worst.name}', by a factor of {variance_ratio:.2f} ({basis}); "
             "vsfix optimize repairs it."
         )
     status = "WARN" if inspection.warnings else "PASS"
@@ -74,7 +74,7 @@ def judge_inspection(inspection: Inspection) -> tuple[str, str]:
         return "WARN", "Not clear: the file marks noise, and how far it moves the outputs only data tells (--data)."
     if not reached:
         return status, f"Nothing to repair: no noise that the file shows reaches any of its {total} BatchNorms."
-    known = [row.known_mismatch for row in inspection.rows if row.noise and row.known_mismatch is not None]
+    known = [row.known_variance_ratio for row in inspection.rows if row.noise and row.known_variance_ratio is not None]
     if not known:
         return (
             "WARN",
@@ -109,13 +109,14 @@ def wrong_statistics(inspection: Inspection) -> str:
 
 
 def variances_beside(inspection: Inspection) -> str:
-    """What is to be said of stored variances that are off although the network is healthy; empty where none is."""
+    """The note on stored variances that are off although the network is healthy; empty where none is."""
     off = shifted_rows(inspection.rows)
     if not off:
         return ""
     return (
         f" {len(off)} of {len(inspection.rows)} stored variances are off by a tenth or more with the noise off (the "
-        f"worst, '{off[0].name}', by a factor of {off[0].known_mismatch:.2f}), and that moves the outputs no farther."
+        f"worst, '{off[0].name}', by a factor of {off[0].known_variance_ratio:.2f}), and that moves the outputs no "
+        "farther."
     )
 
 

@@ -1,6 +1,6 @@
 """Which fault a file has beside noise: statistics that were never set or are stale, or data of another preprocessing.
 
-What is compared is what each BatchNorm stores with what it sees, all noise that is known on, each behind corrected
+What each BatchNorm stores is compared with what it sees, all noise that is known on, each downstream of corrected
 predecessors, so that a BatchNorm that is off says so itself.
 
     never set    it stores mean 0 and variance 1 exactly, and sees others
@@ -38,14 +38,14 @@ EXPLAINED = (
 WHOLE = 0.9  # the same, from which on the map is the reason, and not one for each column
 BYTE = 255.0
 LARGEST_SCALE, STEPS = 1000.0, 121
-LARGEST_S2 = 4.0  # of noise in front of the first BatchNorm
+LARGEST_S2 = 4.0  # of noise upstream of the first BatchNorm
 WORST = 3.0  # no channel counts as farther off
 NEAR = 0.1  # relative: sampling moves a scale by some per cent
 REESTIMATE = "vsfix optimize MODEL -o OUT --data DATA --method exact --layers all writes those of the data"
 
 
 class FaultKind(str, Enum):
-    """What is wrong beside noise."""
+    """The faults beside noise."""
 
     UNSET = "statistics never set"
     INPUT = "another input"
@@ -54,7 +54,7 @@ class FaultKind(str, Enum):
 
 @dataclass(frozen=True)
 class InputMap:
-    """What would make the data that of the training: scale x + offset."""
+    """The map that would make the data that of the training: scale x + offset."""
 
     scale: float
     offset: float
@@ -86,7 +86,7 @@ class InputMap:
             if abs(self.scale / scale - 1) <= NEAR:
                 return f"the data, {number}, would explain it: it may be {name}"
         if not by:
-            return f"the data, {number}, would explain it: it may be centred in another way"
+            return f"the data, {number}, would explain it: it may be centred differently"
         return f"the data, {number}, would explain it"
 
 
@@ -144,7 +144,7 @@ class Fault:
 
     @property
     def remedy(self) -> str:
-        """What to do where no noise is known."""
+        """The remedy where no noise is known."""
         if self.kind is FaultKind.INPUT:
             return "Give the data as the training saw it: nothing else can be judged before"
         if self.kind is FaultKind.UNSET:
@@ -196,7 +196,7 @@ def find_fault(
     first = _reached_first(graph)
     has_others = not set(residuals) <= first
     if not has_others and not (found is not None and found.is_byte):
-        share = 0.0  # with no BatchNorm behind, nothing tells a map of the input from what is stale
+        share = 0.0  # with no BatchNorm downstream, nothing tells a map of the input from what is stale
     is_input = share >= EXPLAINED or (has_others and set(off) <= first)
     kind = FaultKind.INPUT if is_input else FaultKind.STALE
     return Fault(kind, tuple(off), len(residuals), worst, off[worst], found if share >= WHOLE else None)
@@ -231,16 +231,18 @@ def _input_map(
         )
     except DataError:  # what lies beyond the first BatchNorm overflows
         return None, 0.0
-    usable = ~here.degenerate & (first.variance > 0)
-    if usable.sum() < 2:
+    informative = ~here.degenerate & (first.variance > 0)
+    if informative.sum() < 2:
         return None, 0.0
-    found = _fit_map(first, here, ones, both, usable)
+    found = _fit_map(first, here, ones, both, informative)
     left = residuals_under_noise(graph, found.apply(batches), open_model, seed=seed)
     before, after = (sum(map(_size, some.values())) for some in (residuals, left))
     return found, 1 - after / max(before, float(np.finfo(np.float64).tiny))
 
 
-def _fit_map(stored: BatchNorm, here: Moments, ones: Moments, both: Moments, usable: npt.NDArray[np.bool_]) -> InputMap:
+def _fit_map(
+    stored: BatchNorm, here: Moments, ones: Moments, both: Moments, informative: npt.NDArray[np.bool_]
+) -> InputMap:
     """The map with which the first BatchNorm sees what it stores.
 
     Its input is affine in that of the network, so that three runs give its moments under every map:
@@ -258,9 +260,9 @@ def _fit_map(stored: BatchNorm, here: Moments, ones: Moments, both: Moments, usa
         here: what it sees of the data.
         ones: of an input that is 1 everywhere.
         both: of the data plus 1.
-        usable: the channels that tell something.
+        informative: the channels that tell something.
     """
-    deviation = np.sqrt(np.where(usable, stored.variance, 1.0))
+    deviation = np.sqrt(np.where(informative, stored.variance, 1.0))
     constant = here.mean + ones.mean - both.mean
     of_x, of_1 = ((one.mean - constant) / deviation for one in (here, ones))  # (C,)
     wanted = (stored.mean - constant) / deviation
@@ -269,11 +271,11 @@ def _fit_map(stored: BatchNorm, here: Moments, ones: Moments, both: Moments, usa
 
     def fitted(scale: float, most: float) -> tuple[float, float]:
         """The offset, and what is left with noise of so much variance at most."""
-        rest, slope = (wanted - scale * of_x)[usable], of_1[usable]
+        rest, slope = (wanted - scale * of_x)[informative], of_1[informative]
         offset = float(rest @ slope) / max(float(slope @ slope), float(np.finfo(np.float64).tiny))
-        variance = (scale**2 * var_x + 2 * scale * offset * cov + offset**2 * var_1)[usable]
-        # Noise in front of it that the file has lost adds s2 (mean^2 + variance).
-        square = variance + (stored.mean[usable] / deviation[usable]) ** 2
+        variance = (scale**2 * var_x + 2 * scale * offset * cov + offset**2 * var_1)[informative]
+        # Noise upstream of it that the file has lost adds s2 (mean^2 + variance).
+        square = variance + (stored.mean[informative] / deviation[informative]) ** 2
         s2 = max(float((1 - variance) @ square), 0.0) / max(float(square @ square), float(np.finfo(np.float64).tiny))
         ratio = np.log(np.maximum(variance + min(s2, most) * square, np.finfo(np.float64).tiny))
         left = np.clip(ratio, -WORST, WORST) ** 2 + np.clip(rest - offset * slope, -WORST, WORST) ** 2

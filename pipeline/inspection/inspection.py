@@ -1,4 +1,4 @@
-"""What is known about each BatchNorm of a model: the noise that reaches it and the shift that it causes."""
+"""The inspection of each BatchNorm of a model: the noise that reaches it and the shift that it causes."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ NOT_SHOWN = (
 )
 # A BatchNorm that no noise reaches and whose variance is off by this factor says that the data is not what it was
 # trained on, or is not preprocessed as in training.
-FOREIGN_DATA_MISMATCH = 2.0
-FOREIGN_DATA_OFFSET = 1.0
+OTHER_DATA_VARIANCE_RATIO = 2.0
+OTHER_DATA_OFFSET = 1.0
 # The same of the first BatchNorm with noise in front: few samples and other noise move its shift by less.
-FOREIGN_DATA_UNEXPLAINED = 4.0
+OTHER_DATA_UNEXPLAINED = 4.0
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `vsfix inspect` found.
+    """The result of `vsfix inspect`.
 
     Attributes:
         rows: one for each BatchNorm, in the order of the graph.
@@ -60,14 +60,14 @@ class Inspection:
         prepared: what would be changed to make the file deployable; the columns are those of the deployable graph.
         inferred: what the statistics say about noise that the file has lost; empty where nothing was inferred.
         defect: why the weights can't be deployed, repaired or not; empty where they can.
-        route: the way of the noise to the BatchNorm that it shifts most; None where no noise reaches one.
+        route: the path of the noise to the BatchNorm that it shifts most; None where no noise reaches one.
         severity: R, how far the deployed network is from its noise-averaged one; None where no noise is known or
             nothing ran.
         outputs: how each output is read for that, one line each.
         stored: BatchNorms whose statistics are not those of the network with its noise on, in the order of the graph; R
             is that of a network that nobody trained where there are any.
         fault: what is wrong beside noise; None where nothing is.
-        claims: the lost noise that was inferred, by kind of place.
+        claims: the lost noise that was inferred, by kind of insertion point.
         question: what is to be said where no noise is certain and something is off all the same; empty elsewhere.
     """
 
@@ -172,7 +172,7 @@ def _fault_beside_noise(
     found: Inspection,
     residuals: Mapping[str, Residual] | None,
 ) -> Fault | None:
-    """What is wrong beside the noise that a file shows; of what is in its way only that which makes R doubtful."""
+    """The faults beside the noise that a file shows; of what hinders their search only that which makes R doubtful."""
     fault = find_fault(graph, batches, open_model, residuals)
     reached = {row.name for row in found.rows if row.noise}
     if fault is None or found.stored or not set(fault.batch_norms) <= reached:
@@ -183,7 +183,7 @@ def _fault_beside_noise(
 def _with_severity(
     found: Inspection, graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, config: InspectionConfig
 ) -> tuple[Inspection, NoiseStudy | None]:
-    """Adds R where noise is known that can be switched on; a warning says why it can't be had."""
+    """Adds R where noise is known that can be switched on; a warning says why it is unavailable."""
     if not batches or not any(not source.owner for source in analyse_noise(graph).sources):
         return found, None
     try:
@@ -219,7 +219,7 @@ def inspect_graph(graph: gs.Graph, batches: Sequence[Batch], open_model: OpenMod
 
 
 def look_at(graph: gs.Graph, samples: int, real: Mapping[str, Moments]) -> Inspection:
-    """What is known of every BatchNorm of a graph, from what was measured already.
+    """The rows of all BatchNorms of a graph, from what was measured already.
 
     Args:
         graph: not changed.
@@ -234,18 +234,18 @@ def look_at(graph: gs.Graph, samples: int, real: Mapping[str, Moments]) -> Inspe
         _sources(noise_map),
         samples,
         _warnings(rows) + _hidden(noise_map),
-        route=_worst_route(graph, batch_norms, noise_map, rows),
+        route=_worst_path(graph, batch_norms, noise_map, rows),
     )
 
 
-def _worst_route(
+def _worst_path(
     graph: gs.Graph, batch_norms: Sequence[BatchNorm], noise_map: NoiseMap, rows: Sequence[BatchNormRow]
 ) -> TracedPath | None:
-    """The way of the noise to the BatchNorm that is off most, as far as it is measured or predicted."""
+    """The path of the noise to the BatchNorm that is off most, as far as it is measured or predicted."""
     reached = [pair for pair in zip(rows, batch_norms, strict=True) if pair[0].noise]
     if not reached:
         return None
-    _, worst = max(reached, key=lambda pair: pair[0].known_mismatch or 0.0)
+    _, worst = max(reached, key=lambda pair: pair[0].known_variance_ratio or 0.0)
     return traced_path(graph, worst, noise_map.reaching[worst.name][0])
 
 
@@ -255,13 +255,13 @@ def _sources(noise_map: NoiseMap) -> tuple[str, ...]:
 
 
 def _warnings(rows: Sequence[BatchNormRow]) -> tuple[str, ...]:
-    """What should be known before the numbers are trusted."""
+    """The caveats of the numbers."""
     warnings = []
-    foreign = [row for row in rows if not row.noise and row.mismatch is not None]
-    if foreign and foreign[0].mismatch is not None and foreign[0].mismatch > FOREIGN_DATA_MISMATCH:
+    noise_free = [row for row in rows if not row.noise and row.mismatch is not None]
+    if noise_free and noise_free[0].mismatch is not None and noise_free[0].mismatch > OTHER_DATA_VARIANCE_RATIO:
         warnings.append(
-            f"BatchNorm '{foreign[0].name}' sees no noise, yet its stored variance is off by a factor of "
-            f"{foreign[0].mismatch:.1f} on this data: is it the data of the training, preprocessed the same way?"
+            f"BatchNorm '{noise_free[0].name}' sees no noise, yet its stored variance is off by a factor of "
+            f"{noise_free[0].mismatch:.1f} on this data: is it the data of the training, preprocessed the same way?"
         )
     mute = [row.name for row in rows if row.mean_offset is not None and row.measured_shift is None]
     if mute:
@@ -269,14 +269,14 @@ def _warnings(rows: Sequence[BatchNormRow]) -> tuple[str, ...]:
             f"no channel of {len(mute)} BatchNorms varies on this data, '{mute[0]}' the first: it tells nothing"
         )
     first = rows[0] if rows else None
-    if first is not None and first.noise and (first.unexplained or 1.0) > FOREIGN_DATA_UNEXPLAINED:
+    if first is not None and first.noise and (first.unexplained or 1.0) > OTHER_DATA_UNEXPLAINED:
         warnings.append(
             f"the variance that BatchNorm '{first.name}' sees on this data is off by a factor of "
             f"{first.unexplained:.1f} from what its noise, {first.noise}, explains: is it the data of the training, "
             "preprocessed the same way?"
         )
     # Unbiased noise leaves the mean of the first BatchNorm as it is, so that it tells of the data in any case.
-    if first is not None and first.mean_offset is not None and first.mean_offset > FOREIGN_DATA_OFFSET:
+    if first is not None and first.mean_offset is not None and first.mean_offset > OTHER_DATA_OFFSET:
         warnings.append(
             f"the mean that BatchNorm '{first.name}' sees on this data is {first.mean_offset:.1f} deviations from the "
             "stored one: is it the data of the training, preprocessed the same way?"
@@ -285,7 +285,7 @@ def _warnings(rows: Sequence[BatchNormRow]) -> tuple[str, ...]:
 
 
 def _hidden(noise_map: NoiseMap) -> tuple[str, ...]:
-    """What stands in the subgraphs of If, Loop and Scan, where nothing is measured and nothing is repaired."""
+    """The BatchNorms in the subgraphs of If, Loop and Scan, where nothing is measured and nothing is repaired."""
     noisy = sorted(noise_map.reached_in_subgraphs)
     warnings = []
     if noise_map.in_subgraphs:

@@ -17,7 +17,7 @@ from vsfix.graph_passes.statistics.moments import Moments
 from .fault import REESTIMATE, Fault, FaultKind, find_fault
 from .preparation import PreparedModel
 
-NAMED = 3  # sites that are spelled out
+NAMED = 3  # insertion points that are spelled out
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class LostNoise:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What is to be said where noise was found that does not explain everything."""
+        """The note where noise was found that does not explain everything."""
         if not self.inference.is_partial:
             return ()
         return (
@@ -54,7 +54,7 @@ class LostNoise:
 
     @property
     def question(self) -> str:
-        """What is to be said where no noise is certain, and something is off all the same; else empty."""
+        """The note where no noise is certain, and something is off all the same; else empty."""
         if self.fault is not None:
             return self.fault.sentence
         verdict = self.inference.verdict

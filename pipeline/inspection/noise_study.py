@@ -158,7 +158,7 @@ class NoiseStudy:
 
     @property
     def residuals(self) -> dict[str, Residual]:
-        """What is left of each BatchNorm with the noise on, by its name."""
+        """The residual of each BatchNorm with the noise on, by its name."""
         return residuals_of(self.graph, self.corrected, len(self.samples))
 
     @property
@@ -202,7 +202,7 @@ class NoiseStudy:
     def with_moments(
         self, parameters: Mapping[str, FoundParameters], moments_off: Mapping[str, Moments]
     ) -> tuple[dict[str, FoundParameters], tuple[LayerRow, ...]]:
-        """The same parameters with the moments that each BatchNorm's input has in the network that they make.
+        """These parameters with the moments that each BatchNorm's input has in the network that they make.
 
         The moments change what is stored and not what is computed, so that the rows of the layers are those of both.
         They are those of all positions: what looks at the written file sees the same.
@@ -223,7 +223,7 @@ class NoiseStudy:
         return plain, self._rows(deployed)
 
     def open_question(self) -> tuple[str, ...]:
-        """What is to be said where R is below its bound and yet leaves open whether a repair would gain."""
+        """The note where R is below its bound and yet leaves open whether a repair would gain."""
         if not self.severity.is_open:
             return ()
         guessed = [name for name, kind in self.kinds.items() if kind.is_guessed]

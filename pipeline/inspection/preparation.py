@@ -54,7 +54,7 @@ class PreparedModel:
     shows_its_noise: bool
 
     def with_noise(self, noise: Mapping[str, Noise]) -> PreparedModel:
-        """The same model with markers for noise that was inferred; itself where there is none.
+        """This model with markers for noise that was inferred; itself where there is none.
 
         Args:
             noise: by the name of the tensor that it was on.
@@ -87,12 +87,12 @@ def prepare_model(
     graph = import_graph(model)
     passes = PassPipeline([*deployment_passes(), RecomposeBatchNorm(), FoldConstants()])
     done = passes(graph)
-    lookalikes = [kept for kept in done.skipped if kept.reason in (MERGED, PLAIN_AFFINE)]
-    others = [kept for kept in done.skipped if kept not in lookalikes]
-    warnings = [f"{kept.subject}: {kept.reason}" for kept in (*others, *unreadable_batch_norms(graph))]
+    lookalikes = [skipped for skipped in done.skipped if skipped.reason in (MERGED, PLAIN_AFFINE)]
+    others = [skipped for skipped in done.skipped if skipped not in lookalikes]
+    warnings = [f"{skipped.subject}: {skipped.reason}" for skipped in (*others, *unreadable_batch_norms(graph))]
     warnings += [sentence for reason in (MERGED, PLAIN_AFFINE) if (sentence := _together(lookalikes, reason))]
     warnings += [*_open_ratios(graph), *_replaceable(model)]
-    inserted = InsertNoise(_sites(noise))(graph)
+    inserted = InsertNoise(_given(noise))(graph)
     if needs_batch_norms and not has_noise(graph):
         if lookalikes and not find_batch_norms(graph):
             raise ModelError(
@@ -113,15 +113,15 @@ def prepare_model(
     )
 
 
-def _together(kept: Sequence[Skipped], reason: str) -> str:
-    """One sentence for all that were kept for one reason; empty for none."""
-    names = [each.subject for each in kept if each.reason == reason]
+def _together(skipped: Sequence[Skipped], reason: str) -> str:
+    """One sentence for all that were skipped for one reason; empty for none."""
+    names = [each.subject for each in skipped if each.reason == reason]
     more = f" (and {len(names) - 1} more like it)" if len(names) > 1 else ""
     return f"{names[0]}{more}: {reason}" if names else ""
 
 
 def _open_ratios(graph: gs.Graph) -> list[str]:
-    """What is to be said of Dropouts whose ratio is not in the file."""
+    """The warning about Dropouts whose ratio is not in the file."""
     return [
         f"Dropout '{marker_label(node)}': its ratio is not in the file, so how much it dropped is unknown; say it with "
         f"--noise '{marker_label(node)}=dropout:RATIO'"
@@ -131,7 +131,7 @@ def _open_ratios(graph: gs.Graph) -> list[str]:
 
 
 def _replaceable(model: onnx.ModelProto) -> list[str]:
-    """What is to be said of constants that are inputs too, so that a caller may replace them; exporters list all."""
+    """The note on constants that are inputs too, so that a caller may replace them; exporters list all."""
     inputs = {tensor.name for tensor in model.graph.input}
     stored = {tensor.name for tensor in model.graph.initializer}
     both = sorted(inputs & stored)
@@ -161,7 +161,7 @@ def repaired_batch_norms(metadata: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def unrepaired_noise(model: onnx.ModelProto) -> str:
-    """What is to be said of a file that is deployed although it shows the noise of its training; else empty."""
+    """The warning about a file that is deployed although it shows the noise of its training; else empty."""
     if repaired_batch_norms(read_metadata(model)):
         return ""
     graph = import_graph(model)
@@ -173,18 +173,18 @@ def unrepaired_noise(model: onnx.ModelProto) -> str:
     more = {0: "", 1: " and 1 other"}.get(others, f" and {others} others")
     return (
         f"the file was not repaired, and the noise of its training reaches BatchNorm '{reached[0]}'{more}: look with "
-        "`vsfix inspect`, mend with `vsfix optimize`"
+        "`vsfix inspect`, repair with `vsfix optimize`"
     )
 
 
-def _sites(noise: Sequence[str]) -> dict[str, Noise]:
-    """The noise by the name of its site."""
-    sites: dict[str, Noise] = {}
+def _given(noise: Sequence[str]) -> dict[str, Noise]:
+    """The noise by the name of its insertion point."""
+    given: dict[str, Noise] = {}
     for text in noise:
         name, found = parse_noise_option(text)
-        if sites.setdefault(name, found) != found:
-            raise InputError(f"--noise: '{name}' is given twice, as {sites[name]} and as {found}")
-    return sites
+        if given.setdefault(name, found) != found:
+            raise InputError(f"--noise: '{name}' is given twice, as {given[name]} and as {found}")
+    return given
 
 
 def _require_no_draws(graph: gs.Graph) -> None:
@@ -195,7 +195,7 @@ def _require_no_draws(graph: gs.Graph) -> None:
             continue
         if node.op in RANDOM_OPERATORS and is_standard(node):
             raise ModelError(
-                f"{label_of(node)} draws at random at inference, in a form that is not "
+                f"{label_of(node)} draws at random at inference, in a distribution that is not "
                 "known to be training noise; export the model after model.eval()"
             )
         wanted.update(id(tensor) for tensor in consumed_tensors(node))

@@ -68,33 +68,33 @@ def _damage(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
         return f"Yes. {severity_sentence(severity)}" + _sentence(damage_in_accuracy(report.accuracies))
     if not rows:
         return ""
-    shifted, known = shifted_rows(rows), [row for row in rows if row.known_mismatch is not None]
+    shifted, known = shifted_rows(rows), [row for row in rows if row.known_variance_ratio is not None]
     how = "measured" if any(row.mismatch is not None for row in rows) else "predicted from what the file stores"
     if shifted and not _is_sure(report, shifted[0]):
         return (
             f"Not clear. The worst stored variance that noise reaches is off by a factor of "
-            f"{shifted[0].known_mismatch:.2f}, which a healthy BatchNorm may show on so few samples."
+            f"{shifted[0].known_variance_ratio:.2f}, which a healthy BatchNorm may show on so few samples."
         )
     if shifted:
         return (
             f"Yes. The noise of training leaves {len(shifted)} of {len(rows)} BatchNorms with a stored variance that "
-            f"is off by a tenth or more ({how}), the worst by a factor of {shifted[0].known_mismatch:.2f}."
+            f"is off by a tenth or more ({how}), the worst by a factor of {shifted[0].known_variance_ratio:.2f}."
         ) + _sentence(damage_in_accuracy(report.accuracies))
     if not known:
         return "Not measured: there was no data to run the model on."
-    off = [row for row in known if (row.known_mismatch or 0) >= SHIFTED]
-    worst = max(off, key=lambda row: row.known_mismatch or 0.0, default=None)
-    if worst is not None and is_within_chance(worst.known_mismatch or 0.0, report.samples):
+    off = [row for row in known if (row.known_variance_ratio or 0) >= SHIFTED]
+    worst = max(off, key=lambda row: row.known_variance_ratio or 0.0, default=None)
+    if worst is not None and is_within_chance(worst.known_variance_ratio or 0.0, report.samples):
         return (
             f"No, as far as {count(report.samples)} samples tell: the worst stored variance is off by a factor of "
-            f"{worst.known_mismatch:.2f}, which a healthy BatchNorm may show on so few."
+            f"{worst.known_variance_ratio:.2f}, which a healthy BatchNorm may show on so few."
         )
     if off:
         return (
             f"Not by noise. The stored variance of {_number(len(off), 'BatchNorm')} that no noise reaches is off by a "
             "tenth or more on this data: is it that of the training, preprocessed the same way?"
         )
-    if any(row.noise and row.known_mismatch is None for row in rows):
+    if any(row.noise and row.known_variance_ratio is None for row in rows):
         return f"Not as far as is known: of {len(rows)} BatchNorms, {len(known)} are within a tenth ({how})."
     return f"No. Every stored variance is within a tenth of the real one ({how})."
 
@@ -102,7 +102,7 @@ def _damage(report: Report, rows: tuple[BatchNormRow, ...]) -> str:
 def _is_sure(report: Report, worst: BatchNormRow) -> bool:
     """Whether the worst variance ratio is damage and no chance: a repair has intervals for that, else it is large."""
     proven = report.repair is not None and any(outcome.repaired for outcome in report.repair.batch_norms)
-    return proven or not is_within_chance(worst.known_mismatch or 0.0, report.samples)
+    return proven or not is_within_chance(worst.known_variance_ratio or 0.0, report.samples)
 
 
 def _where(report: Report, rows: tuple[BatchNormRow, ...]) -> str:

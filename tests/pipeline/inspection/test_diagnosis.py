@@ -72,8 +72,8 @@ def test_what_so_few_samples_show_of_a_healthy_batch_norm_too_is_not_called_dama
 def test_a_healthy_batch_norm_is_within_chance_and_a_halved_variance_is_not(samples):
     rng = np.random.default_rng(samples)
     real = rng.standard_t(8, size=(200, samples, 64)).var(axis=1) / (8 / 6)  # 200 layers of 64 channels, heavy tails
-    mismatches = np.exp(np.abs(np.log(real)).mean(axis=1))
-    assert all(is_within_chance(float(mismatch), samples) for mismatch in mismatches)
+    ratios = np.exp(np.abs(np.log(real)).mean(axis=1))
+    assert all(is_within_chance(float(ratio), samples) for ratio in ratios)
     assert is_within_chance(2.0, samples) == (samples <= 8)
     assert not is_within_chance(1.01, 0)
 
@@ -93,7 +93,7 @@ def test_noise_whose_shift_is_not_known_is_not_called_harmless():
 
 def test_a_variance_that_is_off_without_noise_is_not_laid_to_noise():
     rows = (
-        row("foreign", "", None, 5.0),
+        row("other data", "", None, 5.0),
         row("edge", "dropout:0.1", None, 1.1),
         row("fine", "dropout:0.1", None, 1.09),
     )

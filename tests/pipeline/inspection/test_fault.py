@@ -88,7 +88,7 @@ def test_spoilt_statistics_are_told_by_what_they_are(open_model, spoil, kind, of
     [
         (255.0, 0.0, "0..255 where the training had 0..1"),
         (1 / 255, 0.0, "0..1 where it had 0..255"),
-        (1.0, 0.8, "centred in another way"),
+        (1.0, 0.8, "centred differently"),
         (0.4, -0.3, "would explain it"),
     ],
 )
@@ -144,8 +144,8 @@ def test_variances_that_training_leaves_unsure_do_not_bend_the_map_toward_noise(
     assert fault.input_map.offset == pytest.approx(-15 / 40, rel=0.08)
 
 
-def test_noise_in_front_of_the_first_batch_norm_does_not_bend_the_map(parse, open_model):
-    """Dropout 0.5 right behind the first layer, lost, and data that was not divided by 255."""
+def test_noise_upstream_of_the_first_batch_norm_does_not_bend_the_map(parse, open_model):
+    """Dropout 0.5 right after the first layer, lost, and data that was not divided by 255."""
     rng = np.random.default_rng(0)
     w, x = rng.normal(0, 0.4, (6, 30)), rng.uniform(0, 1, (4000, 6))
     z = (x @ w + 0.1) * (rng.random((4000, 30)) < 0.5) * 2

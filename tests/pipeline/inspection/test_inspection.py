@@ -48,7 +48,7 @@ def test_with_data_the_real_variance_is_compared_with_the_stored(residual, image
     assert inspection.samples == 60
 
 
-def test_two_noise_layers_in_front_are_predicted_together(parse, open_model):
+def test_two_noise_layers_upstream_are_predicted_together(parse, open_model):
     body = """(float[N, 3] x) => (float[N, 3] y) {
         d = Dropout (x)
         e = Dropout (d)
@@ -91,7 +91,7 @@ def test_data_with_another_mean_is_told_even_where_noise_reaches_every_batch_nor
 
 
 @pytest.mark.parametrize("scale", [255, 1 / 255])
-def test_data_of_another_scale_is_told_by_what_the_noise_in_front_explains(residual, images, open_model, scale):
+def test_data_of_another_scale_is_told_by_what_the_noise_upstream_explains(residual, images, open_model, scale):
     graph = import_graph(residual)
     first = find_batch_norms(graph)[0]
     real = measure(graph, [{"x": images}], open_model)["bn1"]
@@ -100,9 +100,9 @@ def test_data_of_another_scale_is_told_by_what_the_noise_in_front_explains(resid
     seen = inspect_graph(graph, [{"x": images}], open_model)
     assert seen.warnings == ()
     assert seen.rows[0].unexplained == pytest.approx(1, abs=0.1)
-    foreign = inspect_graph(graph, [{"x": scale * images}], open_model)
-    assert foreign.rows[0].unexplained == pytest.approx(255**2, rel=0.2)
-    assert "from what its noise, dropout:0.5, explains" in foreign.warnings[0]
+    other_data = inspect_graph(graph, [{"x": scale * images}], open_model)
+    assert other_data.rows[0].unexplained == pytest.approx(255**2, rel=0.2)
+    assert "from what its noise, dropout:0.5, explains" in other_data.warnings[0]
 
 
 def test_copies_of_a_few_samples_are_refused(residual, images, open_model):
@@ -124,12 +124,12 @@ def test_weights_that_no_repair_makes_deployable_are_named(parse, open_model):
     assert inspect_model(model, [], open_model).defect == ""
 
 
-def test_foreign_data_is_told_apart_from_a_shift(parse, open_model):
+def test_other_data_data_is_told_apart_from_a_shift(parse, open_model):
     weights = {name: np.ones(3, np.float32) for name in ("g", "b", "m", "v")}
     model = parse("(float[N, 3] x) => (float[N, 3] y) { y = BatchNormalization (x, g, b, m, v) }", weights)
     x = np.random.default_rng(0).normal(1, 9, (400, 3)).astype(np.float32)
-    foreign = inspect_graph(import_graph(model), [{"x": x}], open_model)
-    assert any("is it the data of the training" in warning for warning in foreign.warnings)
+    other_data = inspect_graph(import_graph(model), [{"x": x}], open_model)
+    assert any("is it the data of the training" in warning for warning in other_data.warnings)
 
 
 def test_the_range_of_the_gains_is_that_of_the_formula_and_what_float16_can_t_hold_is_counted(parse, open_model):

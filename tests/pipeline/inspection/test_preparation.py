@@ -1,4 +1,4 @@
-"""What a file is before anything looks at it."""
+"""The preparation of a file before anything looks at it."""
 
 from __future__ import annotations
 
