@@ -52,7 +52,7 @@ Statistics = tuple[Float64Array, Float64Array]
 
 @dataclass(frozen=True)
 class Averaging:
-    """What the averaged network says of a file, and what brings it there.
+    """The distance of a file from its averaged network, and the parameters that bring it there.
 
     Attributes:
         severity: R of the file as given, on all samples.
@@ -128,7 +128,7 @@ def average_repair(
 
     Raises:
         DataError: too few samples, outputs that are not finite, or noise that changes nothing.
-        CheckFailedError: the stored statistics are not true under the noise, and the samples are too few to mend that.
+        CheckFailedError: the stored statistics are wrong under the noise, and the samples are too few to correct that.
     """
     graph = prepared.graph
     study = _study(graph, batches, open_model, config)
@@ -170,7 +170,7 @@ def average_repair(
     if study.severity.is_healthy and config.method == "auto" and judge is None:
         return replace(plain, reason=_healthy(study.severity), warnings=(*warnings, *study.open_question()))
     if not study.units:
-        return replace(plain, reason="no scale and shift behind the noise is free: nothing can be matched")
+        return replace(plain, reason="no scale and shift downstream of the noise is free: nothing can be matched")
     found = _choose(plain, study, prepared, config, judge)
     if not statistics or not found.candidates:
         return found
@@ -322,7 +322,7 @@ def _not_better(rows: Sequence[CandidateRow]) -> str:
 
 
 def _require_enough(wrong: Sequence[StoredAgainstNoisy], samples: int) -> None:
-    """Refuses a file whose statistics are not true under its noise, where too few samples are there to mend that."""
+    """Refuses a file whose statistics are not true under its noise, where too few samples are there to correct that."""
     if samples >= RE_ESTIMATED:
         return
     first = wrong[0]
@@ -352,7 +352,7 @@ def _write_statistics(graph: gs.Graph, statistics: Mapping[str, Statistics]) -> 
 
 
 def _sample_warnings(samples: SampleSet) -> tuple[str, ...]:
-    """What is to be said of so few samples, or of copies."""
+    """The warning about so few samples, or about copies."""
     warnings = samples.warnings
     if len(samples) < FEW:
         few = f"the repair rests on {len(samples)} samples; give {FEW} or more, 32 are plenty for most networks"
@@ -361,7 +361,7 @@ def _sample_warnings(samples: SampleSet) -> tuple[str, ...]:
 
 
 def _statistics_warnings(wrong: Sequence[StoredAgainstNoisy], re_estimated: int) -> tuple[str, ...]:
-    """What is to be said of statistics that were not true under the noise."""
+    """The warning about statistics that were not true under the noise."""
     if not re_estimated:
         return ()
     first = wrong[0]

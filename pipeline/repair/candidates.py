@@ -1,4 +1,4 @@
-"""The ways to deploy a network that are tried, and how far each is from the network with its noise on."""
+"""The candidates for deployment that are tried, and how far each is from the network with its noise on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ AS_TRAINED, MATCH, REFINE = "as trained", "match", "match+refine"
 
 @dataclass(frozen=True)
 class CandidateRow:
-    """One way to deploy the network.
+    """One candidate for deployment.
 
     Attributes:
         name: `as trained`, `match`, `match+refine`, or a method of re-estimation.
@@ -86,7 +86,7 @@ def fitted_to_others(study: NoiseStudy, outputs: Mapping[str, Array], config: Re
 
 
 def _match(study: NoiseStudy, config: RepairConfig) -> dict[str, MatchedUnit]:
-    """What the match finds, by the name of the unit."""
+    """The parameters of the match, by the name of the unit."""
     return match(
         study.graph,
         study.units,
@@ -101,7 +101,7 @@ def _match(study: NoiseStudy, config: RepairConfig) -> dict[str, MatchedUnit]:
 def matched(
     study: NoiseStudy, prepared: PreparedModel, config: RepairConfig
 ) -> tuple[dict[str, Mapping[str, FoundParameters]], tuple[str, ...]]:
-    """What the match finds, and what its refinement finds, by the name of the candidate; and warnings."""
+    """The parameters of the match and of its refinement, by the name of the candidate; and warnings."""
     found = _match(study, config)
     tried: dict[str, Mapping[str, FoundParameters]] = {MATCH: {name: unit.parameters for name, unit in found.items()}}
     if (why := refusal(study, config)) is not None:

@@ -1,4 +1,4 @@
-"""What a repair changed, by the names that a PyTorch module has for it; and what no such name can carry.
+"""The parameters that a repair changed, by their names in a PyTorch module; and those that no such name can carry.
 
 A parameter is carried where the file stores it under a name that a state_dict could have, one layer alone reads it,
 and it stands there as the module stores it. Scale and shift of a BatchNorm that can't be carried are put into its
@@ -37,7 +37,7 @@ _NO_FORM = "whose module has no scale and shift for it, and no running statistic
 
 @dataclass(frozen=True)
 class ChangedParameters:
-    """What changed.
+    """The changed parameters.
 
     Attributes:
         arrays: by state_dict name, of the shape that the file has: of a BatchNorm its running statistics, float32, and
@@ -49,7 +49,7 @@ class ChangedParameters:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def not_carried(self) -> tuple[str, ...]:
-        """What is to be told of those reasons, one sentence for each that occurs; empty where everything is carried."""
+        """One sentence for each of those reasons that occurs; empty where everything is carried."""
         by_reason: dict[str, list[str]] = {}
         for what, reason in self.reasons.items():
             by_reason.setdefault(reason, []).append(what)
@@ -147,10 +147,10 @@ class _KnownNames:
         others = (tensor for other, tensor in self._constants.items() if other != name and prod(tensor.shape) > 1)
         alike = [tensor for tensor in others if sorted(tensor.shape) == sorted(own.shape)]
         values = stored_values(own)
-        first = values.flat[0]  # the same one in both forms; most matrices are told apart by it
+        first = values.flat[0]  # the same one in both layouts; most matrices are told apart by it
         candidates = (other for other in map(stored_values, alike) if other.flat[0] == first)
-        forms = (values, values.swapaxes(0, 1))
-        return any(np.array_equal(other, form) for other in candidates for form in forms)
+        layouts = (values, values.swapaxes(0, 1))
+        return any(np.array_equal(other, layout) for other in candidates for layout in layouts)
 
 
 def _is_module_name(name: str) -> bool:
@@ -168,7 +168,7 @@ def _equal(one: gs.Constant, other: gs.Constant) -> bool:
 
 
 def _linear_changes(before: gs.Graph, after: gs.Graph) -> Iterator[_Change]:
-    """The constants that nodes read now in the place of others, those of BatchNorms left out."""
+    """The constants that nodes read now instead of others, those of BatchNorms left out."""
     for old, node in _paired_nodes(before, after):
         if is_batch_norm(node):
             continue
@@ -194,7 +194,7 @@ def _paired_nodes(before: gs.Graph, after: gs.Graph) -> Iterator[tuple[gs.Node |
 
 
 def _owner(node: gs.Node) -> str:
-    """The layer that a node belongs to: behind an operator, an Add holds the bias."""
+    """The layer that a node belongs to: downstream of an operator, an Add holds the bias."""
     if node.op == "Add":
         for tensor in node.inputs:
             if tensor.inputs and tensor.inputs[0].op in LINEAR_OPERATORS:
@@ -203,7 +203,7 @@ def _owner(node: gs.Node) -> str:
 
 
 def _of_batch_norm(batch_norm: BatchNorm, before: BatchNorm, known: _KnownNames) -> dict[str, Array] | str:
-    """What a state_dict has to hold of one, or why it can't; scale and shift only where they are not those before."""
+    """The entries of one in a state_dict, or why there are none; scale and shift only where they changed."""
     name = batch_norm.name
     if not all(known.holds(f"{name}.{kind}", batch_norm) for kind in _STATISTICS):
         return _NO_STATISTICS

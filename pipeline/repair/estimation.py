@@ -1,4 +1,4 @@
-"""What a repair finds, and how it is written: toward the noise-averaged network, or by a method of re-estimation.
+"""The estimate of a repair, and how it is written: toward the noise-averaged network, or by a method of re-estimation.
 
 `estimate` changes nothing; `write` puts what was found into a graph.
 """
@@ -42,7 +42,7 @@ JUDGED_SAMPLES = 256  # enough to tell a variance within a few percent
 
 @dataclass(frozen=True)
 class Found:
-    """What is to be written, and the evidence.
+    """The parameters to be written, and the evidence.
 
     Attributes:
         method: what is done in the end: the name of a candidate, a method, or `none`.
@@ -139,7 +139,7 @@ def estimate(
 
 @dataclass(frozen=True)
 class _Basis:
-    """What an estimate rests on: the samples for before and after, the inputs that were made, the labelled data."""
+    """The data of an estimate: the samples for before and after, the inputs that were made, the labelled data."""
 
     judged_on: Sequence[Batch] | None
     made: MadeInputs | None
@@ -147,7 +147,7 @@ class _Basis:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is to be said of the inputs."""
+        """The warnings about the inputs."""
         return self.made.warnings if self.made is not None else ()
 
     def look(
@@ -209,7 +209,7 @@ def _toward_average(
     config: RepairConfig,
     basis: _Basis,
 ) -> Found:
-    """What brings the network to its noise-averaged one."""
+    """The estimate that brings the network to its noise-averaged one."""
     averaging = average_repair(prepared, batches, open_model, config, basis.judge)
     moments_after: Mapping[str, Moments] | None = None
     if basis.judged_on:
@@ -246,7 +246,7 @@ def _re_estimate(
     config: RepairConfig,
     basis: _Basis,
 ) -> Found:
-    """What a method of re-estimation finds, and how far that is from the noise-averaged network."""
+    """The estimate of a method of re-estimation, and how far that is from the noise-averaged network."""
     judges, before = basis.look(prepared, batches, open_model)
     layers, reasons = choose_layers(prepared.graph, config.layers)
     study, trouble = _study(prepared.graph, _first(prepared, batches, STUDIED_SAMPLES), open_model, config)
@@ -325,7 +325,7 @@ def _first(prepared: PreparedModel, batches: Sequence[Batch], count: int = JUDGE
 def _study(
     graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, config: RepairConfig
 ) -> tuple[NoiseStudy | None, tuple[str, ...]]:
-    """F, where noise is known and something ran; or why it can't be had."""
+    """F, where noise is known and something ran; or why it is unavailable."""
     if not batches or not has_noise(graph):
         return None, ()
     try:

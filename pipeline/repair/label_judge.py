@@ -1,4 +1,4 @@
-"""What labelled data says of a model: one score a sample, and a paired test between two models.
+"""The judgement of labelled data: one score a sample, and a paired test between two models.
 
 whole numbers      classes: 1 where the model decides for the label, else 0; McNemar's exact test
 numbers            targets of the output's shape: minus the squared error; a permutation test of the differences' signs,
@@ -33,7 +33,7 @@ _NORMAL = 200  # labels, from which on the mean of their differences is normal
 
 @dataclass(frozen=True)
 class LabelScores:
-    """What labelled data says of the file as given and of the repaired one. Errors are negative scores.
+    """The judgement of labelled data on the file as given and on the repaired one. Errors are negative scores.
 
     Attributes:
         metric: `top-1`, a share, or `squared error`, a mean.
@@ -70,7 +70,7 @@ class LabelScores:
 
     @property
     def _rounding(self) -> float:
-        """What a fold, which rounds in other places, makes of a score."""
+        """The change of a score by a fold, which rounds at other points."""
         return FOLDED * abs(self.before)
 
     def text(self, score: float) -> str:
@@ -128,7 +128,7 @@ class LabelJudge:
 
     @property
     def metric(self) -> str:
-        """What a score is: `top-1` or `squared error`."""
+        """The metric of a score: `top-1` or `squared error`."""
         labels = self.samples.labels
         return TOP_1 if labels is not None and labels.dtype.kind in "iu" else SQUARED_ERROR
 
@@ -197,7 +197,7 @@ class LabelJudge:
         return mean_interval(found - reference)
 
     def compare(self, reference: Float64Array, found: Float64Array, max_loss: float | None = None) -> LabelScores:
-        """What the labels say of a model beside a reference.
+        """The judgement of the labels on a model beside a reference.
 
         Args:
             reference: its scores, shape (N,).

@@ -34,7 +34,7 @@ NOT_SHOWN = (
 
 @dataclass(frozen=True)
 class RepairPlan:
-    """What will be done.
+    """The method of a repair and the reason for it.
 
     Attributes:
         method: one of the methods, or `none`.

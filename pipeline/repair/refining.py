@@ -104,10 +104,10 @@ def refine_units(
     units_of_steps: dict[str, Array] = {}
     for affine in free:
         name = affine.unit.name
-        spread = _spread(study, name, affine.unit.channels)
+        deviation = _deviation(study, name, affine.unit.channels)
         if not affine.unit.is_last:
             units_of_steps[affine.scale.name] = np.ones(affine.scale.shape)
-        units_of_steps[affine.shift.name] = spread.reshape(affine.shift.shape)
+        units_of_steps[affine.shift.name] = deviation.reshape(affine.shift.shape)
     try:
         with _threads(study):
             refined = refine(
@@ -133,7 +133,7 @@ def refine_units(
     return found
 
 
-def _spread(study: NoiseStudy, name: str, channels: int) -> Array:
+def _deviation(study: NoiseStudy, name: str, channels: int) -> Array:
     """The unit in which the shift of a unit is moved: the deviation of its z."""
     target = study.targets.get(name)
     if target is None:

@@ -53,7 +53,7 @@ AVERAGED = (MATCH, REFINE)
 # Folding reorders floating-point operations and nothing else; a fold that loses more than this is a wrong fold.
 MIN_FOLD_SNR_DB = 80.0
 MIN_FOLD_SNR_DB_HALF = 40.0
-FLOOR_MARGIN_DB = 6.0  # a fold rounds in other places than the weights of the floor do
+FLOOR_MARGIN_DB = 6.0  # a fold rounds at other points than the weights of the floor do
 UNJUDGED_SAMPLES = 16  # random ones, to compare both graphs on where there is no data
 
 
@@ -182,7 +182,7 @@ def _cast(
 
 
 def _averaged(averaging: Averaging | None) -> dict[str, Any]:
-    """What the report says of the noise-averaged network."""
+    """The part of the report on the noise-averaged network."""
     if averaging is None:
         return {}
     return {
@@ -198,7 +198,7 @@ def _averaged(averaging: Averaging | None) -> dict[str, Any]:
 
 
 def _metadata(prepared: PreparedModel, found: Found, written: PassResult, config: RepairConfig) -> dict[str, str]:
-    """What the written file says about its repair; a cast or a fold leaves standing what was said before."""
+    """The metadata of the written file on its repair; a cast or a fold leaves standing what was said before."""
     known = read_metadata(prepared.source)
     earlier, now = repaired_batch_norms(known), [change.subject for change in written.changed]
     if earlier and not now:
@@ -277,7 +277,7 @@ def _outcomes(
 def _inputs_of_check(
     model: onnx.ModelProto, judges: Sequence[Batch], open_model: OpenModel, seed: int
 ) -> tuple[Batch, tuple[str, ...]]:
-    """What the deployed graph is compared on, random numbers where there is no data; or a warning that nothing is."""
+    """The inputs that the deployed graph is compared on, random where there is no data; or a warning without any."""
     if judges:
         return _few(judges[0], fixed_batch_size(model)), ()
     names = model_input_names(model)
@@ -320,7 +320,7 @@ def _check_equal(
         floor = wanted
     if not worst >= floor:
         raise CheckFailedError(
-            f"the folded graph departs from the repaired one (SNR {worst:.1f} dB, wanted {min(wanted, floor):.0f}): "
+            f"the folded graph differs from the repaired one (SNR {worst:.1f} dB, wanted {min(wanted, floor):.0f}): "
             "nothing is written; try --no-fold"
         )
     return worst, (

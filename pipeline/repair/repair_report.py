@@ -1,4 +1,4 @@
-"""What a repair did, as plain data: the terminal's table, the JSON and the page are three views of it."""
+"""The result of a repair as plain data: the terminal's table, the JSON and the page are three views of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .candidates import CandidateRow
 
 @dataclass(frozen=True)
 class BatchNormOutcome:
-    """What happened to one BatchNorm.
+    """The outcome of one BatchNorm.
 
     Attributes:
         before: its row before the repair; the noise that reaches it is there.
@@ -71,7 +71,7 @@ class RepairReport:
         outputs: how each output is read, one line each.
         layers: of every layer whose scale and shift are free, how far it is from the averaged network.
         cross_fitted: see `Averaging`.
-        route: the way of the noise to the BatchNorm that it shifted most before the repair; None where there is none.
+        route: the path of the noise to the BatchNorm that it shifted most before the repair; None where there is none.
     """
 
     method: str

@@ -1,4 +1,4 @@
-"""What a repair came to: its status word, the verdict in one sentence, and what is refused."""
+"""The verdict of a repair: its status word, one sentence, and what is refused."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .averaging import UNDER_NOISE
 from .label_judge import LabelScores
 from .repair_report import RepairReport
 
-MAX_MISMATCH = 10.0  # of a repaired BatchNorm; a repair that works leaves it near 1
+MAX_VARIANCE_RATIO = 10.0  # of a repaired BatchNorm; a repair that works leaves it near 1
 MAX_UNEXPLAINED = 1000.0  # of a variance; pixels that were not divided by 255, or twice, are off by 65,000
 
 
 def require_plausible(report: RepairReport, *, shown: bool = False) -> None:
     """Refuses a repair on data that can't be the training's: by what the first BatchNorms see, or by what is left.
 
-    The worst BatchNorm behind a repair that works stores what the data shows; methods that write what they measured
+    The worst BatchNorm after a repair that works stores what the data shows; methods that write what they measured
     bring that about on any data, so what they measured is looked at too, but for BatchNorms whose statistics were to be
     replaced without any noise in front.
 
@@ -31,8 +31,8 @@ def require_plausible(report: RepairReport, *, shown: bool = False) -> None:
         CheckFailedError: names the BatchNorm.
     """
     outcomes = report.batch_norms if any(o.repaired for o in report.batch_norms) else ()
-    kept = [o for o in outcomes if not o.before.noise and not o.repaired]
-    for row in [o.before for o in (*outcomes[:1], *kept[:1]) if o.before.noise or not o.repaired]:
+    unchanged = [o for o in outcomes if not o.before.noise and not o.repaired]
+    for row in [o.before for o in (*outcomes[:1], *unchanged[:1]) if o.before.noise or not o.repaired]:
         if row.unexplained is not None and row.unexplained > MAX_UNEXPLAINED and not shown:
             raise CheckFailedError(
                 f"refused: the variance that BatchNorm '{row.name}' sees on this data is off by a factor of "
@@ -40,7 +40,7 @@ def require_plausible(report: RepairReport, *, shown: bool = False) -> None:
                 "same way? no model is written; where it is, labelled data can show it (--eval-data)"
             )
     worst = max((o.after for o in report.batch_norms if o.repaired), key=lambda row: row.mismatch or 0, default=None)
-    if worst is not None and worst.mismatch is not None and worst.mismatch > MAX_MISMATCH:
+    if worst is not None and worst.mismatch is not None and worst.mismatch > MAX_VARIANCE_RATIO:
         raise CheckFailedError(
             f"refused: after the repair BatchNorm '{worst.name}' still stores a variance that is off by a factor of "
             f"{worst.mismatch:.0f} on this data: is it the data of the training, preprocessed the same way? "
@@ -58,7 +58,7 @@ def judge(report: RepairReport, scores: LabelScores | None = None) -> tuple[str,
 
 
 def _judge(report: RepairReport, scores: LabelScores | None) -> tuple[str, str]:
-    """The same by R and by what labels gain."""
+    """The status and the verdict by R and by what labels gain."""
     changed = report.method != "none" and (
         report.severity_after is not None or any(outcome.repaired for outcome in report.batch_norms)
     )
@@ -87,7 +87,7 @@ def _judge(report: RepairReport, scores: LabelScores | None) -> tuple[str, str]:
 
 
 def _what_was_done(report: RepairReport) -> str:
-    """What changed, by which method, and R before and after."""
+    """The changes, the method, and R before and after."""
     before, after = report.severity_before, report.severity_after
     done = [row.before.name for row in report.batch_norms if row.repaired]
     what = f"{len(done)} of {len(report.batch_norms)} BatchNorms" if done else "the linear layers"
@@ -128,7 +128,7 @@ def _unproven(report: RepairReport, *, labelled: bool) -> str:
 
 
 def _precision(report: RepairReport) -> str:
-    """What the verdict says of the precision that was asked for."""
+    """The part of the verdict on the precision that was asked for."""
     cast = report.precision
     if cast is None:
         return ""

@@ -227,7 +227,7 @@ def _repair(network: _Network, options: _Options) -> tuple[RepairReport, dict[st
     if severity.is_healthy and options.method == "auto":
         return replace(plain, reason=_healthy(severity), warnings=(*plain.warnings, *_open(severity))), {}
     if not units:
-        return replace(plain, reason="no scale and shift behind the noise is free: nothing can be matched"), {}
+        return replace(plain, reason="no scale and shift downstream of the noise is free: nothing can be matched"), {}
     if held_out_rows(network.count).sum() < LEAST_JUDGES:
         reason = f"{network.count} samples can't tell whether a repair is nearer; give {3 * LEAST_JUDGES} or more"
         return replace(plain, reason=reason), {}

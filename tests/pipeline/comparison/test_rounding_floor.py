@@ -84,5 +84,5 @@ def test_a_wrong_fold_is_refused_all_the_same(monkeypatch, steps):
         return result
 
     monkeypatch.setattr(FoldBatchNorm, "__call__", fold_wrongly)
-    with pytest.raises(CheckFailedError, match="the folded graph departs"):
+    with pytest.raises(CheckFailedError, match="the folded graph differs"):
         repair_model(network(steps), [INPUTS], open_for_small_runs, FOLD_ONLY)

@@ -58,29 +58,29 @@ def samples(count: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def harmed(tmp_path_factory) -> onnx.ModelProto:
+def shifted(tmp_path_factory) -> onnx.ModelProto:
     """(Linear - Dropout 0.5 - BatchNorm - ReLU) twice."""
     block = lambda width: [nn.Linear(width, 64), nn.Dropout(0.5), nn.BatchNorm1d(64), nn.ReLU()]  # noqa: E731
-    return trained([*block(10), *block(64), nn.Linear(64, 1)], tmp_path_factory.mktemp("harmed") / "m.onnx")
+    return trained([*block(10), *block(64), nn.Linear(64, 1)], tmp_path_factory.mktemp("shifted") / "m.onnx")
 
 
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory) -> onnx.ModelProto:
-    """(Linear - BatchNorm - ReLU - Dropout 0.1) once: no BatchNorm behind the noise."""
+    """(Linear - BatchNorm - ReLU - Dropout 0.1) once: no BatchNorm downstream of the noise."""
     layers = [nn.Linear(10, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.1), nn.Linear(64, 1)]
     return trained(layers, tmp_path_factory.mktemp("healthy") / "m.onnx")
 
 
-def test_auto_raises_the_accuracy_of_a_regressor_and_lowers_r(harmed, open_model):
-    repair = repair_model(harmed, [{"input": samples(64)}], open_model, RepairConfig())
+def test_auto_raises_the_accuracy_of_a_regressor_and_lowers_r(shifted, open_model):
+    repair = repair_model(shifted, [{"input": samples(64)}], open_model, RepairConfig())
     before, after = repair.report.severity_before, repair.report.severity_after
     assert before.ratio > 0.6 > 0.3 > after.ratio
-    assert r_squared(repair.model, open_model) > r_squared(harmed, open_model) + 0.01
+    assert r_squared(repair.model, open_model) > r_squared(shifted, open_model) + 0.01
 
 
-def test_re_estimation_that_leads_away_is_warned_about(harmed, open_model):
-    exact = repair_model(harmed, [{"input": samples(256)}], open_model, replace(QUICK, method="exact"))
-    assert r_squared(exact.model, open_model) < r_squared(harmed, open_model) - 0.1
+def test_re_estimation_that_leads_away_is_warned_about(shifted, open_model):
+    exact = repair_model(shifted, [{"input": samples(256)}], open_model, replace(QUICK, method="exact"))
+    assert r_squared(exact.model, open_model) < r_squared(shifted, open_model) - 0.1
     assert any("--method exact moves the file away from its noise-averaged" in line for line in exact.report.warnings)
     assert exact.report.severity_after.ratio > exact.report.severity_before.ratio
 
@@ -95,22 +95,22 @@ def test_a_healthy_network_stays_byte_for_byte(healthy, open_model):
     assert repair.statistics == {}
 
 
-def test_batch_sizes_and_the_order_of_samples_change_no_bit(harmed, open_model):
+def test_batch_sizes_and_the_order_of_samples_change_no_bit(shifted, open_model):
     x = samples(64)
     shuffled = x[np.random.default_rng(0).permutation(64)]
     cuts = [np.split(x, range(size, 64, size)) for size in (1, 7, 64)] + [[shuffled], [x]]
     files = [
-        repair_model(harmed, [{"input": part} for part in parts], open_model, QUICK).model.SerializeToString()
+        repair_model(shifted, [{"input": part} for part in parts], open_model, QUICK).model.SerializeToString()
         for parts in cuts
     ]
     assert files == [files[0]] * 5
 
 
-def test_one_sample_is_an_error_and_few_are_warned_about(harmed, open_model):
+def test_one_sample_is_an_error_and_few_are_warned_about(shifted, open_model):
     with pytest.raises(DataError, match="nothing can be told from fewer than 2; give at least 8"):
-        repair_model(harmed, [{"input": samples(1)}], open_model, QUICK)
+        repair_model(shifted, [{"input": samples(1)}], open_model, QUICK)
     for count, warned in ((7, True), (8, False)):
-        report = repair_model(harmed, [{"input": samples(count)}], open_model, QUICK).report
+        report = repair_model(shifted, [{"input": samples(count)}], open_model, QUICK).report
         assert any(f"rests on {count} samples" in warning for warning in report.warnings) is warned
 
 
@@ -123,15 +123,15 @@ def with_wrong_statistics(model: onnx.ModelProto) -> onnx.ModelProto:
     return wrong
 
 
-def test_wrong_statistics_are_refused_with_few_samples_and_mended_under_the_noise_with_many(harmed, open_model):
-    wrong = with_wrong_statistics(harmed)
+def test_wrong_statistics_are_refused_with_few_samples_and_corrected_under_the_noise_with_many(shifted, open_model):
+    wrong = with_wrong_statistics(shifted)
     with pytest.raises(CheckFailedError, match=r"2 BatchNorms store other statistics .* give 128 samples or more"):
         repair_model(wrong, [{"input": samples(127)}], open_model, QUICK)
-    mended = repair_model(wrong, [{"input": samples(512)}], open_model, QUICK)
-    assert any("2 BatchNorms were re-estimated under the noise first" in line for line in mended.report.warnings)
-    assert mended.report.candidates[0].name == "re-estimated under the noise", "no file as given is compared"
-    right = repair_model(harmed, [{"input": samples(512)}], open_model, QUICK)
-    assert r_squared(mended.model, open_model) == pytest.approx(r_squared(right.model, open_model), abs=0.02)
+    corrected = repair_model(wrong, [{"input": samples(512)}], open_model, QUICK)
+    assert any("2 BatchNorms were re-estimated under the noise first" in line for line in corrected.report.warnings)
+    assert corrected.report.candidates[0].name == "re-estimated under the noise", "no file as given is compared"
+    right = repair_model(shifted, [{"input": samples(512)}], open_model, QUICK)
+    assert r_squared(corrected.model, open_model) == pytest.approx(r_squared(right.model, open_model), abs=0.02)
 
 
 def test_statistics_that_were_re_estimated_alone_are_said_to_be_changed_and_handed_out(healthy, open_model):
@@ -157,7 +157,7 @@ def test_dropout_without_any_batch_norm_is_repaired_in_its_linear_layers(tmp_pat
     assert report.severity_after.ratio < 0.5 * report.severity_before.ratio
 
 
-def test_a_folded_convolution_behind_noise_is_repaired(parse, open_model):
+def test_a_folded_convolution_downstream_of_noise_is_repaired(parse, open_model):
     rng = np.random.default_rng(0)
     body = """(float[N, 3, 6, 6] x) => (float[N, 4] y) {
         d = Dropout (x, ratio)
@@ -175,10 +175,10 @@ def test_a_folded_convolution_behind_noise_is_repaired(parse, open_model):
     assert [node.op_type for node in repair.model.graph.node] == ["Conv", "Relu", "GlobalAveragePool", "Flatten"]
 
 
-def test_labels_choose_among_all_methods(harmed, open_model):
+def test_labels_choose_among_all_methods(shifted, open_model):
     x, y = friedman(300, 6)
     judge = LabelJudge(Samples("labelled", {"input": x}, y), open_model, 256)
-    report = repair_model(harmed, [{"input": samples(64)}], open_model, QUICK, judge=judge).report
+    report = repair_model(shifted, [{"input": samples(64)}], open_model, QUICK, judge=judge).report
     scores = {row.name: row.score for row in report.candidates}
     assert set(scores) == {"as trained", "match", "paired", "exact"}
     assert report.method == max(scores, key=scores.get)
@@ -205,18 +205,18 @@ def test_the_changed_parameters_make_the_module_compute_what_the_repaired_file_d
     assert np.abs(before - expected).max() > 1e-2, "the repair must be seen"
 
 
-def test_copies_of_samples_are_no_evidence(harmed, open_model):
+def test_copies_of_samples_are_no_evidence(shifted, open_model):
     few = samples(12)
-    alone = repair_model(harmed, [{"input": few}], open_model, QUICK)
-    copied = repair_model(harmed, [{"input": np.tile(few, (20, 1))}], open_model, QUICK)
+    alone = repair_model(shifted, [{"input": few}], open_model, QUICK)
+    copied = repair_model(shifted, [{"input": np.tile(few, (20, 1))}], open_model, QUICK)
     assert copied.model.SerializeToString() == alone.model.SerializeToString()
     assert "228 of 240 samples were left out: they are copies of others" in copied.report.warnings
     with pytest.raises(CheckFailedError, match="give 128 samples or more"):
-        repair_model(with_wrong_statistics(harmed), [{"input": np.tile(samples(64), (4, 1))}], open_model, QUICK)
+        repair_model(with_wrong_statistics(shifted), [{"input": np.tile(samples(64), (4, 1))}], open_model, QUICK)
 
 
 def test_few_samples_judge_what_was_fitted_to_others(parse, open_model):
-    """The mean of a network that is linear behind its noise is the deployed one: every change is for the worse."""
+    """The mean of a network that is linear after its noise is the deployed one: every change is for the worse."""
     repaired = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -242,16 +242,16 @@ def test_few_samples_judge_what_was_fitted_to_others(parse, open_model):
     assert repaired <= 2, "at a level of 2.5 %"
 
 
-def test_what_is_damaged_and_stays_so_is_no_pass(harmed, open_model):
-    report = repair_model(harmed, [{"input": samples(5)}], open_model, QUICK).report
+def test_what_is_damaged_and_stays_so_is_no_pass(shifted, open_model):
+    report = repair_model(shifted, [{"input": samples(5)}], open_model, QUICK).report
     status, sentence = judge(report)
     assert report.method == "none"
     assert status == "WARN"
     assert sentence.startswith(f"Damaged (R = {report.severity.ratio:.2f}) and not repaired: 5 samples can't tell")
 
 
-def test_what_the_labels_call_better_passes_although_it_leads_away(harmed, open_model):
-    report = repair_model(harmed, [{"input": samples(64)}], open_model, QUICK).report
+def test_what_the_labels_call_better_passes_although_it_leads_away(shifted, open_model):
+    report = repair_model(shifted, [{"input": samples(64)}], open_model, QUICK).report
     farther = replace(report, severity_before=report.severity_after, severity_after=report.severity_before)
     assert judge(farther)[0] == "WARN"
     for p_value, status, words in ((1e-6, "PASS", "better on the labels"), (0.4, "WARN", "farther from its")):
@@ -283,9 +283,9 @@ def test_few_samples_of_a_graph_with_one_batch_size_leave_it_as_it_is(parse, ope
         assert report.method_reason == f"{count} samples can't tell whether a repair is nearer; give 18 or more"
 
 
-def test_few_samples_judge_the_chosen_layers_alone(harmed, open_model):
-    """What judges is what is written: with `--layers` it must leave the other layers as they are, too."""
+def test_few_samples_judge_the_chosen_layers_alone(shifted, open_model):
+    """The judged model is the written one: with `--layers` it must leave the other layers as they are, too."""
     config = replace(QUICK, method="match", layers="2")
-    all_of_it = repair_model(harmed, [{"input": samples(16)}], open_model, replace(config, layers="auto")).report
-    one = repair_model(harmed, [{"input": samples(16)}], open_model, config).report
+    all_of_it = repair_model(shifted, [{"input": samples(16)}], open_model, replace(config, layers="auto")).report
+    one = repair_model(shifted, [{"input": samples(16)}], open_model, config).report
     assert one.candidates[1].severity > all_of_it.candidates[1].severity

@@ -1,4 +1,4 @@
-"""What `vsfix optimize` does with calibration data and with statistics that are out of the ordinary.
+"""The answers of `vsfix optimize` to calibration data and statistics that are out of the ordinary.
 
 docs/reliability.md says the same as these tables.
 """
@@ -33,8 +33,8 @@ SAMPLES = RNG.normal(0.2, 1, (64, *SHAPE)).astype(np.float32)
 
 def trained(open_model, parse, *, epsilon: str = "1e-5", **channels: tuple[str, float]) -> onnx.ModelProto:
     """A network with the statistics that training with Dropout 0.5 stores, but for what `channels` puts into channel 0."""
-    behind = parse("(float[N, 3, 6, 6] x) => (float[N, 4, 4, 4] c) { c = Conv (x, w) }", {"w": WEIGHTS["w"]})
-    c = open_model(behind).run({"x": SAMPLES})["c"].astype(np.float64)
+    no_bn = parse("(float[N, 3, 6, 6] x) => (float[N, 4, 4, 4] c) { c = Conv (x, w) }", {"w": WEIGHTS["w"]})
+    c = open_model(no_bn).run({"x": SAMPLES})["c"].astype(np.float64)
     mean, variance = c.mean(axis=(0, 2, 3)), c.var(axis=(0, 2, 3))
     weights = WEIGHTS | {
         "gamma": np.array([1.5, 0.5, 1.0, 2.0], np.float32),
@@ -54,7 +54,7 @@ def poisoned(value: float) -> np.ndarray:
     return array
 
 
-FOREIGN = "from what its noise explains: is it the data of the training"
+OTHER_DATA = "from what its noise explains: is it the data of the training"
 DATA = {
     "NaN": (poisoned(np.nan), 2, "is not finite in 1 of 64 samples, the first is sample 5"),
     "infinite": (poisoned(-np.inf), 2, "is not finite in 1 of 64 samples, the first is sample 5"),
@@ -63,8 +63,8 @@ DATA = {
     "no sample": (SAMPLES[:0], 2, "holds no sample"),
     "constant": (np.full_like(SAMPLES, 0.3), 2, "only 1 of the 64 samples differ"),
     "copies": (np.repeat(SAMPLES[:2], 32, axis=0), 2, "only 2 of the 64 samples differ"),
-    "times 255": (SAMPLES * 255, 1, FOREIGN),
-    "over 255": (SAMPLES / 255, 1, FOREIGN),
+    "times 255": (SAMPLES * 255, 1, OTHER_DATA),
+    "over 255": (SAMPLES / 255, 1, OTHER_DATA),
     "channels last": (SAMPLES.transpose(0, 2, 3, 1).copy(), 2, "has samples of 6x6x3, the model takes 3x6x6"),
     "flat": (SAMPLES.reshape(64, -1), 2, "has samples of 108, the model takes 3x6x6"),
     "float64": (SAMPLES.astype(np.float64), 2, "is float64, the model takes float32"),

@@ -1,4 +1,4 @@
-"""What `--statistics` promises: PyTorch with it computes what the repaired file does, or it is said that it does not."""
+"""The promise of `--statistics`: PyTorch computes with it as the repaired file does, or it is said that it does not."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Twice(nn.Module):
 
 
 class TwiceWithoutBatchNorm(Twice):
-    """The same layer in front of two non-linearities."""
+    """One layer upstream of two non-linearities."""
 
     def __init__(self) -> None:
         super().__init__(shares_batch_norm=True)

@@ -1,4 +1,4 @@
-"""What `vsfix optimize --eval-data` writes and refuses, by losses that are counted beforehand."""
+"""The files that `vsfix optimize --eval-data` writes and refuses, by losses that are counted beforehand."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def trained_one_step(model: str, sites: NoiseSites) -> tuple[nn.Module, torch.Te
         optimizer.step()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in module.parameters())
     changed = [not torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True)]
-    assert sum(changed) > 0.9 * len(changed)  # a bias in front of a BatchNorm has no gradient to speak of
+    assert sum(changed) > 0.9 * len(changed)  # a bias upstream of a BatchNorm has no gradient to speak of
     return module.eval(), images
 
 
@@ -102,10 +102,10 @@ def require_chain(model: str, site: str, tmp_path) -> None:
     reached = batch_norms_that_noise_reaches(module, images)
     assert [bool(row.distance) for row in inspection.rows] == reached
     direct = sum(
-        name.startswith("noise") and isinstance(behind, nn.BatchNorm1d | nn.BatchNorm2d)
+        name.startswith("noise") and isinstance(following, nn.BatchNorm1d | nn.BatchNorm2d)
         for part in module.modules()
         if isinstance(part, nn.Sequential)
-        for (name, _), behind in zip(part.named_children(), list(part.children())[1:], strict=False)
+        for (name, _), following in zip(part.named_children(), list(part.children())[1:], strict=False)
     )
     assert sum(row.distance == "direct" for row in inspection.rows) == direct
     assert (direct > 0) == (site in ("a", "all"))

@@ -27,7 +27,7 @@ def batches():
 
 
 def planted(noise) -> onnx.ModelProto:
-    """Three blocks whose statistics were made under `noise` in front of the second BatchNorm of each; no marker."""
+    """Three blocks whose statistics were made under `noise` upstream of the second BatchNorm of each; no marker."""
     weights = make_weights(seed=0)
     return make_model(plant(weights, make_images(2000, seed=1), "a", noise))
 

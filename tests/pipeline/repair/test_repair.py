@@ -156,7 +156,7 @@ def test_a_fold_that_goes_wrong_is_caught_before_anything_is_returned(
 
     monkeypatch.setattr(LinearLayer, "bias_values", lambda layer, bias: np.full(6, 0.1))
     data = batches(images) if method == "exact" else []  # without data, random numbers show it too
-    with pytest.raises(CheckFailedError, match="folded graph departs"):
+    with pytest.raises(CheckFailedError, match="folded graph differs"):
         repair_model(residual, data, open_model, RepairConfig(method=method))
 
 
@@ -167,7 +167,7 @@ def test_a_fold_that_goes_wrong_is_not_excused_where_a_rounding_leaves_no_number
 
     monkeypatch.setattr(LinearLayer, "bias_values", lambda layer, bias: np.full(6, 0.1))
     monkeypatch.setattr("vsfix.pipeline.repair.repair.rounding_floor", lambda *_: -np.inf)
-    with pytest.raises(CheckFailedError, match="folded graph departs"):
+    with pytest.raises(CheckFailedError, match="folded graph differs"):
         repair_model(residual, batches(images), open_model, RepairConfig(method="exact"))
 
 
@@ -214,7 +214,7 @@ def test_each_row_says_what_was_estimated_and_how_surely(residual, images, open_
 
 
 def test_noise_that_a_person_names_is_repaired_like_marked_noise(settled, images, open_model):
-    """The same file without its markers, and the markers given by hand, gives the same statistics."""
+    """A file without its markers, and the markers given by hand, gives the statistics of the marked file."""
     marked = repair_model(settled, batches(images), open_model, RepairConfig())
     named = RepairConfig(noise=("bn1=dropout:0.5", "bn2=dropout:0.5"))
     told = repair_model(without_markers(settled), batches(images), open_model, named)

@@ -125,8 +125,8 @@ def test_only_nodes_beside_each_other_are_one_module(parse):
     weights = {"g": 2.0, "b": 0.5, "m": 0.1, "v": 3.0}
     constants = {name: np.full(4, value, np.float32) for name, value in weights.items()}
     beside = "n = BatchNormalization (x, g, b, m, v)\n k = BatchNormalization (z, g, b, m, v)\n y = Add (n, k)"
-    behind = "n = BatchNormalization (x, g, b, m, v)\n r = Add (n, z)\n y = BatchNormalization (r, g, b, m, v)"
-    for body, modules in ((beside, 1), (behind, 2)):
+    in_a_row = "n = BatchNormalization (x, g, b, m, v)\n r = Add (n, z)\n y = BatchNormalization (r, g, b, m, v)"
+    for body, modules in ((beside, 1), (in_a_row, 2)):
         graph = import_graph(parse(f"(float[N, 4] x, float[N, 4] z) => (float[N, 4] y) {{ {body} }}", constants))
         assert (len(find_modules(graph)), len(find_batch_norms(graph))) == (modules, 2)
     fresh = {"g": np.ones(4), "b": np.zeros(4), "m": np.zeros(4), "v": np.ones(4)}
