@@ -1,7 +1,8 @@
 # make demo: environment, install, the whole chain on real data, a report.
-# make test: environment with the test tools, every check, the test suite.
+# make test: environment with the test tools, every check, the test suite but for what takes long.
+# make test-all: that, and whole chains, real processes, matrices of networks, ModelOpt (1.4 GB, once).
 # make coverage: the suite again, with the lines that it ran. make docs: the user guide, in site/.
-# make house: counts that keep the source readable, each against its bound.
+# make house: counts that keep the source readable, each against its bound; the checks have those that need no run.
 # make audit: the pinned versions against the known vulnerabilities (asks PyPI). make sbom: what `vsfix[cpu]` brings along.
 
 PYTHON ?= python3
@@ -20,14 +21,20 @@ QUANTIZER := $(if $(RTX),quantizer)
 # Many tests start commands: their byte code is kept, whatever the user's setting.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test check house lint types imports tests coverage docs audit sbom quantizer clean
+.PHONY: demo test test-all check counts house lint types imports tests coverage docs audit sbom quantizer clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/vsfix demo -o vsfix-demo --force
 
 test: check
 
-check: lint types imports tests
+test-all: test $(QUANTIZER)
+	$(PYTEST) -m long
+
+check: lint types imports counts tests
+
+counts: $(VENV)/.test
+	$(BIN)/python benchmarks/house.py --no-runtime
 
 house: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/house.py
@@ -42,11 +49,12 @@ types: $(VENV)/.test
 imports: $(VENV)/.test
 	PYTHONPATH=.typing $(BIN)/lint-imports --no-cache
 
-tests: $(VENV)/.test $(QUANTIZER)
+tests: $(VENV)/.test
 	$(PYTEST)
+	@echo "Not run: the tests that take long (make test-all), the published networks (pytest -m published)"
 
 coverage: $(VENV)/.test $(QUANTIZER)
-	$(PYTEST) --cov --cov-report=term:skip-covered
+	$(PYTEST) -m "not published" --cov --cov-report=term:skip-covered
 
 docs: $(VENV)/.test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -102,11 +102,11 @@ def write_network(folder: Path) -> None:
 
 def runtime_counts() -> Iterator[Count]:
     """Sessions and measurements of one `vsfix optimize`."""
-    from onnxruntime import InferenceSession
-
     from vsfix.graph_passes.measurement.measurement import MomentsReader, measure
     from vsfix.pipeline.cli.main import vsfix
+    from vsfix.trainers.export.onnxruntime_library import import_onnxruntime
 
+    session = import_onnxruntime().InferenceSession
     with TemporaryDirectory() as name, open(os.devnull, "w", encoding="utf-8") as silence:
         folder = Path(name)
         profile = cProfile.Profile()
@@ -118,7 +118,7 @@ def runtime_counts() -> Iterator[Count]:
         if not Path(out).is_file():
             raise SystemExit("`vsfix optimize` wrote no model: there is nothing to count")
     of_one = f"of one `optimize` with {SAMPLES} samples"
-    yield Count(f"runtime sessions {of_one}", calls(profile, InferenceSession.__init__), SESSIONS)
+    yield Count(f"runtime sessions {of_one}", calls(profile, session.__init__), SESSIONS)
     # A reader outside of a measurement reads statistics from runs that are made for something else.
     read = calls(profile, measure) + calls(profile, MomentsReader.__init__, own=False)
     yield Count(f"measurements {of_one}", read, MEASUREMENTS)

@@ -233,6 +233,7 @@ SITUATIONS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("advice", SITUATIONS, ids=lambda advice: f"{advice.line}: {advice.said}"[:90])
 def test_what_is_advised_changes_what_comes_out(run, advice):
     code, before = run(advice.line)

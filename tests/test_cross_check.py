@@ -53,6 +53,7 @@ def with_weight(name: str, values: list[float]) -> onnx.ModelProto:
     return model
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:dropout2d")  # torch's own
 def test_a_repair_changes_the_statistics_that_it_names_and_the_fold_no_output(cross_check, tmp_path):
     checks = [cross_check.check_network(seed, tmp_path / str(seed)) for seed in range(6)]

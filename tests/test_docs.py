@@ -49,6 +49,7 @@ def site(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 @needs_mkdocs
 def test_every_page_is_built_and_can_be_reached(site):
     start = (site / "index.html").read_text()
@@ -74,6 +75,7 @@ def test_the_reference_shows_what_the_docstrings_say(site):
     assert "Brings a model to the network that was trained" in text
 
 
+@pytest.mark.long
 @needs_mkdocs
 def test_a_link_to_a_heading_that_is_not_there_fails_the_build(tmp_path):
     shutil.copytree(ROOT / "docs", tmp_path / "docs")

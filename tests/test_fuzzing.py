@@ -25,6 +25,7 @@ def scripts():
         yield modules
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", range(2))
 def test_hundreds_of_damaged_files_end_in_success_or_in_one_clear_line(part, tmp_path):
     numbers = ["--inputs", "250", "--first", str(250 * part), "--seed", "7", "--processes", "1"]

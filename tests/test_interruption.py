@@ -32,6 +32,7 @@ def inputs(scripts, tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_killed_at_random_moments_optimize_leaves_the_old_or_the_new_output(scripts, tmp_path):
     tally = scripts.killing.kill_optimize(tmp_path / "case", 10, np.random.default_rng(3), calls=OPTIMIZE_CALLS)
     assert tally.faults == []
@@ -56,6 +57,7 @@ def test_an_output_that_is_cut_short_is_seen(scripts, name, tmp_path):
     assert len(tally.faults) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", ["optimize", "compare", "package"])
 def test_a_failing_disk_is_one_clear_line_and_loses_nothing(scripts, inputs, command):
     found = scripts.faults.fail_everywhere(command, inputs)

@@ -18,6 +18,7 @@ def load():
         yield modules.load
 
 
+@pytest.mark.long
 def test_many_samples_stay_below_the_limit_of_memory(load, tmp_path):
     row = load.many_samples(tmp_path, samples=10_000, limit=160)
     assert row.wrong == []
@@ -31,6 +32,7 @@ def test_a_deep_network_is_inspected_and_repaired(load, tmp_path):
     assert [row.wrong for row in rows] == [[], []]
 
 
+@pytest.mark.long
 def test_processes_that_write_one_file_leave_one_of_theirs(load, tmp_path, monkeypatch):
     row = load.many_processes(tmp_path, processes=3)
     assert row.wrong == []

@@ -129,12 +129,14 @@ def own_model(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_the_own_model_of_the_readme_goes_from_its_training_to_an_engine(own_model):
     made = {path.name for path in own_model.iterdir()}
     assert {"weights.pt", "model.onnx", "repaired.onnx", "report.html", "half.onnx"} <= made
     assert "half.plan" in made or find_spec("tensorrt_rtx") is None
 
 
+@pytest.mark.long
 def test_the_python_of_the_readme_runs(own_model, monkeypatch):
     monkeypatch.chdir(own_model)
     blocks = [block.split("```")[0] for block in README.split("```python\n")[2:]]
@@ -146,6 +148,7 @@ def test_the_python_of_the_readme_runs(own_model, monkeypatch):
     assert (own_model / "repaired.onnx").stat().st_mtime_ns > before
 
 
+@pytest.mark.long
 def test_the_walkthrough_runs_on_small_data(tmp_path, monkeypatch):
     """Its commands in their order, with digits instead of Fashion-MNIST and fewer images."""
     monkeypatch.chdir(tmp_path)

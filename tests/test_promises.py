@@ -82,6 +82,7 @@ def chain(tmp_path_factory):
     return folder, run_audited(folder, [command.split() for command in CHAIN])
 
 
+@pytest.mark.long
 def test_the_chain_talks_to_nobody(chain):
     _, audited = chain
     assert len(audited.exit_codes) == len(CHAIN)

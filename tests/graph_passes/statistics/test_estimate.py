@@ -90,6 +90,7 @@ def test_the_interval_covers_where_channels_are_correlated_and_contrasts_differ(
     assert 0.91 * runs <= covered <= 0.99 * runs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("looks", [1, 4])
 def test_a_growing_set_that_is_looked_at_often_claims_no_more_than_one_look(stored, looks):
     """Samples are taken until an interval excludes 1: with each look at 5 % that happens far oftener than that."""

@@ -45,6 +45,7 @@ def folder(checkpoint_path, onnx_path, images, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_the_examples_of_the_page_run(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     names: dict[str, object] = {}
@@ -70,6 +71,7 @@ def test_the_examples_of_the_page_run(folder, monkeypatch, capsys):
     } <= made
 
 
+@pytest.mark.long
 def test_a_file_and_a_model_in_memory_give_the_same(onnx_path, tmp_path):
     results = [
         vsfix.optimize(model, "digits", method="match", samples=32) for model in (str(onnx_path), onnx.load(onnx_path))
@@ -106,6 +108,7 @@ def test_an_endless_generator_is_drawn_no_further_than_wanted(onnx_path, images)
     assert vsfix.inspect(onnx_path, endless()).samples == 500
 
 
+@pytest.mark.long
 def test_every_result_has_the_envelope(onnx_path, checkpoint_path, images):
     images, labels = images[:64], load_dataset("digits", "train").labels[:64]
     results = [

@@ -26,6 +26,7 @@ def test_the_trial_model_is_valid():
     onnx.checker.check_model(trial_model(), full_check=True)
 
 
+@pytest.mark.long
 def test_every_backend_is_tried(checks):
     assert set(BACKENDS) <= set(checks)
 
@@ -47,6 +48,7 @@ def test_a_library_that_is_absent_is_skipped_with_the_line_that_installs_it(monk
     assert (check.status, check.remedy) == ("SKIP", "pip install 'vsfix[tensorrt]'")
 
 
+@pytest.mark.long
 def test_without_onnx_runtime_the_doctor_names_its_extra(monkeypatch):
     monkeypatch.setattr(doctor, "_version", lambda *names: "")
     by_name = {check.name: check for check in check_backends()}

@@ -166,6 +166,7 @@ def test_arrays_that_do_not_fit_are_refused_before_the_gpu_is_touched(machine, i
         assert machine.cuda.calls["cudaMalloc"] == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("odd", "words"),
     [

@@ -114,6 +114,7 @@ def compiler():
     torch.compiler.reset()
 
 
+@pytest.mark.long
 def test_compiled_it_computes_what_torch_itself_does_with_every_batch_size(compiler):
     module = network()
     with TorchRunner(module, compiled=True) as compiled, TorchRunner(module) as eager:

@@ -45,6 +45,7 @@ def found(checkpoint_path, onnx_path, repaired_path):
     return benchmark([checkpoint_path, onnx_path, repaired_path], config)
 
 
+@pytest.mark.long
 def test_every_row_ran_and_the_first_is_the_reference(found):
     assert [row.status for row in found.rows] == ["PASS"] * 9
     assert found.reference == found.rows[0].label

@@ -62,6 +62,7 @@ def config(**settings) -> BuildConfig:
     return BuildConfig(**({"runtime": "tensorrt-rtx", "shapes": SHAPES, "targets": TARGETS} | settings))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["kept", "folded"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_builds_for_every_target_with_the_weights_that_float64_says(networks, tmp_path, name, form):

@@ -57,6 +57,7 @@ def snr_db(truth: np.ndarray, found: np.ndarray) -> float:
     return float(10 * np.log10((truth**2).sum() / (noise**2).sum()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("precision", NAMES)
 def test_a_folded_network_in_a_narrow_type_agrees_with_torch_in_float64(networks, name, precision):

@@ -74,6 +74,7 @@ def test_what_comes_back_is_counted_judged_and_says_what_the_model_said(fake_mod
     assert {entry.key for entry in found.model.metadata_props} == {"vsfix.repair"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["a b,c/d:0", "file", " x ", "vsfix_input_1"])
 def test_an_input_may_have_any_name(fake_modelopt, network, batches, open_model, name):
     fake_modelopt("good")
@@ -159,6 +160,7 @@ def test_an_input_without_a_batch_axis_is_refused_before_any_work(fake_modelopt)
         require_calibration("int8", [{"x": np.zeros((2, 3)), "t": np.float32(2)}])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [1, 5, 64])
 def test_the_cut_into_batches_does_not_change_the_verdict(fake_modelopt, network, batches, open_model, size):
     fake_modelopt("good")
@@ -207,6 +209,7 @@ def quantized_value(values, scale, axis=None):
     return np.clip(np.round(values / scale), -128, 127) * scale
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("modelopt")
 def test_the_weights_of_modelopt_are_those_of_float64_by_their_scales(network, batches, open_model):
     found = quantize_model(network, "int8", batches, open_model)
@@ -227,6 +230,7 @@ def test_the_weights_of_modelopt_are_those_of_float64_by_their_scales(network, b
     assert any(lost)  # what one scale for all channels would have done
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("modelopt")
 def test_float8_is_run_as_the_reference_evaluator_does(network, batches, open_runner_of):
     found = quantize_model(network, "fp8", batches, open_runner_of)
@@ -243,6 +247,7 @@ def open_runner_of():
     return open_for_small_runs
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("modelopt")
 def test_the_command_line_quantises_and_writes_a_file_that_says_so(call, onnx_path, tmp_path):
     target = tmp_path / "q.onnx"

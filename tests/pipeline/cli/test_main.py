@@ -267,6 +267,7 @@ def run_script(*arguments: object) -> list[str]:
     return [sys.executable, "-c", "from vsfix.pipeline.cli.main import main; main()", *map(str, arguments)]
 
 
+@pytest.mark.long
 def test_ctrl_c_in_a_real_process_ends_in_one_line(tmp_path):
     command = run_script("train", "--model", "mlp-1", "--data", "digits", "--epochs", 9999, "-o", tmp_path / "run")
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # several threads would wait for each other on a busy machine
@@ -285,6 +286,7 @@ def test_ctrl_c_in_a_real_process_ends_in_one_line(tmp_path):
     assert not [path for path in (tmp_path / "run").iterdir() if ".part" in path.name]
 
 
+@pytest.mark.long
 def test_a_reader_that_goes_away_is_no_error():
     with subprocess.Popen(run_script("doctor"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -330,6 +332,7 @@ def test_the_log_is_on_stderr_and_ends_with_the_command(call, onnx_path, npz_pat
     assert [call(*arguments).stderr.count("fewer than the 99") for _ in range(2)] == [1, 1]
 
 
+@pytest.mark.long
 def test_the_doctor_prints_what_works_and_fails_where_nothing_does(call, monkeypatch):
     result = call("doctor")
     assert (result.exit_code, result.stderr) == (0, "")
@@ -431,6 +434,7 @@ WITH_FILES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has such a device")
 @pytest.mark.parametrize("name", WITH_FILES)
 def test_the_files_are_written_where_nothing_can_be_printed(onnx_path, tmp_path, name):

@@ -101,6 +101,7 @@ def test_a_model_of_one_batch_size_says_that_the_memory_does_not_suffice(refusal
         list(run_batches(Memory(room=8, fixed=8, refusal=refusal), make_samples(10), 8))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit of the address space is Linux's")
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
 def test_the_runtimes_say_that_memory_is_short_and_the_accuracy_is_that_of_small_batches(runtime):

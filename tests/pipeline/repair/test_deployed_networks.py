@@ -52,7 +52,12 @@ SHAPES = ShapeOptions(None, "input:1x1x28x28", "input:8x1x28x28", "input:64x1x28
 
 
 ARCHITECTURES = [network for network in NETWORKS if network[1:] in (("dropout:0.5", "a"), ("dropout:0.5", "b"))][1:]
-names = pytest.mark.parametrize("network", NETWORKS, ids=lambda network: " ".join(map(str, network)))
+QUICK = ("mlp-5", "dropout:0.5", "a")
+names = pytest.mark.parametrize(
+    "network",
+    [network if network == QUICK else pytest.param(network, marks=pytest.mark.long) for network in NETWORKS],
+    ids=lambda network: " ".join(map(str, network)),
+)
 
 
 @cache
@@ -99,6 +104,7 @@ def test_the_repaired_network_builds_for_every_target_with_its_weights(network, 
     assert report.read_back.largest_error <= tolerance
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("precision", "targets"), [("int8", TARGETS), ("fp8", ("sm89", "sm120"))])
 @pytest.mark.parametrize("network", ARCHITECTURES, ids=lambda network: network[0])
 def test_in_eight_bits_it_builds_for_every_target_that_has_them(network, tmp_path, precision, targets):

@@ -113,7 +113,9 @@ def require_chain(model: str, site: str, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("model", FAMILIES)
+@pytest.mark.parametrize(
+    "model", [FAMILIES[0], *(pytest.param(model, marks=pytest.mark.long) for model in FAMILIES[1:])]
+)
 def test_a_network_goes_the_whole_way(model, site, tmp_path):
     if model in ("resnet-18", "seresnext-50-4x2d") and site != "all":
         pytest.skip("one site says it all for the large ones; the others run with -m published")

@@ -41,6 +41,7 @@ def repaired(form: str, path, open_model):
     return repair_model(model, [{"input": 4 * x.numpy()}], open_model, MATCH)
 
 
+@pytest.mark.long
 def test_several_rows_of_a_sample_are_refined_as_positions_of_it_are(tmp_path, open_model):
     rows, positions = (
         repaired(form, tmp_path / f"{number}.onnx", open_model).report

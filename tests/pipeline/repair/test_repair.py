@@ -69,6 +69,7 @@ def test_after_an_exact_repair_every_batch_norm_stores_what_it_sees(residual, im
     assert [outcome.after.mismatch for outcome in report.batch_norms] == pytest.approx([1.0] * 3, abs=5e-3)
 
 
+@pytest.mark.long
 def test_two_repairs_are_equal_bit_for_bit_and_the_seed_matters(settled, images, open_model):
     first, again, other = (
         repair_model(settled, batches(images), open_model, RepairConfig(seed=seed)).model.SerializeToString()
@@ -78,6 +79,7 @@ def test_two_repairs_are_equal_bit_for_bit_and_the_seed_matters(settled, images,
     assert first != other
 
 
+@pytest.mark.long
 def test_the_input_is_not_changed(settled, images, open_model):
     before = settled.SerializeToString()
     repair_model(settled, batches(images), open_model, RepairConfig())
@@ -134,6 +136,7 @@ def test_a_network_that_was_exported_without_noise_is_left_as_it_is(residual, im
     assert [tensor.SerializeToString() for tensor in repair.model.graph.initializer] == before
 
 
+@pytest.mark.long
 def test_a_second_repair_finds_nothing_to_repair(settled, images, open_model):
     onnx.helper.set_model_props(settled, {EXPORT_METADATA_KEY: "2"})
     once = repair_model(settled, batches(images), open_model, RepairConfig(fold=False))
@@ -213,6 +216,7 @@ def test_each_row_says_what_was_estimated_and_how_surely(residual, images, open_
     assert report.data == "32 samples of the data", "the intervals were narrow enough by then"
 
 
+@pytest.mark.long
 def test_noise_that_a_person_names_is_repaired_like_marked_noise(settled, images, open_model):
     """A file without its markers, and the markers given by hand, gives the statistics of the marked file."""
     marked = repair_model(settled, batches(images), open_model, RepairConfig())

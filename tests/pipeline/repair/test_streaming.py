@@ -73,6 +73,7 @@ def peak(*arguments: object) -> int:
     return int(found[1]) * 1024
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says what a process held")
 def test_exact_and_labelled_data_hold_no_decoded_set(folder, network, tmp_path):
     call = ("optimize", network, "-o", tmp_path / "o.onnx", "--force", "--method", "exact", "--max-memory", "64M")

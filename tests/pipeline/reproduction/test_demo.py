@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import pytest
+
 from vsfix.graph_passes.io.model_file import read_model
 from vsfix.trainers.training.checkpoint import load_checkpoint
 
 
+@pytest.mark.long
 def test_the_demo_shows_the_damage_and_the_repair(call, tmp_path):
     from vsfix.pipeline.reproduction.demo import run_demo
 

@@ -50,6 +50,7 @@ def ancestors(process: int) -> list[int]:
     return found
 
 
+@pytest.mark.long
 @needs_ray
 @pytest.mark.filterwarnings("ignore")
 def test_a_lost_worker_costs_its_run_alone_and_the_run_goes_on_the_next_time(make_trial, tmp_path, capfd):
@@ -126,6 +127,7 @@ def test_a_ray_of_its_own_reports_to_nobody(make_trial, tmp_path, monkeypatch):
     assert reported == [False]
 
 
+@pytest.mark.long
 @needs_ray
 @pytest.mark.filterwarnings("ignore")
 def test_bad_input_in_a_worker_ends_the_grid_and_runaway_numbers_do_not(make_trial, tmp_path):
@@ -140,6 +142,7 @@ def test_bad_input_in_a_worker_ends_the_grid_and_runaway_numbers_do_not(make_tri
     assert (builtins.print, signal.getsignal(signal.SIGTERM)) == before
 
 
+@pytest.mark.long
 @needs_ray
 @pytest.mark.filterwarnings("ignore")
 def test_a_worker_runs_nothing_that_lies_in_the_current_folder(make_trial, tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ def error(module, target, x):
         return float(F.mse_loss(module(x), target))
 
 
+@pytest.mark.long
 def test_the_repaired_module_is_nearer_to_the_average_that_torch_itself_draws(module, rows):
     x, y = friedman(1000, 4)
     average = averaged(module, x)
@@ -278,6 +279,7 @@ def test_few_samples_tell_nothing(module, rows):
     assert_same_state(module, before)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 0.7), (torch.bfloat16, 0.7)])
 def test_other_types_are_repaired_in_their_own(trained, rows, dtype, bound):
     module = copy.deepcopy(trained).to(dtype)

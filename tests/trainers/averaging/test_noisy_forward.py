@@ -140,6 +140,7 @@ class HandmadePair(nn.Module):
         return x * pairs.repeat_interleave(2, 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("layer", "noise"),
     [

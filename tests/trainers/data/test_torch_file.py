@@ -97,6 +97,7 @@ def test_an_archive_of_two_pickles_is_refused(tmp_path):
         read_torch_file(write(tmp_path / "m.pt", key(ONE), twice=True))
 
 
+@pytest.mark.long
 def test_the_deep_key_would_end_the_process(tmp_path):
     """Else the look beforehand could go."""
     path = write(tmp_path / "m.pt", key(ONE + SINGLE * 1_000_000))

@@ -98,6 +98,7 @@ def test_a_network_that_is_its_own_target_keeps_its_bits(kind: str, inputs: dict
         assert value.tobytes() == stored[name].astype(np.float64).tobytes()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_planted_scale_is_recovered(kind: str, inputs: dict[str, Any]) -> None:
     model = network(kind)

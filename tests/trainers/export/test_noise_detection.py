@@ -26,6 +26,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1, 2, 3, 9])
 def test_the_markers_of_an_export_tell_which_batch_norms_noise_reaches(tmp_path, seed):
     found = detect(seed, tmp_path)

@@ -156,6 +156,7 @@ def test_the_result_says_how_near_it_is(zoo):
     assert zoo[1].opset == 18
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("site", "noise", "producer", "consumer", "count"),
     [
@@ -288,6 +289,7 @@ def test_a_file_whose_handmade_noise_is_all_identified_claims_to_show_it_all(tmp
     assert module.training
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("opset", [MIN_OPSET, 17, MAX_OPSET])
 def test_other_opsets_hold_the_same_network(tmp_path, opset):
     config = NetworkConfig("preresnet-8", 1, (8, 8), 10, NoiseSites(a=Noise.parse("uout:0.1")))

@@ -28,6 +28,7 @@ def checks():
     return json.loads(done.stdout)
 
 
+@pytest.mark.long
 @forms
 def test_the_draws_have_their_distribution_and_are_independent(checks, form):
     found = checks[form]["distribution"]

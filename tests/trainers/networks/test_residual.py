@@ -175,6 +175,7 @@ def test_convolutions_start_with_the_deviation_of_he_and_every_bn_as_the_identit
     assert all((bn.weight == 1).all() for bn in network.modules() if isinstance(bn, nn.BatchNorm2d))
 
 
+@pytest.mark.long
 def test_the_export_keeps_each_bn_and_marks_each_noise(tmp_path):
     noise = NoiseSites(a=Noise.parse("dropout:0.5"), b=TENTH, last=Noise.parse("dropout:0.2"))
     network = built("resnet-18", noise)

@@ -179,6 +179,7 @@ def test_weights_of_another_network_are_refused(path, mistake):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "change",
     [

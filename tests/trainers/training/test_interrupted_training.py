@@ -113,6 +113,7 @@ def test_a_position_that_forgets_something_would_be_noticed(whole, tmp_path, mon
         require_same(load_checkpoint(tmp_path / "checkpoint.pt"), whole)
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_again_and_again_ends_in_the_same_weights(whole, tmp_path):
     checkpoint = tmp_path / "run" / "checkpoint.pt"
     script = (

@@ -100,6 +100,7 @@ def furthest(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> f
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("joint", [True, False])
 def test_two_processes_compute_what_one_computes_with_the_joint_batch(tmp_path, joint):
     # One epoch: rounding grows from step to step, as it does between any two orders of summation.
@@ -123,6 +124,7 @@ def test_two_processes_compute_what_one_computes_with_the_joint_batch(tmp_path, 
         assert furthest(together.model, alone.model) > 1e-2
 
 
+@pytest.mark.long
 def test_synchronised_batch_norm_of_several_cpus_is_refused(tmp_path):
     process = start(tmp_path, replace(CONFIG, sync_batch_norm=True))
     _, err = process.communicate(timeout=120)
@@ -131,6 +133,7 @@ def test_synchronised_batch_norm_of_several_cpus_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_two_processes_that_are_asked_to_stop_save_and_go_on_as_if_nothing_had_been(tmp_path):
     # With noise, so that each process has a stream of its own to go on with; in each 50th step they look up.
     config = replace(CONFIG, network=replace(NETWORK, noise=NoiseSites(a=Noise.parse("dropout:0.5"))), epochs=1)

@@ -373,6 +373,7 @@ def test_what_an_output_means_can_be_said(call, network):
     assert (nameless.exit_code, "write NAME=classes" in nameless.stderr) == (2, True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("option", "candidates"), [("--refine", 3), ("--no-refine", 2)])
 def test_the_refinement_is_tried_where_it_is_asked_for(call, network, tmp_path, option, candidates):
     arguments = ("--data", "digits", "--samples", 256, "--method", "match", option, "--json", tmp_path / "o.json")
