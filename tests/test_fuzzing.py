@@ -79,7 +79,7 @@ def test_what_is_planted_into_a_reader_is_seen(verdict, scripts, tmp_path, monke
     (folder / "out").mkdir(parents=True)
     (folder / "seed.onnx").write_bytes(scripts.seeds.seed_models()["plain"].SerializeToString())
     if PLANTED[verdict] is not None:
-        monkeypatch.setattr("vsfix.graph_passes.io.model_file.read_model", PLANTED[verdict])
+        monkeypatch.setattr("vsfix.arguments.read_model", PLANTED[verdict])
     monkeypatch.setattr(scripts.trial, "SECONDS", 2.0 if verdict == "hang" else 60.0)
     outcome = scripts.trial.run_trial(["inspect", "seed.onnx"], folder)
     assert outcome.verdict == verdict, outcome.said
