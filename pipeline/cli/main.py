@@ -56,7 +56,7 @@ _LOG_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 
 class LazyGroup(click.Group):
-    """The commands of `SUMMARIES`, each in a module of `vsfix.pipeline.commands` under the name `command`."""
+    """The commands of `SUMMARIES`, each in a module of `vsfix.pipeline.cli.commands` under the name `command`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names, in the order of a user's work."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.noise.insertion import parse_noise_option
+from vsfix.graph_passes.noise_average.divergence import Meaning
 from vsfix.graph_passes.precision.precision import parse_precision
 
 QUANTIZED = ("int8", "fp8")
@@ -16,7 +17,7 @@ METHODS = ("auto", "match", "paired", "exact", "analytic", "none")
 AVERAGING = ("auto", "match")  # bring the network to its noise-averaged one; the others estimate statistics
 NEED_DATA = ("exact", "paired")
 NEED_NOISE = ("match", "paired", "analytic")
-MEANINGS = ("classes", "probabilities", "values")
+MEANINGS = tuple(meaning.value for meaning in Meaning)
 GONE = {
     "distill": "it is no method any more: without --data the inputs are made from the model, whatever the method",
     "stream": "it is gone; take exact, which is one forward of the data too",

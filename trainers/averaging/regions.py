@@ -23,7 +23,6 @@ ELEMENTWISE = COPIES | frozenset(
     "tanh softplus threshold _prelu_kernel erf exp neg abs mul div add sub pow softshrink hardshrink".split()
 )
 _LINEAR = COPIES | {"add"}
-_LINEARELEMENTWISE = COPIES | {"add"}
 
 
 @dataclass(frozen=True, eq=False)

@@ -83,7 +83,7 @@ def test_the_help_lists_every_command_without_importing_one(call):
     script = (
         "import sys; from vsfix.pipeline.cli.main import vsfix; vsfix(['--help'], standalone_mode=False); "
         "heavy = {'numpy', 'onnx', 'torch', 'onnxruntime', 'rich', 'matplotlib'} & set(sys.modules); "
-        "heavy |= {name for name in sys.modules if name.startswith('vsfix.pipeline.commands')}; print('heavy:', heavy)"
+        "heavy |= {name for name in sys.modules if name.startswith('vsfix.pipeline.cli.commands')}; print('heavy:', heavy)"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "heavy: set()" in result.stdout
