@@ -181,7 +181,7 @@ def test_a_batch_norm_that_overflows_in_float16_is_refused_before_the_build(pars
 
 
 def test_tensorrt_really_makes_that_batch_norm_infinite(parse, tmp_path):
-    """Why the check stands in front of the build."""
+    """Why the check stands before the build."""
     body = "(float16[1, 4, 2, 2] x) => (float16[1, 4, 2, 2] y) { y = BatchNormalization (x, g, b, m, v) }"
     weights = {name: np.full(4, value, np.float16) for name, value in (("g", 300), ("b", 0), ("m", 0), ("v", 1e-5))}
     onnx.save(parse(body, weights), tmp_path / "m.onnx")
