@@ -89,9 +89,9 @@ def describe(signature: Signature) -> str:
     behind, ahead = signature
     target = ahead[0] if ahead else "BatchNorm"
     if target in SUMS:
-        return f"on the branch in front of the {target}, behind {' -> '.join(behind) or 'the input'}"
+        return f"on the branch upstream of the {target}, downstream of {' -> '.join(behind) or 'the input'}"
     source = f"follows {' -> '.join(behind)}" if behind else "reads the input"
-    return f"in front of the {target} that {source}"
+    return f"upstream of the {target} that {source}"
 
 
 @dataclass(frozen=True, eq=False)
