@@ -73,8 +73,12 @@ def plan_repair(
             raise InputError(f"--method {config.method} re-estimates BatchNorms, and the model has none; take match")
     if config.method == "exact" and config.layers != "auto":
         return RepairPlan(config.method, "asked for")
+    earlier = repaired_batch_norms(read_metadata(prepared.source))
+    noise_map = analyse_noise(prepared.graph)
+    if earlier and config.method == "auto" and not config.noise and (noise_map.sources or is_lost(prepared)):
+        return RepairPlan("none", f"vsfix repaired this file already ({len(earlier)} layers)")
     if not is_lost(prepared):
-        choice = _with_markers(analyse_noise(prepared.graph), config)
+        choice = _with_markers(noise_map, config)
         if choice.method != "none":
             return choice
         fault = find_fault(prepared.graph, batches, open_model, seed=config.seed, max_memory=config.max_memory)
@@ -82,9 +86,6 @@ def plan_repair(
             return choice
         reason = f"the fault is another: {fault.kind.value}"
         return replace(choice, reason=reason, warnings=(*choice.warnings, fault.sentence))
-    earlier = repaired_batch_norms(read_metadata(prepared.source))
-    if earlier and config.method == "auto":
-        return RepairPlan("none", f"vsfix repaired this file already ({len(earlier)} layers)")
     if config.method not in ("auto", *NEED_NOISE) and not batches:
         raise InputError(
             f"the file marks no noise layer, so --method {config.method} does not know which BatchNorms are concerned; "

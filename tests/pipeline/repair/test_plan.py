@@ -10,7 +10,7 @@ from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.io.model_file import export_model, import_graph
 from vsfix.graph_passes.noise.analysis import analyse_noise
 from vsfix.graph_passes.noise.marker import EXPORT_METADATA_KEY, RemoveMarkers
-from vsfix.pipeline.inspection.preparation import prepare_model
+from vsfix.pipeline.inspection.preparation import REPAIR_KEY, prepare_model
 from vsfix.pipeline.repair.plan import plan_repair
 from vsfix.pipeline.repair.repair_config import RepairConfig
 
@@ -141,3 +141,12 @@ def test_noise_that_explains_a_part_alone_is_doubted(blobs, open_model):
     assert blurred.keys() == weights.keys()
     (warning,) = choose(make_model(blurred), blobs, open_model).warnings
     assert "say where it was with --noise" in warning
+
+
+def test_a_file_that_says_it_was_repaired_is_not_repaired_again_though_it_marks_noise(residual, batches, open_model):
+    """As a torch module that was repaired in place and exported with its noise layers."""
+    told = export_model(import_graph(residual), residual, {REPAIR_KEY: '{"repaired": ["bn1"]}'})
+    plan = choose(told, batches, open_model)
+    assert (plan.method, plan.reason) == ("none", "vsfix repaired this file already (1 layers)")
+    assert choose(told, batches, open_model, noise=("d1=dropout:0.5",)).method == "auto"
+    assert choose(told, batches, open_model, method="match").method == "match"
