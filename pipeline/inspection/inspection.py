@@ -20,6 +20,7 @@ from vsfix.graph_passes.noise.analysis import (
     analyse_noise,
     traced_path,
 )
+from vsfix.graph_passes.noise.marker import RemoveMarkers
 from vsfix.graph_passes.noise_average.severity import Severity
 from vsfix.graph_passes.noise_average.stored_statistics import StoredAgainstNoisy
 from vsfix.graph_passes.noise_inference.claims import Claim
@@ -33,7 +34,7 @@ from .batch_norm_row import BatchNormRow, batch_norm_row
 from .fault import Fault, find_fault
 from .lost_noise import infer_lost_noise, is_lost
 from .noise_study import FEW, NoiseStudy
-from .preparation import REPAIR_KEY, prepare_model
+from .preparation import REPAIR_KEY, has_noise, prepare_model, repaired_batch_norms
 
 _LARGEST_FP16 = LIMITS[onnx.TensorProto.FLOAT16][0]
 NOT_SHOWN = (
@@ -130,13 +131,17 @@ def inspect_model(
     if REPAIR_KEY in read_metadata(model) and all(node.op_type != "BatchNormalization" for node in model.graph.node):
         raise ModelError("no BatchNorm is left to look at: vsfix folded them all when it wrote this file")
     prepared = prepare_model(model, config.noise)
-    inferred, warnings = "", prepared.warnings
+    repaired: tuple[str, ...] = ()
+    if not config.noise and repaired_batch_norms(read_metadata(model)) and has_noise(prepared.graph):
+        RemoveMarkers()(prepared.graph)  # what the noise would make of it is not what was trained
+        repaired = ("vsfix repaired this file already: the noise that it marks is that of the training before",)
+    inferred, warnings = "", (*prepared.warnings, *repaired)
     judges = averaged_on or batches
     claims: tuple[Claim, ...] = ()
     fault, question = None, ""
     has_data = bool(batches) and bool(find_modules(prepared.graph))
     real = measure(prepared.graph, batches, open_model, MeasurementConfig()) if has_data else {}
-    if is_lost(prepared):
+    if is_lost(prepared) and not repaired:
         if batches:
             lost = infer_lost_noise(
                 prepared, batches, open_model, max_memory=DEFAULT_MAX_MEMORY, measured=real if has_data else None

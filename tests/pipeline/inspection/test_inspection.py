@@ -7,11 +7,12 @@ import pytest
 
 from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms
 from vsfix.graph_passes.errors import DataError, InputError
-from vsfix.graph_passes.io.model_file import import_graph
+from vsfix.graph_passes.io.model_file import export_model, import_graph
 from vsfix.graph_passes.measurement.measurement import measure
 from vsfix.pipeline.inspection.diagnosis import judge_inspection
 from vsfix.pipeline.inspection.inspection import InspectionConfig, inspect_graph, inspect_model
 from vsfix.pipeline.inspection.noise_study import NoiseStudy
+from vsfix.pipeline.inspection.preparation import REPAIR_KEY
 from vsfix.pipeline.repair.repair import repair_model
 from vsfix.pipeline.repair.repair_config import RepairConfig
 
@@ -229,3 +230,12 @@ def test_the_command_reads_the_same_samples_as_a_repair(call, onnx_path, tmp_pat
         assert result.exit_code == 0, result.output
         seen[command] = json.loads(path.read_text())["severity"]
     assert seen["inspect"] == seen["optimize"]
+
+
+def test_the_noise_of_a_file_that_says_it_was_repaired_is_no_damage(residual, open_model):
+    told = export_model(import_graph(residual), residual, {REPAIR_KEY: '{"repaired": ["bn1"]}'})
+    found = inspect_model(told, [], open_model)
+    assert found.noise_sources == ()
+    assert "vsfix repaired this file already" in found.warnings[0]
+    assert judge_inspection(found)[0] == "WARN"
+    assert inspect_model(told, [], open_model, InspectionConfig(noise=("d1=dropout:0.5",))).noise_sources
