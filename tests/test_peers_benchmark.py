@@ -31,6 +31,7 @@ def passes(script):
     return script("pass_peers")
 
 
+@pytest.mark.long
 def test_the_passes_are_timed_and_their_results_compared(passes, tmp_path, capsys):
     out = tmp_path / "found.json"
     line = ["--networks", "synthetic-40", "--sizes", "20", "40", "--rounds", "1", "--out", str(out)]

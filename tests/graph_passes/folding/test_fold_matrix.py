@@ -74,6 +74,7 @@ CELLS = [
 CELLS += [(row, "bfloat16", 22) for row in ROWS]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("row", "kind", "opset"), CELLS)
 def test_the_upstream_layer_takes_the_batch_norm(row, kind, opset):
     body, weights, left = ROWS[row]

@@ -113,6 +113,7 @@ def test_each_marker_and_each_batch_draws_apart(residual, images, open_model, mo
     assert len(draws) == len(set(draws)) == 2 * 2 * 3  # markers, batches, runs of 8, 8 and 4
 
 
+@pytest.mark.long
 def test_noise_behind_noise_and_noise_on_the_input_are_made(parse, open_model):
     """Both kinds at once have the variance (1 + s2)^2 E[x^2] - E[x]^2."""
     body = """(float[N, 3] x) => (float[N, 3] y) {

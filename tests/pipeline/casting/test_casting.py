@@ -127,6 +127,7 @@ def test_optimize_writes_the_precision_that_was_asked_for_and_says_so(call, onnx
     assert f"layers in {name}" in result.stdout
 
 
+@pytest.mark.long
 def test_a_bfloat16_model_is_judged_on_labels_though_the_runtime_can_not_run_it(call, onnx_path, tmp_path):
     """Labels that the original never gives, so that no repair loses on them."""
     x = np.random.default_rng(0).normal(0, 1, (50, 1, 8, 8)).astype(np.float32)

@@ -417,6 +417,7 @@ def test_what_the_system_refuses_is_one_line_and_its_place_is_told_where_asked_f
     assert "Traceback" in call("-vv", "doctor").stderr
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has such a device")
 @pytest.mark.parametrize(("where", "code"), [("> /dev/full", 2), ("2> /dev/full", 0), (">&-", 0), ("2>&-", 0)])
 def test_a_stdout_that_is_full_or_closed_is_no_bug(onnx_path, where, code):

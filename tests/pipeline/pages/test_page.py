@@ -95,6 +95,7 @@ def test_the_page_is_whole_and_loads_nothing(report):
     assert "url(" not in text.replace("url(#", "")
 
 
+@pytest.mark.long
 def test_the_first_words_are_the_status_and_the_verdict(report):
     text = render_report(report)
     body = Page(text[text.index("<body>") :].replace("</html>", ""))

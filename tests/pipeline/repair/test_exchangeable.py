@@ -40,6 +40,7 @@ def optimize(call, model: Path, data: Path, *options: object) -> dict:
     return json.loads(result.stdout)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["auto", "paired", "exact"])
 def test_both_orders_have_the_same_verdict(call, onnx_path, files, method):
     found = {}

@@ -57,6 +57,7 @@ def repaired(model, open_model, method: str, **changes):
     return repair_model(model, [{"input": views(0).numpy()}], open_model, config)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["paired", "exact", "match"])
 def test_the_module_with_the_statistics_computes_what_the_file_does(trained, open_model, method):
     net, model = trained

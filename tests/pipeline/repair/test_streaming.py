@@ -83,6 +83,7 @@ def test_exact_and_labelled_data_hold_no_decoded_set(folder, network, tmp_path):
     assert whole - few < DECODED / 4
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says what a process held")
 def test_runs_with_the_noise_on_are_as_small_as_the_others(folder, network, tmp_path):
     """One batch of 1,000 under eight draws would hold 700 MiB of activations."""

@@ -148,6 +148,7 @@ def test_where_a_model_fails_the_layer_is_named(onnx_path, checkpoint_path, tmp_
         assert layers.first is next(row for row in layers.rows if row.operator == "BatchNormalization")
 
 
+@pytest.mark.long
 def test_the_layer_is_named_whatever_the_input_is_called_and_whatever_batch_is_taken(
     checkpoint_path, onnx_path, tmp_path
 ):
@@ -171,6 +172,7 @@ def test_the_layers_are_searched_on_the_backend_that_ran_the_reference(onnx_path
     assert 80 < layers.worst.snr_db < 200  # on one backend every tensor would be exact
 
 
+@pytest.mark.long
 def test_statistics_reach_a_compiled_reference(onnx_path, checkpoint_path, tmp_path, monkeypatch):
     _, statistics = changed_statistics(onnx_path, tmp_path)
     monkeypatch.setattr(torch, "compile", lambda module, **_: module)

@@ -46,6 +46,7 @@ def test_the_repaired_module_is_nearer_to_the_average_that_torch_itself_draws(mo
     assert report.after.ratio < 0.3
 
 
+@pytest.mark.long
 def test_the_match_alone_brings_most_of_it(module, rows):
     x, _ = friedman(1000, 4)
     average = averaged(module, x)
@@ -87,6 +88,7 @@ def bits(module):
     return [tensor.clone() for tensor in module.state_dict().values()]
 
 
+@pytest.mark.long
 def test_neither_the_order_of_the_samples_nor_their_batches_change_a_bit(trained, rows):
     found = []
     for loader in ([rows], rows[torch.randperm(96, generator=torch.Generator().manual_seed(2))].split(37)):
@@ -96,6 +98,7 @@ def test_neither_the_order_of_the_samples_nor_their_batches_change_a_bit(trained
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
+@pytest.mark.long
 def test_another_seed_is_another_noise(trained, rows):
     found = []
     for seed in (0, 1):
@@ -190,6 +193,7 @@ def test_no_more_batches_are_drawn_than_are_needed(module):
     assert len(drawn) == 3
 
 
+@pytest.mark.long
 def test_a_second_repair_is_refused_until_the_weights_are_those_of_the_training(trained, module, rows):
     repair_(module, [rows], refine=False)
     with pytest.raises(InputError, match="repaired already"):
@@ -259,6 +263,7 @@ def test_noise_that_is_on_in_eval_mode_is_refused(rows):
         repair_(Always(), [rows])
 
 
+@pytest.mark.long
 def test_a_forward_that_takes_another_path_is_refused(trained, rows):
     class Moody(nn.Module):
         def __init__(self):

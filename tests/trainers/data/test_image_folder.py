@@ -159,6 +159,7 @@ def test_a_damaged_image_is_one_line_whoever_decodes_it(folder, tmp_path, worker
         list(source.batches([torch.tensor([0])], 1))
 
 
+@pytest.mark.long
 def test_an_image_of_more_than_eight_bits_is_refused_and_not_cut_off(tmp_path):
     ramp = Image.fromarray(np.linspace(0, 60000, 32 * 32).reshape(32, 32).astype(np.uint16))
     (tmp_path / "train" / "ant").mkdir(parents=True)

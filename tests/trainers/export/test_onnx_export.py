@@ -249,6 +249,7 @@ class Chosen(nn.Module):
         return self.bn(noisy if self.training else x)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("module", [InPlace(), Chosen()], ids=lambda module: type(module).__name__)
 def test_noise_that_only_eval_mode_cuts_off_is_named(tmp_path, caplog, module):
     result = export_onnx(module, torch.randn(3, 1, 8, 8), tmp_path / "m.onnx")

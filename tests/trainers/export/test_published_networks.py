@@ -67,6 +67,7 @@ def test_the_numbers_round_to_what_the_papers_print(model, millions):
     assert round(SMALL[model] / 1e6, 1) == millions
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", LARGE)
 def test_images_become_logits(model):
     network = built(model, 224, 7)

@@ -111,6 +111,7 @@ def order_of_execution(model: str, noise: NoiseSites) -> list[str]:
     return seen
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("noise", "final", "tail"),
     [
@@ -308,6 +309,7 @@ def test_a_depth_that_does_not_fit_is_refused(depth):
         ResNeXt(depth, 2, 4, 3, 10)
 
 
+@pytest.mark.long
 def test_the_export_keeps_each_bn_and_marks_each_noise_in_resnexts(tmp_path):
     torch.manual_seed(0)
     network = ResNeXt(11, 2, 2, 1, 3, noise=NoiseSites(a=Noise.parse("dropout:0.5")))

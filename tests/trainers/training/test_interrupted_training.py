@@ -75,6 +75,7 @@ def interrupt_in(monkeypatch, step: int) -> None:
     monkeypatch.setattr(training_run.TrainingRun, "_train_step", interrupted)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", range(1, 2 * STEPS + 1))
 def test_a_run_that_ends_in_any_step_goes_on_to_the_same_weights(whole, tmp_path, monkeypatch, step):
     with monkeypatch.context() as patch:
