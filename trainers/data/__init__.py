@@ -1,4 +1,5 @@
 """Data sets in the forms that people have them, their preprocessing, and files of torch. No torch but for the last.
 
-Modules: cifar, images, hub_dataset, idx_file, image_folder, npz_file, datasets, preprocessing, torch_file.
+Modules: cifar, images, hub_dataset, idx_file, image_folder, npz_file, datasets, preprocessing,
+loader_order, torch_file.
 """
