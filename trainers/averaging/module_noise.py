@@ -16,7 +16,7 @@ from vsfix.graph_passes.noise.noise import Noise
 from vsfix.trainers.export.noise_reach import copy_module
 from vsfix.trainers.export.training_noise import observe_training_noise
 
-from .module_samples import Call
+from .module_samples import Call, copied
 
 ToldNoise = Mapping[str, str] | Iterable[str] | None
 """Noise that a person names: `KIND:VALUE` by the name of a part, or texts `PART=KIND:VALUE`."""
@@ -109,7 +109,7 @@ class _OneInput(nn.Module):
 
     def forward(self, rows: torch.Tensor) -> Any:
         """Runs the module with the other arguments around the rows."""
-        args, kwargs = self._others.around(rows)
+        args, kwargs = copied(self._others.around(rows))
         return self.module(*args, **kwargs)
 
 

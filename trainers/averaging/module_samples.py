@@ -46,7 +46,7 @@ class ModuleSamples:
         return len(self.samples)
 
     def call(self, tensors: Mapping[str, Any]) -> Call:
-        """The arguments for some samples, given their arrays or tensors by name."""
+        """The arguments for some samples, given their arrays or tensors by name; a forward may write into them."""
         return self.form.call(tensors, self.device)
 
     @classmethod
@@ -120,9 +120,15 @@ class _Form:
             if dtype is None:
                 leaves.append(self.others[number])
             else:
-                leaves.append(torch.as_tensor(tensors[_name(number)]).to(device, dtype))
+                leaves.append(torch.as_tensor(tensors[_name(number)]).to(device, dtype, copy=True))
         args, kwargs = pytree.tree_unflatten(leaves, self.spec)
         return tuple(args), dict(kwargs)
+
+
+def copied(call: Call) -> Call:
+    """A call whose tensors a forward may write into."""
+    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (tuple(call[0]), dict(call[1])))
+    return tuple(args), dict(kwargs)
 
 
 def keys_of(call: Call) -> tuple[tuple[int, ...], ...]:

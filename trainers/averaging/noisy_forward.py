@@ -30,7 +30,7 @@ from vsfix.graph_passes.noise.sampling import draw_by_sample, generators_of
 from vsfix.trainers.export.noise_tracing import NOISE_FUNCTIONS, following_modules, noise_of_call
 
 from .module_noise import ModuleNoise, find_noise, require_module
-from .module_samples import Call, call_of, keys_of, state_kept
+from .module_samples import Call, call_of, copied, keys_of, state_kept
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -266,8 +266,8 @@ def noise_averaged(module: nn.Module, draws: int = 32, seed: int = 0) -> Iterato
     their stored statistics. The same sample has the same noise in whatever batch it comes, for noise of a known kind.
 
     Args:
-        module: on any device; called with tensors, batch first. Its forward, training flags and random generators are
-            put back at the end, also after an error.
+        module: on any device; called with tensors, batch first, which stay as they are even where the forward writes into
+            them. Its forward, training flags and random generators are put back at the end, also after an error.
         draws: K, 1 or more; a call costs K forwards. The error of F falls with the square root of K.
         seed: of the noise.
 
@@ -298,7 +298,7 @@ def noise_averaged(module: nn.Module, draws: int = 32, seed: int = 0) -> Iterato
                     found.append(find_noise(module, (args, kwargs)))
                 keys = keys_of((args, kwargs))
             runs = NoisyForward(module, found[0])
-            outs = [runs.run((args, kwargs), Drawn(seed, draw, keys), forward) for draw in range(draws)]
+            outs = [runs.run(copied((args, kwargs)), Drawn(seed, draw, keys), forward) for draw in range(draws)]
         finally:
             module.forward = averaged
         return pytree.tree_map(_mean, *outs)

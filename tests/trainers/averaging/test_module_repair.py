@@ -413,3 +413,33 @@ def test_a_repair_without_refinement_that_was_asked_for_is_no_warning(module, ro
     assert report.warnings == ()
     assert report.status == "WARN"  # values are still off by more than the bound
     assert not report.after.is_healthy
+
+
+class Standardised(nn.Module):
+    """A regressor that standardises its input, in place or not."""
+
+    def __init__(self, network, in_place):
+        super().__init__()
+        self.network = network
+        self.in_place = in_place
+
+    def forward(self, x):
+        return self.network(x.sub_(0.1).div_(1.1) if self.in_place else (x - 0.1) / 1.1)
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_a_forward_that_writes_into_its_input_is_repaired_to_the_same_bits(module, rows, refine):
+    modules = [Standardised(copy.deepcopy(module), in_place) for in_place in (True, False)]
+    before = rows.clone()
+    found = [repair_(each, rows.split(64), method="match", refine=refine) for each in modules]
+    assert found[0] == found[1]
+    assert found[0].changed
+    values = [list(each.state_dict().values()) for each in modules]
+    assert all(torch.equal(a, b) for a, b in zip(*values, strict=True))
+    assert torch.equal(rows, before)
+
+
+def test_an_activation_that_writes_into_the_input_is_repaired_like_one_that_does_not(module, rows):
+    modules = [nn.Sequential(nn.ReLU(inplace=in_place), copy.deepcopy(module)) for in_place in (True, False)]
+    found = [repair_(each, [rows - 0.1], method="match", refine=False) for each in modules]
+    assert found[0] == found[1]

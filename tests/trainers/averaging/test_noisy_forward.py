@@ -187,3 +187,16 @@ def test_what_can_not_be_averaged_is_refused(module, x):
 
     with pytest.raises(InputError, match="numpy"), noise_averaged(Numpy()) as silent:
         silent(x)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_a_forward_that_writes_into_its_input_begins_every_draw_with_what_was_given(module, x, requires_grad):
+    shifted = nn.Sequential(nn.Threshold(0.2, 0.0), module)
+    in_place = nn.Sequential(nn.Threshold(0.2, 0.0, inplace=True), module)
+    given = x.clone().requires_grad_(requires_grad)
+    with noise_averaged(shifted, 8), torch.set_grad_enabled(requires_grad):
+        expected = shifted(x)
+    with noise_averaged(in_place, 8), torch.set_grad_enabled(requires_grad):
+        assert torch.equal(in_place(given), expected)
+        assert torch.equal(in_place(given), expected)
+    assert torch.equal(given, x)
