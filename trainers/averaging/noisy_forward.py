@@ -266,8 +266,8 @@ def noise_averaged(module: nn.Module, draws: int = 32, seed: int = 0) -> Iterato
     their stored statistics. The same sample has the same noise in whatever batch it comes, for noise of a known kind.
 
     Args:
-        module: on any device; called with tensors, batch first, which stay as they are even where the forward writes into
-            them. Its forward, training flags and random generators are put back at the end, also after an error.
+        module: on any device; called with tensors, batch first, which stay as they are even where a forward writes
+            into them. Its forward, training flags and random generators are put back at the end, also after an error.
         draws: K, 1 or more; a call costs K forwards. The error of F falls with the square root of K.
         seed: of the noise.
 
