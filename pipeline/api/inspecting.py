@@ -104,7 +104,7 @@ def inspect(
     loaded = load_model(model)
     # What the data must hold is asked of the prepared model: an input that only switches Dropout is gone from it.
     deployable = export_model(prepare_model(loaded, texts(noise), needs_batch_norms=False).graph, loaded)
-    held = None if data is None else hold_data(data, model_input_names(deployable), samples or SAMPLES)
+    held = None if data is None else hold_data(data, model_input_names(deployable), samples or SAMPLES, seed)
 
     def draw(count: int) -> Sequence[Batch]:
         """The batches that are drawn of the data, as `optimize` draws them."""

@@ -153,7 +153,7 @@ def _held(models: Sequence[ModelDescription], config: BenchmarkConfig) -> Benchm
     if config.calibration is None:
         return config
     most = max([CALIBRATION_SAMPLES, *(trial.images for trial in config.repairs)])
-    return replace(config, calibration=hold_data(config.calibration, _input_names(models), most))
+    return replace(config, calibration=hold_data(config.calibration, _input_names(models), most, config.seed))
 
 
 def _input_names(models: Sequence[ModelDescription]) -> Sequence[str]:

@@ -43,6 +43,7 @@ def load_samples(
     seed: int,
     at_most: bool = False,
     max_memory: int | None = None,
+    labelled: bool = True,
 ) -> Samples:
     """Loads data in any form.
 
@@ -57,6 +58,7 @@ def load_samples(
         at_most: fewer than `samples` are as good, and no warning.
         max_memory: bytes that the process may hold; images that would take too much of it are decoded each time when
             they are asked for. None decodes them at once.
+        labelled: read the labels where there are some; else they are not looked at.
 
     Raises:
         InputError: unknown data, a missing file, or a named data set for a model that says nothing of its input.
@@ -64,9 +66,11 @@ def load_samples(
     """
     spec = data_text(data)
     if spec is None:
-        return read_data(data, input_names, samples=samples, seed=seed, at_most=at_most, max_memory=max_memory)
+        return read_data(
+            data, input_names, samples=samples, seed=seed, at_most=at_most, max_memory=max_memory, labelled=labelled
+        )
     if spec.endswith(".npz"):
-        found = _from_npz(user_path(spec), input_names)
+        found = _from_npz(user_path(spec), input_names, labelled)
         return found.subset(_no_more(samples, len(found), at_most), seed=seed)
     size = DEFAULT_SIZE if preprocessing is None else preprocessing.size
     dataset = load_dataset(spec, cast("Split", split), size=size)
@@ -106,7 +110,7 @@ def calibration_batches(
     at_most: bool = False,
     max_memory: int = DEFAULT_MAX_MEMORY,
 ) -> list[Batch]:
-    """The calibration set of a model, from the training part of a named data set or from an `.npz` file.
+    """The calibration set of a model, without labels, from the training part of a named data set or from other data.
 
     Args:
         model: says its inputs, their preprocessing, and whether it prescribes a batch size.
@@ -129,6 +133,7 @@ def calibration_batches(
         seed=seed,
         at_most=at_most or samples is None,
         max_memory=max_memory,
+        labelled=False,
     ).lazily()
     _require_fitting(model, loaded)
     fixed = fixed_batch_size(model)
@@ -207,14 +212,14 @@ def _no_more(samples: int | None, total: int, at_most: bool) -> int | None:
     return min(samples, total) if at_most and samples is not None else samples
 
 
-def _from_npz(path: Path, input_names: Sequence[str]) -> Samples:
+def _from_npz(path: Path, input_names: Sequence[str], labelled: bool) -> Samples:
     """All samples of an `.npz` file."""
     arrays = read_npz(path)
     for name in input_names:
         if name not in arrays:
             found = ", ".join(arrays) or "nothing"
             raise DataError(f"{path}: has no array '{name}', which the model needs; it holds {found}")
-    labels = arrays.get(LABELS) if LABELS not in input_names else None
+    labels = arrays.get(LABELS) if labelled and LABELS not in input_names else None
     return Samples(str(path), {name: arrays[name] for name in input_names}, labels)
 
 

@@ -8,21 +8,23 @@ anything else    batches, each in one of the three forms above: a list, a genera
 
 Batches are read in their order and no further than wanted, so that a generator need not end. A DataLoader that would
 read its data set from the first row on is read in a random order: sets of images are ordered by class.
+Where no labels are wanted, what stands after the inputs is not looked at, whatever it is: masks, boxes, texts.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from vsfix.graph_passes.errors import DataError, InputError, first_line
+from vsfix.graph_passes.errors import DataError, InputError, VsfixError, first_line
 from vsfix.graph_passes.ir.runtime import Array
 from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.statistics.batches import join_batches, samples_in
+from vsfix.trainers.data.loader_order import seeded_batches
 
 from .samples import LABELS, Samples, choose_rows, require_one_length
 
@@ -43,6 +45,7 @@ def read_data(
     seed: int,
     at_most: bool = False,
     max_memory: int | None = None,
+    labelled: bool = True,
 ) -> Samples:
     """Reads data that is no text.
 
@@ -53,17 +56,20 @@ def read_data(
         seed: of the choice, and of the order of what was drawn.
         at_most: fewer than `samples` are as good, and no warning.
         max_memory: the most bytes that are drawn from batches; None for the usual limit.
+        labelled: read the labels where there are some; else they are not looked at.
 
     Raises:
         InputError: data in no form that is read.
-        DataError: no sample, other arrays than the model needs, different lengths, or values that are not finite.
+        DataError: no sample, other arrays than the model needs, different lengths, or values that are not finite; the
+            data set or the generator raises an error.
     """
+    wanted = _Wanted(input_names, labelled)
     if not _is_one_batch(data):
-        inputs, labels = _draw(data, input_names, samples, seed, max_memory or DEFAULT_MAX_MEMORY)
+        inputs, labels = _draw(data, wanted, samples, seed, max_memory or DEFAULT_MAX_MEMORY)
         name = _BATCHES
     else:
         name = _ARRAY if _is_array(data) else _ARRAYS
-        inputs, labels = _split(data, input_names, name)
+        inputs, labels = _split(data, wanted, name)
     whole = inputs if labels is None else {**inputs, LABELS: labels}
     require_one_length(name, {key: len(array) if array.ndim else 0 for key, array in whole.items()})
     total = samples_in(inputs)
@@ -74,21 +80,30 @@ def read_data(
     return Samples(name, inputs, labels)
 
 
-def hold_data(data: Data, input_names: Sequence[str], samples: int) -> Data:
-    """This data in a form that can be read several times: what is drawn from batches is drawn once and stored.
+def hold_data(data: Data, input_names: Sequence[str], samples: int, seed: int) -> Data:
+    """This data, without labels, in a form that can be read several times: what is drawn from batches is stored.
 
     Args:
         data: as `read_data` takes it, or a text.
         input_names: the inputs of the model.
         samples: the most that will be wanted.
+        seed: with which `read_data` will read it.
 
     Raises:
         InputError, DataError: see `read_data`.
     """
     if data_text(data) is not None or _is_one_batch(data):
         return data
-    inputs, labels = _draw(data, input_names, samples, 0, DEFAULT_MAX_MEMORY)
-    return [(inputs,) if labels is None else (inputs, labels)]
+    inputs, _ = _draw(data, _Wanted(input_names, labelled=False), samples, seed, DEFAULT_MAX_MEMORY)
+    return [(inputs,)]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The arrays that are read of a batch: the inputs of the model in its order, and whether there may be labels."""
+
+    names: Sequence[str]
+    labelled: bool
 
 
 def _is_array(data: object) -> bool:
@@ -102,13 +117,13 @@ def _is_one_batch(data: object) -> bool:
 
 
 def _draw(
-    data: Data, input_names: Sequence[str], samples: int | None, seed: int, max_memory: int
+    data: Data, wanted: _Wanted, samples: int | None, seed: int, max_memory: int
 ) -> tuple[dict[str, Array], Array | None]:
     """The inputs and labels of as many batches as hold so many samples."""
     drawn: list[dict[str, Array]] = []
     total = held = 0
     for number, batch in enumerate(_batches(data, seed)):
-        inputs, labels = _split(batch, input_names, f"{_BATCHES}: batch {number}")
+        inputs, labels = _split(batch, wanted, f"{_BATCHES}: batch {number}")
         arrays = inputs if labels is None else {**inputs, LABELS: labels}
         if drawn and set(arrays) != set(drawn[0]):
             raise DataError(f"{_BATCHES}: batch {number} has other arrays than the first; labels in all, or in none")
@@ -126,62 +141,65 @@ def _draw(
     except ValueError as error:
         raise DataError(f"{_BATCHES}: their arrays differ in shape ({first_line(error)})") from error
     kept = {name: array[:samples] for name, array in joined.items()}
-    labels = kept.pop(LABELS, None) if LABELS not in input_names else None
+    labels = kept.pop(LABELS, None) if LABELS not in wanted.names else None
     return kept, labels
 
 
 def _batches(data: Data, seed: int) -> Iterator[Any]:
-    """The batches of the data, one after the other."""
-    torch_data: Any = sys.modules.get("torch.utils.data")  # without it there is no DataLoader
-    if torch_data is not None and isinstance(data, torch_data.DataLoader):
-        loader = cast("Any", data)
-        if isinstance(loader.sampler, torch_data.SequentialSampler) and loader.batch_size is not None:
-            return _shuffled(loader, seed)
-    try:
-        return iter(cast("Iterable[Any]", data))
-    except TypeError:
+    """The batches of the data, one after the other; errors of the user's code become one line."""
+    if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
         raise InputError(
             f"data: a {type(data).__name__} is not read; give a text as --data takes it, an array, a dict of arrays, "
             "or an iterable of batches"
-        ) from None
+        )
+    number = 0
+    try:
+        for batch in seeded_batches(cast("Iterable[Any]", data), seed):
+            yield batch
+            number += 1
+    except VsfixError:
+        raise
+    except Exception as error:  # of a data set, a collate function or a generator: there is no class for those
+        raise DataError(
+            f"{_BATCHES}: the data fails at batch {number}: {type(error).__name__} {first_line(error)}"
+        ) from error
 
 
-def _shuffled(loader: Any, seed: int) -> Iterator[Any]:
-    """The batches of a DataLoader, its data set in a random order."""
-    order = np.random.default_rng(seed).permutation(len(loader.dataset))
-    for start in range(0, len(order), loader.batch_size):
-        yield loader.collate_fn([loader.dataset[int(row)] for row in order[start : start + loader.batch_size]])
-
-
-def _split(batch: object, input_names: Sequence[str], what: str) -> tuple[dict[str, Array], Array | None]:
+def _split(batch: object, wanted: _Wanted, what: str) -> tuple[dict[str, Array], Array | None]:
     """The inputs and the labels of one batch."""
-    wanted = ", ".join(input_names)
+    names = wanted.names
+    listed = ", ".join(names)
     rest: tuple[Any, ...] = ()
     if isinstance(batch, Mapping):
-        missing = next((name for name in input_names if name not in batch), None)
+        missing = next((name for name in names if name not in batch), None)
         if missing is not None:
             found = ", ".join(map(str, batch)) or "nothing"
             raise DataError(f"{what}: has no array '{missing}', which the model needs; it holds {found}")
-        given = {name: batch[name] for name in input_names}
-        if LABELS in batch and LABELS not in input_names:
+        given = {name: batch[name] for name in names}
+        if LABELS in batch and LABELS not in names:
             rest = (batch[LABELS],)
     elif isinstance(batch, tuple | list):
         if batch and isinstance(batch[0], Mapping):
-            inputs, labels = _split(batch[0], input_names, what)
-            given, rest = inputs, tuple(batch[1:]) or (() if labels is None else (labels,))
+            given, labels = _split(batch[0], wanted, what)
+            rest = tuple(batch[1:]) or (() if labels is None else (labels,))
         else:
-            given, rest = dict(zip(input_names, batch, strict=False)), tuple(batch[len(input_names) :])
-        if len(given) < len(input_names) or len(rest) > 1:
-            raise DataError(f"{what}: holds {len(batch)} arrays; give the inputs ({wanted}), and after them the labels")
+            given, rest = dict(zip(names, batch, strict=False)), tuple(batch[len(names) :])
+        if len(given) < len(names) or (len(rest) > 1 and wanted.labelled):
+            raise DataError(f"{what}: holds {len(batch)} arrays; give the inputs ({listed}), and after them the labels")
     elif _is_array(batch):
-        if len(input_names) != 1:
-            raise DataError(f"{what}: is one array, and the model has the inputs {wanted}; give a dict of arrays")
-        given = {input_names[0]: batch}
+        if len(names) != 1:
+            raise DataError(f"{what}: is one array, and the model has the inputs {listed}; give a dict of arrays")
+        given = {names[0]: batch}
     else:
         raise DataError(f"{what}: is a {type(batch).__name__}; give an array, a dict of arrays, or (inputs, labels)")
     arrays = {name: _read_array(value, f"{what}: array '{name}'") for name, value in given.items()}
-    labels = _read_array(rest[0], f"{what}: labels") if rest else None
-    return arrays, labels
+    is_read = rest and (wanted.labelled or _is_number(rest[0]))  # with one number this is a sample, and no batch
+    return arrays, _read_array(rest[0], f"{what}: labels") if is_read else None
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is one number, also as an array without axes."""
+    return isinstance(value, int | float) or (_is_array(value) and getattr(value, "ndim", 1) == 0)
 
 
 def _read_array(value: Any, what: str) -> Array:

@@ -6,12 +6,16 @@ not imported here: where nobody has, there is no DataLoader.
 
 from __future__ import annotations
 
+import random
 import sys
-from collections.abc import Iterable
-from itertools import pairwise
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import count, pairwise
 from typing import Any, cast
 
 import numpy as np
+
+_SEEDS = 2**32  # that the global generator of numpy takes
 
 
 def shuffled_loader(loader: Iterable[Any], seed: int) -> Iterable[Any]:
@@ -51,6 +55,57 @@ def shuffled_loader(loader: Iterable[Any], seed: int) -> Iterable[Any]:
             parts.pop()
         shuffled = torch_data.DataLoader(known.dataset, batch_sampler=parts, **options)
     return cast("Iterable[Any]", shuffled)
+
+
+def seeded_batches(loader: Iterable[Any], seed: int) -> Iterator[Any]:
+    """The batches of `shuffled_loader`, the same each time that they are asked for; no random generator is moved.
+
+    While a batch is made the random generators of torch's CPU, numpy and `random` are seeded, so that the order of a
+    loader that shuffles, and the random crops of its data set, come out the same. What is no DataLoader is read as it
+    is.
+
+    Args:
+        loader: of any type.
+        seed: of the order and of what is drawn.
+
+    Yields:
+        What the loader gives.
+    """
+    torch_data: Any = sys.modules.get("torch.utils.data")
+    if torch_data is None or not isinstance(loader, torch_data.DataLoader):
+        yield from loader
+        return
+    with _seeded(loader, seed):
+        batches = iter(shuffled_loader(loader, seed))
+    for number in count(1):
+        with _seeded(loader, seed + number):
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+        yield batch
+
+
+@contextmanager
+def _seeded(loader: Any, seed: int) -> Iterator[None]:
+    """The global random generators of the CPU and those of a DataLoader, seeded for a while and then as they were."""
+    torch: Any = sys.modules["torch"]
+    parts = (loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
+    own = [found for part in parts if isinstance(found := getattr(part, "generator", None), torch.Generator)]
+    generators = list({id(generator): generator for generator in [torch.default_generator, *own]}.values())
+    states = [generator.get_state() for generator in generators]
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        for generator in generators:
+            generator.manual_seed(seed % _SEEDS)
+        random.seed(seed)
+        np.random.seed(seed % _SEEDS)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
 
 
 def _is_sequential(sampler: Any, sequential: type) -> bool:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.pipeline.data.calibration import load_samples
 from vsfix.pipeline.data.data_forms import hold_data, read_data
+from vsfix.trainers.data.loader_order import seeded_batches
 
 X = np.arange(60, dtype=np.float32).reshape(20, 3)
 Y = np.arange(20)
@@ -116,13 +117,66 @@ def test_a_loader_in_the_order_of_its_classes_gives_samples_of_all():
 
 
 def test_what_is_held_gives_the_same_samples_as_the_generator():
-    held = hold_data(labelled_batches(), ["x"], 12)
+    held = hold_data(labelled_batches(), ["x"], 12, 1)
     for wanted in (12, 5, 5):
         np.testing.assert_array_equal(
             read_data(held, ["x"], samples=wanted, seed=1).inputs["x"],
             read_data(labelled_batches(), ["x"], samples=wanted, seed=1).inputs["x"],
         )
-    assert hold_data("digits", ["x"], 3) == "digits"
+    assert hold_data("digits", ["x"], 3, 0) == "digits"
+
+
+def test_what_is_held_was_drawn_with_the_seed_that_reads_it():
+    loader = DataLoader(TensorDataset(torch.from_numpy(X)), batch_size=4)
+    for seed in (0, 1):
+        held = read_data(hold_data(loader, ["x"], 12, seed), ["x"], samples=6, seed=seed)
+        once = read_data([(hold_data(loader, ["x"], 12, seed)[0][0],)], ["x"], samples=6, seed=seed)
+        np.testing.assert_array_equal(held.inputs["x"], once.inputs["x"])
+    first, other = (hold_data(loader, ["x"], 12, seed)[0][0]["x"] for seed in (0, 1))
+    np.testing.assert_array_equal(first, np.concatenate([batch[0] for batch in seeded_batches(loader, 0)])[:12])
+    assert not np.array_equal(first, other)
+
+
+OTHER_TARGETS = {
+    "masks": lambda: np.zeros((20, 8, 8), np.int64),
+    "one-hot": lambda: np.eye(20, dtype=np.int64),
+    "column": lambda: Y[:, None],
+    "bool": lambda: Y > 3,
+    "text": lambda: "a caption",
+    "texts": lambda: [f"row {row}" for row in range(20)],
+    "boxes": lambda: [{"boxes": np.zeros((row, 4))} for row in range(20)],
+    "a dict": lambda: {"boxes": None},
+    "of another length": lambda: Y[:3],
+    "nothing": lambda: None,
+}
+
+
+@pytest.mark.parametrize("name", OTHER_TARGETS)
+def test_targets_are_not_looked_at_where_no_labels_are_wanted(name):
+    targets = OTHER_TARGETS[name]()
+    for data in ((X, targets), {"x": X, "labels": targets}, [(X, targets)], [[X, targets, targets]]):
+        found = read_data(data, ["x"], samples=20, seed=0, labelled=False)
+        np.testing.assert_array_equal(sorted_rows(found), X)
+        assert found.labels is None
+    np.testing.assert_array_equal(hold_data([(X, targets)], ["x"], 20, 0)[0][0]["x"], X)
+
+
+def test_a_generator_and_a_data_set_that_fail_are_one_line_with_the_error():
+    def failing():
+        yield X
+        raise KeyError("image")
+
+    class Broken(torch.utils.data.Dataset):
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, row):
+            raise OSError("disk")
+
+    for data, words in ((failing(), "fails at batch 1: KeyError 'image'"), (DataLoader(Broken()), "0: OSError disk")):
+        with pytest.raises(DataError, match=words) as error:
+            read_data(data, ["x"], samples=None, seed=0)
+        assert isinstance(error.value.__cause__, KeyError | OSError)
 
 
 def test_several_inputs_come_in_the_order_of_the_model_or_by_name():
@@ -159,6 +213,8 @@ def test_what_can_not_be_used_is_one_line(data, words):
 
 
 def test_an_object_that_is_no_data_is_refused():
+    with pytest.raises(DataError, match="labels is a single number"):
+        read_data(TensorDataset(torch.from_numpy(X), torch.from_numpy(Y)), ["x"], samples=9, seed=0, labelled=False)
     with pytest.raises(InputError, match="a int is not read; give a text"):
         read_data(7, ["x"], samples=None, seed=0)
     with pytest.raises(DataError, match="give a dict of arrays"):

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import (
@@ -12,7 +15,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from vsfix.trainers.data.loader_order import shuffled_loader
+from vsfix.trainers.data.loader_order import seeded_batches, shuffled_loader
 
 ROWS = TensorDataset(torch.arange(20.0))
 
@@ -70,3 +73,41 @@ def test_the_generator_of_the_process_stays():
     before = torch.get_rng_state()
     list(shuffled_loader(DataLoader(ROWS, 4), 0))
     assert torch.equal(before, torch.get_rng_state())
+
+
+class Noisy(torch.utils.data.Dataset):
+    """Rows to which the data set itself adds what is random."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, row):
+        return row + (torch.rand(1).item() + random.random() + np.random.rand()) / 3
+
+
+RANDOM = {
+    "sequential": lambda: DataLoader(Noisy(), 4),
+    "shuffled": lambda: DataLoader(Noisy(), 4, shuffle=True),
+    "with a generator": lambda: DataLoader(Noisy(), 4, shuffle=True, generator=torch.Generator().manual_seed(3)),
+    "sampler of batches": lambda: DataLoader(Noisy(), batch_sampler=BatchSampler(RandomSampler(Noisy()), 4, False)),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_the_seed_alone_says_what_a_loader_gives(name):
+    loader = RANDOM[name]()
+    generators = [torch.default_generator, *([loader.generator] if loader.generator else [])]
+    before = [generator.get_state() for generator in generators], random.getstate(), np.random.get_state()[1].copy()
+    first = torch.cat(list(seeded_batches(loader, 0)))
+    assert all(torch.equal(a.get_state(), b) for a, b in zip(generators, before[0], strict=True))
+    assert random.getstate() == before[1]
+    np.testing.assert_array_equal(np.random.get_state()[1], before[2])
+    assert sorted(first.long().tolist()) == list(range(20))
+    assert len(set((first % 1).tolist())) == 20
+    torch.rand(3), random.random(), np.random.rand()
+    assert torch.equal(torch.cat(list(seeded_batches(loader, 0))), first)
+    assert not torch.equal(torch.cat(list(seeded_batches(loader, 1))), first)
+
+
+def test_what_is_no_loader_is_read_as_it_is():
+    assert list(seeded_batches(iter([1, 2]), 0)) == [1, 2]
