@@ -30,6 +30,9 @@ from .noise import UOUT_KINDS, Noise, NoiseKind
 # file with the key and without a marker is a network without noise, one without the key has lost its evidence.
 EXPORT_METADATA_KEY = "vsfix.noise_markers"
 
+# The entry of metadata_props in which a file says what vsfix repaired: the names under "repaired", and how.
+REPAIR_KEY = "vsfix.repair"
+
 _TAG = re.compile(r"#vsfix\.noise:(?P<kind>[a-z-]+)=(?P<value>[0-9.e+-]+)$")
 
 

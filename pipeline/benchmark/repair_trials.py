@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from vsfix.graph_passes.errors import InputError, ModelError, VsfixError
 from vsfix.graph_passes.io.model_file import export_model, read_metadata, read_model
+from vsfix.graph_passes.noise.marker import REPAIR_KEY
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from vsfix.pipeline.comparison.accuracy import accuracy_row, right_answers
 from vsfix.pipeline.data.calibration import calibration_batches
 from vsfix.pipeline.data.data_forms import Data
 from vsfix.pipeline.data.samples import Samples
-from vsfix.pipeline.inspection.preparation import REPAIR_KEY, prepare_model
+from vsfix.pipeline.inspection.preparation import prepare_model
 from vsfix.pipeline.repair.repair import repair_model
 from vsfix.pipeline.repair.repair_config import NEED_DATA, RepairConfig
 from vsfix.pipeline.verification.model_description import ModelDescription

@@ -20,7 +20,7 @@ from vsfix.graph_passes.noise.analysis import (
     analyse_noise,
     traced_path,
 )
-from vsfix.graph_passes.noise.marker import RemoveMarkers
+from vsfix.graph_passes.noise.marker import REPAIR_KEY, RemoveMarkers
 from vsfix.graph_passes.noise_average.severity import Severity
 from vsfix.graph_passes.noise_average.stored_statistics import StoredAgainstNoisy
 from vsfix.graph_passes.noise_inference.claims import Claim
@@ -34,7 +34,7 @@ from .batch_norm_row import BatchNormRow, batch_norm_row
 from .fault import Fault, find_fault
 from .lost_noise import infer_lost_noise, is_lost
 from .noise_study import FEW, NoiseStudy
-from .preparation import REPAIR_KEY, has_noise, prepare_model, repaired_batch_norms
+from .preparation import has_noise, prepare_model, repaired_batch_norms
 
 _LARGEST_FP16 = LIMITS[onnx.TensorProto.FLOAT16][0]
 NOT_SHOWN = (

@@ -26,13 +26,16 @@ from vsfix.graph_passes.ir.graph import consumed_tensors, is_standard, label_of
 from vsfix.graph_passes.ir.graph_pass import PassPipeline, Skipped
 from vsfix.graph_passes.noise.analysis import analyse_noise
 from vsfix.graph_passes.noise.insertion import InsertNoise, parse_noise_option
-from vsfix.graph_passes.noise.marker import EXPORT_METADATA_KEY, has_open_ratio, is_dropout, marker_label, read_marker
+from vsfix.graph_passes.noise.marker import (
+    EXPORT_METADATA_KEY,
+    REPAIR_KEY,
+    has_open_ratio,
+    is_dropout,
+    marker_label,
+    read_marker,
+)
 from vsfix.graph_passes.noise.noise import Noise
 from vsfix.graph_passes.training_export.random_expression import RANDOM_OPERATORS
-
-REPAIR_KEY = (
-    "vsfix.repair"  # the entry of metadata_props in which a file that vsfix wrote says what was repaired, and how
-)
 
 
 @dataclass(frozen=True, eq=False)

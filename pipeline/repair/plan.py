@@ -17,12 +17,13 @@ from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.io.model_file import read_metadata
 from vsfix.graph_passes.ir.runtime import OpenModel
 from vsfix.graph_passes.noise.analysis import NoiseMap, analyse_noise
+from vsfix.graph_passes.noise.marker import REPAIR_KEY
 from vsfix.graph_passes.noise.noise import Noise
 from vsfix.graph_passes.noise_inference.verdict import Verdict
 from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.pipeline.inspection.fault import find_fault
 from vsfix.pipeline.inspection.lost_noise import LostNoise, infer_lost_noise, is_lost
-from vsfix.pipeline.inspection.preparation import REPAIR_KEY, PreparedModel, repaired_batch_norms
+from vsfix.pipeline.inspection.preparation import PreparedModel, repaired_batch_norms
 
 from .repair_config import AVERAGING, NEED_NOISE, RepairConfig
 

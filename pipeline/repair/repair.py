@@ -21,7 +21,7 @@ from vsfix.graph_passes.ir.graph_pass import Change, PassPipeline, PassResult
 from vsfix.graph_passes.ir.remove_identities import RemoveIdentities
 from vsfix.graph_passes.ir.runtime import OpenModel
 from vsfix.graph_passes.measurement.measurement import LARGEST_INPUT
-from vsfix.graph_passes.noise.marker import RemoveMarkers
+from vsfix.graph_passes.noise.marker import REPAIR_KEY, RemoveMarkers
 from vsfix.graph_passes.precision.typed_batch_norm import check_half_batch_norms, require_statistics
 from vsfix.graph_passes.precision.value_scan import doubtful_constants, require_finite_values
 from vsfix.graph_passes.statistics.batches import (
@@ -37,7 +37,7 @@ from vsfix.pipeline.comparison.tensor_comparison import comparable, compare_tens
 from vsfix.pipeline.data.calibration import fixed_batch_size, model_input_names
 from vsfix.pipeline.data.random_inputs import draw_inputs, stated_shape
 from vsfix.pipeline.inspection.inspection import Inspection, inspect_graph, look_at
-from vsfix.pipeline.inspection.preparation import REPAIR_KEY, PreparedModel, prepare_model, repaired_batch_norms
+from vsfix.pipeline.inspection.preparation import PreparedModel, prepare_model, repaired_batch_norms
 
 from .averaging import Averaging
 from .candidates import MATCH, REFINE

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,12 +16,11 @@ from vsfix.graph_passes.estimators.unit_fit import moved
 from vsfix.graph_passes.estimators.units import FoundParameters
 from vsfix.graph_passes.ir.runtime import Float64Array
 from vsfix.graph_passes.statistics.moments import Moments
+from vsfix.trainers.export.repair_mark import mark_repaired, repaired_parts
 
-from .module_samples import to_array
 from .recording import ModuleUnit
 
 CONVOLUTIONS_BACK = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_MARK = "_vsfix_repaired"
 
 
 @dataclass(frozen=True)
@@ -181,21 +179,14 @@ def functional(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Mod
     return _Functional(module, tensors)
 
 
-def _digest(module: nn.Module, names: Iterable[str]) -> str:
-    """Of the values of some parameters and buffers."""
-    state = module.state_dict()
-    digest = hashlib.sha256()
-    for name in names:
-        digest.update(name.encode() + (to_array(state[name]).tobytes() if name in state else b""))
-    return digest.hexdigest()
-
-
 def require_unrepaired(module: nn.Module) -> None:
-    """Refuses a module that holds what an earlier repair wrote."""
-    names, digest = vars(module).get(_MARK, ((), ""))
-    if names and _digest(module, names) == digest:
+    """Refuses a module that holds what an earlier repair wrote, of it or of a part of it."""
+    names = repaired_parts(module)
+    if names:
+        where = f" (part '{names[0]}')" if names[0] else ""
         raise InputError(
-            "the module was repaired already; repaired twice it computes something else: load its trained weights again"
+            f"the module was repaired already{where}; repaired twice it computes something else: load its trained "
+            "weights again"
         )
 
 
@@ -205,10 +196,12 @@ def write_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Non
         return
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
     made: list[tuple[nn.Module, str]] = []
+    written: dict[str, list[str]] = {}
     try:
         with torch.no_grad():
             for name, tensor in tensors.items():
                 path, _, leaf = name.rpartition(".")
+                written.setdefault(path, []).append(leaf)
                 part = module.get_submodule(path)
                 old = getattr(part, leaf)
                 if old is None:
@@ -217,12 +210,12 @@ def write_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Non
                 else:
                     kept.append((old, old.detach().clone()))
                     old.copy_(tensor)
-        vars(module)[_MARK] = (tuple(tensors), _digest(module, tensors))
+        for path, leaves in written.items():
+            mark_repaired(module.get_submodule(path), leaves)
     except BaseException:
         with torch.no_grad():
             for tensor, before in kept:
                 tensor.copy_(before)
         for part, leaf in made:
             part.register_parameter(leaf, None)
-        vars(module).pop(_MARK, None)
         raise

@@ -10,6 +10,7 @@ check     the full ONNX checker, then ONNX Runtime against torch; only then is t
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
 from vsfix.graph_passes.io.atomic_file import atomic_path, require_writable
 from vsfix.graph_passes.io.model_file import check_model, export_model, import_graph
 from vsfix.graph_passes.ir.rounding import snr_db
-from vsfix.graph_passes.noise.marker import EXPORT_METADATA_KEY, write_marker
+from vsfix.graph_passes.noise.marker import EXPORT_METADATA_KEY, REPAIR_KEY, write_marker
 from vsfix.graph_passes.noise.noise import Noise
 from vsfix.trainers.training.evaluation import eval_mode
 
@@ -43,6 +44,7 @@ from .onnx_conversion import (
     trace_module,
 )
 from .onnxruntime_library import Agreement, compare_with_torch
+from .repair_mark import repaired_parts
 from .training_noise import observe_training_noise
 
 MIN_OPSET = 15  # BatchNormalization got its present form there
@@ -211,6 +213,8 @@ def convert_module(
         unmarked = (*tracer.unmarked, *hidden.unknown, *lost)
         # Only a file that shows all of its noise may claim to: see the key's own comment.
         claims = {} if unmarked else {EXPORT_METADATA_KEY: str(len(markers))}
+        if repaired := repaired_parts(module):
+            claims[REPAIR_KEY] = json.dumps({"vsfix": version("vsfix"), "repaired": repaired})
         model = _assemble(graph, source, opset, {**(metadata or {}), **claims})
         agreement = _check(model, name, module, references)
     for description in unmarked:

@@ -10,9 +10,8 @@ import torch
 
 from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
 from vsfix.graph_passes.io.model_file import export_model, import_graph, read_metadata
-from vsfix.graph_passes.noise.marker import EXPORT_METADATA_KEY, RemoveMarkers
+from vsfix.graph_passes.noise.marker import EXPORT_METADATA_KEY, REPAIR_KEY, RemoveMarkers
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
-from vsfix.pipeline.inspection.preparation import REPAIR_KEY
 from vsfix.pipeline.repair.repair import repair_model
 from vsfix.pipeline.repair.repair_config import RepairConfig
 

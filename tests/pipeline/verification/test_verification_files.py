@@ -11,11 +11,11 @@ import torch
 
 from vsfix.graph_passes.errors import InputError, MissingComponentError
 from vsfix.graph_passes.io.model_file import read_metadata
+from vsfix.graph_passes.noise.marker import REPAIR_KEY
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
 from vsfix.pipeline.casting.casting import cast_model
 from vsfix.pipeline.comparison.tolerance import TOLERANCES, GivenTolerance
 from vsfix.pipeline.data.random_inputs import draw_inputs
-from vsfix.pipeline.inspection.preparation import REPAIR_KEY
 from vsfix.pipeline.verification.verification_files import VerificationConfig, verify_files
 from vsfix.trainers.data.npz_file import read_npz
 from vsfix.trainers.data.preprocessing import METADATA_KEY
