@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vsfix.graph_passes.io.model_file import export_model
-from vsfix.graph_passes.statistics.batches import Batch, count_samples
+from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.pipeline.data.calibration import calibration_batches, model_input_names
 from vsfix.pipeline.data.data_forms import Data, hold_data
@@ -20,7 +20,7 @@ from vsfix.pipeline.inspection.preparation import prepare_model
 from vsfix.pipeline.terminal.tables import inspection_view
 
 from .arguments import Model, load_model, model_name, require_numbers, texts
-from .optimization import MATCHED, SAMPLES
+from .optimization import MATCHED, SAMPLES, averaged_part
 from .results import Result
 
 
@@ -103,11 +103,12 @@ def inspect(
     require_numbers(samples=samples, batch_size=batch_size, seed=seed)
     loaded = load_model(model)
     # What the data must hold is asked of the prepared model: an input that only switches Dropout is gone from it.
-    deployable = export_model(prepare_model(loaded, texts(noise), needs_batch_norms=False).graph, loaded)
+    prepared = prepare_model(loaded, texts(noise), needs_batch_norms=False)
+    deployable = export_model(prepared.graph, loaded)
     held = None if data is None else hold_data(data, model_input_names(deployable), samples or SAMPLES, seed)
 
     def draw(count: int) -> Sequence[Batch]:
-        """The batches that are drawn of the data, as `optimize` draws them."""
+        """The batches that are drawn of the data."""
         if held is None:
             return []
         return calibration_batches(
@@ -115,7 +116,8 @@ def inspect(
         )
 
     batches = draw(SAMPLES)
-    averaged_on = draw(MATCHED) if samples is None and count_samples(batches) > MATCHED else ()
+    # R is that of `optimize`, which takes fewer for a match.
+    averaged_on = averaged_part(batches, prepared, "auto", lambda: draw(MATCHED)) if samples is None else ()
     config = inspection.InspectionConfig(texts(noise), output_kinds or {}, seed)
     found = inspection.inspect_model(loaded, batches, open_for_small_runs, config, averaged_on=averaged_on)
     return Inspection(**{part.name: getattr(found, part.name) for part in fields(found)}, source=model_name(model))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ from vsfix.graph_passes.errors import CheckFailedError, InputError
 from vsfix.graph_passes.io.atomic_file import atomic_path
 from vsfix.graph_passes.io.model_file import export_model, written_model
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
-from vsfix.graph_passes.statistics.batches import first_samples, prescribed_batch_size
+from vsfix.graph_passes.statistics.batches import Batch, count_samples, first_samples, prescribed_batch_size
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.pipeline.comparison.accuracy import AccuracyRow, accuracy_row
 from vsfix.pipeline.data.calibration import calibration_batches, labelled_samples
@@ -256,26 +256,28 @@ def optimize(
     source = load_model(model)
     prepared = prepare(source, config)
     deployable = export_model(prepared.graph, source)
-    prescribed = prescribed_batch_size(prepared.graph)
-    cap = None if method == "exact" else MATCHED if _is_match(prepared, config) else SAMPLES
-    batches = (
-        []
-        if data is None
-        else calibration_batches(
+    cap = None if method == "exact" else MATCHED if _is_matched(prepared, method) else SAMPLES
+
+    def draw(count: int | None) -> Sequence[Batch]:
+        """The batches that are drawn of the data."""
+        if data is None:
+            return []
+        return calibration_batches(
             deployable,
             data,
-            samples=samples or cap,
+            samples=samples or count,
             batch_size=batch_size,
             seed=seed,
             at_most=samples is None,
             max_memory=config.max_memory,
         )
-    )
+
+    batches = draw(cap)
     by_labels = None
     if eval_data is not None:
         labelled = labelled_samples(deployable, eval_data, split=eval_split, seed=seed, max_memory=config.max_memory)
         by_labels = LabelJudge(labelled, open_for_small_runs, batch_size)
-    few = None if samples is not None else first_samples(batches, MATCHED, whole=prescribed is not None)
+    few = None if samples is not None else averaged_part(batches, prepared, method, lambda: draw(MATCHED))
     repair = repair_model(prepared, batches, open_for_small_runs, config, averaged_on=few, judge=by_labels)
     scores: LabelScores | None = None
     accuracies: tuple[AccuracyRow, ...] = ()
@@ -312,6 +314,24 @@ def _advice(method: str) -> str:
     return "try --method auto, which leaves a file as it is where the labels speak against every repair"
 
 
-def _is_match(prepared: PreparedModel, config: RepairConfig) -> bool:
+def averaged_part(
+    batches: Sequence[Batch], prepared: PreparedModel, method: str, draw: Callable[[], Sequence[Batch]]
+) -> Sequence[Batch]:
+    """The samples that the average over the noise, and so R, rests on where nobody says how many.
+
+    Args:
+        batches: what was drawn in all.
+        prepared: the model.
+        method: of the repair.
+        draw: draws as many as a match takes of a model that shows its noise.
+    """
+    if count_samples(batches) <= MATCHED:
+        return batches
+    if _is_matched(prepared, method):
+        return draw()
+    return first_samples(batches, MATCHED, whole=prescribed_batch_size(prepared.graph) is not None)
+
+
+def _is_matched(prepared: PreparedModel, method: str) -> bool:
     """Whether the file is matched without its noise being inferred first."""
-    return config.method in AVERAGING and not is_lost(prepared)
+    return method in AVERAGING and not is_lost(prepared)

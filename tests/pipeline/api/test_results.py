@@ -15,6 +15,13 @@ import torch
 from torch import nn
 
 import vsfix
+from tests.graph_passes.noise_inference.planted_network import (
+    make_images,
+    make_model,
+    make_weights,
+    plant,
+    site_tensors,
+)
 from vsfix.pipeline.benchmark.comparing import compare_files
 from vsfix.trainers.data.datasets import load_dataset
 from vsfix.trainers.data.preprocessing import Preprocessing
@@ -91,6 +98,29 @@ def test_the_command_and_the_function_give_the_same_file_document_and_text(call,
     assert json.loads(result.to_json()) == json.loads((tmp_path / "c.json").read_text())
     printed = [line for line in command.stdout.splitlines() if not line.startswith("wrote ")]
     assert str(result).splitlines() == printed
+
+
+def lost_noise() -> onnx.ModelProto:
+    """A network with the statistics of Dropout 0.5 in each block, which its file does not mark."""
+    generator = torch.Generator().manual_seed(3)
+
+    def noise(t: torch.Tensor) -> torch.Tensor:
+        return t * (torch.rand(t.shape, generator=generator, dtype=t.dtype) >= 0.5) * 2
+
+    return make_model(plant(make_weights(1), make_images(2500, 5), "a", noise))
+
+
+@pytest.mark.parametrize("is_marked", [False, True])
+def test_r_is_the_same_of_an_inspection_and_of_an_optimization(is_marked):
+    x = make_images(600, 8)
+    data = torch.utils.data.DataLoader(torch.from_numpy(x), 32) if is_marked else x
+    options = {"noise": [f"{site}=dropout:0.5" for site in site_tensors("a")] if is_marked else (), "seed": 1}
+    found = vsfix.inspect(lost_noise(), data, **options)
+    repaired = vsfix.optimize(lost_noise(), data, refine=False, **options)
+    assert found.samples == 500
+    assert bool(found.inferred) is not is_marked
+    assert found.severity.samples == repaired.report.severity.samples == 256
+    assert found.severity.ratio == pytest.approx(repaired.report.severity.ratio, rel=1e-6)
 
 
 def test_an_endless_generator_is_drawn_no_further_than_wanted(onnx_path, images):
