@@ -18,8 +18,8 @@ from vsfix.trainers.export.training_noise import observe_training_noise
 
 from .module_samples import Call, copied
 
-ToldNoise = Mapping[str, str] | Iterable[str] | None
-"""Noise that a person names: `KIND:VALUE` by the name of a part, or texts `PART=KIND:VALUE`."""
+ToldNoise = Mapping[str, str] | Iterable[str] | str | None
+"""Noise that a person names: `KIND:VALUE` by the name of a part, or one text or several `PART=KIND:VALUE`."""
 _LOOKED_AT = 8  # samples
 
 
@@ -73,7 +73,11 @@ def _told(module: nn.Module, told: ToldNoise) -> dict[str, Noise]:
     """The noise that a person names, by part."""
     if told is None:
         return {}
-    texts = [f"{name}={noise}" for name, noise in told.items()] if isinstance(told, Mapping) else list(told)
+    if isinstance(told, Mapping):
+        told = [f"{name}={noise}" for name, noise in told.items()]
+    texts = [told] if isinstance(told, str) or not isinstance(told, Iterable) else list(told)
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError("noise: give a dict of KIND:VALUE by part, or texts PART=KIND:VALUE")
     named = dict(parse_noise_option(text) for text in texts)
     parts = {name for name, _ in module.named_modules()}
     for name in named:

@@ -39,7 +39,7 @@ from vsfix.trainers.differentiable.refinement import RefinementConfig
 from vsfix.trainers.differentiable.refinement_target import output_targets
 
 from .module_noise import ModuleNoise, ToldNoise, find_noise, require_module
-from .module_samples import ModuleSamples, call_of, named_outputs, state_kept, to_array
+from .module_samples import MOST_SEED, ModuleSamples, call_of, named_outputs, state_kept, to_array, whole_number
 from .noisy_forward import Drawn, NoisyForward, Observer
 from .recording import ModuleUnit, Recording
 from .repair_report import AS_TRAINED, MATCH, REFINE, Candidate, Layer, RepairReport
@@ -48,7 +48,7 @@ from .unit_parameters import (
     StoredBatchNorm,
     functional,
     new_tensors,
-    require_unrepaired,
+    require_changeable,
     why_fixed,
     with_moments,
     write_tensors,
@@ -86,7 +86,7 @@ def repair_(
         module: trained, with its noise layers, on any device, in float32, float64, bfloat16 or float16.
         loader: gives batches as the training preprocessed them: tensors, tuples or lists that begin with the inputs, or
             dicts of arguments. As many leading entries of a tuple are taken as the forward needs. Labels are not used.
-            No more batches are drawn than are needed.
+            No more batches are drawn than are needed. A DataLoader that begins with the first row is read at random.
         method: `auto` leaves a module alone whose R is below its bound; `match` tries in any case.
         noise: of parts that show none, as `{"blocks.3.attn": "dropout:0.1"}` or texts `PART=KIND:VALUE`; it is put on
             what the part returns.
@@ -94,13 +94,14 @@ def repair_(
         refine: also refine end to end by gradient; None where it is worth its time.
         output_kinds: what outputs mean, `classes`, `probabilities` or `values`, by name (`output` where there is one);
             the others are recognised.
-        seed: of the noise; the same samples and seed give the same result, in whatever order they come.
+        seed: of the noise, and of the order of a DataLoader; the same samples and seed give the same result, in
+            whatever order they come.
 
     Returns:
         What was done and why, R before and after; it prints as a table.
 
     Raises:
-        InputError: a module, method or noise that can't be used; a module that was repaired already.
+        InputError: a module, method, number or noise that can't be used; a module that was repaired already.
         DataError: too few samples, samples of several shapes, outputs that are not finite, or a loader that fails.
         CheckFailedError: BatchNorms whose stored statistics are not true under the noise.
         ModelError: a forward that takes another path for other samples.
@@ -109,9 +110,10 @@ def repair_(
     require_module(module)
     if method not in METHODS:
         raise InputError(f"method '{method}': choose one of {', '.join(METHODS)}")
-    require_unrepaired(module)
+    seed = whole_number("seed", seed, 0, MOST_SEED)
+    require_changeable(module)
     with state_kept(module), torch.no_grad():
-        data = ModuleSamples.of(module, loader, samples)
+        data = ModuleSamples.of(module, loader, samples, seed)
         network = _Network(module, data, find_noise(module, data.call(data.samples.batches[0]), noise), seed)
         report, tensors = _repair(network, _Options(method, refine, output_kinds))
     write_tensors(module, tensors)
@@ -372,7 +374,10 @@ def _candidate(name: str, outputs: Mapping[str, Array], study: _Study, judges: A
 
 
 def _healthy(severity: Severity) -> str:
+    """Why a healthy module stays as it is."""
     number = f"R = {severity.ratio:.2f} ({severity.low:.2f} to {severity.high:.2f}) is below {severity.bound}"
+    if severity.is_open:
+        return number
     return f"{number}: eval mode computes what was trained, far within what one draw of the noise does"
 
 

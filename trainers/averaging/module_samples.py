@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,11 @@ from vsfix.graph_passes.errors import DataError, InputError, VsfixError, device_
 from vsfix.graph_passes.ir.runtime import Array
 from vsfix.graph_passes.noise_average.samples import SampleSet, digests_of
 from vsfix.graph_passes.statistics.batches import samples_in
+from vsfix.trainers.data.loader_order import seeded_batches
 from vsfix.trainers.export.noise_reach import random_states_kept
 
 MOST_SAMPLES = 1024  # more bring next to nothing, and all of them are in memory at once
+MOST_SEED = 2**63 - 1
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """The arguments of a call, by position and by name."""
 
@@ -50,26 +53,26 @@ class ModuleSamples:
         return self.form.call(tensors, self.device)
 
     @classmethod
-    def of(cls, module: nn.Module, loader: Iterable[Any], most: int) -> ModuleSamples:
+    def of(cls, module: nn.Module, loader: Iterable[Any], most: int, seed: int = 0) -> ModuleSamples:
         """Draws samples from a loader, no more of its batches than are needed.
 
         Args:
             module: what they are for.
             loader: gives tensors, tuples or lists that begin with the inputs, or dicts of inputs by name.
             most: how many samples.
+            seed: of the order in which a DataLoader is read, also of one that would begin with the first rows.
 
         Raises:
             InputError: a number that is out of range, or something that is no loader.
             DataError: no samples, samples of several shapes, or a loader that fails.
         """
-        if not 2 <= most <= MOST_SAMPLES:
-            raise InputError(f"{most} samples: take 2 to {MOST_SAMPLES}")
+        most = whole_number("samples", most, 2, MOST_SAMPLES)
         if isinstance(loader, (torch.Tensor, Mapping, str)) or not isinstance(loader, Iterable):
             raise InputError("the loader must give batches one after the other: a DataLoader, or a list of tensors")
         batches: list[dict[str, Array]] = []
         form: _Form | None = None
         count = 0
-        for given in _batches(loader):
+        for given in _batches(loader, seed):
             here, arrays = _Form.read(_arguments(module, given))
             if form is not None and here != form:
                 raise DataError("the batches of the loader have different forms")
@@ -151,6 +154,21 @@ def named_outputs(out: Any) -> dict[str, torch.Tensor]:
     return {f"output{pytree.keystr(path)}": leaf for path, leaf in leaves if isinstance(leaf, torch.Tensor)}
 
 
+def whole_number(name: str, value: Any, least: int, most: int) -> int:
+    """A whole number that an option takes, of whatever type.
+
+    Raises:
+        InputError: it is none, or out of range.
+    """
+    try:
+        number = None if isinstance(value, bool) else index(value)
+    except TypeError:
+        number = None
+    if number is None or not least <= number <= most:
+        raise InputError(f"{name}: give a whole number, {least} to {most}, not {' '.join(repr(value).split())}")
+    return number
+
+
 def call_of(module: nn.Module, call: Call) -> Any:
     """Calls a module; its output.
 
@@ -174,10 +192,10 @@ def _name(number: int) -> str:
     return f"input_{number:04d}"
 
 
-def _batches(loader: Iterable[Any]) -> Iterator[Any]:
+def _batches(loader: Iterable[Any], seed: int) -> Iterator[Any]:
     """The batches of a loader."""
     try:
-        yield from loader
+        yield from seeded_batches(loader, seed)
     except Exception as error:  # a data set is foreign code
         raise DataError(f"the loader fails: {first_line(error)}") from error
 
@@ -207,12 +225,13 @@ def state_kept(module: nn.Module, *, gradients: bool = False) -> Iterator[None]:
     """
     parts = [(part, part.training) for part in module.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    buffers = [(part, dict(part._buffers)) for part in module.modules()]
+    values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     devices = sorted({tensor.device.index or 0 for tensor in module.parameters() if tensor.device.type == "cuda"})
     with ExitStack() as stack:
         stack.enter_context(random_states_kept())
         stack.enter_context(torch.random.fork_rng(devices))
-        stack.callback(_put_back, parts, flags, buffers)
+        stack.callback(_put_back, parts, flags, buffers, values)
         fast = torch.backends.mha.get_fastpath_enabled()  # of transformers in eval mode, which hides their dropouts
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
@@ -225,14 +244,25 @@ def state_kept(module: nn.Module, *, gradients: bool = False) -> Iterator[None]:
 def _put_back(
     parts: Sequence[tuple[nn.Module, bool]],
     flags: Sequence[tuple[nn.Parameter, bool]],
-    buffers: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    buffers: Sequence[tuple[nn.Module, dict[str, torch.Tensor | None]]],
+    values: Sequence[tuple[torch.Tensor, torch.Tensor]],
 ) -> None:
     """Undoes what `state_kept` allows."""
     for part, training in parts:
         part.training = training
     for parameter, needs in flags:
-        parameter.requires_grad = needs
-    with torch.no_grad():
-        for buffer, before in buffers:
-            if not torch.equal(buffer, before):
+        if parameter.requires_grad != needs:
+            parameter.requires_grad = needs
+    for part, held in buffers:  # a forward may put other tensors in their place
+        moved = {name: tensor for name, tensor in part._buffers.items() if _is_elsewhere(tensor, held.get(name))}
+        part._buffers.clear()
+        part._buffers.update(held | moved)
+    for buffer, before in values:
+        if not torch.equal(buffer, before):
+            with torch.inference_mode() if buffer.is_inference() else torch.no_grad():
                 buffer.copy_(before)
+
+
+def _is_elsewhere(tensor: torch.Tensor | None, before: torch.Tensor | None) -> bool:
+    """Whether a buffer stands on another device than before, as after a move of the whole module."""
+    return tensor is not None and before is not None and tensor.device != before.device

@@ -11,6 +11,7 @@ itself comes from torch's generator. BatchNorms keep to their stored statistics 
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -30,7 +31,7 @@ from vsfix.graph_passes.noise.sampling import draw_by_sample, generators_of
 from vsfix.trainers.export.noise_tracing import NOISE_FUNCTIONS, following_modules, noise_of_call
 
 from .module_noise import ModuleNoise, find_noise, require_module
-from .module_samples import Call, call_of, copied, keys_of, state_kept
+from .module_samples import MOST_SEED, Call, call_of, copied, keys_of, state_kept, whole_number
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -275,11 +276,11 @@ def noise_averaged(module: nn.Module, draws: int = 32, seed: int = 0) -> Iterato
         The module.
 
     Raises:
-        InputError: no module, fewer than one draw, or, at the first call, noise that can't be switched on.
+        InputError: no module, a number that is out of range, or, at the first call, noise that can't be switched on.
     """
     require_module(module)
-    if draws < 1:
-        raise InputError(f"{draws} draws of the noise: take at least 1")
+    draws = whole_number("draws", draws, 1, sys.maxsize)
+    seed = whole_number("seed", seed, 0, MOST_SEED)
     own = vars(module).get("forward")
     forward = module.forward
     found: list[ModuleNoise] = []

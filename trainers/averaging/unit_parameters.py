@@ -179,6 +179,19 @@ def functional(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Mod
     return _Functional(module, tensors)
 
 
+def require_changeable(module: nn.Module) -> None:
+    """Refuses a module that was repaired, or made inside inference mode, and that mode itself."""
+    require_unrepaired(module)
+    if torch.is_inference_mode_enabled():
+        raise InputError("a module can't be repaired inside torch.inference_mode: call repair_ outside of the block")
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_inference():
+            raise InputError(
+                f"'{name}' was made inside torch.inference_mode and can't be changed outside of it: build the module "
+                "outside, or copy.deepcopy it there"
+            )
+
+
 def require_unrepaired(module: nn.Module) -> None:
     """Refuses a module that holds what an earlier repair wrote, of it or of a part of it."""
     names = repaired_parts(module)

@@ -32,9 +32,9 @@ def shuffled_loader(loader: Iterable[Any], seed: int) -> Iterable[Any]:
         DataLoader.
     """
     torch_data: Any = sys.modules.get("torch.utils.data")
-    if torch_data is None or not isinstance(loader, torch_data.DataLoader):
+    known: Any = loader
+    if torch_data is None or not isinstance(known, torch_data.DataLoader):
         return loader
-    known = cast("Any", loader)
     if type(known).__iter__ is not torch_data.DataLoader.__iter__ or not hasattr(known.dataset, "__getitem__"):
         return loader
     batches = known.batch_sampler
@@ -46,7 +46,7 @@ def shuffled_loader(loader: Iterable[Any], seed: int) -> Iterable[Any]:
     rows = np.random.default_rng(seed).permutation(np.array(list(sampler), np.int64)).tolist()
     options: dict[str, Any] = {"collate_fn": known.collate_fn, "num_workers": known.num_workers}
     options |= {name: getattr(known, name) for name in ("timeout", "worker_init_fn", "multiprocessing_context")}
-    options["generator"] = sys.modules["torch"].Generator().manual_seed(seed)  # not the one of the process
+    options["generator"] = sys.modules["torch"].Generator().manual_seed(seed % _SEEDS)  # not the one of the process
     if batches is None:  # each row of the data set is a batch
         shuffled = torch_data.DataLoader(known.dataset, batch_size=None, sampler=rows, **options)
     else:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -221,6 +222,13 @@ def test_statistics_that_are_not_true_under_the_noise_are_refused(module, rows):
         (torch.rand(20, 5), {}, InputError),
         ([torch.rand(20, 5)], {"method": "paired"}, InputError),
         ([torch.rand(20, 5)], {"samples": 0}, InputError),
+        ([torch.rand(20, 5)], {"samples": "x"}, InputError),
+        ([torch.rand(20, 5)], {"samples": torch.tensor(2.5)}, InputError),
+        ([torch.rand(20, 5)], {"seed": -1}, InputError),
+        ([torch.rand(20, 5)], {"seed": 2**63}, InputError),
+        ([torch.rand(20, 5)], {"noise": 5}, InputError),
+        ([torch.rand(20, 5)], {"noise": [5]}, InputError),
+        ([torch.rand(20, 5)], {"noise": "nowhere=dropout:0.5"}, InputError),
         ([torch.rand(20, 5)], {"noise": {"nowhere": "dropout:0.5"}}, InputError),
         ([torch.rand(20, 5)], {"noise": ["0=tempest:0.5"]}, InputError),
         ([torch.rand(40, 5)], {"output_kinds": {"output": "words"}}, InputError),
@@ -437,3 +445,42 @@ def test_a_forward_that_writes_into_its_input_is_repaired_to_the_same_bits(modul
     values = [list(each.state_dict().values()) for each in modules]
     assert all(torch.equal(a, b) for a, b in zip(*values, strict=True))
     assert torch.equal(rows, before)
+
+
+class Scores(nn.Module):
+    """Scores of two classes."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        y = self.network(x)
+        return torch.cat([y, -y], 1)
+
+
+def test_an_open_question_is_not_called_far_within_the_noise(rows):
+    module = Scores(train(regressor(0.1), 60))
+    report = repair_(module, [rows], output_kinds={"output": "classes"})
+    assert report.severity.is_open
+    assert report.verdict.endswith("is below 0.85.")
+    assert "method='match'" in report.warnings[-1]
+
+
+def test_numbers_of_numpy_and_a_single_text_are_read(module, rows):
+    options = {"samples": np.int64(32), "seed": np.uint8(3), "noise": "2=dropout:0.1"}
+    report = repair_(module, [rows], refine=False, **options)
+    assert report.samples == 32
+    assert "2: dropout:0.1" in report.noise
+
+
+def test_what_inference_mode_does_not_let_change_is_refused(module, rows):
+    with torch.inference_mode(), pytest.raises(InputError, match=r"inside torch.inference_mode: call repair_ outside"):
+        repair_(module, [rows])
+    with torch.inference_mode():
+        made = copy.deepcopy(module)
+    flags = [parameter.requires_grad for parameter in made.parameters()]
+    with pytest.raises(InputError, match=r"'0.weight' was made inside torch.inference_mode"):
+        repair_(made, [rows])
+    assert [parameter.requires_grad for parameter in made.parameters()] == flags
+    assert repair_(copy.deepcopy(made), [rows], method="match", refine=False).changed

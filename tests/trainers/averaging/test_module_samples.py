@@ -86,6 +86,43 @@ def test_outputs_are_named_by_their_place():
     assert list(named_outputs({"a": (y, 3), "b": [y]})) == ["output['a'][0]", "output['b'][0]"]
 
 
+class Counting(nn.Module):
+    """Puts other tensors in the place of its buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1, dtype=torch.int64))
+        self.register_buffer("last", None)
+
+    def forward(self, x):
+        self.seen = self.seen + len(x)
+        self.last = x
+        return x
+
+
+def test_buffers_that_a_forward_replaces_are_put_back():
+    module = Counting()
+    seen = module.seen
+    with state_kept(module):
+        module(torch.rand(3, 2))
+        module.register_buffer("new", torch.zeros(1))
+    assert module.seen is seen
+    assert seen.item() == 0
+    assert module.last is None
+    assert list(dict(module.named_buffers())) == ["seen"]
+
+
+def test_a_sequential_loader_is_read_at_random_and_the_same_each_time():
+    data = TensorDataset(torch.arange(100.0)[:, None].expand(-1, 2), torch.zeros(100))
+    drawn = [
+        called(ModuleSamples.of(nn.Linear(2, 1), DataLoader(data, 8, shuffle=shuffle), 16, seed))
+        for shuffle, seed in ((False, 0), (False, 0), (False, 1), (True, 0), (True, 0))
+    ]
+    assert max(drawn[0]) > (16, 16)
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[3] == drawn[4]
+
+
 def test_buffers_and_generators_are_put_back():
     module = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())
     before, generator = module[0].running_mean.clone(), torch.get_rng_state()

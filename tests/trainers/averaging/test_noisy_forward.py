@@ -174,7 +174,7 @@ def test_every_noise_layer_has_its_own_mean_and_variance(layer, noise):
 
 
 def test_what_can_not_be_averaged_is_refused(module, x):
-    with pytest.raises(InputError, match="at least 1"), noise_averaged(module, draws=0):
+    with pytest.raises(InputError, match="draws: give a whole number, 1 to"), noise_averaged(module, draws=0):
         pass
     with pytest.raises(InputError, match="Module is needed"), noise_averaged(torch.relu):
         pass
@@ -200,3 +200,20 @@ def test_a_forward_that_writes_into_its_input_begins_every_draw_with_what_was_gi
         assert torch.equal(in_place(given), expected)
         assert torch.equal(in_place(given), expected)
     assert torch.equal(given, x)
+
+
+@pytest.mark.parametrize("options", [{"draws": 2.5}, {"draws": True}, {"seed": -1}, {"seed": "1"}])
+def test_numbers_that_are_none_are_refused(module, options):
+    with pytest.raises(InputError, match="give a whole number"), noise_averaged(module, **options):
+        pass
+
+
+def test_a_module_of_inference_mode_is_averaged_too(x):
+    with torch.inference_mode():
+        module = regressor()
+    flags = [parameter.requires_grad for parameter in module.parameters()]
+    with torch.inference_mode(), noise_averaged(module.eval(), 4):
+        inside = module(x)
+    with torch.no_grad(), noise_averaged(module, 4):
+        assert torch.equal(module(x), inside)
+    assert [parameter.requires_grad for parameter in module.parameters()] == flags
