@@ -47,7 +47,7 @@ from vsfix.graph_passes.remove_identities import RemoveMarkers
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from vsfix.pipeline.calibration import calibration_batches
 from vsfix.pipeline.inspection import inspect_model
-from vsfix.pipeline.optimization import MATCHED
+from vsfix.pipeline.repair.plan import MATCHED
 
 NAMES = (
     "plain-cnn preresnet-20-none-0 preresnet-20-dropout-0.5-a-0 preresnet-20-dropout-0.5-b-0 "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +14,8 @@ from vsfix.graph_passes.errors import InputError, VsfixError
 from vsfix.graph_passes.io.external_data import fits_one_file
 from vsfix.graph_passes.io.model_file import read_model
 from vsfix.graph_passes.io.named_file import user_path
+from vsfix.pipeline.backends.opening import checkpoint_file
+from vsfix.pipeline.host.output_file import data_files
 
 Model: TypeAlias = str | Path | onnx.ModelProto
 IN_MEMORY = "the model in memory"
@@ -43,6 +45,18 @@ def model_path(model: Model) -> Path | None:
 def model_name(model: Model) -> str:
     """The name of a model in messages: its path, or that it is in memory."""
     return IN_MEMORY if (path := model_path(model)) is None else str(path)
+
+
+def files_read(models: Iterable[object], data: Iterable[object] = ()) -> tuple[Path, ...]:
+    """The files among what was given.
+
+    Args:
+        models: models, folders of a training run, and other single files; those in memory and None are left out.
+        data: data in any form.
+    """
+    paths = [checkpoint_file(user_path(str(model))) for model in models if isinstance(model, str | Path)]
+    paths += [path for given in data if isinstance(given, str | Path) for path in data_files(str(given))]
+    return tuple(path.absolute() for path in paths)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from vsfix.pipeline.data.data_forms import Data
 from vsfix.pipeline.host.console import PIPE_WIDTH, View
 from vsfix.pipeline.report.benchmark_table import benchmark_view
 
-from .arguments import Model, model_file, model_path, require_numbers, texts
+from .arguments import Model, files_read, model_file, model_path, require_numbers, texts
 from .results import Result
 
 _LEAST_SECONDS = 30.0  # that a row may take until it has the fewest runs
@@ -45,10 +45,11 @@ class Benchmark(result.Benchmark, Result):
         """Writes the page.
 
         Raises:
-            OutputExistsError, InputError: the file exists and `force` is not given, or it can't be written.
+            OutputExistsError, InputError: the file exists and `force` is not given, it can't be written, or was read.
         """
         from vsfix.pipeline.pages.benchmark_page import write_benchmark_page  # jinja2 takes its time
 
+        self.require_outputs(path, force=force)
         write_benchmark_page(self, Path(path), force=force)
 
     def save_predictions(self, path: str | Path, force: bool = False) -> None:
@@ -57,6 +58,7 @@ class Benchmark(result.Benchmark, Result):
         Raises:
             OutputExistsError, InputError: see `to_html`.
         """
+        self.require_outputs(path, force=force)
         result.write_predictions(self, Path(path), force=force)
 
     def _judgement(self) -> tuple[str, str, Sequence[str]]:
@@ -137,4 +139,7 @@ def benchmark(
         ]
         names = ["" if model_path(model) else path.name for model, path in zip(given, paths, strict=True)]
         found = benchmarking.benchmark(paths, config, names)
-    return Benchmark(**{part.name: getattr(found, part.name) for part in fields(found)})
+    return Benchmark(
+        **{part.name: getattr(found, part.name) for part in fields(found)},
+        files_read=files_read(given, [data, calibration]),
+    )

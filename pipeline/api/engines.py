@@ -10,13 +10,12 @@ from typing import Any, ClassVar
 from vsfix.pipeline.building.build_config import BuildConfig
 from vsfix.pipeline.building.building import BuildReport, build_plan, report_at, write_engine
 from vsfix.pipeline.host.console import PIPE_WIDTH, View
-from vsfix.pipeline.host.output_file import input_files, require_outputs
 from vsfix.pipeline.tensorrt.engine_file import sidecar_path
 from vsfix.pipeline.tensorrt.log import BuildProgress
 from vsfix.pipeline.tensorrt.shape_profile import ShapeOptions
 from vsfix.pipeline.terminal.build_table import build_view, build_warnings, size_line
 
-from .arguments import Model, model_file, parse_size, texts
+from .arguments import Model, files_read, model_file, parse_size, texts
 from .results import Result
 
 Shapes = str | Mapping[str, Sequence[int]]
@@ -72,7 +71,7 @@ class Engine(Result):
                 model that was read.
         """
         outputs = [Path(path), sidecar_path(Path(path))]
-        require_outputs(outputs, force=force, inputs=input_files(Path(self.report.model["path"])))
+        self.require_outputs(*outputs, force=force)
         write_engine(self.plan, self.report, Path(path), force=force)
 
     def _judgement(self) -> tuple[str, str, Sequence[str]]:
@@ -136,7 +135,7 @@ def build(
         timing_cache=None if timing_cache is None else Path(timing_cache),
     )
     with model_file(model) as path:
-        return Engine(*build_plan(path, config, progress))
+        return Engine(*build_plan(path, config, progress), files_read=files_read([model]))
 
 
 def _shapes_text(shapes: Shapes | None) -> str | None:

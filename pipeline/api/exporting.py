@@ -26,6 +26,7 @@ from vsfix.trainers.export.exporting import (
 from vsfix.trainers.export.onnx_export import ExportResult, convert_module
 from vsfix.trainers.training.checkpoint import Checkpoint, load_checkpoint
 
+from .arguments import files_read
 from .results import Result
 
 Source = nn.Module | Checkpoint | str | Path
@@ -79,8 +80,9 @@ class Export(ExportResult, Result):
             force: an existing file may be replaced.
 
         Raises:
-            OutputExistsError, InputError: the file exists and `force` is not given, or it can't be written.
+            OutputExistsError, InputError: the file exists and `force` is not given, it can't be written, or was read.
         """
+        self.require_outputs(path, force=force)
         write_model(self.model, Path(path), force=force)
 
     def _judgement(self) -> tuple[str, str, Sequence[str]]:
@@ -155,7 +157,9 @@ def export(
         )
     model, result = convert_module(found.module, found.example, opset=opset, metadata=found.metadata)
     known = {part.name: getattr(result, part.name) for part in fields(result)}
-    return Export(**known, model=model, notes=notes)
+    return Export(
+        **known, model=model, notes=notes, files_read=files_read([None if is_factory(source) else source, weights])
+    )
 
 
 def is_factory(source: Source) -> bool:

@@ -17,10 +17,10 @@ from vsfix.pipeline.host.environment import command_line
 from vsfix.pipeline.inspection import inspection
 from vsfix.pipeline.inspection.diagnosis import judge_inspection
 from vsfix.pipeline.inspection.preparation import prepare_model
+from vsfix.pipeline.repair.plan import MATCHED, SAMPLES, averaged_part
 from vsfix.pipeline.terminal.tables import inspection_view
 
-from .arguments import Model, load_model, model_name, require_numbers, texts
-from .optimization import MATCHED, SAMPLES, averaged_part
+from .arguments import Model, files_read, load_model, model_name, require_numbers, texts
 from .results import Result
 
 
@@ -52,10 +52,11 @@ class Inspection(inspection.Inspection, Result):
         """Writes the page.
 
         Raises:
-            OutputExistsError, InputError: the file exists and `force` is not given, or it can't be written.
+            OutputExistsError, InputError: the file exists and `force` is not given, it can't be written, or was read.
         """
         from vsfix.pipeline.pages.inspection_page import write_inspection_page  # jinja2 takes its time
 
+        self.require_outputs(path, force=force)
         write_inspection_page(self, Path(self.source).name, Path(path), command=command_line(), force=force)
 
     def _judgement(self) -> tuple[str, str, Sequence[str]]:
@@ -120,4 +121,8 @@ def inspect(
     averaged_on = averaged_part(batches, prepared, "auto", lambda: draw(MATCHED)) if samples is None else ()
     config = inspection.InspectionConfig(texts(noise), output_kinds or {}, seed)
     found = inspection.inspect_model(loaded, batches, open_for_small_runs, config, averaged_on=averaged_on)
-    return Inspection(**{part.name: getattr(found, part.name) for part in fields(found)}, source=model_name(model))
+    return Inspection(
+        **{part.name: getattr(found, part.name) for part in fields(found)},
+        source=model_name(model),
+        files_read=files_read([model], [data]),
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,31 +14,26 @@ from vsfix.graph_passes.errors import CheckFailedError, InputError
 from vsfix.graph_passes.io.atomic_file import atomic_path
 from vsfix.graph_passes.io.model_file import export_model, written_model
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
-from vsfix.graph_passes.statistics.batches import Batch, count_samples, first_samples, prescribed_batch_size
+from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.pipeline.comparison.accuracy import AccuracyRow, accuracy_row
 from vsfix.pipeline.data.calibration import calibration_batches, labelled_samples
 from vsfix.pipeline.data.data_forms import Data, data_text
 from vsfix.pipeline.host.console import PIPE_WIDTH, View
 from vsfix.pipeline.host.environment import command_line, describe_machine
-from vsfix.pipeline.host.output_file import require_outputs
-from vsfix.pipeline.inspection.lost_noise import is_lost
-from vsfix.pipeline.inspection.preparation import PreparedModel
 from vsfix.pipeline.repair.label_judge import TOP_1, LabelJudge, LabelScores
+from vsfix.pipeline.repair.plan import MATCHED, SAMPLES, averaged_part, is_matched
 from vsfix.pipeline.repair.refining import LEAST_MEMORY
 from vsfix.pipeline.repair.repair import prepare, repair_model
-from vsfix.pipeline.repair.repair_config import AVERAGING, RepairConfig
+from vsfix.pipeline.repair.repair_config import RepairConfig
 from vsfix.pipeline.repair.repair_report import Repair, RepairReport
 from vsfix.pipeline.repair.verdict import judge, require_plausible
 from vsfix.pipeline.report.sections import Provenance, Report
 from vsfix.pipeline.tensorrt.library import ParserCheck, check_parser
 from vsfix.pipeline.terminal import tables
 
-from .arguments import Model, load_model, model_name, model_path, parse_size, require_numbers, texts
+from .arguments import Model, files_read, load_model, model_name, model_path, parse_size, require_numbers, texts
 from .results import Result
-
-SAMPLES = 500  # what the inference of lost noise wants; the paired method stops when its intervals are narrow
-MATCHED = 256  # what a match takes where the file says where its noise was; more bring next to nothing
 
 
 @dataclass(frozen=True)
@@ -102,18 +97,20 @@ class Optimization(Result):
 
         Args:
             path: the ONNX file; past 2 GiB the weights go into `<path>.data`.
-            force: existing files may be replaced.
+            force: existing files may be replaced, and a repair that was refused is written.
             statistics: an `.npz` file for `state_dict`; None for none.
             html: the page; None for none.
 
         Raises:
+            CheckFailedError: the repair was refused, and `force` is not given.
             OutputExistsError: a file exists and `force` is not given.
-            InputError: a file can't be written, or is the model that was read.
+            InputError: a file can't be written, or was read.
             ModelError: the checker refuses the model.
         """
-        inputs = [] if self.source is None else [self.source]
-        require_outputs([Path(path), *(Path(p) for p in (statistics, html) if p)], force=force, inputs=inputs)
-        with written_model(self.model, Path(path), force=force, inputs=inputs):
+        if self.status == "FAIL" and not force:
+            raise CheckFailedError(self.verdict)
+        self.require_outputs(path, statistics, html, force=force)
+        with written_model(self.model, Path(path), force=force, inputs=self.files_read):
             if html is not None:
                 self.to_html(html, force)
             if statistics is not None:
@@ -129,10 +126,11 @@ class Optimization(Result):
             force: an existing file may be replaced.
 
         Raises:
-            OutputExistsError, InputError: it can't be written.
+            OutputExistsError, InputError: it can't be written, or was read.
         """
         from vsfix.pipeline.pages.page import write_report  # here: most repairs want no page, and jinja2 takes its time
 
+        self.require_outputs(path, force=force)
         page = Report(
             title=f"Repair of {model_name(self.model) if self.source is None else self.source.name}",
             status=self.status,
@@ -256,7 +254,7 @@ def optimize(
     source = load_model(model)
     prepared = prepare(source, config)
     deployable = export_model(prepared.graph, source)
-    cap = None if method == "exact" else MATCHED if _is_matched(prepared, method) else SAMPLES
+    cap = None if method == "exact" else MATCHED if is_matched(prepared, method) else SAMPLES
 
     def draw(count: int | None) -> Sequence[Batch]:
         """The batches that are drawn of the data."""
@@ -285,7 +283,14 @@ def optimize(
         trained, repaired = by_labels.scores(deployable), by_labels.scores(repair.runnable)
         scores = by_labels.compare(trained, repaired, max_loss)
         accuracies = _accuracies(scores, trained, repaired, repair.report.samples)
-    result = Optimization(repair, *judge(repair.report, scores), accuracies, scores, source=model_path(model))
+    result = Optimization(
+        repair,
+        *judge(repair.report, scores),
+        accuracies,
+        scores,
+        source=model_path(model),
+        files_read=files_read([model], [data, eval_data]),
+    )
     try:
         if scores is not None and by_labels is not None:
             scores.require_no_loss(data_text(eval_data) or by_labels.samples.name, _advice(method))
@@ -312,26 +317,3 @@ def _advice(method: str) -> str:
     if method == "auto":
         return "is --data that of the training, preprocessed in the same way as the labelled data?"
     return "try --method auto, which leaves a file as it is where the labels speak against every repair"
-
-
-def averaged_part(
-    batches: Sequence[Batch], prepared: PreparedModel, method: str, draw: Callable[[], Sequence[Batch]]
-) -> Sequence[Batch]:
-    """The samples that the average over the noise, and so R, rests on where nobody says how many.
-
-    Args:
-        batches: what was drawn in all.
-        prepared: the model.
-        method: of the repair.
-        draw: draws as many as a match takes of a model that shows its noise.
-    """
-    if count_samples(batches) <= MATCHED:
-        return batches
-    if _is_matched(prepared, method):
-        return draw()
-    return first_samples(batches, MATCHED, whole=prescribed_batch_size(prepared.graph) is not None)
-
-
-def _is_matched(prepared: PreparedModel, method: str) -> bool:
-    """Whether the file is matched without its noise being inferred first."""
-    return method in AVERAGING and not is_lost(prepared)

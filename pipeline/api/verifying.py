@@ -16,7 +16,7 @@ from vsfix.pipeline.terminal.verification_table import verification_view
 from vsfix.pipeline.verification import verification
 from vsfix.pipeline.verification.verification_files import VerificationConfig, verify_files
 
-from .arguments import Model, model_file, model_name, require_numbers, texts
+from .arguments import Model, files_read, model_file, model_name, require_numbers, texts
 from .results import Result
 
 
@@ -143,4 +143,5 @@ def verify(
         **{part.name: getattr(found, part.name) for part in fields(found)},
         model=model_name(model),
         against=model_name(against),
+        files_read=files_read([model, against, *between, statistics], [data]),
     )

@@ -46,5 +46,17 @@ def input_files(model: Path, *data: str | None) -> list[Path]:
     return [
         model,
         *external_data_files(model),
-        *(user_path(name) for name in data if name is not None and name.endswith(".npz")),
+        *(path for name in data if name is not None for path in data_files(name)),
     ]
+
+
+def data_files(name: str) -> list[Path]:
+    """The file that a data set is, where it is one: `rows.npz`, or what stands after the colon of `KIND:FILE`.
+
+    Args:
+        name: as `--data` takes it.
+    """
+    if name.endswith(".npz") and ":" not in name:
+        return [user_path(name)]
+    paths = [user_path(part) for part in (name, name.partition(":")[2]) if part]
+    return [path for path in paths if path.is_file()]

@@ -9,7 +9,7 @@ noise not shown, no data        an error: nothing tells a shift from a change of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms
@@ -20,13 +20,15 @@ from vsfix.graph_passes.noise.analysis import NoiseMap, analyse_noise
 from vsfix.graph_passes.noise.marker import REPAIR_KEY
 from vsfix.graph_passes.noise.noise import Noise
 from vsfix.graph_passes.noise_inference.verdict import Verdict
-from vsfix.graph_passes.statistics.batches import Batch
+from vsfix.graph_passes.statistics.batches import Batch, count_samples, first_samples, prescribed_batch_size
 from vsfix.pipeline.inspection.fault import find_fault
 from vsfix.pipeline.inspection.lost_noise import LostNoise, infer_lost_noise, is_lost
 from vsfix.pipeline.inspection.preparation import PreparedModel, repaired_batch_norms
 
 from .repair_config import AVERAGING, NEED_NOISE, RepairConfig
 
+SAMPLES = 500  # what the inference of lost noise wants; the paired method stops when its intervals are narrow
+MATCHED = 256  # what a match takes where the file says where its noise was; more bring next to nothing
 NOT_SHOWN = (
     "the file marks no noise layer, so a shift can't be told apart from other changes; export the network with `vsfix "
     "export`, give --data so that the noise can be inferred from the statistics, or say where it was with --noise"
@@ -128,3 +130,26 @@ def _with_inference(lost: LostNoise, config: RepairConfig) -> RepairPlan:
         else f"the fault is another: {lost.fault.kind.value}"
     )
     return RepairPlan("none", reason, warnings=(lost.question,))
+
+
+def averaged_part(
+    batches: Sequence[Batch], prepared: PreparedModel, method: str, draw: Callable[[], Sequence[Batch]]
+) -> Sequence[Batch]:
+    """The samples that the average over the noise, and so R, rests on where nobody says how many.
+
+    Args:
+        batches: what was drawn in all.
+        prepared: the model.
+        method: of the repair.
+        draw: draws as many as a match takes of a model that shows its noise.
+    """
+    if count_samples(batches) <= MATCHED:
+        return batches
+    if is_matched(prepared, method):
+        return draw()
+    return first_samples(batches, MATCHED, whole=prescribed_batch_size(prepared.graph) is not None)
+
+
+def is_matched(prepared: PreparedModel, method: str) -> bool:
+    """Whether the file is matched without its noise being inferred first."""
+    return method in AVERAGING and not is_lost(prepared)

@@ -212,6 +212,45 @@ def test_a_result_replaces_no_file_and_no_input(onnx_path, tmp_path):
     assert (tmp_path / "there.onnx").read_text() == "precious"
 
 
+def test_no_result_is_written_onto_what_it_was_made_from(onnx_path, checkpoint_path, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    onnx.save_model(onnx.load(onnx_path), "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=999)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(checkpoint_path.read_bytes())
+    labels = load_dataset("digits", "train").labels[:64]
+    np.savez("d.npz", input=images[:64], labels=labels)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    inspected, repaired = vsfix.inspect("m.onnx", "d.npz"), vsfix.optimize("m.onnx", "d.npz", method="none")
+    compared = vsfix.benchmark("m.onnx", "d.npz", repairs="none", seconds=0)
+    verified = vsfix.verify("m.onnx", "run", "d.npz")
+    monkeypatch.chdir("/")
+    writers = [inspected.save, inspected.to_html, repaired.save, repaired.to_html]
+    writers += [compared.save, compared.to_html, compared.save_predictions, verified.save]
+    writers += [lambda path, force: repaired.save(tmp_path / "new.onnx", force, html=path)]
+    for write in writers:
+        for name in ("m.onnx", "w.bin", "d.npz"):
+            with pytest.raises(vsfix.VsfixError, match="is an input"):
+                write(tmp_path / name, force=True)
+    for write in (verified.save, vsfix.export(str(tmp_path / "run")).save):
+        with pytest.raises(vsfix.VsfixError, match="is an input"):
+            write(tmp_path / "run" / "checkpoint.pt", force=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+    assert "files_read" not in inspected.to_dict() | compared.to_dict() | verified.to_dict()
+
+
+def test_a_refused_repair_is_saved_by_force_alone(settled, tmp_path):
+    x = np.random.default_rng(2).normal(0.3, 1.2, (64, 3, 8, 8)).astype(np.float32)
+    with pytest.raises(vsfix.RefusedRepairError) as refused:
+        vsfix.optimize(settled, 1000 * x, method="exact", layers="all")
+    result = refused.value.result
+    with pytest.raises(vsfix.VsfixError) as error:
+        result.save(tmp_path / "m.onnx")
+    assert (str(error.value), error.value.exit_code) == (result.verdict, 1)
+    assert not (tmp_path / "m.onnx").exists()
+    result.save(tmp_path / "m.onnx", force=True)
+    onnx.checker.check_model(tmp_path / "m.onnx")
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
