@@ -15,6 +15,7 @@ Memory is bounded by a fixed number of positions for each channel, chosen under 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import count
 from zlib import crc32
 
 import numpy as np
@@ -38,6 +39,19 @@ from .units import FreeAffine, Unit, by_module, insert_affine
 
 VALUES = 4096  # of a channel, over all samples
 LARGEST_TARGETS = 1 << 28  # bytes of the targets of all units
+
+
+def position_seeds(seed: int, batch_norms: Sequence[str | None]) -> list[tuple[int, int]]:
+    """The seeds of the positions of each unit, the same for a network and for a file that was exported from it.
+
+    Args:
+        seed: of the whole.
+        batch_norms: for each unit in its order the name of the BatchNorm; None for a linear layer, which is numbered,
+            for its name in a file is the exporter's.
+    """
+    numbers = count()
+    names = [f"linear {next(numbers)}" if name is None else name for name in batch_norms]
+    return [(seed, crc32(name.encode())) for name in names]
 
 
 class TargetCollector:
@@ -64,18 +78,19 @@ class TargetCollector:
         self._runs = 0
         channels = sum(unit.channels for unit in units)
         values = max(min(VALUES, LARGEST_TARGETS // (8 * 3 * max(channels, 1))), 1)
-        for unit in units:
+        seeds = position_seeds(seed, [None if unit.batch_norm is None else unit.name for unit in units])
+        for unit, seeds_of_unit in zip(units, seeds, strict=True):
             try:
-                self._add_taps(average, unit, max(1, values // len(samples)), seed)
+                self._add_taps(average, unit, max(1, values // len(samples)), seeds_of_unit)
             except ModelError as error:
                 self.skipped[unit.name] = str(error)
 
-    def _add_taps(self, average: NoiseAverage, unit: Unit, wanted: int, seed: int) -> None:
+    def _add_taps(self, average: NoiseAverage, unit: Unit, wanted: int, seeds: tuple[int, int]) -> None:
         shape = average.shapes[unit.z.name]
         positions = positions_of(shape, self._size, unit.axis)
         if average.shapes[unit.activation.output.name] != shape:
             raise ModelError("the output of its activation has another shape")
-        self.chosen[unit.name] = chosen = choose_positions(positions, wanted, (seed, crc32(unit.name.encode())))
+        self.chosen[unit.name] = chosen = choose_positions(positions, wanted, seeds)
         z = tap_positions(average.tensor(unit.z.name), shape, self._size, unit.axis, chosen)
         h = z
         if unit.activation.output is not unit.z:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import torch
 from torch import nn
 
 from vsfix.graph_passes.errors import DataError, ModelError
-from vsfix.graph_passes.estimators.matching import LARGEST_TARGETS, VALUES
+from vsfix.graph_passes.estimators.matching import LARGEST_TARGETS, VALUES, position_seeds
 from vsfix.graph_passes.estimators.unit_fit import UnitTarget
 from vsfix.graph_passes.ir.runtime import Float64Array
 from vsfix.graph_passes.noise_average.taps import choose_positions, positions_of
@@ -105,14 +104,14 @@ class TargetTaps(Taps):
         self._moments: dict[str, MomentsAccumulator] = {}
         channels = sum(unit.channels for unit in units)
         values = max(min(VALUES, LARGEST_TARGETS // (8 * 3 * max(channels, 1))), 1)
-        for unit in units:
+        seeds = position_seeds(seed, [unit.name if unit.is_batch_norm else None for unit in units])
+        for unit, seeds_of_unit in zip(units, seeds, strict=True):
             try:
                 places = positions_of(unit.shape, recorded, unit.axis)
             except ModelError as error:
                 self.skipped[unit.name] = str(error)
                 continue
-            seeds = (seed, crc32(unit.name.encode()))
-            self.chosen[unit.name] = choose_positions(places, max(1, values // samples), seeds)
+            self.chosen[unit.name] = choose_positions(places, max(1, values // samples), seeds_of_unit)
             self.want(unit.key, self._reader(unit, self._add_z))
             self.want(unit.output, self._reader(unit, self._add_h))
 

@@ -38,11 +38,27 @@ class Residual(nn.Module):
         return self.head(F.relu(self.last(self.dropout(h))).flatten(1))
 
 
+class Long(nn.Module):
+    """Convolutions without a BatchNorm, on more positions than are taken."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv1d(1, 8, 3, padding=1)
+        self.second = nn.Conv1d(8, 8, 3, padding=1)
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x):
+        h = self.dropout(F.relu(self.first(x[:, None, :, None].expand(-1, 1, -1, 12).flatten(2))))
+        return self.head(F.relu(self.second(h)).square().mean(2))
+
+
 @pytest.mark.parametrize(
     ("make", "refine", "tolerance"),
     [
         (regressor, False, 1e-4),
         (Residual, False, 1e-4),
+        (Long, False, 1e-4),
         (regressor, True, 1e-2),
     ],  # of two best steps either may be taken
 )
