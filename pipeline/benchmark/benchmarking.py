@@ -7,7 +7,7 @@ first row of its own model, which says what a backend or a precision costs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -109,7 +109,7 @@ def benchmark(paths: Sequence[Path], config: BenchmarkConfig, names: Sequence[st
         VsfixError: no row of the first model runs here; another row that doesn't is skipped, with the reason.
     """
     models = _describe(paths, names)
-    config = _held(models, config)
+    given, config = config, _held(models, config)
     variants = plan_variants(models, config.backends, config.precisions)
     source = choose_model(models) if config.repairs and config.calibration_data is not None else None
     _require_calibration(variants, config)
@@ -142,7 +142,7 @@ def benchmark(paths: Sequence[Path], config: BenchmarkConfig, names: Sequence[st
         reference=measured[0].variant.label,
         rows=rows,
         repairs=repairs,
-        notes=(*_replaced(variants[0], measured[0].variant), *_notes(models, config, repairs), *times.notes),
+        notes=(*_replaced(variants[0], measured[0].variant), *_notes(models, given, repairs), *times.notes),
         environment=describe_environment() | describe_gpu() | times.conditions | _memory(),
         predictions={found.variant.label: found.classes() for found in measured} | {"labels": _labels(samples)},
     )
@@ -303,7 +303,7 @@ def _try_repairs(
 def _notes(
     models: Sequence[ModelDescription], config: BenchmarkConfig, repairs: RepairTrials | None
 ) -> tuple[str, ...]:
-    """The caveats of the numbers."""
+    """The caveats of the numbers; the configuration is the one that was given."""
     notes = []
     for model in models:
         if config.precisions and model.precision not in config.precisions and model.kind == "onnx":
@@ -311,7 +311,8 @@ def _notes(
         elif config.precisions and model.kind != "onnx" and set(config.precisions) != {model.precision}:
             notes.append(f"{model.label}: was run in {model.precision} alone; --precision casts ONNX files in fp32")
     calibration, text = config.calibration_data, data_text(config.data)
-    seen = calibration is config.data or (text is not None and text == data_text(calibration))
+    is_same = calibration is config.data and not isinstance(calibration, Iterator)  # which gives nothing twice
+    seen = is_same or (text is not None and text == data_text(calibration))
     seen = seen and (config.split == "train" or not config.has_parts)
     if seen and (repairs is not None or set(config.precisions) & set(QUANTIZED)):
         notes.append("the images of repairs and quantisation are among those that judge them; give --calibration D")

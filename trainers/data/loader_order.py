@@ -68,13 +68,16 @@ def seeded_batches(loader: Iterable[Any], seed: int) -> Iterator[Any]:
         loader: of any type.
         seed: of the order and of what is drawn.
 
-    Yields:
-        What the loader gives.
+    Returns:
+        What the loader gives. A generator can be read on after it.
     """
     torch_data: Any = sys.modules.get("torch.utils.data")
-    if torch_data is None or not isinstance(loader, torch_data.DataLoader):
-        yield from loader
-        return
+    is_loader = torch_data is not None and isinstance(loader, torch_data.DataLoader)
+    return _seeded_batches(loader, seed) if is_loader else iter(loader)
+
+
+def _seeded_batches(loader: Iterable[Any], seed: int) -> Iterator[Any]:
+    """The batches of a DataLoader."""
     with _seeded(loader, seed):
         batches = iter(shuffled_loader(loader, seed))
     for number in count(1):

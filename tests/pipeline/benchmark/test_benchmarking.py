@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import onnx
 import pytest
 import scipy.stats
+from torch.utils.data import DataLoader
 
 from vsfix import optimize
 from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError
@@ -208,8 +210,13 @@ def test_quantisation_never_sees_the_images_that_judge_it(onnx_path, npz_path):
 
 def test_images_that_both_repair_and_judge_are_told(onnx_path, npz_path):
     config = replace(QUICK, repairs=(RepairTrial("exact", 16),), samples=50)
-    for same in (replace(config, split="train"), replace(config, data=str(npz_path), calibration=str(npz_path))):
-        assert any("are among those that judge them" in note for note in benchmark([onnx_path], same).notes)
+    x, y = np.random.default_rng(0).normal(0, 1, (64, 1, 8, 8)).astype(np.float32), np.arange(64) % 10
+    halves, loader = [(x[:32], y[:32]), (x[32:], y[32:])], DataLoader(list(zip(x, y, strict=True)), 16)
+    fresh = ((x + step, y) for step in count())
+    for data in (str(npz_path), halves, loader, fresh, None):
+        same = replace(config, split="train") if data is None else replace(config, data=data, calibration=data)
+        told = any("are among those that judge them" in note for note in benchmark([onnx_path], same).notes)
+        assert told is (data is not fresh)
     assert benchmark([onnx_path], config).notes == ()
 
 

@@ -96,6 +96,10 @@ def test_an_endless_generator_is_read_no_further_than_wanted():
     found = read_data(endless(), ["x"], samples=10, seed=0)
     assert asked == [0, 1, 2]
     assert sorted(found.inputs["x"][:, 0]) == [0.0] * 4 + [1.0] * 4 + [2.0] * 2
+    given = endless()
+    for _ in range(2):
+        read_data(given, ["x"], samples=4, seed=0)
+    assert len(asked) == 5
 
 
 def test_an_endless_generator_ends_at_the_memory_where_all_is_wanted():

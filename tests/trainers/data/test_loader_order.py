@@ -110,4 +110,6 @@ def test_the_seed_alone_says_what_a_loader_gives(name):
 
 
 def test_what_is_no_loader_is_read_as_it_is():
-    assert list(seeded_batches(iter([1, 2]), 0)) == [1, 2]
+    given = (number for number in range(3))
+    assert next(seeded_batches(given, 0)) == 0
+    assert list(seeded_batches(given, 0)) == [1, 2]
