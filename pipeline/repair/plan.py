@@ -69,6 +69,11 @@ def plan_repair(
     """
     if config.method == "none":
         return RepairPlan("none", "the parameters are kept, as was asked for")
+    noise_map = analyse_noise(prepared.graph)
+    earlier = repaired_batch_norms(read_metadata(prepared.source))
+    is_again = bool(earlier) and config.method == "auto" and not config.noise
+    if is_again and noise_map.sources:
+        return RepairPlan("none", f"vsfix repaired this file already ({len(earlier)} layers)")
     if not find_batch_norms(prepared.graph):
         if REPAIR_KEY in read_metadata(prepared.source):
             return RepairPlan("none", "no BatchNorm is left: vsfix folded them all when it repaired this file")
@@ -76,9 +81,7 @@ def plan_repair(
             raise InputError(f"--method {config.method} re-estimates BatchNorms, and the model has none; take match")
     if config.method == "exact" and config.layers != "auto":
         return RepairPlan(config.method, "asked for")
-    earlier = repaired_batch_norms(read_metadata(prepared.source))
-    noise_map = analyse_noise(prepared.graph)
-    if earlier and config.method == "auto" and not config.noise and (noise_map.sources or is_lost(prepared)):
+    if is_again and is_lost(prepared):
         return RepairPlan("none", f"vsfix repaired this file already ({len(earlier)} layers)")
     if not is_lost(prepared):
         choice = _with_markers(noise_map, config)
