@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
@@ -87,9 +88,34 @@ def model_file(model: Model, name: str = "model") -> Iterator[Path]:
             raise
 
 
-def texts(value: str | Sequence[str]) -> tuple[str, ...]:
-    """One text or several."""
-    return (value,) if isinstance(value, str) else tuple(value)
+def models_of(name: str, given: Model | Sequence[Model]) -> list[Model]:
+    """One model or several.
+
+    Raises:
+        InputError: naming the option; neither of both.
+    """
+    if isinstance(given, Model):
+        return [given]
+    if isinstance(given, bytes | Mapping) or not isinstance(given, Iterable):
+        raise InputError(f"{name}: a {type(given).__name__} is no model; give paths of files, or onnx.ModelProtos")
+    return list(given)
+
+
+def texts(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
+    """One text or several.
+
+    Raises:
+        InputError: naming the option; neither of both.
+    """
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, Mapping) or not isinstance(value, Iterable):
+        raise InputError(f"{name} {value!r}: give a text, or several in a list")
+    found = tuple(value)
+    for text in found:
+        if not isinstance(text, str):
+            raise InputError(f"{name}: {text!r} is no text")
+    return found
 
 
 def parse_size(size: str | int, option: str) -> int:
@@ -109,8 +135,8 @@ def parse_size(size: str | int, option: str) -> int:
     return int(number * factor)
 
 
-def require_numbers(*, samples: int | None = None, batch_size: int = 1, seed: int = 0) -> None:
-    """Refuses numbers that no run can take.
+def run_numbers(samples: int | None, batch_size: int, seed: int) -> tuple[int | None, int, int]:
+    """The numbers of a run as Python's own, whatever type of whole number they were.
 
     Args:
         samples: at least one; None where the number is open.
@@ -120,12 +146,62 @@ def require_numbers(*, samples: int | None = None, batch_size: int = 1, seed: in
     Raises:
         InputError: naming the first that is wrong.
     """
-    for name, value, least, most in (
-        ("samples", samples, 1, None),
-        ("batch_size", batch_size, 1, None),
-        ("seed", seed, 0, _LARGEST_SEED),
-    ):
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < least or (most and value > most):
-            raise InputError(f"{name} {value!r}: must be a whole number from {least} on")
+    return (
+        None if samples is None else whole_number("samples", samples),
+        whole_number("batch_size", batch_size),
+        whole_number("seed", seed, least=0, most=_LARGEST_SEED),
+    )
+
+
+def whole_number(name: str, value: object, *, least: int = 1, most: int | None = None) -> int:
+    """A whole number of Python's own type, also where it was one of numpy.
+
+    Raises:
+        InputError: another type, or out of range.
+    """
+    number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+    if number is None or number < least or (most is not None and number > most):
+        raise InputError(f"{name} {value!r}: must be a whole number from {least} on")
+    return number
+
+
+def whole_numbers(name: str, values: object) -> tuple[int, ...]:
+    """Several of them, each at least one, as the sides of a shape.
+
+    Raises:
+        InputError: also where it is no sequence.
+    """
+    if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
+        raise InputError(f"{name} {values!r}: give whole numbers, as (3, 32, 32)")
+    return tuple(whole_number(name, value) for value in values)
+
+
+def require_texts(**options: object) -> None:
+    """Refuses options that are no text.
+
+    Raises:
+        InputError: naming the first.
+    """
+    for name, value in options.items():
+        if not isinstance(value, str):
+            raise InputError(f"{name} {value!r}: give one text")
+
+
+def require_split(name: str, split: object) -> None:
+    """Refuses a part that no data set has.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if split not in ("train", "test"):
+        raise InputError(f"{name} {split!r}: choose train or test")
+
+
+def require_output_kinds(output_kinds: object) -> None:
+    """Refuses what is no mapping from the names of outputs to texts.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if output_kinds is not None and not isinstance(output_kinds, Mapping):
+        raise InputError(f"output_kinds {output_kinds!r}: give a dict, as {{'output': 'classes'}}")

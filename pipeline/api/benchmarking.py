@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
+from vsfix.graph_passes.errors import InputError
 from vsfix.pipeline.benchmark import benchmarking, result
 from vsfix.pipeline.benchmark.latency import LatencyConfig
 from vsfix.pipeline.benchmark.repair_trials import DEFAULT_TRIALS, parse_repair_trials
@@ -15,7 +17,17 @@ from vsfix.pipeline.data.data_forms import Data
 from vsfix.pipeline.host.console import PIPE_WIDTH, View
 from vsfix.pipeline.report.benchmark_table import benchmark_view
 
-from .arguments import Model, files_read, model_file, model_path, require_numbers, texts
+from .arguments import (
+    Model,
+    files_read,
+    model_file,
+    model_path,
+    models_of,
+    require_split,
+    run_numbers,
+    texts,
+    whole_numbers,
+)
 from .results import Result
 
 _LEAST_SECONDS = 30.0  # that a row may take until it has the fewest runs
@@ -118,19 +130,24 @@ def benchmark(
         InputError: models, data or an option that can't be used.
         VsfixError: no row of the first model runs here.
     """
-    require_numbers(samples=samples, batch_size=batch_size, seed=seed)
-    given = [models] if isinstance(models, Model) else list(models)
+    samples, batch_size, seed = run_numbers(samples, batch_size, seed)
+    require_split("split", split)
+    given = models_of("models", models)
+    if not given:
+        raise InputError("models: there is none; give the path of one at least")
+    if not isinstance(seconds, Real):
+        raise InputError(f"seconds {seconds!r}: give a number; 0 measures no latencies")
     config = benchmarking.BenchmarkConfig(
         data=data,
         split=split,
         samples=samples,
-        backends=texts(backends),
-        precisions=texts(precisions),
+        backends=texts("backends", backends),
+        precisions=texts("precisions", precisions),
         calibration=calibration,
-        repairs=DEFAULT_TRIALS if repairs is None else parse_repair_trials(texts(repairs)),
+        repairs=DEFAULT_TRIALS if repairs is None else parse_repair_trials(texts("repairs", repairs)),
         batch_size=batch_size,
         latency=LatencyConfig(seconds=seconds, max_seconds=max(_LEAST_SECONDS, seconds)),
-        latency_batches=tuple(batches),
+        latency_batches=whole_numbers("batches", batches),
         seed=seed,
     )
     with ExitStack() as stack:

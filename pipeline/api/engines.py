@@ -129,7 +129,7 @@ def build(
     config = BuildConfig(
         runtime=runtime,
         shapes=ShapeOptions(*(_shapes_text(given) for given in (shapes, min_shapes, opt_shapes, max_shapes))),
-        targets=tuple(name.strip().lower() for text in texts(targets) for name in text.split(",")),
+        targets=tuple(name.strip().lower() for text in texts("targets", targets) for name in text.split(",")),
         precision=precision,
         workspace=None if workspace is None else parse_size(workspace, "--workspace"),
         timing_cache=None if timing_cache is None else Path(timing_cache),

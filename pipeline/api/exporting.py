@@ -26,7 +26,7 @@ from vsfix.trainers.export.exporting import (
 from vsfix.trainers.export.onnx_export import ExportResult, convert_module
 from vsfix.trainers.training.checkpoint import Checkpoint, load_checkpoint
 
-from .arguments import files_read
+from .arguments import files_read, whole_number, whole_numbers
 from .results import Result
 
 Source = nn.Module | Checkpoint | str | Path
@@ -135,6 +135,7 @@ def export(
         CheckFailedError: the model computes something else than torch.
         MissingComponentError: ONNX Runtime is not installed.
     """
+    opset = whole_number("opset", opset)
     notes: tuple[str, ...] = ()
     if isinstance(source, nn.Module):
         _refuse("weights and input_shape go with a factory", weights, input_shape)
@@ -143,7 +144,9 @@ def export(
         _refuse("example_inputs go with a module; a factory has input_shape", example_inputs)
         if input_shape is None:
             raise InputError(f"{source}: a factory needs input_shape, as (3, 32, 32)")
-        found = exportable_factory(str(source), tuple(input_shape), None if weights is None else Path(weights))
+        found = exportable_factory(
+            str(source), whole_numbers("input_shape", input_shape), None if weights is None else Path(weights)
+        )
         if weights is None:
             notes = (f"no --weights: the file holds those that {source} gave the module",)
     elif isinstance(source, Checkpoint | str | Path):

@@ -20,7 +20,7 @@ from vsfix.pipeline.inspection.preparation import prepare_model
 from vsfix.pipeline.repair.plan import MATCHED, SAMPLES, averaged_part
 from vsfix.pipeline.terminal.tables import inspection_view
 
-from .arguments import Model, files_read, load_model, model_name, require_numbers, texts
+from .arguments import Model, files_read, load_model, model_name, require_output_kinds, run_numbers, texts
 from .results import Result
 
 
@@ -101,10 +101,12 @@ def inspect(
         InputError: a model, data or an option that can't be used; its subclasses say which.
         MissingComponentError: a library that this needs is not installed.
     """
-    require_numbers(samples=samples, batch_size=batch_size, seed=seed)
+    samples, batch_size, seed = run_numbers(samples, batch_size, seed)
+    require_output_kinds(output_kinds)
+    noise = texts("noise", noise)
     loaded = load_model(model)
     # What the data must hold is asked of the prepared model: an input that only switches Dropout is gone from it.
-    prepared = prepare_model(loaded, texts(noise), needs_batch_norms=False)
+    prepared = prepare_model(loaded, noise, needs_batch_norms=False)
     deployable = export_model(prepared.graph, loaded)
     held = None if data is None else hold_data(data, model_input_names(deployable), samples or SAMPLES, seed)
 
@@ -119,7 +121,7 @@ def inspect(
     batches = draw(SAMPLES)
     # R is that of `optimize`, which takes fewer for a match.
     averaged_on = averaged_part(batches, prepared, "auto", lambda: draw(MATCHED)) if samples is None else ()
-    config = inspection.InspectionConfig(texts(noise), output_kinds or {}, seed)
+    config = inspection.InspectionConfig(noise, output_kinds or {}, seed)
     found = inspection.inspect_model(loaded, batches, open_for_small_runs, config, averaged_on=averaged_on)
     return Inspection(
         **{part.name: getattr(found, part.name) for part in fields(found)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,7 +33,20 @@ from vsfix.pipeline.report.sections import Provenance, Report
 from vsfix.pipeline.tensorrt.library import ParserCheck, check_parser
 from vsfix.pipeline.terminal import tables
 
-from .arguments import Model, files_read, load_model, model_name, model_path, parse_size, require_numbers, texts
+from .arguments import (
+    Model,
+    files_read,
+    load_model,
+    model_name,
+    model_path,
+    parse_size,
+    require_output_kinds,
+    require_split,
+    require_texts,
+    run_numbers,
+    texts,
+    whole_numbers,
+)
 from .results import Result
 
 
@@ -71,12 +85,15 @@ class Optimization(Result):
         return self.repair.report
 
     def state_dict(self) -> dict[str, Array]:
-        """The changes by the names of the PyTorch model: `module.load_state_dict(..., strict=False)` takes them.
+        """The changes by the names of the PyTorch model, as arrays of numpy.
+
+        A module takes them as tensors: `module.load_state_dict({name: torch.from_numpy(array) for name, array in
+        result.state_dict().items()}, strict=False)`.
 
         The names are `<module>.weight`, `.bias`, and of a BatchNorm `.running_mean` and `.running_var`. What has no
         such name stands in `repair.not_carried`.
         """
-        return dict(self.repair.statistics)
+        return {name: np.array(values) for name, values in self.repair.statistics.items()}
 
     def for_torch(self) -> Optimization:
         """This result, with a warning for each change that `state_dict` can't carry."""
@@ -236,19 +253,22 @@ def optimize(
         CheckFailedError: the fold is wrong, or the precision can't hold the weights or gives other outputs.
         MissingComponentError: a library that this needs is not installed.
     """
-    if max_loss is not None and (eval_data is None or not 0 <= max_loss < np.inf):
-        raise InputError(f"--max-loss {max_loss:g}: needs --eval-data to measure a loss, and a number from 0 on")
-    require_numbers(samples=samples, batch_size=batch_size, seed=seed)
+    if max_loss is not None and not (isinstance(max_loss, Real) and 0 <= max_loss < np.inf and eval_data is not None):
+        raise InputError(f"--max-loss {max_loss!r}: needs --eval-data to measure a loss, and a number from 0 on")
+    samples, batch_size, seed = run_numbers(samples, batch_size, seed)
+    require_texts(method=method, layers=layers, **({} if precision is None else {"precision": precision}))
+    require_split("eval_split", eval_split)
+    require_output_kinds(output_kinds)
     config = RepairConfig(
         method=method,
         refine=refine,
         output_kinds=output_kinds or {},
         layers=layers,
-        noise=texts(noise),
+        noise=texts("noise", noise),
         fold=fold,
         seed=seed,
         max_memory=parse_size(max_memory, "--max-memory"),
-        input_shape=None if input_shape is None else tuple(input_shape),
+        input_shape=None if input_shape is None else whole_numbers("input_shape", input_shape),
         precision=precision,
     )
     source = load_model(model)

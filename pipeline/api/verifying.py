@@ -16,7 +16,7 @@ from vsfix.pipeline.terminal.verification_table import verification_view
 from vsfix.pipeline.verification import verification
 from vsfix.pipeline.verification.verification_files import VerificationConfig, verify_files
 
-from .arguments import Model, files_read, model_file, model_name, require_numbers, texts
+from .arguments import Model, files_read, model_file, model_name, models_of, require_split, run_numbers, texts
 from .results import Result
 
 
@@ -114,10 +114,11 @@ def verify(
         InputError: models, data or statistics that can't be used; two models with different inputs.
         MissingComponentError: a backend is not here.
     """
-    require_numbers(samples=samples, batch_size=batch_size, seed=seed)
-    between = [via] if isinstance(via, Model) else list(via)
+    samples, batch_size, seed = run_numbers(samples, batch_size, seed)
+    require_split("split", split)
+    between = models_of("via", () if via is None else via)
     config = VerificationConfig(
-        backends=() if backend is None else texts(backend),
+        backends=() if backend is None else texts("backend", backend),
         reference_backend=reference_backend,
         data=data,
         split=split,

@@ -9,10 +9,10 @@ from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.noise.insertion import parse_noise_option
 from vsfix.graph_passes.noise_average.divergence import Meaning
-from vsfix.graph_passes.precision.precision import parse_precision
 
 QUANTIZED = ("int8", "fp8")
 TENSOR_FLOAT = "tf32"  # a float32 file, whose products the runtime may round
+PRECISIONS = ("fp32", TENSOR_FLOAT, "fp16", "bf16", *QUANTIZED)
 METHODS = ("auto", "match", "paired", "exact", "analytic", "none")
 AVERAGING = ("auto", "match")  # bring the network to its noise-averaged one; the others estimate statistics
 NEED_DATA = ("exact", "paired")
@@ -74,7 +74,7 @@ class RepairConfig:
             raise InputError(f"max_interval_width {self.max_interval_width}: must not be negative")
         if self.max_memory < 0:
             raise InputError(f"max-memory {self.max_memory}: must not be negative")
-        if self.precision is not None and self.precision not in (*QUANTIZED, TENSOR_FLOAT):
-            parse_precision(self.precision)
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise InputError(f"precision '{self.precision}': choose one of {', '.join(PRECISIONS)}")
         for text in self.noise:
             parse_noise_option(text)

@@ -194,7 +194,7 @@ def test_a_state_dict_goes_back_into_the_module(checkpoint_path, onnx_path, imag
     images = images[:32]
     result = vsfix.optimize(onnx_path, "digits", method="match", refine=False)
     module = load_checkpoint(checkpoint_path).build().eval()
-    changed = {name: torch.from_numpy(np.array(values)) for name, values in result.state_dict().items()}
+    changed = {name: torch.from_numpy(array) for name, array in result.state_dict().items()}
     assert changed
     assert module.load_state_dict(changed, strict=False).unexpected_keys == []
     expected = onnx.reference.ReferenceEvaluator(result.model).run(None, {"input": images})[0]
@@ -238,6 +238,13 @@ def test_no_result_is_written_onto_what_it_was_made_from(onnx_path, checkpoint_p
     assert "files_read" not in inspected.to_dict() | compared.to_dict() | verified.to_dict()
 
 
+def test_whole_numbers_of_numpy_and_no_step_between_are_taken(onnx_path, images):
+    found = vsfix.inspect(onnx_path, images, samples=np.int64(32), batch_size=np.int32(8), seed=np.uint8(1))
+    assert found.samples == 32
+    assert json.loads(found.to_json())["samples"] == 32
+    assert vsfix.verify(onnx_path, onnx_path, images[:8], via=None).status == "PASS"
+
+
 def test_a_refused_repair_is_saved_by_force_alone(settled, tmp_path):
     x = np.random.default_rng(2).normal(0.3, 1.2, (64, 3, 8, 8)).astype(np.float32)
     with pytest.raises(vsfix.RefusedRepairError) as refused:
@@ -265,6 +272,25 @@ def test_a_refused_repair_is_saved_by_force_alone(settled, tmp_path):
         (lambda path: vsfix.optimize(path, seed=-1), "seed -1: must be a whole number from 0 on"),
         (lambda path: vsfix.optimize(path, max_memory="2Q"), "--max-memory '2Q': write a size as 512M or 2G"),
         (lambda path: vsfix.optimize(path, max_loss=1.0), "needs --eval-data"),
+        (lambda path: vsfix.optimize(path, max_loss="1", eval_data="digits"), "--max-loss '1': needs"),
+        (lambda path: vsfix.optimize(path, layers=None), "layers None: give one text"),
+        (lambda path: vsfix.optimize(path, layers=["bn1"]), "layers ['bn1']: give one text"),
+        (lambda path: vsfix.optimize(path, input_shape=16), "input_shape 16: give whole numbers"),
+        (lambda path: vsfix.optimize(path, input_shape=(16, 0)), "input_shape 0: must be a whole number from 1 on"),
+        (lambda path: vsfix.optimize(path, precision="foo"), "choose one of fp32, tf32, fp16, bf16, int8, fp8"),
+        (lambda path: vsfix.optimize(path, eval_split="zz"), "eval_split 'zz': choose train or test"),
+        (lambda path: vsfix.optimize(path, output_kinds="classes"), "output_kinds 'classes': give a dict"),
+        (lambda path: vsfix.inspect(path, noise=None), "noise None: give a text, or several in a list"),
+        (lambda path: vsfix.inspect(path, noise=[5]), "noise: 5 is no text"),
+        (lambda path: vsfix.inspect(path, output_kinds=["classes"]), "output_kinds ['classes']: give a dict"),
+        (lambda path: vsfix.verify(path, path, via=7), "via: a int is no model"),
+        (lambda path: vsfix.verify(path, path, split="zz"), "split 'zz': choose train or test"),
+        (lambda path: vsfix.benchmark([], "digits"), "models: there is none"),
+        (lambda path: vsfix.benchmark(None, "digits"), "models: a NoneType is no model"),
+        (lambda path: vsfix.benchmark(path, "digits", batches=64), "batches 64: give whole numbers"),
+        (lambda path: vsfix.benchmark(path, "digits", seconds="3"), "seconds '3': give a number"),
+        (lambda path: vsfix.export(nn.Linear(3, 2), torch.zeros(2, 3), opset="18"), "opset '18': must be a whole"),
+        (lambda path: vsfix.export("a:b", input_shape=16), "input_shape 16: give whole numbers"),
         (lambda path: vsfix.optimize(path, noise="bn"), "bn"),
         (lambda path: vsfix.verify(path, path, backend="abacus"), "backend 'abacus': unknown"),
         (
