@@ -102,3 +102,20 @@ def test_the_example_of_the_page_runs(capsys):
     heads = [line.split()[0] for line in shown.splitlines() if line.startswith(("noise", "output", "samples", "R "))]
     assert all(f"\n{head}" in printed for head in heads)
     assert "R, the distance to what was trained:" in printed
+
+
+def test_a_module_that_was_repaired_is_not_repaired_again_as_a_file():
+    """Neither `optimize` nor `inspect` takes the noise that its file still marks for damage."""
+    module, rows = train(regressor()), friedman(96, 3)[0]
+    vsfix.torch.repair_(module, [rows], method="match", refine=False)
+    exported = vsfix.export(module, rows[:4])
+    found = vsfix.optimize(exported.model, rows.numpy())
+    assert found.report.method == "none"
+    assert "vsfix repaired this file already" in found.verdict
+    session = onnxruntime.InferenceSession(found.model.SerializeToString())
+    with torch.no_grad():
+        (outputs,) = session.run(None, {session.get_inputs()[0].name: rows.numpy()})
+        np.testing.assert_allclose(outputs, module.eval()(rows).numpy(), atol=1e-4)
+    seen = vsfix.inspect(exported.model, rows.numpy())
+    assert seen.severity is None
+    assert any("vsfix repaired this file already" in warning for warning in seen.warnings)
