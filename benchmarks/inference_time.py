@@ -39,14 +39,14 @@ from ladder_measure import calibration
 from ladder_networks import NETWORKS
 from onnx import TensorProto, helper, numpy_helper
 
-from vsfix.graph_passes.batches import Batch, count_samples, cut_batches, first_samples, samples_in
-from vsfix.graph_passes.inference import Array
-from vsfix.graph_passes.linear_layer import LINEAR_OPERATORS
-from vsfix.graph_passes.model_file import export_model, import_graph, read_model
-from vsfix.graph_passes.remove_identities import RemoveMarkers
+from vsfix.graph_passes.folding.linear_layer import LINEAR_OPERATORS
+from vsfix.graph_passes.io.model_file import export_model, import_graph, read_model
+from vsfix.graph_passes.ir.runtime import Array
+from vsfix.graph_passes.noise.marker import RemoveMarkers
+from vsfix.graph_passes.statistics.batches import Batch, count_samples, cut_batches, first_samples, samples_in
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
-from vsfix.pipeline.calibration import calibration_batches
-from vsfix.pipeline.inspection import inspect_model
+from vsfix.pipeline.data.calibration import calibration_batches
+from vsfix.pipeline.inspection.inspection import inspect_model
 from vsfix.pipeline.repair.plan import MATCHED
 
 NAMES = (
