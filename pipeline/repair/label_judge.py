@@ -143,6 +143,10 @@ class LabelJudge:
             raise DataError(f"{self.samples.name}: has no labels")
         if self.metric == SQUARED_ERROR and not np.isfinite(labels).all():
             raise DataError(f"{self.samples.name}: labels that are not finite")
+        if labels.ndim == 2 and labels.shape[1] > 1 and _is_one_hot(labels):
+            raise DataError(
+                f"{self.samples.name}: the labels are one-hot; give the number of each class, argmax(axis=1)"
+            )
         size = fixed_batch_size(model) or min(self.batch_size, run_size([self.samples.inputs]))
         with self.open_model(model) as runner:
 
@@ -241,3 +245,8 @@ def cross_fitted(scores: dict[str, Float64Array]) -> Float64Array:
 def _upper_tail(z: float) -> float:
     """The probability of a normal variable above z."""
     return 0.5 * erfc(z / 2**0.5)
+
+
+def _is_one_hot(labels: Array) -> bool:
+    """Whether each row holds a single 1 beside zeros."""
+    return bool(((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all())

@@ -50,7 +50,7 @@ def require_exportable(module: nn.Module, example: torch.Tensor) -> None:
     if len(required) > 1:
         raise InputError(
             f"{type(module).__name__}.forward takes several inputs ({', '.join(required)}); wrap it in a module that"
-            " takes one tensor"
+            " takes one tensor, or export it with torch.onnx.export in training mode (docs/export.md, several inputs)"
         )
     state = [*module.parameters(), *module.buffers(), example]
     dtypes = {tensor.dtype for tensor in state if tensor.is_floating_point()} - {torch.float32}

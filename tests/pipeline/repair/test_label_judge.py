@@ -81,3 +81,10 @@ def test_labels_that_are_not_finite_are_refused(model, open_model):
     targets[3, 1] = np.nan
     with pytest.raises(DataError, match="labels that are not finite"):
         judge_of(targets, open_model).scores(model)
+
+
+def test_one_hot_labels_are_no_targets(model, open_model):
+    one_hot = np.eye(3, dtype=np.float32)[X.argmax(axis=1)]
+    with pytest.raises(DataError, match="labels are one-hot; give the number of each class"):
+        judge_of(one_hot, open_model).scores(model)
+    assert np.isfinite(judge_of(0.9 * one_hot, open_model).scores(model)).all()
