@@ -29,7 +29,7 @@ from .feeds import InputSpec, check_feeds
 
 _SILENT = 4
 _LARGE_INPUT = 1 << 16  # bytes of a run, whose activations would stay with the process in pieces
-_FREED = FreedMemory(1 << 24)
+_FREED = FreedMemory(1 << 22)
 _FLOAT8 = frozenset({onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2})
 _DTYPES: Mapping[str, npt.DTypeLike] = {
     "tensor(float)": np.float32,
