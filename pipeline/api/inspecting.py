@@ -16,7 +16,6 @@ from vsfix.pipeline.host.console import PIPE_WIDTH, View
 from vsfix.pipeline.host.environment import command_line
 from vsfix.pipeline.inspection import inspection
 from vsfix.pipeline.inspection.diagnosis import judge_inspection
-from vsfix.pipeline.inspection.preparation import prepare_model
 from vsfix.pipeline.repair.plan import MATCHED, SAMPLES, averaged_part
 from vsfix.pipeline.terminal.tables import inspection_view
 
@@ -106,7 +105,7 @@ def inspect(
     noise = texts("noise", noise)
     loaded = load_model(model)
     # What the data must hold is asked of the prepared model: an input that only switches Dropout is gone from it.
-    prepared = prepare_model(loaded, noise, needs_batch_norms=False)
+    prepared = inspection.prepare(loaded, noise)
     deployable = export_model(prepared.graph, loaded)
     held = None if data is None else hold_data(data, model_input_names(deployable), samples or SAMPLES, seed)
 
@@ -122,7 +121,7 @@ def inspect(
     # R is that of `optimize`, which takes fewer for a match.
     averaged_on = averaged_part(batches, prepared, "auto", lambda: draw(MATCHED)) if samples is None else ()
     config = inspection.InspectionConfig(noise, output_kinds or {}, seed)
-    found = inspection.inspect_model(loaded, batches, open_for_small_runs, config, averaged_on=averaged_on)
+    found = inspection.inspect_model(prepared, batches, open_for_small_runs, config, averaged_on=averaged_on)
     return Inspection(
         **{part.name: getattr(found, part.name) for part in fields(found)},
         source=model_name(model),

@@ -20,7 +20,7 @@ from vsfix.graph_passes.noise.analysis import (
     analyse_noise,
     traced_path,
 )
-from vsfix.graph_passes.noise.marker import REPAIR_KEY, RemoveMarkers
+from vsfix.graph_passes.noise.marker import REPAIR_KEY
 from vsfix.graph_passes.noise_average.severity import Severity
 from vsfix.graph_passes.noise_average.stored_statistics import StoredAgainstNoisy
 from vsfix.graph_passes.noise_inference.claims import Claim
@@ -32,9 +32,9 @@ from vsfix.graph_passes.statistics.moments import Moments
 
 from .batch_norm_row import BatchNormRow, batch_norm_row
 from .fault import Fault, find_fault
-from .lost_noise import infer_lost_noise, is_lost
+from .lost_noise import infer_lost_noise
 from .noise_study import FEW, NoiseStudy
-from .preparation import has_noise, prepare_model, repaired_batch_norms
+from .preparation import PreparedModel, prepare_model
 
 _LARGEST_FP16 = LIMITS[onnx.TensorProto.FLOAT16][0]
 NOT_SHOWN = (
@@ -103,8 +103,23 @@ class InspectionConfig:
     seed: int = 0
 
 
+def prepare(model: onnx.ModelProto, noise: Sequence[str] = ()) -> PreparedModel:
+    """Prepares a model to be looked at.
+
+    Args:
+        model: a checked model.
+        noise: noise that the file does not show, each as `NODE=KIND:VALUE`.
+
+    Raises:
+        ModelError, InputError: see `prepare_model`; no BatchNorm is left, since vsfix folded them all.
+    """
+    if REPAIR_KEY in read_metadata(model) and all(node.op_type != "BatchNormalization" for node in model.graph.node):
+        raise ModelError("no BatchNorm is left to look at: vsfix folded them all when it wrote this file")
+    return prepare_model(model, noise)
+
+
 def inspect_model(
-    model: onnx.ModelProto,
+    model: onnx.ModelProto | PreparedModel,
     batches: Sequence[Batch],
     open_model: OpenModel,
     config: InspectionConfig | None = None,
@@ -114,7 +129,7 @@ def inspect_model(
     """Looks at a model as it would be deployed; noise that the file has lost is inferred where there is data.
 
     Args:
-        model: a checked model; not changed.
+        model: a checked model, or one that `prepare` has prepared with the noise of the config; not changed.
         batches: calibration data; may be empty, then nothing is measured.
         open_model: the runtime.
         config: how to look at it.
@@ -128,20 +143,18 @@ def inspect_model(
     """
     config = config or InspectionConfig()
     require_different_samples(batches)
-    if REPAIR_KEY in read_metadata(model) and all(node.op_type != "BatchNormalization" for node in model.graph.node):
-        raise ModelError("no BatchNorm is left to look at: vsfix folded them all when it wrote this file")
-    prepared = prepare_model(model, config.noise)
-    repaired: tuple[str, ...] = ()
-    if not config.noise and repaired_batch_norms(read_metadata(model)) and has_noise(prepared.graph):
-        RemoveMarkers()(prepared.graph)  # what the noise would make of it is not what was trained
-        repaired = ("vsfix repaired this file already: the noise that it marks is that of the training before",)
-    inferred, warnings = "", (*prepared.warnings, *repaired)
+    prepared = model if isinstance(model, PreparedModel) else prepare(model, config.noise)
+    inferred, warnings = "", prepared.warnings
+    if not config.noise and prepared.repaired and prepared.noise_map.sources:
+        prepared = prepared.without_noise()  # what the noise would make of it is not what was trained
+        again = "vsfix repaired this file already: the noise that it marks is that of the training before"
+        warnings = (*warnings, again)
     judges = averaged_on or batches
     claims: tuple[Claim, ...] = ()
     fault, question = None, ""
     has_data = bool(batches) and bool(find_modules(prepared.graph))
     real = measure(prepared.graph, batches, open_model, MeasurementConfig()) if has_data else {}
-    if is_lost(prepared) and not repaired:
+    if prepared.is_lost:
         if batches:
             lost = infer_lost_noise(
                 prepared, batches, open_model, max_memory=DEFAULT_MAX_MEMORY, measured=real if has_data else None

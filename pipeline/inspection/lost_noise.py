@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from vsfix.graph_passes.ir.runtime import OpenModel
 from vsfix.graph_passes.measurement.measurement import run_size
-from vsfix.graph_passes.noise.analysis import analyse_noise
 from vsfix.graph_passes.noise.noise import Noise
 from vsfix.graph_passes.noise_inference.inference import infer_noise
 from vsfix.graph_passes.noise_inference.verdict import NoiseInference, Verdict
@@ -72,11 +71,6 @@ class LostNoise:
             return f"--noise '{name}=dropout:RATIO'"
         more = f" and {len(said) - NAMED} more" if len(said) > NAMED else ""
         return f"for the first, {' '.join(said[:NAMED])}{more}"
-
-
-def is_lost(prepared: PreparedModel) -> bool:
-    """Whether the file neither shows its noise nor vouches that it has none."""
-    return not prepared.shows_its_noise and not analyse_noise(prepared.graph).sources
 
 
 def infer_lost_noise(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -24,11 +25,12 @@ from vsfix.graph_passes.io.model_file import import_graph, read_metadata
 from vsfix.graph_passes.ir.fold_constants import FoldConstants
 from vsfix.graph_passes.ir.graph import consumed_tensors, is_standard, label_of
 from vsfix.graph_passes.ir.graph_pass import PassPipeline, Skipped
-from vsfix.graph_passes.noise.analysis import analyse_noise
+from vsfix.graph_passes.noise.analysis import NoiseMap, analyse_noise
 from vsfix.graph_passes.noise.insertion import InsertNoise, parse_noise_option
 from vsfix.graph_passes.noise.marker import (
     EXPORT_METADATA_KEY,
     REPAIR_KEY,
+    RemoveMarkers,
     has_open_ratio,
     is_dropout,
     marker_label,
@@ -44,7 +46,7 @@ class PreparedModel:
 
     Attributes:
         source: the model as it was read.
-        graph: its graph, prepared; a repair edits a copy.
+        graph: its graph, prepared; who edits takes a copy.
         changes: what was done to it, one line each.
         warnings: what could not be done, one line each.
         shows_its_noise: whether the export vouched for its markers, or a person said where the noise was.
@@ -55,6 +57,27 @@ class PreparedModel:
     changes: tuple[str, ...]
     warnings: tuple[str, ...]
     shows_its_noise: bool
+
+    @cached_property
+    def noise_map(self) -> NoiseMap:
+        """The noise that the graph marks, and the BatchNorms that it reaches."""
+        return analyse_noise(self.graph)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the file neither shows its noise nor vouches that it has none."""
+        return not self.shows_its_noise and not self.noise_map.sources
+
+    @cached_property
+    def repaired(self) -> tuple[str, ...]:
+        """The BatchNorms and layers that the file says were repaired."""
+        return repaired_batch_norms(read_metadata(self.source))
+
+    def without_noise(self) -> PreparedModel:
+        """This model without its markers, as one that has no noise."""
+        graph = self.graph.copy()
+        RemoveMarkers()(graph)
+        return replace(self, graph=graph, shows_its_noise=True)
 
     def with_noise(self, noise: Mapping[str, Noise]) -> PreparedModel:
         """This model with markers for noise that was inferred; itself where there is none.

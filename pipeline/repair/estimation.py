@@ -127,7 +127,7 @@ def estimate(
         try:
             return _toward_average(plan, prepared, batches, open_model, config, basis)
         except UncomparableError as error:
-            if config.method != "auto" or not analyse_noise(prepared.graph).reached:
+            if config.method != "auto" or not prepared.noise_map.reached:
                 raise
             doubt = f"{error}: the statistics are re-estimated instead (paired)"
             reason = f"nothing can be averaged over the noise: {error}"
@@ -217,7 +217,7 @@ def _toward_average(
     else:  # everything ran already
         judges, moments_after = _first(prepared, batches), averaging.moments_after
         before = look_at(prepared.graph, averaging.severity.samples, averaging.moments_before)
-    reached = analyse_noise(prepared.graph).reached
+    reached = prepared.noise_map.reached
     reasons = {
         row.name: averaging.reason or ("its fit gains nothing" if row.name in reached else "no noise reaches it")
         for row in before.rows

@@ -16,14 +16,14 @@ from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms
 from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.io.model_file import read_metadata
 from vsfix.graph_passes.ir.runtime import OpenModel
-from vsfix.graph_passes.noise.analysis import NoiseMap, analyse_noise
+from vsfix.graph_passes.noise.analysis import NoiseMap
 from vsfix.graph_passes.noise.marker import REPAIR_KEY
 from vsfix.graph_passes.noise.noise import Noise
 from vsfix.graph_passes.noise_inference.verdict import Verdict
 from vsfix.graph_passes.statistics.batches import Batch, count_samples, first_samples, prescribed_batch_size
 from vsfix.pipeline.inspection.fault import find_fault
-from vsfix.pipeline.inspection.lost_noise import LostNoise, infer_lost_noise, is_lost
-from vsfix.pipeline.inspection.preparation import PreparedModel, repaired_batch_norms
+from vsfix.pipeline.inspection.lost_noise import LostNoise, infer_lost_noise
+from vsfix.pipeline.inspection.preparation import PreparedModel
 
 from .repair_config import AVERAGING, NEED_NOISE, RepairConfig
 
@@ -69,11 +69,10 @@ def plan_repair(
     """
     if config.method == "none":
         return RepairPlan("none", "the parameters are kept, as was asked for")
-    noise_map = analyse_noise(prepared.graph)
-    earlier = repaired_batch_norms(read_metadata(prepared.source))
-    is_again = bool(earlier) and config.method == "auto" and not config.noise
-    if is_again and noise_map.sources:
-        return RepairPlan("none", f"vsfix repaired this file already ({len(earlier)} layers)")
+    is_again = bool(prepared.repaired) and config.method == "auto" and not config.noise
+    again = RepairPlan("none", f"vsfix repaired this file already ({len(prepared.repaired)} layers)")
+    if is_again and prepared.noise_map.sources:
+        return again
     if not find_batch_norms(prepared.graph):
         if REPAIR_KEY in read_metadata(prepared.source):
             return RepairPlan("none", "no BatchNorm is left: vsfix folded them all when it repaired this file")
@@ -81,10 +80,10 @@ def plan_repair(
             raise InputError(f"--method {config.method} re-estimates BatchNorms, and the model has none; take match")
     if config.method == "exact" and config.layers != "auto":
         return RepairPlan(config.method, "asked for")
-    if is_again and is_lost(prepared):
-        return RepairPlan("none", f"vsfix repaired this file already ({len(earlier)} layers)")
-    if not is_lost(prepared):
-        choice = _with_markers(noise_map, config)
+    if is_again and prepared.is_lost:
+        return again
+    if not prepared.is_lost:
+        choice = _with_markers(prepared.noise_map, config)
         if choice.method != "none":
             return choice
         fault = find_fault(prepared.graph, batches, open_model, seed=config.seed, max_memory=config.max_memory)
@@ -155,4 +154,4 @@ def averaged_part(
 
 def is_matched(prepared: PreparedModel, method: str) -> bool:
     """Whether the file is matched without its noise being inferred first."""
-    return method in AVERAGING and not is_lost(prepared)
+    return method in AVERAGING and not prepared.is_lost

@@ -37,7 +37,7 @@ from vsfix.pipeline.comparison.tensor_comparison import comparable, compare_tens
 from vsfix.pipeline.data.calibration import fixed_batch_size, model_input_names
 from vsfix.pipeline.data.random_inputs import draw_inputs, stated_shape
 from vsfix.pipeline.inspection.inspection import Inspection, inspect_graph, look_at
-from vsfix.pipeline.inspection.preparation import PreparedModel, prepare_model, repaired_batch_norms
+from vsfix.pipeline.inspection.preparation import PreparedModel, prepare_model
 
 from .averaging import Averaging
 from .candidates import MATCH, REFINE
@@ -199,10 +199,9 @@ def _averaged(averaging: Averaging | None) -> dict[str, Any]:
 
 def _metadata(prepared: PreparedModel, found: Found, written: PassResult, config: RepairConfig) -> dict[str, str]:
     """The metadata of the written file on its repair; a cast or a fold leaves standing what was said before."""
-    known = read_metadata(prepared.source)
-    earlier, now = repaired_batch_norms(known), [change.subject for change in written.changed]
+    earlier, now = prepared.repaired, [change.subject for change in written.changed]
     if earlier and not now:
-        return {REPAIR_KEY: known[REPAIR_KEY]}
+        return {REPAIR_KEY: read_metadata(prepared.source)[REPAIR_KEY]}
     said = {
         "method": found.method,
         "data": found.data,
@@ -217,7 +216,7 @@ def _metadata(prepared: PreparedModel, found: Found, written: PassResult, config
 def _warnings(prepared: PreparedModel, plan: RepairPlan, found: Found, config: RepairConfig) -> tuple[str, ...]:
     """Everything that makes the result doubtful."""
     warnings = (*prepared.warnings, *plan.warnings, *found.warnings, *found.before.warnings)
-    if config.noise and repaired_batch_norms(read_metadata(prepared.source)):
+    if config.noise and prepared.repaired:
         again = "vsfix repaired this file already; repaired twice it computes something else: start from the export"
         warnings = (*warnings, again)
     if config.precision == TENSOR_FLOAT:
