@@ -251,9 +251,7 @@ def _re_estimate(
     layers, reasons = choose_layers(prepared.graph, config.layers)
     study, trouble = _study(prepared.graph, _first(prepared, batches, STUDIED_SAMPLES), open_model, config)
     estimation = estimate_statistics(plan.method, prepared, batches, open_model, layers, config, basis.made)
-    written = prepared.graph.copy()
-    RepairStatistics(estimation.estimates, {})(written)
-    averaging, moved = _judge_statistics(study, written, plan.method, config, basis.judge)
+    averaging, moved = _judge_statistics(study, estimation.estimates, plan.method, config, basis.judge)
     return Found(
         method=plan.method,
         reason=plan.reason,
@@ -329,13 +327,17 @@ def _study(
     if not batches or not has_noise(graph):
         return None, ()
     try:
-        return NoiseStudy.of(graph.copy(), batches, open_model, config.seed, config.output_kinds, config.max_memory), ()
+        return NoiseStudy.of(graph, batches, open_model, config.seed, config.output_kinds, config.max_memory), ()
     except (DataError, ModelError) as error:
         return None, (f"how far the file is from its noise-averaged network is unknown: {error}",)
 
 
 def _judge_statistics(
-    study: NoiseStudy | None, graph: gs.Graph, method: str, config: RepairConfig, judge: LabelJudge | None
+    study: NoiseStudy | None,
+    estimates: Mapping[str, Estimate],
+    method: str,
+    config: RepairConfig,
+    judge: LabelJudge | None,
 ) -> tuple[Averaging | None, tuple[str, ...]]:
     """R before and after a method of re-estimation, and a warning where it leads away from F."""
     if study is None:
@@ -346,6 +348,8 @@ def _judge_statistics(
             f"R is not known: {len(wrong)} BatchNorms store other statistics than the network with its noise on shows, "
             f"'{wrong[0]}' the first, so that its average is not that of the network that was trained",
         )
+    graph = study.graph.copy()
+    RepairStatistics(estimates, {})(graph)
     outputs = run_deployed(graph, study.samples, study.open_model).outputs
     rows: tuple[CandidateRow, ...] = (
         candidate_row(AS_TRAINED, study.outputs, study),
