@@ -47,6 +47,13 @@ class UnitTarget:
     mean: Float64Array
     noise_on_variance: Float64Array
 
+    @property
+    def deviation(self) -> Float64Array:
+        """The unit in which the shift of each channel moves, shape (C,); of a dead one a small part of the usual."""
+        deviation = np.sqrt(self.noise_on_variance)
+        typical = float(np.median(deviation)) or 1.0
+        return np.maximum(deviation, 1e-3 * typical)
+
 
 @dataclass(frozen=True)
 class MatchedUnit:

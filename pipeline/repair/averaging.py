@@ -19,6 +19,7 @@ from vsfix.graph_passes.ir.graph_pass import Change
 from vsfix.graph_passes.ir.runtime import Array, Float64Array, OpenModel
 from vsfix.graph_passes.measurement.measurement import MeasurementConfig, as_measured, measure
 from vsfix.graph_passes.noise.marker import RemoveMarkers
+from vsfix.graph_passes.noise_average.nearness import AS_TRAINED, LEAST_JUDGES, MATCH, rows_of
 from vsfix.graph_passes.noise_average.noise_average import run_deployed
 from vsfix.graph_passes.noise_average.samples import SampleSet, held_out_rows
 from vsfix.graph_passes.noise_average.severity import Severity
@@ -32,20 +33,10 @@ from vsfix.pipeline.inspection.fault import RE_ESTIMATED, FaultKind, find_fault
 from vsfix.pipeline.inspection.noise_study import FEW, LayerRow, NoiseStudy
 from vsfix.pipeline.inspection.preparation import PreparedModel
 
-from .candidates import (
-    AS_TRAINED,
-    MATCH,
-    CandidateRow,
-    candidate_row,
-    fitted_to_others,
-    matched,
-    re_estimates,
-    rows_of,
-)
+from .candidates import CandidateRow, candidate_row, fitted_to_others, matched, re_estimates
 from .label_judge import LabelJudge, cross_fitted
 from .repair_config import RepairConfig
 
-LEAST_JUDGES = 6  # held-out samples; with fewer, every sample judges what was fitted to others
 UNDER_NOISE = "re-estimated under the noise"
 Statistics = tuple[Float64Array, Float64Array]
 

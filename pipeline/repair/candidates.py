@@ -15,8 +15,8 @@ from vsfix.graph_passes.estimators.unit_fit import MatchedUnit
 from vsfix.graph_passes.estimators.units import FoundParameters
 from vsfix.graph_passes.ir.runtime import Array
 from vsfix.graph_passes.noise.analysis import analyse_noise
+from vsfix.graph_passes.noise_average.nearness import MATCH, REFINE, Candidate, judge_candidate
 from vsfix.graph_passes.noise_average.noise_average import run_deployed
-from vsfix.graph_passes.noise_average.severity import mean_interval, sign_flip_p_value
 from vsfix.graph_passes.statistics.estimate import Estimate
 from vsfix.pipeline.inspection.noise_study import FEW, NoiseStudy
 from vsfix.pipeline.inspection.preparation import PreparedModel
@@ -24,39 +24,16 @@ from vsfix.pipeline.inspection.preparation import PreparedModel
 from .refining import refine_units, refusal
 from .repair_config import RepairConfig
 
-CHANCE = 0.025  # one-sided
-AS_TRAINED, MATCH, REFINE = "as trained", "match", "match+refine"
-
 
 @dataclass(frozen=True)
-class CandidateRow:
-    """One candidate for deployment.
+class CandidateRow(Candidate):
+    """One candidate for the deployment of a file.
 
     Attributes:
-        name: `as trained`, `match`, `match+refine`, or a method of re-estimation.
-        severity: its R on the samples that judge.
         score: the mean on labelled data, the higher the better; None without.
-        difference: its R less that of the file as given, on the same samples.
-        low: lower end of the 95 % interval of that.
-        high: upper end.
-        p_value: of the hypothesis that it is not nearer to F than the file as given: the share of random changes of
-            sign of the samples' differences that make their mean as low.
-        changed: see `Severity.changed`.
     """
 
-    name: str
-    severity: float
-    difference: float
-    low: float
-    high: float
-    p_value: float
-    changed: float | None
     score: float | None = None
-
-    @property
-    def is_nearer(self) -> bool:
-        """Whether it is nearer to F than the file as given, by more than chance."""
-        return self.difference < 0 and self.p_value < CHANCE
 
 
 def fitted_to_others(study: NoiseStudy, outputs: Mapping[str, Array], config: RepairConfig) -> dict[str, Array]:
@@ -126,25 +103,10 @@ def re_estimates(study: NoiseStudy, config: RepairConfig) -> dict[str, Mapping[s
     }
 
 
-def rows_of(outputs: Mapping[str, Array], rows: Array) -> dict[str, Array]:
-    """The outputs of some samples; the first axis may hold several rows for each."""
-    return {
-        name: array.reshape(len(rows), len(array) // len(rows), *array.shape[1:])[rows].reshape(-1, *array.shape[1:])
-        for name, array in outputs.items()
-    }
-
-
 def candidate_row(
     name: str, outputs: Mapping[str, Array], study: NoiseStudy, judges: Array | None = None
 ) -> CandidateRow:
     """One candidate, by the samples that judge; by all where none are named."""
     if judges is None:
         judges = np.ones(len(study.samples), dtype=np.bool_)
-    noise = float(study.reference.noise_distances()[judges].mean())
-    apart = study.reference.distances(outputs)[judges] / noise
-    moved = apart - study.reference.distances(study.outputs)[judges] / noise
-    low, high = mean_interval(moved)
-    changed = study.reference.rows(judges).changed(rows_of(outputs, judges))
-    return CandidateRow(
-        name, max(float(apart.mean()), 0.0), float(moved.mean()), low, high, sign_flip_p_value(moved), changed
-    )
+    return CandidateRow(**vars(judge_candidate(name, outputs, study.reference, study.outputs, judges)))

@@ -20,6 +20,7 @@ from vsfix.graph_passes.estimators.repair_statistics import RepairStatistics
 from vsfix.graph_passes.ir.graph_pass import PassResult, Skipped
 from vsfix.graph_passes.ir.runtime import OpenModel
 from vsfix.graph_passes.noise.analysis import analyse_noise
+from vsfix.graph_passes.noise_average.nearness import AS_TRAINED
 from vsfix.graph_passes.noise_average.noise_average import run_deployed
 from vsfix.graph_passes.statistics.batches import Batch, first_samples, prescribed_batch_size
 from vsfix.graph_passes.statistics.estimate import Estimate
@@ -29,7 +30,7 @@ from vsfix.pipeline.inspection.noise_study import NoiseStudy
 from vsfix.pipeline.inspection.preparation import PreparedModel, has_noise
 
 from .averaging import UNDER_NOISE, Averaging, average_repair
-from .candidates import AS_TRAINED, CandidateRow, candidate_row
+from .candidates import CandidateRow, candidate_row
 from .label_judge import LabelJudge
 from .made_inputs import NO_USER_DATA, MadeInputs, make_inputs
 from .plan import RepairPlan

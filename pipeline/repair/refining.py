@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.estimators.refinement_cost import BATCH, RefinementCost
 from vsfix.graph_passes.estimators.units import FoundParameters, find_units, insert_affine
 from vsfix.graph_passes.io.model_file import export_model
 from vsfix.graph_passes.ir.runtime import Array
@@ -18,15 +19,8 @@ from vsfix.pipeline.inspection.preparation import PreparedModel
 
 from .repair_config import RepairConfig
 
-STEPS = (100, 2000)  # of a network that costs much, and of one that costs next to nothing
-CHEAP = 2e11  # multiplications of all steps, up to which more than the fewest are made
-BATCH = 64
-LARGEST_COST = 4e12  # multiplications of all steps; two minutes or so on one core
 SMALL_STEP = 1e10  # multiplications; below it several threads wait for each other longer than they compute
 LEAST_MEMORY = 512 << 20  # bytes
-RUN_BYTES = 64 << 20  # of the activations of one run, which are held until its gradient is known
-_BACKWARD = 3  # a step costs a forward and twice as much again
-_LOSS = 50  # multiplications in the time that a step takes for one number of an output
 
 
 def refusal(study: NoiseStudy, config: RepairConfig) -> str | None:
@@ -40,38 +34,29 @@ def refusal(study: NoiseStudy, config: RepairConfig) -> str | None:
         import torch  # noqa: F401
     except ImportError:
         return "nothing was refined: that needs torch; run: pip install 'vsfix[train]'"
-    if config.refine is None:
-        cost = steps_of(study) * _step_cost(study)
-        if cost > LARGEST_COST:
-            return f"nothing was refined: its steps take {cost:.1g} multiplications; --refine does it all the same"
+    cost = cost_of(study).too_much
+    if config.refine is None and cost is not None:
+        return f"nothing was refined: its steps take {cost:.1g} multiplications; --refine does it all the same"
     return None
 
 
-def steps_of(study: NoiseStudy) -> int:
-    """How many steps of Adam, by a rule that depends on the graph and the samples alone."""
-    return int(np.clip(CHEAP / max(_step_cost(study), 1.0), *STEPS))
-
-
-def _step_cost(study: NoiseStudy) -> float:
-    """The multiplications of one step, and what its outputs cost, in multiplications."""
-    one = multiply_adds(study.graph, study.average.shapes) / study.first_size
-    given = sum(study.outputs[name].size for name in study.reference.outputs) / len(study.samples)
-    return float(min(BATCH, len(study.samples)) * (_BACKWARD * one + _LOSS * given))
-
-
-def _run_size(study: NoiseStudy) -> int:
-    """Samples of one run forward and back, by what the graph makes of them."""
-    values = sum(float(np.prod(shape)) for shape in study.average.shapes.values()) / study.first_size
-    return int(np.clip(RUN_BYTES / (4 * max(values, 1.0)), 1, BATCH))
+def cost_of(study: NoiseStudy) -> RefinementCost:
+    """The cost of a refinement, by what the graph makes of its samples."""
+    return RefinementCost(
+        forward=multiply_adds(study.graph, study.average.shapes) / study.first_size,
+        activations=sum(float(np.prod(shape)) for shape in study.average.shapes.values()) / study.first_size,
+        outputs=sum(study.outputs[name].size for name in study.reference.outputs) / len(study.samples),
+        samples=len(study.samples),
+    )
 
 
 @contextmanager
-def _threads(study: NoiseStudy) -> Iterator[None]:
+def _threads(cost: RefinementCost) -> Iterator[None]:
     """One thread of torch for small steps; what was set before is set again."""
     import torch
 
     before = torch.get_num_threads()
-    if _step_cost(study) < SMALL_STEP:
+    if cost.step < SMALL_STEP:
         torch.set_num_threads(1)
     try:
         yield
@@ -96,6 +81,7 @@ def refine_units(
     from vsfix.trainers.differentiable.refinement import RefinementConfig, refine
     from vsfix.trainers.differentiable.refinement_target import output_targets
 
+    cost = cost_of(study)
     graph = study.written(start)
     chosen = {unit.name for unit in study.units}
     units = [unit for unit in find_units(graph, study.average.shapes) if unit.name in chosen]
@@ -104,18 +90,19 @@ def refine_units(
     units_of_steps: dict[str, Array] = {}
     for affine in free:
         name = affine.unit.name
-        deviation = _deviation(study, name, affine.unit.channels)
+        target = study.targets.get(name)
+        deviation = np.ones(affine.unit.channels) if target is None else target.deviation
         if not affine.unit.is_last:
             units_of_steps[affine.scale.name] = np.ones(affine.scale.shape)
         units_of_steps[affine.shift.name] = deviation.reshape(affine.shift.shape)
     try:
-        with _threads(study):
+        with _threads(cost):
             refined = refine(
                 export_model(graph, prepared.source),
                 units_of_steps,
                 dict(study.samples.joined()),
                 output_targets(study.reference, study.outputs),
-                RefinementConfig(steps_of(study), batch_size=BATCH, seed=config.seed, run_size=_run_size(study)),
+                RefinementConfig(cost.steps, batch_size=BATCH, seed=config.seed, run_size=cost.run_size),
             )
     except InputError as error:  # it can't be differentiated, or not on these samples, or its outputs don't hold them
         return f"the match was not refined: {error}"
@@ -131,13 +118,3 @@ def refine_units(
             a, b = np.where(a > 0, a, 1.0), np.where(a > 0, b, 0.0)
         found[unit.name] = FoundParameters(a * earlier.scale, a * earlier.shift + b)
     return found
-
-
-def _deviation(study: NoiseStudy, name: str, channels: int) -> Array:
-    """The unit in which the shift of a unit is moved: the deviation of its z."""
-    target = study.targets.get(name)
-    if target is None:
-        return np.ones(channels)
-    deviation = np.sqrt(target.noise_on_variance)
-    typical = float(np.median(deviation)) or 1.0
-    return np.maximum(deviation, 1e-3 * typical)

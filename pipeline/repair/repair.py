@@ -22,6 +22,7 @@ from vsfix.graph_passes.ir.remove_identities import RemoveIdentities
 from vsfix.graph_passes.ir.runtime import OpenModel
 from vsfix.graph_passes.measurement.measurement import LARGEST_INPUT
 from vsfix.graph_passes.noise.marker import REPAIR_KEY, RemoveMarkers
+from vsfix.graph_passes.noise_average.nearness import MATCH, REFINE
 from vsfix.graph_passes.precision.typed_batch_norm import check_half_batch_norms, require_statistics
 from vsfix.graph_passes.precision.value_scan import doubtful_constants, require_finite_values
 from vsfix.graph_passes.statistics.batches import (
@@ -40,7 +41,6 @@ from vsfix.pipeline.inspection.inspection import Inspection, inspect_graph, look
 from vsfix.pipeline.inspection.preparation import PreparedModel, prepare_model
 
 from .averaging import Averaging
-from .candidates import MATCH, REFINE
 from .changed_parameters import changed_parameters
 from .estimation import Found, estimate
 from .label_judge import LabelJudge

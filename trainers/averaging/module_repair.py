@@ -19,9 +19,19 @@ import torch
 from torch import nn
 
 from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
+from vsfix.graph_passes.estimators.refinement_cost import BATCH, RefinementCost
 from vsfix.graph_passes.estimators.unit_fit import MatchedUnit, UnitTarget
 from vsfix.graph_passes.estimators.units import FoundParameters
 from vsfix.graph_passes.ir.runtime import Array
+from vsfix.graph_passes.noise_average.nearness import (
+    AS_TRAINED,
+    LEAST_JUDGES,
+    MATCH,
+    REFINE,
+    Candidate,
+    judge_candidate,
+    rows_of,
+)
 from vsfix.graph_passes.noise_average.noise_average import draws_for
 from vsfix.graph_passes.noise_average.samples import held_out_rows
 from vsfix.graph_passes.noise_average.severity import (
@@ -29,8 +39,6 @@ from vsfix.graph_passes.noise_average.severity import (
     OutputReader,
     Reference,
     Severity,
-    mean_interval,
-    sign_flip_p_value,
 )
 from vsfix.graph_passes.noise_average.stored_statistics import compare_moments
 from vsfix.graph_passes.statistics.batches import samples_in
@@ -42,7 +50,7 @@ from .module_noise import ModuleNoise, ToldNoise, find_noise, require_module
 from .module_samples import MOST_SEED, ModuleSamples, call_of, named_outputs, state_kept, to_array, whole_number
 from .noisy_forward import Drawn, NoisyForward, Observer
 from .recording import ModuleUnit, Recording
-from .repair_report import AS_TRAINED, MATCH, REFINE, Candidate, Layer, RepairReport
+from .repair_report import Layer, RepairReport
 from .taps import MomentTaps, TargetTaps
 from .unit_parameters import (
     StoredBatchNorm,
@@ -57,12 +65,6 @@ from .unit_repair import Match, refine_units
 
 METHODS = ("auto", "match")
 SAMPLES = 256
-LEAST_JUDGES = 6  # held-out samples, one in three
-_STEPS = (100, 2000)  # of a module that costs much, and of one that costs next to nothing
-_CHEAP, _LARGEST = 2e11, 4e12  # multiplications of all steps: more than the fewest are made up to the first
-_BATCH = 64
-_LOSS = 50  # multiplications in the time that a step takes for one number of an output
-_RUN_BYTES = 64 << 20  # of the activations of one run forward and back
 
 
 def repair_(
@@ -190,8 +192,7 @@ class _Study:
     reference: Reference
     outputs: Mapping[str, Array]
     on: Mapping[str, Moments]
-    cost: float
-    values: float
+    cost: RefinementCost
 
 
 def _repair(network: _Network, options: _Options) -> tuple[RepairReport, dict[str, torch.Tensor]]:
@@ -206,8 +207,8 @@ def _repair(network: _Network, options: _Options) -> tuple[RepairReport, dict[st
     outputs = network.outputs()
     kinds = recording.output_kinds(outputs, options.output_kinds)
     _require_true_statistics(network)
-    cost, values = recording.cost / size, recording.values / size  # of one sample
-    draws = draws_for(network.count, cost)
+    of_one = recording.cost / size  # sample
+    draws = draws_for(network.count, of_one)
     readers = {name: OutputReader.of(k, outputs[name], network.count, draws, len(kinds)) for name, k in kinds.items()}
     collector = DrawCollector(readers, draws, network.count)
     every = recording.units()
@@ -216,8 +217,10 @@ def _repair(network: _Network, options: _Options) -> tuple[RepairReport, dict[st
     taps = TargetTaps(network.module, units, network.count, size, network.seed)
     network.draw(draws, taps, collector, readers)
     skipped = fixed | taps.skipped
-    found = taps.targets(), collector.reference(), outputs, taps.moments()
-    study = _Study(network, units, *found, cost, values)
+    reference = collector.reference()
+    compared = sum(outputs[name].size for name in reference.outputs) / network.count
+    cost = RefinementCost(of_one, recording.values / size, compared, network.count)
+    study = _Study(network, units, taps.targets(), reference, outputs, taps.moments(), cost)
     severity = study.reference.severity(outputs, network.seed)
     plain = replace(
         plain,
@@ -253,14 +256,14 @@ def _choose(study: _Study, plain: RepairReport, options: _Options) -> tuple[Repa
     rows = [_candidate(AS_TRAINED, study.outputs, study, judges)]
     rows += [_candidate(name, found_outputs, study, judges) for name, found_outputs in outputs.items()]
     part = study.reference.rows(judges)
-    before = part.severity(_rows_of(study.outputs, judges), network.seed)
+    before = part.severity(rows_of(study.outputs, judges), network.seed)
     report = replace(plain, before=before, judges=int(judges.sum()), candidates=tuple(rows), warnings=warnings)
     nearer = [row for row in rows if row.is_nearer]
     if not nearer:
         return replace(report, reason=_not_nearer(rows)), {}
     best = min(nearer, key=lambda row: row.severity)
     tensors = _with_moments(study, tried[best.name])
-    after = part.severity(_rows_of(network.outputs(tensors), judges), network.seed)
+    after = part.severity(rows_of(network.outputs(tensors), judges), network.seed)
     names = tuple(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
     new = [name for name in tensors if name not in network.module.state_dict()]
     added = [f"the state_dict has new entries, which were 1 or 0 before: {', '.join(new)}"] if new else []
@@ -288,32 +291,19 @@ def _refusal(study: _Study, options: _Options) -> str | None:
     """The reason why nothing is refined, or None; empty where nobody wants it. No clock decides."""
     if options.refine is False:
         return ""
-    cost = _steps(study) * _step_cost(study)
-    if options.refine is None and cost > _LARGEST:
+    cost = study.cost.too_much
+    if options.refine is None and cost is not None:
         return f"nothing was refined: its steps take {cost:.1g} multiplications; refine=True does it all the same"
     return None
 
 
-def _step_cost(study: _Study) -> float:
-    """The multiplications of one step: a forward, twice as much back, and what the loss of the outputs costs."""
-    given = sum(study.outputs[name].size for name in study.reference.outputs) / study.network.count
-    return min(_BATCH, study.network.count) * (3 * study.cost + _LOSS * given)
-
-
-def _steps(study: _Study) -> int:
-    return int(np.clip(_CHEAP / max(_step_cost(study), 1.0), *_STEPS))
-
-
 def _refine(study: _Study, start: Mapping[str, FoundParameters]) -> dict[str, FoundParameters]:
     """The refined parameters, by the name of the unit."""
-    deviations = {}
-    for unit in study.units:
-        spread = np.ones(unit.channels)
-        if unit.name in study.targets:
-            spread = np.sqrt(study.targets[unit.name].noise_on_variance)
-            spread = np.maximum(spread, 1e-3 * (float(np.median(spread)) or 1.0))
-        deviations[unit.name] = spread
-    size = int(np.clip(_RUN_BYTES / (4 * max(study.values, 1.0)), 1, _BATCH))
+    targets = study.targets
+    deviations = {
+        unit.name: targets[unit.name].deviation if unit.name in targets else np.ones(unit.channels)
+        for unit in study.units
+    }
     return refine_units(
         study.network.module,
         study.network.data,
@@ -321,7 +311,7 @@ def _refine(study: _Study, start: Mapping[str, FoundParameters]) -> dict[str, Fo
         start,
         deviations,
         output_targets(study.reference, study.outputs),
-        RefinementConfig(_steps(study), batch_size=_BATCH, seed=study.network.seed, run_size=size),
+        RefinementConfig(study.cost.steps, batch_size=BATCH, seed=study.network.seed, run_size=study.cost.run_size),
     )
 
 
@@ -352,25 +342,11 @@ def _require_true_statistics(network: _Network) -> None:
         )
 
 
-def _rows_of(outputs: Mapping[str, Array], rows: Array) -> dict[str, Array]:
-    """The outputs of some samples; the first axis may hold several rows for each."""
-    return {
-        name: array.reshape(len(rows), -1, *array.shape[1:])[rows].reshape(-1, *array.shape[1:])
-        for name, array in outputs.items()
-    }
-
-
 def _candidate(name: str, outputs: Mapping[str, Array], study: _Study, judges: Array) -> Candidate:
     """One candidate, by the samples that judge."""
     if not all(np.isfinite(outputs[output]).all() for output in study.reference.outputs):
         return Candidate(name, np.inf, np.inf, np.inf, np.inf, 1.0, None)
-    noise = float(study.reference.noise_distances()[judges].mean())
-    apart = study.reference.distances(outputs)[judges] / noise
-    difference = apart - study.reference.distances(study.outputs)[judges] / noise
-    low, high = mean_interval(difference)
-    changed = study.reference.rows(judges).changed(_rows_of(outputs, judges))
-    ratio = max(float(apart.mean()), 0.0)
-    return Candidate(name, ratio, float(difference.mean()), low, high, sign_flip_p_value(difference), changed)
+    return judge_candidate(name, outputs, study.reference, study.outputs, judges)
 
 
 def _healthy(severity: Severity) -> str:

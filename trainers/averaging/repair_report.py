@@ -8,39 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vsfix.graph_passes.noise_average.nearness import AS_TRAINED, Candidate
 from vsfix.graph_passes.noise_average.severity import Severity
 
-AS_TRAINED, MATCH, REFINE = "as trained", "match", "match+refine"
-CHANCE = 0.025  # one-sided
 _MANY = 8  # layers that are printed
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to deploy the module.
-
-    Attributes:
-        name: `as trained`, `match` or `match+refine`.
-        severity: its R on the samples that judge.
-        difference: that less the R of the module as given, on the same samples.
-        low: lower end of the 95 % interval of the difference.
-        high: upper end.
-        p_value: of the hypothesis that it is not nearer to F than the module as given, by changes of sign.
-        changed: the share of decisions that differ from those of F; None where nothing is decided.
-    """
-
-    name: str
-    severity: float
-    difference: float
-    low: float
-    high: float
-    p_value: float
-    changed: float | None
-
-    @property
-    def is_nearer(self) -> bool:
-        """Whether it is nearer to F than the module as given, by more than chance."""
-        return self.difference < 0 and self.p_value < CHANCE
 
 
 @dataclass(frozen=True)

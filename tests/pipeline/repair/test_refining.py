@@ -11,8 +11,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from vsfix.graph_passes.estimators.refinement_cost import CHEAP, LARGEST, STEPS
 from vsfix.graph_passes.io.model_file import read_model
-from vsfix.pipeline.repair.refining import CHEAP, LARGEST_COST, STEPS, refusal, steps_of
+from vsfix.pipeline.repair.refining import cost_of, refusal
 from vsfix.pipeline.repair.repair import repair_model
 from vsfix.pipeline.repair.repair_config import RepairConfig
 from vsfix.trainers.export.onnx_export import export_onnx
@@ -77,15 +78,15 @@ def study(inner: int, given: int) -> SimpleNamespace:
 
 
 def test_the_steps_follow_from_the_multiplications_and_from_the_size_of_the_outputs():
-    assert steps_of(study(10_000, 10)) == STEPS[1]
-    assert steps_of(study(10_000_000, 10)) == pytest.approx(CHEAP / (64 * 3e7), abs=1)
-    assert STEPS[0] < steps_of(study(10_000, 100_000)) < STEPS[1]
-    assert steps_of(study(10_000, 10_000_000)) == STEPS[0]
+    assert cost_of(study(10_000, 10)).steps == STEPS[1]
+    assert cost_of(study(10_000_000, 10)).steps == pytest.approx(CHEAP / (64 * 3e7), abs=1)
+    assert STEPS[0] < cost_of(study(10_000, 100_000)).steps < STEPS[1]
+    assert cost_of(study(10_000, 10_000_000)).steps == STEPS[0]
 
 
 def test_a_large_output_alone_can_cost_too_much():
     assert refusal(study(10_000, 1_000), RepairConfig()) is None
-    too_much = study(10, round(1.1 * LARGEST_COST / (100 * 64 * 50)))
+    too_much = study(10, round(1.1 * LARGEST / (100 * 64 * 50)))
     assert "its steps take 4e+12 multiplications" in str(refusal(too_much, RepairConfig()))
     assert refusal(too_much, RepairConfig(refine=True)) is None
 
