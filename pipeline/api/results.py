@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from vsfix.pipeline.host.output_file import input_files, require_outputs
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(ABC):
     """A result of `import vsfix`.
 
     `print(result)` shows what the command prints on the terminal, without colours.
@@ -39,21 +40,21 @@ class Result:
         read = self.files_read if any(path.exists() for path in wanted) else ()
         require_outputs(wanted, force=force, inputs=[file for path in read for file in input_files(path)])
 
+    @abstractmethod
     def _judgement(self) -> tuple[str, str, Sequence[str]]:
         """The status word (PASS, WARN, FAIL), the verdict in one sentence, and the warnings."""
-        raise NotImplementedError
 
+    @abstractmethod
     def view(self, width: int = PIPE_WIDTH) -> View:
         """The lines and tables of the terminal.
 
         Args:
             width: letters that a line has room for.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def _details(self) -> Mapping[str, Any]:
         """The fields of the JSON document beside the envelope."""
-        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """The document that `--json` writes: `schema_version`, `command`, `status`, `verdict`, `warnings`, the details.
