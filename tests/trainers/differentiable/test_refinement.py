@@ -16,75 +16,10 @@ from vsfix.trainers.differentiable.onnx_evaluation import OnnxModule
 from vsfix.trainers.differentiable.refinement import Refinement, RefinementConfig, refine
 from vsfix.trainers.differentiable.refinement_target import Target, divergence
 
-N, FEATURES, CLASSES = 48, 6, 4
-HEADS = {
-    "logits": "y = Identity(z)",
-    "softmax": "y = Softmax<axis = 1>(z)",
-    "log-softmax": "y = LogSoftmax<axis = 1>(z)",
-    "probabilities": "y = Sigmoid(z)",
-    "sigmoid-logits": "y = Identity(z)",
-    "values": "y = Identity(z)",
-}
-KINDS = list(HEADS)
+from .conftest import CLASSES, FEATURES, KINDS, TRUE_SCALE, N, network, outputs_of, target_of, with_values
+
 STEP = {"g": np.ones(FEATURES), "b": np.ones(FEATURES), "last": np.ones(CLASSES)}
-TRUE_SCALE = np.linspace(0.8, 1.25, FEATURES)
 FAST = RefinementConfig(steps=60, learning_rate=0.03, batch_size=16)
-
-
-def network(kind: str, batch: str = "n", tail: str = "y") -> onnx.ModelProto:
-    """Linear, BN with scale g and shift b, ReLU, marker of noise, linear with bias; then what the kind ends with."""
-    rng = np.random.default_rng(1)
-    model = onnx.parser.parse_model(f"""
-    <ir_version: 9, opset_import: ["" : 18]>
-    net (float[{batch}, {FEATURES}] x) => (float[{batch}, {CLASSES}] {tail}) <float half = {{0.5}}, bool off = {{0}}>
-    {{
-        h = MatMul(x, w0)
-        n = BatchNormalization(h, g, b, mean, var)
-        r = Relu(n)
-        d = Dropout(r, half, off)
-        p = MatMul(d, w1)
-        z = Add(p, last)
-        {HEADS[kind]}
-    }}
-    """)
-    arrays = {
-        "w0": rng.standard_normal((FEATURES, FEATURES)) / 2,
-        "w1": rng.standard_normal((FEATURES, CLASSES)),
-        "g": np.ones(FEATURES),
-        "b": np.full(FEATURES, 0.5),
-        "mean": rng.standard_normal(FEATURES) / 10,
-        "var": np.ones(FEATURES),
-        "last": np.zeros(CLASSES),
-    }
-    model.graph.initializer.extend(numpy_helper.from_array(v.astype(np.float32), k) for k, v in arrays.items())
-    return model
-
-
-def with_values(model: onnx.ModelProto, **values: Any) -> onnx.ModelProto:
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    for tensor in changed.graph.initializer:
-        if tensor.name in values:
-            tensor.CopyFrom(numpy_helper.from_array(np.asarray(values[tensor.name], np.float32), tensor.name))
-    return changed
-
-
-@pytest.fixture(scope="module")
-def inputs() -> dict[str, Any]:
-    return {"x": np.random.default_rng(2).standard_normal((N, FEATURES)).astype(np.float32)}
-
-
-def outputs_of(model: onnx.ModelProto, inputs: dict[str, Any]) -> Any:
-    with torch.no_grad():
-        return OnnxModule(model)({k: torch.from_numpy(v) for k, v in inputs.items()}).outputs["y"].double()
-
-
-def target_of(kind: str, model: onnx.ModelProto, inputs: dict[str, Any], variance: float = 1.0) -> Target:
-    """A target that the outputs of a model fulfil already."""
-    y = outputs_of(model, inputs)
-    forms = {"logits": lambda: y.softmax(1), "log-softmax": y.exp, "sigmoid-logits": y.sigmoid}
-    mean = forms.get(kind, lambda: y)().numpy()
-    return Target(kind, 1, mean, variance)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,69 +58,6 @@ def test_the_values_belong_to_the_step_and_the_loss_that_are_reported(inputs: di
     y = outputs_of(with_values(model, **result.values), inputs)
     held_out = (y.numpy() - target.mean)[2::3]
     assert best == pytest.approx(np.square(held_out).mean(), rel=1e-4)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_of_the_divergence_is_that_of_finite_differences(kind: str, inputs: dict[str, Any]) -> None:
-    model = network(kind)
-    target = target_of(kind, with_values(model, g=TRUE_SCALE), inputs, variance=0.3)
-    y, mean = outputs_of(model, inputs).requires_grad_(), torch.from_numpy(target.mean)
-    assert torch.autograd.gradcheck(lambda y: divergence(y, target, mean), (y,))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_divergence_is_what_numpy_computes(kind: str, inputs: dict[str, Any]) -> None:
-    model = network(kind)
-    target = target_of(kind, with_values(model, g=TRUE_SCALE), inputs, variance=0.3)
-    y, t = outputs_of(model, inputs).numpy(), target.mean
-    if kind == "values":
-        truth = np.mean((y - t) ** 2) / 0.3
-    elif kind in ("probabilities", "sigmoid-logits"):
-        q = y if kind == "probabilities" else 1 / (1 + np.exp(-y))
-        truth = np.mean(t * np.log(t / q) + (1 - t) * np.log((1 - t) / (1 - q)))
-    else:
-        q = {"softmax": y, "log-softmax": np.exp(y), "logits": np.exp(y) / np.exp(y).sum(1, keepdims=True)}[kind]
-        truth = np.mean((t * np.log(t / q)).sum(1))
-    found = divergence(torch.from_numpy(y), target, torch.from_numpy(t))
-    assert float(found) == pytest.approx(truth, rel=1e-9)
-
-
-@pytest.mark.parametrize("kind", ["logits", "softmax", "log-softmax"])
-def test_every_position_of_a_map_of_classes_counts_once(kind: str) -> None:
-    rng = np.random.default_rng(3)
-    scores = torch.from_numpy(rng.standard_normal((5, CLASSES, 3, 2)))
-    y = {"logits": scores, "softmax": scores.softmax(1), "log-softmax": scores.log_softmax(1)}[kind]
-    mean = torch.from_numpy(rng.dirichlet(np.ones(CLASSES), (5, 3, 2)).transpose(0, 3, 1, 2))
-    whole = divergence(y, Target(kind, 1, mean.numpy()), mean)
-    apart = [
-        divergence(y[..., i, j], Target(kind, -1, mean[..., i, j].numpy()), mean[..., i, j])
-        for i in range(3)
-        for j in range(2)
-    ]
-    assert float(whole) == pytest.approx(float(torch.stack(apart).mean()), rel=1e-12)
-    mistaken = divergence(y, Target(kind, 2, mean.numpy()), mean)
-    assert abs(float(mistaken - whole)) > 0.1 * float(whole)
-
-
-def test_a_target_of_zeros_and_ones_has_a_finite_divergence() -> None:
-    certain = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
-    for kind, y in (("softmax", certain), ("probabilities", certain), ("logits", 1e3 * certain)):
-        assert float(divergence(y, Target(kind, 1, certain.numpy()), certain)) == pytest.approx(0, abs=1e-9)
-
-
-def test_a_class_that_is_masked_counts_for_nothing() -> None:
-    scores = torch.tensor([[0.3, -1.0, -np.inf]], dtype=torch.float64, requires_grad=True)
-    mean = torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64)
-    whole = divergence(scores, Target("logits", 1, mean.numpy()), mean)
-    part = divergence(scores[:, :2], Target("logits", 1, mean.numpy()[:, :2]), mean[:, :2])
-    assert float(whole.detach()) == pytest.approx(float(part.detach()), rel=1e-12)
-    assert torch.isfinite(torch.autograd.grad(whole, scores)[0]).all()
-
-
-def test_a_mean_of_scores_where_probabilities_belong_is_refused() -> None:
-    for kind in KINDS[:-1]:
-        with pytest.raises(InputError, match="must be of probabilities"):
-            Target(kind, 1, np.array([[3.0, -2.0]]))
 
 
 def test_the_order_of_the_free_parameters_is_nothing(inputs: dict[str, Any]) -> None:
@@ -394,46 +266,6 @@ def test_several_rows_of_a_sample_are_what_positions_of_it_are(kind: str, batch:
         np.testing.assert_allclose(first.losses, alone.losses, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_divergence_of_a_large_output_keeps_its_precision(kind: str) -> None:
-    """In float32, the axis of the classes before the positions: at all of them, and at those that are chosen."""
-    rng = np.random.default_rng(3)
-    scores, noisy = (torch.from_numpy(rng.standard_normal((3, CLASSES, 50, 50))) for _ in range(2))
-    forms = {
-        "softmax": lambda y: y.softmax(1),
-        "log-softmax": lambda y: y.log_softmax(1),
-        "probabilities": torch.sigmoid,
-    }
-    means = {"probabilities": torch.sigmoid, "sigmoid-logits": torch.sigmoid, "values": lambda y: y}
-    output, mean = forms.get(kind, lambda y: y)(scores), means.get(kind, lambda y: y.softmax(1))(noisy)
-    target = Target(kind, 1, mean.numpy(), 0.3)
-    exact = [float(divergence(output[i : i + 1, :, :20, :50], target, mean[i : i + 1, :, :20, :50])) for i in range(3)]
-    assert float(divergence(output[..., :20, :].float(), target, mean[..., :20, :])) == pytest.approx(np.mean(exact))
-    whole = divergence(output, target, mean)
-    large = divergence(output.float().requires_grad_(), target, mean.float())
-    assert large.dtype == torch.float64
-    assert float(large.detach()) == pytest.approx(float(whole), rel=1e-5)
-    classes = kind in ("logits", "softmax", "log-softmax")
-    positions = np.arange(0, 2500 if classes else 2500 * CLASSES, 7)
-    part = mean.flatten(2).movedim(1, 2)[:, positions] if classes else mean.flatten(1)[:, positions]
-    moved = output.flatten(2).movedim(1, 2)[:, positions] if classes else output.flatten(1)[:, positions]
-    chosen = divergence(output, Target(kind, 1, part.numpy(), 0.3, positions), part)
-    wanted = float(divergence(moved, Target(kind, -1, part.numpy(), 0.3), part))
-    assert float(chosen) == pytest.approx(wanted)
-    if classes:  # the same with the axis of the classes after the positions, and between them
-        for axis, turned in ((3, output.movedim(1, 3)), (2, output.movedim(1, 2))):
-            other = divergence(turned, Target(kind, axis, part.numpy(), 0.3, positions), part)
-            assert float(other) == pytest.approx(wanted)
-
-
-def test_positions_that_are_not_there_are_refused() -> None:
-    target = Target("values", 0, np.zeros((2, 1)), chosen=np.array([6]))
-    with pytest.raises(DataError, match="no position 6 of 2 samples"):
-        divergence(torch.zeros(4, 3), target, torch.zeros(2, 1))
-    with pytest.raises(DataError, match="of 2 samples"):
-        divergence(torch.zeros(3, 30), target, torch.zeros(2, 1))
-
-
 def test_a_free_name_that_is_not_there_is_refused(inputs: dict[str, Any]) -> None:
     model = network("values")
     target = {"y": target_of("values", model, inputs)}
@@ -505,19 +337,3 @@ def test_a_loss_that_is_not_finite_is_refused(inputs: dict[str, Any]) -> None:
 def test_a_configuration_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="refinement"):
         RefinementConfig(**wrong)
-
-
-@pytest.mark.parametrize(
-    ("kind", "axis", "variance", "words"),
-    [
-        ("score", 1, 1.0, "'score' is none of"),
-        ("logits", 0, 1.0, "axis 0"),
-        ("softmax", 2, 1.0, "axis 2"),
-        ("log-softmax", -2, 1.0, "axis -2"),
-        ("values", 0, 0.0, "above 0"),
-        ("values", 0, np.inf, "above 0"),
-    ],
-)
-def test_a_target_out_of_range_is_refused(kind: str, axis: int, variance: float, words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        Target(kind, axis, np.zeros((3, 2)), variance)
