@@ -97,7 +97,9 @@ def main() -> int:
     options = parser.parse_args()
     if options.model:
         model = read_model(options.model)
-        batches = calibration_batches(model, options.data, samples=options.samples, at_most=True, seed=0)
+        batches = calibration_batches(
+            model, options.data, samples=options.samples, batch_size=RUN, at_most=True, seed=0
+        )
         return 0 if measure(options.model.stem, model, batches, options.profile) else 1
     met = True
     for name in options.networks or NAMES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 import traceback
@@ -13,8 +14,10 @@ from ladder_networks import NETWORKS
 
 def main() -> int:
     """Goes on with the next network where one fails."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    folder, failed = parser.parse_args().folder, 0
     torch.set_num_threads(1)
-    folder, failed = Path(sys.argv[1]), 0
     folder.mkdir(parents=True, exist_ok=True)
     for rung in NETWORKS:
         started = time.perf_counter()

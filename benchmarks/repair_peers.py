@@ -94,7 +94,7 @@ class Bench:
     def title(self) -> str:
         """The network in words."""
         network, training = self.checkpoint.network, self.checkpoint.training
-        return f"{network.model}, {network.noise or 'no noise'} at site {network.site}, {training.data}"
+        return f"{network.model}, noise {network.noise}, {training.data}"
 
     def measure(self, method: str, images: int, seed: int) -> Measurement:
         """Repairs in one way and counts."""

@@ -13,6 +13,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
+
+from vsfix.pipeline.cli.main import vsfix
 
 from .conftest import batch_norm_weights
 
@@ -228,3 +231,26 @@ def test_the_profile_of_exact_adds_up_to_the_clock(script, parse, tmp_path, caps
         assert seconds["convolutions"] > 0
     assert profiles[0]["forward"]["moments"] == 0 < profiles[0]["exact"]["moments"]
     assert "| by the clock |" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_the_repairs_of_pytorch_are_measured_drawn_and_not_taken_again(script, tmp_path, capsys):
+    peers = script("repair_peers")
+    run, exported = tmp_path / "run", tmp_path / "net.onnx"
+    train = ["train", "--model", "mlp-2", "--data", "digits", "--noise", "dropout:0.5", "--epochs", "1", "-o", str(run)]
+    for command in (train, ["export", str(run), "-o", str(exported)]):
+        assert CliRunner().invoke(vsfix, command).exit_code == 0
+    out, figure = tmp_path / "found.json", tmp_path / "peers.svg"
+    line = [str(run), str(exported), "--images", "32", "--seeds", "1", "--test-images", "100", "--out", str(out)]
+    capsys.readouterr()
+    assert peers.main([*line, "--figure", str(figure)]) == 0
+    printed, found = capsys.readouterr().out, out.read_text()
+    measured = {row["method"] for row in json.loads(found)["measurements"]}
+    assert measured == {*peers.METHODS, peers.AS_TRAINED, peers.AVERAGED} - (
+        {peers.FVCORE} if find_spec("fvcore") is None else set()
+    )
+    assert all(f"| {method} |" in printed for method in peers.METHODS)
+    assert "dropout:0.5" in printed.splitlines()[0]
+    assert all(method in figure.read_text() for method in measured - {peers.AVERAGED})
+    assert peers.main(line) == 0
+    assert out.read_text() == found
