@@ -1,14 +1,19 @@
-"""Checks of a path before it is opened: a file, of a size that such a file can have.
+"""What a user names by a text: a file, checked before it is opened, or a function of a module of theirs.
 
 A pipe waits for its other end, and a device never ends.
 """
 
 from __future__ import annotations
 
+import importlib
 import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.errors import InputError, first_line
 
 NO_SUCH_FILE = "no such file"
 
@@ -45,3 +50,38 @@ def user_path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise InputError(f"{text}: there is no such home folder here; write the whole path") from None
+
+
+def named_function(source: str) -> Callable[..., Any]:
+    """The function that `package.module:function` names. This runs the code of that module.
+
+    Args:
+        source: the text; the current folder is searched too.
+
+    Raises:
+        InputError: the module can't be imported, or has no such function.
+    """
+    module_name, _, name = source.partition(":")
+    with current_folder_importable():
+        try:
+            found: Any = importlib.import_module(module_name)
+            for part in name.split("."):
+                found = getattr(found, part)
+        except Exception as error:  # the code of a user may raise anything
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise InputError(f"{source}: can't be imported ({reason}); write package.module:function") from error
+    if not callable(found):
+        raise InputError(f"{source}: is a {type(found).__name__}; name a function")
+    function: Callable[..., Any] = found
+    return function
+
+
+@contextmanager
+def current_folder_importable() -> Iterator[None]:
+    """Puts the current folder on the import path, as `python -m` does, and takes it off again."""
+    before = list(sys.path)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        yield
+    finally:
+        sys.path[:] = before

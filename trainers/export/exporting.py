@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from vsfix.graph_passes.errors import InputError, ModelError, first_line
-from vsfix.graph_passes.io.named_file import why_unreadable
+from vsfix.graph_passes.io.named_file import current_folder_importable, named_function, why_unreadable
 from vsfix.trainers.data.preprocessing import METADATA_KEY
 from vsfix.trainers.data.torch_file import is_state_dict, read_torch_file
 from vsfix.trainers.training.checkpoint import Checkpoint
@@ -87,21 +83,14 @@ def _example(shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _make_module(source: str) -> nn.Module:
-    """Imports and calls the factory."""
-    module_name, _, name = source.partition(":")
-    with _current_folder_importable():
-        try:
-            factory: Any = importlib.import_module(module_name)
-            for part in name.split("."):
-                factory = getattr(factory, part)
-        except Exception as error:  # the code of a user may raise anything
-            raise InputError(f"{source}: can't be imported ({_said(error)}); write package.module:factory") from error
-        if not callable(factory):
-            raise InputError(f"{source}: is a {type(factory).__name__}; name a function that returns the module")
+    """Imports and calls the factory, which may import more while it runs."""
+    factory = named_function(source)
+    with current_folder_importable():
         try:
             module = factory()
-        except Exception as error:  # as above
-            raise InputError(f"{source}: fails when called without arguments ({_said(error)})") from error
+        except Exception as error:  # the code of a user may raise anything
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise InputError(f"{source}: fails when called without arguments ({reason})") from error
     if not isinstance(module, nn.Module):
         raise InputError(f"{source}: returns a {type(module).__name__}; it must return a torch.nn.Module")
     return module
@@ -127,18 +116,3 @@ def _load_weights(module: nn.Module, path: Path) -> None:
         module.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"--weights {path}: do not fit the module: {' '.join(str(error).split())}") from error
-
-
-@contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    """Puts the current folder on the import path, as `python -m` does, and takes it off again."""
-    before = list(sys.path)
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
