@@ -101,7 +101,7 @@ def _compare_finite(reference: Float64Array, output: Float64Array) -> TensorComp
     difference = np.abs(output - reference)
     peak = float(np.abs(reference).max())
     max_abs, p999_abs = float(difference.max()), float(np.quantile(difference, 0.999))
-    cosines = _cosines(reference, output)
+    angles = cosines(reference, output)
     return TensorComparison(
         max_abs=max_abs,
         mean_abs=float(difference.mean()),
@@ -109,19 +109,19 @@ def _compare_finite(reference: Float64Array, output: Float64Array) -> TensorComp
         max_rel=_ratio(max_abs, peak),
         p999_rel=_ratio(p999_abs, peak),
         snr_db=snr_db(reference, output),
-        cosine_min=float(cosines.min()),
-        cosine_mean=float(cosines.mean()),
+        cosine_min=float(angles.min()),
+        cosine_mean=float(angles.mean()),
         nan_count=0,
         inf_count=0,
     )
 
 
-def _cosines(reference: Float64Array, output: Float64Array) -> Float64Array:
+def cosines(reference: Float64Array, output: Float64Array) -> Float64Array:
     """One cosine for each sample; two vectors of zeros agree, one alone has no direction in common with anything."""
     a, b = _unit_rows(reference), _unit_rows(output)
-    cosines = np.clip(np.sum(a * b, axis=1), -1.0, 1.0)
+    angles = np.clip(np.sum(a * b, axis=1), -1.0, 1.0)
     both_zero = ~a.any(axis=1) & ~b.any(axis=1)
-    return np.where(both_zero, 1.0, cosines)
+    return np.where(both_zero, 1.0, angles)
 
 
 def _unit_rows(array: Float64Array) -> Float64Array:

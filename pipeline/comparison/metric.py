@@ -1,0 +1,338 @@
+"""The metrics of labelled data: one score a sample, the higher the better, so that any two models make pairs.
+
+    top1     1 where the decision is the label, else 0; of a map or a sequence the share of its positions
+    top5     1 where the label is among the five largest scores
+    mse      -mean (q - t)^2                                  mae      -mean |q - t|
+    r2       mean over the columns of 1 - (q - t)^2 / Var t, Var over the samples of the set
+    cosine   <q, t> / (|q| |t|)
+    iou      of each class in the label or the decision |both| / |either|, their mean; of two classes that of class 1
+    bce      mean t log q + (1 - t) log(1 - q)
+
+q is an output, t its target, mean the mean over what a sample holds. Errors are negative scores. The mean of the scores
+over the samples is the metric itself, for R2 too. A decision is the largest score of a class; of a single number it is
+whether that is over 0, or over 1/2 where it is a probability. A function of the user's own gets all outputs and all
+targets by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+
+from vsfix.graph_passes.errors import DataError, InputError, first_line
+from vsfix.graph_passes.io.named_file import named_function
+from vsfix.graph_passes.ir.runtime import Array, Float64Array
+
+from .tensor_comparison import as_float64, cosines, finite_rows
+
+LABELS = "labels"
+METRICS = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "mse": "mean squared error",
+    "mae": "mean absolute error",
+    "r2": "R2",
+    "cosine": "cosine",
+    "iou": "IoU",
+    "bce": "binary cross-entropy",
+}
+LOSSES = ("mse", "mae", "bce")
+SHARES = ("top1", "top5")
+_WORST = {"top1": 0.0, "top5": 0.0, "iou": 0.0, "cosine": -1.0}  # of others no number is
+_OF_CLASSES = ("top1", "top5", "iou")
+_TINY = 1e-12  # of a probability
+_UNIT = 1e-3  # by which the length of an embedding may miss 1, in half precision
+_BEST = 5
+
+Named: TypeAlias = Mapping[str, Array]
+Function: TypeAlias = Callable[[Named, Named], object]
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """One metric of one output.
+
+    Attributes:
+        key: one of `METRICS`, or the `module:function` of a function of the user's own.
+        output: the output that is judged; None for a function, which has them all.
+        target: the array that it is held against, by its name; None for a function.
+        function: the user's own; None for one of `METRICS`.
+        threshold: of a decision by a single number.
+        variances: of the columns of the target over the set, shape (columns,); of `r2` alone.
+    """
+
+    key: str
+    output: str | None = None
+    target: str | None = None
+    function: Function | None = field(default=None, repr=False)
+    threshold: float = 0.0
+    variances: Float64Array | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The metric in words."""
+        return METRICS.get(self.key, self.key)
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether a person reads it as an error, the lower the better."""
+        return self.key in LOSSES
+
+    @property
+    def is_share(self) -> bool:
+        """Whether a person reads it in percent."""
+        return self.key in SHARES
+
+    @property
+    def unit(self) -> str:
+        """The unit of a difference, in words; empty for a plain number."""
+        return "percentage points" if self.is_share else ""
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether it must see the whole set at once."""
+        return self.function is not None
+
+    def shown(self, score: float) -> float:
+        """A mean score as a person reads it: errors positive, shares in percent."""
+        return (-1.0 if self.is_loss else 100.0 if self.is_share else 1.0) * score
+
+    def text(self, score: float) -> str:
+        """A mean score with the name of the metric."""
+        shown = self.shown(score)
+        return f"{self.name} {shown:.2f} %" if self.is_share else f"{self.name} {shown:.4g}"
+
+    def scores(self, outputs: Named, targets: Named) -> Float64Array:
+        """The score of each sample, shape (N,); the worst there is where an output is not finite.
+
+        Args:
+            outputs: of the model, by name, N samples first; all of the set where `needs_all`.
+            targets: of the same samples, by name.
+
+        Raises:
+            DataError: an output and a target that do not fit, or a function that gives no score for each sample.
+            InputError: the user's function fails.
+        """
+        if self.function is not None:
+            return _own_scores(self.key, self.function, outputs, targets)
+        assert self.output is not None
+        assert self.target is not None
+        if self.output not in outputs:
+            raise InputError(f"--metric {self.key}: no output '{self.output}'; the model has {', '.join(outputs)}")
+        output = as_float64(outputs[self.output], f"output '{self.output}'")
+        found = self._scores(np.where(np.isfinite(output), output, 0.0), targets[self.target])
+        return np.where(finite_rows(output), found, _WORST.get(self.key, -np.inf))
+
+    def _scores(self, output: Float64Array, target: Array) -> Float64Array:
+        """The scores of an output that is finite."""
+        if self.key in _OF_CLASSES:
+            return self._class_scores(output, target)
+        wanted = target.astype(np.float64)
+        rows, fit = output.reshape(len(output), -1), wanted.reshape(len(wanted), -1)
+        if rows.shape != fit.shape:
+            raise self._misfit(output, target)
+        if self.key == "cosine":
+            return cosines(fit, rows)
+        if self.key == "bce":
+            return -_cross_entropy(rows, fit, is_probability=self.threshold > 0)
+        error = np.abs(rows - fit) if self.key == "mae" else (rows - fit) ** 2
+        if self.variances is None:
+            return np.asarray(-error.mean(axis=1))
+        varies = self.variances > 0
+        return np.asarray(1 - (error[:, varies] / self.variances[varies]).mean(axis=1))
+
+    def _class_scores(self, output: Float64Array, labels: Array) -> Float64Array:
+        """The scores of decisions."""
+        scores = class_scores(output, labels.shape)
+        if scores is None and labels.ndim > 1 and labels.shape[-1] == 1:  # (N, 1), as tables have them
+            labels = labels[..., 0]
+            scores = class_scores(output, labels.shape)
+        if scores is None:
+            raise self._misfit(output, labels)
+        classes = max(2, scores.shape[-1])
+        if labels.min() < 0 or labels.max() >= classes:
+            bad = labels.min() if labels.min() < 0 else labels.max()
+            raise DataError(f"--metric {self.key}: label {bad} names none of the {classes} classes of '{self.output}'")
+        if self.key == "top5":
+            return _share(_ranks(scores, labels) < _BEST)
+        decided = scores.argmax(axis=-1) if scores.shape[-1] > 1 else (scores[..., 0] > self.threshold).astype(int)
+        return _share(decided == labels) if self.key == "top1" else _overlap(decided, labels, classes)
+
+    def _misfit(self, output: Array, target: Array) -> DataError:
+        """The error of a target of another shape."""
+        wanted = "one class each" if self.key in _OF_CLASSES else "values of its shape"
+        return DataError(
+            f"--metric {self.key}: '{self.target}' of shape {_sides(target)} a sample does not fit output "
+            f"'{self.output}', {_sides(output)}; it takes {wanted}"
+        )
+
+
+def choose_metric(
+    wanted: str | Function | None,
+    outputs: Named,
+    targets: Named,
+    *,
+    output: str | None = None,
+    probabilities: frozenset[str] = frozenset(),
+) -> Metric:
+    """The metric of a set.
+
+    Args:
+        wanted: one of `METRICS`, `module:function`, a function; None for top1 where the target is whole numbers, and
+            mse where it is not.
+        outputs: what the model gives on some samples of the set, by name.
+        targets: of the whole set, by the name of the output that each belongs to, or `labels`.
+        output: the one that is judged; None for the one that has a target of its own name, else the first.
+        probabilities: outputs that are known to be probabilities; of others the values tell.
+
+    Raises:
+        InputError: an unknown metric or output, or an output that the metric says nothing of.
+        DataError: no target, or one that does not fit.
+    """
+    if callable(wanted):
+        return Metric(getattr(wanted, "__name__", "function"), function=wanted)
+    if wanted is not None and ":" in wanted:
+        return Metric(wanted, function=named_function(wanted))
+    if wanted is not None and wanted not in METRICS:
+        raise InputError(f"--metric {wanted}: choose one of {', '.join(METRICS)}, or module:function")
+    judged = _judged(output, outputs, targets)
+    target = judged if judged in targets else LABELS
+    if target not in targets:
+        raise DataError(
+            f"no array '{LABELS}' and none with the name of an output ({', '.join(outputs)}): what an output should be"
+        )
+    values, labels = outputs[judged], targets[target]
+    key = wanted or ("top1" if labels.dtype.kind in "iub" else "mse")
+    _require_fitting(key, judged, values, labels, is_told=wanted is not None)
+    told = judged in probabilities or bool(values.size and values.min() >= 0 and values.max() <= 1)
+    metric = Metric(key, judged, target, threshold=0.5 if told else 0.0)
+    return metric if key != "r2" else Metric(key, judged, target, variances=_variances(labels, target))
+
+
+def class_scores(output: Array, labels: tuple[int, ...]) -> Array | None:
+    """The scores of each decision, the classes last; one class for decisions by a single number; None where none fit.
+
+    Args:
+        output: shape (N, C), (N, C, ...), (N, ..., C), or that of the labels.
+        labels: their shape, (N, ...); N is not looked at.
+    """
+    labels = (len(output), *labels[1:])
+    last = output.ndim - 1
+    for axis in (last, 1) if output.ndim == 3 else (1, last):  # a sequence has its classes last, a map first
+        if 0 < axis < output.ndim and (*output.shape[:axis], *output.shape[axis + 1 :]) == labels:
+            return np.moveaxis(output, axis, -1)
+    return output[..., np.newaxis] if output.shape == labels else None
+
+
+def is_embedding(output: Array) -> bool:
+    """Whether each sample is a vector of length 1 with values below 0: a direction, and no scores of classes."""
+    if output.ndim != 2 or output.shape[1] < 2 or not len(output) or output.dtype.kind != "f":
+        return False
+    lengths = np.linalg.norm(output.astype(np.float64), axis=1)
+    return bool(np.abs(lengths - 1).max() < _UNIT and output.min() < 0)
+
+
+def _judged(output: str | None, outputs: Named, targets: Named) -> str:
+    """The name of the output that is judged."""
+    if output is not None and output not in outputs:
+        raise InputError(f"--metric-output {output}: the model has {', '.join(outputs)}")
+    own = [name for name in outputs if name in targets]
+    return output or next(iter(own or outputs))
+
+
+def _require_fitting(key: str, name: str, output: Array, labels: Array, *, is_told: bool) -> None:
+    """Refuses a metric that says nothing of an output."""
+    is_whole = labels.dtype.kind in "iub"
+    if key in _OF_CLASSES and not is_whole:
+        raise DataError(f"--metric {key}: the labels of '{name}' are {labels.dtype}; it takes whole numbers")
+    if labels.ndim == 2 and labels.shape[1] > 1 and not is_told and _is_one_hot(labels):
+        raise DataError("the labels are one-hot; give the number of each class, argmax(axis=1)")
+    if key in _OF_CLASSES and is_embedding(output):
+        raise InputError(
+            f"--metric {key}: output '{name}' is an embedding, vectors of length 1, of which the largest value decides "
+            "nothing; give --metric module:function, or cosine with targets of its shape"
+        )
+    if key not in _OF_CLASSES:
+        return
+    scores = class_scores(output, labels.shape)
+    if scores is not None and scores.shape[-1] == 1 and labels.size and labels.max() > 1:
+        raise DataError(
+            f"--metric {key}: output '{name}' is one number for each label, which decides between 0 and 1, and the "
+            f"labels go up to {labels.max()}; of a regression they are floats, or give --metric mse"
+        )
+    if key == "top5" and scores is not None and scores.shape[-1] <= _BEST:
+        raise DataError(f"--metric top5: output '{name}' has {scores.shape[-1]} classes; give top1")
+
+
+def _variances(target: Array, name: str) -> Float64Array:
+    """The variance of each column over the set, shape (columns,)."""
+    found = target.astype(np.float64).reshape(len(target), -1).var(axis=0)
+    if not (found > 0).any():
+        raise DataError(f"--metric r2: '{name}' is the same for every sample, of which R2 says nothing; give mse")
+    return np.asarray(found)
+
+
+def _own_scores(key: str, function: Function, outputs: Named, targets: Named) -> Float64Array:
+    """The scores that a function of the user's gives."""
+    samples = len(next(iter(outputs.values())))
+    try:
+        found = np.asarray(function(dict(outputs), dict(targets)))
+    except Exception as error:  # the code of a user may raise anything
+        raise InputError(f"--metric {key}: fails ({type(error).__name__}: {first_line(error)})") from error
+    if found.shape != (samples,) or found.dtype.kind not in "fiub":
+        raise DataError(
+            f"--metric {key}: gives {found.dtype} of shape {found.shape}; one number for each of {samples} samples is "
+            "needed, the higher the better"
+        )
+    scores = found.astype(np.float64)
+    if np.isnan(scores).any():
+        raise DataError(f"--metric {key}: gives NaN for sample {int(np.isnan(scores).argmax())}")
+    return scores
+
+
+def _share(right: Array) -> Float64Array:
+    """The share of each sample that is right, shape (N,)."""
+    return np.asarray(right.reshape(len(right), -1).mean(axis=1, dtype=np.float64))
+
+
+def _ranks(scores: Array, labels: Array) -> Array:
+    """How many classes stand before the right one; of equal scores the lower class stands first."""
+    own = np.take_along_axis(scores, labels[..., np.newaxis], -1)
+    lower = np.arange(scores.shape[-1]) < labels[..., np.newaxis]
+    return np.asarray(((scores > own) | ((scores == own) & lower)).sum(axis=-1))
+
+
+def _overlap(decided: Array, labels: Array, classes: int) -> Float64Array:
+    """The mean over the classes of a sample of |both| / |either|, shape (N,); 1 where none is there."""
+    decided, labels = decided.reshape(len(labels), -1), labels.reshape(len(labels), -1)
+    total, present = np.zeros(len(labels)), np.zeros(len(labels))
+    for one in range(1, 2) if classes == 2 else range(classes):
+        either = ((decided == one) | (labels == one)).sum(axis=1)
+        both = ((decided == one) & (labels == one)).sum(axis=1)
+        total += np.divide(both, either, out=np.zeros(len(labels)), where=either > 0)
+        present += either > 0
+    return np.divide(total, present, out=np.ones(len(labels)), where=present > 0)
+
+
+def _cross_entropy(output: Float64Array, target: Float64Array, *, is_probability: bool) -> Float64Array:
+    """-mean (t log q + (1 - t) log(1 - q)) of each sample, from probabilities or logits; shape (N,)."""
+    if target.size and (target.min() < 0 or target.max() > 1):
+        raise DataError(f"--metric bce: targets from {target.min():g} to {target.max():g}; they must lie in [0, 1]")
+    if is_probability:
+        terms = -target * np.log(np.clip(output, _TINY, 1)) - (1 - target) * np.log(np.clip(1 - output, _TINY, 1))
+    else:  # log(1 + exp(z)) - t z
+        terms = np.logaddexp(0, output) - target * output
+    return np.asarray(terms.mean(axis=1))
+
+
+def _is_one_hot(labels: Array) -> bool:
+    """Whether each row holds a single 1 beside zeros."""
+    return bool(((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all())
+
+
+def _sides(array: Array) -> str:
+    """The shape of one sample in words."""
+    return "x".join(map(str, array.shape[1:])) or "one number"

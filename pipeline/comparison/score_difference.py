@@ -1,0 +1,160 @@
+"""Two models by their scores on the same samples: the difference with its interval, and whether it is more than chance.
+
+decisions    scores of 0 and 1 alone: McNemar's exact test, Newcombe's interval
+any other    a permutation test of the differences' signs, with many samples the normal distribution of their mean;
+             Student's interval of the mean
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import erfc
+
+import numpy as np
+
+from vsfix.graph_passes.ir.runtime import Float64Array
+from vsfix.graph_passes.noise_average.severity import mean_interval, sign_flip_p_value
+from vsfix.graph_passes.statistics.jackknife import MIN_GROUPS
+
+from .metric import Metric
+from .proportion import SIGNIFICANT, mcnemar_p_value, paired_difference_interval
+
+FOLDED = 1e-5  # relative: a score that moves by less has the same decisions
+_FEWEST = 8  # samples, below which they tell nothing
+_NORMAL = 200  # samples, from which on the mean of their differences is normal
+
+
+@dataclass(frozen=True)
+class ScoreDifference:
+    """A model beside a reference on labelled samples.
+
+    Attributes:
+        metric: in words, as `top-1`.
+        output: the output that is judged; None where a function has them all.
+        before: the metric of the reference as a person reads it: errors positive, shares in percent.
+        after: that of the model.
+        gain: by how much the model is better, negative where it is worse, in the unit of the metric.
+        interval: of `gain`, 95 %; infinite where nothing is known.
+        p_value: of the paired test that both are equally good.
+        samples: how many were scored.
+        unit: `percentage points`, or empty.
+    """
+
+    metric: str
+    output: str | None
+    before: float
+    after: float
+    gain: float
+    interval: tuple[float, float]
+    p_value: float
+    samples: int
+    unit: str = ""
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the model is worse by more than chance, and by more than rounding."""
+        return not self.gain >= -self._rounding and self.p_value < SIGNIFICANT
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the model is better by more than chance, and by more than rounding."""
+        return self.gain > self._rounding and self.p_value < SIGNIFICANT
+
+    @property
+    def _rounding(self) -> float:
+        """The change of a score by a fold, which rounds at other points."""
+        return FOLDED * abs(self.before)
+
+    def value(self, shown: float) -> str:
+        """One of the two numbers with its unit."""
+        return f"{shown:.2f} %" if self.unit else f"{shown:.4g}"
+
+    @property
+    def arrow(self) -> str:
+        """Both numbers in one sentence, as `top-1 36.4 -> 76.3 %`."""
+        if self.unit:
+            return f"{self.metric} {self.before:.1f} -> {self.after:.1f} %"
+        return f"{self.metric} {self.before:.4g} -> {self.after:.4g}"
+
+    @property
+    def details(self) -> str:
+        """The gain with its interval and the test."""
+        number = "+.2f" if self.unit else "+.4g"
+        low, high = self.interval
+        ends = f" (95 % interval {low:{number}} to {high:{number}})" if np.isfinite(low) else ""
+        unit = f" {self.unit}" if self.unit else ""
+        better = "" if self.unit else " better"
+        return f"{self.gain:{number}}{unit}{better}{ends}, paired test p = {self.p_value:.2g}, {self.samples} samples"
+
+
+def compare_scores(metric: Metric, reference: Float64Array, found: Float64Array) -> ScoreDifference:
+    """A model beside a reference.
+
+    Args:
+        metric: that gave the scores.
+        reference: the scores of the reference, shape (N,).
+        found: those of the model on the same samples.
+    """
+    scale = 100.0 if metric.is_share else 1.0
+    before, after = float(reference.mean()), float(found.mean())
+    low, high = gain_interval(reference, found)
+    return ScoreDifference(
+        metric.name,
+        metric.output,
+        metric.shown(before),
+        metric.shown(after),
+        0.0 if before == after else scale * (after - before),
+        (scale * low, scale * high),
+        paired_p_value(reference, found),
+        len(found),
+        metric.unit,
+    )
+
+
+def paired_p_value(reference: Float64Array, found: Float64Array) -> float:
+    """Of the hypothesis that two models are equally good, two-sided.
+
+    Args:
+        reference: the scores of one model, shape (N,).
+        found: those of the other on the same samples.
+    """
+    if len(found) < _FEWEST:
+        return 1.0
+    if _are_decisions(reference, found):
+        return mcnemar_p_value(int(np.sum(reference > found)), int(np.sum(found > reference)))
+    if not (np.isfinite(reference).all() and np.isfinite(found).all()):
+        return 0.0 if np.isfinite(reference).all() != np.isfinite(found).all() else 1.0
+    moved = found - reference
+    if len(moved) < _NORMAL:
+        return min(1.0, 2 * min(sign_flip_p_value(moved), sign_flip_p_value(-moved)))
+    deviation = float(moved.std(ddof=1))
+    if not deviation > 0:
+        return 0.0 if moved.any() else 1.0
+    z = abs(float(moved.mean())) / (deviation / np.sqrt(len(moved)))
+    return float(erfc(z / 2**0.5))
+
+
+def gain_interval(reference: Float64Array, found: Float64Array) -> tuple[float, float]:
+    """The 95 % interval of the mean score of the second of two models less that of the first; infinite if unknown."""
+    if _are_decisions(reference, found):
+        right, still_right = reference > 0, found > 0
+        both, total = int(np.sum(right & still_right)), len(found)
+        return paired_difference_interval(both, int(right.sum()) - both, int(still_right.sum()) - both, total)
+    if len(found) < MIN_GROUPS or not (np.isfinite(reference).all() and np.isfinite(found).all()):
+        return -np.inf, np.inf
+    return mean_interval(found - reference)
+
+
+def is_worse(reference: Float64Array, found: Float64Array) -> bool:
+    """Whether the second of two models is worse, by more than chance."""
+    return bool(found.mean() < reference.mean()) and paired_p_value(reference, found) < SIGNIFICANT
+
+
+def is_better(reference: Float64Array, found: Float64Array) -> bool:
+    """Whether the second of two models is better, by more than chance."""
+    return is_worse(found, reference)
+
+
+def _are_decisions(*scores: Float64Array) -> bool:
+    """Whether every score is that of a single decision."""
+    return all(bool(((found == 0) | (found == 1)).all()) for found in scores)

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from vsfix.pipeline.comparison.metric import Metric
+from vsfix.pipeline.comparison.score_difference import (
+    compare_scores,
+    gain_interval,
+    is_better,
+    is_worse,
+    paired_p_value,
+)
+
+
+def test_decisions_are_paired_by_mcnemar():
+    before, after = np.zeros(40), np.zeros(40)
+    before[:2], after[2:14] = 1, 1
+    assert paired_p_value(before, after) == pytest.approx(scipy.stats.binomtest(2, 14).pvalue)
+    assert is_better(before, after)
+    assert not is_worse(before, after)
+    found = compare_scores(Metric("top1", "y", "labels"), before, after)
+    assert (found.before, found.after, found.gain) == pytest.approx((5, 30, 25))
+    assert found.arrow == "top-1 5.0 -> 30.0 %"
+    assert "+25.00 percentage points (95 % interval" in found.details
+
+
+def test_other_scores_are_paired_by_the_mean_of_their_differences():
+    rng = np.random.default_rng(1)
+    errors, found = -rng.random(400), -rng.random(400) - 0.1
+    wanted = scipy.stats.ttest_rel(found, errors)
+    assert paired_p_value(errors, found) == pytest.approx(2 * scipy.stats.norm.sf(abs(wanted.statistic)))
+    np.testing.assert_allclose(gain_interval(errors, found), wanted.confidence_interval(0.95), atol=2e-3)
+    assert is_worse(errors, found)
+    compared = compare_scores(Metric("mse", "y", "labels"), errors, found)
+    assert compared.is_worse
+    assert compared.gain == pytest.approx(found.mean() - errors.mean())
+    assert (compared.before, compared.after) == pytest.approx((-errors.mean(), -found.mean()))
+
+
+def test_a_change_of_a_rounding_is_neither_better_nor_worse():
+    rng = np.random.default_rng(2)
+    scores = -rng.random(300)
+    for moved in (scores - 1e-9, scores + 1e-9):
+        found = compare_scores(Metric("mse", "y", "labels"), scores, moved)
+        assert found.p_value < 0.05
+        assert not found.is_worse
+        assert not found.is_better
+
+
+def test_a_model_that_is_not_finite_is_worse_than_one_that_is():
+    scores = -np.arange(1.0, 41.0)
+    broken = np.where(np.arange(40) == 7, -np.inf, scores)
+    assert compare_scores(Metric("mse", "y", "labels"), scores, broken).is_worse
+    assert gain_interval(scores, broken) == (-np.inf, np.inf)
+
+
+def test_the_same_scores_are_no_difference_and_the_order_of_samples_is_none():
+    rng = np.random.default_rng(3)
+    before, after = rng.normal(size=50), rng.normal(size=50)
+    assert paired_p_value(before, before) == 1
+    order = rng.permutation(50)
+    assert gain_interval(before[order], after[order]) == pytest.approx(gain_interval(before, after))
+    assert paired_p_value(before[:7], before[:7] + 1) == 1  # a handful tells nothing
