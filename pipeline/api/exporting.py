@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import onnx
 import torch
 from torch import nn
@@ -17,19 +16,25 @@ from vsfix.graph_passes.io.model_file import write_model
 from vsfix.graph_passes.ir.runtime import Array
 from vsfix.pipeline.backends.opening import checkpoint_file
 from vsfix.pipeline.host.console import PIPE_WIDTH, View
+from vsfix.trainers.export.example_inputs import given_inputs
 from vsfix.trainers.export.exporting import (
     DEFAULT_OPSET,
     Exportable,
+    describe_images,
     exportable_checkpoint,
     exportable_factory,
+    exportable_program,
+    names_factory,
 )
 from vsfix.trainers.export.onnx_export import ExportResult, convert_module
 from vsfix.trainers.training.checkpoint import Checkpoint, load_checkpoint
 
-from .arguments import files_read, whole_number, whole_numbers
+from .arguments import files_read, texts, whole_number, whole_numbers
 from .results import Result
 
-Source = nn.Module | Checkpoint | str | Path
+Source = nn.Module | torch.export.ExportedProgram | Checkpoint | str | Path
+Example = torch.Tensor | Array | Sequence[Any] | Mapping[str, Any]
+_FACTORY_ONLY = "weights, weights_key, inputs and input_shape go with a factory"
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,14 @@ class Export(ExportResult, Result):
     Attributes:
         model: every BatchNorm kept, every noise layer marked.
         notes: what a person should know of the weights.
+        weights: the file and the place in it that the weights are from; empty where they are the module's own.
     """
 
     command: ClassVar[str] = "export"
 
     model: onnx.ModelProto = field(kw_only=True, repr=False)
     notes: tuple[str, ...] = field(default=(), kw_only=True)
+    weights: str = field(default="", kw_only=True)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -59,7 +66,15 @@ class Export(ExportResult, Result):
             if self.untracked
             else ()
         )
-        return (*self.notes, *untracked, *(f"not marked: {description}" for description in self.unmarked))
+        unbatched = (
+            (
+                f"the outputs {', '.join(self.unbatched)} do not have the batch as their first axis: vsfix verify and"
+                " vsfix optimize compare outputs sample by sample",
+            )
+            if self.unbatched
+            else ()
+        )
+        return (*self.notes, *untracked, *unbatched, *(f"not marked: {description}" for description in self.unmarked))
 
     @property
     def status(self) -> str:
@@ -70,7 +85,8 @@ class Export(ExportResult, Result):
     def verdict(self) -> str:
         """How near the model is to torch, in one sentence."""
         snr = "exact" if self.snr_db == float("inf") else f"{self.snr_db:.1f} dB"
-        return f"against torch: SNR {snr}, largest error {self.max_abs_error:.2g}"
+        where = f" in output {self.worst_output}" if len(self.outputs) > 1 else ""
+        return f"against torch: SNR {snr}{where}, largest error {self.max_abs_error:.2g}"
 
     def save(self, path: str | Path, force: bool = False) -> None:
         """Writes the model.
@@ -92,12 +108,20 @@ class Export(ExportResult, Result):
     def _details(self) -> Mapping[str, Any]:
         """The fields of the JSON document beside the envelope."""
         shown = {part.name: getattr(self, part.name) for part in fields(ExportResult) if part.name != "path"}
-        return shown | {"markers": [{"name": name, **asdict(noise)} for name, noise in self.markers]}
+        return shown | {
+            "markers": [{"name": name, **asdict(noise)} for name, noise in self.markers],
+            "outputs": [asdict(output) for output in self.outputs],
+            "weights": self.weights,
+        }
 
     def view(self, width: int = PIPE_WIDTH) -> View:
         """The lines and tables of the terminal, in lines of so many letters."""
         for note in self.notes:
             yield f"WARN {note}"
+        if self.weights:
+            yield f"weights: {self.weights}"
+        if len(self.inputs) > 1 or len(self.outputs) > 1:
+            yield f"inputs: {', '.join(self.inputs)}; outputs: {', '.join(each.output for each in self.outputs)}"
         yield f"BatchNorms kept: {len(self.batch_norms)}"
         yield f"noise layers marked: {len(self.markers)}"
         for name, noise in self.markers:
@@ -109,22 +133,40 @@ class Export(ExportResult, Result):
 
 def export(
     source: Source,
-    example_inputs: torch.Tensor | Array | None = None,
+    example_inputs: Example | None = None,
     *,
     opset: int = DEFAULT_OPSET,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
+    inputs: str | Sequence[str] = (),
     input_shape: Sequence[int] | None = None,
+    dynamic_shapes: Mapping[str, Any] | Sequence[Any] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    size: Sequence[int] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Export:
     """Makes an ONNX model of a network, every BatchNorm kept and every noise layer marked, checked against torch.
 
     Args:
-        source: a `torch.nn.Module` in float32 on the CPU, which takes one tensor, batch first, and returns one; or a
-            vsfix checkpoint, its path, or the folder of its run; or the text `package.module:factory`, which names a
-            function without arguments that returns a module. Only the last runs code that was not imported yet.
-        example_inputs: for a module: a batch of inputs, shape (N, ...); the model takes any batch size.
+        source: a `torch.nn.Module` in float32 on the CPU; or what `torch.export.export` gave; or a vsfix checkpoint,
+            its path, or the folder of its run; or the text `package.module:factory`, which names a function without
+            arguments that returns a module. Only the last runs code that was not imported yet.
+        example_inputs: for a module: a tensor, a tuple of the arguments of its forward in order, or a dict of them by
+            name, each with the batch as its first axis. An ExportedProgram holds its own.
         opset: 15 to 25.
-        weights: for a factory: a file with the `state_dict` of its module; None keeps what the factory gave it.
-        input_shape: for a factory: one input without the batch axis.
+        weights: for a factory: a checkpoint that holds the weights of its module, of `torch.save` or safetensors; None
+            keeps what the factory gave it.
+        weights_key: where they are in it, as `ema` or `state_dict.model`, where there are several.
+        inputs: for a factory: `NAME:SHAPE[:DTYPE[:LOW..HIGH]]` for each input, as `--input` takes it.
+        input_shape: for a factory of one float32 input: its shape without the batch axis.
+        dynamic_shapes: for a module: the free axes of each input, by its name or in order, a dict from the axis to a
+            name or a `torch.export.Dim`. None frees the first axis of each, the batch.
+        mean: of each channel of images, for pixels between 0 and 1; written into the file with the next three, so that
+            it takes data sets by their names.
+        std: the deviation of each channel.
+        size: height and width; None takes those of the input.
+        class_names: of the outputs, in their order.
 
     Returns:
         The model, and how near it is to torch; `save` writes it.
@@ -137,51 +179,81 @@ def export(
     """
     opset = whole_number("opset", opset)
     notes: tuple[str, ...] = ()
+    of_factory = (weights, weights_key, inputs or None, input_shape)
     if isinstance(source, nn.Module):
-        _refuse("weights and input_shape go with a factory", weights, input_shape)
-        found = Exportable(source, _example(example_inputs))
-    elif is_factory(source):
-        _refuse("example_inputs go with a module; a factory has input_shape", example_inputs)
-        if input_shape is None:
-            raise InputError(f"{source}: a factory needs input_shape, as (3, 32, 32)")
-        found = exportable_factory(
-            str(source), whole_numbers("input_shape", input_shape), None if weights is None else Path(weights)
-        )
-        if weights is None:
-            notes = (f"no --weights: the file holds those that {source} gave the module",)
+        _refuse(_FACTORY_ONLY, *of_factory)
+        found = Exportable(source, given_inputs(source, example_inputs, dynamic_shapes))
+    elif isinstance(source, torch.export.ExportedProgram):
+        _refuse(f"an ExportedProgram has its own free axes; {_FACTORY_ONLY}", *of_factory, dynamic_shapes)
+        found = exportable_program(source, example_inputs)
+    elif names_factory(source):
+        _refuse("example_inputs and dynamic_shapes go with a module", example_inputs, dynamic_shapes)
+        found = _from_factory(str(source), weights, weights_key, texts("inputs", inputs), input_shape)
+        notes = _weight_notes(str(source), found)
     elif isinstance(source, Checkpoint | str | Path):
-        _refuse("a checkpoint has its own weights and inputs", example_inputs, weights, input_shape)
+        _refuse("a checkpoint has its own weights and inputs", example_inputs, dynamic_shapes, *of_factory)
+        _refuse("a checkpoint has its own preprocessing", mean, std, size, class_names)
         checkpoint = source if isinstance(source, Checkpoint) else load_checkpoint(checkpoint_file(Path(source)))
         found = exportable_checkpoint(checkpoint)
     else:
         raise InputError(
-            f"a {type(source).__name__} can't be exported; give a torch.nn.Module, a checkpoint or "
+            f"a {type(source).__name__} can't be exported; give a torch.nn.Module, an ExportedProgram, a checkpoint or "
             "package.module:factory"
         )
-    model, result = convert_module(found.module, found.example, opset=opset, metadata=found.metadata)
+    metadata = {**found.metadata, **_image_metadata(found, mean, std, size, class_names)}
+    model, result = convert_module(found.module, found.example, opset=opset, metadata=metadata, hidden=found.hidden)
     known = {part.name: getattr(result, part.name) for part in fields(result)}
+    is_file = isinstance(source, str | Path) and not names_factory(source)
     return Export(
-        **known, model=model, notes=notes, files_read=files_read([None if is_factory(source) else source, weights])
+        **known,
+        model=model,
+        notes=notes,
+        weights="" if found.weights is None else found.weights.source,
+        files_read=files_read([source if is_file else None, weights]),
     )
 
 
-def is_factory(source: Source) -> bool:
-    """Whether it is a text that names a function, and no file of that name is there."""
-    return isinstance(source, str) and ":" in source and not Path(source).exists()
+def _from_factory(
+    source: str,
+    weights: str | Path | None,
+    weights_key: str | None,
+    inputs: tuple[str, ...],
+    input_shape: Sequence[int] | None,
+) -> Exportable:
+    """The module of a factory."""
+    if bool(inputs) == (input_shape is not None):
+        raise InputError(f"{source}: a factory needs inputs, as 'image:Nx3x32x32', or input_shape, as (3, 32, 32)")
+    shape = () if input_shape is None else whole_numbers("input_shape", input_shape)
+    return exportable_factory(source, inputs or shape, None if weights is None else Path(weights), weights_key)
+
+
+def _weight_notes(source: str, found: Exportable) -> tuple[str, ...]:
+    """What a person should know of the weights."""
+    if found.weights is None:
+        return (f"no --weights: the file holds those that {source} gave the module",)
+    if not found.weights.averages:
+        return ()
+    averages = ", ".join(found.weights.averages)
+    return (f"the file of the weights holds averages too ({averages}), which were left; --weights-key takes them",)
+
+
+def _image_metadata(
+    found: Exportable,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    size: Sequence[int] | None,
+    class_names: Sequence[str] | None,
+) -> dict[str, str]:
+    """How images become the input, where that is said."""
+    if mean is None and std is None and size is None and class_names is None:
+        return {}
+    if mean is None or std is None:
+        raise InputError("mean and std: give both, a number for each channel, for pixels between 0 and 1")
+    sides = None if size is None else whole_numbers("size", size)
+    return describe_images(found.example, mean, std, sides, tuple(class_names or ()))
 
 
 def _refuse(reason: str, *given: object) -> None:
     """Refuses arguments that another kind of source takes."""
     if any(value is not None for value in given):
         raise InputError(f"{reason}; leave them out")
-
-
-def _example(inputs: torch.Tensor | Array | None) -> torch.Tensor:
-    """A batch of inputs as torch takes it."""
-    if isinstance(inputs, tuple | list) and len(inputs) == 1:
-        (inputs,) = inputs
-    if isinstance(inputs, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(inputs))
-    if not isinstance(inputs, torch.Tensor):
-        raise InputError("example_inputs: give a batch of inputs of the module, a tensor of shape (N, ...)")
-    return inputs

@@ -16,7 +16,7 @@ from vsfix.graph_passes.estimators.unit_fit import moved
 from vsfix.graph_passes.estimators.units import FoundParameters
 from vsfix.graph_passes.ir.runtime import Float64Array
 from vsfix.graph_passes.statistics.moments import Moments
-from vsfix.trainers.export.repair_mark import mark_repaired, repaired_parts
+from vsfix.trainers.layers.repair_mark import mark_repaired, repaired_parts
 
 from .recording import ModuleUnit
 

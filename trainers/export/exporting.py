@@ -1,25 +1,27 @@
-"""From something that was trained to an ONNX file: a vsfix checkpoint, or a module that a user's function makes."""
+"""From something that was trained to what can be exported: a vsfix checkpoint, a factory, an ExportedProgram."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from vsfix.graph_passes.errors import InputError, ModelError, first_line
-from vsfix.graph_passes.io.named_file import current_folder_importable, named_function, why_unreadable
-from vsfix.trainers.data.preprocessing import METADATA_KEY
-from vsfix.trainers.data.torch_file import is_state_dict, read_torch_file
+from vsfix.graph_passes.errors import InputError, first_line
+from vsfix.graph_passes.io.named_file import current_folder_importable, named_function
+from vsfix.trainers.data.preprocessing import METADATA_KEY, Preprocessing
+from vsfix.trainers.data.weights_file import FoundWeights, load_weights
 from vsfix.trainers.training.checkpoint import Checkpoint
 
+from .example_inputs import example_inputs, given_inputs
+from .exported_program import deployed_program, program_inputs, require_deterministic
+from .module_signature import ModuleInputs, as_inputs
 from .onnx_export import ExportResult, export_onnx
 
 DEFAULT_OPSET = 18
 _EXAMPLES = 4
-_SHOWN_KEYS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,13 +30,17 @@ class Exportable:
 
     Attributes:
         module: with its weights.
-        example: a batch of inputs, shape (N, ...).
+        example: its inputs.
         metadata: of the file.
+        weights: where they were taken from; None where they are the module's own.
+        hidden: the noise that the module itself does not show.
     """
 
     module: nn.Module
-    example: torch.Tensor
+    example: ModuleInputs
     metadata: Mapping[str, str] = field(default_factory=dict)
+    weights: FoundWeights | None = None
+    hidden: tuple[str, ...] = ()
 
 
 def exportable_checkpoint(checkpoint: Checkpoint) -> Exportable:
@@ -44,25 +50,100 @@ def exportable_checkpoint(checkpoint: Checkpoint) -> Exportable:
         ModelError: the weights don't belong to the network.
     """
     network = checkpoint.network
-    example = _example((network.in_channels, *network.image_size))
+    example = as_inputs(_example((network.in_channels, *network.image_size)))
     return Exportable(checkpoint.build(), example, {METADATA_KEY: checkpoint.preprocessing.to_json()})
 
 
-def exportable_factory(source: str, input_shape: tuple[int, ...], weights: Path | None = None) -> Exportable:
+def exportable_factory(
+    source: str,
+    inputs: Sequence[str] | tuple[int, ...],
+    weights: Path | None = None,
+    weights_key: str | None = None,
+) -> Exportable:
     """The module that `package.module:factory` returns. This runs the code of that module.
 
     Args:
         source: the function, which is called without arguments; the current folder is searched too.
-        input_shape: one input without its batch axis.
-        weights: a `state_dict` that is loaded into the module; None keeps the weights that the factory gave it.
+        inputs: texts of `parse_input`, one for each input; or the shape of the one input without its batch axis.
+        weights: a file that holds those of the module; None keeps the weights that the factory gave it.
+        weights_key: where they are in it; see `load_weights`.
 
     Raises:
-        InputError: the function or the weights can't be used.
+        InputError: the function, the weights or the inputs can't be used.
     """
+    module, found = module_of_factory(source, weights, weights_key)
+    texts = [side for side in inputs if isinstance(side, str)]
+    shape = tuple(side for side in inputs if isinstance(side, int))
+    example = example_inputs(module, texts) if texts else as_inputs(_example(shape))
+    return Exportable(module, example, weights=found)
+
+
+def exportable_program(program: torch.export.ExportedProgram, example: object = None) -> Exportable:
+    """The module of an ExportedProgram, with its noise as layers.
+
+    Args:
+        program: of `torch.export.export`, in eval or in training mode.
+        example: see `given_inputs`; None takes the inputs that it was traced with.
+
+    Raises:
+        InputError: an example that does not fit, or none.
+        ModelError: see `deployed_program`.
+    """
+    module, hidden = deployed_program(program)
+    traced = program_inputs(program)
+    if example is not None:
+        given = given_inputs(module, example)
+        if len(given.tensors) != len(traced.tensors):
+            raise InputError(f"example_inputs: the ExportedProgram takes {', '.join(traced.names)}")
+        traced = replace(traced, tensors=given.tensors)
+    require_deterministic(module, traced)
+    return Exportable(module, traced, hidden=hidden)
+
+
+def describe_images(
+    inputs: ModuleInputs,
+    mean: Sequence[float],
+    std: Sequence[float],
+    size: Sequence[int] | None = None,
+    class_names: Sequence[str] = (),
+) -> dict[str, str]:
+    """The metadata that say how images become the input: y = (x / 255 - mean) / std.
+
+    Args:
+        inputs: of the module; one that takes images, (N, C, H, W).
+        mean: for each channel.
+        std: for each channel.
+        size: height and width; None takes those of the input.
+        class_names: in the order of the outputs.
+
+    Raises:
+        InputError: several inputs, no images, or numbers that don't fit them.
+    """
+    if len(inputs.tensors) != 1 or inputs.tensors[0].dim() != 4 or not inputs.tensors[0].is_floating_point():
+        raise InputError(f"mean, std, size and class names go with one input of images, Nx3xHxW, not with {inputs}")
+    shape, free = inputs.tensors[0].shape, inputs.axes[0]
+    if size is None and free.keys() & {2, 3}:
+        raise InputError("size: the input takes images of any size; say which one, as 224x224")
+    height, width = size if size is not None and len(size) == 2 else shape[2:]
+    if any(axis not in free and side != shape[axis] for axis, side in ((2, height), (3, width))):
+        raise InputError(f"size {height}x{width}: the input takes {shape[2]}x{shape[3]}")
+    described = Preprocessing(shape[1], (height, width), tuple(mean), tuple(std), tuple(class_names))
+    return {METADATA_KEY: described.to_json()}
+
+
+def module_of_factory(
+    source: str, weights: Path | None = None, weights_key: str | None = None
+) -> tuple[nn.Module, FoundWeights | None]:
+    """The module alone; see `exportable_factory`."""
     module = _make_module(source)
-    if weights is not None:
-        _load_weights(module, weights)
-    return Exportable(module, _example(input_shape))
+    if weights_key is not None and weights is None:
+        raise InputError("--weights-key: goes with --weights")
+    return module, None if weights is None else load_weights(module, weights, weights_key)
+
+
+def names_factory(source: object) -> bool:
+    """Whether a source is a text that names a function, and no file of that name is there."""
+    return isinstance(source, str) and ":" in source and not Path(source).exists()
 
 
 def export_checkpoint(
@@ -94,25 +175,3 @@ def _make_module(source: str) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise InputError(f"{source}: returns a {type(module).__name__}; it must return a torch.nn.Module")
     return module
-
-
-def _load_weights(module: nn.Module, path: Path) -> None:
-    """Loads a state_dict into a module; code in the file is refused."""
-    if (reason := why_unreadable(path)) is not None:
-        raise InputError(f"--weights {path}: {reason}")
-    try:
-        state = read_torch_file(path)
-    except ModelError as error:
-        raise InputError(f"--weights {error}; save module.state_dict()") from None
-    if not is_state_dict(state):
-        raise InputError(f"--weights {path}: holds no state_dict; save module.state_dict()")
-    expected = set(module.state_dict())
-    for what, keys in (("lacks", expected - set(state)), ("has too much:", set(state) - expected)):
-        if keys:
-            shown = ", ".join(sorted(keys)[:_SHOWN_KEYS])
-            more = f" and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
-            raise InputError(f"--weights {path}: {what} {shown}{more}; give the weights of this very module")
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(f"--weights {path}: do not fit the module: {' '.join(str(error).split())}") from error

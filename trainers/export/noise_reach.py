@@ -3,9 +3,9 @@
 Copies of a module run in training mode under the same random numbers, but for those of the noise in question: these
 are drawn anew in several trials, and in one more the noisy values are changed, for draws of a small ratio often
 repeat themselves. The noise is idle where no part that eval mode runs as well gets another input in any trial, and
-where the first tensor of the output, which is the prediction, stays as it was: the Dropout of an auxiliary head, or a
-call whose result nobody uses. Anything that can't be shown to be idle counts as reaching, and so does noise whose draws
-can't be steered here, as those of a generator that a part keeps for itself.
+where the first tensors of the output, as many as eval mode returns, stay as they were: the Dropout of an auxiliary
+head, or a call whose result nobody uses. Anything that can't be shown to be idle counts as reaching, and so does noise
+whose draws can't be steered here, as those of a generator that a part keeps for itself.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from .module_signature import Example, ModuleInputs, as_inputs
 from .noise_tracing import NoiseCalls, NoiseSource, following_modules
 
 TRIALS = 8
@@ -54,24 +55,26 @@ def random_states_kept() -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
-def reaches_deployment(module: nn.Module, rows: torch.Tensor, sources: Collection[NoiseSource]) -> bool:
+def reaches_deployment(module: nn.Module, example: Example, sources: Collection[NoiseSource]) -> bool:
     """Whether the noise of any of the sources reaches the prediction or a part that eval mode runs.
 
     Nothing of the module changes, nor any state of a random generator.
 
     Args:
-        module: takes one tensor.
-        rows: a real input, batch first, at least two rows.
+        module: whose forward takes the example.
+        example: real inputs, batch first, at least two rows.
         sources: of the noise; all are looked at together.
     """
+    rows = as_inputs(example)
     with torch.no_grad():
         try:
             deployed = _Forward((), 0).watch(copy_module(module).eval(), rows)
-            first = _Forward(sources, 0).watch(copy_module(module).train(), rows)
+            outputs = len(deployed.seen[_PREDICTION])
+            first = _Forward(sources, 0).watch(copy_module(module).train(), rows, outputs)
             if first.steered != set(sources) or not first.seen[_PREDICTION]:
                 return True
             for trial in (_VALUES, *range(1, TRIALS + 1)):
-                other = _Forward(sources, trial).watch(copy_module(module).train(), rows)
+                other = _Forward(sources, trial).watch(copy_module(module).train(), rows, outputs)
                 if any(first.seen.get(name) != other.seen.get(name) for name in deployed.seen):
                     return True
         except Exception:  # foreign code: what it does with other numbers is not known, so nothing is shown
@@ -86,7 +89,7 @@ class _Forward:
     """One forward: the inputs of each part as digests, and the draws of the noise in question steered.
 
     Attributes:
-        seen: one digest for each call of each part, by its name, and that of the prediction.
+        seen: one digest for each call of each part, by its name, and those of the outputs.
         steered: the sources that were met and drew from a global generator.
     """
 
@@ -100,14 +103,14 @@ class _Forward:
         self._met = 0
         self._states: list[object] = []
 
-    def watch(self, module: nn.Module, rows: torch.Tensor) -> _Forward:
-        """Runs the module."""
+    def watch(self, module: nn.Module, rows: ModuleInputs, outputs: int | None = None) -> _Forward:
+        """Runs the module, and looks at so many of its outputs."""
         with random_states_kept():
             _seed_generators(0)
             with following_modules(module, self.enter, self.leave), NoiseCalls(self.steer):
-                out = module(rows.clone())
+                out = rows.call(module)
         tensors = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, torch.Tensor)]
-        self.seen[_PREDICTION] = [_digest(tensors[0])] if tensors else []
+        self.seen[_PREDICTION] = [_digest(tensor) for tensor in tensors[:outputs]]
         return self
 
     def enter(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

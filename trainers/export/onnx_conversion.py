@@ -9,18 +9,22 @@ import copy
 import inspect
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import onnx
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from vsfix.graph_passes.errors import InputError, ModelError, first_line
 from vsfix.graph_passes.noise.noise import Noise
 
+from .module_signature import OUTPUT, ModuleInputs, output_tensors
 from .noise_tracing import NoiseTracer, tracing_noise
 from .onnx_cleaning import EXPORTER_OPSET, fold_constants
 
@@ -28,91 +32,127 @@ _MAX_BYTES = 2**31  # of one protobuf message
 _CHATTY_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 
 
-def require_exportable(module: nn.Module, example: torch.Tensor) -> None:
+def require_exportable(module: nn.Module, inputs: ModuleInputs) -> None:
     """Refuses what can be known to be wrong before the module runs.
 
     Raises:
-        InputError: no batch, several inputs, another dtype than float32, another device than the CPU, 2 GiB, or
-            TorchScript.
+        InputError: arguments that the forward does not take, no sample, another dtype than float32, another device
+            than the CPU, 2 GiB, or TorchScript.
     """
-    if example.dim() < 1 or len(example) == 0:
-        raise InputError(f"the example has shape {tuple(example.shape)}; give a batch of at least one input")
+    args, kwargs = inputs.arguments()
+    try:
+        inspect.signature(module.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputError(f"{type(module).__name__}.forward: {error}; give an example of each input") from None
+    for name, tensor in zip(inputs.names, inputs.tensors, strict=True):
+        if tensor.numel() == 0 or (tensor.dim() < 1 and inputs.batch is not None) or not inputs.tensors[0].dim():
+            raise InputError(
+                f"the example of '{name}' has shape {tuple(tensor.shape)}; give a batch of at least one input"
+            )
     scripted = [name for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]
     if scripted:
         label = f"its part '{scripted[0]}'" if scripted[0] else "it"
         raise InputError(f"{type(module).__name__}: {label} is TorchScript; export the Python module it was made from")
-    required = [
-        parameter.name
-        for parameter in inspect.signature(module.forward).parameters.values()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
-    if len(required) > 1:
-        raise InputError(
-            f"{type(module).__name__}.forward takes several inputs ({', '.join(required)}); wrap it in a module that"
-            " takes one tensor, or export it with torch.onnx.export in training mode (docs/export.md, several inputs)"
-        )
-    state = [*module.parameters(), *module.buffers(), example]
+    state = [*module.parameters(), *module.buffers()]
     dtypes = {tensor.dtype for tensor in state if tensor.is_floating_point()} - {torch.float32}
     if dtypes:
-        raise InputError(f"the module or the example is {dtypes.pop()}; convert both with .float() before the export")
-    devices = {tensor.device.type for tensor in state} - {"cpu"}
+        raise InputError(f"the module is {dtypes.pop()}; convert it with .float() before the export")
+    devices = {tensor.device.type for tensor in (*state, *inputs.tensors)} - {"cpu"}
     if devices:
         raise InputError(f"the module or the example is on {devices.pop()}; move both with .cpu() before the export")
     if sum(tensor.numel() * tensor.element_size() for tensor in state) >= _MAX_BYTES:
         raise InputError("the module's weights take 2 GiB or more, which one ONNX file can't hold")
 
 
-def torch_references(module: nn.Module, rows: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Pairs of input and torch's output, for the whole batch and for its first row.
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What torch gives for inputs.
+
+    Attributes:
+        inputs: of one run.
+        outputs: by their names in the file.
+    """
+
+    inputs: ModuleInputs
+    outputs: Mapping[str, torch.Tensor]
+
+
+def torch_references(module: nn.Module, inputs: ModuleInputs) -> list[Reference]:
+    """Torch's outputs for the inputs, for one sample, and with every other free axis in another size.
 
     Args:
         module: in eval mode.
-        rows: at least two inputs, shape (N, ...).
+        inputs: at least two samples, unless the size of the batch is fixed.
 
     Raises:
-        InputError: the output is no tensor, has no batch axis, or is not finite.
-        ModelError: the module fails on the rows.
+        InputError: an output that is no tensor or not finite, a first output without batch axis, a free axis that the
+            module takes in one size only.
+        ModelError: the module fails on the inputs.
     """
-    pairs = [(rows, _run(module, rows)), (rows[:1], _run(module, rows[:1]))]
-    shapes = [tuple(out.shape) for _, out in pairs]
+    runs = [inputs]
+    batch = inputs.batch
+    if batch is not None:
+        runs.append(inputs.resized({batch: 1}))
+    references = [Reference(run, _run(module, run)) for run in runs]
+    if batch is not None:
+        _require_batch_axis(module, references, inputs.sizes[batch])
+    references += [_resized_reference(module, inputs, name) for name in inputs.sizes if name != batch]
+    for reference in references:
+        for name, out in reference.outputs.items():
+            if not bool(out.isfinite().all()):
+                raise InputError(
+                    f"{type(module).__name__} gives values that are not finite on the example"
+                    f"{'' if name == OUTPUT else f' (output {name})'}; give a real input"
+                )
+    return references
+
+
+def _require_batch_axis(module: nn.Module, references: Sequence[Reference], samples: int) -> None:
+    """Refuses a first output that does not keep the batch as its first axis."""
+    shapes = [tuple(next(iter(reference.outputs.values())).shape) for reference in references]
     tail = shapes[0][1:]
-    if shapes != [(len(rows), *tail), (1, *tail)]:
+    if shapes != [(samples, *tail), (1, *tail)]:
         raise InputError(
-            f"{type(module).__name__} gives shape {shapes[0]} for {len(rows)} inputs and {shapes[1]} for one: the batch"
+            f"{type(module).__name__} gives shape {shapes[0]} for {samples} inputs and {shapes[1]} for one: the batch"
             " must stay the first axis (a squeeze() without its axis is the usual reason)"
         )
-    if not all(out.isfinite().all() for _, out in pairs):
-        raise InputError(f"{type(module).__name__} gives values that are not finite on the example; give a real input")
-    return pairs
 
 
-def float64_references(module: nn.Module, rows: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+def _resized_reference(module: nn.Module, inputs: ModuleInputs, name: str) -> Reference:
+    """The outputs where one free axis has twice its size, or half of it where the module does not take that."""
+    size = inputs.sizes[name]
+    for other in (2 * size, size // 2):
+        if other < 2:
+            continue
+        run = inputs.resized({name: other})
+        try:
+            return Reference(run, _run(module, run))
+        except ModelError as error:
+            reason = str(error)
+    raise InputError(f"the axis {name} is not free: {reason}; write its size, {size}, in the place of its name")
+
+
+def float64_references(module: nn.Module, references: Sequence[Reference]) -> list[Reference] | None:
     """The outputs of the module in float64, or None where it can't (a forward that insists on float32).
 
     Args:
         module: in eval mode; not changed.
-        rows: batches of inputs, shape (N, ...), of any float type.
+        references: whose inputs are taken.
     """
     try:
         double = copy.deepcopy(module).double()
-        return [_run(double, batch.double()) for batch in rows]
+        return [replace(each, outputs=_run(double, each.inputs.double())) for each in references]
     except Exception:  # a copy, and a forward in another type, may fail in any way; float32 did not
         return None
 
 
-def _run(module: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+def _run(module: nn.Module, inputs: ModuleInputs) -> dict[str, torch.Tensor]:
+    """The outputs by their names."""
     try:
-        out = module(rows.clone())
+        out = inputs.call(module)
     except Exception as error:  # a forward is foreign code: it may raise anything
-        raise ModelError(
-            f"{type(module).__name__} fails on an input of shape {tuple(rows.shape)}: {first_line(error)}"
-        ) from error
-    if not isinstance(out, torch.Tensor):
-        raise InputError(
-            f"{type(module).__name__} returns a {type(out).__name__}; wrap it in a module that returns one tensor"
-        )
-    return out
+        raise ModelError(f"{type(module).__name__} fails on an input of {inputs}: {first_line(error)}") from error
+    return output_tensors(out, type(module).__name__, inputs.names)
 
 
 @contextmanager
@@ -131,51 +171,95 @@ def quiet_exporter() -> Iterator[None]:
 
 
 def trace_module(
-    module: nn.Module, rows: torch.Tensor, layers: Mapping[str, Noise]
+    module: nn.Module, inputs: ModuleInputs, layers: Mapping[str, Noise]
 ) -> tuple[torch.export.ExportedProgram, NoiseTracer]:
-    """The module as a graph of torch operators, with a free batch size, and the noise in it.
+    """The module as a graph of torch operators, with free axes, its outputs in a flat tuple, and the noise in it.
 
     Args:
         module: in eval mode.
-        rows: an input, shape (N, ...), N of at least 2.
+        inputs: an example; a free axis of at least 2.
         layers: the noise that modules make by hand, by their names.
 
     Raises:
         InputError: noise that can't be marked.
         ModelError: torch can't trace the module.
     """
+    args, kwargs = inputs.arguments()
+    shapes = _by_argument(inputs.per_axis(lambda _: torch.export.Dim.DYNAMIC), kwargs)
     # On an error torch prints the graph so far, whatever its loggers are set to.
-    with tracing_noise(module, layers) as tracer, redirect_stderr(io.StringIO()):
+    with tracing_noise(module, layers) as tracer, _flat_outputs(module), redirect_stderr(io.StringIO()):
         try:
-            program = torch.export.export(
-                module, (rows,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
-            )
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
         except Exception as error:  # torch.export has no common class for what it refuses
             if tracer.error is not None:
                 raise tracer.error from None
-            reason = _reason(error)
-            if "Constraints violated (batch)" in reason:
-                reason = "its forward fixes the batch size; write x.shape[0] or -1 there instead of a number"
-            raise ModelError(f"{type(module).__name__}: torch.export can't trace it: {reason}") from error
+            raise ModelError(
+                f"{type(module).__name__}: torch.export can't trace it: {_fixed_axis(error, inputs)}"
+            ) from error
     return program, tracer
 
 
+def _by_argument(shapes: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Shapes as torch.export takes them: a tuple for arguments in order, a dict for those by name."""
+    return dict(zip(kwargs, shapes, strict=True)) if kwargs else shapes
+
+
+@contextmanager
+def _flat_outputs(module: nn.Module) -> Iterator[None]:
+    """Lets the module return a tuple of its tensors, no two of them the same, and none an input."""
+
+    def flatten(
+        _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: object
+    ) -> tuple[torch.Tensor, ...]:
+        seen = {id(leaf) for leaf in pytree.tree_leaves((args, dict(kwargs)))}
+        tensors = []
+        for tensor in output_tensors(out, type(module).__name__).values():
+            tensors.append(tensor.clone() if id(tensor) in seen else tensor)
+            seen.add(id(tensor))
+        return tuple(tensors)
+
+    handle = module.register_forward_hook(flatten, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _fixed_axis(error: BaseException, inputs: ModuleInputs) -> str:
+    """Why torch.export refused, with the names of the axes that the forward fixes."""
+    reason = _reason(error)
+    fixed = re.findall(r"L\['(\w+)'\]\S*?\.size\(\)\[(\d+)\]", reason) if "Constraints violated" in reason else []
+    if not fixed:
+        return reason
+    axes = dict(zip(inputs.names, inputs.axes, strict=True))
+    known = [axes[name] if name in axes else next(iter(inputs.axes)) for name, _ in fixed]
+    names = [free.get(int(axis), axis) for free, (_, axis) in zip(known, fixed, strict=True)]
+    if names[0] == inputs.batch:
+        return "its forward fixes the batch size; write x.shape[0] or -1 there instead of a number or len(x)"
+    shown = ", ".join(dict.fromkeys(names))
+    return (
+        f"its forward fixes the axis {shown}; write x.shape[{fixed[0][1]}] there instead of a number, or its size in "
+        "the shape of the input"
+    )
+
+
 def convert_program(
-    program: torch.export.ExportedProgram, opset: int, input_name: str, output_name: str
+    program: torch.export.ExportedProgram, opset: int, inputs: ModuleInputs, outputs: Sequence[str]
 ) -> onnx.ModelProto:
     """The program in ONNX, with the opaque operators still in it.
 
     Args:
         program: what was traced.
         opset: of the file; torch's exporter writes none below `EXPORTER_OPSET`, and the model has that one then.
-        input_name: of the graph's input.
-        output_name: of the graph's output.
+        inputs: the names of the graph's inputs, and of their free axes.
+        outputs: the names of the graph's outputs.
 
     Raises:
         InputError: the installed exporter can't write the opset.
         ModelError: torch can't convert the program.
     """
     written = max(opset, EXPORTER_OPSET)
+    _, kwargs = inputs.arguments()
     try:
         exported = torch.onnx.export(
             program,
@@ -183,17 +267,26 @@ def convert_program(
             optimize=False,
             opset_version=written,
             verbose=False,
-            input_names=[input_name],
-            output_names=[output_name],
-            dynamic_shapes=({0: "batch"},),
+            input_names=list(inputs.names),
+            output_names=list(outputs),
+            dynamic_shapes=_by_argument(inputs.per_axis(lambda name: name), kwargs),
         )
         model = fold_constants(cast("torch.onnx.ONNXProgram", exported).model)
+        _name_outputs(model.graph, outputs)
     except Exception as error:  # nor has the ONNX exporter
         raise ModelError(f"torch.onnx can't convert the module: {_reason(error)}") from error
     found = {entry.domain: entry.version for entry in model.opset_import}.get("")
     if found != written:
         raise InputError(f"opset {opset}: the installed onnxscript can't write it; take {EXPORTER_OPSET}")
     return model
+
+
+def _name_outputs(graph: onnx.GraphProto, names: Sequence[str]) -> None:
+    """Gives a tensor that is an output twice, whose copies were taken for identities, both of its names again."""
+    for output, name in zip(graph.output, names, strict=True):
+        if output.name != name:
+            graph.node.add(op_type="Identity", input=[output.name], output=[name])
+            output.name = name
 
 
 def _reason(error: BaseException) -> str:

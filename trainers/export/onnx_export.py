@@ -28,14 +28,18 @@ from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError
 from vsfix.graph_passes.io.atomic_file import atomic_path, require_writable
 from vsfix.graph_passes.io.model_file import check_model, export_model, import_graph
 from vsfix.graph_passes.ir.rounding import snr_db
+from vsfix.graph_passes.ir.runtime import Array
 from vsfix.graph_passes.noise.marker import EXPORT_METADATA_KEY, REPAIR_KEY, write_marker
 from vsfix.graph_passes.noise.noise import Noise
+from vsfix.trainers.layers.repair_mark import repaired_parts
 from vsfix.trainers.training.evaluation import eval_mode
 
+from .module_signature import INPUT, OUTPUT, Example, ModuleInputs, as_inputs
 from .noise_reach import reaches_deployment
 from .noise_tracing import NOISE_DOMAIN, NoiseTracer
 from .onnx_cleaning import convert_down, remove_clutter
 from .onnx_conversion import (
+    Reference,
     convert_program,
     float64_references,
     quiet_exporter,
@@ -44,7 +48,6 @@ from .onnx_conversion import (
     trace_module,
 )
 from .onnxruntime_library import Agreement, compare_with_torch
-from .repair_mark import repaired_parts
 from .training_noise import observe_training_noise
 
 MIN_OPSET = 15  # BatchNormalization got its present form there
@@ -54,15 +57,16 @@ MIN_SNR_DB = 100.0
 # than the second number.
 WORSE_THAN_TORCH_DB = 6.0
 LEAST_SNR_DB = 40.0
+_BATCH_NORMS = (torch.ops.aten.batch_norm.default, torch.ops.aten._native_batch_norm_legit_no_training.default)
 _logger = logging.getLogger(__name__)
 
 
-def describe_lost_noise(module: nn.Module, rows: torch.Tensor, tracer: NoiseTracer, graph: gs.Graph) -> list[str]:
+def describe_lost_noise(module: nn.Module, rows: ModuleInputs, tracer: NoiseTracer, graph: gs.Graph) -> list[str]:
     """Describes the noise that eval mode cuts off from the output and that matters in training mode.
 
     Args:
         module: what was exported.
-        rows: an input, shape (N, ...).
+        rows: inputs, at least two samples.
         tracer: the noise that was seen.
         graph: with the opaque operators still in it.
     """
@@ -110,7 +114,11 @@ class ExportResult:
         batch_norms: the name of each BatchNormalization, in the order of the graph.
         unmarked: one description for each noise that the file does not show.
         max_abs_error: the largest difference to torch in any output.
-        snr_db: 10 log10(sum ref^2 / sum (ref - out)^2), the lower one of two batch sizes; inf where they are equal.
+        snr_db: 10 log10(sum ref^2 / sum (ref - out)^2), the lowest of all outputs and runs: of the example, of one
+            sample, and of each other free axis in another size; inf where they are equal.
+        inputs: the names of the file's inputs.
+        outputs: of each output its name, its largest difference and its lowest SNR, in the order of the file.
+        unbatched: the names of outputs whose first axis is not that of the batch.
         untracked: the name of each BatchNorm module that keeps no statistics (track_running_stats=False) and so
             normalises each batch by itself, deployed too.
     """
@@ -122,31 +130,39 @@ class ExportResult:
     unmarked: tuple[str, ...]
     max_abs_error: float
     snr_db: float
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[Agreement, ...] = ()
+    unbatched: tuple[str, ...] = ()
     untracked: tuple[str, ...] = ()
+
+    @property
+    def worst_output(self) -> str:
+        """The name of the output that is farthest from torch's."""
+        return min(self.outputs, key=lambda output: output.snr_db).output
 
 
 def export_onnx(
     module: nn.Module,
-    example: torch.Tensor,
+    example: Example,
     path: Path,
     *,
     opset: int = 18,
     metadata: Mapping[str, str] | None = None,
     force: bool = False,
-    input_name: str = "input",
-    output_name: str = "logits",
+    input_name: str = INPUT,
+    output_name: str = OUTPUT,
 ) -> ExportResult:
     """Writes `module` as an ONNX file; see `convert_module`.
 
     Args:
-        module: takes one tensor, batch first, and returns one; float32, on the CPU.
-        example: an input, shape (N, ...); the file takes any batch size.
+        module: float32, on the CPU.
+        example: one input, shape (N, ...), of which the file takes any batch size; or inputs with free axes.
         path: the output file.
         opset: 15 to 25.
         metadata: entries of the file's metadata_props.
         force: an existing file may be replaced.
-        input_name: of the graph's input.
-        output_name: of the graph's output.
+        input_name: of the graph's input, where the example is a tensor.
+        output_name: of the graph's output, where it is one tensor that has no name of its own.
 
     Raises:
         InputError: the path can't be used as it is.
@@ -169,26 +185,28 @@ def export_onnx(
 
 def convert_module(
     module: nn.Module,
-    example: torch.Tensor,
+    example: Example,
     *,
     opset: int = 18,
     metadata: Mapping[str, str] | None = None,
-    input_name: str = "input",
-    output_name: str = "logits",
+    input_name: str = INPUT,
+    output_name: str = OUTPUT,
     name: str = "the export",
+    hidden: Sequence[str] = (),
 ) -> tuple[onnx.ModelProto, ExportResult]:
     """Makes an ONNX model of `module` and checks it against torch on the example and on a batch of one.
 
     The module's training flags are as before afterwards, also after an error.
 
     Args:
-        module: takes one tensor, batch first, and returns one; float32, on the CPU.
-        example: an input, shape (N, ...); the model takes any batch size.
+        module: float32, on the CPU.
+        example: one input, shape (N, ...), of which the model takes any batch size; or inputs with free axes.
         opset: 15 to 25.
         metadata: entries of the model's metadata_props.
-        input_name: of the graph's input.
-        output_name: of the graph's output.
+        input_name: of the graph's input, where the example is a tensor.
+        output_name: of the graph's output, where it is one tensor that has no name of its own.
         name: of the model, in messages.
+        hidden: one description for each noise that the module itself does not show.
 
     Raises:
         InputError: the module, the example or the opset can't be used as they are.
@@ -198,25 +216,29 @@ def convert_module(
     """
     if not MIN_OPSET <= opset <= MAX_OPSET:
         raise InputError(f"opset {opset}: must lie between {MIN_OPSET} and {MAX_OPSET}")
-    require_exportable(module, example)
-    rows = example if len(example) > 1 else torch.cat([example, example])  # one row would become a fixed batch size
+    inputs = as_inputs(example, input_name)
+    require_exportable(module, inputs)
+    rows = inputs.pair()
+    if inputs.batch is not None:
+        inputs = rows  # one row would become a fixed batch size
     with eval_mode(module), torch.no_grad(), quiet_exporter():
-        references = torch_references(module, rows)
-        hidden = observe_training_noise(module, rows)
-        program, tracer = trace_module(module, rows, hidden.layers)
-        source = convert_program(program, opset, input_name, output_name)
+        references = torch_references(module, inputs)
+        observed = observe_training_noise(module, rows)
+        program, tracer = trace_module(module, inputs, observed.layers)
+        outputs = [output_name if each == OUTPUT else each for each in references[0].outputs]
+        source = convert_program(program, opset, inputs, outputs)
         graph = import_graph(source)
         remove_clutter(graph, module.state_dict().keys())
         lost = describe_lost_noise(module, rows, tracer, graph)
         markers = write_markers(graph, tracer.marked)
         batch_norms = _exported_batch_norms(graph, tracer, program)
-        unmarked = (*tracer.unmarked, *hidden.unknown, *lost)
+        unmarked = (*tracer.unmarked, *observed.unknown, *lost, *hidden)
         # Only a file that shows all of its noise may claim to: see the key's own comment.
         claims = {} if unmarked else {EXPORT_METADATA_KEY: str(len(markers))}
         if repaired := repaired_parts(module):
             claims[REPAIR_KEY] = json.dumps({"vsfix": version("vsfix"), "repaired": repaired})
         model = _assemble(graph, source, opset, {**(metadata or {}), **claims})
-        agreement = _check(model, name, module, references)
+        agreements = _check(model, name, module, references)
     for description in unmarked:
         _logger.warning("%s: the file does not show %s", name, description)
     return model, ExportResult(
@@ -225,9 +247,24 @@ def convert_module(
         markers,
         batch_norms,
         unmarked,
-        max_abs_error=agreement.max_abs_error,
-        snr_db=agreement.snr_db,
+        max_abs_error=max(each.max_abs_error for each in agreements),
+        snr_db=min(each.snr_db for each in agreements),
+        inputs=inputs.names,
+        outputs=tuple(replace(each, output=name) for each, name in zip(agreements, outputs, strict=True)),
+        unbatched=_unbatched(references),
         untracked=_untracked(module),
+    )
+
+
+def _unbatched(references: Sequence[Reference]) -> tuple[str, ...]:
+    """The names of the outputs whose first axis does not follow the batch, which is another in the first two runs."""
+    batch = references[0].inputs.batch
+    if batch is None:
+        return ()
+    return tuple(
+        name
+        for name in references[0].outputs
+        if any(each.outputs[name].shape[:1] != (each.inputs.sizes[batch],) for each in references[:2])
     )
 
 
@@ -259,7 +296,7 @@ def _needed_batch_norms(program: torch.export.ExportedProgram) -> int:
         new = [node for node in pending.pop().all_input_nodes if node not in needed]
         needed.update(new)
         pending.extend(new)
-    batch_norms = [node for node in needed if node.target is torch.ops.aten.batch_norm.default]
+    batch_norms = [node for node in needed if node.target in _BATCH_NORMS]
     return sum(node.args[3] is not None for node in batch_norms)  # the fourth argument is the running mean
 
 
@@ -286,29 +323,47 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
 
 
 def _check(
-    model: onnx.ModelProto, name: str, module: nn.Module, references: Sequence[tuple[torch.Tensor, torch.Tensor]]
-) -> Agreement:
+    model: onnx.ModelProto, name: str, module: nn.Module, references: Sequence[Reference]
+) -> tuple[Agreement, ...]:
     """The agreement of the model with torch; refuses a model that is not valid or does not agree."""
     with NamedTemporaryFile(prefix="vsfix-", suffix=".onnx") as file:
         path = Path(file.name)
         onnx.save(model, path)
         check_model(path)
-        agreement = compare_with_torch(path, references)
-        if not agreement.snr_db >= MIN_SNR_DB and not _as_exact_as_torch(path, module, references):
+        agreements = compare_with_torch(path, [_arrays(each.inputs, each.outputs) for each in references])
+        if any(not each.snr_db >= MIN_SNR_DB for each in agreements) and not _as_exact_as_torch(
+            path, module, references
+        ):
+            worst = min(agreements, key=lambda each: each.snr_db)
+            whose = "" if len(agreements) == 1 else f" in output '{worst.output}'"
             raise CheckFailedError(
-                f"{name}: the exported model differs from torch: SNR {agreement.snr_db:.1f} dB, at least"
-                f" {MIN_SNR_DB:g} dB is needed, largest difference {agreement.max_abs_error:.3g}; not written"
+                f"{name}: the exported model differs from torch{whose}: SNR {worst.snr_db:.1f} dB, at least"
+                f" {MIN_SNR_DB:g} dB is needed, largest difference {worst.max_abs_error:.3g}; not written"
             )
-    return agreement
+    return agreements
 
 
-def _as_exact_as_torch(path: Path, module: nn.Module, references: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> bool:
+def _arrays(
+    inputs: ModuleInputs, outputs: Mapping[str, torch.Tensor]
+) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
+    """Inputs and outputs as numpy has them."""
+    return inputs.feeds(), {name: tensor.detach().numpy() for name, tensor in outputs.items()}
+
+
+def _as_exact_as_torch(path: Path, module: nn.Module, references: Sequence[Reference]) -> bool:
     """Whether a file is as near to the exact result as torch itself: some networks lose decibels in any float32."""
-    exact = float64_references(module, [rows for rows, _ in references])
+    exact = float64_references(module, references)
     if exact is None:
         return False
-    pairs = [(rows, out) for (rows, _), out in zip(references, exact, strict=True)]
-    torch_snr = min(
-        snr_db(out.numpy(), approximate.numpy()) for out, (_, approximate) in zip(exact, references, strict=True)
+    own = {
+        name: min(
+            snr_db(right.outputs[name].numpy(), approximate.outputs[name].numpy())
+            for right, approximate in zip(exact, references, strict=True)
+        )
+        for name in references[0].outputs
+    }
+    pairs = [_arrays(each.inputs, right.outputs) for each, right in zip(references, exact, strict=True)]
+    return all(
+        each.snr_db >= max(own[each.output] - WORSE_THAN_TORCH_DB, LEAST_SNR_DB)
+        for each in compare_with_torch(path, pairs)
     )
-    return compare_with_torch(path, pairs).snr_db >= max(torch_snr - WORSE_THAN_TORCH_DB, LEAST_SNR_DB)

@@ -8,18 +8,16 @@ loaded, and on Windows has a function of its own. Source: https://github.com/mic
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from vsfix.graph_passes.errors import CheckFailedError, MissingComponentError, first_line
 from vsfix.graph_passes.ir.rounding import snr_db
-
-if TYPE_CHECKING:
-    import torch
+from vsfix.graph_passes.ir.runtime import Array
 
 TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
 
@@ -40,29 +38,33 @@ def import_onnxruntime() -> Any:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The distance between two sets of outputs.
+    """The distance of an output of a file from torch's.
 
     Attributes:
+        output: its name.
         max_abs_error: the largest absolute difference; inf where an output is not finite.
         snr_db: as `rounding.snr_db`, torch's output the reference.
     """
 
+    output: str
     max_abs_error: float
     snr_db: float
 
 
-def compare_with_torch(path: Path, references: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Agreement:
+def compare_with_torch(
+    path: Path, references: Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]
+) -> tuple[Agreement, ...]:
     """Runs a file on the inputs of `references` and compares it with their outputs.
 
     Args:
-        path: a model of one input and one output.
-        references: pairs of input and torch's output, each one batch.
+        path: a model.
+        references: pairs of inputs and torch's outputs by name, each one run; the outputs in the order of the model.
 
     Returns:
-        The worst of the batches.
+        For each output the worst of the runs.
 
     Raises:
-        CheckFailedError: ONNX Runtime can't run the file, or its output has another shape.
+        CheckFailedError: ONNX Runtime can't run the file, or an output has another shape or type.
         MissingComponentError: ONNX Runtime is not installed.
     """
     try:
@@ -73,18 +75,27 @@ def compare_with_torch(path: Path, references: Sequence[tuple[torch.Tensor, torc
         ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    agreements = []
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        outputs = [session.run(None, {name: rows.numpy()})[0] for rows, _ in references]
+        taken = {each.name for each in session.get_inputs()}
+        runs = [
+            session.run(None, {name: rows for name, rows in inputs.items() if name in taken})
+            for inputs, _ in references
+        ]
     except Exception as error:  # ONNX Runtime's exceptions have no class of their own but this one
         raise CheckFailedError(f"ONNX Runtime can't run the exported model: {first_line(error)}") from error
-    for (rows, reference), output in zip(references, outputs, strict=True):
-        if output.shape != tuple(reference.shape):
-            raise CheckFailedError(
-                f"the exported model gives shape {output.shape} for {len(rows)} inputs, torch {tuple(reference.shape)}"
+    worst: dict[str, Agreement] = {}
+    for (inputs, expected), found in zip(references, runs, strict=True):
+        for (name, reference), output in zip(expected.items(), found, strict=True):
+            if output.shape != reference.shape:
+                sizes = ", ".join(str(array.shape) for array in inputs.values())
+                raise CheckFailedError(
+                    f"the exported model gives shape {output.shape} for inputs of {sizes}, torch {reference.shape}"
+                )
+            largest = float(np.abs(output.astype(np.float64) - reference).max(initial=0))
+            error_and_snr = largest if np.isfinite(largest) else np.inf, snr_db(reference, output)
+            before = worst.get(name, Agreement(name, 0.0, np.inf))
+            worst[name] = Agreement(
+                name, max(before.max_abs_error, error_and_snr[0]), min(before.snr_db, error_and_snr[1])
             )
-        largest = float(np.abs(output.astype(np.float64) - reference.numpy()).max(initial=0))
-        agreements.append(Agreement(largest if np.isfinite(largest) else np.inf, snr_db(reference.numpy(), output)))
-    return Agreement(max(found.max_abs_error for found in agreements), min(found.snr_db for found in agreements))
+    return tuple(worst.values())

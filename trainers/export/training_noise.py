@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vsfix.graph_passes.errors import first_line
 from vsfix.graph_passes.noise.noise import Noise
 
+from .module_signature import Example, ModuleInputs, as_inputs
 from .noise_identification import Identification, identify_noise
 from .noise_reach import copy_module, global_generators, random_states_kept, reaches_deployment
 from .noise_tracing import NoiseCalls, NoiseSource, following_modules
@@ -43,15 +44,16 @@ class TrainingNoise:
     parts: tuple[str, ...] = ()
 
 
-def observe_training_noise(module: nn.Module, rows: torch.Tensor) -> TrainingNoise:
+def observe_training_noise(module: nn.Module, example: Example) -> TrainingNoise:
     """Finds the noise that `module` makes in training mode and that no noise function shows in eval mode.
 
     Nothing of the module changes, nor any state of a random generator: a copy runs.
 
     Args:
-        module: takes one tensor.
-        rows: a real input, batch first, at least two rows.
+        module: whose forward takes the example.
+        example: real inputs, batch first, at least two rows.
     """
+    rows = as_inputs(example)
     try:
         twin = copy_module(module)
     except Exception as error:  # the state of foreign code may refuse in any way
@@ -136,12 +138,12 @@ class _RandomOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-def _watch(module: nn.Module, rows: torch.Tensor) -> _Draws:
+def _watch(module: nn.Module, rows: ModuleInputs) -> _Draws:
     """Runs a forward; the random draws that it makes."""
     draws = _Draws()
     before = global_generators()
     with following_modules(module, draws.enter, draws.leave), NoiseCalls(draws.count), _RandomOperators(draws):
-        module(rows.clone())
+        rows.call(module)
     draws.elsewhere = global_generators() != before
     return draws
 

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
 
 from vsfix.pipeline.cli.options import input_shape_option
+
+
+def _parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """`0.485,0.456,0.406` as numbers."""
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"'{value}': write a number for each channel, as 0.5,0.5,0.5", ctx, param) from None
+
+
+def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """`224x224` as height and width."""
+    if value is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", value):
+        raise click.BadParameter(f"'{value}': write height and width, as 224x224", ctx, param)
+    return tuple(int(side) for side in value.split("x"))
 
 
 @click.command(name="export")
@@ -17,39 +37,102 @@ from vsfix.pipeline.cli.options import input_shape_option
     "--weights",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A state_dict for the module that the factory makes.",
+    help="The weights of the module that the factory makes: a checkpoint of torch.save, or safetensors.",
 )
-@input_shape_option("One input of the module, without the batch.")
+@click.option(
+    "--weights-key", metavar="KEY", help="Where they are in FILE, as ema or state_dict.model, where it holds several."
+)
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAME:SHAPE[:DTYPE]",
+    help="An input of the module, as image:Nx3xHxW or ids:NxT:int64:0..999. Letters are free axes, the first one that "
+    "of the batch. May be given again.",
+)
+@input_shape_option("The one float32 input of the module, without the batch: short for --input input:NxCxHxW.")
+@click.option(
+    "--mean",
+    callback=_parse_numbers,
+    metavar="M,M,M",
+    help="Written into the file: what is taken from pixels / 255.",
+)
+@click.option("--std", callback=_parse_numbers, metavar="S,S,S", help="Written too: what the difference is divided by.")
+@click.option("--size", callback=_parse_size, metavar="HxW", help="Written too.  [default: that of the input]")
+@click.option(
+    "--class-names",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Written too: names of classes, one a line.",
+)
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 def command(
     source: str,
     output: Path,
     opset: int,
     weights: Path | None,
+    weights_key: str | None,
+    inputs: tuple[str, ...],
     input_shape: tuple[int, ...] | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    size: tuple[int, ...] | None,
+    class_names: Path | None,
     force: bool,
 ) -> None:
     """Write SOURCE as an ONNX file, every BatchNorm kept and every noise layer marked, checked against torch.
 
-    SOURCE is a vsfix checkpoint, the folder of a training run, or package.module:factory with --input-shape (and
-    --weights): a function without arguments that returns the module. That form imports the package and runs its
-    code, and looks for it in the current folder too; no other command runs code of yours.
+    SOURCE is a vsfix checkpoint, the folder of a training run, or package.module:factory with --input or --input-shape
+    (and --weights): a function without arguments that returns the module. That form imports the package and runs its
+    code, and looks for it in the current folder too, as `vsfix verify --against` does; no other command runs code of
+    yours.
     """
     import vsfix
-    from vsfix.pipeline.backends.opening import checkpoint_file
     from vsfix.pipeline.cli.output import Output
     from vsfix.pipeline.host.output_file import require_output
 
     is_factory = ":" in source and not Path(source).exists()
-    if is_factory and input_shape is None:
-        raise click.UsageError("a factory needs --input-shape, as 3x32x32")
-    if not is_factory and (input_shape is not None or weights is not None):
-        raise click.UsageError("--input-shape and --weights go with package.module:factory; a checkpoint has its own")
-    inputs = [weights] if weights is not None else [] if is_factory else [checkpoint_file(Path(source))]
+    if is_factory and bool(inputs) == (input_shape is not None):
+        raise click.UsageError("a factory needs --input, as image:Nx3x32x32, or --input-shape, as 3x32x32")
+    if not is_factory and (inputs or any(value is not None for value in (input_shape, weights, weights_key))):
+        raise click.UsageError(
+            "--input, --input-shape and --weights go with package.module:factory; a checkpoint has its own"
+        )
+    read = [path for path in (weights, class_names, None if is_factory else _checkpoint(source)) if path is not None]
     # Before torch is loaded, which takes seconds.
-    require_output(output, force=force, inputs=inputs)
-    result = vsfix.export(source, opset=opset, weights=weights, input_shape=input_shape)
+    require_output(output, force=force, inputs=read)
+    result = vsfix.export(
+        source,
+        opset=opset,
+        weights=weights,
+        weights_key=weights_key,
+        inputs=inputs,
+        input_shape=input_shape,
+        mean=mean,
+        std=std,
+        size=size,
+        class_names=None if class_names is None else _lines(class_names),
+    )
     result.save(output, force)
     out = Output(is_alone=False)
     out.show(result)
     out.wrote(f"{output} (opset {result.opset})")
+
+
+def _checkpoint(source: str) -> Path:
+    from vsfix.pipeline.backends.opening import checkpoint_file
+
+    return checkpoint_file(Path(source))
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file; empty ones at its end are none."""
+    from vsfix.graph_passes.errors import InputError
+    from vsfix.graph_passes.io.named_file import why_unreadable
+
+    if (reason := why_unreadable(path)) is not None:
+        raise InputError(f"--class-names {path}: {reason}")
+    try:
+        return path.read_text(encoding="utf-8").rstrip().splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"--class-names {path}: is no text in UTF-8; write one name a line") from None

@@ -25,9 +25,14 @@ class Fixed(nn.Module):
         return x.reshape(2, -1).relu() if len(x) == 2 else x.flatten(1).relu()
 
 
-class Pair(nn.Module):
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return x, x
+class Text(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, object]:
+        return x, object()
+
+
+class Nothing(nn.Module):
+    def forward(self, x: torch.Tensor) -> None:
+        return None
 
 
 class TwoInputs(nn.Module):
@@ -74,14 +79,15 @@ def scripted(module: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     ("module", "error", "message"),
     [
-        (Pair(), InputError, "returns a tuple; wrap it"),
-        (TwoInputs(), InputError, r"several inputs \(x, mask\)"),
+        (Text(), InputError, "returns a object; wrap it"),
+        (Nothing(), InputError, "returns a NoneType without a tensor"),
+        (TwoInputs(), InputError, "missing a required argument: 'mask'; give an example of each input"),
         (Squeezing(), InputError, "the batch must stay the first axis"),
         (AlwaysOn(), InputError, "the module: dropout is on in eval mode too"),
         (Everything(), InputError, "ratio must lie in"),
         (nn.Sequential(scripted(nn.ReLU())), InputError, "its part '0' is TorchScript; export the Python module"),
         (Infinite(), InputError, "not finite on the example"),
-        (nn.Linear(7, 7), ModelError, "Linear fails on an input of shape"),
+        (nn.Linear(7, 7), ModelError, "Linear fails on an input of float32 .2, 1, 8, 8.: "),
         (nn.Conv2d(1, 1, 3).half(), InputError, r"\.float\(\)"),
         (nn.Linear(8, 8, device="meta"), InputError, r"\.cpu\(\)"),
         (Fixed(), ModelError, "its forward fixes the batch size"),

@@ -12,7 +12,7 @@ from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.noise.marker import REPAIR_KEY
 from vsfix.trainers.averaging.unit_parameters import require_unrepaired, write_tensors
 from vsfix.trainers.export.onnx_export import convert_module
-from vsfix.trainers.export.repair_mark import repaired_parts
+from vsfix.trainers.layers.repair_mark import repaired_parts
 
 
 @pytest.fixture

@@ -1,0 +1,105 @@
+"""ExportedPrograms: which of their noise a file shows, and that they compute what their module does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import vsfix
+from vsfix.graph_passes.errors import InputError, ModelError
+from vsfix.graph_passes.noise.marker import EXPORT_METADATA_KEY
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.features = nn.Dropout2d(0.25)
+        self.bn = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(4, 3)
+        self.bn.running_mean.normal_()
+        self.bn.running_var.uniform_(0.5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = F.relu(self.bn(self.features(self.conv(x)))).mean((2, 3))
+        return self.head(self.drop(F.dropout(self.drop(h), 0.125, self.training)))
+
+
+def traced(module: nn.Module, *, training: bool, decomposed: bool = False) -> torch.export.ExportedProgram:
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(module.train(training), (torch.randn(4, 1, 8, 8),), dynamic_shapes=shapes)
+    return program.run_decompositions() if decomposed else program
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_its_dropouts_are_marked_under_the_names_of_their_layers(training):
+    module = Network()
+    result = vsfix.export(traced(module, training=training))
+    assert [(name, str(noise)) for name, noise in result.markers] == [
+        ("features", "feature-dropout:0.25"),
+        ("drop", "dropout:0.5"),
+        ("dropout", "dropout:0.125"),
+        ("drop_2", "dropout:0.5"),
+    ]
+    assert result.batch_norms == ("bn",)
+    claims = {each.key: each.value for each in result.model.metadata_props}
+    assert claims == ({EXPORT_METADATA_KEY: "4"} if training else {})
+    assert (result.status, len(result.warnings)) == (("PASS", 0) if training else ("WARN", 1))
+    assert vsfix.verify(result.model, module.eval()).status == "PASS"
+
+
+def test_after_its_decomposition_the_noise_is_lost_and_the_file_says_so():
+    module = Network()
+    result = vsfix.export(traced(module, training=False, decomposed=True))
+    assert (result.markers, result.batch_norms, result.status) == ((), ("bn",), "WARN")
+    assert "was decomposed, which drops them" in result.warnings[0]
+    assert vsfix.verify(result.model, module.eval()).status == "PASS"
+    with pytest.raises(ModelError, match="decomposed in training mode"):
+        vsfix.export(traced(module, training=True, decomposed=True))
+
+
+class ByHand(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.layer(x.mean(1))
+        return h * (1 + 0.1 * torch.randn_like(h)) if self.training else h
+
+
+def test_noise_by_hand_is_refused_where_it_is_in_the_graph_and_never_denied_where_it_is_not():
+    with pytest.raises(ModelError, match=r"draws random numbers by hand \(aten.randn_like.default\); trace the module"):
+        vsfix.export(traced(ByHand(), training=True))
+    result = vsfix.export(traced(ByHand(), training=False))
+    assert result.unmarked == ("noise that layers may make by hand: the ExportedProgram was traced in eval mode",)
+
+
+def test_the_noise_of_an_attention_is_named():
+    class Attention(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.scaled_dot_product_attention(x, x, x, dropout_p=0.1 if self.training else 0.0)
+
+    result = vsfix.export(traced(Attention(), training=True))
+    assert result.unmarked == ("the noise on the weights of an attention (dropout_p=0.1)",)
+    assert vsfix.verify(result.model, Attention().eval()).status == "PASS"
+
+
+def test_what_an_exported_program_has_is_not_given_again():
+    program = traced(Network(), training=True)
+    with pytest.raises(InputError, match="has its own free axes"):
+        vsfix.export(program, dynamic_shapes=({0: "N"},))
+    program._example_inputs = None
+    with pytest.raises(InputError, match="holds no example inputs; give example_inputs"):
+        vsfix.export(program)
+    assert len(vsfix.export(program, torch.randn(4, 1, 8, 8)).markers) == 4
