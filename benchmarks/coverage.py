@@ -32,8 +32,8 @@ from vsfix.graph_passes.noise_average.severity import OutputReader, Reference
 from vsfix.graph_passes.statistics.estimate import Interval, weigh
 from vsfix.graph_passes.statistics.evidence import Evidence
 from vsfix.graph_passes.statistics.moments import Moments
-from vsfix.pipeline.data.samples import Samples, choose_rows
-from vsfix.pipeline.repair.label_judge import LabelJudge
+from vsfix.pipeline.comparison.score_difference import gain_interval
+from vsfix.pipeline.data.samples import choose_rows
 
 POPULATION, CLASSES, CHANNELS, POSITIONS = 8000, 10, 24, 16
 KEPT = 0.5  # p of Dropout
@@ -135,12 +135,7 @@ def severity(population: Population, rows: Floats, rng: np.random.Generator) -> 
 def scores(population: Population, rows: Floats, _: np.random.Generator) -> tuple[Interval | None, float]:
     """The mean squared error of one model less that of another."""
     first, second = (population.x[:, channel, 0] ** 2 for channel in (0, 1))
-    judge = LabelJudge(Samples("drawn", {"x": rows}, rows.astype(float)), _never, 1)
-    return judge.interval(-first[rows], -second[rows]), float((first - second).mean())
-
-
-def _never(_: object) -> object:
-    raise AssertionError("no model is run here")
+    return gain_interval(-first[rows], -second[rows]), float((first - second).mean())
 
 
 Interviewed = Callable[[Population, Floats, np.random.Generator], tuple[Interval | None, float]]

@@ -18,11 +18,12 @@ from vsfix.graph_passes.ir.runtime import Array, Float64Array
 from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.pipeline.comparison.accuracy import AccuracyRow, accuracy_row
-from vsfix.pipeline.data.calibration import calibration_batches, labelled_samples
+from vsfix.pipeline.comparison.metric import Function, Metric
+from vsfix.pipeline.data.calibration import calibration_batches, evaluation_samples
 from vsfix.pipeline.data.data_forms import Data, data_text
 from vsfix.pipeline.host.console import PIPE_WIDTH, View
 from vsfix.pipeline.host.environment import command_line, describe_machine
-from vsfix.pipeline.repair.label_judge import TOP_1, LabelJudge, LabelScores
+from vsfix.pipeline.repair.label_judge import LabelJudge, LabelScores, batches_of_some, has_targets
 from vsfix.pipeline.repair.plan import MATCHED, SAMPLES, averaged_part, is_matched
 from vsfix.pipeline.repair.refining import LEAST_MEMORY
 from vsfix.pipeline.repair.repair import prepare, repair_model
@@ -213,6 +214,8 @@ def optimize(
     refine: bool | None = None,
     eval_data: Data | None = None,
     eval_split: str = "test",
+    metric: str | Function | None = None,
+    metric_output: str | None = None,
     max_loss: float | None = None,
     output_kinds: Mapping[str, str] | None = None,
     fold: bool = True,
@@ -233,10 +236,16 @@ def optimize(
         samples: how many to take; None for 256, for 500 where the noise has to be inferred, for all of `exact`.
         batch_size: samples per run.
         refine: refine the match end to end by gradient, in torch; None where its cost is moderate.
-        eval_data: labelled data in the same forms; it chooses among the methods, and what loses on it is refused.
+        eval_data: labelled data in the same forms; it chooses among the methods, and what loses on it is refused. What
+            an output should be is `labels`, or an array with the name of that output. Without either it shows how far
+            the outputs agree before and after.
         eval_split: `train` or `test`, of a named data set.
-        max_loss: the largest loss on `eval_data` that is accepted, in percentage points of top-1 or in units of the
-            mean squared error; None refuses what is lower by more than chance.
+        metric: of the labels: one of `vsfix.pipeline.comparison.metric.METRICS`, `module:function`, or a function that
+            takes all outputs and all targets as dicts of arrays and gives one number a sample, the higher the better;
+            None for top1 where labels are whole numbers, else mse.
+        metric_output: the output that is judged; None for the one that has a target of its own name, else the first.
+        max_loss: the largest loss on `eval_data` that is accepted, in the unit of the metric, percentage points of top1
+            and top5; None refuses what is lower by more than chance.
         output_kinds: what outputs mean, by name: `classes`, `probabilities` or `values`; the others are recognised.
         fold: fold BatchNorm into the layers around it.
         precision: `fp32`, `tf32`, `fp16`, `bf16`, `int8` or `fp8`; None leaves it as it is.
@@ -255,6 +264,9 @@ def optimize(
     """
     if max_loss is not None and not (isinstance(max_loss, Real) and 0 <= max_loss < np.inf and eval_data is not None):
         raise InputError(f"--max-loss {max_loss!r}: needs --eval-data to measure a loss, and a number from 0 on")
+    if eval_data is None and not (metric is None and metric_output is None):
+        option = "--metric" if metric is not None else "--metric-output"
+        raise InputError(f"{option}: needs --eval-data, whose labels it is measured on")
     samples, batch_size, seed = run_numbers(samples, batch_size, seed)
     require_texts(method=method, layers=layers, **({} if precision is None else {"precision": precision}))
     require_split("eval_split", eval_split)
@@ -292,17 +304,31 @@ def optimize(
 
     batches = draw(cap)
     by_labels = None
+    unlabelled: Sequence[Batch] = []
     if eval_data is not None:
-        labelled = labelled_samples(deployable, eval_data, split=eval_split, seed=seed, max_memory=config.max_memory)
-        by_labels = LabelJudge(labelled, open_for_small_runs, batch_size)
+        given = evaluation_samples(deployable, eval_data, split=eval_split, seed=seed, max_memory=config.max_memory)
+        if has_targets(deployable, given) or not (metric is None and metric_output is None and max_loss is None):
+            by_labels = LabelJudge.of(
+                deployable,
+                given,
+                open_for_small_runs,
+                batch_size,
+                metric=metric,
+                output=metric_output,
+                output_kinds=output_kinds,
+            )
+        else:
+            unlabelled = batches_of_some(given, deployable, batch_size, seed)
     few = None if samples is not None else averaged_part(batches, prepared, method, lambda: draw(MATCHED))
-    repair = repair_model(prepared, batches, open_for_small_runs, config, averaged_on=few, judge=by_labels)
+    repair = repair_model(
+        prepared, batches, open_for_small_runs, config, averaged_on=few, judge=by_labels, unlabelled=unlabelled
+    )
     scores: LabelScores | None = None
     accuracies: tuple[AccuracyRow, ...] = ()
     if by_labels is not None:
         trained, repaired = by_labels.scores(deployable), by_labels.scores(repair.runnable)
         scores = by_labels.compare(trained, repaired, max_loss)
-        accuracies = _accuracies(scores, trained, repaired, repair.report.samples)
+        accuracies = _accuracies(by_labels.metric, trained, repaired, repair.report.samples)
     result = Optimization(
         repair,
         *judge(repair.report, scores),
@@ -314,7 +340,7 @@ def optimize(
     try:
         if scores is not None and by_labels is not None:
             scores.require_no_loss(data_text(eval_data) or by_labels.samples.name, _advice(method))
-        require_plausible(repair.report, shown=bool(accuracies))
+        require_plausible(repair.report, shown=scores is not None)
     except CheckFailedError as refusal:
         raise RefusedRepairError(str(refusal), result) from None
     # The parser's library takes some ten megabytes, which a small limit does not have.
@@ -322,11 +348,9 @@ def optimize(
     return replace(result, parser=parser)
 
 
-def _accuracies(
-    scores: LabelScores, trained: Float64Array, repaired: Float64Array, images: int
-) -> tuple[AccuracyRow, ...]:
-    """Top-1 of the file in its deployable form and of the repaired one; nothing where labels are no classes."""
-    if scores.metric != TOP_1:
+def _accuracies(metric: Metric, trained: Float64Array, repaired: Float64Array, images: int) -> tuple[AccuracyRow, ...]:
+    """Top-1 of the file in its deployable form and of the repaired one; nothing where a sample is no one decision."""
+    if metric.key != "top1" or not np.isin(np.concatenate([trained, repaired]), (0, 1)).all():
         return ()
     before, after = trained > 0, repaired > 0
     return accuracy_row("as trained", before), accuracy_row("repaired", after, images=images, trained=before)

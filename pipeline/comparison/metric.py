@@ -98,7 +98,7 @@ class Metric:
 
     def shown(self, score: float) -> float:
         """A mean score as a person reads it: errors positive, shares in percent."""
-        return (-1.0 if self.is_loss else 100.0 if self.is_share else 1.0) * score
+        return (-1.0 if self.is_loss else 100.0 if self.is_share else 1.0) * score + 0.0  # no -0
 
     def text(self, score: float) -> str:
         """A mean score with the name of the metric."""

@@ -21,13 +21,13 @@ from vsfix.graph_passes.io.model_file import read_metadata
 from vsfix.graph_passes.io.named_file import user_path
 from vsfix.graph_passes.ir.runtime import Array
 from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
-from vsfix.graph_passes.statistics.batches import Batch, LazyBatch, take_rows
+from vsfix.graph_passes.statistics.batches import Batch, LazyBatch, samples_in, take_rows
 from vsfix.trainers.data.datasets import DEFAULT_SIZE, Split, load_dataset
 from vsfix.trainers.data.npz_file import read_npz
 from vsfix.trainers.data.preprocessing import METADATA_KEY, Preprocessing
 
 from .data_forms import Data, data_text, read_data
-from .samples import LABELS, Samples, check_array, choose_rows
+from .samples import LABELS, Samples, check_array, choose_rows, other_targets
 
 HELD = 8  # this part of the memory may hold a decoded set; a larger one is decoded run by run
 _logger = logging.getLogger(__name__)
@@ -162,6 +162,29 @@ def labelled_samples(
         DataError: no labels; also see `load_samples`.
         InputError: see `load_samples`.
     """
+    loaded = evaluation_samples(model, data, split=split, seed=seed, samples=samples, max_memory=max_memory)
+    if loaded.labels is None:
+        raise DataError(
+            f"{loaded.name}: has no array 'labels': a whole number for the class of each sample, or numbers of the "
+            "output's shape"
+        )
+    return loaded
+
+
+def evaluation_samples(
+    model: onnx.ModelProto,
+    data: Data,
+    *,
+    split: str,
+    seed: int,
+    samples: int | None = None,
+    max_memory: int = DEFAULT_MAX_MEMORY,
+) -> Samples:
+    """Samples with the labels and other targets that the data has; see `load_samples`.
+
+    Raises:
+        InputError, DataError: see `load_samples`.
+    """
     loaded = load_samples(
         data,
         split=split,
@@ -172,11 +195,6 @@ def labelled_samples(
         max_memory=max_memory,
     )
     _require_fitting(model, loaded)
-    if loaded.labels is None:
-        raise DataError(
-            f"{loaded.name}: has no array 'labels': a whole number for the class of each sample, or numbers of the "
-            "output's shape"
-        )
     return loaded
 
 
@@ -219,8 +237,10 @@ def _from_npz(path: Path, input_names: Sequence[str], labelled: bool) -> Samples
         if name not in arrays:
             found = ", ".join(arrays) or "nothing"
             raise DataError(f"{path}: has no array '{name}', which the model needs; it holds {found}")
+    inputs = {name: arrays[name] for name in input_names}
     labels = arrays.get(LABELS) if labelled and LABELS not in input_names else None
-    return Samples(str(path), {name: arrays[name] for name in input_names}, labels)
+    targets = other_targets(arrays, input_names, samples_in(inputs), lambda array, _: array) if labelled else {}
+    return Samples(str(path), inputs, labels, targets=targets)
 
 
 def _require_fitting(model: onnx.ModelProto, loaded: Samples) -> None:

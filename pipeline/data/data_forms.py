@@ -2,7 +2,7 @@
 
 a text, a path   what `--data` takes (see `load_samples`)
 an array         the input of a model that has one, shape (N, ...): numpy, torch on any device, whatever numpy reads
-a dict           an array for each input, by its name, and optionally `labels`
+a dict           an array for each input, by its name, and optionally `labels` and other targets
 a tuple          the inputs in the order of the model, or one dict of them, and after them optionally the labels
 anything else    batches, each in one of the three forms above: a list, a generator, a DataLoader
 
@@ -26,7 +26,7 @@ from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.statistics.batches import join_batches, samples_in
 from vsfix.trainers.data.loader_order import seeded_batches
 
-from .samples import LABELS, Samples, choose_rows, require_one_length
+from .samples import LABELS, Samples, other_targets, require_one_length
 
 Data: TypeAlias = str | Path | Mapping[str, Any] | Iterable[Any]
 _ARRAY, _ARRAYS, _BATCHES = "data (an array)", "data (arrays)", "data (batches)"
@@ -65,19 +65,16 @@ def read_data(
     """
     wanted = _Wanted(input_names, labelled)
     if not _is_one_batch(data):
-        inputs, labels = _draw(data, wanted, samples, seed, max_memory or DEFAULT_MAX_MEMORY)
+        inputs, targets = _draw(data, wanted, samples, seed, max_memory or DEFAULT_MAX_MEMORY)
         name = _BATCHES
     else:
         name = _ARRAY if _is_array(data) else _ARRAYS
-        inputs, labels = _split(data, wanted, name)
-    whole = inputs if labels is None else {**inputs, LABELS: labels}
+        inputs, targets = _split(data, wanted, name)
+    whole = {**inputs, **targets}
     require_one_length(name, {key: len(array) if array.ndim else 0 for key, array in whole.items()})
-    total = samples_in(inputs)
-    if samples is not None:
-        rows = choose_rows(total, min(samples, total) if at_most else samples, seed, name)
-        inputs = {key: array[rows] for key, array in inputs.items()}
-        labels = None if labels is None else labels[rows]
-    return Samples(name, inputs, labels)
+    found = Samples(name, inputs, targets.pop(LABELS, None), targets=targets)
+    total = len(found)
+    return found.subset(min(samples, total) if at_most and samples is not None else samples, seed=seed)
 
 
 def hold_data(data: Data, input_names: Sequence[str], samples: int, seed: int) -> Data:
@@ -118,13 +115,13 @@ def _is_one_batch(data: object) -> bool:
 
 def _draw(
     data: Data, wanted: _Wanted, samples: int | None, seed: int, max_memory: int
-) -> tuple[dict[str, Array], Array | None]:
-    """The inputs and labels of as many batches as hold so many samples."""
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The inputs, and the labels and other targets, of as many batches as hold so many samples."""
     drawn: list[dict[str, Array]] = []
     total = held = 0
     for number, batch in enumerate(_batches(data, seed)):
-        inputs, labels = _split(batch, wanted, f"{_BATCHES}: batch {number}")
-        arrays = inputs if labels is None else {**inputs, LABELS: labels}
+        inputs, targets = _split(batch, wanted, f"{_BATCHES}: batch {number}")
+        arrays = {**inputs, **targets}
         if drawn and set(arrays) != set(drawn[0]):
             raise DataError(f"{_BATCHES}: batch {number} has other arrays than the first; labels in all, or in none")
         drawn.append(arrays)
@@ -141,8 +138,7 @@ def _draw(
     except ValueError as error:
         raise DataError(f"{_BATCHES}: their arrays differ in shape ({first_line(error)})") from error
     kept = {name: array[:samples] for name, array in joined.items()}
-    labels = kept.pop(LABELS, None) if LABELS not in wanted.names else None
-    return kept, labels
+    return {name: kept.pop(name) for name in wanted.names}, kept
 
 
 def _batches(data: Data, seed: int) -> Iterator[Any]:
@@ -165,9 +161,9 @@ def _batches(data: Data, seed: int) -> Iterator[Any]:
         ) from error
 
 
-def _split(batch: object, wanted: _Wanted, what: str) -> tuple[dict[str, Array], Array | None]:
-    """The inputs and the labels of one batch."""
-    names = wanted.names
+def _split(batch: object, wanted: _Wanted, what: str) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The inputs of one batch, and its labels and other targets."""
+    names, targets = wanted.names, dict[str, Array]()
     listed = ", ".join(names)
     rest: tuple[Any, ...] = ()
     if isinstance(batch, Mapping):
@@ -178,10 +174,13 @@ def _split(batch: object, wanted: _Wanted, what: str) -> tuple[dict[str, Array],
         given = {name: batch[name] for name in names}
         if LABELS in batch and LABELS not in names:
             rest = (batch[LABELS],)
+        if wanted.labelled:
+            rows = len(_read_array(given[names[0]], f"{what}: array '{names[0]}'"))
+            targets = other_targets(batch, names, rows, _read_array)
     elif isinstance(batch, tuple | list):
         if batch and isinstance(batch[0], Mapping):
-            given, labels = _split(batch[0], wanted, what)
-            rest = tuple(batch[1:]) or (() if labels is None else (labels,))
+            given, targets = _split(batch[0], wanted, what)
+            rest = tuple(batch[1:]) or ((targets[LABELS],) if LABELS in targets else ())
         else:
             given, rest = dict(zip(names, batch, strict=False)), tuple(batch[len(names) :])
         if len(given) < len(names) or (len(rest) > 1 and wanted.labelled):
@@ -194,7 +193,7 @@ def _split(batch: object, wanted: _Wanted, what: str) -> tuple[dict[str, Array],
         raise DataError(f"{what}: is a {type(batch).__name__}; give an array, a dict of arrays, or (inputs, labels)")
     arrays = {name: _read_array(value, f"{what}: array '{name}'") for name, value in given.items()}
     is_read = rest and (wanted.labelled or _is_number(rest[0]))  # with one number this is a sample, and no batch
-    return arrays, _read_array(rest[0], f"{what}: labels") if is_read else None
+    return arrays, targets | ({LABELS: _read_array(rest[0], f"{what}: labels")} if is_read else {})
 
 
 def _is_number(value: object) -> bool:

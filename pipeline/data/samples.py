@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +24,9 @@ class Samples:
     Attributes:
         name: where they are from, for messages and reports.
         inputs: one array for each model input, by its name, shape (N, ...); a `LazyBatch` was checked by its maker.
-        labels: the right class of each, whole numbers of shape (N,); or what the first output should be, floats of its
-            shape; or None.
+        labels: what an output should be: classes, whole numbers of shape (N, ...), or floats of its shape; or None.
         split: `train`, `test`, or None where the source has no parts.
+        targets: other arrays of numbers, shape (N, ...), by their names: what the outputs of these names should be.
 
     Raises:
         DataError: no input, no sample, different lengths, values that are not finite, or labels that are no labels.
@@ -35,6 +36,7 @@ class Samples:
     inputs: Batch
     labels: Array | None = None
     split: str | None = None
+    targets: Mapping[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.inputs:
@@ -46,17 +48,21 @@ class Samples:
                 check_array(f"{self.name}: array '{name}'", array)
             lengths = {name: len(array) for name, array in self.inputs.items()}
         if self.labels is not None:
-            whole = self.labels.dtype.kind in "iu" and self.labels.ndim == 1
-            if not whole and (self.labels.dtype.kind != "f" or self.labels.ndim < 1):
+            if self.labels.dtype.kind not in "iubf" or self.labels.ndim < 1:
                 raise DataError(
-                    f"{self.name}: labels are {self.labels.dtype} of shape {self.labels.shape}; whole numbers of shape "
-                    "(N,) are needed, or the targets of the first output, floats of its shape"
+                    f"{self.name}: labels are {self.labels.dtype} of shape {self.labels.shape}; whole numbers for "
+                    "classes are needed, one for each sample or each of its positions, or floats of an output's shape"
                 )
             lengths[LABELS] = len(self.labels)
-        require_one_length(self.name, lengths)
+        require_one_length(self.name, lengths | {name: len(array) for name, array in self.targets.items()})
 
     def __len__(self) -> int:
         return samples_in(self.inputs)
+
+    @property
+    def all_targets(self) -> dict[str, Array]:
+        """What outputs should be, by name: `labels`, and the other targets."""
+        return {**({} if self.labels is None else {LABELS: self.labels}), **self.targets}
 
     def batches(self, size: int) -> Iterator[Batch]:
         """The samples in their order, `size` at a time; the last batch may be smaller."""
@@ -82,7 +88,32 @@ class Samples:
     def _take(self, rows: Array | slice) -> Samples:
         """Some of the samples."""
         labels = None if self.labels is None else self.labels[rows]
-        return replace(self, inputs=take_rows(self.inputs, rows), labels=labels)
+        targets = {name: array[rows] for name, array in self.targets.items()}
+        return replace(self, inputs=take_rows(self.inputs, rows), labels=labels, targets=targets)
+
+
+def other_targets(
+    arrays: Mapping[str, Any], input_names: Sequence[str], samples: int, read: Callable[[Any, str], Array]
+) -> dict[str, Array]:
+    """The arrays of numbers with a row for each sample that are neither inputs nor `labels`, by name.
+
+    Args:
+        arrays: by name, whatever they hold.
+        input_names: of the model.
+        samples: N.
+        read: makes an array of one, by its name; what raises a DataError is no target.
+    """
+    found = {}
+    for name in arrays:
+        if name in input_names or name == LABELS or not isinstance(name, str):
+            continue
+        try:
+            array = read(arrays[name], name)
+        except DataError:
+            continue
+        if array.ndim and len(array) == samples and array.dtype.kind in "iubf":
+            found[name] = array
+    return found
 
 
 def choose_rows(total: int, samples: int, seed: int, name: str) -> Array:

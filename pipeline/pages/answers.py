@@ -215,7 +215,11 @@ def _certainty(report: Report) -> str:
             f"{share_interval(last.low, last.high)} repaired, {apart}{paired}."
         )
     if report.scores is not None:
-        parts.append(f"On the labels, {report.scores.metric} moved by {report.scores.difference()}.")
+        scores = report.scores
+        values = f"{scores.value(scores.before)} as trained, {scores.value(scores.after)} repaired"
+        parts.append(f"On the labels, {scores.subject}: {values}; {scores.details}.")
+    agreements = report.repair.agreements if report.repair is not None else ()
+    parts += [f"{row.sentence[0].upper()}{row.sentence[1:]}." for row in agreements]
     return " ".join(part for part in parts if part)
 
 

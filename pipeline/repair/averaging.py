@@ -29,6 +29,8 @@ from vsfix.graph_passes.precision.value_scan import require_finite_values
 from vsfix.graph_passes.statistics.batches import Batch, prescribed_batch_size
 from vsfix.graph_passes.statistics.estimate import Estimate
 from vsfix.graph_passes.statistics.moments import Moments
+from vsfix.pipeline.comparison.metric import Metric
+from vsfix.pipeline.comparison.score_difference import is_better, is_worse
 from vsfix.pipeline.inspection.fault import RE_ESTIMATED, FaultKind, find_fault
 from vsfix.pipeline.inspection.noise_study import FEW, LayerRow, NoiseStudy
 from vsfix.pipeline.inspection.preparation import PreparedModel
@@ -88,6 +90,12 @@ class Averaging:
     def writes(self) -> bool:
         """Whether anything is to be written."""
         return bool(self.parameters or self.estimates or self.statistics)
+
+    def averaged(self, graph: gs.Graph) -> gs.Graph:
+        """The graph whose average over its noise F is: the one as given, with statistics that are true under it."""
+        copy: gs.Graph = graph.copy()
+        _write_statistics(copy, self.statistics)
+        return copy
 
     def write(self, graph: gs.Graph) -> tuple[Change, ...]:
         """Writes what was found into a copy of the graph that it was found for; names what changed."""
@@ -231,7 +239,9 @@ def _choose(
     else:
         tried_out, best = _by_labels(tried_out, {AS_TRAINED: study.graph, **graphs}, prepared, config, judge)
     if best == AS_TRAINED:
-        return replace(tried_out, reason=_not_nearer(rows) if judge is None else _not_better(tried_out.candidates))
+        return replace(
+            tried_out, reason=_not_nearer(rows) if judge is None else _not_better(tried_out.candidates, judge.metric)
+        )
     after = study.reference.rows(judges).severity(rows_of(outputs[best], judges), config.seed)
     tried_out = replace(tried_out, after=after, chosen=best, moments_after=moments[best])
     if best in estimates:
@@ -264,11 +274,11 @@ def _by_labels(
     trained = scores[AS_TRAINED]
     scored = replace(averaging, candidates=rows, cross_fitted=float(cross_fitted(scores).mean()))
     best = max(scores, key=lambda name: float(scores[name].mean()))
-    if judge.is_better(trained, scores[best]):
+    if is_better(trained, scores[best]):
         return scored, best
     nearest = _nearest(rows)
     is_enough = config.method == "auto" and averaging.severity.is_healthy
-    if is_enough or judge.is_worse(trained, scores[nearest]):
+    if is_enough or is_worse(trained, scores[nearest]):
         return scored, AS_TRAINED
     return scored, nearest
 
@@ -303,13 +313,18 @@ def _not_nearer(rows: Sequence[CandidateRow]) -> str:
     )
 
 
-def _not_better(rows: Sequence[CandidateRow]) -> str:
+def _not_better(rows: Sequence[CandidateRow], metric: Metric) -> str:
     """Why labels left the file as it is."""
-    best = max(rows[1:], key=lambda row: row.score or 0.0)
+    best, given = max(rows[1:], key=lambda row: _score(row)), rows[0]
     return (
         f"no candidate is better than the file on the labelled data by more than chance: the best, '{best.name}', has "
-        f"{best.score:.4g}, the file {rows[0].score:.4g}"
+        f"{metric.text(_score(best))}, the file {metric.text(_score(given))}"
     )
+
+
+def _score(row: CandidateRow) -> float:
+    """The score on labels, the higher the better."""
+    return -np.inf if row.score is None else row.score
 
 
 def _require_enough(wrong: Sequence[StoredAgainstNoisy], samples: int) -> None:

@@ -1,24 +1,35 @@
-"""The candidates for deployment that are tried, and how far each is from the network with its noise on."""
+"""The candidates for deployment that are tried, and how far each is from the network with its noise on.
+
+Also, on data without labels, how far what is written agrees with that network and with the file as given.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm.batch_norm import find_modules
+from vsfix.graph_passes.errors import DataError, ModelError
 from vsfix.graph_passes.estimators.exact import exact
 from vsfix.graph_passes.estimators.matching import match
 from vsfix.graph_passes.estimators.paired import PairedConfig, paired
 from vsfix.graph_passes.estimators.unit_fit import MatchedUnit
 from vsfix.graph_passes.estimators.units import FoundParameters
-from vsfix.graph_passes.ir.runtime import Array
+from vsfix.graph_passes.io.model_file import import_graph
+from vsfix.graph_passes.ir.runtime import Array, OpenModel
 from vsfix.graph_passes.noise.analysis import analyse_noise
+from vsfix.graph_passes.noise_average.divergence import recognise_outputs
 from vsfix.graph_passes.noise_average.nearness import MATCH, REFINE, Candidate, judge_candidate
 from vsfix.graph_passes.noise_average.noise_average import run_deployed
+from vsfix.graph_passes.noise_average.samples import SampleSet
+from vsfix.graph_passes.statistics.batches import Batch, prescribed_batch_size
 from vsfix.graph_passes.statistics.estimate import Estimate
-from vsfix.pipeline.inspection.noise_study import FEW, NoiseStudy
+from vsfix.pipeline.comparison.agreement import Agreement, agreement, measure_of
+from vsfix.pipeline.inspection.noise_study import FEW, MOST, NoiseStudy
 from vsfix.pipeline.inspection.preparation import PreparedModel
 
 from .refining import refine_units, refusal
@@ -110,3 +121,66 @@ def candidate_row(
     if judges is None:
         judges = np.ones(len(study.samples), dtype=np.bool_)
     return CandidateRow(**vars(judge_candidate(name, outputs, study.reference, study.outputs, judges)))
+
+
+def agreements(
+    averaged: gs.Graph | None,
+    given: gs.Graph,
+    repaired: onnx.ModelProto,
+    batches: Sequence[Batch],
+    open_model: OpenModel,
+    config: RepairConfig,
+) -> tuple[Agreement, ...]:
+    """How far each output of what is written agrees with that of the file as given, and both with F.
+
+    Args:
+        averaged: the graph whose average over its noise F is; None where F is unknown.
+        given: the file as given, deployable.
+        repaired: what stands for the file that is written.
+        batches: any data.
+        open_model: the runtime.
+        config: the seed of the noise, and what outputs mean.
+
+    Raises:
+        DataError: outputs that are not finite.
+    """
+    prescribed = prescribed_batch_size(given)
+    samples = SampleSet.of(batches, prescribed).without_copies(prescribed).first_of(MOST, prescribed)
+    before = run_deployed(given, samples, open_model).outputs
+    after = run_deployed(import_graph(repaired), samples, open_model).outputs
+    kinds = recognise_outputs(given, before, config.output_kinds)
+    rows = {
+        name: Agreement(
+            name,
+            measure_of(kind),
+            len(samples),
+            agreement(kind, kind.probabilities(before[name]), kind.probabilities(after[name])),
+        )
+        for name, kind in kinds.items()
+    }
+    try:
+        study = None if averaged is None else _average(averaged, samples, open_model, config)
+    except (DataError, ModelError):  # on this data nothing can be averaged
+        study = None
+    if study is not None:
+        as_given, written = study.reference.read(before), study.reference.read(after)
+        for name, noisy in study.reference.outputs.items():
+            rows[name] = replace(
+                rows[name],
+                given_average=agreement(noisy.kind, noisy.mean, as_given[name]),
+                repaired_average=agreement(noisy.kind, noisy.mean, written[name]),
+            )
+    return tuple(rows.values())
+
+
+def _average(graph: gs.Graph, samples: SampleSet, open_model: OpenModel, config: RepairConfig) -> NoiseStudy:
+    """F on these samples."""
+    return NoiseStudy.of(
+        graph,
+        samples.batches,
+        open_model,
+        config.seed,
+        config.output_kinds,
+        config.max_memory,
+        needs_targets=False,
+    )

@@ -1,96 +1,50 @@
-"""The judgement of labelled data: one score a sample, and a paired test between two models.
-
-whole numbers      classes: 1 where the model decides for the label, else 0; McNemar's exact test
-numbers            targets of the output's shape: minus the squared error; a permutation test of the differences' signs,
-                   or with many labels the normal distribution of their mean
-"""
+"""The judgement of labelled data: one score a sample, by one metric that is chosen once and holds for every model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import erfc
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 
 from vsfix.graph_passes.errors import CheckFailedError, DataError
+from vsfix.graph_passes.io.model_file import import_graph
 from vsfix.graph_passes.ir.runtime import Array, Float64Array, OpenModel, side_by_side
 from vsfix.graph_passes.measurement.measurement import run_size
-from vsfix.graph_passes.noise_average.severity import mean_interval, sign_flip_p_value
-from vsfix.graph_passes.statistics.batches import take_rows
-from vsfix.graph_passes.statistics.jackknife import MIN_GROUPS
-from vsfix.pipeline.comparison.accuracy import right_rows
-from vsfix.pipeline.comparison.proportion import SIGNIFICANT, mcnemar_p_value, paired_difference_interval
+from vsfix.graph_passes.noise_average.divergence import recognise_outputs
+from vsfix.graph_passes.statistics.batches import Batch, take_rows
+from vsfix.pipeline.comparison.metric import Function, Metric, choose_metric
+from vsfix.pipeline.comparison.score_difference import ScoreDifference, compare_scores
 from vsfix.pipeline.data.calibration import fixed_batch_size
 from vsfix.pipeline.data.samples import Samples
+from vsfix.pipeline.inspection.noise_study import MOST
 
-TOP_1, SQUARED_ERROR = "top-1", "squared error"
-FOLDED = 1e-5  # relative: a score that moves by less has the same decisions
 _ROUNDING = 1e-9  # of a loss, which one sample makes up exactly
-_FEWEST = 8  # labels, below which they tell nothing
-_NORMAL = 200  # labels, from which on the mean of their differences is normal
+_LOOKED_AT = 64  # samples of the whole set, which show what an output is
 
 
 @dataclass(frozen=True)
-class LabelScores:
-    """The judgement of labelled data on the file as given and on the repaired one. Errors are negative scores.
+class LabelScores(ScoreDifference):
+    """The file as given and what is written, on labelled data.
 
     Attributes:
-        metric: `top-1`, a share, or `squared error`, a mean.
-        before: of the file as given.
-        after: of what is written.
-        p_value: of the paired test that both are equally good.
-        interval: of `after` less `before`, 95 %; infinite where nothing is known.
-        samples: how many were scored.
-        max_loss: the largest loss that is accepted, in the unit of `loss`; None accepts what may be chance.
+        max_loss: the largest loss that is accepted, in the unit of the metric; None accepts what may be chance.
+        outputs: how many the model has.
     """
 
-    metric: str
-    before: float
-    after: float
-    p_value: float
-    interval: tuple[float, float] = (-np.inf, np.inf)
-    samples: int = 0
     max_loss: float | None = None
+    outputs: int = 1
 
     @property
-    def loss(self) -> float:
-        """By how much it is worse: in percentage points of top-1, or as a mean squared error."""
-        return (self.before - self.after) * (100 if self.metric == TOP_1 else 1)
+    def subject(self) -> str:
+        """The metric, with the output that is judged where the model has several."""
+        return self.metric if self.output is None or self.outputs == 1 else f"{self.metric} of '{self.output}'"
 
     @property
-    def is_worse(self) -> bool:
-        """Whether the repaired file is lower by more than chance, and by more than rounding."""
-        return not self.after >= self.before - self._rounding and self.p_value < SIGNIFICANT
-
-    @property
-    def is_better(self) -> bool:
-        """Whether the repaired file is higher by more than chance, and by more than rounding."""
-        return self.after > self.before + self._rounding and self.p_value < SIGNIFICANT
-
-    @property
-    def _rounding(self) -> float:
-        """The change of a score by a fold, which rounds at other points."""
-        return FOLDED * abs(self.before)
-
-    def text(self, score: float) -> str:
-        """One of the scores for a person."""
-        return f"top-1 {100 * score:.2f} %" if self.metric == TOP_1 else f"a mean squared error of {-score:.4g}"
-
-    def arrow(self) -> str:
+    def sentence(self) -> str:
         """Both scores in the verdict."""
-        if self.metric == TOP_1:
-            return f"top-1 {100 * self.before:.1f} -> {100 * self.after:.1f} %"
-        return f"mean squared error {-self.before:.4g} -> {-self.after:.4g}"
-
-    def difference(self) -> str:
-        """Repaired less as given with its interval and the test, in the unit of the metric."""
-        sign, unit = (100.0, " percentage points") if self.metric == TOP_1 else (-1.0, "")
-        moved = sign * (self.after - self.before)
-        low, high = sorted(sign * end for end in self.interval)
-        number = "+.2f" if self.metric == TOP_1 else "+.4g"
-        ends = f" (95 % interval {low:{number}} to {high:{number}})" if np.isfinite(low) else ""
-        return f"{moved:{number}}{unit}{ends}, paired test p = {self.p_value:.2g}, {self.samples} samples"
+        return replace(self, metric=self.subject).arrow
 
     def require_no_loss(self, data: str, advice: str) -> None:
         """Refuses a loss beyond `max_loss`; where none is given, one that is more than chance.
@@ -102,106 +56,107 @@ class LabelScores:
             if not self.is_worse:
                 return
             beyond = ""
-        elif self.loss <= self.max_loss * (1 + _ROUNDING) + _ROUNDING:
+        elif -self.gain <= self.max_loss * (1 + _ROUNDING) + _ROUNDING:
             return
         else:
             beyond = f" is beyond --max-loss {self.max_loss:g}"
         raise CheckFailedError(
-            f"refused: on {data} the repaired model has {self.text(self.after)}, the original "
-            f"{self.text(self.before)}: {self.difference()}{beyond}; no model is written; {advice}"
+            f"refused: on {data} the repaired model has {self.subject} {self.value(self.after)}, the original "
+            f"{self.value(self.before)}: {self.details}{beyond}; no model is written; {advice}"
         )
 
 
 @dataclass(frozen=True, eq=False)
 class LabelJudge:
-    """Labelled samples, and the runtime that runs a model over them.
+    """Labelled samples, the metric, and the runtime that runs a model over them.
 
     Attributes:
-        samples: with labels.
+        samples: with labels or other targets.
+        metric: one for all models.
         open_model: the runtime.
-        batch_size: samples per run, at most; large ones make small runs, so that a set of any size is streamed.
+        batch_size: samples per run, at most; large ones make small runs, so that a set of any size is streamed. Where
+            the metric needs all outputs at once they are held.
+        outputs: how many the model has.
     """
 
     samples: Samples
+    metric: Metric
     open_model: OpenModel
     batch_size: int
+    outputs: int = 1
 
-    @property
-    def metric(self) -> str:
-        """The metric of a score: `top-1` or `squared error`."""
-        labels = self.samples.labels
-        return TOP_1 if labels is not None and labels.dtype.kind in "iu" else SQUARED_ERROR
+    @classmethod
+    def of(
+        cls,
+        model: onnx.ModelProto,
+        samples: Samples,
+        open_model: OpenModel,
+        batch_size: int,
+        *,
+        metric: str | Function | None = None,
+        output: str | None = None,
+        output_kinds: Mapping[str, str] | None = None,
+    ) -> LabelJudge:
+        """Chooses the metric from what the file as given computes on some of the samples.
 
-    def scores(self, model: onnx.ModelProto) -> Float64Array:
-        """One score a sample, the higher the better, shape (N,); minus infinity where an output is not finite.
+        Args:
+            model: the file as given, deployable.
+            samples: see the class.
+            open_model: see the class.
+            batch_size: see the class.
+            metric: see `choose_metric`.
+            output: the one that is judged; None where the targets, or the first of them, tell.
+            output_kinds: what outputs mean, by name, where a person says it.
 
         Raises:
-            DataError: no labels, or labels that do not fit the first output.
+            InputError, DataError: see `choose_metric`; also targets that are not finite.
         """
-        labels = self.samples.labels
-        if labels is None:
-            raise DataError(f"{self.samples.name}: has no labels")
-        if self.metric == SQUARED_ERROR and not np.isfinite(labels).all():
-            raise DataError(f"{self.samples.name}: labels that are not finite")
-        if labels.ndim == 2 and labels.shape[1] > 1 and _is_one_hot(labels):
-            raise DataError(
-                f"{self.samples.name}: the labels are one-hot; give the number of each class, argmax(axis=1)"
+        outputs = _outputs_of_some(model, samples, open_model, batch_size)
+        finite = {name: array for name, array in outputs.items() if np.isfinite(array).all()}
+        told = {name: kind for name, kind in (output_kinds or {}).items() if name in finite}
+        kinds = recognise_outputs(import_graph(model), finite, told)
+        try:
+            chosen = choose_metric(
+                metric,
+                outputs,
+                samples.all_targets,
+                output=output,
+                probabilities=frozenset(name for name, kind in kinds.items() if kind.form == "probabilities"),
             )
+        except DataError as error:
+            raise DataError(f"{samples.name}: {error}") from None
+        target = None if chosen.target is None else samples.all_targets[chosen.target]
+        if target is not None and not np.isfinite(target).all():
+            raise DataError(f"{samples.name}: array '{chosen.target}' holds labels that are not finite")
+        return cls(samples, chosen, open_model, batch_size, len(outputs))
+
+    def scores(self, model: onnx.ModelProto) -> Float64Array:
+        """One score a sample, the higher the better, shape (N,); the worst there is where an output is not finite.
+
+        Raises:
+            DataError: targets that do not fit the output.
+            InputError: the user's own function fails.
+        """
+        targets = self.samples.all_targets
         size = fixed_batch_size(model) or min(self.batch_size, run_size([self.samples.inputs]))
         with self.open_model(model) as runner:
 
+            def run(start: int) -> Mapping[str, Array]:
+                return runner.run(dict(take_rows(self.samples.inputs, slice(start, start + size))))
+
             def score(start: int) -> Float64Array:
-                rows = slice(start, start + size)
-                outputs = runner.run(dict(take_rows(self.samples.inputs, rows)))
-                return self._scores(next(iter(outputs.values())), labels[rows])
+                of_run = {name: array[start : start + size] for name, array in targets.items()}
+                return self.metric.scores(run(start), of_run)
 
-            parts = list(side_by_side(score, range(0, len(self.samples), size), runner.concurrency))
-        scores = np.concatenate(parts)
-        return np.where(np.isfinite(scores), scores, -np.inf)
-
-    def _scores(self, output: Array, labels: Array) -> Float64Array:
-        """The scores of one run."""
-        if self.metric == TOP_1:
-            return right_rows(output, labels, self.samples.name).astype(np.float64)
-        found, targets = output.astype(np.float64), labels.astype(np.float64)
-        if found.size != targets.size:
-            raise DataError(
-                f"{self.samples.name}: labels of shape {labels.shape[1:]} a sample do not fit the first output, "
-                f"{found.shape[1:]}"
-            )
-        errors = (found.reshape(targets.shape) - targets) ** 2
-        return np.asarray(-errors.reshape(len(errors), -1).mean(axis=1))
-
-    def p_value(self, reference: Float64Array, found: Float64Array) -> float:
-        """Of the hypothesis that two models are equally good, from their scores on the same samples."""
-        if len(found) < _FEWEST:
-            return 1.0
-        if self.metric == TOP_1:
-            worse, better = int(np.sum(reference > found)), int(np.sum(found > reference))
-            return mcnemar_p_value(worse, better)
-        if not (np.isfinite(reference).all() and np.isfinite(found).all()):
-            return 0.0 if np.isfinite(reference).all() != np.isfinite(found).all() else 1.0
-        moved = found - reference
-        if len(moved) < _NORMAL:
-            return min(1.0, 2 * min(sign_flip_p_value(moved), sign_flip_p_value(-moved)))
-        deviation = float(moved.std(ddof=1))
-        if not deviation > 0:
-            return 0.0 if moved.any() else 1.0
-        z = abs(float(moved.mean())) / (deviation / np.sqrt(len(moved)))
-        return float(2 * _upper_tail(z))
-
-    def interval(self, reference: Float64Array, found: Float64Array) -> tuple[float, float]:
-        """The 95 % interval of the mean score of the second of two models less that of the first."""
-        if self.metric == TOP_1:
-            right, still_right = reference > 0, found > 0
-            both, total = int(np.sum(right & still_right)), len(found)
-            return paired_difference_interval(both, int(right.sum()) - both, int(still_right.sum()) - both, total)
-        if len(found) < MIN_GROUPS or not (np.isfinite(reference).all() and np.isfinite(found).all()):
-            return -np.inf, np.inf
-        return mean_interval(found - reference)
+            starts = range(0, len(self.samples), size)
+            if not self.metric.needs_all:
+                return np.concatenate(list(side_by_side(score, starts, runner.concurrency)))
+            parts = list(side_by_side(run, starts, runner.concurrency))
+        outputs = {name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in parts[0]}
+        return self.metric.scores(outputs, targets)
 
     def compare(self, reference: Float64Array, found: Float64Array, max_loss: float | None = None) -> LabelScores:
-        """The judgement of the labels on a model beside a reference.
+        """A model beside a reference.
 
         Args:
             reference: its scores, shape (N,).
@@ -209,22 +164,28 @@ class LabelJudge:
             max_loss: see `LabelScores`.
         """
         return LabelScores(
-            self.metric,
-            float(reference.mean()),
-            float(found.mean()),
-            self.p_value(reference, found),
-            self.interval(reference, found),
-            len(found),
-            max_loss,
+            **vars(compare_scores(self.metric, reference, found)), max_loss=max_loss, outputs=self.outputs
         )
 
-    def is_worse(self, reference: Float64Array, found: Float64Array) -> bool:
-        """Whether the second of two models is worse, by more than chance."""
-        return bool(found.mean() < reference.mean()) and self.p_value(reference, found) < SIGNIFICANT
 
-    def is_better(self, reference: Float64Array, found: Float64Array) -> bool:
-        """Whether the second of two models is better, by more than chance."""
-        return self.is_worse(found, reference)
+def has_targets(model: onnx.ModelProto, samples: Samples) -> bool:
+    """Whether data says what an output should be: by `labels`, or by an array with the name of an output."""
+    return samples.labels is not None or any(tensor.name in samples.targets for tensor in model.graph.output)
+
+
+def batches_of_some(samples: Samples, model: onnx.ModelProto, batch_size: int, seed: int) -> list[Batch]:
+    """Some of the samples of a set, as many as a study takes, in batches that the model takes.
+
+    Raises:
+        DataError: too few for one batch of a prescribed size.
+    """
+    fixed = fixed_batch_size(model)
+    count = min(len(samples), MOST)
+    if fixed is None:
+        return list(samples.subset(count, seed=seed).batches(batch_size))
+    if len(samples) < fixed:
+        raise DataError(f"{samples.name}: the model takes batches of {fixed}; {len(samples)} samples are too few")
+    return list(samples.subset(max(count // fixed, 1) * fixed, seed=seed).batches(fixed))
 
 
 def cross_fitted(scores: dict[str, Float64Array]) -> Float64Array:
@@ -242,11 +203,14 @@ def cross_fitted(scores: dict[str, Float64Array]) -> Float64Array:
     return reached
 
 
-def _upper_tail(z: float) -> float:
-    """The probability of a normal variable above z."""
-    return 0.5 * erfc(z / 2**0.5)
-
-
-def _is_one_hot(labels: Array) -> bool:
-    """Whether each row holds a single 1 beside zeros."""
-    return bool(((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all())
+def _outputs_of_some(
+    model: onnx.ModelProto, samples: Samples, open_model: OpenModel, batch_size: int
+) -> dict[str, Array]:
+    """The outputs of a model over samples from all of the set, which may be ordered by class."""
+    fixed = fixed_batch_size(model)
+    size = fixed or min(batch_size, run_size([samples.inputs]))
+    count = min(len(samples), max(_LOOKED_AT // size, 1) * size)
+    rows = np.linspace(0, len(samples) - 1, count).round().astype(np.int64)
+    with open_model(model) as runner:
+        parts = [runner.run(dict(take_rows(samples.inputs, rows[at : at + size]))) for at in range(0, count, size)]
+    return {name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in parts[0]}

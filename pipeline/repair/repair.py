@@ -33,6 +33,7 @@ from vsfix.graph_passes.statistics.batches import (
 )
 from vsfix.pipeline.casting.casting import CastModel, cast_model
 from vsfix.pipeline.casting.quantization import quantize_model, require_calibration
+from vsfix.pipeline.comparison.agreement import Agreement
 from vsfix.pipeline.comparison.rounding_floor import rounding_floor
 from vsfix.pipeline.comparison.tensor_comparison import comparable, compare_tensors
 from vsfix.pipeline.data.calibration import fixed_batch_size, model_input_names
@@ -41,6 +42,7 @@ from vsfix.pipeline.inspection.inspection import Inspection, inspect_graph, look
 from vsfix.pipeline.inspection.preparation import PreparedModel, prepare_model
 
 from .averaging import Averaging
+from .candidates import agreements
 from .changed_parameters import changed_parameters
 from .estimation import Found, estimate
 from .label_judge import LabelJudge
@@ -66,6 +68,7 @@ def repair_model(
     judged_on: Sequence[Batch] | None = None,
     averaged_on: Sequence[Batch] | None = None,
     judge: LabelJudge | None = None,
+    unlabelled: Sequence[Batch] = (),
 ) -> Repair:
     """Repairs, cleans and folds a model; the input is not changed.
 
@@ -78,6 +81,7 @@ def repair_model(
             on where not given.
         averaged_on: what a match rests on where lost noise was inferred from all of the data; the data where not given.
         judge: labelled data that chooses among the candidates.
+        unlabelled: data on which what is written is compared with the file as given and with its noise average.
 
     Raises:
         ModelError: nothing that can be repaired; the message says what to do.
@@ -109,6 +113,7 @@ def repair_model(
     inputs, unchecked = _inputs_of_check(unfolded, found.judges, open_model, config.seed)
     fold_snr_db, amplified = _check_equal(unfolded, final, inputs, open_model, config.seed) if inputs else (None, ())
     cast = _cast(graph, final, inputs, batches, open_model, config)
+    runnable = final if cast is None else cast.runnable
     report = RepairReport(
         method=found.method,
         method_reason=found.reason,
@@ -128,9 +133,9 @@ def repair_model(
         fold_snr_db=fold_snr_db,
         precision=None if cast is None else cast.report,
         route=found.before.route,
+        agreements=_agreements(prepared, found, runnable, unlabelled, open_model, config),
         **_averaged(found.averaging),
     )
-    runnable = final if cast is None else cast.runnable
     return Repair(
         final if cast is None else cast.model, unfolded, runnable, report, changed.arrays, changed.not_carried()
     )
@@ -179,6 +184,21 @@ def _cast(
     check_half_batch_norms(graph)
     require_finite_values(graph)
     return None
+
+
+def _agreements(
+    prepared: PreparedModel,
+    found: Found,
+    repaired: onnx.ModelProto,
+    batches: Sequence[Batch],
+    open_model: OpenModel,
+    config: RepairConfig,
+) -> tuple[Agreement, ...]:
+    """The agreement of what is written on data without labels; nothing where there is none."""
+    if not batches:
+        return ()
+    averaged = None if found.averaging is None else found.averaging.averaged(prepared.graph)
+    return agreements(averaged, prepared.graph, repaired, batches, open_model, config)
 
 
 def _averaged(averaging: Averaging | None) -> dict[str, Any]:

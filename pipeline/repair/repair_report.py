@@ -12,6 +12,7 @@ from vsfix.graph_passes.noise.analysis import TracedPath
 from vsfix.graph_passes.noise_average.severity import Severity
 from vsfix.graph_passes.statistics.estimate import Interval
 from vsfix.pipeline.casting.casting import PrecisionReport
+from vsfix.pipeline.comparison.agreement import Agreement
 from vsfix.pipeline.inspection.batch_norm_row import BatchNormRow
 from vsfix.pipeline.inspection.noise_study import LayerRow
 
@@ -71,6 +72,7 @@ class RepairReport:
         outputs: how each output is read, one line each.
         layers: of every layer whose scale and shift are free, how far it is from the averaged network.
         cross_fitted: see `Averaging`.
+        agreements: of each output, on data that was to judge and has no labels.
         route: the path of the noise to the BatchNorm that it shifted most before the repair; None where there is none.
     """
 
@@ -95,6 +97,7 @@ class RepairReport:
     outputs: tuple[str, ...] = ()
     layers: tuple[LayerRow, ...] = ()
     cross_fitted: float | None = None
+    agreements: tuple[Agreement, ...] = ()
 
 
 @dataclass(frozen=True)

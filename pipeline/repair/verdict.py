@@ -70,7 +70,7 @@ def _judge(report: RepairReport, scores: LabelScores | None) -> tuple[str, str]:
         return ("WARN" if report.warnings else "PASS"), f"Nothing repaired: {report.method_reason}{tail}."
     verdict = _what_was_done(report) + tail
     if scores is not None:
-        verdict += f"; {scores.arrow()}"
+        verdict += f"; {scores.sentence}"
     better = scores is not None and scores.is_better
     before, after = report.severity_before, report.severity_after
     if before is not None and after is not None:

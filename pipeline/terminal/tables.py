@@ -8,6 +8,7 @@ from rich.table import Table
 
 from vsfix.pipeline.casting.casting import PrecisionReport
 from vsfix.pipeline.comparison.accuracy import AccuracyRow
+from vsfix.pipeline.comparison.agreement import Agreement
 from vsfix.pipeline.inspection.diagnosis import severity_sentence
 from vsfix.pipeline.inspection.inspection import Inspection
 from vsfix.pipeline.repair.label_judge import LabelScores
@@ -67,6 +68,8 @@ def repair_view(report: RepairReport) -> Iterator[str | Table]:
     yield from severity_lines(report)
     if report.precision is not None:
         yield precision_table(report.precision)
+    if report.agreements:
+        yield agreement_table(report.agreements)
     for warning in report.warnings:
         yield f"WARN {warning}"
 
@@ -158,10 +161,25 @@ def accuracy_table(rows: tuple[AccuracyRow, ...]) -> Table:
 
 def score_table(scores: LabelScores) -> Table:
     """The scores of the file as given and of the repaired one on labelled data."""
-    table = Table(title="On labelled data", title_justify="left")
-    for heading in ("as trained", "repaired", "repaired less as trained"):
+    of = "" if scores.output is None else f" of output '{scores.output}'"
+    table = Table(title=f"On labelled data: {scores.metric}{of}", title_justify="left")
+    for heading in ("as trained", "repaired", "gain"):
         table.add_column(heading)
-    table.add_row(scores.text(scores.before), scores.text(scores.after), scores.difference())
+    table.add_row(scores.value(scores.before), scores.value(scores.after), scores.details)
+    return table
+
+
+def agreement_table(rows: tuple[Agreement, ...]) -> Table:
+    """How far the outputs agree on data without labels."""
+    title = f"On {rows[0].samples} samples without labels: how alike outputs are, not how right"
+    table = Table(title=title, title_justify="left")
+    table.add_column("output", overflow="fold")
+    table.add_column("measure")
+    for heading in ("repaired with as given", "as given with the noise average", "repaired with the noise average"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        values = (row.repaired_given, row.given_average, row.repaired_average)
+        table.add_row(row.output, row.measure, *map(row.text, values))
     return table
 
 

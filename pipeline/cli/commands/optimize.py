@@ -61,14 +61,26 @@ from vsfix.pipeline.cli.options import (
 @click.option(
     "--eval-data",
     metavar="D",
-    help="Labelled data; it chooses among all methods, and what loses on it by more than chance is not written.",
+    help="Data with an array 'labels', or one with the name of an output; it chooses among all methods, and what loses "
+    "on it by more than chance is not written. Without labels it shows how far outputs agree before and after.",
+)
+@click.option(
+    "--metric",
+    metavar="M",
+    help="Of --eval-data: top1, top5, mse, mae, r2, cosine, iou, bce, or module:function.  [default: top1 where the "
+    "labels are whole numbers, else mse]",
+)
+@click.option(
+    "--metric-output",
+    metavar="NAME",
+    help="The output that is judged.  [default: the one that --eval-data has an array for, else the first]",
 )
 @click.option(
     "--max-loss",
     type=float,
     metavar="X",
-    help="Write what loses up to X on --eval-data, chance or not, and nothing that loses more; in percentage points of "
-    "top-1, or in units of the mean squared error.  [default: refuse what is lower by more than chance, p < 0.05]",
+    help="Write what loses up to X on --eval-data, chance or not, and nothing that loses more; in the unit of the "
+    "metric, percentage points for top1 and top5.  [default: refuse what is lower by more than chance, p < 0.05]",
 )
 @click.option("--eval-split", type=click.Choice(["train", "test"]), default="test", show_default=True)
 @input_shape_option("One input without the batch, for synthetic inputs where the file does not say it.")
@@ -101,6 +113,8 @@ def command(
     fold: bool,
     precision: str | None,
     eval_data: str | None,
+    metric: str | None,
+    metric_output: str | None,
     eval_split: str,
     max_loss: float | None,
     input_shape: tuple[int, ...] | None,
@@ -142,6 +156,8 @@ def command(
                 refine=refine,
                 eval_data=eval_data,
                 eval_split=eval_split,
+                metric=metric,
+                metric_output=metric_output,
                 max_loss=max_loss,
                 output_kinds=parse_output_kinds(output_kinds),
                 fold=fold,

@@ -24,7 +24,7 @@ OPTIONS = {
     "export": "--force --input-shape --opset --output --weights SOURCE",
     "inspect": "--batch-size --data --force --html --json --noise --output-kind --samples --seed MODEL",
     "optimize": "--batch-size --data --dry-run --eval-data --eval-split --fold --force --html --input-shape --json --layers "
-    "--max-loss --max-memory --method --noise --output --output-kind --precision --refine --samples --seed --statistics MODEL",
+    "--max-loss --max-memory --method --metric --metric-output --noise --output --output-kind --precision --refine --samples --seed --statistics MODEL",
     "build": "--force --json --max-shapes --min-shapes --opt-shapes --output --precision --runtime --shapes "
     "--target --timing-cache --workspace MODEL",
     "package": "--compute-capability --device --force --json --kserve --max-batch-size --max-queue-delay --name --output "

@@ -63,3 +63,22 @@ def test_the_same_scores_are_no_difference_and_the_order_of_samples_is_none():
     order = rng.permutation(50)
     assert gain_interval(before[order], after[order]) == pytest.approx(gain_interval(before, after))
     assert paired_p_value(before[:7], before[:7] + 1) == 1  # a handful tells nothing
+
+
+def test_a_handful_of_scores_tells_nothing():
+    for count in (1, 2, 7):
+        assert paired_p_value(np.zeros(count), np.full(count, 0.5)) == 1.0
+    assert paired_p_value(np.zeros(8), np.full(8, 0.5)) == pytest.approx(2 / 2**8)
+    rng = np.random.default_rng(3)  # under the hypothesis it is uniform
+    found = [paired_p_value(np.zeros(20), rng.normal(size=20)) for _ in range(300)]
+    assert np.mean(np.less(found, 0.05)) == pytest.approx(0.05, abs=0.04)
+
+
+def test_the_interval_of_the_gain_covers_in_95_of_100():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(400):
+        errors = rng.normal(size=(2, 100))
+        low, high = gain_interval(-(errors[0] ** 2), -((0.6 * errors[0] + 0.9 * errors[1]) ** 2))
+        covered += low < 1 - (0.36 + 0.81) < high
+    assert 0.92 < covered / 400 < 0.98

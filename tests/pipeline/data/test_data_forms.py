@@ -74,6 +74,25 @@ def test_a_choice_takes_the_labels_along(form):
     np.testing.assert_array_equal(found.inputs["x"], X[found.labels])
 
 
+TARGETS = {"mask": Y[:, None].repeat(4, axis=1), "box": X[:, :2], "text": np.array(["a"] * 20), "other": np.zeros(3)}
+
+
+@pytest.mark.parametrize("form", ["dict", "batches", "file"])
+def test_other_arrays_of_numbers_are_targets_where_labels_are_wanted(tmp_path, form):
+    whole = {"x": X, "labels": Y, **TARGETS}
+    np.savez(tmp_path / "x.npz", **whole)
+    batches = [{name: array[:12] for name, array in whole.items()}, {n: a[12:] for n, a in whole.items()}]
+    data = {"dict": whole, "batches": batches, "file": tmp_path / "x.npz"}[form]
+    options = {"split": "test", "preprocessing": None, "input_names": ["x"], "samples": 9, "seed": 5}
+    found = load_samples(data, **options)
+    assert set(found.all_targets) == {"labels", "mask", "box"}
+    for part in (found.lazily(), found.first(9)):
+        np.testing.assert_array_equal(part.inputs["x"], X[part.labels])
+        np.testing.assert_array_equal(part.targets["mask"], TARGETS["mask"][part.labels])
+        np.testing.assert_array_equal(part.targets["box"], TARGETS["box"][part.labels])
+    assert not load_samples(data, **options, labelled=False).all_targets
+
+
 def test_python_and_a_file_draw_the_same_samples(tmp_path):
     np.savez(tmp_path / "x.npz", x=X, labels=Y)
     options = {"split": "test", "preprocessing": None, "input_names": ["x"], "samples": 9, "seed": 5}

@@ -177,7 +177,7 @@ def test_a_folded_convolution_downstream_of_noise_is_repaired(parse, open_model)
 
 def test_labels_choose_among_all_methods(shifted, open_model):
     x, y = friedman(300, 6)
-    judge = LabelJudge(Samples("labelled", {"input": x}, y), open_model, 256)
+    judge = LabelJudge.of(shifted, Samples("labelled", {"input": x}, y), open_model, 256)
     report = repair_model(shifted, [{"input": samples(64)}], open_model, QUICK, judge=judge).report
     scores = {row.name: row.score for row in report.candidates}
     assert set(scores) == {"as trained", "match", "paired", "exact"}
@@ -255,7 +255,9 @@ def test_what_the_labels_call_better_passes_although_it_leads_away(shifted, open
     farther = replace(report, severity_before=report.severity_after, severity_after=report.severity_before)
     assert judge(farther)[0] == "WARN"
     for p_value, status, words in ((1e-6, "PASS", "better on the labels"), (0.4, "WARN", "farther from its")):
-        said, sentence = judge(farther, scores=LabelScores("squared error", -0.2, -0.1, p_value))
+        said, sentence = judge(
+            farther, scores=LabelScores("mean squared error", "y", 0.2, 0.1, 0.1, (0.05, 0.15), p_value, 300)
+        )
         assert (said, words in sentence) == (status, True)
 
 
