@@ -14,6 +14,7 @@ from torch import nn
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.io.model_file import write_model
 from vsfix.graph_passes.ir.runtime import Array
+from vsfix.pipeline.backends.model_kind import names_factory
 from vsfix.pipeline.backends.opening import checkpoint_file
 from vsfix.pipeline.host.console import PIPE_WIDTH, View
 from vsfix.trainers.export.example_inputs import given_inputs
@@ -24,7 +25,6 @@ from vsfix.trainers.export.exporting import (
     exportable_checkpoint,
     exportable_factory,
     exportable_program,
-    names_factory,
 )
 from vsfix.trainers.export.onnx_export import ExportResult, convert_module
 from vsfix.trainers.training.checkpoint import Checkpoint, load_checkpoint

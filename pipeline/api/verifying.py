@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.ir.runtime import Array
+from vsfix.pipeline.backends.model_kind import names_factory
 from vsfix.pipeline.comparison.tolerance import GivenTolerance
 from vsfix.pipeline.data.data_forms import Data
 from vsfix.pipeline.host.console import PIPE_WIDTH, View
@@ -18,6 +22,9 @@ from vsfix.pipeline.verification.verification_files import VerificationConfig, v
 
 from .arguments import Model, files_read, model_file, model_name, models_of, require_split, run_numbers, texts
 from .results import Result
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,20 @@ class Verification(verification.Verification, Result):
     def verdict(self) -> str:
         """One sentence: that all is within its tolerance, or each number that is not."""
         if self.status == "PASS":
-            return f"{self.model} against {self.against}: within the tolerance on {self.samples} samples of {self.data}"
+            where = f"within the tolerance on {self.samples} samples of {self.data}"
+            worst = f"; {self.worst_output}" if self.worst_output else ""
+            return f"{self.model} against {self.against}: {where}{worst}"
         failed = [f"{result.candidate}: {reason}" for result in self.results for reason in result.reasons]
-        return "; ".join([*failed, *([self.hint] if self.hint else [])])
+        return "; ".join([*failed, *(text for text in (self.worst_output, self.hint) if text)])
+
+    @property
+    def worst_output(self) -> str:
+        """Which of several outputs is farthest from the reference, and how far; empty where there is one."""
+        found = [(comparison.snr_db, name) for result in self.results for name, comparison in result.outputs.items()]
+        if len({name for _, name in found}) < 2:
+            return ""
+        snr_db, name = min(found)
+        return f"worst output '{name}', " + ("exact" if snr_db == math.inf else f"{snr_db:.1f} dB")
 
     @property
     def warnings(self) -> list[str]:
@@ -59,21 +77,25 @@ class Verification(verification.Verification, Result):
 
     def _details(self) -> Mapping[str, Any]:
         """The fields of the JSON document beside the envelope."""
-        return asdict(self)
+        return asdict(self) | {"worst_output": self.worst_output}
 
     def view(self, width: int = PIPE_WIDTH) -> View:
         """The lines and tables of the terminal, in lines of so many letters."""
         yield from verification_view(self)
         for warning in self.warnings:
             yield f"SKIP {warning}"
-        yield f"{self.status} {self.model} against {self.against}"
+        yield f"{self.status} {self.model} against {self.against}" + (
+            f": {self.worst_output}" if self.worst_output else ""
+        )
 
 
 def verify(
     model: Model,
-    against: Model,
+    against: Model | nn.Module,
     data: Data | None = None,
     *,
+    weights: str | Path | None = None,
+    weights_key: str | None = None,
     via: Model | Sequence[Model] = (),
     backend: str | Sequence[str] | None = None,
     reference_backend: str | None = None,
@@ -90,7 +112,11 @@ def verify(
 
     Args:
         model: the path of a vsfix checkpoint, an ONNX file or an engine, or an `onnx.ModelProto`.
-        against: the reference, likewise.
+        against: the reference, likewise; or a `torch.nn.Module`, or the text `package.module:factory`, which names a
+            function without arguments that returns one: its code is run. The inputs of the model are given to the
+            arguments of their names, else in order, and its outputs are compared by name, else in order.
+        weights: for a factory: a checkpoint that holds the weights of its module; None keeps what the factory gave it.
+        weights_key: where they are in it, where there are several.
         data: as `--data` takes it, or in any form that `vsfix.pipeline.data.data_forms` lists; labels are used where
             there are some. None feeds random numbers, which say nothing about accuracy.
         via: what lies between reference and model, in the order in which one came from the other.
@@ -99,8 +125,8 @@ def verify(
         split: `train` or `test`, of a named data set.
         samples: how many to take; None for all, or for 256 random ones.
         batch_size: samples per run; the result does not depend on it.
-        statistics: running statistics for a checkpoint as the reference, as `Optimization.state_dict` gives them, or an
-            `.npz` file with them.
+        statistics: running statistics for a checkpoint or a module as the reference, as `Optimization.state_dict` gives
+            them, or an `.npz` file with them.
         tolerance: `GivenTolerance(min_snr_db, min_agreement, max_accuracy_loss)`; None, and each None in it, leaves it
             to the precision of the files.
         layers: look for the layer that differs where a number is past its tolerance.
@@ -117,6 +143,7 @@ def verify(
     samples, batch_size, seed = run_numbers(samples, batch_size, seed)
     require_split("split", split)
     between = models_of("via", () if via is None else via)
+    reference, name = _module_of(against, weights, weights_key)
     config = VerificationConfig(
         backends=() if backend is None else texts("backend", backend),
         reference_backend=reference_backend,
@@ -129,20 +156,33 @@ def verify(
         tolerance=tolerance or GivenTolerance(),
         search_layers=layers,
         trust=trust,
+        reference_name=name,
     )
     with ExitStack() as stack:
-        paths = [
-            stack.enter_context(model_file(given, name))
-            for given, name in [
-                (model, "model"),
-                (against, "reference"),
-                *((step, f"via-{number}") for number, step in enumerate(between)),
-            ]
-        ]
-        found = verify_files(paths[0], paths[1], replace(config, via=tuple(paths[2:])))
+        path = stack.enter_context(model_file(model, "model"))
+        right = reference or stack.enter_context(model_file(cast("Model", against), "reference"))
+        steps = [stack.enter_context(model_file(step, f"via-{number}")) for number, step in enumerate(between)]
+        found = verify_files(path, right, replace(config, via=tuple(steps)))
     return Verification(
         **{part.name: getattr(found, part.name) for part in fields(found)},
         model=model_name(model),
-        against=model_name(against),
-        files_read=files_read([model, against, *between, statistics], [data]),
+        against=name or model_name(cast("Model", against)),
+        files_read=files_read([model, None if name else against, weights, *between, statistics], [data]),
     )
+
+
+def _module_of(
+    against: Model | nn.Module, weights: str | Path | None, weights_key: str | None
+) -> tuple[nn.Module | None, str]:
+    """The module that a reference is or names, and what results call it; None and no name for a file."""
+    if names_factory(against):
+        from vsfix.trainers.export.exporting import module_of_factory
+
+        module, _ = module_of_factory(str(against), None if weights is None else Path(weights), weights_key)
+        return module, str(against)
+    if weights is not None or weights_key is not None:
+        raise InputError("weights and weights_key go with package.module:factory as the reference; leave them out")
+    torch = sys.modules.get("torch")  # who gives a module has loaded it
+    if torch is not None and isinstance(against, torch.nn.Module):
+        return against, type(against).__name__
+    return None, ""

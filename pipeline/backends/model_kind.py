@@ -1,4 +1,4 @@
-"""The kind of file that a model is, decided in one module: a checkpoint, an ONNX file or an engine.
+"""The kind of a model, decided in one module: a checkpoint, an ONNX file or an engine, or what is no file: a module.
 
 The suffix decides where it is a known one; else the sidecar that `vsfix build` writes beside an engine; else the first
 bytes: a plan of TensorRT begins with a letter of its own and `trt`, a checkpoint is a zip archive. The rest is read as
@@ -13,7 +13,7 @@ from typing import Literal
 from vsfix.graph_passes.io.named_file import why_unreadable
 from vsfix.pipeline.tensorrt.engine_file import is_plan, sidecar_path
 
-ModelKind = Literal["checkpoint", "onnx", "engine"]
+ModelKind = Literal["checkpoint", "onnx", "engine", "module"]
 _SUFFIXES: dict[str, ModelKind] = {
     ".pt": "checkpoint",
     ".pth": "checkpoint",
@@ -37,6 +37,11 @@ def model_kind(path: Path) -> ModelKind:
     if sidecar_path(path).is_file():
         return "engine"
     return _kind_of_content(path)
+
+
+def names_factory(source: object) -> bool:
+    """Whether a source is the text `package.module:function` that makes a module, and no file of that name is there."""
+    return isinstance(source, str) and ":" in source and not Path(source).exists()
 
 
 def _kind_of_content(path: Path) -> ModelKind:

@@ -11,7 +11,7 @@ reference               an ONNX file, in onnx's own evaluator
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +22,13 @@ from vsfix.graph_passes.io.model_file import read_model
 from vsfix.graph_passes.ir.runtime import Array, Runner
 
 from .execution_provider import CPU, CUDA, TENSORRT
+from .feeds import InputSpec
 from .model_kind import ModelKind, model_kind
 from .onnxruntime_runner import OnnxRuntimeRunner
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from vsfix.trainers.training.checkpoint import Checkpoint
 
 _KINDS: Mapping[str, ModelKind] = {
@@ -137,6 +140,33 @@ def open_checkpoint(
     network = checkpoint.network
     shape = (network.in_channels, *network.image_size)
     return TorchRunner(module, input_name=input_name, input_shape=shape, compiled=compiled)
+
+
+def open_module(
+    module: nn.Module,
+    input_names: Sequence[str],
+    *,
+    statistics: Mapping[str, Array] | None = None,
+    compiled: bool = False,
+) -> Runner:
+    """Opens a module of PyTorch on the device where it is.
+
+    Args:
+        module: what to run.
+        input_names: what its inputs are called: the arguments of its forward, or names in their order.
+        statistics: running statistics instead of its own, by their keys in the state_dict.
+        compiled: run it through torch.compile.
+
+    Raises:
+        InputError: the inputs or the statistics don't belong to the module.
+    """
+    from .torch_runner import TorchRunner, with_statistics
+
+    if statistics is not None:
+        module = with_statistics(module, statistics)
+    device = next((str(tensor.device) for tensor in (*module.parameters(), *module.buffers())), "cpu")
+    specs = [InputSpec(name, None, None) for name in input_names]
+    return TorchRunner(module, inputs=specs, device=device, compiled=compiled)
 
 
 def checkpoint_file(path: Path) -> Path:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -23,6 +22,8 @@ from vsfix.graph_passes.errors import (
     first_line,
 )
 from vsfix.graph_passes.ir.runtime import Array
+from vsfix.trainers.export.module_signature import OUTPUT, bound_names, output_tensors
+from vsfix.trainers.export.noise_reach import copy_module
 
 from .feeds import InputSpec, check_feeds
 
@@ -34,7 +35,7 @@ _NO_COMPILER = {
 
 
 class TorchRunner:
-    """A module that takes one tensor and returns one.
+    """A module as a model: arrays by name, as its forward takes them, and its tensors by the names of an export.
 
     Attributes:
         name: `torch (DEVICE)`, or `torch-compile (DEVICE)`.
@@ -42,16 +43,18 @@ class TorchRunner:
 
     Args:
         module: put into eval mode and moved to the device.
-        input_name: the name under which the input is given.
-        output_name: the name under which the output comes back.
+        input_name: the name under which the input is given, where there is one.
+        output_name: the name under which the output comes back, where it is one without a name of its own.
         device: `cpu`, `cuda`, or `cuda:1` and so on.
         input_shape: of one input, without the batch, where only one is right: a network that pools over the image
             would take any size.
+        inputs: those of a module that may take several; they are given to the arguments of their names, else in order.
         compiled: run it through torch.compile, as one graph: a part that can't be compiled is an error. The first run
             with another shape takes seconds.
 
     Raises:
         MissingComponentError: torch sees no such device.
+        InputError: the forward does not take these inputs.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class TorchRunner:
         output_name: str = "logits",
         device: str = "cpu",
         input_shape: tuple[int, ...] | None = None,
+        inputs: Sequence[InputSpec] = (),
         compiled: bool = False,
     ) -> None:
         self.name = f"torch-compile ({device})" if compiled else f"torch ({device})"
@@ -74,10 +78,12 @@ class TorchRunner:
         self._device = torch.device(device)
         self._module = module.eval().to(self._device)
         shape = None if input_shape is None else (None, *input_shape)
-        self._inputs = (InputSpec(input_name, np.float32, shape),)
+        self._inputs = tuple(inputs) or (InputSpec(input_name, np.float32, shape),)
+        names = [spec.name for spec in self._inputs]
+        self._by_name = bound_names(module, names) is not None if inputs else False
         self._output_name = output_name
         self._compiled = torch.compile(self._module, fullgraph=True) if compiled else None
-        self._taken: set[tuple[int, ...]] = set()
+        self._taken: set[tuple[tuple[int, ...], ...]] = set()
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Runs one batch; see `Runner.run`.
@@ -85,50 +91,60 @@ class TorchRunner:
         Raises:
             DataError: the array has another name or dtype, or the module does not take its shape.
             OutOfMemoryError: the memory of the device does not hold what the batch needs.
-            ModelError: the module returns something else than one tensor, or can't be compiled.
+            ModelError: the module returns something else than tensors, or can't be compiled.
             MissingComponentError: torch.compile lacks a compiler, or the GPU is lost.
         """
         check_feeds(self._inputs, inputs)
-        array = inputs[self._inputs[0].name]
+        arrays = {spec.name: inputs[spec.name] for spec in self._inputs}
+        shapes = tuple(array.shape for array in arrays.values())
         with torch.inference_mode(), full_float32(self._device):
             if self._compiled is None:
-                output = self._call(array)
+                output = self._call(arrays)
             else:
-                if array.shape not in self._taken:  # what torch itself refuses is no fault of the compiler
-                    self._call(array)
-                    self._taken.add(array.shape)
-                output = self._call_compiled(self._compiled, array)
-        if not isinstance(output, torch.Tensor):
-            raise ModelError(f"{type(self._module).__name__} returns a {type(output).__name__}, not one tensor")
-        return {self._output_name: output.float().cpu().numpy()}
-
-    def _call(self, array: Array) -> object:
-        """The output of the module itself for an array."""
+                if shapes not in self._taken:  # what torch itself refuses is no fault of the compiler
+                    self._call(arrays)
+                    self._taken.add(shapes)
+                output = self._call_compiled(self._compiled, arrays)
         try:
-            return self._module(self._batch(array))
-        except Exception as error:  # a forward is foreign code: it may raise anything
-            self._require_device(error, array)
-            raise DataError(
-                f"input '{self._inputs[0].name}': the torch module refuses float32 {array.shape}: {first_line(error)}"
-            ) from error
+            found = output_tensors(output, type(self._module).__name__, list(arrays))
+        except InputError as error:
+            raise ModelError(str(error)) from None
+        return {self._output_name if name == OUTPUT else name: _as_array(tensor) for name, tensor in found.items()}
 
-    def _call_compiled(self, compiled: Callable[[torch.Tensor], object], array: Array) -> object:
-        """The output of the compiled module for an array; compiles it where the shape is new."""
+    def _call(self, arrays: Mapping[str, Array]) -> object:
+        """The output of the module itself."""
+        try:
+            return self._apply(self._module, arrays)
+        except Exception as error:  # a forward is foreign code: it may raise anything
+            self._require_device(error, arrays)
+            given = ", ".join(f"{array.dtype} {array.shape}" for array in arrays.values())
+            names = "', '".join(arrays)
+            what = f"input{'s' if len(arrays) > 1 else ''} '{names}'"
+            raise DataError(f"{what}: the torch module refuses {given}: {first_line(error)}") from error
+
+    def _call_compiled(self, compiled: Callable[..., object], arrays: Mapping[str, Array]) -> object:
+        """The output of the compiled module; compiles it where the shapes are new."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's own, of parts of itself
-                return compiled(self._batch(array))
+                return self._apply(compiled, arrays)
         except Exception as error:  # the compiler is several, and each has errors of its own
             cause = getattr(error, "inner_exception", error)
-            self._require_device(cause, array)
+            self._require_device(cause, arrays)
             what = f"torch.compile fails: {type(cause).__name__}: {first_line(cause)}"
             if type(cause).__name__ in _NO_COMPILER:
                 raise MissingComponentError(f"{what}; install {_NO_COMPILER[type(cause).__name__]}") from error
             raise ModelError(f"{what}; run it with --backend torch") from error
 
-    def _require_device(self, error: BaseException, array: Array) -> None:
+    def _apply(self, function: Callable[..., object], arrays: Mapping[str, Array]) -> object:
+        """Calls the module, or what was compiled of it."""
+        tensors = {name: self._batch(array) for name, array in arrays.items()}
+        return function(**tensors) if self._by_name else function(*tensors.values())
+
+    def _require_device(self, error: BaseException, arrays: Mapping[str, Array]) -> None:
         """Raises where an error is the device's and not the module's."""
-        fault = device_fault(error, f"{self.name}, batch of {len(array)}", SMALLER_BATCH)
+        samples = len(next(iter(arrays.values())))
+        fault = device_fault(error, f"{self.name}, batch of {samples}", SMALLER_BATCH)
         if fault is not None:
             raise fault from error
 
@@ -146,6 +162,12 @@ class TorchRunner:
             torch.compiler.reset()  # what was compiled counts against a limit of the process until then
 
 
+def _as_array(tensor: torch.Tensor) -> Array:
+    """An output as numpy has it, floating-point numbers in float32."""
+    array: Array = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+    return array
+
+
 def with_statistics(module: nn.Module, statistics: Mapping[str, Array]) -> nn.Module:
     """A copy of a module with other running statistics, scales, shifts, weights and biases.
 
@@ -159,7 +181,7 @@ def with_statistics(module: nn.Module, statistics: Mapping[str, Array]) -> nn.Mo
     """
     if not statistics:
         raise InputError("statistics: there are none; `vsfix optimize --statistics` writes those that it repaired")
-    changed = copy.deepcopy(module)
+    changed = copy_module(module)
     state = changed.state_dict()
     for key, values in statistics.items():
         kind = key.rpartition(".")[2]

@@ -1,9 +1,10 @@
-"""The description of a file that can be run: a checkpoint, an ONNX file or an engine."""
+"""The description of what can be run: a checkpoint, an ONNX file or an engine, and a module of PyTorch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.io.model_file import import_graph, read_metadata, read_model
@@ -24,6 +25,9 @@ from vsfix.pipeline.tensorrt.engine_layers import COMPUTING
 from vsfix.pipeline.tensorrt.parsed_network import NetworkTensor
 from vsfix.trainers.data.preprocessing import METADATA_KEY, Preprocessing
 
+if TYPE_CHECKING:
+    from torch import nn
+
 ANOTHER_MODEL = "another model"  # the step between two files of which neither was made of the other
 _CHECKPOINT_INPUT = "input"
 _COARSEST_FIRST = {"FP8": "fp8", "INT8": "int8", "BF16": "bf16", "HALF": "fp16"}
@@ -36,7 +40,7 @@ class ModelDescription:
 
     Attributes:
         path: the file.
-        kind: checkpoint, onnx or engine.
+        kind: checkpoint, onnx, engine or module.
         digest: SHA-256 of what it computes: of the file and those of its weights; of the ONNX file of an engine.
         input_names: of its inputs; none for a checkpoint, which has no names.
         input_shapes: of each input without the batch axis; None where the file does not say.
@@ -47,6 +51,7 @@ class ModelDescription:
         smallest_batch: that it takes.
         largest_batch: that it takes; None for any.
         sidecar: of an engine; else None.
+        module: of PyTorch, where that is what it is; else None.
         name: what a result calls it; empty for its path.
     """
 
@@ -62,6 +67,7 @@ class ModelDescription:
     smallest_batch: int = 1
     largest_batch: int | None = None
     sidecar: EngineSidecar | None = None
+    module: nn.Module | None = None
     name: str = ""
 
     @property
@@ -109,11 +115,40 @@ def describe_trusted_engine(path: Path, built_from: ModelDescription) -> ModelDe
     )
 
 
+def describe_module(module: nn.Module, name: str, like: ModelDescription) -> ModelDescription:
+    """A module of PyTorch, which says nothing of its inputs: they are called and shaped as those of a file.
+
+    Args:
+        module: on any device.
+        name: what a result calls it.
+        like: what it is compared with.
+    """
+    import torch
+
+    from vsfix.trainers.layers.repair_mark import repaired_parts
+
+    dtypes = {tensor.dtype for tensor in module.parameters()}
+    halves = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+    return ModelDescription(
+        path=Path(name),
+        kind="module",
+        digest="",
+        input_names=(),
+        input_shapes=(None,) * len(like.names),
+        preprocessing=None,
+        precision=next((halves[dtype] for dtype in halves if dtype in dtypes), "fp32"),
+        repaired=bool(repaired_parts(module)),
+        backend="torch",
+        module=module,
+        name=name,
+    )
+
+
 def name_step(before: ModelDescription, after: ModelDescription) -> str:
     """The step from one file to the next: export, repair, cast, quantisation, runtime, or just another model."""
     if before.digest == after.digest or after.kind == "engine":
         return "runtime"
-    if before.kind == "checkpoint":
+    if before.kind in ("checkpoint", "module"):
         return "export and repair" if after.repaired and not before.repaired else "export"
     if after.precision != before.precision:
         return "quantisation" if after.precision in ("int8", "fp8") else "cast"

@@ -21,7 +21,7 @@ def require_same_inputs(model: ModelDescription, other: ModelDescription) -> Non
         InputError: other names, or several inputs where the other takes one.
     """
     for one, two in ((model, other), (other, model)):
-        if not two.input_names and len(one.input_names) > 1:
+        if two.kind == "checkpoint" and len(one.input_names) > 1:
             raise InputError(f"{one.path}: has the inputs {', '.join(one.input_names)}, but {two.path} takes one image")
     if model.input_names and other.input_names and set(model.input_names) != set(other.input_names):
         raise InputError(

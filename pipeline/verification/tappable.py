@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -22,6 +23,9 @@ from vsfix.pipeline.comparison.layer_search import LayerSearch, TappableModel, s
 from .model_description import ModelDescription, describe_model
 from .shared_inputs import shared_batch_size
 
+if TYPE_CHECKING:
+    from torch import nn
+
 
 def open_tappable(
     description: ModelDescription,
@@ -29,21 +33,26 @@ def open_tappable(
     statistics: Mapping[str, Array] | None = None,
     *,
     input_name: str = "input",
+    inputs: Batch | None = None,
 ) -> TappableModel:
     """The graph of a file.
 
-    A checkpoint is exported anew and its graph run in ONNX Runtime, since torch gives tensors no names; an engine is
-    built anew from the ONNX file that its sidecar names.
+    A checkpoint and a module are exported anew and their graphs run in ONNX Runtime, since torch gives tensors no
+    names; an engine is built anew from the ONNX file that its sidecar names.
 
     Args:
         description: of the file.
         backend: what ran the file.
         statistics: running statistics instead of a checkpoint's own.
         input_name: what the input of a checkpoint is called, which itself has no name for it.
+        inputs: samples for a module, which says nothing of what it takes.
 
     Raises:
         VsfixError: the file has no graph that can be read, or the backend is not here.
     """
+    if description.module is not None:
+        model = _export_module(description.module, statistics, inputs or {})
+        return TappableModel(f"{description.label} (exported)", model, partial(open_model, "onnxruntime"))
     if description.kind == "checkpoint":
         model = _export(description, statistics, input_name)
         return TappableModel(f"{description.path} (exported anew)", model, partial(open_model, "onnxruntime"))
@@ -88,6 +97,22 @@ def _export(description: ModelDescription, statistics: Mapping[str, Array] | Non
         return read_model(path)
 
 
+def _export_module(
+    module: nn.Module, statistics: Mapping[str, Array] | None, inputs: Mapping[str, Array]
+) -> onnx.ModelProto:
+    """The graph of a module."""
+    import torch
+
+    from vsfix.pipeline.backends.torch_runner import with_statistics
+    from vsfix.trainers.export.module_signature import BATCH, named_inputs
+    from vsfix.trainers.export.onnx_export import convert_module
+
+    if statistics is not None:
+        module = with_statistics(module, statistics)
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
+    return convert_module(module, named_inputs(module, tensors, [{0: BATCH}] * len(tensors)))[0]
+
+
 def search_files(
     sides: Sequence[tuple[ModelDescription, str, Mapping[str, Array] | None]],
     input_name: str,
@@ -108,7 +133,7 @@ def search_files(
     size = shared_batch_size(samples, [description for description, _, _ in sides])
     filled = {name: np.resize(array, (size, *array.shape[1:])) for name, array in inputs.items()}
     try:
-        right, found = (open_tappable(*side, input_name=input_name) for side in sides)
+        right, found = (open_tappable(*side, input_name=input_name, inputs=filled) for side in sides)
     except VsfixError as error:
         name = sides[0][0].path.name
         return LayerSearch(name, samples, (), None, None, f"they can't be searched: {error}")

@@ -1,18 +1,20 @@
-"""Verification of files: opens a model and its reference, finds inputs that both take, and compares."""
+"""Verification of files and modules: opens a model and its reference, finds inputs that both take, compares."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.ir.runtime import Array, Runner
 from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.pipeline.backends.model_kind import model_kind
-from vsfix.pipeline.backends.opening import open_checkpoint, open_runner
+from vsfix.pipeline.backends.opening import open_checkpoint, open_module, open_runner
 from vsfix.pipeline.comparison.layer_search import LayerSearch
 from vsfix.pipeline.comparison.tolerance import GivenTolerance
 from vsfix.pipeline.data.calibration import load_samples
@@ -22,10 +24,19 @@ from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.tensorrt.engine_file import sidecar_path
 from vsfix.trainers.data.npz_file import read_npz
 
-from .model_description import ModelDescription, describe_model, describe_trusted_engine, name_step
+from .model_description import (
+    ModelDescription,
+    describe_model,
+    describe_module,
+    describe_trusted_engine,
+    name_step,
+)
 from .shared_inputs import require_same_inputs, shared_batch_size, whole_batches
 from .tappable import search_files
 from .verification import Stage, Verification, verify
+
+if TYPE_CHECKING:
+    from torch import nn
 
 RANDOM_SAMPLES = 256
 _logger = logging.getLogger(__name__)
@@ -45,6 +56,7 @@ class VerificationConfig:
         batch_size: samples per run.
         statistics: running statistics by state_dict name, or an `.npz` file with them, for a reference in torch; None
             for its own.
+        reference_name: what results call a module of PyTorch.
         seed: of the choice of samples, or of the random ones.
         tolerance: what each backend must reach, where that is not left to the precision of the files.
         search_layers: whether to look for the layers where a candidate that fails diverges.
@@ -63,27 +75,28 @@ class VerificationConfig:
     tolerance: GivenTolerance = field(default_factory=GivenTolerance)
     search_layers: bool = True
     trust: bool = False
+    reference_name: str = ""
 
 
-def verify_files(model: Path, against: Path, config: VerificationConfig) -> Verification:
+def verify_files(model: Path, against: Path | nn.Module, config: VerificationConfig) -> Verification:
     """Compares a model file with a reference file.
 
     Args:
         model: a vsfix checkpoint, an ONNX file or an engine.
-        against: another, or the same on another backend.
+        against: another, or the same on another backend; or a module of PyTorch, whose training flags stay as they are.
         config: how.
 
     Raises:
         InputError: files, data or statistics that can't be used; two models with different inputs.
         MissingComponentError: a backend is not here.
     """
-    files = [describe_model(path) for path in (against, *config.via)]
-    is_foreign = config.trust and model_kind(model) == "engine" and not sidecar_path(model).exists()
-    files.append(describe_trusted_engine(model, files[-1]) if is_foreign else describe_model(model))
+    files = _describe(model, against, config)
     if config.statistics is not None:
-        if files[0].kind != "checkpoint":
+        if files[0].kind not in ("checkpoint", "module"):
             named = config.statistics if isinstance(config.statistics, Path) else "(in memory)"
-            raise InputError(f"--statistics {named}: goes with a checkpoint as the reference, not with {against}")
+            raise InputError(
+                f"--statistics {named}: goes with a checkpoint or a module as the reference, not with {against}"
+            )
         files[0] = replace(files[0], repaired=True)
     reference, candidate = files[0], files[-1]
     for other in files[:-1]:
@@ -100,7 +113,7 @@ def verify_files(model: Path, against: Path, config: VerificationConfig) -> Veri
         return search_files(sides, names[0], inputs, tolerance.min_snr_db)
 
     tolerance = config.tolerance.resolve(reference.precision, candidate.precision)
-    with _open_reference(reference, names[0], reference_backend, statistics) as runner:
+    with _training_flags_kept(reference), _open_reference(reference, names, reference_backend, statistics) as runner:
         found = verify(
             runner,
             _candidates(candidate, backends, names[0], name_step(files[-2], candidate), trust=config.trust),
@@ -114,12 +127,36 @@ def verify_files(model: Path, against: Path, config: VerificationConfig) -> Veri
     return found if found.status == "PASS" else replace(found, hint=_hint(candidate, reference))
 
 
+def _describe(model: Path, against: Path | nn.Module, config: VerificationConfig) -> list[ModelDescription]:
+    """The reference, what lies between, and the model."""
+    files = [describe_model(path) for path in ((against,) if isinstance(against, Path) else ()) + tuple(config.via)]
+    is_foreign = config.trust and model_kind(model) == "engine" and not sidecar_path(model).exists()
+    if is_foreign and not files:
+        raise InputError(f"{model}: has no sidecar that says what it takes; build it with vsfix build")
+    files.append(describe_trusted_engine(model, files[-1]) if is_foreign else describe_model(model))
+    if isinstance(against, Path):
+        return files
+    return [describe_module(against, config.reference_name or type(against).__name__, files[-1]), *files]
+
+
+@contextmanager
+def _training_flags_kept(reference: ModelDescription) -> Iterator[None]:
+    """Lets a module of a user be in eval mode for a while."""
+    if reference.module is None:
+        yield
+        return
+    from vsfix.trainers.training.evaluation import eval_mode
+
+    with eval_mode(reference.module):
+        yield
+
+
 def _hint(candidate: ModelDescription, reference: ModelDescription) -> str:
     """Why a repaired model differs from one that was not, as it must."""
     if not candidate.repaired or reference.repaired:
         return ""
     remedy = "give the statistics that `vsfix optimize --statistics` writes, with --statistics"
-    if reference.kind != "checkpoint":
+    if reference.kind not in ("checkpoint", "module"):
         remedy = f"compare {candidate.path.name} with another file of the repaired model"
     return f"{candidate.path.name} was repaired and {reference.path.name} was not, so that they are to differ: {remedy}"
 
@@ -165,9 +202,15 @@ def _samples(
 
 
 def _open_reference(
-    reference: ModelDescription, input_name: str, backend: str, statistics: Mapping[str, Array] | None
+    reference: ModelDescription, names: Sequence[str], backend: str, statistics: Mapping[str, Array] | None
 ) -> Runner:
     """The reference on its backend, with other statistics where such are given."""
+    input_name = names[0]
+    if reference.module is not None:
+        if backend not in ("torch", "torch-compile"):
+            raise InputError(f"backend '{backend}': a module of PyTorch runs with torch or torch-compile")
+        compiled = backend == "torch-compile"
+        return open_module(reference.module, names, statistics=statistics, compiled=compiled)
     if statistics is None or backend not in ("torch", "torch-compile"):
         return open_runner(backend, reference.path, input_name=input_name)
     from vsfix.trainers.training.checkpoint import load_checkpoint

@@ -8,10 +8,11 @@ exported as any module. Gone is what only Python knows: noise made by hand in a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from operator import getitem
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
@@ -138,20 +139,30 @@ def _switch_off_attention(node: fx.Node) -> None:
         node.update_kwarg("dropout_p", 0.0)
 
 
-def program_inputs(program: torch.export.ExportedProgram) -> ModuleInputs:
-    """The example inputs that a program was traced with, and its free axes.
+def program_inputs(program: torch.export.ExportedProgram, example: object = None) -> ModuleInputs:
+    """Example inputs of a program, and its free axes.
+
+    Args:
+        program: says what its inputs are called.
+        example: a tensor, a tuple of the arguments in order, or a dict of them by name; None takes the inputs that the
+            program was traced with.
 
     Raises:
-        InputError: it holds none, or inputs that are no tensors.
+        InputError: it holds none, others are wanted, or inputs that are no tensors.
     """
-    if program.example_inputs is None:
+    if example is not None:
+        kwargs: Mapping[str, Any] = example if isinstance(example, Mapping) else {}
+        args: Sequence[Any] = example if isinstance(example, tuple | list) else () if kwargs else (example,)
+    elif program.example_inputs is not None:
+        args, kwargs = program.example_inputs
+    else:
         raise InputError("the ExportedProgram holds no example inputs; give example_inputs")
-    args, kwargs = program.example_inputs
     leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
-    if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
-        raise InputError("the ExportedProgram takes inputs that are no tensors; export its module itself")
+    leaves = [torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
     known = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
     names = [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
+    if len(leaves) != len(names) or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
+        raise InputError(f"the ExportedProgram takes {', '.join(names)}; give a tensor for each in example_inputs")
     symbols: dict[str, str] = {}
     axes = [
         {

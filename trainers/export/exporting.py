@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from vsfix.trainers.data.preprocessing import METADATA_KEY, Preprocessing
 from vsfix.trainers.data.weights_file import FoundWeights, load_weights
 from vsfix.trainers.training.checkpoint import Checkpoint
 
-from .example_inputs import example_inputs, given_inputs
+from .example_inputs import example_inputs
 from .exported_program import deployed_program, program_inputs, require_deterministic
 from .module_signature import ModuleInputs, as_inputs
 from .onnx_export import ExportResult, export_onnx
@@ -83,21 +83,16 @@ def exportable_program(program: torch.export.ExportedProgram, example: object = 
 
     Args:
         program: of `torch.export.export`, in eval or in training mode.
-        example: see `given_inputs`; None takes the inputs that it was traced with.
+        example: see `program_inputs`.
 
     Raises:
         InputError: an example that does not fit, or none.
         ModelError: see `deployed_program`.
     """
     module, hidden = deployed_program(program)
-    traced = program_inputs(program)
-    if example is not None:
-        given = given_inputs(module, example)
-        if len(given.tensors) != len(traced.tensors):
-            raise InputError(f"example_inputs: the ExportedProgram takes {', '.join(traced.names)}")
-        traced = replace(traced, tensors=given.tensors)
-    require_deterministic(module, traced)
-    return Exportable(module, traced, hidden=hidden)
+    inputs = program_inputs(program, example)
+    require_deterministic(module, inputs)
+    return Exportable(module, inputs, hidden=hidden)
 
 
 def describe_images(
@@ -139,11 +134,6 @@ def module_of_factory(
     if weights_key is not None and weights is None:
         raise InputError("--weights-key: goes with --weights")
     return module, None if weights is None else load_weights(module, weights, weights_key)
-
-
-def names_factory(source: object) -> bool:
-    """Whether a source is a text that names a function, and no file of that name is there."""
-    return isinstance(source, str) and ":" in source and not Path(source).exists()
 
 
 def export_checkpoint(

@@ -88,10 +88,11 @@ def command(
     yours.
     """
     import vsfix
+    from vsfix.pipeline.backends.model_kind import names_factory
     from vsfix.pipeline.cli.output import Output
     from vsfix.pipeline.host.output_file import require_output
 
-    is_factory = ":" in source and not Path(source).exists()
+    is_factory = names_factory(source)
     if is_factory and bool(inputs) == (input_shape is not None):
         raise click.UsageError("a factory needs --input, as image:Nx3x32x32, or --input-shape, as 3x32x32")
     if not is_factory and (inputs or any(value is not None for value in (input_shape, weights, weights_key))):

@@ -16,8 +16,16 @@ from vsfix.pipeline.cli.options import batch_size_option, data_option, json_opti
     required=True,
     type=click.Path(path_type=Path),
     metavar="REFERENCE",
-    help="What is right: a vsfix checkpoint, an ONNX file or an engine.",
+    help="What is right: a vsfix checkpoint, an ONNX file or an engine; or package.module:factory, a function without "
+    "arguments that returns a module of PyTorch, whose code is run.",
 )
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The weights of the module that the factory makes, as for `vsfix export`.",
+)
+@click.option("--weights-key", metavar="KEY", help="Where they are in FILE, where it holds several.")
 @click.option(
     "--via",
     multiple=True,
@@ -44,7 +52,7 @@ from vsfix.pipeline.cli.options import batch_size_option, data_option, json_opti
     "--statistics",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Running statistics for the torch reference, as `vsfix optimize --statistics` writes them.",
+    help="Running statistics for the reference in PyTorch, as `vsfix optimize --statistics` writes them.",
 )
 @click.option(
     "--min-snr",
@@ -79,6 +87,8 @@ from vsfix.pipeline.cli.options import batch_size_option, data_option, json_opti
 def command(
     model: Path,
     against: Path,
+    weights: Path | None,
+    weights_key: str | None,
     via: tuple[Path, ...],
     backends: tuple[str, ...],
     reference_backend: str | None,
@@ -98,25 +108,31 @@ def command(
 ) -> None:
     """Compare MODEL with a reference; the exit code is 1 where a number is past its tolerance.
 
-    Both may be a vsfix checkpoint, an ONNX file or an engine, each on any backend that runs its kind of file. Where a
-    number is past its tolerance, the layers are searched for the first that differs.
+    Both may be a vsfix checkpoint, an ONNX file or an engine, each on any backend that runs its kind of file; the
+    reference a module of your own too. Where a number is past its tolerance, the layers are searched for the first that
+    differs.
 
     Without --data random numbers are fed: they compare the numerics and say nothing about accuracy. With labelled
     data the accuracy of both is shown, with 95 % intervals.
     """
     import vsfix
     from vsfix.graph_passes.errors import CheckFailedError
+    from vsfix.pipeline.backends.model_kind import names_factory
     from vsfix.pipeline.cli.output import json_output
     from vsfix.pipeline.comparison.tolerance import GivenTolerance
     from vsfix.pipeline.host.console import require_json_target
 
-    inputs = [path for path in (model, against, statistics, *via) if path]
+    if (weights is not None or weights_key is not None) and not names_factory(str(against)):
+        raise click.UsageError("--weights and --weights-key go with --against package.module:factory")
+    inputs = [path for path in (model, against, weights, statistics, *via) if path]
     require_json_target(json_path, force=force, inputs=inputs)
     with json_output("verify", json_path, force=force) as out:
         found = vsfix.verify(
             model,
-            against,
+            str(against) if names_factory(str(against)) else against,
             data,
+            weights=weights,
+            weights_key=weights_key,
             via=via,
             backend=backends,
             reference_backend=reference_backend,

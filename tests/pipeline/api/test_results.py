@@ -301,7 +301,7 @@ def test_a_refused_repair_is_saved_by_force_alone(settled, tmp_path):
         (lambda path: vsfix.build(path, runtime="abacus"), "runtime 'abacus': unknown"),
         (lambda path: vsfix.export(nn.Linear(3, 2)), "example_inputs: give a batch"),
         (lambda path: vsfix.export(7), "a int can't be exported"),
-        (lambda path: vsfix.export("a:b"), "a factory needs input_shape"),
+        (lambda path: vsfix.export("a:b"), "a factory needs inputs, as 'image:Nx3x32x32', or input_shape"),
         (lambda path: vsfix.export(path, torch.zeros(2, 3)), "a checkpoint has its own weights and inputs"),
     ],
 )

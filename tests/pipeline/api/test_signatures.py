@@ -29,7 +29,7 @@ RENAMED = {
     "build": {"target": "targets"},
 }
 # What only Python can give: objects.
-OF_PYTHON = {"export": {"example_inputs"}, "build": {"progress"}}
+OF_PYTHON = {"export": {"example_inputs", "dynamic_shapes"}, "build": {"progress"}}
 
 
 def options(name: str) -> dict[str, object]:

@@ -9,6 +9,7 @@ from torch import nn
 
 from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError, ModelError
 from vsfix.graph_passes.ir.runtime import Runner
+from vsfix.pipeline.backends.feeds import InputSpec
 from vsfix.pipeline.backends.torch_runner import TorchRunner, full_float32, with_statistics
 
 
@@ -57,13 +58,36 @@ def test_what_the_module_does_not_take_is_refused_in_one_line(inputs, words):
     assert "\n" not in str(caught.value)
 
 
-def test_a_module_that_returns_a_tuple_is_refused():
-    class Pair(nn.Module):
-        def forward(self, x):
-            return x, x
+class Several(nn.Module):
+    def forward(self, left, right, *, offset=None):
+        return {"sum": left + right + (0 if offset is None else offset), "signs": [(left > 0), left.argmax(1)]}
 
-    with pytest.raises(ModelError, match="Pair returns a tuple"):
-        TorchRunner(Pair()).run({"input": X})
+
+def test_several_inputs_are_given_by_name_or_in_order_and_outputs_have_names_and_types():
+    right, offset = 2 * X, 3 * X
+    for names in (("left", "right", "offset"), ("right", "offset", "left"), ("a", "b")):
+        arrays = dict(zip(names, (X, right, offset), strict=False))
+        runner = TorchRunner(Several(), inputs=[InputSpec(name, None, None) for name in names])
+        found = runner.run(arrays)
+        left = arrays.get("left", X)
+        np.testing.assert_allclose(found["sum"], sum(arrays.values()), rtol=1e-6, atol=0)
+        np.testing.assert_array_equal(found["signs.0"], left > 0)
+        np.testing.assert_array_equal(found["signs.1"], left.argmax(1))
+    with pytest.raises(InputError, match=r"3 inputs \(a, b, c\) do not fit"):
+        TorchRunner(Several(), inputs=[InputSpec(name, None, None) for name in "abc"])
+    with pytest.raises(DataError, match=r"inputs 'left', 'right': the torch module refuses float32 \(6, 4\), float32"):
+        TorchRunner(Several(), inputs=[InputSpec(name, None, None) for name in ("left", "right")]).run(
+            {"left": X, "right": X[:, :3]}
+        )
+
+
+def test_a_module_that_returns_no_tensor_is_refused():
+    class Nothing(nn.Module):
+        def forward(self, x):
+            return (None, 3)
+
+    with pytest.raises(ModelError, match="Nothing returns a tuple without a tensor"):
+        TorchRunner(Nothing()).run({"input": X})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -21,7 +21,8 @@ OPTIONS = {
     "train": "--accumulate --augment --average --batch-size --compile --data --epochs --force --image-size "
     "--label-smoothing --log-shift --lr --model --noise --output --precision --recipe --samples --save-every --schedule "
     "--seed --site --sync-batchnorm --tensorboard --weight-decay --width --workers",
-    "export": "--force --input-shape --opset --output --weights SOURCE",
+    "export": "--class-names --force --input --input-shape --mean --opset --output --size --std --weights --weights-key "
+    "SOURCE",
     "inspect": "--batch-size --data --force --html --json --noise --output-kind --samples --seed MODEL",
     "optimize": "--batch-size --data --dry-run --eval-data --eval-split --fold --force --html --input-shape --json --layers "
     "--max-loss --max-memory --method --metric --metric-output --noise --output --output-kind --precision --refine --samples --seed --statistics MODEL",
@@ -30,7 +31,7 @@ OPTIONS = {
     "package": "--compute-capability --device --force --json --kserve --max-batch-size --max-queue-delay --name --output "
     "--storage-uri --version MODEL|ENGINE...",
     "verify": "--against --backend --batch-size --data --force --json --layers --max-accuracy-loss --min-agreement "
-    "--min-snr --reference-backend --samples --seed --split --statistics --trust --via MODEL",
+    "--min-snr --reference-backend --samples --seed --split --statistics --trust --via --weights --weights-key MODEL",
     "benchmark": "--backend --batch --batch-size --calibration --data --force --html --json --precision --predictions "
     "--repair --samples --seconds --seed --split MODEL...",
     "compare": "--fail-on --force --json A.json B.json",
@@ -97,9 +98,13 @@ def test_no_command_shows_the_help_and_is_no_success(call):
         (["verify", "m.onnx"], "Missing option '--against'"),
         (["verify", "m", "--against", "n", "--samples", "0"], "--samples"),
         (["train", "--model", "mlp-1", "--data", "digits", "-o", "x", "--site", "z"], "--site"),
-        (["export", "a:b", "-o", "x.onnx"], "a factory needs --input-shape"),
+        (["export", "a:b", "-o", "x.onnx"], "a factory needs --input, as image:Nx3x32x32"),
         (["export", "a:b", "-o", "x.onnx", "--input-shape", "3x0x2"], "without the batch, as 3x32x32"),
         (["export", "a.pt", "-o", "x.onnx", "--weights", "w.pt"], "go with package.module:factory"),
+        (["export", "a:b", "-o", "x.onnx", "--input-shape", "6", "--input", "x:Nx6"], "a factory needs --input, as"),
+        (["export", "a:b", "-o", "x.onnx", "--input", "x:Nx6", "--mean", "a,b"], "a number for each channel"),
+        (["export", "a:b", "-o", "x.onnx", "--input", "x:Nx6", "--size", "8"], "write height and width, as 224x224"),
+        (["verify", "m.onnx", "--against", "n.onnx", "--weights", "w.pt"], "go with --against package.module:factory"),
     ],
 )
 def test_wrong_usage_is_one_line_with_the_way_to_the_help(call, arguments, words):

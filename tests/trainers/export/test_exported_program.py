@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -38,7 +40,11 @@ class Network(nn.Module):
 def traced(module: nn.Module, *, training: bool, decomposed: bool = False) -> torch.export.ExportedProgram:
     shapes = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(module.train(training), (torch.randn(4, 1, 8, 8),), dynamic_shapes=shapes)
-    return program.run_decompositions() if decomposed else program
+    if not decomposed:
+        return program
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of parts of itself
+        return program.run_decompositions()
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -102,4 +108,6 @@ def test_what_an_exported_program_has_is_not_given_again():
     program._example_inputs = None
     with pytest.raises(InputError, match="holds no example inputs; give example_inputs"):
         vsfix.export(program)
+    with pytest.raises(InputError, match="takes x; give a tensor for each"):
+        vsfix.export(program, (torch.zeros(1), torch.zeros(1)))
     assert len(vsfix.export(program, torch.randn(4, 1, 8, 8)).markers) == 4
