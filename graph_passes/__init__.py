@@ -21,5 +21,5 @@ The rooms, each building on those before it:
     precision        Graphs in float16, bfloat16 and eight bits: the cast, its constants, and the values that a type
                      can't hold.
 
-At the root: errors.
+At the root: errors, progress (how far a long computation is, told to whoever listens).
 """

@@ -205,7 +205,7 @@ SITUATIONS = [
     Advice(
         "inspect {lost} --noise bn=dropout:0.5", "`vsfix inspect` lists them", "inspect {lost} --noise 6=dropout:0.5"
     ),
-    Advice("inspect {lost} --noise 2=dropout", "as in (dropout:0.5)", "inspect {lost} --noise 2=\\1", "│ dropout:0.5"),
+    Advice("inspect {lost} --noise 2=dropout", "as in (dropout:0.5)", "inspect {lost} --noise 2=\\1", " dropout:0.5 "),
     Advice("inspect {lost} --noise dropout:0.5", "write NODE=KIND:VALUE", "inspect {lost} --noise 2=dropout:0.5"),
     Advice("inspect {lost} --noise 2=dropout:0", "is no noise; leave it out", "inspect {lost}", "noise layers: none"),
     Advice("inspect {marked} --data digits", "give an .npz file", "inspect {marked} --data {data}", "R = "),

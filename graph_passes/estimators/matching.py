@@ -21,6 +21,7 @@ from zlib import crc32
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from vsfix.graph_passes import progress
 from vsfix.graph_passes.errors import DataError, ModelError
 from vsfix.graph_passes.ir.graph import Tensor
 from vsfix.graph_passes.ir.runtime import Array, Float64Array, OpenModel
@@ -165,17 +166,20 @@ def match(
     found: dict[str, MatchedUnit] = {}
     with ActivationCache(max_memory) as cache:
         run = StagedRun(copy.graph, samples.batches, open_model, cache)
-        for stage in run.stages(plan_stages(copy.graph, copy.targets(), [])):
-            seen = _collect(run, stage, targets, shapes, size, len(samples))
-            for target in stage.measured:
-                units_of_module = [affine.unit for affine in target.item]
-                solved = solve_unit(
-                    [UnitUse(unit.activation, seen[unit.name], targets[unit.name]) for unit in units_of_module],
-                    held_out,
-                )
-                for affine in target.item:
-                    affine.write(solved.parameters.scale, solved.parameters.shift)
-                found |= dict.fromkeys([unit.name for unit in units_of_module], solved)
+        parts = plan_stages(copy.graph, copy.targets(), [])
+        with progress.stage("matching layer by layer", len(modules)) as matching:
+            for stage in run.stages(parts):
+                seen = _collect(run, stage, targets, shapes, size, len(samples))
+                for target in stage.measured:
+                    units_of_module = [affine.unit for affine in target.item]
+                    solved = solve_unit(
+                        [UnitUse(unit.activation, seen[unit.name], targets[unit.name]) for unit in units_of_module],
+                        held_out,
+                    )
+                    for affine in target.item:
+                        affine.write(solved.parameters.scale, solved.parameters.shift)
+                    found |= dict.fromkeys([unit.name for unit in units_of_module], solved)
+                    matching.step()
     return found
 
 

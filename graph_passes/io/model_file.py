@@ -20,6 +20,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from vsfix.graph_passes.errors import InputError, ModelError, first_line
 from vsfix.graph_passes.ir.graph import Tensor
 from vsfix.graph_passes.ir.stored_values import FileValues, file_of
+from vsfix.graph_passes.progress import stage
 
 from .atomic_file import atomic_path, atomic_paths
 from .external_data import (
@@ -39,6 +40,7 @@ from .stored_tensors import check_stored_tensors
 _LONGEST_REASON = 300  # characters of the checker's message
 
 
+@stage("reading the model")
 def read_model(path: Path) -> onnx.ModelProto:
     """Reads an ONNX file with its weights and checks it in full; local functions are inlined.
 

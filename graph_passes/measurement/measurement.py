@@ -23,6 +23,7 @@ from functools import partial
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from vsfix.graph_passes import progress
 from vsfix.graph_passes.batch_norm.batch_norm import BatchNorm, find_modules
 from vsfix.graph_passes.errors import DataError, ModelError
 from vsfix.graph_passes.ir.runtime import Array, Float64Array, OpenModel
@@ -112,11 +113,14 @@ def measure(
     moments: dict[str, Moments] = {}
     with ActivationCache(config.max_memory) as cache:
         run = StagedRun(copy, batches, open_model, cache, config.noise_seed or 0, config.repeats)
-        for stage in run.stages(plan_stages(copy, targets, markers)):
-            moments |= _measure_stage(run, stage, copy.opset)
-            for target in stage.measured:
-                if target.cuts:
-                    target.item.with_statistics(*config.correction(target.item, moments[target.item.name]))
+        parts = plan_stages(copy, targets, markers)
+        runs = len(parts) * len(batches) * config.repeats
+        with progress.stage("measuring what each BatchNorm sees", runs) as measuring:
+            for stage in run.stages(parts):
+                moments |= _measure_stage(run, stage, copy.opset, measuring)
+                for target in stage.measured:
+                    if target.cuts:
+                        target.item.with_statistics(*config.correction(target.item, moments[target.item.name]))
     return {use.name: moments[use.name] for module in modules for use in module.uses}
 
 
@@ -215,7 +219,9 @@ class MomentsReader:
         return results
 
 
-def _measure_stage(run: StagedRun, stage: Stage[BatchNorm], opset: int) -> dict[str, Moments]:
+def _measure_stage(
+    run: StagedRun, stage: Stage[BatchNorm], opset: int, measuring: progress.Stage
+) -> dict[str, Moments]:
     """The moments of the inputs that a stage computes, by the name of the BatchNorm."""
     computed = {tensor.name for node in stage.nodes for tensor in node.outputs}
     reader = MomentsReader([target.item for target in stage.measured], opset, computed)
@@ -225,4 +231,5 @@ def _measure_stage(run: StagedRun, stage: Stage[BatchNorm], opset: int) -> dict[
 
     for first, found in run.run_stage(stage, reader.nodes, reader.outputs, read):
         reader.add(first, found)
+        measuring.step()
     return reader.result()

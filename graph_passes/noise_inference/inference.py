@@ -32,6 +32,7 @@ from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY, 
 from vsfix.graph_passes.measurement.measurement import MeasurementConfig, hold_constants, measure
 from vsfix.graph_passes.noise.marker import marker_label, read_marker
 from vsfix.graph_passes.noise.noise import NoiseKind
+from vsfix.graph_passes.progress import stage
 from vsfix.graph_passes.statistics.batches import Batch, count_samples, first_samples
 from vsfix.graph_passes.statistics.moments import Moments
 
@@ -287,7 +288,12 @@ class _Search:
         hold_constants(copy)
         with ActivationCache(self._max_memory) as cache:
             walk = Walk(copy, batches, self._open_model, cache, self._seed, plan, self._muted)
-            return list(walk.tellings(decide))
+            tellings = []
+            with stage("trying noise at each BatchNorm", len(walk.regions)) as trying:
+                for telling in walk.tellings(decide):
+                    tellings.append(telling)
+                    trying.step()
+            return tellings
 
 
 def _asks(telling: Telling) -> bool:

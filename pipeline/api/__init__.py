@@ -89,8 +89,11 @@ def __getattr__(name: str) -> Any:
 
 def _load(name: str) -> ModuleType:
     """One of the modules; a package that is not installed becomes a MissingComponentError."""
+    from vsfix.graph_passes.progress import stage
+
     try:
-        return import_module(f"{__name__}.{name}")
+        with stage(f"loading {name}"):
+            return import_module(f"{__name__}.{name}")
     except ModuleNotFoundError as error:
         from vsfix.graph_passes.errors import missing_package
 

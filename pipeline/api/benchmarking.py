@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.progress import stage
 from vsfix.pipeline.benchmark import benchmarking, result
 from vsfix.pipeline.benchmark.latency import LatencyConfig
 from vsfix.pipeline.benchmark.repair_trials import DEFAULT_TRIALS, parse_repair_trials
@@ -87,9 +88,10 @@ class Benchmark(result.Benchmark, Result):
 
     def view(self, width: int = PIPE_WIDTH) -> View:
         """The lines and tables of the terminal, in lines of so many letters."""
-        return benchmark_view(self, width)
+        return benchmark_view(self)
 
 
+@stage("benchmark")
 def benchmark(
     models: Model | Sequence[Model],
     data: Data,

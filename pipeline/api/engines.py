@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from vsfix.graph_passes.progress import stage
 from vsfix.pipeline.building.build_config import BuildConfig
 from vsfix.pipeline.building.building import BuildReport, build_plan, report_at, write_engine
 from vsfix.pipeline.host.console import PIPE_WIDTH, View
@@ -87,6 +88,7 @@ class Engine(Result):
         return build_view(self.report)
 
 
+@stage("build")
 def build(
     model: Model,
     *,

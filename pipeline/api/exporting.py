@@ -14,6 +14,7 @@ from torch import nn
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.io.model_file import write_model
 from vsfix.graph_passes.ir.runtime import Array
+from vsfix.graph_passes.progress import stage
 from vsfix.pipeline.backends.model_kind import names_factory
 from vsfix.pipeline.backends.opening import checkpoint_file
 from vsfix.pipeline.host.console import PIPE_WIDTH, View
@@ -131,6 +132,7 @@ class Export(ExportResult, Result):
         yield self.verdict
 
 
+@stage("export")
 def export(
     source: Source,
     example_inputs: Example | None = None,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vsfix.graph_passes.io.model_file import export_model
+from vsfix.graph_passes.progress import stage
 from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.pipeline.data.calibration import calibration_batches, model_input_names
@@ -71,6 +72,7 @@ class Inspection(inspection.Inspection, Result):
         return inspection_view(self, self.status, self.verdict)
 
 
+@stage("inspect")
 def inspect(
     model: Model,
     data: Data | None = None,

@@ -15,6 +15,7 @@ from vsfix.graph_passes.errors import CheckFailedError, InputError
 from vsfix.graph_passes.io.atomic_file import atomic_path
 from vsfix.graph_passes.io.model_file import export_model, written_model
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
+from vsfix.graph_passes.progress import stage
 from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.pipeline.comparison.accuracy import AccuracyRow, accuracy_row
@@ -202,6 +203,7 @@ class RefusedRepairError(CheckFailedError):
         self.result = replace(result, status="FAIL", verdict=reason[:1].upper() + reason[1:])
 
 
+@stage("optimize")
 def optimize(
     model: Model,
     data: Data | None = None,

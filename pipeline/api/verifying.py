@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.ir.runtime import Array
+from vsfix.graph_passes.progress import stage
 from vsfix.pipeline.backends.model_kind import names_factory
 from vsfix.pipeline.comparison.tolerance import GivenTolerance
 from vsfix.pipeline.data.data_forms import Data
@@ -89,6 +90,7 @@ class Verification(verification.Verification, Result):
         )
 
 
+@stage("verify")
 def verify(
     model: Model,
     against: Model | nn.Module,

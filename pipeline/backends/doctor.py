@@ -15,6 +15,7 @@ import onnx.parser
 
 from vsfix.graph_passes.errors import MissingComponentError, VsfixError, first_line
 from vsfix.graph_passes.ir.runtime import Array, Runner
+from vsfix.graph_passes.progress import stage
 from vsfix.pipeline.host.quantizer import INSTALL_LINE as QUANTIZER_LINE
 from vsfix.pipeline.host.quantizer import find_quantizer, try_quantizer
 from vsfix.pipeline.tensorrt.cuda import INSTALL_LINE, open_cuda, visible_capability
@@ -78,7 +79,13 @@ def check_backends(names: Iterable[str] | None = None) -> tuple[BackendCheck, ..
         "reference": lambda name: _try(name, version("onnx"), lambda: ReferenceRunner(trial_model()), _ONNX_LINE),
         _QUANTIZER: _check_quantizer,
     }
-    return tuple(checks[name](name) for name in (checks if names is None else names))
+    wanted = list(checks if names is None else names)
+    found = []
+    with stage("trying the backends", len(wanted)) as trying:
+        for name in wanted:
+            trying.next(f"trying {name}")
+            found.append(checks[name](name))
+    return tuple(found)
 
 
 def can_infer(checks: tuple[BackendCheck, ...]) -> bool:

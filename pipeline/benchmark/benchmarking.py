@@ -16,13 +16,13 @@ import numpy as np
 from vsfix.graph_passes.errors import DataError, InputError, VsfixError
 from vsfix.graph_passes.io.model_file import read_model
 from vsfix.graph_passes.ir.runtime import Array
+from vsfix.graph_passes.progress import stage
 from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.pipeline.comparison.decisions import compare_decisions
 from vsfix.pipeline.data.calibration import calibration_batches, load_samples
 from vsfix.pipeline.data.data_forms import Data, data_text, hold_data
 from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.host.environment import describe_environment, describe_gpu, peak_memory
-from vsfix.pipeline.host.progress import Advance, benchmark_progress
 from vsfix.pipeline.repair.repair_config import QUANTIZED
 from vsfix.pipeline.verification.model_description import ModelDescription, describe_model
 from vsfix.pipeline.verification.shared_inputs import require_same_inputs, shared_batch_size, whole_batches
@@ -119,12 +119,12 @@ def benchmark(paths: Sequence[Path], config: BenchmarkConfig, names: Sequence[st
     steps = len(variants) + ROUNDS * len(sizes) + (len(config.repairs) if source else 0)
     span = sorted({1, batch_size, *sizes})
     with (
-        benchmark_progress(steps) as advance,
+        stage("measuring", steps) as stages,
         Deployments(next(iter(samples.inputs)), (1, span[len(span) // 2], span[-1]), _calibration(config)) as files,
     ):
-        measured, errors = _measure(files, variants, samples, batch_size, advance)
-        repairs = None if source is None else _try_repairs(source, samples, batch_size, config, advance)
-        times = time_batches(files, [found.variant for found in measured], samples, sizes, config.latency, advance)
+        measured, errors = _measure(files, variants, samples, batch_size, stages.next)
+        repairs = None if source is None else _try_repairs(source, samples, batch_size, config, stages.next)
+        times = time_batches(files, [found.variant for found in measured], samples, sizes, config.latency, stages.next)
         rows = tuple(
             failed_row(variant, errors[variant])
             if variant in errors
@@ -241,7 +241,7 @@ def _calibration(config: BenchmarkConfig) -> Callable[[ModelDescription], Sequen
 
 
 def _measure(
-    files: Deployments, variants: Sequence[Variant], samples: Samples, batch_size: int, advance: Advance
+    files: Deployments, variants: Sequence[Variant], samples: Samples, batch_size: int, advance: Callable[[str], None]
 ) -> tuple[list[Measured], dict[Variant, VsfixError]]:
     """The measurement of each row; the errors of those that can't run here.
 
@@ -285,7 +285,11 @@ def _replaced(first: Variant, reference: Variant) -> tuple[str, ...]:
 
 
 def _try_repairs(
-    source: ModelDescription, samples: Samples, batch_size: int, config: BenchmarkConfig, advance: Advance
+    source: ModelDescription,
+    samples: Samples,
+    batch_size: int,
+    config: BenchmarkConfig,
+    advance: Callable[[str], None],
 ) -> RepairTrials:
     """The repairs of this run."""
     assert config.calibration_data is not None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.progress import stage
 from vsfix.pipeline.comparison.proportion import SIGNIFICANT, mcnemar_p_value
 from vsfix.pipeline.comparison.tolerance import MAX_CV
 
@@ -61,6 +62,7 @@ class RunComparison:
     failures: tuple[str, ...]
 
 
+@stage("compare")
 def compare_files(before: Path, after: Path, rules: Sequence[FailRule]) -> RunComparison:
     """Compares two files of `vsfix benchmark --json`.
 

@@ -13,7 +13,6 @@ from vsfix.graph_passes.ir.runtime import Array
 from vsfix.pipeline.comparison.tolerance import MAX_CV
 from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.host.environment import describe_gpu, load_of, throttling
-from vsfix.pipeline.host.progress import Advance
 from vsfix.pipeline.tensorrt.library import RUNTIMES
 
 from .deployment import Deployments
@@ -44,7 +43,7 @@ def time_batches(
     samples: Samples,
     sizes: Sequence[int],
     config: LatencyConfig,
-    advance: Advance,
+    advance: Callable[[str], None],
 ) -> Timings:
     """Times the rows that can be timed at each batch size.
 

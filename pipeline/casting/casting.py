@@ -20,6 +20,7 @@ from vsfix.graph_passes.ir.element_types import FLOAT, FLOAT16
 from vsfix.graph_passes.ir.runtime import Array, OpenModel
 from vsfix.graph_passes.precision.precision import CastPrecision, count_float_types, parse_precision
 from vsfix.graph_passes.precision.rounded_activations import emulate
+from vsfix.graph_passes.progress import stage
 from vsfix.graph_passes.statistics.batches import Batch, samples_in
 from vsfix.pipeline.comparison.tensor_comparison import comparable, compare_tensors
 
@@ -83,6 +84,7 @@ class CastModel:
     report: PrecisionReport
 
 
+@stage("casting")
 def cast_model(model: onnx.ModelProto, precision: str, inputs: Batch, open_model: OpenModel) -> CastModel:
     """Casts a model and compares it with what it was.
 

@@ -22,6 +22,7 @@ from vsfix.graph_passes.io.model_file import export_model, import_graph, read_mo
 from vsfix.graph_passes.ir.runtime import Array, OpenModel
 from vsfix.graph_passes.precision.precision import stated_precision
 from vsfix.graph_passes.precision.quantized_layers import QuantizedLayers, find_quantized_layers
+from vsfix.graph_passes.progress import stage
 from vsfix.graph_passes.statistics.batches import Batch, count_samples, first_samples, prescribed_batch_size, samples_in
 from vsfix.pipeline.host.quantizer import Method, QuantizerCall, find_quantizer, quantize_file
 
@@ -52,6 +53,7 @@ def require_calibration(precision: str, batches: Sequence[Batch]) -> None:
     find_quantizer()
 
 
+@stage("quantizing")
 def quantize_model(
     model: onnx.ModelProto, precision: str, batches: Sequence[Batch], open_model: OpenModel
 ) -> CastModel:

@@ -1,13 +1,5 @@
 """The command line `vsfix`: which commands there are, the log, and what becomes of an error.
 
-    0   done, and passed
-    1   a check ran and failed
-    2   usage, or bad input
-    3   a component is missing here
-    4   an engine could not be parsed or built
-    70  a bug in vsfix: with a traceback
-    130 interrupted; 143 stopped by SIGTERM
-
 A command's module is imported when the command is called, so that `vsfix --help` loads no numpy, onnx or torch.
 """
 
@@ -22,14 +14,18 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
-from vsfix.graph_passes.errors import VsfixError, missing_package
-from vsfix.pipeline.host.terminal_text import print_line, printable
+from vsfix.pipeline.host.progress import shown_progress
+from vsfix.pipeline.host.terminal_text import print_line
+
+from .failure import BUG_EXIT_CODE, failure_of, wants_json_on_stdout
+from .log import command_log
 
 SUMMARIES = {
     "demo": "Run the whole chain on embedded real images, with a report.",
@@ -45,14 +41,13 @@ SUMMARIES = {
     "reproduce": "Make tables of the paper, as grids of training runs.",
     "doctor": "Say which backends work here, and what installs the others.",
 }
-BUG_EXIT_CODE = 70
 INTERRUPTED_EXIT_CODE = 130
 _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 # A graph is a million objects that live as long as the command: Python's own thresholds, made for short lives, look
 # through all of them again and again, a quarter of the time of a graph of 20,000 nodes.
 _COLLECTIONS = (10_000, 20, 20)
 _LONGEST_LINE = 900
-_LOG_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+_WORDS = "vsfix.words"  # of the command line, from the name of the command on
 
 
 class LazyGroup(click.Group):
@@ -74,6 +69,7 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command that was typed; of one that is none, what may have been meant."""
+        ctx.meta[_WORDS] = tuple(args)
         if args[0] not in SUMMARIES and not args[0].startswith("-"):
             from difflib import get_close_matches
 
@@ -86,14 +82,20 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(SUMMARIES.items()))
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The commands for a shell, from the table alone, and the options of the group."""
+        names = [CompletionItem(name, help=text) for name, text in SUMMARIES.items() if name.startswith(incomplete)]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
+
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """Reads the options of the group itself."""
-        with _one_line_errors():
+        with _one_line_errors({}):
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs a command; whatever goes wrong becomes one line and an exit code."""
-        with _log_on_stderr(ctx.params["verbose"]), _one_line_errors(), _orderly_end():
+        with command_log() as ctx.obj, _one_line_errors(ctx.meta), shown_progress(), _orderly_end():
+            ctx.obj.add(ctx.params["verbose"])
             return super().invoke(ctx)
 
 
@@ -128,37 +130,32 @@ def main() -> NoReturn:
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Turns every error into one line on stderr and an exit code."""
+def _one_line_errors(meta: Mapping[str, Any]) -> Iterator[None]:
+    """Turns every error into one line on stderr and an exit code.
+
+    Args:
+        meta: of the context; where the command line can't be read, `--json -` is looked for in its words.
+    """
     try:
         yield
-    except VsfixError as error:
-        logging.getLogger("vsfix").debug("where the error came from", exc_info=True)
-        _stop(f"error: {error}", error.exit_code)
-    except click.ClickException as error:
-        context = error.ctx if isinstance(error, click.UsageError) else None
-        command = "vsfix" if context is None else context.command_path
-        _stop(f"error: {error.format_message()} (see `{command} --help`)", 2)
-    except MemoryError as error:
-        logging.getLogger("vsfix").debug("where memory ended", exc_info=True)
-        _stop(f"error: not enough memory here ({error}); give fewer --samples or a smaller batch size", 2)
     except KeyboardInterrupt:
         _stop("interrupted", INTERRUPTED_EXIT_CODE)
     except _Terminated as end:
         _stop(f"stopped by {signal.Signals(end.number).name}", 128 + end.number)
     except (click.exceptions.Exit, click.Abort, BrokenPipeError):
         raise  # click knows what to do with them
-    except OSError as error:
-        logging.getLogger("vsfix").debug("where the system refused", exc_info=True)
-        file = "" if error.filename is None else f"{error.filename}: "
-        _stop(f"error: {file}{error.strerror or error}", 2)
     except Exception as error:
-        missing = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
-        if missing is not None:
-            _stop(f"error: {missing}", missing.exit_code)
-        for line in traceback.format_exc().splitlines():
-            print_line(line, err=True)
-        _stop(f"internal error: {type(error).__name__}: {error}", BUG_EXIT_CODE)
+        failure = failure_of(error)
+        if failure.exit_code == BUG_EXIT_CODE:
+            for line in traceback.format_exc().splitlines():
+                print_line(line, err=True)
+        elif not isinstance(error, click.ClickException):
+            logging.getLogger("vsfix").debug("where the error came from", exc_info=True)
+        elif wants_json_on_stdout(words := meta.get(_WORDS, ())):
+            from vsfix.pipeline.host.console import envelope, write_json
+
+            write_json(envelope(words[0], failure.status, failure.message, ()), "-", force=False)
+        _stop(failure.line, failure.exit_code)
 
 
 class _Terminated(BaseException):
@@ -204,27 +201,3 @@ def _stop(message: str, exit_code: int) -> NoReturn:
     with suppress(OSError):  # the exit code tells it where stderr can't
         print_line(f"vsfix: {line}", err=True)
     raise click.exceptions.Exit(exit_code)
-
-
-class _LineFormatter(logging.Formatter):
-    """Entries of the log in one line each."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        """The entry without its traceback."""
-        return printable(super().formatMessage(record))
-
-
-@contextmanager
-def _log_on_stderr(verbose: int) -> Iterator[None]:
-    """Sends the log of vsfix to stderr while a command runs."""
-    logger = logging.getLogger("vsfix")
-    handler = logging.StreamHandler()
-    handler.setFormatter(_LineFormatter("vsfix: %(levelname)s: %(message)s"))
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(_LOG_LEVELS[min(verbose, len(_LOG_LEVELS) - 1)])
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)

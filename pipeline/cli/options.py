@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from .log import take_verbose
+
 _LARGEST_SEED = 2**63 - 1  # what torch takes
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,16 +65,27 @@ output_kind_option = click.option(
 )
 
 
+json_path_option = click.option(
+    "--json",
+    "json_path",
+    metavar="FILE|-",
+    help="Write the result as JSON; - prints it, and nothing else, on stdout.",
+)
+
+
 def json_option(function: F) -> F:
     """`--json FILE|-` and the `--force` that lets it, and the other outputs, replace a file."""
-    function = click.option("--force", is_flag=True, help="Replace outputs that exist.")(function)
-    return click.option(
-        "--json",
-        "json_path",
-        metavar="FILE|-",
-        help="Write the result as JSON; - prints it, and nothing else, on stdout.",
-    )(function)
+    return json_path_option(click.option("--force", is_flag=True, help="Replace outputs that exist.")(function))
 
+
+verbose_option = click.option(
+    "-v",
+    "--verbose",
+    count=True,
+    expose_value=False,
+    callback=take_verbose,
+    help="Say more on stderr, as `vsfix -v` does; -vv says everything.",
+)
 
 html_option = click.option(
     "--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write a report as one HTML file."

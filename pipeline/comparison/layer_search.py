@@ -14,6 +14,7 @@ import onnx
 from vsfix.graph_passes.errors import DataError, VsfixError
 from vsfix.graph_passes.ir.runtime import Array, OpenModel
 from vsfix.graph_passes.measurement.tapped_tensors import InnerTensor, inner_tensors, tap_tensors
+from vsfix.graph_passes.progress import stage
 
 from .tensor_comparison import comparable, compare_tensors
 
@@ -80,6 +81,7 @@ class TappableModel:
     open_model: OpenModel
 
 
+@stage("looking for the layer that differs")
 def search_layers(
     reference: TappableModel, candidate: TappableModel, inputs: Mapping[str, Array], min_snr_db: float
 ) -> LayerSearch:

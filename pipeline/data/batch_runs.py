@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from vsfix.graph_passes.errors import BuildError, DataError, OutOfMemoryError
 from vsfix.graph_passes.ir.runtime import Array, Runner
+from vsfix.graph_passes.progress import stage
 from vsfix.graph_passes.statistics.batches import take_rows
 
 from .samples import Samples
@@ -32,6 +33,14 @@ def run_batches(runner: Runner, samples: Samples, batch_size: int) -> Iterator[t
         OutOfMemoryError: not even one sample fits, or the model takes no smaller batch.
         DataError, ModelError, BuildError: see `run` of the runner.
     """
+    with stage(f"running {runner.name}", len(samples)) as running:
+        for rows, outputs in _run_batches(runner, samples, batch_size):
+            yield rows, outputs
+            running.set(rows.stop)
+
+
+def _run_batches(runner: Runner, samples: Samples, batch_size: int) -> Iterator[tuple[slice, dict[str, Array]]]:
+    """The runs, each with its part of the samples."""
     start, size = 0, min(batch_size, len(samples))
     refused: OutOfMemoryError | None = None
     while start < len(samples):

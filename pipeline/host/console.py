@@ -6,7 +6,6 @@ or SKIP), `verdict` (one sentence) and `warnings`.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import sys
@@ -25,6 +24,7 @@ from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.io.atomic_file import atomic_path
 
 from .output_file import require_output
+from .table_text import PlainConsole, plain_lines, print_table_on
 from .terminal_text import print_line, printable
 
 SCHEMA_VERSION = 1
@@ -32,41 +32,32 @@ PIPE_WIDTH = 200  # letters of a line where there is no terminal
 View: TypeAlias = Iterable[str | Table]  # a result as a terminal shows it: lines and tables
 
 
-class _PlainConsole(Console):
-    """A console that takes the text of a cell for text and nothing else."""
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        """The text as it is, without emoji codes or markup, unlike `Console.render_str`."""
-        return super().render_str(printable(text), **options)
-
-
-def print_table(table: Table) -> None:
-    """Prints a table on stdout, as wide as the terminal; a pipe has no width, and gets room enough."""
+def print_view(view: View) -> None:
+    """Prints lines and tables on stdout, in their order, as wide as the terminal; a pipe gets them plain."""
     if sys.stdout is None:  # closed
         return
+    if not sys.stdout.isatty():
+        for part in view:
+            for line in _plain_lines(part):
+                print_line(line)
+        return
     # No markup and no emoji: names and install lines hold square brackets and colons.
-    _PlainConsole(file=sys.stdout, width=table_width(), markup=False, emoji=False).print(table)
-
-
-def print_view(view: View) -> None:
-    """Prints lines and tables on stdout, in their order."""
+    console = PlainConsole(file=sys.stdout, markup=False, emoji=False, highlight=False)
     for part in view:
         if isinstance(part, Table):
-            print_table(part)
+            print_table_on(console, part)
         else:
-            print_line(part)
+            console.print(Text(printable(part)))  # breaks between words
 
 
 def view_text(view: View) -> str:
     """Lines and tables as a pipe gets them, without the last line break."""
-    file = io.StringIO()
-    console = _PlainConsole(file=file, width=PIPE_WIDTH, markup=False, emoji=False, color_system=None)
-    for part in view:
-        if isinstance(part, Table):
-            console.print(part)
-        else:
-            file.write(printable(part) + "\n")
-    return file.getvalue().removesuffix("\n")
+    return "\n".join(line for part in view for line in _plain_lines(part))
+
+
+def _plain_lines(part: str | Table) -> Iterable[str]:
+    """A part of a view as a pipe gets it."""
+    return plain_lines(part) if isinstance(part, Table) else [printable(part)]
 
 
 def table_width() -> int:
@@ -74,11 +65,6 @@ def table_width() -> int:
     if sys.stdout is None or not sys.stdout.isatty():
         return PIPE_WIDTH
     return Console(file=sys.stdout).width
-
-
-def progress_wanted() -> bool:
-    """Whether a progress bar has a terminal to be shown on."""
-    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def require_json_target(
@@ -100,6 +86,15 @@ def require_json_target(
     require_output(Path(path), force=force, inputs=inputs)
     if Path(path).resolve() in [output.resolve() for output in outputs if output is not None]:
         raise InputError(f"--json {path}: is another output of this command; name another file")
+
+
+def is_document_of(command: str, path: Path) -> bool:
+    """Whether a file is a document that the command has written."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and "schema_version" in found and found.get("command") == command
 
 
 def envelope(command: str, status: str, verdict: str, warnings: Iterable[str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import click
+import sys
 
 
 def printable(text: str) -> str:
@@ -14,4 +14,7 @@ def printable(text: str) -> str:
 
 def print_line(text: str, *, err: bool = False) -> None:
     """Prints one line, whatever is in it, on stdout or on stderr."""
-    click.echo(printable(text), err=err)
+    stream = sys.stderr if err else sys.stdout
+    if stream is not None:  # closed
+        # Not by click: it would write past what draws bars in the place of a stream, and letters that it can't hold.
+        print(printable(text), file=stream, flush=True)

@@ -26,6 +26,7 @@ from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.measurement.measurement import MeasurementConfig, measure
 from vsfix.graph_passes.noise_inference.places import find_regions
 from vsfix.graph_passes.noise_inference.residuals import Residual, residuals_under_noise
+from vsfix.graph_passes.progress import stage
 from vsfix.graph_passes.statistics.batches import Batch, count_samples, first_samples, prescribed_batch_size
 from vsfix.graph_passes.statistics.moments import Moments
 
@@ -157,6 +158,7 @@ class Fault:
         return f"{self.description}. {self.remedy}"
 
 
+@stage("looking for other faults")
 def find_fault(
     graph: gs.Graph,
     batches: Sequence[Batch],

@@ -10,6 +10,7 @@ from vsfix.graph_passes.measurement.measurement import run_size
 from vsfix.graph_passes.noise.noise import Noise
 from vsfix.graph_passes.noise_inference.inference import infer_noise
 from vsfix.graph_passes.noise_inference.verdict import NoiseInference, Verdict
+from vsfix.graph_passes.progress import stage
 from vsfix.graph_passes.statistics.batches import Batch, cut_batches, prescribed_batch_size
 from vsfix.graph_passes.statistics.moments import Moments
 
@@ -73,6 +74,7 @@ class LostNoise:
         return f"for the first, {' '.join(said[:NAMED])}{more}"
 
 
+@stage("inferring the lost noise")
 def infer_lost_noise(
     prepared: PreparedModel,
     batches: Sequence[Batch],

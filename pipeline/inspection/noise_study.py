@@ -30,6 +30,7 @@ from vsfix.graph_passes.noise_average.samples import SampleSet
 from vsfix.graph_passes.noise_average.severity import DrawCollector, OutputReader, Reference, Severity
 from vsfix.graph_passes.noise_average.stored_statistics import StoredAgainstNoisy, compare_stored, measure_noisy
 from vsfix.graph_passes.noise_inference.residuals import Residual, residuals_of
+from vsfix.graph_passes.progress import stage
 from vsfix.graph_passes.statistics.batches import Batch, prescribed_batch_size, samples_in
 from vsfix.graph_passes.statistics.moments import Moments
 
@@ -123,9 +124,11 @@ class NoiseStudy:
         collected = TargetCollector(average, units, samples, seed)
         sizes = [samples_in(batch) for batch in samples.batches]
         counts = dict(zip(samples.first, sizes, strict=True))
-        for run in average.runs(range(draws), collected.taps):
-            drawn.add(run.draw, run.first, counts[run.first], run.arrays)
-            collected.add(run.first, counts[run.first], run.arrays)
+        with stage(f"averaging over {draws} draws of the noise", draws * len(samples.batches)) as averaging:
+            for run in average.runs(range(draws), collected.taps):
+                drawn.add(run.draw, run.first, counts[run.first], run.arrays)
+                collected.add(run.first, counts[run.first], run.arrays)
+                averaging.step()
         reference, targets = drawn.reference(), collected.result()
         moments_on = average.moments()
         study = cls(

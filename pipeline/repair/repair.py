@@ -25,6 +25,7 @@ from vsfix.graph_passes.noise.marker import REPAIR_KEY, RemoveMarkers
 from vsfix.graph_passes.noise_average.nearness import MATCH, REFINE
 from vsfix.graph_passes.precision.typed_batch_norm import check_half_batch_norms, require_statistics
 from vsfix.graph_passes.precision.value_scan import doubtful_constants, require_finite_values
+from vsfix.graph_passes.progress import stage
 from vsfix.graph_passes.statistics.batches import (
     Batch,
     require_different_samples,
@@ -316,6 +317,7 @@ def _few(batch: Batch, fixed: int | None) -> Batch:
     return batch if fixed is not None else dict(take_rows(batch, slice(max(1, LARGEST_INPUT // max(sample, 1)))))
 
 
+@stage("checking the deployed graph against the repaired one")
 def _check_equal(
     repaired: onnx.ModelProto, final: onnx.ModelProto, inputs: Batch, open_model: OpenModel, seed: int
 ) -> tuple[float | None, tuple[str, ...]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
 from rich.table import Table
 
 from vsfix.pipeline.benchmark.latency import Latency
@@ -18,7 +17,6 @@ _NUMBERS = (
     *("p50 ms", "p99 ms", "images/s", "ratio"),
 )
 _NOTHING = "-"
-_FOLDED = 16  # letters of a model's name on one line
 
 
 def benchmark_table(found: Benchmark) -> Table:
@@ -28,7 +26,7 @@ def benchmark_table(found: Benchmark) -> Table:
     """
     table = Table(title=_title(found), title_justify="left", box=SIMPLE_HEAD)
     table.add_column("model", overflow="fold")
-    for heading in ("runs on", ""):
+    for heading in ("runs on", "status"):
         table.add_column(heading, no_wrap=True)
     cells = [_numbers(row, found.reference_row) for row in found.rows]
     kept = [index for index in range(len(_NUMBERS)) if any(row[index] != _NOTHING for row in cells)]
@@ -39,13 +37,9 @@ def benchmark_table(found: Benchmark) -> Table:
     return table
 
 
-def benchmark_view(found: Benchmark, width: int) -> Iterator[str | Table]:
-    """A benchmark: the table, or lines where so many letters have no room for it, and what a reader must know."""
-    table = benchmark_table(found)
-    if fits(table, width):
-        yield table
-    else:
-        yield from benchmark_lines(found)
+def benchmark_view(found: Benchmark) -> Iterator[str | Table]:
+    """A benchmark: the table, and what a reader must know."""
+    yield benchmark_table(found)
     yield legend(found)
     for row in found.rows:
         for reason in row.reasons:
@@ -55,25 +49,6 @@ def benchmark_view(found: Benchmark, width: int) -> Iterator[str | Table]:
     for note in found.notes:
         yield f"WARN {note}"
     yield f"{found.status} {found.verdict}"
-
-
-def fits(table: Table, width: int) -> bool:
-    """Whether so many letters have room for all numbers of such a table; the names of models can be folded."""
-    console = Console(width=10_000, markup=False)
-    models = console.measure(Group(*table.columns[0].cells)).maximum
-    return console.measure(table).maximum - max(0, models - _FOLDED) <= width
-
-
-def benchmark_lines(found: Benchmark) -> Iterator[str]:
-    """The benchmark for a narrow terminal: some lines for each row, with what a row has."""
-    yield _title(found)
-    for row in found.rows:
-        yield f"{row.model}, {row.backend}, {row.precision}: {row.status}"
-        numbers = dict(zip(_NUMBERS, _numbers(row, found.reference_row), strict=True))
-        for part in (_NUMBERS[:4], _NUMBERS[4:7], _NUMBERS[7:]):
-            told = [f"{heading} {numbers[heading]}" for heading in part if numbers[heading] != _NOTHING]
-            if told:
-                yield f"  {', '.join(told)}"
 
 
 def _title(found: Benchmark) -> str:

@@ -24,6 +24,7 @@ from vsfix.graph_passes.noise.noise import Noise
 from vsfix.graph_passes.noise_average.divergence import Meaning, OutputKind
 from vsfix.graph_passes.noise_average.noise_average import NoiseAverage
 from vsfix.graph_passes.noise_average.samples import SampleSet
+from vsfix.graph_passes.progress import stage
 from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
 from vsfix.pipeline.backends.torch_runner import TorchRunner
@@ -98,15 +99,13 @@ class _Repairs:
     exact: Repair
 
 
-def run_demo(
-    folder: Path, *, force: bool, progress: bool, say: Callable[[str], None], command: str = "vsfix demo"
-) -> Demo:
+@stage("demo")
+def run_demo(folder: Path, *, force: bool, say: Callable[[str], None], command: str = "vsfix demo") -> Demo:
     """Trains, exports, inspects, repairs, folds, verifies each step against torch, and writes the report.
 
     Args:
         folder: where everything is written; made where it is missing.
         force: what stands in the folder may be replaced.
-        progress: show the training's progress bar.
         say: told what happens next.
         command: what made it, for the report.
 
@@ -116,7 +115,7 @@ def run_demo(
     """
     _prepare(folder, force=force)
     say(f"train: {CONFIGURATION.network.model}, {CONFIGURATION.network.noise}")
-    checkpoint = _train(folder, progress=progress)
+    checkpoint = _train(folder)
     say("export: every BatchNorm kept, every noise layer marked")
     export_checkpoint(checkpoint, folder / "network.onnx", force=True)
     model = read_model(folder / "network.onnx")
@@ -149,7 +148,7 @@ def _prepare(folder: Path, *, force: bool) -> None:
         raise InputError(f"{folder}: can't be made ({error.strerror})") from error
 
 
-def _train(folder: Path, *, progress: bool) -> Checkpoint:
+def _train(folder: Path) -> Checkpoint:
     """Trains the network of the demonstration from the start, on one thread.
 
     On images of 8x8 pixels a second thread brings next to nothing; on a machine that does other work the threads wait
@@ -158,7 +157,7 @@ def _train(folder: Path, *, progress: bool) -> Checkpoint:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        result = train(CONFIGURATION, folder / "training", TrainingOptions(force=True, progress=progress))
+        result = train(CONFIGURATION, folder / "training", TrainingOptions(force=True))
     finally:
         torch.set_num_threads(threads)
     return load_checkpoint(result.checkpoint)

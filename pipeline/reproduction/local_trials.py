@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vsfix.graph_passes.errors import CheckFailedError
+from vsfix.graph_passes.progress import stage
 
 from .trial import Trial, TrialResult, run_trial
 from .trial_store import TrialStore
@@ -36,8 +37,10 @@ def run_locally(trials: Sequence[Trial], store: TrialStore) -> Iterator[Outcome]
     Raises:
         VsfixError: what would end the next run too: see `train`.
     """
-    for trial in trials:
-        try:
-            yield Outcome(trial, run_trial(trial, store.run_folder(trial)))
-        except CheckFailedError as error:
-            yield Outcome(trial, None, str(error))
+    with stage("training runs", len(trials)) as runs:
+        for trial in trials:
+            try:
+                yield Outcome(trial, run_trial(trial, store.run_folder(trial)))
+            except CheckFailedError as error:
+                yield Outcome(trial, None, str(error))
+            runs.step()

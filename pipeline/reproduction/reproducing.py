@@ -9,6 +9,7 @@ from typing import Any
 
 from vsfix.graph_passes.errors import CheckFailedError, InputError
 from vsfix.graph_passes.io.atomic_file import atomic_path
+from vsfix.graph_passes.progress import stage
 from vsfix.pipeline.host.console import json_text
 from vsfix.pipeline.host.environment import describe_environment
 
@@ -120,6 +121,7 @@ def missing_trials(grids: Sequence[Grid], store: TrialStore) -> tuple[Trial, ...
     return tuple(trial for trial in wanted.values() if store.load(trial) is None)
 
 
+@stage("reproduce")
 def reproduce(
     grids: Sequence[Grid],
     folder: Path,

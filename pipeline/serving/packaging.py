@@ -12,6 +12,7 @@ from typing import Any
 
 from vsfix.graph_passes.errors import InputError, OutputExistsError
 from vsfix.graph_passes.io.atomic_file import atomic_folder, atomic_path
+from vsfix.graph_passes.progress import stage
 from vsfix.pipeline.host.console import json_text
 from vsfix.pipeline.host.environment import describe_environment
 from vsfix.pipeline.host.output_file import require_output
@@ -96,6 +97,7 @@ class Package:
         }
 
 
+@stage("package")
 def package(
     sources: Sequence[Path],
     repository: Path,

@@ -26,10 +26,11 @@ import onnx
 import onnx.checker
 
 from vsfix.graph_passes.errors import BuildError, InputError, MissingComponentError, first_line
+from vsfix.graph_passes.progress import stage
 
 from .engine_layers import ParsedLayer
 from .engine_loading import NO_GPU, LoadedEngine
-from .log import BuildProgress, Interruption, Log, first_error, make_log, make_monitor
+from .log import BuildProgress, BuildStages, Interruption, Log, first_error, make_log, make_monitor
 from .parse_errors import ParseError, describe_parse_errors, describe_refusal
 from .parsed_network import ParsedNetwork, permit_file_types, read_errors, read_network
 from .shape_profile import ShapeRange
@@ -92,6 +93,7 @@ class ParserCheck:
         return f"PASS TensorRT's parser takes it ({self.runtime})"
 
 
+@stage("asking TensorRT's parser")
 def check_parser(model: onnx.ModelProto, runtime: str = "tensorrt-rtx") -> ParserCheck | None:
     """Parses a model and builds nothing; None where the runtime is not installed or the model is too large for that.
 
@@ -210,7 +212,7 @@ class TensorRt:
             config.set_memory_pool_limit(self._trt.MemoryPoolType.WORKSPACE, options.workspace)
         cache = self._set_timings(config, options.timings)
         with Interruption() as interruption:
-            monitor = make_monitor(self._trt, progress, interruption)
+            monitor = make_monitor(self._trt, progress or BuildStages(), interruption)
             if monitor is not None:
                 config.progress_monitor = monitor
             plan = builder.build_serialized_network(network, config)

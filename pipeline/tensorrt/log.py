@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from typing_extensions import Self
 
+from vsfix.graph_passes.progress import Stage, listening
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -43,6 +45,28 @@ class BuildProgress(Protocol):
 
     def finish(self, phase: str) -> None:
         """A phase is over."""
+
+
+class BuildStages:
+    """The phases of a build as stages, to whoever listens where this is made: TensorRT has threads of its own."""
+
+    def __init__(self) -> None:
+        self._stages: dict[str, Stage] = {}
+        self._listener = listening()
+
+    def start(self, phase: str, parent: str | None, steps: int) -> None:
+        """A phase begins, whatever it is a part of."""
+        self._stages[phase] = Stage(phase, steps, listener=self._listener)
+
+    def step(self, phase: str, done: int) -> None:
+        """So many steps of a phase are done."""
+        if phase in self._stages:
+            self._stages[phase].set(done)
+
+    def finish(self, phase: str) -> None:
+        """A phase is over."""
+        if phase in self._stages:
+            self._stages.pop(phase).close()
 
 
 def make_log(library: Any) -> Log:

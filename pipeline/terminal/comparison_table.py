@@ -31,7 +31,7 @@ def comparison_status(found: RunComparison) -> str:
 def comparison_table(found: RunComparison) -> Table:
     """One line for each number that is better or worse."""
     table = Table(title_justify="left", box=SIMPLE_HEAD)
-    for heading in ("model", "runs on", "number", ""):
+    for heading in ("model", "runs on", "number", "became"):
         table.add_column(heading, overflow="fold")
     for heading in ("before", "after", "change"):
         table.add_column(heading, justify="right")

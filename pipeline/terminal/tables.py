@@ -74,6 +74,17 @@ def repair_view(report: RepairReport) -> Iterator[str | Table]:
         yield f"WARN {warning}"
 
 
+def demo_view(
+    report: RepairReport, accuracies: tuple[AccuracyRow, ...], steps: tuple[StepRow, ...]
+) -> Iterator[str | Table]:
+    """The demonstration without its verdict: the repair, what it is worth, and each step against torch."""
+    yield repair_table(report)
+    yield candidate_table(report)
+    yield from severity_lines(report)
+    yield accuracy_table(accuracies)
+    yield step_table(steps)
+
+
 def repair_table(report: RepairReport) -> Table:
     """One row for each BatchNorm: its shift before and after, and what was done."""
     table = Table(title=f"Repair by {report.method}: {report.method_reason}", title_justify="left")
@@ -187,7 +198,7 @@ def step_table(rows: tuple[StepRow, ...]) -> Table:
     """Each step against torch."""
     table = Table(title="Each step against PyTorch", title_justify="left")
     table.add_column("step", overflow="fold")
-    table.add_column("")
+    table.add_column("status")
     for heading in ("SNR", "largest error", "top-1 agreement"):
         table.add_column(heading, justify="right")
     for row in rows:

@@ -22,6 +22,7 @@ import torch
 
 from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
+from vsfix.graph_passes.progress import stage
 
 from .onnx_call import UnsupportedOperatorError
 from .refinement_samples import SampledNetwork, Samples, Tensors
@@ -155,7 +156,8 @@ def refine_network(
             parts = [float(loss_of(rows)) * len(rows) for rows in _runs(held_out, config)]
         return _finite(sum(parts) / len(held_out))
 
-    return _descend(parameters, loss_of, held_out_loss, _draw_batches(steps, config), config)
+    with stage("refining end to end", config.steps) as refining:
+        return _descend(parameters, loss_of, held_out_loss, _draw_batches(steps, config), config, refining.step)
 
 
 def _descend(
@@ -164,6 +166,7 @@ def _descend(
     held_out_loss: Callable[[], float],
     batches: Array,
     config: RefinementConfig,
+    on_step: Callable[[], None],
 ) -> Refinement:
     """Steps over the batches, and keeps the best of the steps that are looked at."""
     optimizer = torch.optim.Adam(parameters.thetas, config.learning_rate)
@@ -181,6 +184,7 @@ def _descend(
                 loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
+        on_step()
         if step % _EVALUATE_EVERY and step != config.steps:
             continue
         losses.append(held_out_loss())

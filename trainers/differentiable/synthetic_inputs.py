@@ -31,6 +31,7 @@ import torch
 
 from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.io.model_file import read_metadata
+from vsfix.graph_passes.progress import stage
 from vsfix.trainers.data.preprocessing import METADATA_KEY, Preprocessing
 
 from .image_prior import ImagePrior, PixelRange
@@ -134,8 +135,9 @@ def _descend(priors: Mapping[str, ImagePrior], match: _Match, config: SyntheticC
     optimizer = torch.optim.Adam([one for prior in priors.values() for one in prior.parameters], config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     losses: list[float] = []
-    with torch.enable_grad():
+    with torch.enable_grad(), stage("making inputs from the model", config.steps) as making:
         for _ in range(config.steps):
+            making.step()
             loss = torch.stack(list(match({name: prior.images() for name, prior in priors.items()}).values())).sum()
             losses.append(float(loss.detach()))
             if not loss.requires_grad:

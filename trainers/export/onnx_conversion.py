@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from vsfix.graph_passes.errors import InputError, ModelError, first_line
 from vsfix.graph_passes.noise.noise import Noise
+from vsfix.graph_passes.progress import stage
 
 from .module_signature import OUTPUT, ModuleInputs, output_tensors
 from .noise_tracing import NoiseTracer, tracing_noise
@@ -170,6 +171,7 @@ def quiet_exporter() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@stage("tracing the module")
 def trace_module(
     module: nn.Module, inputs: ModuleInputs, layers: Mapping[str, Noise]
 ) -> tuple[torch.export.ExportedProgram, NoiseTracer]:
@@ -243,6 +245,7 @@ def _fixed_axis(error: BaseException, inputs: ModuleInputs) -> str:
     )
 
 
+@stage("converting to ONNX")
 def convert_program(
     program: torch.export.ExportedProgram, opset: int, inputs: ModuleInputs, outputs: Sequence[str]
 ) -> onnx.ModelProto:

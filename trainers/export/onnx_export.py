@@ -31,6 +31,7 @@ from vsfix.graph_passes.ir.rounding import snr_db
 from vsfix.graph_passes.ir.runtime import Array
 from vsfix.graph_passes.noise.marker import EXPORT_METADATA_KEY, REPAIR_KEY, write_marker
 from vsfix.graph_passes.noise.noise import Noise
+from vsfix.graph_passes.progress import stage
 from vsfix.trainers.layers.repair_mark import repaired_parts
 from vsfix.trainers.training.evaluation import eval_mode
 
@@ -322,6 +323,7 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
         seen.add(node.name)
 
 
+@stage("checking against torch")
 def _check(
     model: onnx.ModelProto, name: str, module: nn.Module, references: Sequence[Reference]
 ) -> tuple[Agreement, ...]:

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vsfix.graph_passes.errors import first_line
 from vsfix.graph_passes.noise.noise import Noise
+from vsfix.graph_passes.progress import stage
 
 from .module_signature import Example, ModuleInputs, as_inputs
 from .noise_identification import Identification, identify_noise
@@ -44,6 +45,7 @@ class TrainingNoise:
     parts: tuple[str, ...] = ()
 
 
+@stage("watching the noise of training")
 def observe_training_noise(module: nn.Module, example: Example) -> TrainingNoise:
     """Finds the noise that `module` makes in training mode and that no noise function shows in eval mode.
 

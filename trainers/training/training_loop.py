@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from vsfix.graph_passes.errors import InputError, StoppedError, VsfixError, device_fault
+from vsfix.graph_passes.progress import stage
 
 from .checkpoint import Checkpoint, EpochMetrics
 from .evaluation import STEPS_BETWEEN_CHECKS
@@ -32,23 +30,6 @@ if TYPE_CHECKING:
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SECONDS_BETWEEN_SAVES = 600.0
-
-
-@contextmanager
-def training_progress(shown: bool, total: int, done: int) -> Iterator[Callable[[str], None]]:
-    """Yields what moves the bar on by one step and sets its text.
-
-    Args:
-        shown: False hides it on a terminal too.
-        total: steps of the whole run.
-        done: steps that an earlier call has made.
-    """
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = not (shown and console.is_terminal)
-    with Progress(*columns, console=console, redirect_stdout=False, disable=hidden) as bar:
-        task = bar.add_task("training", total=total, completed=done)
-        yield lambda text: bar.update(task, advance=1, description=text)
 
 
 @dataclass
@@ -120,7 +101,6 @@ class TrainingOptions:
 
     Attributes:
         force: start again, whatever the folder holds.
-        progress: show a bar with images per second and the time left on stderr, where that is a terminal.
         log_shift: write the shift of each BatchNorm after every so many epochs, and after the last; 0 for never.
         tensorboard: write the metrics as TensorBoard events too.
         save_every: seconds after which a checkpoint is written in the middle of an epoch.
@@ -132,7 +112,6 @@ class TrainingOptions:
     """
 
     force: bool = False
-    progress: bool = False
     log_shift: int = 0
     tensorboard: bool = False
     save_every: float = SECONDS_BETWEEN_SAVES
@@ -208,12 +187,13 @@ def _finish(
     """Trains the epochs that are left; the first process writes."""
     epochs, writes = run.config.epochs, run.fabric.is_global_zero
     total = epochs * run.steps_per_epoch
-    with training_progress(options.progress and writes, total, run.steps_done) as advance:
+    with stage("training", total, run.steps_done) if writes else nullcontext() as training:
         while len(run.metrics) < epochs:
             epoch = len(run.metrics) + 1
             saver = _Saver(run, folder, options.save_every, stop)
             for step in run.steps():
-                advance(f"epoch {epoch}/{epochs}, {run.images_per_second:,.0f} images/s")
+                if training is not None:
+                    training.step(f"training: epoch {epoch} of {epochs}, {run.images_per_second:,.0f} images/s")
                 saver.after(step)
             logged = bool(options.log_shift) and (epoch % options.log_shift == 0 or epoch == epochs)
             run.finish_epoch(log_shift=logged)

@@ -13,6 +13,7 @@ from vsfix.pipeline.cli.options import (
     json_option,
     samples_option,
     seed_option,
+    verbose_option,
 )
 
 
@@ -71,6 +72,7 @@ from vsfix.pipeline.cli.options import (
 @html_option
 @seed_option
 @json_option
+@verbose_option
 def command(
     models: tuple[Path, ...],
     data: str,
@@ -93,18 +95,16 @@ def command(
 
     Each may be a vsfix checkpoint, an ONNX file or an engine. Every model runs on each backend in each precision. What
     can't run here is shown as SKIP with the reason, and the exit code is 3; it is 1 where a row failed or a repair lost
-    accuracy. With `vsfix -v benchmark` the log names each stage.
+    accuracy.
     """
     import vsfix
     from vsfix.graph_passes.errors import CheckFailedError, MissingComponentError
     from vsfix.pipeline.cli.output import json_output
-    from vsfix.pipeline.host.console import require_json_target
-    from vsfix.pipeline.host.output_file import input_files, require_outputs
+    from vsfix.pipeline.host.output_file import input_files
 
-    inputs = [path for model in models for path in input_files(model, data, calibration)]
-    require_outputs([predictions, html], force=force, inputs=inputs)
-    require_json_target(json_path, force=force, inputs=inputs, outputs=[predictions, html])
     with json_output("benchmark", json_path, force=force) as out:
+        inputs = [path for model in models for path in input_files(model, data, calibration)]
+        out.require([predictions, html], inputs=inputs)
         found = vsfix.benchmark(
             models,
             data,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from vsfix.pipeline.cli.options import json_option
+from vsfix.pipeline.cli.options import json_option, verbose_option
 
 
 @click.command(name="build")
@@ -48,6 +48,7 @@ from vsfix.pipeline.cli.options import json_option
     help="Measured timings, read and written.  [default: one in your cache folder; tensorrt-rtx keeps none]",
 )
 @json_option
+@verbose_option
 def command(
     model: Path,
     output: Path,
@@ -69,30 +70,25 @@ def command(
     reads from the file, BatchNorms folded into one scale among them, are held against float64 first.
     """
     import vsfix
-    from vsfix.pipeline.cli.build_progress import build_progress
     from vsfix.pipeline.cli.output import json_output
-    from vsfix.pipeline.host.console import require_json_target
-    from vsfix.pipeline.host.output_file import input_files, require_outputs
+    from vsfix.pipeline.host.output_file import input_files
     from vsfix.pipeline.tensorrt.engine_file import sidecar_path
 
-    inputs, sidecar = input_files(model), sidecar_path(output)
-    require_json_target(json_path, force=force, inputs=inputs, outputs=[output, sidecar, timing_cache])
-    require_outputs([output, sidecar], force=force, inputs=inputs)
     with json_output("build", json_path, force=force) as out:
-        with build_progress() as progress:
-            engine = vsfix.build(
-                model,
-                runtime=runtime,
-                shapes=shapes,
-                min_shapes=min_shapes,
-                opt_shapes=opt_shapes,
-                max_shapes=max_shapes,
-                targets=target,
-                precision=precision,
-                workspace=workspace,
-                timing_cache=timing_cache,
-                progress=progress,
-            )
+        sidecar = sidecar_path(output)
+        out.require([output, sidecar], inputs=input_files(model), rewritten=[timing_cache])
+        engine = vsfix.build(
+            model,
+            runtime=runtime,
+            shapes=shapes,
+            min_shapes=min_shapes,
+            opt_shapes=opt_shapes,
+            max_shapes=max_shapes,
+            targets=target,
+            precision=precision,
+            workspace=workspace,
+            timing_cache=timing_cache,
+        )
         engine.save(output, force)
         out.show(engine.at(output))
         out.wrote(f"{output} ({engine.summary})", sidecar)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from vsfix.pipeline.cli.options import json_option
+from vsfix.pipeline.cli.options import json_option, verbose_option
 
 
 @click.command(name="compare")
@@ -23,6 +23,7 @@ from vsfix.pipeline.cli.options import json_option
     "holds none.",
 )
 @json_option
+@verbose_option
 def command(before: Path, after: Path, rules: tuple[str, ...], json_path: str | None, force: bool) -> None:
     """Compare two files of `vsfix benchmark --json`, row by row.
 
@@ -33,13 +34,13 @@ def command(before: Path, after: Path, rules: tuple[str, ...], json_path: str | 
     from vsfix.graph_passes.errors import CheckFailedError
     from vsfix.pipeline.benchmark.comparing import compare_files, parse_fail_rule
     from vsfix.pipeline.cli.output import json_output
-    from vsfix.pipeline.host.console import envelope, require_json_target
     from vsfix.pipeline.terminal.comparison_table import comparison_status, comparison_view, summary
 
-    require_json_target(json_path, force=force, inputs=[before, after])
     with json_output("compare", json_path, force=force) as out:
+        out.require(inputs=[before, after])
         found = compare_files(before, after, [parse_fail_rule(text) for text in rules])
-        out.document = envelope("compare", comparison_status(found), summary(found), found.warnings) | asdict(found)
+        details = {name: value for name, value in asdict(found).items() if name != "warnings"}
+        out.tell(comparison_status(found), summary(found), found.warnings, details)
         out.show_view(comparison_view(found))
         if found.failures:
             raise CheckFailedError("; ".join(found.failures))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from vsfix.pipeline.cli.options import json_path_option, verbose_option
 from vsfix.pipeline.host.terminal_text import print_line
 
 
@@ -19,30 +20,31 @@ from vsfix.pipeline.host.terminal_text import print_line
     help="The folder for the models and the report.",
 )
 @click.option("--force", is_flag=True, help="Replace what stands in the folder.")
-def command(output: Path, force: bool) -> None:
+@json_path_option
+@verbose_option
+def command(output: Path, force: bool, json_path: str | None) -> None:
     """Train, export, repair, fold and verify a small network on handwritten digits.
 
     The network has strong Dropout directly upstream of BatchNorm. As trained, matched with 32 unlabelled images,
     re-estimated over all of them, and the mean of noisy passes stand beside each other. Everything runs on the CPU in
     about a minute and ends with a report.
     """
-    from vsfix.pipeline.host.console import print_table, progress_wanted
+    from dataclasses import asdict
+
+    from vsfix.pipeline.cli.output import json_output
     from vsfix.pipeline.host.environment import command_line
     from vsfix.pipeline.reproduction.demo import run_demo
-    from vsfix.pipeline.terminal.tables import accuracy_table, candidate_table, repair_table, severity_lines, step_table
+    from vsfix.pipeline.terminal.tables import demo_view
 
-    demo = run_demo(
-        output,
-        force=force,
-        progress=progress_wanted(),
-        say=lambda line: print_line(line, err=True),
-        command=command_line(),
-    )
-    print_table(repair_table(demo.repair.report))
-    print_table(candidate_table(demo.repair.report))
-    for line in severity_lines(demo.repair.report):
-        print_line(line)
-    print_table(accuracy_table(demo.accuracies))
-    print_table(step_table(demo.steps))
-    print_line(f"{demo.status} {demo.verdict}")
-    print_line(f"report: {demo.report}")
+    with json_output("demo", json_path, force=force) as out:
+        out.require()
+        demo = run_demo(output, force=force, say=lambda line: print_line(line, err=True), command=command_line())
+        found = {
+            "report": demo.report,
+            "accuracies": [asdict(row) for row in demo.accuracies],
+            "steps": [asdict(row) for row in demo.steps],
+            "repair": asdict(demo.repair.report),
+        }
+        out.tell(demo.status, demo.verdict, demo.repair.report.warnings, found)
+        out.show_view(demo_view(demo.repair.report, demo.accuracies, demo.steps))
+        out.show_view([f"{demo.status} {demo.verdict}", f"report: {demo.report}"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vsfix.pipeline.cli.options import json_option
+from vsfix.pipeline.cli.options import json_option, verbose_option
 from vsfix.pipeline.host.terminal_text import print_line
 
 
@@ -15,6 +15,7 @@ from vsfix.pipeline.host.terminal_text import print_line
     help="First make the environment of NVIDIA ModelOpt for --precision int8 and fp8, unless it is there (1.4 GB).",
 )
 @json_option
+@verbose_option
 def command(install: str | None, json_path: str | None, force: bool) -> None:
     """Try every backend on a small model and say which work here.
 
@@ -29,20 +30,19 @@ def command(install: str | None, json_path: str | None, force: bool) -> None:
     from vsfix.graph_passes.errors import MissingComponentError
     from vsfix.pipeline.backends.doctor import can_infer, check_backends
     from vsfix.pipeline.cli.output import json_output
-    from vsfix.pipeline.host.console import envelope, require_json_target
     from vsfix.pipeline.host.environment import describe_environment
     from vsfix.pipeline.host.quantizer import install_quantizer, quantizer_folder
 
-    require_json_target(json_path, force=force)
-    if install == "quantizer":
-        print_line(f"installing ModelOpt in {quantizer_folder()}", err=True)
-        install_quantizer()
     with json_output("doctor", json_path, force=force) as out:
+        out.require()
+        if install == "quantizer":
+            print_line(f"installing ModelOpt in {quantizer_folder()}", err=True)
+            install_quantizer()
         checks = check_backends()
         works = sum(check.status == "PASS" for check in checks)
-        found = {"environment": describe_environment(), "backends": [asdict(check) for check in checks]}
         status, verdict = "PASS" if can_infer(checks) else "SKIP", f"{works} of {len(checks)} backends work here"
-        out.document = envelope("doctor", status, verdict, ()) | found
+        found = {"environment": describe_environment(), "backends": [asdict(check) for check in checks]}
+        out.tell(status, verdict, details=found)
         table = Table(title="Backends on this machine", title_justify="left")
         for heading in ("backend", "status", "version", "why not", "what helps"):
             table.add_column(heading, overflow="fold")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from vsfix.pipeline.cli.options import input_shape_option
+from vsfix.pipeline.cli.options import input_shape_option, json_option, verbose_option
 
 
 def _parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
@@ -65,7 +65,8 @@ def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -
     metavar="FILE",
     help="Written too: names of classes, one a line.",
 )
-@click.option("--force", is_flag=True, help="Replace an output that exists.")
+@json_option
+@verbose_option
 def command(
     source: str,
     output: Path,
@@ -78,6 +79,7 @@ def command(
     std: tuple[float, ...] | None,
     size: tuple[int, ...] | None,
     class_names: Path | None,
+    json_path: str | None,
     force: bool,
 ) -> None:
     """Write SOURCE as an ONNX file, every BatchNorm kept and every noise layer marked, checked against torch.
@@ -89,8 +91,7 @@ def command(
     """
     import vsfix
     from vsfix.pipeline.backends.model_kind import names_factory
-    from vsfix.pipeline.cli.output import Output
-    from vsfix.pipeline.host.output_file import require_output
+    from vsfix.pipeline.cli.output import json_output
 
     is_factory = names_factory(source)
     if is_factory and bool(inputs) == (input_shape is not None):
@@ -99,25 +100,25 @@ def command(
         raise click.UsageError(
             "--input, --input-shape and --weights go with package.module:factory; a checkpoint has its own"
         )
-    read = [path for path in (weights, class_names, None if is_factory else _checkpoint(source)) if path is not None]
-    # Before torch is loaded, which takes seconds.
-    require_output(output, force=force, inputs=read)
-    result = vsfix.export(
-        source,
-        opset=opset,
-        weights=weights,
-        weights_key=weights_key,
-        inputs=inputs,
-        input_shape=input_shape,
-        mean=mean,
-        std=std,
-        size=size,
-        class_names=None if class_names is None else _lines(class_names),
-    )
-    result.save(output, force)
-    out = Output(is_alone=False)
-    out.show(result)
-    out.wrote(f"{output} (opset {result.opset})")
+    with json_output("export", json_path, force=force) as out:
+        given = (weights, class_names, None if is_factory else _checkpoint(source))
+        # Before torch is loaded, which takes seconds.
+        out.require([output], inputs=[path for path in given if path is not None])
+        result = vsfix.export(
+            source,
+            opset=opset,
+            weights=weights,
+            weights_key=weights_key,
+            inputs=inputs,
+            input_shape=input_shape,
+            mean=mean,
+            std=std,
+            size=size,
+            class_names=None if class_names is None else _lines(class_names),
+        )
+        result.save(output, force)
+        out.show(result)
+        out.wrote(f"{output} (opset {result.opset})")
 
 
 def _checkpoint(source: str) -> Path:

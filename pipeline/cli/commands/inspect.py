@@ -16,6 +16,7 @@ from vsfix.pipeline.cli.options import (
     parse_output_kinds,
     samples_option,
     seed_option,
+    verbose_option,
 )
 
 
@@ -29,6 +30,7 @@ from vsfix.pipeline.cli.options import (
 @seed_option
 @html_option
 @json_option
+@verbose_option
 def command(
     model: Path,
     data: str | None,
@@ -53,13 +55,10 @@ def command(
     """
     import vsfix
     from vsfix.pipeline.cli.output import json_output
-    from vsfix.pipeline.host.console import require_json_target
-    from vsfix.pipeline.host.output_file import input_files, require_outputs
+    from vsfix.pipeline.host.output_file import input_files
 
-    inputs = input_files(model, data)
-    require_outputs([html], force=force, inputs=inputs)
-    require_json_target(json_path, force=force, inputs=inputs, outputs=[html])
     with json_output("inspect", json_path, force=force) as out:
+        out.require([html], inputs=input_files(model, data))
         found = vsfix.inspect(
             model,
             data,

@@ -17,6 +17,7 @@ from vsfix.pipeline.cli.options import (
     parse_output_kinds,
     samples_option,
     seed_option,
+    verbose_option,
 )
 
 
@@ -99,6 +100,7 @@ from vsfix.pipeline.cli.options import (
 @click.option("--dry-run", is_flag=True, help="Write neither the model nor its companions; --json is still written.")
 @seed_option
 @json_option
+@verbose_option
 def command(
     model: Path,
     output: Path | None,
@@ -135,15 +137,14 @@ def command(
     """
     import vsfix
     from vsfix.pipeline.cli.output import json_output
-    from vsfix.pipeline.host.console import require_json_target
-    from vsfix.pipeline.host.output_file import input_files, require_outputs
+    from vsfix.pipeline.host.output_file import input_files
 
     if output is None and not dry_run:
         raise click.UsageError("name the output with -o, or pass --dry-run")
-    inputs = input_files(model, data, eval_data)
-    require_json_target(json_path, force=force, inputs=inputs, outputs=[output, statistics, html])
-    require_outputs([] if dry_run else [output, statistics, html], force=force, inputs=inputs)
     with json_output("optimize", json_path, force=force) as out:
+        outputs = [output, statistics, html]
+        named, written = (outputs, []) if dry_run else ([], outputs)
+        out.require(written, inputs=input_files(model, data, eval_data), rewritten=named)
         try:
             result = vsfix.optimize(
                 model,
@@ -172,7 +173,6 @@ def command(
             raise
         if statistics is not None:
             result = result.for_torch()
-        written = [] if dry_run else [path for path in (output, statistics, html) if path is not None]
         if output is not None and not dry_run:
             result.save(output, force, statistics=statistics, html=html)
-        out.show(result, view=result.view(written=written))
+        out.show(result, view=result.view(written=[path for path in written if path is not None]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from vsfix.pipeline.cli.options import json_option
+from vsfix.pipeline.cli.options import json_option, verbose_option
 
 
 @click.command(name="package")
@@ -40,6 +40,7 @@ from vsfix.pipeline.cli.options import json_option
 )
 @click.option("--storage-uri", metavar="URI", help="Where KServe will find the repository, as s3://bucket/repository.")
 @json_option
+@verbose_option
 def command(
     sources: tuple[Path, ...],
     output: Path,
@@ -60,26 +61,25 @@ def command(
     they were built for and are refused on every other; give those of several GPUs together.
     """
     from vsfix.pipeline.cli.output import json_output
-    from vsfix.pipeline.host.console import envelope, require_json_target
     from vsfix.pipeline.serving.packaging import PackageConfig, package
     from vsfix.pipeline.tensorrt.engine_file import sidecar_path
 
-    config = PackageConfig(
-        name=name,
-        version=version,
-        largest_batch=max_batch_size,
-        delay=max_queue_delay,
-        device=device,
-        compute_capability=compute_capability,
-        storage_uri=storage_uri,
-    )
-    inputs = [file for source in sources for file in (source, sidecar_path(source))]
-    require_json_target(json_path, force=force, inputs=inputs, outputs=[kserve])
     with json_output("package", json_path, force=force) as out:
+        config = PackageConfig(
+            name=name,
+            version=version,
+            largest_batch=max_batch_size,
+            delay=max_queue_delay,
+            device=device,
+            compute_capability=compute_capability,
+            storage_uri=storage_uri,
+        )
+        inputs = [file for source in sources for file in (source, sidecar_path(source))]
+        out.require(inputs=inputs, rewritten=[kserve])
         result = package(sources, output, config, service=kserve, force=force)
         largest, warnings = result.config.batching.largest, [result.warning] if result.warning else []
         batches = f"batches up to {largest}" if largest else "no batching"
         verdict = f"backend: {result.config.backend}, {batches}"
-        out.document = envelope("package", "WARN" if warnings else "PASS", verdict, warnings) | result.to_dict()
+        out.tell("WARN" if warnings else "PASS", verdict, warnings, result.to_dict())
         out.show_view([verdict, *(f"SKIP {note}" for note in result.notes), *(f"WARN {text}" for text in warnings)])
         out.wrote(*(result.folder / file for file in result.files), result.service)

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vsfix.pipeline.cli.options import json_option, verbose_option
 from vsfix.pipeline.host.terminal_text import print_line
 
 if TYPE_CHECKING:
     from vsfix.trainers.training.training_config import TrainingConfig
 
 _SETTLED_STEPS = 50  # 0.9^50: what is left of the initial statistics is half a percent
+_UNSETTLED = (
+    f"fewer than {_SETTLED_STEPS} steps in a run: the running statistics still hold what they began with, and no shift "
+    "means anything; give more --samples or --epochs"
+)
 
 
 @click.command(name="reproduce")
@@ -43,6 +48,8 @@ _SETTLED_STEPS = 50  # 0.9^50: what is left of the initial statistics is half a 
 @click.option("--cpus", type=click.IntRange(min=1), help="Cores of one Ray task.  [default: 1]")
 @click.option("--gpus", type=click.FloatRange(min=0), help="GPUs of one Ray task.  [default: 0]")
 @click.option("--dry-run", is_flag=True, help="List the runs that are missing, and make none.")
+@json_option
+@verbose_option
 def command(
     tables: tuple[str, ...],
     output: Path,
@@ -56,6 +63,8 @@ def command(
     cpus: int | None,
     gpus: float | None,
     dry_run: bool,
+    json_path: str | None,
+    force: bool,
 ) -> None:
     """Make tables of the paper: figure1, sites, width, uout, last, remedies, or all.
 
@@ -63,7 +72,7 @@ def command(
     whichever table asks for it; one that was broken off goes on. OUTPUT/TABLE.json and TABLE.md hold the results; they
     are written anew each time.
     """
-    from vsfix.pipeline.host.console import print_table
+    from vsfix.pipeline.cli.output import json_output
     from vsfix.pipeline.reproduction.experiments import EXPERIMENTS
     from vsfix.pipeline.reproduction.local_trials import run_locally
     from vsfix.pipeline.reproduction.ray_trials import RayCluster
@@ -74,35 +83,38 @@ def command(
 
     if ray is None and (cpus, gpus) != (None, None):
         raise click.UsageError("--cpus and --gpus are of Ray tasks: they go with --ray")
-    asked = {"epochs": epochs, "samples": samples, "precision": _precision(precision, ray, gpus)}
-    changes = {name: value for name, value in asked.items() if value is not None}
-    names = list(EXPERIMENTS) if "all" in tables else list(dict.fromkeys(tables))
-    grids = make_grids(names, ReproductionConfig(scale, data, seeds, changes))
-    missing = missing_trials(grids, TrialStore(output))
-    print_line(f"{len(missing)} runs to make", err=True)
-    if any(_steps(trial.training) < _SETTLED_STEPS for trial in missing):
-        print_line(
-            f"WARN fewer than {_SETTLED_STEPS} steps in a run: the running statistics still hold what they began with, "
-            "and no shift means anything; give more --samples or --epochs",
-            err=True,
-        )
-    if dry_run:
-        for trial in missing:
-            print_line(_name(trial.training))
-        return
-    left = iter(range(len(missing) - 1, -1, -1))
+    with json_output("reproduce", json_path, force=force, again=True) as out:
+        out.require()
+        asked = {"epochs": epochs, "samples": samples, "precision": _precision(precision, ray, gpus)}
+        changes = {name: value for name, value in asked.items() if value is not None}
+        names = list(EXPERIMENTS) if "all" in tables else list(dict.fromkeys(tables))
+        grids = make_grids(names, ReproductionConfig(scale, data, seeds, changes))
+        missing = missing_trials(grids, TrialStore(output))
+        print_line(f"{len(missing)} runs to make", err=True)
+        warnings = [_UNSETTLED] if any(_steps(trial.training) < _SETTLED_STEPS for trial in missing) else []
+        for warning in warnings:
+            print_line(f"WARN {warning}", err=True)
+        if dry_run:
+            runs = [_name(trial.training) for trial in missing]
+            out.tell("SKIP", f"{len(runs)} runs to make", warnings, {"missing": runs})
+            out.show_view(runs)
+            return
+        left = iter(range(len(missing) - 1, -1, -1))
 
-    def say(trial: Trial, failure: str) -> None:
-        end = f"FAIL {failure}" if failure else "done"
-        print_line(f"{_name(trial.training)}: {end}; {next(left)} left", err=True)
+        def say(trial: Trial, failure: str) -> None:
+            end = f"FAIL {failure}" if failure else "done"
+            print_line(f"{_name(trial.training)}: {end}; {next(left)} left", err=True)
 
-    cluster = RayCluster(None if ray == "local" else ray, cpus or 1, gpus or 0)
-    found = reproduce(grids, output, run_trials=run_locally if ray is None else cluster.run, on_end=say)
-    for summary in found.summaries:
-        print_table(summary_table(summary))
-    print_line(LEGEND)
-    print_line(f"tables: {', '.join(str(output / f'{name}.md') for name in names)}")
-    found.require_complete()
+        cluster = RayCluster(None if ray == "local" else ray, cpus or 1, gpus or 0)
+        found = reproduce(grids, output, run_trials=run_locally if ray is None else cluster.run, on_end=say)
+        failed = len(found.failures)
+        verdict = f"{len(found.summaries)} tables, {len(missing) - failed} runs made, {failed} failed"
+        summaries = [summary.to_dict() for summary in found.summaries]
+        document = {"tables": summaries, "failures": found.failures}
+        out.tell("FAIL" if failed else "WARN" if warnings else "PASS", verdict, warnings, document)
+        out.show_view(summary_table(summary) for summary in found.summaries)
+        out.show_view([LEGEND, f"tables: {', '.join(str(output / f'{name}.md') for name in names)}"])
+        found.require_complete()
 
 
 def _steps(training: TrainingConfig) -> float:

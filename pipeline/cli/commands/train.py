@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from vsfix.pipeline.cli.options import seed_option
+from vsfix.pipeline.cli.options import json_path_option, seed_option, verbose_option
 from vsfix.pipeline.host.terminal_text import print_line
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from vsfix.trainers.training.checkpoint import EpochMetrics
+    from vsfix.trainers.training.training_loop import TrainingResult
 
 _IMAGE_SIZE = 224
 _DECODED = ("imagefolder:", "hf:")
@@ -105,6 +109,8 @@ _DECODED = ("imagefolder:", "hf:")
 )
 @seed_option
 @click.option("--force", is_flag=True, help="Start again, whatever the folder holds.")
+@json_path_option
+@verbose_option
 @click.option(
     "-o",
     "--output",
@@ -139,15 +145,17 @@ def command(
     save_every: float,
     seed: int,
     force: bool,
+    json_path: str | None,
     output: Path,
 ) -> None:
     """Train a network; the checkpoint is OUTPUT/checkpoint.pt.
 
     On a GPU if there is one; under torchrun, on many.
     """
-    from rich.table import Table
+    from dataclasses import asdict
 
-    from vsfix.pipeline.host.console import print_table, progress_wanted
+    from vsfix.pipeline.cli.output import json_output
+    from vsfix.pipeline.host.progress import progress_wanted
     from vsfix.trainers.networks.network import network_for
     from vsfix.trainers.training.augmentation import Augmentation
     from vsfix.trainers.training.recipes import find_recipe
@@ -158,53 +166,70 @@ def command(
         raise click.UsageError(
             f"--image-size and --workers are of imagefolder and hf; {data} has images of its own size"
         )
-    chosen = find_recipe(recipe)
-    asked = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": lr,
-        "schedule": None if schedule is None else Schedule.parse(schedule, chosen.get("schedule", Schedule()).warmup),
-        "weight_decay": weight_decay,
-        "label_smoothing": label_smoothing,
-        "augmentation": None if augment is None else Augmentation.parse(augment),
-        "average": average,
-        "accumulate": accumulate,
-        "sync_batch_norm": sync_batchnorm,
-        "compiled": compiled,
-        "seed": seed,
-        "samples": samples,
-        "precision": precision,
-    }
-    side = image_size or _IMAGE_SIZE
-    network = network_for(model, data, noise=noise, site=site, width=width, size=(side, side))
-    given = {name: value for name, value in asked.items() if value is not None}
-    config = TrainingConfig(data, network, **{**chosen, **given})
-    options = TrainingOptions(
-        force=force,
-        progress=progress_wanted(),
-        log_shift=log_shift,
-        tensorboard=tensorboard,
-        save_every=60 * save_every,
-        workers=_share_of_cores() if workers is None else workers,
-        on_epoch=None if progress_wanted() else _say_epoch,
-    )
-    result = train(config, output, options)
-    if os.environ.get("RANK", "0") != "0":
-        return  # one process of many speaks
-    table = Table(title=f"{model} on {data}, noise {network.noise}", title_justify="left")
+    speaks = os.environ.get("RANK", "0") == "0"  # one process of many
+    with json_output("train", json_path if speaks else None, force=force, again=True) as out:
+        out.require()
+        chosen = find_recipe(recipe)
+        asked = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": lr,
+            "schedule": schedule and Schedule.parse(schedule, chosen.get("schedule", Schedule()).warmup),
+            "weight_decay": weight_decay,
+            "label_smoothing": label_smoothing,
+            "augmentation": None if augment is None else Augmentation.parse(augment),
+            "average": average,
+            "accumulate": accumulate,
+            "sync_batch_norm": sync_batchnorm,
+            "compiled": compiled,
+            "seed": seed,
+            "samples": samples,
+            "precision": precision,
+        }
+        side = image_size or _IMAGE_SIZE
+        network = network_for(model, data, noise=noise, site=site, width=width, size=(side, side))
+        given = {name: value for name, value in asked.items() if value is not None}
+        config = TrainingConfig(data, network, **{**chosen, **given})
+        options = TrainingOptions(
+            force=force,
+            log_shift=log_shift,
+            tensorboard=tensorboard,
+            save_every=60 * save_every,
+            workers=_share_of_cores() if workers is None else workers,
+            on_epoch=None if progress_wanted() else _say_epoch,
+        )
+        result = train(config, output, options)
+        if not speaks:
+            return
+        best = f"top-1 {100 * result.test_accuracy:.2f} % after {config.epochs} epochs"
+        out.tell("PASS", f"{best}; checkpoint: {result.checkpoint}", details=asdict(result))
+        out.show_view(
+            [_table(f"{model} on {data}, noise {network.noise}", result.metrics), *_resumed(result, config.epochs)]
+        )
+        out.show_view([f"checkpoint: {result.checkpoint}"])
+
+
+def _table(title: str, metrics: Sequence[EpochMetrics]) -> Table:
+    """One row for each epoch."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
     for heading in ("epoch", "training loss", "test top-1", "seconds", "images/s"):
         table.add_column(heading, justify="right")
-    for row in result.metrics:
+    for row in metrics:
         cells = (f"{row.train_loss:.4f}", f"{100 * row.test_accuracy:.2f} %", f"{row.seconds:.1f}")
         table.add_row(str(row.epoch), *cells, f"{row.images_per_second:,.0f}")
-    print_table(table)
-    if result.resumed_from == config.epochs:
-        print_line("was finished already: nothing was trained and nothing logged; --force starts again")
-    elif result.resumed_from or result.resumed_step:
-        where = f"step {result.resumed_step} of epoch {result.resumed_from + 1}"
-        step = where if result.resumed_step else f"epoch {result.resumed_from}"
-        print_line(f"went on after {step}; --force starts again")
-    print_line(f"checkpoint: {result.checkpoint}")
+    return table
+
+
+def _resumed(result: TrainingResult, epochs: int) -> list[str]:
+    """The line that says what an earlier call had done already; none where it had done nothing."""
+    if result.resumed_from == epochs:
+        return ["was finished already: nothing was trained and nothing logged; --force starts again"]
+    if not result.resumed_from and not result.resumed_step:
+        return []
+    where = f"step {result.resumed_step} of epoch {result.resumed_from + 1}"
+    return [f"went on after {where if result.resumed_step else f'epoch {result.resumed_from}'}; --force starts again"]
 
 
 def _share_of_cores() -> int:

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from vsfix.pipeline.cli.options import batch_size_option, data_option, json_option, samples_option, seed_option
+from vsfix.pipeline.cli.options import (
+    batch_size_option,
+    data_option,
+    json_option,
+    samples_option,
+    seed_option,
+    verbose_option,
+)
 
 
 @click.command(name="verify")
@@ -84,6 +91,7 @@ from vsfix.pipeline.cli.options import batch_size_option, data_option, json_opti
 )
 @seed_option
 @json_option
+@verbose_option
 def command(
     model: Path,
     against: Path,
@@ -120,13 +128,11 @@ def command(
     from vsfix.pipeline.backends.model_kind import names_factory
     from vsfix.pipeline.cli.output import json_output
     from vsfix.pipeline.comparison.tolerance import GivenTolerance
-    from vsfix.pipeline.host.console import require_json_target
 
     if (weights is not None or weights_key is not None) and not names_factory(str(against)):
         raise click.UsageError("--weights and --weights-key go with --against package.module:factory")
-    inputs = [path for path in (model, against, weights, statistics, *via) if path]
-    require_json_target(json_path, force=force, inputs=inputs)
     with json_output("verify", json_path, force=force) as out:
+        out.require(inputs=[path for path in (model, against, weights, statistics, *via) if path])
         found = vsfix.verify(
             model,
             str(against) if names_factory(str(against)) else against,

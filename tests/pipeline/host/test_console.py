@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.table import Table
 
 from vsfix.graph_passes.errors import InputError, OutputExistsError
-from vsfix.pipeline.host.console import SCHEMA_VERSION, print_table, require_json_target, write_json
+from vsfix.pipeline.host.console import SCHEMA_VERSION, is_document_of, require_json_target, write_json
 
 
 class Colour(Enum):
@@ -71,27 +70,20 @@ def test_stdout_and_no_json_need_no_target():
     require_json_target(None, force=False)
 
 
-def test_names_are_printed_as_they_are(capsys):
-    table = Table(title="data[red].npz")
-    table.add_column("a")
-    table.add_row("pip install 'vsfix[cpu]' :smile:")
-    print_table(table)
-    out = capsys.readouterr().out
-    assert "data[red].npz" in out
-    assert "pip install 'vsfix[cpu]' :smile:" in out
-
-
-def test_a_table_in_a_pipe_is_not_cut_at_eighty_columns(capsys):
-    table = Table()
-    table.add_column("a")
-    table.add_row("x" * 120)
-    print_table(table)
-    assert "x" * 120 in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("name", ["e.plan", "../{}/e.plan"])
 def test_a_result_is_not_written_over_another_output(tmp_path, name):
     target = str(tmp_path / name.format(tmp_path.name))
     require_json_target(target, force=True, outputs=[tmp_path / "other.plan", None])
     with pytest.raises(InputError, match="is another output of this command"):
         require_json_target(target, force=True, outputs=[tmp_path / "e.plan"])
+
+
+def test_a_command_knows_the_documents_that_it_wrote(tmp_path):
+    path = tmp_path / "r.json"
+    assert not is_document_of("train", path)
+    write_json({"command": "train"}, str(path), force=False)
+    assert is_document_of("train", path)
+    assert not is_document_of("export", path)
+    for text in ("{", "[]", '{"command": "train"}'):
+        path.write_text(text)
+        assert not is_document_of("train", path)

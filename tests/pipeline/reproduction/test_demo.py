@@ -11,7 +11,7 @@ def test_the_demo_shows_the_damage_and_the_repair(call, tmp_path):
     from vsfix.pipeline.reproduction.demo import run_demo
 
     said: list[str] = []
-    demo = run_demo(tmp_path / "demo", force=False, progress=False, say=said.append)
+    demo = run_demo(tmp_path / "demo", force=False, say=said.append)
     trained, matched, exact, averaged = (row.accuracy for row in demo.accuracies)
     assert averaged - trained > 0.05, "the damage must be plain"
     assert matched > averaged - 0.03

@@ -11,6 +11,7 @@ import torch
 
 from vsfix.graph_passes.errors import CheckFailedError, InputError, ModelError, OutOfMemoryError, StoppedError
 from vsfix.graph_passes.noise.noise import Noise
+from vsfix.graph_passes.progress import listen
 from vsfix.trainers.data.datasets import load_dataset
 from vsfix.trainers.layers.noise_sites import NoiseSites
 from vsfix.trainers.networks.network import NetworkConfig
@@ -178,17 +179,25 @@ def test_nothing_is_printed_without_progress(tmp_path, capfd):
     assert captured.err == ""
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_the_bar_stands_on_stderr_and_on_a_terminal_only(tmp_path, capsys, monkeypatch, terminal):
-    monkeypatch.setenv("TTY_COMPATIBLE", "1" if terminal else "0")
-    train(
-        replace(CONFIG, epochs=1),
-        tmp_path,
-        TrainingOptions(progress=True, on_epoch=lambda metrics: print("epoch done")),
-    )
-    captured = capsys.readouterr()
-    assert captured.out == "epoch done\n"
-    assert ("epoch 1/1" in captured.err) == terminal
+def test_whoever_listens_is_told_each_step_and_nothing_is_printed(tmp_path, capfd):
+    told = []
+
+    class Ears:
+        def begin(self, stage):
+            told.append((stage.text, stage.steps, stage.done))
+
+        def move(self, stage):
+            told.append((stage.text.partition(",")[0], stage.done))
+
+        def end(self, stage):
+            told.append("end")
+
+    with listen(Ears()):
+        train(replace(CONFIG, epochs=1), tmp_path)
+    steps = told[told.index("end") + 1 :]  # the data is read first
+    total = steps[0][1]
+    assert steps == [("training", total, 0), *(("training: epoch 1 of 1", step + 1) for step in range(total)), "end"]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_bf16_trains_on_a_cpu_too_and_keeps_float32_weights(tmp_path, capfd):
