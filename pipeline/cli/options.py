@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from . import completion
 from .log import take_verbose
 
 _LARGEST_SEED = 2**63 - 1  # what torch takes
@@ -20,9 +21,12 @@ DATA_HELP = (
 )
 
 
+complete_data = completion.words(completion.DATA, or_files=True)
+
+
 def data_option(*, required: bool) -> Callable[[F], F]:
     """`--data D`."""
-    return click.option("--data", required=required, metavar="D", help=DATA_HELP)
+    return click.option("--data", required=required, metavar="D", help=DATA_HELP, shell_complete=complete_data)
 
 
 def samples_option(default: str = "all") -> Callable[[F], F]:
@@ -69,6 +73,7 @@ json_path_option = click.option(
     "--json",
     "json_path",
     metavar="FILE|-",
+    shell_complete=completion.files,
     help="Write the result as JSON; - prints it, and nothing else, on stdout.",
 )
 

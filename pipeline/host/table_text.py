@@ -98,6 +98,8 @@ def stacked_lines(table: Table, width: int) -> Iterator[str]:
     for row, name in enumerate(first.cells):
         yield from _wrapped(name or _ABSENT, width, "  ")
         for line in lines:
+            if len(line) == 1 and line[0].cells[row] in ("", _ABSENT):
+                continue  # a line of its own for nothing
             parts = [f"{_label(column)}{column.cells[row] or _ABSENT}".ljust(_room(column)) for column in line]
             text = (" " * _GAP).join(parts).rstrip()
             yield from _wrapped(f"  {text}", width, "    ") if len(line) == 1 else [f"  {text}"]

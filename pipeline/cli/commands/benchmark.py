@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from vsfix.pipeline.cli.completion import BACKENDS, PRECISIONS, words
 from vsfix.pipeline.cli.options import (
     batch_size_option,
+    complete_data,
     data_option,
     html_option,
     json_option,
@@ -27,6 +29,7 @@ from vsfix.pipeline.cli.options import (
     "backends",
     multiple=True,
     metavar="B",
+    shell_complete=words(BACKENDS),
     help="torch, torch-compile, onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, tensorrt, tensorrt-rtx, "
     "reference; may be given several times. A model runs on those that take its kind of file; for tensorrt and "
     "tensorrt-rtx an engine is built of an ONNX file.  [default: the usual one of each file]",
@@ -36,12 +39,14 @@ from vsfix.pipeline.cli.options import (
     "precisions",
     multiple=True,
     metavar="P",
+    shell_complete=words(PRECISIONS),
     help="fp32, tf32, fp16, bf16, int8, fp8, for ONNX files in float32, which are cast as `vsfix optimize` does it; "
     "may be given several times.  [default: that of each file]",
 )
 @click.option(
     "--calibration",
     metavar="D",
+    shell_complete=complete_data,
     help="Images for int8, fp8 and --repair, as --data takes them.  [default: the training part of --data]",
 )
 @click.option(

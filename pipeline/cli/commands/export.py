@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from vsfix.pipeline.cli.completion import files
 from vsfix.pipeline.cli.options import input_shape_option, json_option, verbose_option
 
 
@@ -30,7 +31,7 @@ def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -
 
 
 @click.command(name="export")
-@click.argument("source")
+@click.argument("source", shell_complete=files)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The ONNX file.")
 @click.option("--opset", type=int, default=18, show_default=True, help="15 to 25.")
 @click.option(

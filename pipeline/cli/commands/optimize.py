@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from vsfix.pipeline.cli.completion import METHODS, METRICS, words
 from vsfix.pipeline.cli.options import (
     batch_size_option,
+    complete_data,
     data_option,
     html_option,
     input_shape_option,
@@ -30,6 +32,7 @@ from vsfix.pipeline.cli.options import (
 @click.option(
     "--method",
     metavar="auto|match|paired|exact|analytic|none",
+    shell_complete=words(METHODS),
     default="auto",
     show_default=True,
     help="match: scale and shift of each layer, so that the deployed network computes what the one with its noise "
@@ -50,6 +53,7 @@ from vsfix.pipeline.cli.options import (
     default="auto",
     show_default=True,
     metavar="auto|all|GLOB",
+    shell_complete=words(["auto", "all"]),
     help="Which BatchNorms: those that noise reaches, all, or those whose name matches.",
 )
 @click.option("--fold/--no-fold", default=True, show_default=True, help="Fold BatchNorm into Conv and Gemm.")
@@ -62,12 +66,14 @@ from vsfix.pipeline.cli.options import (
 @click.option(
     "--eval-data",
     metavar="D",
+    shell_complete=complete_data,
     help="Data with an array 'labels', or one with the name of an output; it chooses among all methods, and what loses "
     "on it by more than chance is not written. Without labels it shows how far outputs agree before and after.",
 )
 @click.option(
     "--metric",
     metavar="M",
+    shell_complete=words(METRICS),
     help="Of --eval-data: top1, top5, mse, mae, r2, cosine, iou, bce, or module:function.  [default: top1 where the "
     "labels are whole numbers, else mse]",
 )

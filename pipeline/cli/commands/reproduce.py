@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vsfix.pipeline.cli.options import json_option, verbose_option
+from vsfix.pipeline.cli.completion import TABLES, words
+from vsfix.pipeline.cli.options import complete_data, json_option, verbose_option
 from vsfix.pipeline.host.terminal_text import print_line
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _UNSETTLED = (
 
 
 @click.command(name="reproduce")
-@click.argument("tables", nargs=-1, required=True, metavar="TABLE...")
+@click.argument("tables", nargs=-1, required=True, metavar="TABLE...", shell_complete=words(TABLES))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder of runs and tables.")
 @click.option(
     "--scale",
@@ -31,7 +32,14 @@ _UNSETTLED = (
     show_default=True,
     help="small, for a CPU; full, the paper's networks and recipes.",
 )
-@click.option("--data", default="fashion-mnist", show_default=True, metavar="D", help="As `vsfix train` takes it.")
+@click.option(
+    "--data",
+    default="fashion-mnist",
+    show_default=True,
+    metavar="D",
+    shell_complete=complete_data,
+    help="As `vsfix train` takes it.",
+)
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Runs of each row."
 )

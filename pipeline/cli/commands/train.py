@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vsfix.pipeline.cli.completion import DATA, NETWORKS, NOISES, RECIPES, words
 from vsfix.pipeline.cli.options import json_path_option, seed_option, verbose_option
 from vsfix.pipeline.host.terminal_text import print_line
 
@@ -27,6 +28,7 @@ _DECODED = ("imagefolder:", "hf:")
     "--model",
     required=True,
     metavar="M",
+    shell_complete=words(NETWORKS),
     help="For small images preresnet-DEPTH (as preresnet-20), wrn-DEPTH-WIDEN (wrn-16-4), densenet-DEPTH-GROWTH "
     "(densenet-40-12), resnext-DEPTH-CARDINALITYxWIDTHd (resnext-29-8x64d) or mlp-LAYERS; for large ones resnet-50, "
     "resnext-50-32x4d, seresnet-50, seresnext-50-32x4d, senet-154.",
@@ -35,6 +37,7 @@ _DECODED = ("imagefolder:", "hf:")
     "--data",
     required=True,
     metavar="D",
+    shell_complete=words(DATA, or_files=True),
     help="digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, imagefolder:DIR, hf:NAME, or FILE.npz with x_train, "
     "y_train, x_test, y_test.",
 )
@@ -55,6 +58,7 @@ _DECODED = ("imagefolder:", "hf:")
     multiple=True,
     default=("none",),
     metavar="[SITE=]KIND:VALUE",
+    shell_complete=words(NOISES),
     help="dropout, feature-dropout, drop-path, gaussian-dropout, alpha-dropout, uout, uout-bernoulli or uout-gaussian, "
     "as in dropout:0.5; once for each site, as --noise a=dropout:0.5 --noise last=uout:0.1.  "
     "[default: none]",
@@ -72,6 +76,7 @@ _DECODED = ("imagefolder:", "hf:")
     default="quick",
     show_default=True,
     metavar="R",
+    shell_complete=words(RECIPES),
     help="quick, or that of a paper: preresnet, wrn, densenet, resnext (small images), resnet, senet (ImageNet). The "
     "options below change a part of it.",
 )

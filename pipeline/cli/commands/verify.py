@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from vsfix.pipeline.cli.completion import BACKENDS, words
 from vsfix.pipeline.cli.options import (
     batch_size_option,
     data_option,
@@ -46,11 +47,17 @@ from vsfix.pipeline.cli.options import (
     "backends",
     multiple=True,
     metavar="B",
+    shell_complete=words(BACKENDS),
     help="Where MODEL runs: torch, torch-compile, onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, tensorrt, "
     "tensorrt-rtx, reference; may be given several times.  [default: torch for a checkpoint, onnxruntime for an ONNX "
     "file, reference for one in bf16, its own runtime for an engine]",
 )
-@click.option("--reference-backend", metavar="B", help="Where REFERENCE runs.  [default: as for --backend]")
+@click.option(
+    "--reference-backend",
+    metavar="B",
+    shell_complete=words(BACKENDS),
+    help="Where REFERENCE runs.  [default: as for --backend]",
+)
 @data_option(required=False)
 @click.option("--split", type=click.Choice(["train", "test"]), default="test", show_default=True)
 @samples_option()
