@@ -40,7 +40,6 @@ from .stored_tensors import check_stored_tensors
 _LONGEST_REASON = 300  # characters of the checker's message
 
 
-@stage("reading the model")
 def read_model(path: Path) -> onnx.ModelProto:
     """Reads an ONNX file with its weights and checks it in full; local functions are inlined.
 
@@ -50,6 +49,12 @@ def read_model(path: Path) -> onnx.ModelProto:
         ModelError: the file is missing, is no ONNX file, does not pass the full checker, or a tensor in it holds other
             values than it claims, or takes them from outside of the file's folder.
     """
+    with stage(f"reading {path.name}"):
+        return _read_model(path)
+
+
+def _read_model(path: Path) -> onnx.ModelProto:
+    """The model; see `read_model`."""
     try:
         if path.is_dir():
             raise ModelError(f"{path}: is a folder; name an ONNX file, as `vsfix export` makes one of a training run")

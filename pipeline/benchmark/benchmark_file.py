@@ -12,6 +12,7 @@ from typing import Any
 
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.io.named_file import why_unreadable
+from vsfix.graph_passes.progress import stage
 from vsfix.pipeline.host.console import SCHEMA_VERSION
 
 _LARGEST = 1 << 26  # bytes; a row takes some thousand
@@ -50,6 +51,7 @@ class BenchmarkFile:
     highest_cv: float
 
 
+@stage("reading a benchmark")
 def read_benchmark(path: Path) -> BenchmarkFile:
     """Reads a file.
 

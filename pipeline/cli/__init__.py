@@ -1,4 +1,4 @@
 """The command line: the group, its options, what it prints; one module for each command in `commands`.
 
-Modules: build_progress, main, options, output.
+Modules: main, options, output, failure, log, completion.
 """

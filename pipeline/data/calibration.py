@@ -21,6 +21,7 @@ from vsfix.graph_passes.io.model_file import read_metadata
 from vsfix.graph_passes.io.named_file import user_path
 from vsfix.graph_passes.ir.runtime import Array
 from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
+from vsfix.graph_passes.progress import stage
 from vsfix.graph_passes.statistics.batches import Batch, LazyBatch, samples_in, take_rows
 from vsfix.trainers.data.datasets import DEFAULT_SIZE, Split, load_dataset
 from vsfix.trainers.data.npz_file import read_npz
@@ -33,6 +34,7 @@ HELD = 8  # this part of the memory may hold a decoded set; a larger one is deco
 _logger = logging.getLogger(__name__)
 
 
+@stage("reading the data")
 def load_samples(
     data: Data,
     *,
@@ -100,6 +102,7 @@ def load_samples(
     return Samples(dataset.name, dict(inputs) if is_held else inputs, dataset.labels[rows], split)
 
 
+@stage("reading the data")
 def calibration_batches(
     model: onnx.ModelProto,
     data: Data,
@@ -147,6 +150,7 @@ def calibration_batches(
     return list(loaded.batches(fixed))[: whole // fixed]
 
 
+@stage("reading the labelled data")
 def labelled_samples(
     model: onnx.ModelProto,
     data: Data,

@@ -167,6 +167,7 @@ def _progress() -> Progress:
         Steps(table_column=Column(no_wrap=True)),
         Time(table_column=Column(no_wrap=True)),
         console=Console(file=sys.stderr, markup=False, emoji=False, highlight=False),
+        refresh_per_second=4,  # little, beside what is timed
         transient=True,
         redirect_stdout=False,
         expand=True,

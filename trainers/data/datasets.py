@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from vsfix.graph_passes.errors import DataError, InputError, MissingComponentError
 from vsfix.graph_passes.io.named_file import user_path
-from vsfix.graph_passes.progress import stage
 
 from .cifar import read_cifar
 from .hub_dataset import read_hub_dataset
@@ -77,7 +76,6 @@ class Dataset:
             )
 
 
-@stage("reading the data")
 def load_dataset(spec: str, split: Split, *, size: tuple[int, int] = DEFAULT_SIZE) -> Dataset:
     """Loads one part of a data set.
 

@@ -16,6 +16,7 @@ import torch
 from torch.utils import data as torch_data
 
 from vsfix.graph_passes.errors import InputError, VsfixError
+from vsfix.graph_passes.progress import stage
 from vsfix.trainers.data.datasets import Dataset, load_dataset, standardization
 from vsfix.trainers.data.images import CroppedImages, Images
 from vsfix.trainers.data.preprocessing import Preprocessing
@@ -159,6 +160,7 @@ class TrainingData:
             )
 
 
+@stage("reading the data")
 def load_training_data(config: TrainingConfig, device: torch.device, *, workers: int = 0) -> TrainingData:
     """Loads, chooses and preprocesses the images of a run; mean and deviation are those of the chosen images.
 

@@ -11,6 +11,7 @@ from vsfix.graph_passes.noise.noise import Noise
 from vsfix.pipeline.backends import opening
 from vsfix.pipeline.cli import completion
 from vsfix.pipeline.cli.main import SUMMARIES
+from vsfix.pipeline.comparison.metric import METRICS
 from vsfix.pipeline.repair import repair_config
 from vsfix.pipeline.reproduction.experiments import EXPERIMENTS
 from vsfix.trainers.layers.noise_sites import NoiseSites
@@ -87,6 +88,7 @@ def test_other_shells_get_a_script(call, shell):
 
 def test_the_words_are_those_of_the_rooms():
     assert set(completion.BACKENDS) == set(opening.BACKENDS)
+    assert tuple(METRICS) == completion.METRICS
     assert completion.METHODS == repair_config.METHODS
     assert set(completion.RECIPES) == set(RECIPES)
     assert (*EXPERIMENTS, "all") == completion.TABLES

@@ -80,7 +80,7 @@ def test_v_means_the_same_before_and_after_the_command(call, onnx_path, before, 
     result = call(*before, "inspect", onnx_path, *after)
     assert result.exit_code == 0
     assert {line.split(": ")[1] for line in result.stderr.splitlines()} == levels
-    assert ("vsfix: INFO: reading the model" in result.stderr) == bool(levels)
+    assert ("vsfix: INFO: reading network.onnx" in result.stderr) == bool(levels)
     assert call("inspect", onnx_path).stderr == ""  # what was said is over with the command
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import signal
 import textwrap
 
@@ -38,8 +39,9 @@ def test_a_terminal_reads_what_the_program_sends():
 def test_what_takes_long_is_shown_and_nothing_is_left_of_it():
     session = run("work(1.5)\nprint('result')")
     assert session.code == 0
-    for words in ("optimize", "refining", "5/10", " left"):
+    for words in ("optimize", "refining", " left"):
         assert words in session.written
+    assert re.search(r"\d/10", session.written)
     assert session.screen == ["result"]
 
 
@@ -95,7 +97,7 @@ def test_a_narrow_terminal_cuts_the_text_and_keeps_the_numbers():
     session = run(
         "with stage('x' * 100, 10) as xs:\n    for _ in range(10):\n        time.sleep(0.1); xs.step()", width=40
     )
-    assert "5/10" in session.written
+    assert re.search(r"\d/10", session.written)
     assert "x…" in session.written
     assert session.screen == [""]
 
