@@ -15,7 +15,7 @@ from vsfix.pipeline.benchmark import benchmarking, result
 from vsfix.pipeline.benchmark.latency import LatencyConfig
 from vsfix.pipeline.benchmark.repair_trials import DEFAULT_TRIALS, parse_repair_trials
 from vsfix.pipeline.data.data_forms import Data
-from vsfix.pipeline.host.console import PIPE_WIDTH, View
+from vsfix.pipeline.host.console import View
 from vsfix.pipeline.report.benchmark_table import benchmark_view
 
 from .arguments import (
@@ -86,8 +86,8 @@ class Benchmark(result.Benchmark, Result):
         """The document that `--json` writes, which `vsfix compare` reads; see `Result`."""
         return Result.to_dict(self)
 
-    def view(self, width: int = PIPE_WIDTH) -> View:
-        """The lines and tables of the terminal, in lines of so many letters."""
+    def view(self) -> View:
+        """The lines and tables of the terminal."""
         return benchmark_view(self)
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from vsfix.graph_passes.progress import stage
 from vsfix.pipeline.building.build_config import BuildConfig
 from vsfix.pipeline.building.building import BuildReport, build_plan, report_at, write_engine
-from vsfix.pipeline.host.console import PIPE_WIDTH, View
+from vsfix.pipeline.host.console import View
 from vsfix.pipeline.tensorrt.engine_file import sidecar_path
 from vsfix.pipeline.tensorrt.log import BuildProgress
 from vsfix.pipeline.tensorrt.shape_profile import ShapeOptions
@@ -83,8 +83,8 @@ class Engine(Result):
         """The fields of the JSON document beside the envelope."""
         return self.report.to_dict()
 
-    def view(self, width: int = PIPE_WIDTH) -> View:
-        """The lines and tables of the terminal, in lines of so many letters."""
+    def view(self) -> View:
+        """The lines and tables of the terminal."""
         return build_view(self.report)
 
 

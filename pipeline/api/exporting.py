@@ -17,7 +17,7 @@ from vsfix.graph_passes.ir.runtime import Array
 from vsfix.graph_passes.progress import stage
 from vsfix.pipeline.backends.model_kind import names_factory
 from vsfix.pipeline.backends.opening import checkpoint_file
-from vsfix.pipeline.host.console import PIPE_WIDTH, View
+from vsfix.pipeline.host.console import View
 from vsfix.trainers.export.example_inputs import given_inputs
 from vsfix.trainers.export.exporting import (
     DEFAULT_OPSET,
@@ -115,8 +115,8 @@ class Export(ExportResult, Result):
             "weights": self.weights,
         }
 
-    def view(self, width: int = PIPE_WIDTH) -> View:
-        """The lines and tables of the terminal, in lines of so many letters."""
+    def view(self) -> View:
+        """The lines and tables of the terminal."""
         for note in self.notes:
             yield f"WARN {note}"
         if self.weights:

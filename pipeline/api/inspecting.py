@@ -13,7 +13,7 @@ from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.pipeline.data.calibration import calibration_batches, model_input_names
 from vsfix.pipeline.data.data_forms import Data, hold_data
-from vsfix.pipeline.host.console import PIPE_WIDTH, View
+from vsfix.pipeline.host.console import View
 from vsfix.pipeline.host.environment import command_line
 from vsfix.pipeline.inspection import inspection
 from vsfix.pipeline.inspection.diagnosis import judge_inspection
@@ -67,8 +67,8 @@ class Inspection(inspection.Inspection, Result):
         """The fields of the JSON document beside the envelope."""
         return asdict(self)
 
-    def view(self, width: int = PIPE_WIDTH) -> View:
-        """The lines and tables of the terminal, in lines of so many letters."""
+    def view(self) -> View:
+        """The lines and tables of the terminal."""
         return inspection_view(self, self.status, self.verdict)
 
 

@@ -22,7 +22,7 @@ from vsfix.pipeline.comparison.accuracy import AccuracyRow, accuracy_row
 from vsfix.pipeline.comparison.metric import Function, Metric
 from vsfix.pipeline.data.calibration import calibration_batches, evaluation_samples
 from vsfix.pipeline.data.data_forms import Data, data_text
-from vsfix.pipeline.host.console import PIPE_WIDTH, View
+from vsfix.pipeline.host.console import View
 from vsfix.pipeline.host.environment import command_line, describe_machine
 from vsfix.pipeline.repair.label_judge import LabelJudge, LabelScores, batches_of_some, has_targets
 from vsfix.pipeline.repair.plan import MATCHED, SAMPLES, averaged_part, is_matched
@@ -173,11 +173,10 @@ class Optimization(Result):
             "tensorrt_parser": None if self.parser is None else asdict(self.parser),
         }
 
-    def view(self, width: int = PIPE_WIDTH, written: Sequence[Path] = ()) -> View:
+    def view(self, written: Sequence[Path] = ()) -> View:
         """The lines and tables of the terminal.
 
         Args:
-            width: letters that a line has room for.
             written: the files that the result stands in.
         """
         yield from tables.repair_view(self.report)

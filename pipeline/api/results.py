@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vsfix.pipeline.host.console import PIPE_WIDTH, View, envelope, json_text, view_text, write_json
+from vsfix.pipeline.host.console import View, envelope, json_text, view_text, write_json
 from vsfix.pipeline.host.output_file import input_files, require_outputs
 
 
@@ -45,12 +45,8 @@ class Result(ABC):
         """The status word (PASS, WARN, FAIL), the verdict in one sentence, and the warnings."""
 
     @abstractmethod
-    def view(self, width: int = PIPE_WIDTH) -> View:
-        """The lines and tables of the terminal.
-
-        Args:
-            width: letters that a line has room for.
-        """
+    def view(self) -> View:
+        """The lines and tables of the terminal."""
 
     @abstractmethod
     def _details(self) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from vsfix.graph_passes.progress import stage
 from vsfix.pipeline.backends.model_kind import names_factory
 from vsfix.pipeline.comparison.tolerance import GivenTolerance
 from vsfix.pipeline.data.data_forms import Data
-from vsfix.pipeline.host.console import PIPE_WIDTH, View
+from vsfix.pipeline.host.console import View
 from vsfix.pipeline.terminal.verification_table import verification_view
 from vsfix.pipeline.verification import verification
 from vsfix.pipeline.verification.verification_files import VerificationConfig, verify_files
@@ -80,8 +80,8 @@ class Verification(verification.Verification, Result):
         """The fields of the JSON document beside the envelope."""
         return asdict(self) | {"worst_output": self.worst_output}
 
-    def view(self, width: int = PIPE_WIDTH) -> View:
-        """The lines and tables of the terminal, in lines of so many letters."""
+    def view(self) -> View:
+        """The lines and tables of the terminal."""
         yield from verification_view(self)
         for warning in self.warnings:
             yield f"SKIP {warning}"

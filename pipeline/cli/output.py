@@ -61,10 +61,8 @@ class Output:
 
     def show(self, result: Result, *, view: View | None = None) -> None:
         """Keeps the document of a result, and prints what the terminal shows of it, or another view."""
-        from vsfix.pipeline.host.console import table_width
-
         self.document = result.to_dict()
-        self.show_view(result.view(table_width()) if view is None else view)
+        self.show_view(result.view() if view is None else view)
 
     def tell(
         self, status: str, verdict: str, warnings: Iterable[str] = (), details: Mapping[str, Any] | None = None

@@ -175,6 +175,7 @@ def labelled_samples(
     return loaded
 
 
+@stage("reading the labelled data")
 def evaluation_samples(
     model: onnx.ModelProto,
     data: Data,

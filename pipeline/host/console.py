@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 
 import click
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -28,7 +27,6 @@ from .table_text import PlainConsole, plain_lines, print_table_on
 from .terminal_text import print_line, printable
 
 SCHEMA_VERSION = 1
-PIPE_WIDTH = 200  # letters of a line where there is no terminal
 View: TypeAlias = Iterable[str | Table]  # a result as a terminal shows it: lines and tables
 
 
@@ -58,13 +56,6 @@ def view_text(view: View) -> str:
 def _plain_lines(part: str | Table) -> Iterable[str]:
     """A part of a view as a pipe gets it."""
     return plain_lines(part) if isinstance(part, Table) else [printable(part)]
-
-
-def table_width() -> int:
-    """How many letters a line of stdout has room for."""
-    if sys.stdout is None or not sys.stdout.isatty():
-        return PIPE_WIDTH
-    return Console(file=sys.stdout).width
 
 
 def require_json_target(
