@@ -56,11 +56,13 @@ class Stage:
     Attributes:
         text: what it does now.
         done: how many steps are over.
+        started: when it began, on the clock of `time.monotonic`.
     """
 
     def __init__(self, text: str, steps: int | None = None, done: int = 0, listener: Listener | None = None) -> None:
         self.text, self.steps, self.done = text, steps, done
-        self._begun, self._started = False, time.monotonic()
+        self.started = time.monotonic()
+        self._begun = False
         self._listener = listener or listening()
         _LOGGER.info("%s", text)
         if self._listener is not None:
@@ -99,7 +101,7 @@ class Stage:
 
     def close(self) -> None:
         """The stage is over."""
-        _LOGGER.debug("%s: %.2f s", self.text, time.monotonic() - self._started)
+        _LOGGER.debug("%s: %.2f s", self.text, time.monotonic() - self.started)
         if self._listener is not None:
             self._listener.end(self)
 

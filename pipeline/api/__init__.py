@@ -92,7 +92,7 @@ def _load(name: str) -> ModuleType:
     from vsfix.graph_passes.progress import stage
 
     try:
-        with stage(f"loading {name}"):
+        with stage("loading libraries"):
             return import_module(f"{__name__}.{name}")
     except ModuleNotFoundError as error:
         from vsfix.graph_passes.errors import missing_package

@@ -119,7 +119,9 @@ class ProgressBars:
         shown = sum(task is not None for task in self._stages.values())
         if self._bars is not None and shown < DEEPEST:
             text = self._description(stage)
-            self._stages[stage] = self._bars.add_task(text, total=stage.steps, completed=stage.done)
+            self._stages[stage] = self._bars.add_task(
+                text, total=stage.steps, completed=stage.done, started=stage.started
+            )
 
     def _description(self, stage: Stage) -> str:
         """The text of a stage, set in under the one that it is a part of."""
@@ -154,7 +156,7 @@ def _progress() -> Progress:
 
         def render(self, task: Task) -> Text:
             left = None if task.total is None else task.time_remaining
-            seconds = int(task.elapsed or 0) if left is None else int(left)
+            seconds = int(time.monotonic() - task.fields["started"]) if left is None else int(left)
             minutes, seconds = divmod(seconds, 60)
             hours, minutes = divmod(minutes, 60)
             clock = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
