@@ -130,12 +130,20 @@ class ProgressBars:
 
 def _progress() -> Progress:
     """The bars of rich."""
-    from rich.console import Console, RenderableType  # here: what is over soon loads nothing for it
+    from rich.console import Console, ConsoleDimensions, RenderableType  # here: what is over soon loads nothing for it
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.table import Column
     from rich.text import Text
 
     bar = BarColumn(None)
+
+    class Room(Console):
+        """Leaves room at the end of a line for the ^C that a terminal writes there, which would begin a line."""
+
+        @property  # type: ignore[misc]
+        def size(self) -> ConsoleDimensions:
+            width, height = super().size
+            return ConsoleDimensions(max(1, width - len("^C") - 1), height)
 
     class Bar(ProgressColumn):
         """The bar, where the steps are known."""
@@ -168,7 +176,7 @@ def _progress() -> Progress:
         Bar(table_column=Column(ratio=2)),
         Steps(table_column=Column(no_wrap=True)),
         Time(table_column=Column(no_wrap=True)),
-        console=Console(file=sys.stderr, markup=False, emoji=False, highlight=False),
+        console=Room(file=sys.stderr, markup=False, emoji=False, highlight=False),
         refresh_per_second=4,  # little, beside what is timed
         transient=True,
         redirect_stdout=False,

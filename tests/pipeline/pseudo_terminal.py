@@ -27,20 +27,22 @@ class Session:
         written: everything that came to the terminal.
         first: seconds from its start to the first letter there; infinite where none came.
         stdout: what came to standard output, where that was a pipe.
+        width: of the terminal.
     """
 
     code: int
     written: str
     first: float
     stdout: str
+    width: int
 
     @property
     def screen(self) -> list[str]:
         """The lines that are left on the terminal, the empty ones at the end not."""
-        return screen_of(self.written)
+        return screen_of(self.written, self.width)
 
 
-def screen_of(written: str) -> list[str]:
+def screen_of(written: str, width: int = 80) -> list[str]:
     """The lines of a terminal that never scrolls; it knows what rich and this program send."""
     lines, row, column = [""], 0, 0
     for part in _PART.finditer(written):
@@ -59,8 +61,12 @@ def screen_of(written: str) -> list[str]:
             else:
                 assert letter in "mhl", text
         else:
-            lines[row] = lines[row][:column].ljust(column) + text + lines[row][column + len(text) :]
-            column += len(text)
+            for letter in text:
+                if column == width:  # a line that is full goes on in the next one
+                    row, column = row + 1, 0
+                    lines += [""] * (row + 1 - len(lines))
+                lines[row] = lines[row][:column].ljust(column) + letter + lines[row][column + 1 :]
+                column += 1
     return "\n".join(line.rstrip() for line in lines).rstrip("\n").split("\n")
 
 
@@ -68,7 +74,7 @@ def on_terminal(
     *arguments: str,
     width: int = 80,
     pipes_stdout: bool = False,
-    act: Callable[[str, subprocess.Popen[bytes]], None] = lambda written, process: None,
+    press: Callable[[str], bytes] = lambda written: b"",
 ) -> Session:
     """Runs Python on a pseudo-terminal.
 
@@ -76,7 +82,7 @@ def on_terminal(
         arguments: of Python.
         width: of the terminal.
         pipes_stdout: standard output is a pipe, and only standard error the terminal.
-        act: called with what was written so far, again and again.
+        press: the keys that are pressed when so much was written; asked again and again.
     """
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
@@ -90,6 +96,7 @@ def on_terminal(
         stderr=slave,
         env=environment,
         start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that keys make signals
     )
     os.close(slave)
     written, first = b"", float("inf")
@@ -103,8 +110,8 @@ def on_terminal(
                 break
             first = min(first, time.monotonic() - started)
             written += found
-        act(written.decode(errors="replace"), process)
+        os.write(master, press(written.decode(errors="replace")))
         assert time.monotonic() - started < 120
     os.close(master)
     stdout = process.communicate()[0] or b""
-    return Session(process.returncode, written.decode(), first, stdout.decode())
+    return Session(process.returncode, written.decode(), first, stdout.decode(), width)

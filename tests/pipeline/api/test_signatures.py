@@ -14,7 +14,7 @@ import vsfix
 OF_THE_TERMINAL = {
     "inspect": {"html", "json_path", "force"},
     "optimize": {"output", "statistics", "html", "dry_run", "json_path", "force"},
-    "export": {"output", "force"},
+    "export": {"output", "json_path", "force"},
     "verify": {"json_path", "force"},
     "benchmark": {"html", "predictions", "json_path", "force"},
     "build": {"output", "json_path", "force"},
@@ -39,7 +39,7 @@ def options(name: str) -> dict[str, object]:
     return {
         renamed.get(option.name, option.name): None if option.multiple_is_given else option.default
         for option in map(Option, command.params)
-        if option.name not in OF_THE_TERMINAL[name]
+        if option.name not in {*OF_THE_TERMINAL[name], "verbose"}
     }
 
 
