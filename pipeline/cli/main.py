@@ -16,16 +16,18 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from click.shell_completion import CompletionItem
 
 from vsfix.pipeline.host.progress import shown_progress
 from vsfix.pipeline.host.terminal_text import print_line
 
 from .failure import BUG_EXIT_CODE, failure_of, wants_json_on_stdout
 from .log import command_log
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 SUMMARIES = {
     "demo": "Run the whole chain on embedded real images, with a report.",
@@ -84,6 +86,8 @@ class LazyGroup(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """The commands for a shell, from the table alone, and the options of the group."""
+        from click.shell_completion import CompletionItem
+
         names = [CompletionItem(name, help=text) for name, text in SUMMARIES.items() if name.startswith(incomplete)]
         return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
