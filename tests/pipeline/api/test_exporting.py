@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import vsfix
+from vsfix.graph_passes.ir.rounding import snr_db
+from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 4), nn.Linear(5, 4)
+        self.drop, self.bn = nn.Dropout(0.5), nn.BatchNorm1d(4)
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        h = self.left(left) if right is None else self.left(left) + self.right(right)
+        return self.bn(self.drop(h)), h
+
+
+@pytest.fixture(scope="module")
+def module() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Two().eval()
+
+
+LEFT, RIGHT = (np.random.default_rng(seed).normal(size=(4, 3 + 2 * seed)).astype(np.float32) for seed in range(2))
+
+
+@pytest.mark.parametrize(
+    ("example", "names"),
+    [
+        (LEFT, ["input"]),
+        ((torch.from_numpy(LEFT),), ["input"]),
+        ((LEFT, RIGHT), ["left", "right"]),
+        ([torch.from_numpy(LEFT), RIGHT], ["left", "right"]),
+        ({"right": RIGHT, "left": torch.from_numpy(LEFT)}, ["right", "left"]),
+    ],
+)
+def test_examples_come_alone_in_order_or_by_name(module, example, names):
+    result = vsfix.export(module, example)
+    assert list(result.inputs) == names
+    arrays = {"input": LEFT, "left": LEFT, "right": RIGHT}
+    found = OnnxRuntimeRunner(result.model).run({name: np.tile(arrays[name], (2, 1)) for name in names})
+    with torch.no_grad():
+        expected = module(*(torch.from_numpy(each).tile(2, 1) for each in (LEFT, RIGHT)[: len(names)]))
+    for name, tensor in zip(("output_0", "output_1"), expected, strict=True):
+        assert snr_db(tensor.numpy(), found[name]) > 120
+
+
+def test_the_document_names_inputs_outputs_and_the_worst_of_these(module):
+    result = vsfix.export(module, (LEFT, RIGHT), dynamic_shapes=({0: "rows"}, {0: "rows"}))
+    document = json.loads(result.to_json())
+    assert document["inputs"] == ["left", "right"]
+    assert [each["output"] for each in document["outputs"]] == ["output_0", "output_1"]
+    assert f"in output {min(result.outputs, key=lambda each: each.snr_db).output}" in document["verdict"]
+    assert {side.dim_param for each in result.model.graph.input for side in each.type.tensor_type.shape.dim} == {
+        "rows",
+        "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "words"),
+    [
+        ((Two(), "text"), {}, "example_inputs: give a batch of inputs"),
+        ((Two(), (LEFT, 3)), {}, "example_inputs: give a batch of inputs"),
+        ((Two(), LEFT), {"inputs": ["x:Nx3"]}, "weights, weights_key, inputs and input_shape go with a factory"),
+        ((Two(), LEFT), {"mean": [0.5], "std": [1]}, "go with one input of images"),
+        ((Two(), {"up": LEFT}), {}, "Two.forward: missing a required argument: 'left'; give an example of each"),
+        (("a:b",), {"inputs": "x:Nx3", "dynamic_shapes": {}}, "example_inputs and dynamic_shapes go with a module"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(arguments, options, words):
+    with pytest.raises(vsfix.VsfixError, match=words) as error:
+        vsfix.export(*arguments, **options)
+    assert "\n" not in str(error.value)
