@@ -180,7 +180,7 @@ def with_statistics(module: nn.Module, statistics: Mapping[str, Array]) -> nn.Mo
             or a value that no BatchNorm can hold.
     """
     if not statistics:
-        raise InputError("statistics: there are none; `vsfix optimize --statistics` writes those that it repaired")
+        raise InputError("statistics: there are none, for nothing was repaired; leave them out")
     changed = copy_module(module)
     state = changed.state_dict()
     for key, values in statistics.items():
