@@ -114,7 +114,9 @@ def is_state_dict(content: object) -> bool:
 
 
 def _foreign_archive(path: Path) -> str | None:
-    """What an archive of torch is that `torch.save` did not write, and the way to its weights."""
+    """What a file is that `torch.save` did not write, and the way to its weights."""
+    if _is_safetensors(path):
+        return f"holds safetensors, weights alone; they go with package.module:function --weights {path}"
     if not zipfile.is_zipfile(path):
         return None
     with zipfile.ZipFile(path) as archive:

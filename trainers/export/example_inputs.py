@@ -128,7 +128,10 @@ def example_inputs(module: nn.Module, texts: Sequence[str]) -> ModuleInputs:
         )
     sizes = {name: _BATCH_SIZE if name in batch else _FREE_SIZE for each in inputs for name in each.axes.values()}
     for each in inputs:
-        sizes |= each.sizes
+        for name, size in each.sizes.items():
+            if any(other.sizes.get(name, size) != size for other in inputs):
+                raise InputError(f"the axis {name} has several sizes; write one, where it stands first")
+            sizes[name] = size
     generator = torch.Generator().manual_seed(0)
     tensors = {each.name: each.example(sizes, generator) for each in inputs}
     return named_inputs(module, tensors, [each.axes for each in inputs])

@@ -175,7 +175,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ModelError(f"{path}: {reason}; give the checkpoint.pt that `vsfix train` wrote")
     content = read_torch_file(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ModelError(f"{path}: no vsfix checkpoint; `vsfix train` writes one, other weights go with --weights")
+        raise ModelError(
+            f"{path}: no vsfix checkpoint, as `vsfix train` writes; other weights go with the function that makes a "
+            f"module for them, package.module:function --weights {path}"
+        )
     if content.get("version") != VERSION:
         raise ModelError(f"{path}: checkpoint version {content.get('version')!r}, but this vsfix reads {VERSION}")
     missing = sorted(_FIELDS - set(content))

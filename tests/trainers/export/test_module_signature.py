@@ -140,6 +140,7 @@ def test_outputs_have_the_names_that_the_module_gives_them(out, names):
         (["image:Nx3x8x8", "image:NxT:int64"], "'image': is given twice"),
         (["image:Nx3x8x8", "ids:BxT:int64"], r"the batch has several names \(B, N\)"),
         (["image:Nx3x8x8", "ids"], "write NAME:SHAPE"),
+        (["image:Nx3x8xT=8", "ids:NxT=9:int64"], "the axis T has several sizes"),
         (["image:Nx3x8xmax", "ids:NxT:int64"], r"'' is no side; .*without the letter x"),
         (["image:Nx3x8x0", "ids:NxT:int64"], "'0' is no side"),
         (["image:Nx3x8x8", "ids:NxT:int8"], "no type 'int8'; there are float32"),
