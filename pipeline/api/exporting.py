@@ -27,6 +27,7 @@ from vsfix.trainers.export.exporting import (
     exportable_factory,
     exportable_program,
 )
+from vsfix.trainers.export.module_signature import bare_module
 from vsfix.trainers.export.onnx_export import ExportResult, convert_module
 from vsfix.trainers.training.checkpoint import Checkpoint, load_checkpoint
 
@@ -184,7 +185,8 @@ def export(
     of_factory = (weights, weights_key, inputs or None, input_shape)
     if isinstance(source, nn.Module):
         _refuse(_FACTORY_ONLY, *of_factory)
-        found = Exportable(source, given_inputs(source, example_inputs, dynamic_shapes))
+        module = bare_module(source)
+        found = Exportable(module, given_inputs(module, example_inputs, dynamic_shapes))
     elif isinstance(source, torch.export.ExportedProgram):
         _refuse(f"an ExportedProgram has its own free axes; {_FACTORY_ONLY}", *of_factory, dynamic_shapes)
         found = exportable_program(source, example_inputs)

@@ -125,8 +125,10 @@ def describe_module(module: nn.Module, name: str, like: ModelDescription) -> Mod
     """
     import torch
 
+    from vsfix.trainers.export.module_signature import bare_module
     from vsfix.trainers.layers.repair_mark import repaired_parts
 
+    module = bare_module(module)
     dtypes = {tensor.dtype for tensor in module.parameters()}
     halves = {torch.bfloat16: "bf16", torch.float16: "fp16"}
     return ModelDescription(

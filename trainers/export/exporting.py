@@ -17,7 +17,7 @@ from vsfix.trainers.training.checkpoint import Checkpoint
 
 from .example_inputs import example_inputs
 from .exported_program import deployed_program, program_inputs, require_deterministic
-from .module_signature import ModuleInputs, as_inputs
+from .module_signature import ModuleInputs, as_inputs, bare_module
 from .onnx_export import ExportResult, export_onnx
 
 DEFAULT_OPSET = 18
@@ -130,7 +130,7 @@ def module_of_factory(
     source: str, weights: Path | None = None, weights_key: str | None = None
 ) -> tuple[nn.Module, FoundWeights | None]:
     """The module alone; see `exportable_factory`."""
-    module = _make_module(source)
+    module = bare_module(_make_module(source))
     if weights_key is not None and weights is None:
         raise InputError("--weights-key: goes with --weights")
     return module, None if weights is None else load_weights(module, weights, weights_key)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils import _pytree as pytree
 
 from vsfix.graph_passes.errors import InputError
@@ -25,6 +26,7 @@ from vsfix.graph_passes.ir.runtime import Array
 
 INPUT, OUTPUT = "input", "logits"  # of a module that has one
 BATCH = "batch"
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _CONSTANTS = (type(None), bool, int, float, str)  # what may stand between the tensors of an output
 
 
@@ -54,11 +56,11 @@ class ModuleInputs:
         args, kwargs = self.arguments()
         return module(*args, **kwargs)
 
-    def per_axis(self, value: Callable[[str], object]) -> tuple[Any, ...]:
-        """A value for each free axis, by its name, in the nesting of the arguments, as torch.export takes it."""
+    def per_axis(self, module: nn.Module, value: Callable[[str], object]) -> dict[str, Any]:
+        """A value for each free axis, by its name, nested as the arguments, as torch.export takes it."""
         shapes = [{axis: value(name) for axis, name in axes.items()} for axes in self.axes]
         args, kwargs = pytree.tree_unflatten(shapes, self.spec)
-        return (*args, *kwargs.values())
+        return dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
 
     def feeds(self) -> dict[str, Array]:
         """The arrays by their names."""
@@ -135,6 +137,12 @@ def named_inputs(
     return ModuleInputs(names, values, tuple(axes), pytree.tree_structure((args, kwargs)))
 
 
+def bare_module(module: nn.Module) -> nn.Module:
+    """The module inside what DataParallel, DistributedDataParallel, AveragedModel and torch.compile put around it."""
+    inner = getattr(module, "_orig_mod", module.module if isinstance(module, _WRAPPERS) else None)
+    return bare_module(inner) if isinstance(inner, nn.Module) else module
+
+
 def bound_names(module: nn.Module, names: Sequence[str]) -> tuple[str, ...] | None:
     """The arguments of a forward that inputs of these names are given to; None where they are given in order.
 
@@ -156,10 +164,10 @@ def bound_names(module: nn.Module, names: Sequence[str]) -> tuple[str, ...] | No
             raise InputError(f"{takes}: the inputs {', '.join(names)} leave out {', '.join(lacking)}")
         in_order = [each.name for each in positional[: len(names)]] == list(names)
         return None if in_order else tuple(names)
-    if any(each.kind is each.VAR_KEYWORD for each in known) and not positional:
-        return tuple(names)
     if any(each.kind is each.VAR_POSITIONAL for each in known):
         return None
+    if any(each.kind is each.VAR_KEYWORD for each in known) and not positional:
+        return tuple(names)
     if len(names) > len(positional) or len(names) < len(needed):
         raise InputError(f"{takes}: {len(names)} inputs ({', '.join(names)}) do not fit")
     for name, argument in zip(names, positional, strict=False):

@@ -187,7 +187,7 @@ def trace_module(
         ModelError: torch can't trace the module.
     """
     args, kwargs = inputs.arguments()
-    shapes = _by_argument(inputs.per_axis(lambda _: torch.export.Dim.DYNAMIC), kwargs)
+    shapes = inputs.per_axis(module, lambda _: torch.export.Dim.DYNAMIC)
     # On an error torch prints the graph so far, whatever its loggers are set to.
     with tracing_noise(module, layers) as tracer, _flat_outputs(module), redirect_stderr(io.StringIO()):
         try:
@@ -199,11 +199,6 @@ def trace_module(
                 f"{type(module).__name__}: torch.export can't trace it: {_fixed_axis(error, inputs)}"
             ) from error
     return program, tracer
-
-
-def _by_argument(shapes: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Shapes as torch.export takes them: a tuple for arguments in order, a dict for those by name."""
-    return dict(zip(kwargs, shapes, strict=True)) if kwargs else shapes
 
 
 @contextmanager
@@ -247,22 +242,22 @@ def _fixed_axis(error: BaseException, inputs: ModuleInputs) -> str:
 
 @stage("converting to ONNX")
 def convert_program(
-    program: torch.export.ExportedProgram, opset: int, inputs: ModuleInputs, outputs: Sequence[str]
+    program: torch.export.ExportedProgram, module: nn.Module, inputs: ModuleInputs, outputs: Sequence[str], opset: int
 ) -> onnx.ModelProto:
     """The program in ONNX, with the opaque operators still in it.
 
     Args:
         program: what was traced.
-        opset: of the file; torch's exporter writes none below `EXPORTER_OPSET`, and the model has that one then.
+        module: of which.
         inputs: the names of the graph's inputs, and of their free axes.
         outputs: the names of the graph's outputs.
+        opset: of the file; torch's exporter writes none below `EXPORTER_OPSET`, and the model has that one then.
 
     Raises:
         InputError: the installed exporter can't write the opset.
         ModelError: torch can't convert the program.
     """
     written = max(opset, EXPORTER_OPSET)
-    _, kwargs = inputs.arguments()
     try:
         exported = torch.onnx.export(
             program,
@@ -272,7 +267,7 @@ def convert_program(
             verbose=False,
             input_names=list(inputs.names),
             output_names=list(outputs),
-            dynamic_shapes=_by_argument(inputs.per_axis(lambda name: name), kwargs),
+            dynamic_shapes=inputs.per_axis(module, lambda name: name),
         )
         model = fold_constants(cast("torch.onnx.ONNXProgram", exported).model)
         _name_outputs(model.graph, outputs)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import vsfix
 from vsfix.graph_passes.ir.rounding import snr_db
@@ -81,3 +82,27 @@ def test_what_does_not_go_together_is_one_line(arguments, options, words):
     with pytest.raises(vsfix.VsfixError, match=words) as error:
         vsfix.export(*arguments, **options)
     assert "\n" not in str(error.value)
+
+
+def test_what_training_put_around_a_module_is_taken_off(module):
+    expected = vsfix.export(module, (LEFT, RIGHT))
+    for wrapped in (
+        nn.DataParallel(module),
+        AveragedModel(module),
+        nn.DataParallel(torch.compile(module, backend="eager")),
+    ):
+        result = vsfix.export(wrapped, (LEFT, RIGHT))
+        assert (result.markers, result.batch_norms, result.inputs) == (expected.markers, ("bn",), expected.inputs)
+        assert vsfix.verify(result.model, wrapped, {"left": LEFT, "right": RIGHT}).status == "PASS"
+
+
+def test_a_forward_of_any_number_of_inputs_takes_them_in_order():
+    class Sum(nn.Module):
+        def forward(self, *terms: torch.Tensor) -> torch.Tensor:
+            return terms[0] + 2 * terms[1]
+
+    result = vsfix.export(Sum(), (LEFT, LEFT))
+    assert result.inputs == ("input_0", "input_1")
+    ones = np.ones((6, 3), np.float32)
+    assert np.array_equal(OnnxRuntimeRunner(result.model).run({"input_0": ones, "input_1": ones})["logits"], 3 * ones)
+    assert vsfix.verify(result.model, Sum()).status == "PASS"
