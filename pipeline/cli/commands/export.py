@@ -87,8 +87,7 @@ def command(
 
     SOURCE is a vsfix checkpoint, the folder of a training run, or package.module:factory with --input or --input-shape
     (and --weights): a function without arguments that returns the module. That form imports the package and runs its
-    code, and looks for it in the current folder too, as `vsfix verify --against` does; no other command runs code of
-    yours.
+    code, and looks for it in the current folder too, as `vsfix verify --against` does.
     """
     import vsfix
     from vsfix.pipeline.backends.model_kind import names_factory
