@@ -56,11 +56,11 @@ class ModuleInputs:
         args, kwargs = self.arguments()
         return module(*args, **kwargs)
 
-    def per_axis(self, module: nn.Module, value: Callable[[str], object]) -> dict[str, Any]:
-        """A value for each free axis, by its name, nested as the arguments, as torch.export takes it."""
+    def per_axis(self, value: Callable[[str], object]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A value for each free axis, by its name, in the place of each tensor among the arguments."""
         shapes = [{axis: value(name) for axis, name in axes.items()} for axes in self.axes]
         args, kwargs = pytree.tree_unflatten(shapes, self.spec)
-        return dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+        return tuple(args), dict(kwargs)
 
     def feeds(self) -> dict[str, Array]:
         """The arrays by their names."""

@@ -187,7 +187,8 @@ def trace_module(
         ModelError: torch can't trace the module.
     """
     args, kwargs = inputs.arguments()
-    shapes = inputs.per_axis(module, lambda _: torch.export.Dim.DYNAMIC)
+    free_args, free_kwargs = inputs.per_axis(lambda _: torch.export.Dim.DYNAMIC)
+    shapes = dict(inspect.signature(module.forward).bind(*free_args, **free_kwargs).arguments)
     # On an error torch prints the graph so far, whatever its loggers are set to.
     with tracing_noise(module, layers) as tracer, _flat_outputs(module), redirect_stderr(io.StringIO()):
         try:
@@ -242,13 +243,12 @@ def _fixed_axis(error: BaseException, inputs: ModuleInputs) -> str:
 
 @stage("converting to ONNX")
 def convert_program(
-    program: torch.export.ExportedProgram, module: nn.Module, inputs: ModuleInputs, outputs: Sequence[str], opset: int
+    program: torch.export.ExportedProgram, inputs: ModuleInputs, outputs: Sequence[str], opset: int
 ) -> onnx.ModelProto:
     """The program in ONNX, with the opaque operators still in it.
 
     Args:
         program: what was traced.
-        module: of which.
         inputs: the names of the graph's inputs, and of their free axes.
         outputs: the names of the graph's outputs.
         opset: of the file; torch's exporter writes none below `EXPORTER_OPSET`, and the model has that one then.
@@ -258,6 +258,7 @@ def convert_program(
         ModelError: torch can't convert the program.
     """
     written = max(opset, EXPORTER_OPSET)
+    args, kwargs = inputs.per_axis(lambda name: name)
     try:
         exported = torch.onnx.export(
             program,
@@ -267,7 +268,7 @@ def convert_program(
             verbose=False,
             input_names=list(inputs.names),
             output_names=list(outputs),
-            dynamic_shapes=inputs.per_axis(module, lambda name: name),
+            dynamic_shapes=(*args, *kwargs.values()),
         )
         model = fold_constants(cast("torch.onnx.ONNXProgram", exported).model)
         _name_outputs(model.graph, outputs)

@@ -227,7 +227,7 @@ def convert_module(
         observed = observe_training_noise(module, rows)
         program, tracer = trace_module(module, inputs, observed.layers)
         outputs = [output_name if each == OUTPUT else each for each in references[0].outputs]
-        source = convert_program(program, module, inputs, outputs, opset)
+        source = convert_program(program, inputs, outputs, opset)
         graph = import_graph(source)
         remove_clutter(graph, module.state_dict().keys())
         lost = describe_lost_noise(module, rows, tracer, graph)

@@ -55,6 +55,9 @@ def test_every_output_is_that_of_torch_in_sizes_that_were_never_tried(order):
     texts = {"image": "image:Nx3xHxW=16", "ids": "ids:NxT:int64:0..49"}
     model, result = convert_module(module, example_inputs(module, [texts[name] for name in order]))
     assert result.inputs == order
+    sides = {each.name: each.type.tensor_type.shape.dim for each in model.graph.input}
+    named = {name: [side.dim_param or side.dim_value for side in found] for name, found in sides.items()}
+    assert named == {"image": ["N", 3, "H", "W"], "ids": ["N", "T"]}
     assert [each.output for each in result.outputs] == ["scores", "maps.0", "maps.1"]
     assert [name for name, _ in result.markers] == ["drop", "noise"]
     assert result.batch_norms == ("bn",)
