@@ -7,6 +7,8 @@
     update_bn             torch.optim.swa_utils.update_bn; it calls model.train(), and so Dropout is on
     update_bn, noise off  the same, with all but the BatchNorms kept in eval mode
     fvcore, noise off     fvcore.nn.precise_bn.update_bn_stats, all but the BatchNorms in eval mode (pip install fvcore)
+    Dipoorlet's formula   what its --update_bn writes: BN after BN, a moving average over single images, the standard
+                          deviation where the variance belongs; here without the fake quantisation that it runs under
     vsfix exact           over all BatchNorms of the exported file
     vsfix paired          over those that noise reaches; stops by itself when its intervals are narrow
     vsfix match           toward the noise-averaged network, closed form; what `vsfix optimize --no-refine` does
@@ -37,7 +39,7 @@ from typing import Any
 
 import onnx
 import torch
-from repair_peers_table import AS_TRAINED, AVERAGED, FVCORE, METHODS, Measurement, draw, table
+from repair_peers_table import AS_TRAINED, AVERAGED, DIPOORLET, FVCORE, METHODS, Measurement, draw, table
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
@@ -157,12 +159,40 @@ def repair_in_torch(method: str, network: nn.Module, images: Sequence[torch.Tens
     """Re-estimates the statistics of `network` in place."""
     if method == "update_bn":
         update_bn(images, network)
+    elif method == DIPOORLET:
+        moving_averages(network, images)
     elif method == FVCORE:
         from fvcore.nn.precise_bn import update_bn_stats
 
         update_bn_stats(NoiseOff(network).train(), images, num_iters=len(images))
     else:
         update_bn(images, NoiseOff(network))
+
+
+@torch.inference_mode()
+def moving_averages(network: nn.Module, images: Sequence[torch.Tensor], momentum: float = 0.9) -> None:
+    """Writes into each 2-D BatchNorm, in order, for one image after the other, x (C, H, W) what the BatchNorm sees:
+
+        mean <- momentum mean + (1 - momentum) mean x        variance <- momentum variance + (1 - momentum) std x
+
+    The formula, not the code: `update_bn_node` of Dipoorlet, with its momentum.
+    """
+    network.eval()
+    for layer in [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]:
+        found = [layer.running_mean.double(), layer.running_var.double()]
+
+        def take(_: nn.Module, inputs: tuple[torch.Tensor], found: list[torch.Tensor] = found) -> None:
+            x = inputs[0].double()  # (N, C, H, W)
+            moments = x.mean(dim=(2, 3)), x.std(dim=(2, 3), correction=0)
+            for one in zip(*moments, strict=True):
+                found[:] = [momentum * before + (1 - momentum) * new for before, new in zip(found, one, strict=True)]
+
+        hook = layer.register_forward_pre_hook(take)
+        for batch in images:
+            network(batch)
+        hook.remove()
+        layer.running_mean.copy_(found[0])
+        layer.running_var.copy_(found[1])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,11 +16,13 @@ from matplotlib.ticker import FixedLocator, NullLocator
 AS_TRAINED = "as trained"
 AVERAGED = "noise-averaged network"
 FVCORE = "fvcore, noise off"
+DIPOORLET = "Dipoorlet's formula"
 # Each method: its colour and its marker.
 METHODS = {
     "update_bn": ("#999999", "x"),
     "update_bn, noise off": ("#e69f00", "^"),
     FVCORE: ("#cc79a7", "v"),
+    DIPOORLET: ("#d55e00", "P"),
     "vsfix exact": ("#56b4e9", "s"),
     "vsfix paired": ("#0072b2", "o"),
     "vsfix match": ("#009e73", "D"),
@@ -57,13 +59,14 @@ def table(found: Sequence[Measurement], images: Sequence[int]) -> str:
         if cell is top1_cell:
             start = f"{as_trained(found):.2f}"
             lines.append(f"| {AS_TRAINED} | " + " | ".join([start] * len(images)) + " |")
-            averaged = top1_cell(select(found, AVERAGED, 0))
-            lines.append(f"| {AVERAGED} | " + " | ".join([averaged] * len(images)) + " |")
         for method in METHODS:
             cells = [cell(select(found, method, count)) for count in images]
             if method == FVCORE and set(cells) == {"-"}:
                 cells = ["not installed: `pip install fvcore`", *cells[1:]]
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        if cell is top1_cell:
+            averaged = top1_cell(select(found, AVERAGED, 0))
+            lines.append(f"| {AVERAGED} | " + " | ".join([averaged] * len(images)) + " |")
         lines.append("")
     paired = [select(found, "vsfix paired", count)[:1] for count in images]
     stopped = ", ".join(f"{m.used} of {m.images:,}" for group in paired for m in group if m.used < m.images)

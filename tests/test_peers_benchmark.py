@@ -233,6 +233,21 @@ def test_the_profile_of_exact_adds_up_to_the_clock(script, parse, tmp_path, caps
     assert "| by the clock |" in capsys.readouterr().out
 
 
+def test_the_formula_of_dipoorlet_is_a_moving_average_of_single_images(script):
+    peers = script("repair_peers")
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(2), torch.nn.ReLU(), torch.nn.BatchNorm2d(2))
+    x = np.random.default_rng(0).normal(1, 2, (5, 2, 3, 4)).astype(np.float32)
+    peers.moving_averages(network, list(torch.from_numpy(x).split(2)))
+    for layer in (network[0], network[2]):
+        mean, variance = np.zeros(2), np.ones(2)
+        for image in x:
+            mean, variance = 0.9 * mean + 0.1 * image.mean((1, 2)), 0.9 * variance + 0.1 * image.std((1, 2))
+        np.testing.assert_allclose(layer.running_mean, mean, rtol=1e-5)
+        np.testing.assert_allclose(layer.running_var, variance, rtol=1e-5)
+        scale = np.sqrt(variance + layer.eps)[:, None, None]
+        x = np.maximum((x - mean[:, None, None]) / scale, 0)  # what the next one sees
+
+
 @pytest.mark.long
 def test_the_repairs_of_pytorch_are_measured_drawn_and_not_taken_again(script, tmp_path, capsys):
     peers = script("repair_peers")
