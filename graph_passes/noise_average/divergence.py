@@ -3,13 +3,15 @@
     kind             what the output is                              D(F, q), mean over the positions of a sample
     classes          scores of classes, before or after the softmax   KL(F || q) = sum_c F_c log(F_c / q_c)
     probabilities    chances that are independent of each other       the same for each of them and its complement
+    directions       a vector, as an embedding of length 1            (F - q)^2 / s2, all brought to length 1, F too:
+                                                                      a mean of directions is shorter than they are
     values           anything else                                    (F - q)^2 / s2, s2 the variance of the noise in it
 
 F is a mean over draws of the noise, of probabilities for the first two kinds. Two halves A and B of the draws, which
 are independent, keep its own scatter out of D, to first order:
 
-    values     D = <F_A - q, F_B - q> / s2, whose mean is |F - q|^2 / s2
-    others     the entropy of F from F_A log F_A and from F_A log F_B, whose errors are equal and of opposite sign
+    values, directions  D = <F_A - q, F_B - q> / s2, whose mean is |F - q|^2 / s2
+    others              entropy of F from F_A log F_A and from F_A log F_B, whose errors are equal, of opposite sign
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ _SUM_ROUNDING = 1e-2  # of all of them
 _TOLD = "as was said"
 _LEAST_CLASSES = 3
 _CENTRED = 0.5  # the mean over the classes varies by less than half of what it would, were they independent
+_UNIT = 1e-3  # by which the length of a direction may miss 1, in half precision
 _CONFIDENT = 2.0  # the largest probability, in units of one class of equals
 
 
@@ -43,6 +46,7 @@ class Meaning(Enum):
 
     CLASSES = "classes"
     PROBABILITIES = "probabilities"
+    DIRECTIONS = "directions"
     VALUES = "values"
 
 
@@ -52,7 +56,7 @@ class OutputKind:
 
     Attributes:
         meaning: what it is.
-        form: `logits`, `probabilities` or `log` (of probabilities); `values` where it is taken as it is.
+        form: `logits`, `probabilities` or `log` (of probabilities); `values` where it is taken as it is; `directions`.
         axis: of the classes; the last one elsewhere.
         reason: how that was recognised, in words.
         is_guessed: whether nothing but the values tells.
@@ -69,6 +73,8 @@ class OutputKind:
         values = output.astype(np.float64)
         if self.meaning is Meaning.VALUES:
             return values
+        if self.meaning is Meaning.DIRECTIONS:
+            return _of_length_1(values)
         if self.meaning is Meaning.PROBABILITIES:
             return np.asarray(0.5 * (1 + np.tanh(0.5 * values))) if self.form == "logits" else values
         values = np.moveaxis(values, self.axis, -1)
@@ -106,17 +112,17 @@ class NoisyOutputs:
     @property
     def halves(self) -> tuple[Float64Array, Float64Array]:
         """F_A and F_B, each (N, ...)."""
-        return self.draws[0::2].mean(axis=0, dtype=np.float64), self.draws[1::2].mean(axis=0, dtype=np.float64)
+        return self._mean(self.draws[0::2]), self._mean(self.draws[1::2])
 
     @property
     def mean(self) -> Float64Array:
         """F, shape (N, ...)."""
-        return np.asarray(self.draws.mean(axis=0, dtype=np.float64))
+        return self._mean(self.draws)
 
     @property
     def noise_variance(self) -> float:
         """s2: the variance over the draws, mean over everything; above 0."""
-        return max(float(self.draws.var(axis=0, dtype=np.float64, ddof=1).mean()), _TINY**2)
+        return max(float(self._spread().mean()), _TINY**2)
 
     def distance(self, found: Float64Array, *, unit: float | None = None) -> Float64Array:
         """D(F, q) of each sample, shape (N,); in the mean 0 for F itself, single values may be negative.
@@ -126,22 +132,42 @@ class NoisyOutputs:
             unit: s2, where it is not to be that of these samples.
         """
         a, b = self.halves
-        if self.kind.meaning is Meaning.VALUES:
+        if self._is_squared:
             return _per_sample((a - found) * (b - found)) / (unit or self.noise_variance)
         return self._entropy(a, b) + _cross_entropy(0.5 * (a + b), found, self.kind)
 
     def noise_distance(self, *, unit: float | None = None) -> Float64Array:
         """E_n D(F, f(.; n)) of each sample, shape (N,): what one draw of the noise does."""
+        if self._is_squared:
+            return _per_sample(self._spread()) / (unit or self.noise_variance)
         a, b = self.halves
-        if self.kind.meaning is Meaning.VALUES:
-            spread = self.draws.var(axis=0, dtype=np.float64, ddof=1)
-            return _per_sample(spread) / (unit or self.noise_variance)
         crossed = [
             _cross_entropy(other, half, self.kind)
             for other, halves in ((a, self.draws[1::2]), (b, self.draws[0::2]))
             for half in halves
         ]
         return np.asarray(self._entropy(a, b) + np.mean(crossed, axis=0))
+
+    @property
+    def _is_squared(self) -> bool:
+        """Whether D is a squared error."""
+        return self.kind.meaning in (Meaning.VALUES, Meaning.DIRECTIONS)
+
+    def _mean(self, draws: Array) -> Float64Array:
+        """The mean over draws, in the form of one of them."""
+        mean = np.asarray(draws.mean(axis=0, dtype=np.float64))
+        return _of_length_1(mean) if self.kind.meaning is Meaning.DIRECTIONS else mean
+
+    def _spread(self) -> Float64Array:
+        """The squared distance of a draw from F, mean over the draws, (N, ...); of directions over their values too."""
+        if self.kind.meaning is not Meaning.DIRECTIONS:
+            return np.asarray(self.draws.var(axis=0, dtype=np.float64, ddof=1))
+        count, total = len(self.draws), self.draws.sum(axis=0, dtype=np.float64)
+        own = (self.draws.astype(np.float64) ** 2).sum(axis=(0, -1))
+        # Of two draws <n, n'> = |E n|^2 in the mean, and |n - F|^2 = 1 - 2 |E n| + 1.
+        squared = ((total**2).sum(axis=-1) - own) / (count * (count - 1))
+        length = np.sqrt(np.maximum(squared, 0.0))
+        return np.asarray((2 - 2 * np.minimum(length, 1.0)) / total.shape[-1])
 
     def _entropy(self, a: Float64Array, b: Float64Array) -> Float64Array:
         """sum F log F of each sample, its error of first order taken out."""
@@ -158,6 +184,20 @@ def _cross_entropy(target: Float64Array, found: Array, kind: OutputKind) -> Floa
         terms = terms - (1 - target) * np.log(np.clip(1 - found.astype(np.float64), _TINY, 1.0))
         return _per_sample(terms)
     return _per_sample(terms.sum(axis=-1))
+
+
+def are_directions(output: Array) -> bool:
+    """Whether each sample is a vector of length 1 with values below 0, shape (N, C): no scores of classes."""
+    if output.ndim != 2 or output.shape[1] < 2 or not len(output) or output.dtype.kind != "f":
+        return False
+    lengths = np.linalg.norm(output.astype(np.float64), axis=1)
+    return bool(np.abs(lengths - 1).max() < _UNIT and output.min() < 0)
+
+
+def _of_length_1(vectors: Array) -> Float64Array:
+    """Vectors on the last axis, brought to length 1; one of zeros stays as it is."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.where(lengths > 0, lengths, 1.0))
 
 
 def _per_sample(values: Float64Array) -> Float64Array:
@@ -210,6 +250,10 @@ def _recognise(tensor: gs.Variable, values: Array, told: str | None) -> OutputKi
         return by_graph
     if meaning is Meaning.VALUES:
         return OutputKind(meaning, "values", -1, _TOLD)
+    if meaning is Meaning.DIRECTIONS:
+        if values.ndim != 2 or values.shape[1] < 2:
+            raise InputError(f"output '{tensor.name}' of shape {values.shape} is no vector of each sample")
+        return OutputKind(meaning, "directions", -1, _TOLD)
     if meaning is Meaning.PROBABILITIES:
         return OutputKind(meaning, "probabilities" if _in_unit_interval(values) else "logits", -1, _TOLD)
     if values.ndim < 2:
@@ -277,6 +321,8 @@ def _from_values(ends: Sequence[gs.Node], values: Array) -> OutputKind:
     The gradient of the cross-entropy sums to 0 over the classes, so that the mean of a sample's scores stays where it
     began while the scores grow apart.
     """
+    if are_directions(values):
+        return OutputKind(Meaning.DIRECTIONS, "directions", -1, "vectors of length 1")
     plain = OutputKind(Meaning.VALUES, "values", -1, "nothing says that it is anything else")
     if values.ndim not in (2, 4) or values.shape[1] < _LEAST_CLASSES or not ends or ends[0].op not in _LINEAR:
         return plain

@@ -42,6 +42,7 @@ _DRAWN_AT_ONCE = 1 << 16  # numbers; all resamples or signs of a large set would
 _FEW_SIGNS = 13  # differences, of which every pattern of signs is tried: no more than `_FLIPS`
 _SUM_ROUNDING = 1e-12  # of a sum, whose terms come in another order
 _ROUNDING_OF_RUNS = 1e-6  # of the size of an output: what runs of one network may differ by
+_TOGETHER = (Meaning.CLASSES, Meaning.DIRECTIONS)  # the values of a position mean something together alone
 _LARGEST_DRAWS = 1 << 28  # bytes of all outputs under all draws
 
 
@@ -120,13 +121,13 @@ class OutputReader:
         values = values.reshape(samples, len(values) // samples, *values.shape[1:])
         if self.chosen is None:
             return values
-        classes = values.shape[-1] if self.kind.meaning is Meaning.CLASSES else 1
+        classes = values.shape[-1] if self.kind.meaning in _TOGETHER else 1
         return values.reshape(samples, -1, classes)[:, self.chosen]
 
 
 def _positions_and_classes(kind: OutputKind, one: Float64Array) -> tuple[int, int]:
     """How many positions an output of one sample has, and the values that stay together at each."""
-    classes = one.shape[-1] if kind.meaning is Meaning.CLASSES else 1
+    classes = one.shape[-1] if kind.meaning in _TOGETHER else 1
     return one.size // classes, classes
 
 
@@ -174,7 +175,7 @@ class Reference:
     def bound(self) -> float:
         """Of R, below which a file stays as it is: the higher one where any output decides something."""
         meanings = {noisy.kind.meaning for noisy in self.outputs.values()}
-        return HEALTHY_VALUES if meanings == {Meaning.VALUES} else HEALTHY
+        return HEALTHY_VALUES if meanings <= {Meaning.VALUES, Meaning.DIRECTIONS} else HEALTHY
 
     def changed(self, found: Mapping[str, Array]) -> float | None:
         """The share of decisions that differ from those of F; None where no output decides anything."""

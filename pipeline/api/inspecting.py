@@ -92,7 +92,8 @@ def inspect(
         noise: noise that the file does not show, each as `NODE=KIND:VALUE`, as `bn2=dropout:0.5`.
         samples: how many to take; None for 500, or as many as there are.
         batch_size: samples per run.
-        output_kinds: what outputs mean, by name: `classes`, `probabilities` or `values`; the others are recognised.
+        output_kinds: what outputs mean, by name: `classes`, `probabilities`, `directions` or `values`; the others are
+            recognised.
         seed: of everything that is drawn at random.
 
     Returns:

@@ -247,7 +247,8 @@ def optimize(
         metric_output: the output that is judged; None for the one that has a target of its own name, else the first.
         max_loss: the largest loss on `eval_data` that is accepted, in the unit of the metric, percentage points of top1
             and top5; None refuses what is lower by more than chance.
-        output_kinds: what outputs mean, by name: `classes`, `probabilities` or `values`; the others are recognised.
+        output_kinds: what outputs mean, by name: `classes`, `probabilities`, `directions` or `values`; the others are
+            recognised.
         fold: fold BatchNorm into the layers around it.
         precision: `fp32`, `tf32`, `fp16`, `bf16`, `int8` or `fp8`; None leaves it as it is.
         input_shape: one input without the batch axis, where the file does not say it and there is no data.

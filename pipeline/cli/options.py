@@ -64,8 +64,9 @@ output_kind_option = click.option(
     "--output-kind",
     "output_kinds",
     multiple=True,
-    metavar="NAME=classes|probabilities|values",
-    help="What an output means, where that is not recognised. May be given again.",
+    metavar="NAME=classes|probabilities|directions|values",
+    help="What an output means, where that is not recognised; directions: vectors that are compared by their cosine, "
+    "as embeddings. May be given again.",
 )
 
 

@@ -61,7 +61,7 @@ class Agreement:
 
 def measure_of(kind: OutputKind) -> str:
     """The measure for an output."""
-    return POWER if kind.meaning is Meaning.VALUES else DECISIONS
+    return DECISIONS if kind.meaning in (Meaning.CLASSES, Meaning.PROBABILITIES) else POWER
 
 
 def agreement(kind: OutputKind, right: Float64Array, found: Float64Array) -> float:

@@ -3,6 +3,7 @@
     output y                       target t                                    D(t, y)
     scores of classes              mean of the softmax under the noise         KL(t || q) = sum_c t_c log(t_c / q_c)
     independent probabilities      mean of the probabilities under the noise   the same for each and its complement
+    directions                     mean under the noise, of length 1           the same of y / |y|
     values                         mean under the noise                        (y - t)^2 / s2, s2 their noise variance
 
 The divergence is 0 where the output is its target.
@@ -26,6 +27,7 @@ from vsfix.graph_passes.noise_average.severity import Reference
 _FEW = 4096  # numbers of an output, for one sample
 _TINY = 1e-12  # of a probability
 _ROUNDING = 1e-3  # of a probability, in half precision
+_SQUARED = (Meaning.VALUES.value, Meaning.DIRECTIONS.value)
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,12 @@ class Target:
     Attributes:
         kind: what the output is: `logits` (scores of classes before the softmax), `softmax` (probabilities that sum to
             1), `log-softmax` (their logarithms), `probabilities` (independent of each other, as of a sigmoid),
-            `sigmoid-logits` (before the sigmoid), or `values`.
-        axis: of the classes; of no meaning for the last three kinds.
+            `sigmoid-logits` (before the sigmoid), `directions` (N, C), or `values`.
+        axis: of the classes; of no meaning for the last four kinds.
         mean: over the passes with the noise on, in the shape of the output, (N, ...), or (N rows, ...) where a sample
-            has several rows, which are adjacent; of probabilities for every kind but `values`. Where positions are
+            has several rows, which are adjacent; of probabilities for the first five kinds. Where positions are
             chosen, (N, P), and (N, P, classes) of scores of classes.
-        variance: of `values`: s2, the mean noise variance of the output.
+        variance: of `values` and `directions`: s2, the mean noise variance of the output.
         chosen: the P positions of a sample that count, numbered through its rows and all axes but that of the classes;
             None for all.
 
@@ -62,7 +64,7 @@ class Target:
         is_there = 0 < self.axis < rank or -rank < self.axis < 0 or (self.chosen is not None and self.axis != 0)
         if rank < 1 or (self.kind in _OF_CLASSES and not is_there):
             raise InputError(f"the classes of a target can't be on axis {self.axis} of shape {self.mean.shape}")
-        if self.kind != "values" and (np.any(self.mean < -_ROUNDING) or np.any(self.mean > 1 + _ROUNDING)):
+        if self.kind not in _SQUARED and (np.any(self.mean < -_ROUNDING) or np.any(self.mean > 1 + _ROUNDING)):
             raise InputError(f"the mean of a target of kind '{self.kind}' must be of probabilities")
         if not (self.variance > 0 and math.isfinite(self.variance)):
             raise InputError(f"the noise variance of a target must be above 0, not {self.variance}")
@@ -88,8 +90,8 @@ def _output_target(reference: Reference, name: str, shape: Sequence[int]) -> Tar
     elif meaning is Meaning.PROBABILITIES:
         kind = "sigmoid-logits" if noisy.kind.form == "logits" else "probabilities"
     else:
-        kind = "values"
-    variance = noisy.noise_variance if meaning is Meaning.VALUES else 1.0
+        kind = meaning.value
+    variance = noisy.noise_variance if kind in _SQUARED else 1.0
     if chosen is not None:
         return Target(kind, axis, mean if meaning is Meaning.CLASSES else mean[..., 0], variance, chosen)
     if meaning is not Meaning.CLASSES:
@@ -121,7 +123,7 @@ def divergence(output: torch.Tensor, target: Target, mean: torch.Tensor) -> torc
     elif output.dtype in (torch.float16, torch.bfloat16):
         output = output.float()
     each = _DIVERGENCES[target.kind](output, mean.to(output.dtype), axis)
-    return each.mean(dtype=torch.float64) / (target.variance if target.kind == "values" else 1.0)
+    return each.mean(dtype=torch.float64) / (target.variance if target.kind in _SQUARED else 1.0)
 
 
 def _at_chosen(output: torch.Tensor, target: Target, samples: int) -> torch.Tensor:
@@ -169,6 +171,10 @@ def _of_values(output: torch.Tensor, mean: torch.Tensor, axis: int) -> torch.Ten
     return (output - mean).square()
 
 
+def _of_directions(output: torch.Tensor, mean: torch.Tensor, axis: int) -> torch.Tensor:
+    return (functional.normalize(output, dim=-1) - mean).square()
+
+
 def _log(q: torch.Tensor) -> torch.Tensor:
     return q.clamp(min=_TINY).log()
 
@@ -183,5 +189,6 @@ _DIVERGENCES: Mapping[str, _Divergence] = {
     **_OF_CLASSES,
     "probabilities": _of_probabilities(lambda y: (_log(y), _log(1 - y))),
     "sigmoid-logits": _of_probabilities(lambda y: (functional.logsigmoid(y), functional.logsigmoid(-y))),
+    "directions": _of_directions,
     "values": _of_values,
 }

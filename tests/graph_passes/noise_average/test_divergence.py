@@ -12,6 +12,7 @@ from vsfix.graph_passes.noise_average.divergence import Meaning, NoisyOutputs, O
 RNG = np.random.default_rng(8)
 VALUES = OutputKind(Meaning.VALUES, "values", -1, "")
 CLASSES = OutputKind(Meaning.CLASSES, "probabilities", -1, "")
+DIRECTIONS = OutputKind(Meaning.DIRECTIONS, "directions", -1, "")
 SINGLE = OutputKind(Meaning.PROBABILITIES, "probabilities", -1, "")
 
 
@@ -69,6 +70,40 @@ def test_a_shifted_output_is_as_far_as_the_shift():
     shifted = noisy.distance(truth + 0.7, unit=1.0).mean()
     assert shifted == pytest.approx(0.7**2, abs=0.02)
     assert noisy.distance(truth + 0.9, unit=1.0).mean() != pytest.approx(0.7**2, abs=0.02)
+
+
+def noisy_directions(draws: int, samples: int, scatter: float) -> tuple[np.ndarray, np.ndarray]:
+    """Draws of length 1 scattered about directions, and these."""
+    truth = RNG.normal(size=(samples, 12))
+    truth /= np.linalg.norm(truth, axis=-1, keepdims=True)
+    found = truth + scatter * RNG.normal(size=(draws, samples, 12))
+    return found / np.linalg.norm(found, axis=-1, keepdims=True), truth
+
+
+def test_a_mean_of_directions_that_is_shorter_than_they_are_is_no_distance():
+    draws, truth = noisy_directions(16, 3000, 0.25)
+    noisy = NoisyOutputs(DIRECTIONS, draws)
+    apart, noise = noisy.distance(truth), noisy.noise_distance()
+    assert noise.mean() == pytest.approx(1, rel=1e-9)
+    assert abs(apart.mean()) < 4 * apart.std() / np.sqrt(3000)
+    as_values = NoisyOutputs(VALUES, draws)
+    assert as_values.distance(truth).mean() / as_values.noise_distance().mean() > 0.1  # R of a healthy embedding
+    expected = np.mean((draws - truth) ** 2)
+    assert noisy.noise_variance == pytest.approx(expected, rel=0.02)
+    turned = np.roll(truth, 1, axis=-1)
+    assert noisy.distance(turned).mean() == pytest.approx(np.mean((turned - truth) ** 2) / expected, rel=0.06)
+
+
+def test_vectors_of_length_1_are_directions_and_others_where_a_person_says_so():
+    graph = gs.Graph(outputs=[gs.Variable("y", dtype=np.float32)])
+    unit = noisy_directions(2, 50, 0.1)[1].astype(np.float32)
+    assert recognise_outputs(graph, {"y": unit})["y"].meaning is Meaning.DIRECTIONS
+    assert recognise_outputs(graph, {"y": 2 * unit})["y"].meaning is Meaning.VALUES
+    assert recognise_outputs(graph, {"y": np.abs(unit)})["y"].meaning is Meaning.VALUES
+    told = recognise_outputs(graph, {"y": 2 * unit}, {"y": "directions"})["y"]
+    np.testing.assert_allclose(told.probabilities(2 * unit), unit, rtol=1e-5)
+    with pytest.raises(InputError, match="no vector of each sample"):
+        recognise_outputs(graph, {"y": unit[:, :, None]}, {"y": "directions"})
 
 
 def test_the_divergence_without_noise_is_that_of_numpy():
@@ -201,7 +236,7 @@ def test_what_does_not_exist_is_refused(parse):
     values = {"y": np.zeros((4, 4), np.float32)}
     with pytest.raises(InputError, match="'z'"):
         recognise_outputs(graph, values, {"z": "values"})
-    with pytest.raises(InputError, match="none of classes, probabilities, values"):
+    with pytest.raises(InputError, match="none of classes, probabilities, directions, values"):
         recognise_outputs(graph, values, {"y": "scores"})
     with pytest.raises(DataError, match="not finite"):
         recognise_outputs(graph, {"y": np.full((4, 4), np.nan, np.float32)})

@@ -131,3 +131,15 @@ def test_positions_that_are_not_there_are_refused() -> None:
 def test_a_target_out_of_range_is_refused(kind: str, axis: int, variance: float, words: str) -> None:
     with pytest.raises(InputError, match=words):
         Target(kind, axis, np.zeros((3, 2)), variance)
+
+
+def test_a_direction_is_at_its_target_whatever_its_length():
+    rng = np.random.default_rng(5)
+    mean = rng.normal(size=(6, 4))
+    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+    target = Target("directions", -1, mean, variance=0.5)
+    output = torch.from_numpy(3 * mean)
+    assert float(divergence(output, target, torch.from_numpy(mean))) == pytest.approx(0, abs=1e-15)
+    turned = np.roll(mean, 1, axis=1)
+    found = float(divergence(torch.from_numpy(2 * turned), target, torch.from_numpy(mean)))
+    assert found == pytest.approx(np.mean((turned - mean) ** 2) / 0.5)
