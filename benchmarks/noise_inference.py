@@ -91,7 +91,7 @@ def _repair(model: onnx.ModelProto, answer: NoiseInference, data: str) -> bool:
     top1 = []
     for candidate in (stripped, oracle, matched):
         with OnnxRuntimeRunner(candidate) as runner:
-            top1.append(100 * accuracy_of("", runner, labelled, batch_size=BATCH_SIZE).accuracy)
+            top1.append(accuracy_of("", runner, labelled, batch_size=BATCH_SIZE).score.value)
     near = top1[1] - top1[2] <= NEAR_ORACLE
     print(
         f"    top-1 as trained {top1[0]:.2f}, oracle {top1[1]:.2f}, matched with {REPAIR_IMAGES} images {top1[2]:.2f}: "

@@ -143,7 +143,7 @@ class Bench:
     def top1_of_file(self, model: onnx.ModelProto) -> float:
         """In per cent."""
         with OnnxRuntimeRunner(model) as runner:
-            return 100 * accuracy_of("", runner, self.labelled, batch_size=BATCH_SIZE).accuracy
+            return accuracy_of("", runner, self.labelled, batch_size=BATCH_SIZE).score.value
 
     def _measure_vsfix(self, method: str, batches: Sequence[Batch], images: int, seed: int) -> Measurement:
         """A repair of the file."""

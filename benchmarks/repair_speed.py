@@ -175,7 +175,7 @@ def task_top1(options: argparse.Namespace) -> Facts:
     labelled = labelled_samples(read_model(options.model), checkpoint.training.data, split="test", seed=0)
     if options.repaired.suffix == ".onnx":
         with OnnxRuntimeRunner(options.repaired) as runner:
-            return {"top1": 100 * accuracy_of("", runner, labelled, batch_size=BATCH_SIZE).accuracy}
+            return {"top1": accuracy_of("", runner, labelled, batch_size=BATCH_SIZE).score.value}
     import torch
 
     network = checkpoint.build()

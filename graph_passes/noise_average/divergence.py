@@ -93,6 +93,10 @@ class OutputKind:
         return probabilities > 0.5 if self.meaning is Meaning.PROBABILITIES else None
 
 
+_PLAIN = OutputKind(Meaning.VALUES, "values", -1, "nothing says that it is anything else")
+_DIRECTIONS = OutputKind(Meaning.DIRECTIONS, "directions", -1, "vectors of length 1")
+
+
 @dataclass(frozen=True)
 class NoisyOutputs:
     """One output under every draw of the noise.
@@ -315,30 +319,45 @@ def _from_graph(last: gs.Node | None, values: Array) -> OutputKind | None:
     return None
 
 
+def recognise_values(values: Array) -> OutputKind:
+    """How an output is read of which nothing but some values is known, as of an engine.
+
+    Args:
+        values: shape (N, ...), finite.
+    """
+    axis = _axis_of_classes(values, 1 if values.ndim != 3 else -1) if values.ndim >= 2 else None
+    if axis is not None and values.shape[axis] >= _LEAST_CLASSES - 1:
+        reason = f"each sample's values sum to 1 over {values.shape[axis]}"
+        return OutputKind(Meaning.CLASSES, "probabilities", axis, reason, is_guessed=True)
+    if are_directions(values):
+        return _DIRECTIONS
+    return _scores_of_classes(values) or _PLAIN
+
+
 def _from_values(ends: Sequence[gs.Node], values: Array) -> OutputKind:
-    """Scores of classes leave a linear layer; training leaves their mean alone and spreads them about it.
+    """Scores of classes leave a linear layer; vectors of length 1 are directions; all else is taken as it is."""
+    if are_directions(values):
+        return _DIRECTIONS
+    if not ends or ends[0].op not in _LINEAR:
+        return _PLAIN
+    return _scores_of_classes(values, "a linear layer ends it, and ") or _PLAIN
+
+
+def _scores_of_classes(values: Array, how: str = "") -> OutputKind | None:
+    """Training leaves the mean of the scores of classes alone and spreads them about it; None where these are none.
 
     The gradient of the cross-entropy sums to 0 over the classes, so that the mean of a sample's scores stays where it
     began while the scores grow apart.
     """
-    if are_directions(values):
-        return OutputKind(Meaning.DIRECTIONS, "directions", -1, "vectors of length 1")
-    plain = OutputKind(Meaning.VALUES, "values", -1, "nothing says that it is anything else")
-    if values.ndim not in (2, 4) or values.shape[1] < _LEAST_CLASSES or not ends or ends[0].op not in _LINEAR:
-        return plain
+    if values.ndim not in (2, 4) or values.shape[1] < _LEAST_CLASSES:
+        return None
     scores = np.moveaxis(values.astype(np.float64), 1, -1).reshape(-1, values.shape[1])
     classes = scores.shape[1]
     scale = float(scores.var(axis=0).mean()) / classes
     share = float(scores.mean(axis=1).var()) / scale if scale > 0 else np.inf
     spread = np.exp(scores - scores.max(axis=1, keepdims=True))
     confidence = float(np.mean(1 / spread.sum(axis=1))) * classes
-    if share < _CENTRED and confidence > _CONFIDENT:
-        return OutputKind(
-            Meaning.CLASSES,
-            "logits",
-            1,
-            f"scores of {classes} classes: a linear layer ends it, and their mean varies by {share:.2f} of what "
-            "independent values would",
-            is_guessed=True,
-        )
-    return plain
+    if share >= _CENTRED or confidence <= _CONFIDENT:
+        return None
+    reason = f"scores of {classes} classes: {how}their mean varies by {share:.2f} of what independent values would"
+    return OutputKind(Meaning.CLASSES, "logits", 1, reason, is_guessed=True)

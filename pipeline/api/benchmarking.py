@@ -1,4 +1,4 @@
-"""`vsfix.benchmark` and its result: models, backends and precisions side by side on one labelled set."""
+"""`vsfix.benchmark` and its result: models, backends and precisions side by side on one set."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from vsfix.graph_passes.progress import stage
 from vsfix.pipeline.benchmark import benchmarking, result
 from vsfix.pipeline.benchmark.latency import LatencyConfig
 from vsfix.pipeline.benchmark.repair_trials import DEFAULT_TRIALS, parse_repair_trials
+from vsfix.pipeline.comparison.metric import Function
 from vsfix.pipeline.data.data_forms import Data
 from vsfix.pipeline.host.console import View
 from vsfix.pipeline.report.benchmark_table import benchmark_view
@@ -66,7 +67,7 @@ class Benchmark(result.Benchmark, Result):
         write_benchmark_page(self, Path(path), force=force)
 
     def save_predictions(self, path: str | Path, force: bool = False) -> None:
-        """Writes the top-1 class of each sample under the label of each row, and `labels`, into an `.npz` file.
+        """Writes `predictions` into an `.npz` file: under the label of each row, and `labels`.
 
         Raises:
             OutputExistsError, InputError: see `to_html`.
@@ -106,12 +107,15 @@ def benchmark(
     seconds: float = 3.0,
     batch_size: int = 256,
     seed: int = 0,
+    metric: str | Function | None = None,
+    metric_output: str | None = None,
 ) -> Benchmark:
-    """Compares models on labelled data: accuracy, agreement, latency; each on every backend in every precision.
+    """Compares models on the same data: accuracy, agreement, latency; each on every backend in every precision.
 
     Args:
         models: paths of vsfix checkpoints, ONNX files and engines, or `onnx.ModelProto`s; the first is the reference.
-        data: labelled data, as `--data` takes it or in any form that `vsfix.pipeline.data.data_forms` lists.
+        data: labelled data, as `--data` takes it or in any form that `vsfix.pipeline.data.data_forms` lists; without
+            labels agreement and latency alone are measured.
         backends: none for the usual one of each model.
         precisions: for ONNX files in float32, which are cast; none for that of each file.
         split: `train` or `test`, of a named data set.
@@ -124,12 +128,18 @@ def benchmark(
         seconds: how long each row and batch size is timed; 0 for no latencies.
         batch_size: samples per run where outputs are compared.
         seed: of every choice.
+        metric: `top1`, `top5`, `mse`, `mae`, `r2`, `cosine`, `iou`, `bce`, `module:function`, or a function of all
+            outputs and all targets, each by name, that returns one number for each sample, the higher the better. None
+            for top-1 where the labels are whole numbers, else the mean squared error.
+        metric_output: the name of the output that is judged, as the first model has it; None for the one that has a
+            target of its own name, else the first.
 
     Returns:
         What was measured; a row that can't run here is SKIP, with the reason, and nothing is raised for it.
 
     Raises:
         InputError: models, data or an option that can't be used.
+        DataError: labels that do not fit the output, or that the metric says nothing of.
         VsfixError: no row of the first model runs here.
     """
     samples, batch_size, seed = run_numbers(samples, batch_size, seed)
@@ -151,6 +161,8 @@ def benchmark(
         latency=LatencyConfig(seconds=seconds, max_seconds=max(_LEAST_SECONDS, seconds)),
         latency_batches=whole_numbers("batches", batches),
         seed=seed,
+        metric=metric,
+        metric_output=metric_output,
     )
     with ExitStack() as stack:
         paths = [

@@ -13,11 +13,14 @@ from typing import Any
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.io.named_file import why_unreadable
 from vsfix.graph_passes.progress import stage
+from vsfix.pipeline.comparison.metric import METRICS
 from vsfix.pipeline.host.console import SCHEMA_VERSION
 
 _LARGEST = 1 << 26  # bytes; a row takes some thousand
 Key = tuple[str, str, str]
 HARDWARE = ("machine", "CPU", "GPU")
+OWN_METRIC = "metric"
+_BEFORE_METRICS = {"key": "top1", "output": ""}
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,15 @@ class BenchmarkFile:
         data: the labelled set and its part, in words.
         samples: how many.
         digest: of the samples and their labels.
+        metric: the key of the metric, and the output that it judges, None where it has all; None without labels. A
+            file from before there were metrics has top-1 of an output that it does not name, an empty text.
         hardware: what it ran on, by the labels of `HARDWARE` as far as the file has them.
         rows: the values of each row by the name of its model file, backend and precision; by the path as it was named
             where two files of the run have one name. A value is a number in the unit of its metric, an SNR infinite
             where the row is exact and minus infinity where it is not finite, or None where the row has none.
         statuses: of the rows.
         intervals: of the numbers of a row that have one, by the same labels: of ratios.
-        right: how many samples each row got right; no entry where it did not run.
+        right: how many samples each row got right; no entry where it did not run, or has a metric that counts none.
         highest_cv: of the latencies: standard deviation over mean; 0 without any.
     """
 
@@ -43,6 +48,7 @@ class BenchmarkFile:
     data: str
     samples: int
     digest: str
+    metric: tuple[str, str | None] | None
     hardware: Mapping[str, str]
     rows: Mapping[Key, Mapping[str, float | None]]
     statuses: Mapping[Key, str]
@@ -74,16 +80,19 @@ def read_benchmark(path: Path) -> BenchmarkFile:
         rows = dict(zip(_keys(document["rows"]), document["rows"], strict=True))
         if len(rows) < len(document["rows"]):
             raise InputError(f"{path}: two of its rows have the same model, backend and precision")
+        metric = _metric(document)
+        name = "" if metric is None else label_of(metric[0])
         return BenchmarkFile(
             path=path,
             data=_text(document["data"]),
             samples=int(_number(document["samples"])),
             digest=_text(document["digest"]),
+            metric=metric,
             hardware=_hardware(document["environment"]),
-            rows={key: _values(row) for key, row in rows.items()},
+            rows={key: _values(row, name) for key, row in rows.items()},
             statuses={key: _text(row["status"]) for key, row in rows.items()},
             intervals={key: dict(_intervals(row)) for key, row in rows.items()},
-            right={key: int(_number(row["top1"]["count"])) for key, row in rows.items() if row["top1"] is not None},
+            right={key: count for key, row in rows.items() if (count := _count(row)) is not None},
             highest_cv=max((_number(time["cv"]) for row in rows.values() for time in row["latencies"]), default=0.0),
         )
     except KeyError as error:
@@ -102,13 +111,29 @@ def _keys(rows: Sequence[Mapping[str, Any]]) -> list[Key]:
     ]
 
 
-def _values(row: Mapping[str, Any]) -> dict[str, float | None]:
-    """The numbers of a row: shares in percent, SNR in dB, times in milliseconds."""
+def _metric(document: Mapping[str, Any]) -> tuple[str, str | None] | None:
+    """The metric and its output; see `BenchmarkFile`."""
+    found = document.get("metric", _BEFORE_METRICS)
+    if found is None:
+        return None
+    return _text(found["key"]), None if found["output"] is None else _text(found["output"])
+
+
+def label_of(key: str) -> str:
+    """What a metric is called among the numbers of a row: a function of the user's own is `metric`."""
+    return key if key in METRICS else OWN_METRIC
+
+
+def _values(row: Mapping[str, Any], name: str) -> dict[str, float | None]:
+    """The numbers of a row: the metric of this name, shares in percent, SNR in dB, times in milliseconds."""
     own = row["against_own"]
-    values: dict[str, float | None] = {"top1": _percent(row["top1"] and row["top1"]["value"])}
+    values: dict[str, float | None] = {}
+    if name:
+        values[name] = _percent(row["top1"] and row["top1"]["value"]) if "top1" in row else _score(row["score"])
     if own is not None:
-        values["retention"] = _percent(own["decisions"]["task"]["retention"])
-        values["agreement"] = _percent(own["decisions"]["agreement"])
+        task = own["decisions"].get("task") if own["decisions"] is not None else None
+        values["retention"] = _percent(own["retention"] if task is None else task["retention"])
+        values["agreement"] = None if own["decisions"] is None else _percent(own["decisions"]["agreement"])
         values["snr"] = min(map(_snr_db, own["outputs"].values()))
     for latency in row["latencies"]:
         batch = _batch(latency)
@@ -120,6 +145,21 @@ def _values(row: Mapping[str, Any]) -> dict[str, float | None]:
             values[f"ratio {batch}"] = _amount(latency["ratio"])
     values["size"] = _amount(row["size"]) or None
     return values
+
+
+def _score(score: Mapping[str, Any] | None) -> float | None:
+    """The metric of a row; where it is not finite the worst there is, which JSON can't hold."""
+    if score is None:
+        return None
+    if score["value"] is None:
+        return math.inf if score["is_loss"] else -math.inf
+    return _number(score["value"])
+
+
+def _count(row: Mapping[str, Any]) -> int | None:
+    """How many samples a row got right; None where its metric counts none."""
+    found = row["top1"] if "top1" in row else row["score"]
+    return None if found is None or found["count"] is None else int(_number(found["count"]))
 
 
 def _intervals(row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[float, float]]]:

@@ -1,4 +1,4 @@
-"""The runs of `vsfix benchmark`: every model on every backend in every precision on one labelled set, then their times.
+"""The runs of `vsfix benchmark`: every model on every backend in every precision on one set, then their times.
 
 The first row that runs is the reference. A row is compared with it, which says what a repair is worth, and with the
 first row of its own model, which says what a backend or a precision costs.
@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vsfix.graph_passes.errors import DataError, InputError, VsfixError
+from vsfix.graph_passes.errors import InputError, VsfixError
 from vsfix.graph_passes.io.model_file import read_model
 from vsfix.graph_passes.ir.runtime import Array
+from vsfix.graph_passes.noise_average.divergence import Meaning
 from vsfix.graph_passes.progress import stage
 from vsfix.graph_passes.statistics.batches import Batch
-from vsfix.pipeline.comparison.decisions import compare_decisions
+from vsfix.pipeline.comparison.judgement import Judge
+from vsfix.pipeline.comparison.metric import Function, Named, require_known
 from vsfix.pipeline.data.calibration import calibration_batches, load_samples
 from vsfix.pipeline.data.data_forms import Data, data_text, hold_data
 from vsfix.pipeline.data.samples import Samples
@@ -29,13 +31,13 @@ from vsfix.pipeline.verification.shared_inputs import require_same_inputs, share
 
 from .deployment import Deployments
 from .latency import ROUNDS, LatencyConfig
-from .measurement import Measured, measure_row, require_comparable
+from .measurement import Measured, judge_of, judged, measure_row, require_comparable
 from .repair_trials import DEFAULT_TRIALS, RepairTrial, choose_model, try_repairs
-from .result import Benchmark, RepairTrials
+from .result import Benchmark, JudgedBy, RepairTrials
 from .row import failed_row, make_row
 from .row_latency import time_batches
 from .variant import Variant, plan_variants
-from .verdict import judge
+from .verdict import verdict_of
 
 CALIBRATION_SAMPLES = 500
 
@@ -45,7 +47,7 @@ class BenchmarkConfig:
     """The configuration of a benchmark.
 
     Attributes:
-        data: a labelled set; see `load_samples`.
+        data: a set, labelled or not; see `load_samples`.
         split: part of a named data set.
         samples: how many of it to take; None for all.
         backends: none for the usual one of each model.
@@ -56,9 +58,11 @@ class BenchmarkConfig:
         latency: how long to time.
         latency_batches: the batch sizes that are timed.
         seed: of every choice.
+        metric: of the labels; None for top-1 of whole numbers, else for the mean squared error. See `choose_metric`.
+        metric_output: the output that it judges; None leaves the choice open.
 
     Raises:
-        InputError: a batch size below one, or the same one twice.
+        InputError: a batch size below one, or the same one twice; an unknown metric.
     """
 
     data: Data
@@ -72,27 +76,30 @@ class BenchmarkConfig:
     latency: LatencyConfig = field(default_factory=LatencyConfig)
     latency_batches: Sequence[int] = (1, 64)
     seed: int = 0
+    metric: str | Function | None = None
+    metric_output: str | None = None
 
     def __post_init__(self) -> None:
+        require_known(self.metric)
         if min(self.latency_batches, default=1) < 1 or len(set(self.latency_batches)) < len(self.latency_batches):
             raise InputError("--batch: name each batch size once, from 1 on")
 
     @property
     def calibration_data(self) -> Data | None:
-        """Where calibration images come from; None where nothing but the labelled set is there."""
+        """Where calibration images come from; None where nothing but the set is there."""
         if self.calibration is not None:
             return self.calibration
         return self.data if self.has_parts else None
 
     @property
     def has_parts(self) -> bool:
-        """Whether the labelled set is a named one, with a training part and a test part."""
+        """Whether the set is a named one, with a training part and a test part."""
         text = data_text(self.data)
         return text is not None and not text.endswith(".npz")
 
     @property
     def data_name(self) -> str:
-        """The labelled set in words."""
+        """The set in words."""
         return data_text(self.data) or "the data given"
 
 
@@ -111,10 +118,11 @@ def benchmark(paths: Sequence[Path], config: BenchmarkConfig, names: Sequence[st
     models = _describe(paths, names)
     given, config = config, _held(models, config)
     variants = plan_variants(models, config.backends, config.precisions)
-    source = choose_model(models) if config.repairs and config.calibration_data is not None else None
     _require_calibration(variants, config)
     batch_size = shared_batch_size(config.batch_size, models)
     samples = whole_batches(_load(models, config), batch_size, models)
+    can_repair = config.repairs and config.calibration_data is not None and samples.all_targets
+    source = choose_model(models) if can_repair else None
     sizes = config.latency_batches if config.latency.seconds else ()
     steps = len(variants) + ROUNDS * len(sizes) + (len(config.repairs) if source else 0)
     span = sorted({1, batch_size, *sizes})
@@ -122,29 +130,41 @@ def benchmark(paths: Sequence[Path], config: BenchmarkConfig, names: Sequence[st
         stage("measuring", steps) as stages,
         Deployments(next(iter(samples.inputs)), (1, span[len(span) // 2], span[-1]), _calibration(config)) as files,
     ):
-        measured, errors = _measure(files, variants, samples, batch_size, stages.next)
-        repairs = None if source is None else _try_repairs(source, samples, batch_size, config, stages.next)
+        measured, errors, judge = _measure(files, variants, models, samples, batch_size, config, stages.next)
+        is_tried = source is not None and judge.metric is not None
+        repairs = (
+            None
+            if source is None or not is_tried
+            else _try_repairs(source, samples, judge, batch_size, config, stages.next)
+        )
         times = time_batches(files, [found.variant for found in measured], samples, sizes, config.latency, stages.next)
         rows = tuple(
             failed_row(variant, errors[variant])
             if variant in errors
-            else make_row(variant, measured, samples, times.latencies[variant])
+            else make_row(variant, measured, samples, judge, times.latencies[variant])
             for variant in variants
         )
-    status, verdict = judge(rows, repairs)
+    status, verdict = verdict_of(rows, repairs)
     return Benchmark(
         status=status,
         verdict=verdict,
         data=samples.name,
         split=samples.split,
         samples=len(samples),
-        digest=_digest(samples),
+        digest=_digest(samples, judge.judged_targets),
+        metric=_judged_by(judge),
+        output=judge.output,
         reference=measured[0].variant.label,
         rows=rows,
         repairs=repairs,
-        notes=(*_replaced(variants[0], measured[0].variant), *_notes(models, given, repairs), *times.notes),
+        notes=(
+            *_replaced(variants[0], measured[0].variant),
+            *_guessed(judge),
+            *_notes(models, given, repairs, is_labelled=judge.metric is not None),
+            *times.notes,
+        ),
         environment=describe_environment() | describe_gpu() | times.conditions | _memory(),
-        predictions={found.variant.label: found.classes() for found in measured} | {"labels": _labels(samples)},
+        predictions={found.variant.label: _prediction(found, judge) for found in measured} | dict(judge.judged_targets),
     )
 
 
@@ -174,8 +194,8 @@ def _describe(paths: Sequence[Path], names: Sequence[str]) -> list[ModelDescript
 
 
 def _load(models: Sequence[ModelDescription], config: BenchmarkConfig) -> Samples:
-    """The labelled set, preprocessed as the first model that says how wants it."""
-    samples = load_samples(
+    """The set, preprocessed as the first model that says how wants it."""
+    return load_samples(
         config.data,
         split=config.split,
         preprocessing=next((model.preprocessing for model in models if model.preprocessing is not None), None),
@@ -183,15 +203,27 @@ def _load(models: Sequence[ModelDescription], config: BenchmarkConfig) -> Sample
         samples=config.samples,
         seed=config.seed,
     )
-    if samples.labels is None:
-        raise DataError(f"{samples.name}: has no array 'labels'; a benchmark needs one whole number per sample")
-    return samples
 
 
-def _labels(samples: Samples) -> Array:
-    """The labels, which `_load` has seen."""
-    assert samples.labels is not None
-    return samples.labels
+def _prediction(row: Measured, judge: Judge) -> Array:
+    """The classes of a row, by a metric without classes the score of each sample; without both the judged output."""
+    values = row.scores if judge.metric is not None and not judge.metric.decides else judge.decisions(row.outputs)
+    return judge.named(row.outputs)[judge.output] if values is None else values
+
+
+def _judged_by(judge: Judge) -> JudgedBy | None:
+    """The metric as plain data."""
+    metric = judge.metric
+    if metric is None:
+        return None
+    return JudgedBy(metric.key, metric.name, metric.output, "%" if metric.is_share else "", not metric.is_loss)
+
+
+def _guessed(judge: Judge) -> tuple[str, ...]:
+    """That the decisions of unlabelled data rest on a guess."""
+    if judge.metric is not None or judge.kind is None or judge.kind.meaning is not Meaning.CLASSES:
+        return ()
+    return (f"output '{judge.output}' is read as {judge.kind.reason}",) if judge.kind.is_guessed else ()
 
 
 def _memory() -> dict[str, str]:
@@ -199,10 +231,10 @@ def _memory() -> dict[str, str]:
     return {"peak memory": peak} if (peak := peak_memory()) else {}
 
 
-def _digest(samples: Samples) -> str:
+def _digest(samples: Samples, targets: Named) -> str:
     """SHA-256 of the samples and their labels."""
     found = hashlib.sha256()
-    for name, array in [*sorted(samples.inputs.items()), ("labels", _labels(samples))]:
+    for name, array in [*sorted(samples.inputs.items()), *sorted(targets.items())]:
         found.update(f"{name} {array.dtype} {array.shape}".encode())
         found.update(np.ascontiguousarray(array).data)
     return found.hexdigest()
@@ -241,37 +273,38 @@ def _calibration(config: BenchmarkConfig) -> Callable[[ModelDescription], Sequen
 
 
 def _measure(
-    files: Deployments, variants: Sequence[Variant], samples: Samples, batch_size: int, advance: Callable[[str], None]
-) -> tuple[list[Measured], dict[Variant, VsfixError]]:
-    """The measurement of each row; the errors of those that can't run here.
+    files: Deployments,
+    variants: Sequence[Variant],
+    models: Sequence[ModelDescription],
+    samples: Samples,
+    batch_size: int,
+    config: BenchmarkConfig,
+    advance: Callable[[str], None],
+) -> tuple[list[Measured], dict[Variant, VsfixError], Judge]:
+    """The measurement of each row; the errors of those that can't run here; the judge, by the outputs of the first.
 
     The reference is the first row of the first model that runs; data that does not fit it ends the benchmark.
     """
     measured: list[Measured] = []
     errors: dict[Variant, VsfixError] = {}
+    judge: Judge | None = None
     for variant in variants:
         advance(variant.label)
         try:
             found = measure_row(files, variant, samples, batch_size)
-            if measured:
-                require_comparable(found, measured[0])
+            if judge is None:
+                chosen = judge_of(found, models, samples, config.metric, config.metric_output)
             else:
-                _require_reference(found, samples)
+                require_comparable(found, measured[0])
+                chosen = judge
+            measured.append(judged(found, chosen))
+            judge = chosen
         except VsfixError as error:
             if not measured and (isinstance(error, InputError) or _is_last_of_first(variant, variants)):
                 raise
             errors[variant] = error
-        else:
-            measured.append(found)
-    return measured, errors
-
-
-def _require_reference(found: Measured, samples: Samples) -> None:
-    """The labels fit the reference, and it decides; or the run ends here and not when all is timed."""
-    try:
-        compare_decisions(found.logits, found.logits, _labels(samples))
-    except DataError as error:
-        raise DataError(f"{found.variant.label}: {error}") from error
+    assert judge is not None
+    return measured, errors, judge
 
 
 def _is_last_of_first(variant: Variant, variants: Sequence[Variant]) -> bool:
@@ -287,6 +320,7 @@ def _replaced(first: Variant, reference: Variant) -> tuple[str, ...]:
 def _try_repairs(
     source: ModelDescription,
     samples: Samples,
+    judge: Judge,
     batch_size: int,
     config: BenchmarkConfig,
     advance: Callable[[str], None],
@@ -298,6 +332,7 @@ def _try_repairs(
         config.repairs,
         config.calibration_data,
         samples,
+        judge,
         batch_size=batch_size,
         seed=config.seed,
         advance=lambda: advance(f"repairs of {source.path.name}"),
@@ -305,7 +340,7 @@ def _try_repairs(
 
 
 def _notes(
-    models: Sequence[ModelDescription], config: BenchmarkConfig, repairs: RepairTrials | None
+    models: Sequence[ModelDescription], config: BenchmarkConfig, repairs: RepairTrials | None, *, is_labelled: bool
 ) -> tuple[str, ...]:
     """The caveats of the numbers; the configuration is the one that was given."""
     notes = []
@@ -322,7 +357,9 @@ def _notes(
         notes.append("the images of repairs and quantisation are among those that judge them; give --calibration D")
     if len({model.preprocessing for model in models if model.preprocessing is not None}) > 1:
         notes.append("the models state different preprocessing; all were fed the images of the first that states one")
-    if config.repairs and config.calibration_data is None:
+    if config.repairs and not is_labelled:
+        notes.append("no repair was tried: without labels nothing judges it")
+    elif config.repairs and config.calibration_data is None:
         notes.append(f"no repair was tried: {config.data_name} has no training part; give --calibration D")
     elif config.repairs and repairs is None:
         notes.append("no repair was tried: no ONNX file still has the BatchNorms as it was trained with them")

@@ -11,9 +11,10 @@ from typing import Literal
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.progress import stage
 from vsfix.pipeline.comparison.proportion import SIGNIFICANT, mcnemar_p_value
+from vsfix.pipeline.comparison.score_difference import FOLDED
 from vsfix.pipeline.comparison.tolerance import MAX_CV
 
-from .benchmark_file import BenchmarkFile, Key, read_benchmark
+from .benchmark_file import OWN_METRIC, BenchmarkFile, Key, label_of, read_benchmark
 
 Direction = Literal["better", "worse", "same"]
 _TIMES = ("p50", "p99")
@@ -30,7 +31,7 @@ class Change:
         before: in the first run.
         after: in the second.
         change: in the unit; of times and sizes in percent.
-        unit: percentage points, dB or %.
+        unit: percentage points, dB or %; empty for a plain number.
         direction: better, worse, or the same within the noise of the metric.
     """
 
@@ -41,6 +42,11 @@ class Change:
     change: float
     unit: str
     direction: Direction
+
+    @property
+    def moved(self) -> str:
+        """The change with its unit."""
+        return f"{self.change:+.3g} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -73,13 +79,14 @@ def compare_files(before: Path, after: Path, rules: Sequence[FailRule]) -> RunCo
             rule that nothing in the two runs can be held against.
 
     Raises:
-        InputError: see `read_benchmark`.
+        InputError: see `read_benchmark`; two files that judge by different metrics, or different outputs.
     """
     return compare_runs(read_benchmark(before), read_benchmark(after), rules)
 
 
 def compare_runs(before: BenchmarkFile, after: BenchmarkFile, rules: Sequence[FailRule]) -> RunComparison:
     """Compares two runs; see `compare_files`."""
+    _require_one_metric(before, after)
     changes: list[Change] = []
     gone: list[tuple[Key, str]] = []
     added: list[tuple[Key, str]] = []
@@ -101,6 +108,24 @@ def compare_runs(before: BenchmarkFile, after: BenchmarkFile, rules: Sequence[Fa
         warnings=_warnings(before, after) + _doubts(before, after, changes),
         failures=tuple(failure for rule in rules for failure in _failures(rule, changes, gone)),
     )
+
+
+def _require_one_metric(before: BenchmarkFile, after: BenchmarkFile) -> None:
+    """Refuses two runs whose numbers mean different things; an output without a name may be any."""
+    one, two = before.metric, after.metric
+    if one is not None and two is not None and one[0] == two[0] and ("" in (one[1], two[1]) or one[1] == two[1]):
+        return
+    if one is not two:
+        judged = " and ".join(f"{run.path} holds {_judged(run)}" for run in (before, after))
+        raise InputError(f"{judged}; run both with the same labels, --metric and --metric-output")
+
+
+def _judged(run: BenchmarkFile) -> str:
+    """The metric of a run and what it judges, in words."""
+    if run.metric is None:
+        return "no metric, since its data had no labels,"
+    key, output = run.metric
+    return key + (f" of output '{output}'" if output else "")
 
 
 def _change(key: Key, label: str, values: tuple[float, float], runs: tuple[BenchmarkFile, BenchmarkFile]) -> Change:
@@ -145,10 +170,10 @@ def _doubts(before: BenchmarkFile, after: BenchmarkFile, changes: Sequence[Chang
     if before.digest == after.digest:
         moved = [abs(after.right[key] - before.right[key]) for key in before.right if key in after.right]
         few = [count for count in moved if count and mcnemar_p_value(count, 0) >= SIGNIFICANT]
-        if few:
+        if few and before.metric is not None:
             warnings.append(
-                f"top1 of {len(few)} rows moved by no more than {max(few)} of {after.samples} samples: whichever they "
-                "are, that is no more than chance"
+                f"{label_of(before.metric[0])} of {len(few)} rows moved by no more than {max(few)} of {after.samples} "
+                "samples: whichever they are, that is no more than chance"
             )
     return tuple(warnings)
 
@@ -173,8 +198,7 @@ def _loss(change: Change, rule: FailRule) -> str:
     """A loss past its limit in words."""
     before, after = (metric_of(change.metric).written(value) for value in (change.before, change.after))
     return (
-        f"{_name(change.row, change.metric)} {before} -> {after} ({change.change:+.3g} {change.unit}), allowed is a "
-        f"loss of {rule.limit:g}"
+        f"{_name(change.row, change.metric)} {before} -> {after} ({change.moved}), allowed is a loss of {rule.limit:g}"
     )
 
 
@@ -189,7 +213,7 @@ class Metric:
 
     Attributes:
         name: the first word of its label.
-        unit: of the change: percentage points, dB, or %.
+        unit: of the change: percentage points, dB, %, or empty for a plain number.
         higher_is_better: which way is better.
         noise: a change up to this is none; times vary from run to run.
     """
@@ -200,7 +224,7 @@ class Metric:
     noise: float = 0.0
 
     def change(self, before: float, after: float) -> float:
-        """By how much a value changed, in the unit: relative for times and sizes, else the difference."""
+        """By how much a value changed, in the unit: relative for errors, times and sizes, else the difference."""
         if after == before:  # two exact rows: infinity less infinity is no number
             return 0.0
         if self.unit != "%":
@@ -211,7 +235,7 @@ class Metric:
         """A value as a person reads it."""
         if math.isfinite(value):
             return f"{value:.4g}"
-        return "exact" if value > 0 else "not finite"
+        return ("exact" if value > 0 else "not finite") if self.higher_is_better else "not finite"
 
     def loss(self, change: float) -> float:
         """By how much a change is for the worse; negative where it is for the better."""
@@ -222,6 +246,14 @@ METRICS = {
     metric.name: metric
     for metric in (
         Metric("top1", "percentage points", higher_is_better=True),
+        Metric("top5", "percentage points", higher_is_better=True),
+        Metric("mse", "%", higher_is_better=False, noise=100 * FOLDED),
+        Metric("mae", "%", higher_is_better=False, noise=100 * FOLDED),
+        Metric("bce", "%", higher_is_better=False, noise=100 * FOLDED),
+        Metric("r2", "", higher_is_better=True, noise=FOLDED),
+        Metric("cosine", "", higher_is_better=True, noise=FOLDED),
+        Metric("iou", "", higher_is_better=True, noise=FOLDED),
+        Metric(OWN_METRIC, "", higher_is_better=True, noise=FOLDED),
         Metric("retention", "percentage points", higher_is_better=True),
         Metric("agreement", "percentage points", higher_is_better=True),
         Metric("snr", "dB", higher_is_better=True, noise=0.5),
@@ -261,6 +293,6 @@ def parse_fail_rule(text: str) -> FailRule:
     except ValueError:
         value = math.nan
     if name not in METRICS or not 0 <= value < math.inf:
-        units = ", ".join(f"{metric.name} ({metric.unit})" for metric in METRICS.values())
+        units = ", ".join(f"{metric.name} ({metric.unit or 'absolute'})" for metric in METRICS.values())
         raise InputError(f"--fail-on {text}: write METRIC=LIMIT, as top1=0.5, with a metric of {units}")
     return FailRule(name, value)

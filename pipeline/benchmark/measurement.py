@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
-import numpy as np
-
-from vsfix.graph_passes.errors import InputError
-from vsfix.graph_passes.ir.runtime import Array
-from vsfix.pipeline.comparison.decisions import compare_decisions
+from vsfix.graph_passes.errors import DataError, InputError
+from vsfix.graph_passes.io.model_file import import_graph, read_model
+from vsfix.graph_passes.ir.runtime import Array, Float64Array
+from vsfix.graph_passes.noise_average.divergence import OutputKind, recognise_outputs, recognise_values
+from vsfix.pipeline.comparison.decisions import Decisions, compare_decisions
 from vsfix.pipeline.comparison.error_budget import (
     BudgetStep,
     StageOutputs,
     error_budget,
-    holds_logits,
     noise_floor,
     pair_outputs,
 )
+from vsfix.pipeline.comparison.judgement import Judge, choose_judge
+from vsfix.pipeline.comparison.metric import Function, is_embedding
+from vsfix.pipeline.comparison.score_difference import compare_scores, score_of
 from vsfix.pipeline.comparison.tensor_comparison import as_float64, compare_tensors, finite_rows
 from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.repair.repair_config import QUANTIZED
-from vsfix.pipeline.verification.model_description import ANOTHER_MODEL, name_step
+from vsfix.pipeline.verification.model_description import ANOTHER_MODEL, ModelDescription, name_step
 from vsfix.pipeline.verification.verification import pooled_outputs
 
 from .deployment import Deployed, Deployments
 from .result import Comparison
 from .variant import Variant
-
-_ONE_LOGIT = ", for two classes too: export one logit z as the two logits (0, z)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +40,10 @@ class Measured:
         variant: the row.
         deployed: the file that ran.
         runner: what ran it.
-        outputs: each over all samples, shape (N, ...); the first holds logits, (N, classes).
+        outputs: each over all samples, shape (N, ...).
         floor: the row against itself, run twice.
+        scores: of each sample, shape (N,); None without labels.
+        decided: the scores of each decision, shape (N, ..., classes); None where nothing is decided.
     """
 
     variant: Variant
@@ -49,54 +51,95 @@ class Measured:
     runner: str
     outputs: Mapping[str, Array]
     floor: BudgetStep
+    scores: Float64Array | None = None
+    decided: Float64Array | None = None
 
     @property
-    def logits(self) -> Array:
-        """The first output, shape (N, classes)."""
-        return next(iter(self.outputs.values()))
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether its logits hold neither NaN nor infinity."""
-        return bool(finite_rows(as_float64(self.logits, "the output")).all())
-
-    def classes(self) -> Array:
-        """The top-1 class of each sample, shape (N,); -1 where the logits are not finite."""
-        logits = as_float64(self.logits, "the output")
-        return np.where(finite_rows(logits), np.nan_to_num(logits).argmax(axis=1), -1)
+    def not_finite(self) -> str | None:
+        """The first output that holds NaN or infinity; None where all are finite."""
+        bad = (name for name, array in self.outputs.items() if not finite_rows(as_float64(array, name)).all())
+        return next(bad, None)
 
 
 def measure_row(deployments: Deployments, variant: Variant, samples: Samples, batch_size: int) -> Measured:
-    """Runs a row over all samples.
+    """Runs a row over all samples; nothing is judged yet.
 
     Raises:
-        InputError: the first output holds no logits.
         VsfixError: the row can't be made, opened or run here.
     """
     deployed = deployments.make(variant)
     with deployments.open(variant) as runner:
         outputs = pooled_outputs(runner, samples, batch_size)
-        first = next(iter(outputs.values()))
-        if not holds_logits(first):
-            raise InputError(
-                f"{variant.model.path}: its first output has the shape {first.shape} and type {first.dtype}; a "
-                "benchmark needs logits (N, classes)" + (_ONE_LOGIT if first.size == len(samples) else "") + "; `vsfix "
-                "verify` compares any tensors"
-            )
         stage = StageOutputs("", variant.label, outputs)
         floor = noise_floor(runner, stage, next(samples.batches(batch_size)))
         return Measured(variant, deployed, runner.name, outputs, floor)
+
+
+def judge_of(
+    reference: Measured,
+    models: Sequence[ModelDescription],
+    samples: Samples,
+    wanted: str | Function | None,
+    output: str | None,
+) -> Judge:
+    """The judge of all rows, by the outputs of the reference.
+
+    Args:
+        reference: the first row that ran.
+        models: the first ONNX file among them says how the outputs are read.
+        samples: with labels, or without.
+        wanted: the metric; see `choose_metric`.
+        output: the name of the output that is judged; None leaves the choice open.
+
+    Raises:
+        DataError: the reference is not finite, or the labels do not fit it.
+        InputError: see `choose_judge`.
+    """
+    if (bad := reference.not_finite) is not None:
+        row = int((~finite_rows(as_float64(reference.outputs[bad], bad))).argmax())
+        raise DataError(f"{reference.variant.label}: the reference is not finite in sample {row}, output '{bad}'")
+    targets = samples.all_targets
+    if wanted is None and "labels" not in targets and not set(targets) & set(reference.outputs):
+        targets = {}  # what else a file may hold
+    return choose_judge(wanted, reference.outputs, targets, output=output, kinds=_kinds(reference, models))
+
+
+def judged(row: Measured, judge: Judge) -> Measured:
+    """A row with its scores and its decisions.
+
+    Raises:
+        DataError, InputError: labels that do not fit; see `Metric.scores`.
+    """
+    try:
+        return replace(row, scores=judge.scores(row.outputs), decided=judge.decision_scores(row.outputs))
+    except DataError as error:
+        raise DataError(f"{row.variant.label}: {error}") from error
+
+
+def _kinds(reference: Measured, models: Sequence[ModelDescription]) -> dict[str, OutputKind]:
+    """How each output is read: by the first ONNX file with as many of them, else by the values."""
+    names, outputs = tuple(reference.outputs), reference.outputs
+    for model in models:
+        if model.kind != "onnx":
+            continue
+        graph = import_graph(read_model(model.path))
+        theirs = [tensor.name for tensor in graph.outputs]
+        if len(theirs) != len(names):
+            continue
+        pairs = dict(zip(theirs, theirs if set(theirs) == set(names) else names, strict=True))
+        found = recognise_outputs(graph, {name: outputs[own] for name, own in pairs.items()})
+        return {pairs[name]: kind for name, kind in found.items() if not is_embedding(outputs[pairs[name]])}
+    real = {name: array for name, array in outputs.items() if array.dtype.kind == "f"}
+    return {name: recognise_values(array) for name, array in real.items() if not is_embedding(array)}
 
 
 def require_comparable(row: Measured, reference: Measured) -> None:
     """Refuses a row that the reference can't be compared with.
 
     Raises:
-        InputError: other classes, or another output of another shape.
+        InputError: an output of another shape.
         DataError: another number of outputs.
     """
-    if row.logits.shape != reference.logits.shape:
-        raise InputError(f"{row.variant.model.path}: has other classes than {reference.variant.model.path}")
     for name, (expected, found) in pair_outputs(reference.outputs, row.outputs, str(row.variant.model.path)).items():
         if expected.shape != found.shape:
             raise InputError(
@@ -105,34 +148,66 @@ def require_comparable(row: Measured, reference: Measured) -> None:
             )
 
 
-def compare_rows(row: Measured, baseline: Measured, labels: Array) -> Comparison | None:
+def compare_rows(row: Measured, baseline: Measured, judge: Judge) -> Comparison | None:
     """A row against another; None where the other is not finite, so that nothing can be compared with it.
 
     Raises:
         DataError: outputs of other shapes.
     """
-    if not baseline.is_finite:
+    if baseline.not_finite is not None:
         return None
     pairs = pair_outputs(baseline.outputs, row.outputs, row.variant.label)
+    difference = None
+    if judge.metric is not None and row.scores is not None and baseline.scores is not None:
+        difference = compare_scores(judge.metric, baseline.scores, row.scores)
+    outputs = {name: compare_tensors(*pair) for name, pair in pairs.items()}
+    name, decisions = judge.name_in(row.outputs), _compare_decided(baseline, row)
+    has_direction = decisions is None and row.outputs[name][0].size > 1 and outputs[name].finite
     return Comparison(
         baseline=baseline.variant.label,
-        outputs={name: compare_tensors(*pair) for name, pair in pairs.items()},
-        decisions=compare_decisions(baseline.logits, row.logits, labels),
+        outputs=outputs,
+        output=name,
+        decisions=decisions,
+        cosine=outputs[name].cosine_mean if has_direction else None,
+        difference=difference,
+        retention=None if difference is None else difference.retention,
     )
 
 
-def budget_of(row: Measured, rows: Sequence[Measured], labels: Array) -> tuple[BudgetStep, ...]:
+def _compare_decided(baseline: Measured, row: Measured) -> Decisions | None:
+    """The decisions of two rows, position by position; None where they decide nothing."""
+    if baseline.decided is None or row.decided is None or baseline.not_finite is not None:
+        return None
+    expected, found = (scores.reshape(-1, scores.shape[-1]) for scores in (baseline.decided, row.decided))
+    return compare_decisions(expected, found)
+
+
+def budget_of(row: Measured, rows: Sequence[Measured], judge: Judge) -> tuple[BudgetStep, ...]:
     """The steps that lead from the reference to a row, and the noise floor; the floor alone for the reference.
 
     Args:
         row: one of `rows`.
         rows: all that have run; the first is the reference.
-        labels: the right class of each sample, shape (N,).
+        judge: of all of them.
     """
     chain = _chain(row, rows)
     names = ["", *(_name_step(before.variant, after.variant) for before, after in pairwise(chain))]
     stages = [StageOutputs(step, found.variant.label, found.outputs) for step, found in zip(names, chain, strict=True)]
-    return (*error_budget(stages, labels, decide=True), row.floor)
+    steps = error_budget(stages, None, decide=False)
+    told = [
+        replace(step, agreement=None if decided is None else decided.agreement, accuracy=_level(after, judge))
+        for step, (before, after) in zip(steps, pairwise(chain), strict=True)
+        for decided in [_compare_decided(before, after)]
+    ]
+    return (*told, row.floor)
+
+
+def _level(row: Measured, judge: Judge) -> float | None:
+    """The metric of a row, a share in [0, 1]; None without labels."""
+    if judge.metric is None or row.scores is None:
+        return None
+    score = score_of(judge.metric, row.scores)
+    return score.value / 100 if score.unit else score.value
 
 
 def before_repair(row: Measured, rows: Sequence[Measured]) -> Measured | None:

@@ -1,15 +1,20 @@
-"""Repairs of one model by several methods and numbers of images, judged on the labelled set of a benchmark."""
+"""Repairs of one model by several methods and numbers of images, judged as the rows of a benchmark are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import onnx
+
 from vsfix.graph_passes.errors import InputError, ModelError, VsfixError
 from vsfix.graph_passes.io.model_file import export_model, read_metadata, read_model
+from vsfix.graph_passes.ir.runtime import Float64Array
 from vsfix.graph_passes.noise.marker import REPAIR_KEY
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
-from vsfix.pipeline.comparison.accuracy import accuracy_row, right_answers
+from vsfix.pipeline.comparison.accuracy import accuracy_row
+from vsfix.pipeline.comparison.judgement import Judge
+from vsfix.pipeline.comparison.metric import Metric
 from vsfix.pipeline.data.calibration import calibration_batches
 from vsfix.pipeline.data.data_forms import Data
 from vsfix.pipeline.data.samples import Samples
@@ -17,6 +22,7 @@ from vsfix.pipeline.inspection.preparation import prepare_model
 from vsfix.pipeline.repair.repair import repair_model
 from vsfix.pipeline.repair.repair_config import NEED_DATA, RepairConfig
 from vsfix.pipeline.verification.model_description import ModelDescription
+from vsfix.pipeline.verification.verification import pooled_outputs
 
 from .result import RepairTrials
 
@@ -79,6 +85,7 @@ def try_repairs(
     trials: Sequence[RepairTrial],
     calibration: Data,
     labelled: Samples,
+    judge: Judge,
     *,
     batch_size: int,
     seed: int,
@@ -90,7 +97,8 @@ def try_repairs(
         model: an ONNX file.
         trials: the methods, each with its number of images.
         calibration: see `load_samples`; the training part of a named data set.
-        labelled: what the accuracies are measured on.
+        labelled: what the repairs are judged on.
+        judge: by a metric.
         batch_size: samples per run.
         seed: of the choice of images and of the noise.
         advance: called before each.
@@ -100,21 +108,29 @@ def try_repairs(
     """
     source = read_model(model.path)
     deployable = export_model(prepare_model(source).graph, source)
-    with OnnxRuntimeRunner(deployable) as runner:
-        trained = right_answers(runner, labelled, batch_size=batch_size)
-    accuracies = [accuracy_row(AS_TRAINED, trained)]
+    metric, trained = _score(deployable, labelled, judge, batch_size)
+    accuracies = [accuracy_row(AS_TRAINED, trained, metric=metric)]
     reports, refused = [], []
     for trial in trials:
         advance()
         batches = calibration_batches(deployable, calibration, samples=trial.images, batch_size=batch_size, seed=seed)
         try:
             repair = repair_model(source, batches, open_for_small_runs, RepairConfig(method=trial.method, seed=seed))
-            with OnnxRuntimeRunner(repair.runnable) as runner:
-                right = right_answers(runner, labelled, batch_size=batch_size)
+            _, scores = _score(repair.runnable, labelled, judge, batch_size)
         except VsfixError as error:
             refused.append(f"{trial}: {error}")
         else:
             reports.append(repair.report)
-            accuracies.append(accuracy_row(repair.report.method, right, images=repair.report.samples, trained=trained))
+            method, images = repair.report.method, repair.report.samples
+            accuracies.append(accuracy_row(method, scores, metric=metric, images=images, trained=trained))
     report = reports[0] if reports else None
     return RepairTrials(model.label, report, tuple(accuracies), tuple(refused))
+
+
+def _score(model: onnx.ModelProto, labelled: Samples, judge: Judge, batch_size: int) -> tuple[Metric, Float64Array]:
+    """The metric, and the score of each sample."""
+    with OnnxRuntimeRunner(model) as runner:
+        scores = judge.scores(pooled_outputs(runner, labelled, batch_size))
+    assert judge.metric is not None
+    assert scores is not None
+    return judge.metric, scores

@@ -13,10 +13,10 @@ from vsfix.graph_passes.io.atomic_file import atomic_path
 from vsfix.graph_passes.ir.runtime import Array
 from vsfix.pipeline.casting.casting import PrecisionReport
 from vsfix.pipeline.comparison.accuracy import AccuracyRow
-from vsfix.pipeline.comparison.decisions import Decisions
+from vsfix.pipeline.comparison.decisions import Decisions, bar_of
 from vsfix.pipeline.comparison.error_budget import BudgetStep
 from vsfix.pipeline.comparison.layer_search import LayerSearch
-from vsfix.pipeline.comparison.proportion import Proportion
+from vsfix.pipeline.comparison.score_difference import Score, ScoreDifference
 from vsfix.pipeline.comparison.tensor_comparison import TensorComparison
 from vsfix.pipeline.repair.repair_report import RepairReport
 
@@ -32,12 +32,27 @@ class Comparison:
     Attributes:
         baseline: the label of the other.
         outputs: the comparison of each output, by the row's name for it.
-        decisions: of the first output.
+        output: the row's name for the judged output.
+        decisions: of the judged output, position by position; None where it decides nothing.
+        cosine: of the judged output, mean over the samples, where it decides nothing; None where it does, is one number
+            a sample, which has no direction, or is not finite.
+        difference: by the metric; None without labels.
+        retention: the share of the metric that is kept, of errors the inverse of their ratio; None without labels, and
+            where a ratio says nothing.
     """
 
     baseline: str
     outputs: Mapping[str, TensorComparison]
-    decisions: Decisions
+    output: str
+    decisions: Decisions | None
+    cosine: float | None = None
+    difference: ScoreDifference | None = None
+    retention: float | None = None
+
+    @property
+    def retention_bar(self) -> float | None:
+        """The highest of `RETENTION_BARS` that the retention reaches, 0 below all; None where there is no retention."""
+        return None if self.retention is None else bar_of(self.retention)
 
     @property
     def snr_db(self) -> float:
@@ -62,14 +77,13 @@ class Row:
         size: of the file that ran, in bytes.
         build_seconds: of TensorRT's builder; None where nothing was built.
         cast: what the cast to its precision did; None where it ran as it is.
-        top1: right answers; None where it did not run.
-        top5: likewise, where there are more than five classes.
+        score: by the metric; None where it did not run, and without labels.
+        top5: beside top-1, where there are more than five classes.
         against_reference: the first row of the benchmark; None for itself and where nothing ran.
         against_own: the first row of the same model; None for itself and where nothing ran.
         against_unrepaired: of the first row of a repaired model: the row before it that shows the model as it was
             before; None where no row does, and for every other row.
-        difference_interval: 95 %, of top-1 less that of `against_reference`; None where there is no such row.
-        retention_bar: the highest of 0.999 and 0.99 that its retention of the top-1 of `against_own` reaches, 0 below
+        retention_bar: the highest of 0.999 and 0.99 that its retention of the metric of `against_own` reaches, 0 below
             both; None where there is no retention.
         layers: where a row differs that is not PASS; None where nothing was searched. Of its tensors the first that
             differs and the worst are included.
@@ -89,17 +103,21 @@ class Row:
     size: int = 0
     build_seconds: float | None = None
     cast: PrecisionReport | None = field(default=None, repr=False)
-    top1: Proportion | None = None
-    top5: Proportion | None = None
+    score: Score | None = None
+    top5: Score | None = None
     against_reference: Comparison | None = None
     against_own: Comparison | None = None
     against_unrepaired: Comparison | None = None
-    difference_interval: tuple[float, float] | None = None
     retention_bar: float | None = None
     layers: LayerSearch | None = None
     budget: tuple[BudgetStep, ...] = ()
     latencies: tuple[Latency, ...] = ()
     latency_note: str = ""
+
+    @property
+    def ran(self) -> bool:
+        """Whether anything was measured."""
+        return self.runner != ""
 
 
 @dataclass(frozen=True)
@@ -109,7 +127,8 @@ class RepairTrials:
     Attributes:
         model: the file, as it was named.
         report: of the first repair that was not refused; None without one.
-        accuracies: as trained, then one for each repair; `model` is its method, `images` its number of images.
+        accuracies: by the metric, as trained, then one for each repair; `model` is its method, `images` its number of
+            images.
         refused: the methods that gave no repair, each with the reason.
     """
 
@@ -117,6 +136,25 @@ class RepairTrials:
     report: RepairReport | None
     accuracies: tuple[AccuracyRow, ...]
     refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class JudgedBy:
+    """The metric of a benchmark.
+
+    Attributes:
+        key: as `--metric` takes it.
+        name: in words.
+        output: the output that is judged; None where a function has them all.
+        unit: of its values: `%`, or empty.
+        higher_is_better: which way is better.
+    """
+
+    key: str
+    name: str
+    output: str | None
+    unit: str
+    higher_is_better: bool
 
 
 @dataclass(frozen=True)
@@ -130,13 +168,16 @@ class Benchmark:
         split: its part; None where it has none.
         samples: how many.
         digest: SHA-256 of the samples and their labels, by which two runs know that they saw the same.
+        metric: None without labels.
+        output: the output that is judged, and whose decisions are compared.
         reference: the label of the row that the others are held against: the first that ran.
         rows: in the order of the models, the backends, the precisions.
         repairs: None where none were asked for or could be tried.
         notes: what a person should know before trusting the numbers.
         environment: versions, machine, command line, date.
-        predictions: the top-1 class of every sample by row label, shape (N,), -1 where an output is not finite; and
-            the labels under `labels`. Not part of the JSON.
+        predictions: by row label the classes of every sample, shape (N, ...), -1 where an output is not finite; where
+            the metric has none the score of each, shape (N,), and without labels the judged output; and the labels
+            under `labels`. Not part of the JSON.
     """
 
     status: Status
@@ -145,6 +186,8 @@ class Benchmark:
     split: str | None
     samples: int
     digest: str
+    metric: JudgedBy | None
+    output: str
     reference: str
     rows: tuple[Row, ...]
     repairs: RepairTrials | None
@@ -166,11 +209,17 @@ def _plain(value: Any) -> Any:
     """Dataclasses as dicts."""
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, Decisions):  # whose `task` is what `difference` says of any metric
+        return {name: part for name, part in asdict(value).items() if name != "task"}
+    if isinstance(value, Comparison | Row):
+        return {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def write_predictions(found: Benchmark, path: Path, *, force: bool) -> None:
-    """Writes an `.npz` file: the top-1 class of each sample under the label of each row, and `labels`, shape (N,) each.
+    """Writes an `.npz` file: what `predictions` holds under the label of each row, and `labels`.
 
     Raises:
         OutputExistsError, InputError: see `atomic_path`.

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vsfix.graph_passes.errors import MissingComponentError, VsfixError
-from vsfix.pipeline.comparison.decisions import compare_decisions
 from vsfix.pipeline.comparison.error_budget import pair_outputs
+from vsfix.pipeline.comparison.judgement import Judge
 from vsfix.pipeline.comparison.layer_search import LayerSearch
+from vsfix.pipeline.comparison.score_difference import Score, score_of
 from vsfix.pipeline.comparison.tolerance import GivenTolerance
 from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.verification.tappable import search_files
@@ -20,6 +21,7 @@ from .result import Comparison, Row
 from .row_latency import reason_against_timing
 from .variant import Variant
 
+_ROUNDING = 1e-9
 _BUILT = "an engine that was built for this run is not searched; give it to `vsfix verify`"
 
 
@@ -27,29 +29,23 @@ def make_row(
     variant: Variant,
     measured: Sequence[Measured],
     samples: Samples,
+    judge: Judge,
     latencies: Sequence[Latency],
 ) -> Row:
     """A row that has run.
 
     Args:
-        variant: one that was measured.
+        variant: one that was measured and judged.
         measured: all rows that have run; the first is the reference.
-        samples: that they ran on, with their labels.
+        samples: that they ran on.
+        judge: of all rows.
         latencies: of this row.
-
-    Raises:
-        DataError: the reference is not finite, or the labels name no class.
     """
-    labels = samples.labels
-    assert labels is not None
     found = next(other for other in measured if other.variant == variant)
     own = next(other for other in measured if other.variant.model == variant.model)
-    against_own = None if found is own else compare_rows(found, own, labels)
+    against_own = None if found is own else compare_rows(found, own, judge)
     reasons = _departures(found, own, against_own)
-    own_task = None if against_own is None else against_own.decisions.task
     unrepaired = before_repair(found, measured)
-    task = compare_decisions(measured[0].logits, found.logits, labels).task
-    assert task is not None
     return Row(
         label=variant.label,
         model=variant.model.label,
@@ -62,18 +58,22 @@ def make_row(
         size=found.deployed.size,
         build_seconds=found.deployed.build_seconds,
         cast=found.deployed.cast,
-        top1=task.output,
-        top5=task.output_top5,
-        against_reference=None if found is measured[0] else compare_rows(found, measured[0], labels),
+        score=_score(found, judge),
+        top5=judge.top5(found.outputs),
+        against_reference=None if found is measured[0] else compare_rows(found, measured[0], judge),
         against_own=against_own,
-        against_unrepaired=None if unrepaired is None else compare_rows(found, unrepaired, labels),
-        difference_interval=None if found is measured[0] else task.difference_interval,
-        retention_bar=None if own_task is None else own_task.retention_bar,
-        layers=search_row(found, own, samples) if reasons and found is not own and own.is_finite else None,
-        budget=budget_of(found, measured, labels),
+        against_unrepaired=None if unrepaired is None else compare_rows(found, unrepaired, judge),
+        retention_bar=None if against_own is None else against_own.retention_bar,
+        layers=search_row(found, own, samples) if reasons and found is not own and own.not_finite is None else None,
+        budget=budget_of(found, measured, judge),
         latencies=tuple(latencies),
         latency_note=reason_against_timing(variant),
     )
+
+
+def _score(found: Measured, judge: Judge) -> Score | None:
+    """The metric of a row; None without labels."""
+    return None if judge.metric is None or found.scores is None else score_of(judge.metric, found.scores)
 
 
 def failed_row(variant: Variant, error: VsfixError) -> Row:
@@ -92,14 +92,37 @@ def failed_row(variant: Variant, error: VsfixError) -> Row:
 
 def _departures(row: Measured, own: Measured, against_own: Comparison | None) -> tuple[str, ...]:
     """Where a row differs from the first row of its model by more than its precision explains."""
-    if not row.is_finite:
-        return ("its logits hold NaN or infinity",)
+    if (bad := row.not_finite) is not None:
+        return (f"its output '{bad}' holds NaN or infinity",)
     if row is own:
         return ()
     if against_own is None:
         return (f"{own.variant.label} is not finite: nothing can be compared with it",)
     tolerance = GivenTolerance().resolve(own.variant.precision, row.variant.precision)
-    return tuple(missed_tolerances(against_own.outputs, against_own.decisions, tolerance))
+    missed = missed_tolerances(against_own.outputs, against_own.decisions, tolerance)
+    return (*missed, *_lost(against_own, tolerance.max_accuracy_loss))
+
+
+def _lost(against_own: Comparison, allowed: float) -> tuple[str, ...]:
+    """The loss of the metric, where it is larger than allowed.
+
+    Args:
+        against_own: the row against the first one of its model.
+        allowed: percentage points of a share; of another metric, in percent, what need not be kept of it where the loss
+            is more than chance.
+    """
+    found = against_own.difference
+    if found is None:
+        return ()
+    after = f"{found.metric} {found.value(found.after)}"
+    if found.unit:
+        if -found.gain <= allowed + _ROUNDING:
+            return ()
+        return (f"{after}, {-found.gain:.2f} percentage points below the reference, allowed are {allowed:g}",)
+    kept = None if against_own.retention is None else 100 * against_own.retention
+    if not found.is_worse or kept is None or kept >= 100 - allowed - _ROUNDING:
+        return ()
+    return (f"{after} after {found.value(found.before)}: {kept:.2f} % kept, wanted {100 - allowed:g} %",)
 
 
 def search_row(row: Measured, own: Measured, samples: Samples) -> LayerSearch:

@@ -1,4 +1,4 @@
-"""Top-1 accuracy of a model on labelled samples."""
+"""How good models are on labelled samples, one row each; top-1 of a runner over a set."""
 
 from __future__ import annotations
 
@@ -11,29 +11,27 @@ from vsfix.graph_passes.ir.runtime import Array, Runner
 from vsfix.pipeline.data.batch_runs import run_batches
 from vsfix.pipeline.data.samples import Samples
 
-from .proportion import mcnemar_p_value, wilson_interval
-from .tensor_comparison import as_float64, finite_rows
+from .metric import LABELS, Metric
+from .score_difference import Score, paired_p_value, score_of
+
+TOP_1 = Metric("top1")
 
 
 @dataclass(frozen=True)
 class AccuracyRow:
-    """The accuracy of one model on the labelled set.
+    """One model on the labelled set.
 
     Attributes:
         model: what was measured, in words.
         images: the size of the calibration set of its repair, 0 for one that took none; None as trained.
-        accuracy: top-1, in [0, 1].
-        low: lower end of its Wilson interval at 95 %.
-        high: upper end.
-        p_value: of McNemar's exact test against the model as trained, on the same samples; None for that model itself,
-            and where the two were not compared.
+        score: by the metric of the set.
+        p_value: of the paired test against the model as trained, on the same samples; None for that model itself, and
+            where the two were not compared.
     """
 
     model: str
     images: int | None
-    accuracy: float
-    low: float
-    high: float
+    score: Score
     p_value: float | None = None
 
 
@@ -48,18 +46,21 @@ def accuracy_of(
     return accuracy_row(model, right_answers(runner, samples, batch_size=batch_size), images=images)
 
 
-def accuracy_row(model: str, right: Array, *, images: int | None = None, trained: Array | None = None) -> AccuracyRow:
-    """The accuracy of a model from its single answers.
+def accuracy_row(
+    model: str, scores: Array, *, metric: Metric = TOP_1, images: int | None = None, trained: Array | None = None
+) -> AccuracyRow:
+    """A model by its single scores.
 
     Args:
         model: what was measured, in words.
-        right: which samples it gets right, shape (N,).
+        scores: of each sample, shape (N,); bools where it is right or wrong.
+        metric: that gave them.
         images: the size of the calibration set of its repair; None as trained.
-        trained: which of the same samples the model as trained gets right; not given for that model itself.
+        trained: the scores of the model as trained on the same samples; not given for that model itself.
     """
-    count, total = int(right.sum()), len(right)
-    p_value = None if trained is None else mcnemar_p_value(int(np.sum(trained & ~right)), int(np.sum(right & ~trained)))
-    return AccuracyRow(model, images, count / total, *wilson_interval(count, total), p_value)
+    found = scores.astype(np.float64)
+    p_value = None if trained is None else paired_p_value(trained.astype(np.float64), found)
+    return AccuracyRow(model, images, score_of(metric, found), p_value)
 
 
 def right_answers(runner: Runner, samples: Samples, *, batch_size: int) -> Array:
@@ -79,24 +80,7 @@ def right_answers(runner: Runner, samples: Samples, *, batch_size: int) -> Array
         raise DataError(f"{samples.name}: its labels are numbers, not classes; accuracy needs whole numbers")
     right = np.zeros(len(samples), dtype=np.bool_)
     for rows, outputs in run_batches(runner, samples, batch_size):
-        right[rows] = right_rows(next(iter(outputs.values())), samples.labels[rows], samples.name)
+        name, logits = next(iter(outputs.items()))
+        top1 = Metric("top1", name, LABELS)
+        right[rows] = top1.scores({name: logits}, {LABELS: samples.labels[rows]}) > 0
     return right
-
-
-def right_rows(logits: Array, labels: Array, name: str) -> Array:
-    """Which samples of one run are right, shape (N,), of bools; one whose logits are not finite is none of them.
-
-    Args:
-        logits: shape (N, classes).
-        labels: shape (N,), whole numbers.
-        name: of the data, for messages.
-
-    Raises:
-        DataError: no logits, or labels of other classes.
-    """
-    if logits.ndim != 2:
-        raise DataError(f"the first output has the shape {logits.shape}; top-1 accuracy needs (N, classes)")
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise DataError(f"{name}: its labels name other classes than the {logits.shape[1]} of the model")
-    decided = finite_rows(as_float64(logits, "the output"))
-    return np.asarray(decided & (logits.argmax(axis=1) == labels))

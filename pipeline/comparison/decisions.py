@@ -50,9 +50,7 @@ class Task:
     @property
     def retention_bar(self) -> float | None:
         """The highest of `RETENTION_BARS` that the retention reaches, 0 below all; None where there is no retention."""
-        if self.retention is None:
-            return None
-        return next((bar for bar in RETENTION_BARS if self.retention >= bar), 0.0)
+        return None if self.retention is None else bar_of(self.retention)
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,11 @@ class Decisions:
     flips: int
     divergence: float
     task: Task | None = None
+
+
+def bar_of(retention: float) -> float:
+    """The highest of `RETENTION_BARS` that a retention reaches, 0 below all."""
+    return next((bar for bar in RETENTION_BARS if retention >= bar), 0.0)
 
 
 def compare_decisions(reference: Array, output: Array, labels: Array | None = None) -> Decisions:

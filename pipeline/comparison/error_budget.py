@@ -49,8 +49,8 @@ class BudgetStep:
         target: what ran at its end.
         snr_db: the smallest of the outputs', in dB.
         max_rel: the largest of the outputs': error over the largest magnitude.
-        agreement: share of samples with the same top-1 decision, where the first output holds logits; else None.
-        accuracy: top-1 after the step, in [0, 1]; None without labels.
+        agreement: share of equal decisions; None where the output decides nothing.
+        accuracy: the metric after the step, of top-1 a share in [0, 1]; None without labels.
     """
 
     step: str

@@ -92,6 +92,11 @@ class Metric:
         return "percentage points" if self.is_share else ""
 
     @property
+    def decides(self) -> bool:
+        """Whether it judges decisions for classes."""
+        return self.key in _OF_CLASSES
+
+    @property
     def needs_all(self) -> bool:
         """Whether it must see the whole set at once."""
         return self.function is not None
@@ -196,8 +201,7 @@ def choose_metric(
         return Metric(getattr(wanted, "__name__", "function"), function=wanted)
     if wanted is not None and ":" in wanted:
         return Metric(wanted, function=named_function(wanted))
-    if wanted is not None and wanted not in METRICS:
-        raise InputError(f"--metric {wanted}: choose one of {', '.join(METRICS)}, or module:function")
+    require_known(wanted)
     judged = _judged(output, outputs, targets)
     target = judged if judged in targets else LABELS
     if target not in targets:
@@ -210,6 +214,19 @@ def choose_metric(
     told = judged in probabilities or bool(values.size and values.min() >= 0 and values.max() <= 1)
     metric = Metric(key, judged, target, threshold=0.5 if told else 0.0)
     return metric if key != "r2" else Metric(key, judged, target, variances=_variances(labels, target))
+
+
+def require_known(wanted: str | Function | None) -> None:
+    """Refuses the name of no metric.
+
+    Raises:
+        InputError: neither one of `METRICS` nor `module:function`, or one that can't be imported.
+    """
+    if wanted is None or callable(wanted) or wanted in METRICS:
+        return
+    if not isinstance(wanted, str) or ":" not in wanted:
+        raise InputError(f"--metric {wanted}: choose one of {', '.join(METRICS)}, or module:function")
+    named_function(wanted)
 
 
 def class_scores(output: Array, labels: tuple[int, ...]) -> Array | None:

@@ -1,8 +1,8 @@
-"""Two models by their scores on the same samples: the difference with its interval, and whether it is more than chance.
+"""Models by their scores on samples: one with its interval, and two on the same samples by their difference.
 
-decisions    scores of 0 and 1 alone: McNemar's exact test, Newcombe's interval
-any other    a permutation test of the differences' signs, with many samples the normal distribution of their mean;
-             Student's interval of the mean
+decisions    scores of 0 and 1 alone: Wilson's interval; of a difference McNemar's exact test, Newcombe's interval
+any other    Student's interval of the mean; of a difference a permutation test of its signs, with many samples the
+             normal distribution of their mean
 """
 
 from __future__ import annotations
@@ -17,11 +17,67 @@ from vsfix.graph_passes.noise_average.severity import mean_interval, sign_flip_p
 from vsfix.graph_passes.statistics.jackknife import MIN_GROUPS
 
 from .metric import Metric
-from .proportion import SIGNIFICANT, mcnemar_p_value, paired_difference_interval
+from .proportion import SIGNIFICANT, mcnemar_p_value, paired_difference_interval, wilson_interval
 
 FOLDED = 1e-5  # relative: a score that moves by less has the same decisions
 _FEWEST = 8  # samples, below which they tell nothing
 _NORMAL = 200  # samples, from which on the mean of their differences is normal
+
+
+@dataclass(frozen=True)
+class Score:
+    """A model on labelled samples, by one metric as a person reads it: errors positive, shares in percent.
+
+    Attributes:
+        metric: in words, as `top-1`.
+        value: the metric.
+        low: lower end of its 95 % interval; minus infinity where nothing is known.
+        high: upper end.
+        samples: how many were scored.
+        count: right answers, where each sample is one decision; else None.
+        unit: `%`, or empty.
+        is_loss: whether the lower is the better.
+    """
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    samples: int
+    count: int | None = None
+    unit: str = ""
+    is_loss: bool = False
+
+    def number(self, value: float, digits: int = 2) -> str:
+        """A value of this metric with its unit."""
+        return f"{value:.{digits}f} %" if self.unit else f"{value:.4g}"
+
+    def text(self, digits: int = 2) -> str:
+        """The value with the name of the metric, as `top-1 92.40 %`."""
+        return f"{self.metric} {self.number(self.value, digits)}"
+
+    def is_above(self, other: Score) -> bool:
+        """Whether it is the better of two."""
+        return self.value < other.value if self.is_loss else self.value > other.value
+
+
+def score_of(metric: Metric, scores: Float64Array) -> Score:
+    """A model by its scores.
+
+    Args:
+        metric: that gave the scores.
+        scores: of the samples, shape (N,).
+    """
+    mean, count = float(scores.mean()), None
+    low, high = -np.inf, np.inf
+    if _is_decided(metric, scores):
+        count = int(scores.sum())
+        low, high = wilson_interval(count, len(scores))
+    elif len(scores) >= MIN_GROUPS and np.isfinite(scores).all():
+        low, high = mean_interval(scores)
+    ends = sorted((metric.shown(low), metric.shown(high)))
+    unit = "%" if metric.is_share else ""
+    return Score(metric.name, metric.shown(mean), ends[0], ends[1], len(scores), count, unit, metric.is_loss)
 
 
 @dataclass(frozen=True)
@@ -38,6 +94,9 @@ class ScoreDifference:
         p_value: of the paired test that both are equally good.
         samples: how many were scored.
         unit: `percentage points`, or empty.
+        regressions: how many samples only the reference decides right; None where a sample is no single decision.
+        fixes: how many only the model decides right.
+        is_loss: whether `before` and `after` are errors.
     """
 
     metric: str
@@ -49,6 +108,21 @@ class ScoreDifference:
     p_value: float
     samples: int
     unit: str = ""
+    regressions: int | None = None
+    fixes: int | None = None
+    is_loss: bool = False
+
+    @property
+    def retention(self) -> float | None:
+        """The share of the metric that is kept, of errors the inverse of their ratio; None where that says nothing."""
+        before, after = self.before, self.after
+        if self.is_loss:
+            before, after = after, before
+        if self.unit:
+            return after / before if before > 0 else None
+        if self.is_loss and before == after == 0:
+            return 1.0
+        return after / before if before > 0 and after > 0 else None
 
     @property
     def is_worse(self) -> bool:
@@ -77,6 +151,14 @@ class ScoreDifference:
         return f"{self.metric} {self.before:.4g} -> {self.after:.4g}"
 
     @property
+    def change(self) -> str:
+        """By how much the metric moved, as `+39.90 percentage points` or `0.0892 lower`."""
+        if self.unit:
+            return f"{self.gain:+.2f} {self.unit}"
+        moved = self.after - self.before
+        return f"{abs(moved):.3g} {'lower' if moved < 0 else 'higher'}" if self.is_loss else f"{moved:+.3g}"
+
+    @property
     def details(self) -> str:
         """The gain with its interval and the test."""
         number = "+.2f" if self.unit else "+.4g"
@@ -98,6 +180,7 @@ def compare_scores(metric: Metric, reference: Float64Array, found: Float64Array)
     scale = 100.0 if metric.is_share else 1.0
     before, after = float(reference.mean()), float(found.mean())
     low, high = gain_interval(reference, found)
+    decided = _is_decided(metric, reference, found)
     return ScoreDifference(
         metric.name,
         metric.output,
@@ -108,6 +191,9 @@ def compare_scores(metric: Metric, reference: Float64Array, found: Float64Array)
         paired_p_value(reference, found),
         len(found),
         metric.unit,
+        int(np.sum(reference > found)) if decided else None,
+        int(np.sum(found > reference)) if decided else None,
+        metric.is_loss,
     )
 
 
@@ -153,6 +239,11 @@ def is_worse(reference: Float64Array, found: Float64Array) -> bool:
 def is_better(reference: Float64Array, found: Float64Array) -> bool:
     """Whether the second of two models is better, by more than chance."""
     return is_worse(found, reference)
+
+
+def _is_decided(metric: Metric, *scores: Float64Array) -> bool:
+    """Whether the scores count right answers: those of an error, or of R2, are 0 and 1 by chance alone."""
+    return (metric.is_share or metric.needs_all) and _are_decisions(*scores)
 
 
 def _are_decisions(*scores: Float64Array) -> bool:

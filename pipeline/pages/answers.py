@@ -20,7 +20,7 @@ from vsfix.pipeline.inspection.diagnosis import (
 from vsfix.pipeline.inspection.inspection import Inspection
 from vsfix.pipeline.repair.repair_report import RepairReport
 from vsfix.pipeline.report.latency_figure import p50_p99
-from vsfix.pipeline.report.number_text import count, milliseconds, percent, points, probability, share_interval
+from vsfix.pipeline.report.number_text import count, milliseconds, percent, points, probability, score_interval
 from vsfix.pipeline.report.sections import LatencySeries, Report
 
 from .batch_norm_table import batch_norm_lines
@@ -207,13 +207,14 @@ def _certainty(report: Report) -> str:
         parts.append(_repair_certainty(report.repair))
     pair = trained_and_first(report.accuracies)
     if pair is not None:
-        first, last = pair
-        apart = "do not overlap" if last.low > first.high or first.low > last.high else "overlap"
-        paired = "" if last.p_value is None else f"; McNemar's test on the same samples: {probability(last.p_value)}"
-        parts.append(
-            f"The 95 % intervals of top-1, {share_interval(first.low, first.high)} as trained and "
-            f"{share_interval(last.low, last.high)} repaired, {apart}{paired}."
-        )
+        first, last = pair[0].score, pair[1].score
+        ends = score_interval(first), score_interval(last)
+        test = "McNemar's test" if last.count is not None else "the paired test"
+        paired = "" if pair[1].p_value is None else f"; {test} on the same samples: {probability(pair[1].p_value)}"
+        if all(ends):
+            apart = "do not overlap" if last.low > first.high or first.low > last.high else "overlap"
+            told = f"{ends[0]} as trained and {ends[1]} repaired"
+            parts.append(f"The 95 % intervals of {first.metric}, {told}, {apart}{paired}.")
     if report.scores is not None:
         scores = report.scores
         values = f"{scores.value(scores.before)} as trained, {scores.value(scores.after)} repaired"

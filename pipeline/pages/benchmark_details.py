@@ -19,8 +19,8 @@ from vsfix.pipeline.report.number_text import (
     mebibytes,
     milliseconds,
     percent,
+    score_text,
     seconds,
-    share_interval,
     small,
 )
 from vsfix.pipeline.report.table import Column, Table, make_table
@@ -31,7 +31,7 @@ TimeLine = tuple[str, Latency]  # what ran, and how long it took
 
 def tensor_lines(row: Row) -> list[TensorLine]:
     """The outputs of a row that ran."""
-    if row.top1 is None:
+    if not row.ran:
         return []
     found = row.against_own or row.against_reference
     return [(row, "")] if found is None else [(row, name) for name in found.outputs]
@@ -68,26 +68,29 @@ def _against(line: TensorLine) -> str:
     return "" if found is None else f"against {found.baseline}"
 
 
-def _is_first(line: TensorLine) -> bool:
-    """Whether an output is the first of its row, which alone has decisions."""
-    return line == tensor_lines(line[0])[0]
+def _is_judged(line: TensorLine) -> bool:
+    """Whether an output is the judged one of its row, which alone has decisions; the reference has one line."""
+    found = line[0].against_own or line[0].against_reference
+    return found is None or line[1] == found.output
 
 
 def _divergence(line: TensorLine) -> float | None:
     """KL of the decisions in nats; infinite where one is not finite."""
     found = line[0].against_own or line[0].against_reference
-    return found.decisions.divergence if found is not None and _is_first(line) else None
+    if found is None or found.decisions is None or not _is_judged(line):
+        return None
+    return found.decisions.divergence
 
 
 def _top5(line: TensorLine) -> float | None:
     """Top-5 of a row, where there are more than five classes."""
-    return line[0].top5.value if line[0].top5 is not None and _is_first(line) else None
+    return line[0].top5.value if line[0].top5 is not None and _is_judged(line) else None
 
 
 def _top5_text(line: TensorLine) -> str:
     """Top-5 and its interval."""
     found = line[0].top5
-    return "" if found is None else f"{percent(found.value, 2)} ({share_interval(found.low, found.high)})"
+    return "" if found is None else score_text(found)
 
 
 def _percentile(share: int) -> Callable[[TimeLine], float]:

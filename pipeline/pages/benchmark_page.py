@@ -69,21 +69,18 @@ def _name(row: Row, latency: Latency) -> str:
 
 def _benchmark_row(row: Row) -> BenchmarkRow:
     """One row; its latency is that of the smallest batch size, its throughput the best of all."""
-    task = row.against_reference.decisions.task if row.against_reference is not None else None
-    own = row.against_own
-    latency, (gain, gain_p_value) = smallest_batch(row), _gain(row)
+    reference, unrepaired, latency = row.against_reference, row.against_unrepaired, smallest_batch(row)
+    like = row.against_own if row.score is not None else reference
     return BenchmarkRow(
         model=row.model,
         backend=row.backend,
         precision=row.precision,
-        top1=row.top1,
-        difference=100 * (task.output.value - task.reference.value) if task is not None else None,
-        good_to_bad=task.good_to_bad if task is not None else None,
-        bad_to_good=task.bad_to_good if task is not None else None,
-        p_value=task.p_value if task is not None else None,
-        retention=own.decisions.task.retention if own is not None and own.decisions.task is not None else None,
-        agreement=own.decisions.agreement if own is not None else None,
-        snr_db=own.snr_db if own is not None else None,
+        score=row.score,
+        gain=reference.difference if reference is not None else None,
+        retention=row.against_own.retention if row.against_own is not None else None,
+        agreement=like.decisions.agreement if like is not None and like.decisions is not None else None,
+        cosine=like.cosine if like is not None else None,
+        snr_db=like.snr_db if like is not None else None,
         batch_size=latency.batch_size if latency is not None else None,
         p50_ms=latency.p50_ms if latency is not None else None,
         p99_ms=latency.p99_ms if latency is not None else None,
@@ -91,15 +88,8 @@ def _benchmark_row(row: Row) -> BenchmarkRow:
         repaired=row.repaired,
         status=row.status,
         note="; ".join(row.reasons),
-        gain=gain,
-        gain_p_value=gain_p_value,
+        repair_gain=unrepaired.difference if unrepaired is not None else None,
     )
-
-
-def _gain(row: Row) -> tuple[float | None, float | None]:
-    """The worth of the repair of a row's model in percentage points, and McNemar's p of that."""
-    task = row.against_unrepaired.decisions.task if row.against_unrepaired is not None else None
-    return (None, None) if task is None else (100 * (task.output.value - task.reference.value), task.p_value)
 
 
 def _comes_later(row: Row) -> bool:
@@ -109,4 +99,4 @@ def _comes_later(row: Row) -> bool:
 
 def _budget(row: Row, found: Benchmark) -> ErrorBudget:
     """The steps from the reference to a row."""
-    return ErrorBudget(row.label, found.reference, row.budget, found.reference_row.top1, row.repaired)
+    return ErrorBudget(row.label, found.reference, row.budget, found.reference_row.score, row.repaired)

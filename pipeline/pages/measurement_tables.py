@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from vsfix.pipeline.comparison.accuracy import AccuracyRow
 from vsfix.pipeline.comparison.decisions import RETENTION_BARS
 from vsfix.pipeline.comparison.error_budget import BudgetStep
-from vsfix.pipeline.comparison.proportion import paired_difference_interval
+from vsfix.pipeline.comparison.score_difference import Score
 from vsfix.pipeline.report.latency_figure import p50_p99
 from vsfix.pipeline.report.number_text import (
+    cosine,
     count,
     decibels,
     milliseconds,
@@ -18,7 +20,9 @@ from vsfix.pipeline.report.number_text import (
     probability,
     ratio,
     ratio_interval,
-    share_interval,
+    score_interval,
+    score_text,
+    signed,
     small,
 )
 from vsfix.pipeline.report.sections import BenchmarkRow, LatencySeries, StepRow
@@ -26,13 +30,21 @@ from vsfix.pipeline.report.table import Column, Table, make_table
 
 
 def accuracy_table(rows: Sequence[AccuracyRow]) -> Table:
-    """Top-1 of each model with its interval."""
-    return make_table(_ACCURACY, rows)
+    """The metric of each model with its interval."""
+    metric = rows[0].score.metric if rows else ""
+    columns: tuple[Column[AccuracyRow], ...] = (
+        Column("model", lambda row: row.model),
+        Column("calibration images", lambda row: row.images, count, always=True),
+        Column(metric, lambda row: row.score.value, text=lambda row: row.score.number(row.score.value, 1)),
+        Column("95 % interval", lambda row: row.score.low, text=lambda row: score_interval(row.score)),
+    )
+    return make_table(columns, rows)
 
 
 def benchmark_table(rows: Sequence[BenchmarkRow]) -> Table:
     """One row for each model, backend and precision; what no row has is left out."""
-    return make_table(_BENCHMARK, rows)
+    scores = [row.score for row in rows if row.score is not None]
+    return make_table(_benchmark_columns(scores[0] if scores else None), rows)
 
 
 def latency_table(series: Sequence[LatencySeries]) -> Table:
@@ -40,20 +52,26 @@ def latency_table(series: Sequence[LatencySeries]) -> Table:
     return make_table(_LATENCY, series)
 
 
-def budget_table(steps: Sequence[BudgetStep]) -> Table:
-    """One row for each step."""
-    return make_table(_BUDGET, steps)
+def budget_table(steps: Sequence[BudgetStep], score: Score | None = None) -> Table:
+    """One row for each step.
+
+    Args:
+        steps: of a budget.
+        score: of the reference; None without labels.
+    """
+    return make_table((*_BUDGET, _level(score)), steps)
+
+
+def _level(score: Score | None) -> Column[BudgetStep]:
+    """The metric after a step."""
+    if score is None or score.unit:
+        return Column("top-1" if score is None else score.metric, lambda step: step.accuracy, _fine_percent)
+    return Column(score.metric, lambda step: step.accuracy, score.number)
 
 
 def step_table(rows: Sequence[StepRow]) -> Table:
     """One row for each verified step."""
     return make_table(_STEPS, rows)
-
-
-def _top1(row: BenchmarkRow) -> str:
-    """Top-1 and its interval."""
-    share = row.top1
-    return "" if share is None else f"{percent(share.value, 2)} ({share_interval(share.low, share.high)})"
 
 
 def _ratio(series: LatencySeries) -> str:
@@ -67,13 +85,18 @@ def _fine_percent(share: float) -> str:
     return percent(share, 2)
 
 
-def _difference_interval(row: BenchmarkRow) -> str:
-    """The 95 % interval of the difference to the reference, in percentage points."""
-    if row.top1 is None or row.good_to_bad is None or row.bad_to_good is None:
+def _gain(row: BenchmarkRow) -> str:
+    """The gain over the reference."""
+    return "" if row.gain is None else signed(row.gain.gain, is_share=bool(row.gain.unit))
+
+
+def _gain_interval(row: BenchmarkRow) -> str:
+    """The 95 % interval of the gain on the same samples."""
+    if row.gain is None or not math.isfinite(row.gain.interval[0]):
         return ""
-    both = row.top1.count - row.bad_to_good
-    low, high = paired_difference_interval(both, row.good_to_bad, row.bad_to_good, row.top1.total)
-    return f"{points(100 * low, 1)} to {points(100 * high, 1)}"
+    is_share = bool(row.gain.unit)
+    low, high = (points(end, 1) if is_share else signed(end, is_share=False) for end in row.gain.interval)
+    return f"{low} to {high}"
 
 
 def _bar(row: BenchmarkRow) -> str:
@@ -88,32 +111,51 @@ def _bar(row: BenchmarkRow) -> str:
 
 def _regressions_and_fixes(row: BenchmarkRow) -> str:
     """The regressions and fixes, as `12 / 9 (p = 0.66)`."""
-    chance = "" if row.p_value is None else f" ({probability(row.p_value)})"
-    return f"{row.good_to_bad} / {row.bad_to_good}{chance}"
+    found = row.gain
+    return "" if found is None else f"{found.regressions} / {found.fixes} ({probability(found.p_value)})"
 
 
-_ACCURACY: tuple[Column[AccuracyRow], ...] = (
-    Column("model", lambda row: row.model),
-    Column("calibration images", lambda row: row.images, count, always=True),
-    Column("top-1", lambda row: row.accuracy, percent),
-    Column("95 % interval", lambda row: row.low, text=lambda row: share_interval(row.low, row.high)),
-)
-_BENCHMARK: tuple[Column[BenchmarkRow], ...] = (
-    Column("model", lambda row: row.model, note=lambda row: row.note),
-    Column("backend", lambda row: row.backend),
-    Column("precision", lambda row: row.precision),
-    Column("status", lambda row: row.status),
-    Column("top-1, 95 % interval", lambda row: None if row.top1 is None else row.top1.value, text=_top1),
-    Column("percentage points to reference", lambda row: row.difference, points, note=_difference_interval),
-    Column("regressions / fixes", lambda row: row.good_to_bad, text=_regressions_and_fixes),
-    Column("retention", lambda row: row.retention, _fine_percent, note=_bar),
-    Column("agreement", lambda row: row.agreement, _fine_percent),
-    Column("SNR", lambda row: row.snr_db, decibels),
-    Column("batch", lambda row: row.batch_size),
-    Column("p50, ms", lambda row: row.p50_ms, milliseconds),
-    Column("p99, ms", lambda row: row.p99_ms, milliseconds),
-    Column("best images/s", lambda row: row.images_per_second, count),
-)
+def _chance(row: BenchmarkRow) -> float | None:
+    """The p-value of the paired test, where no regressions and fixes stand beside it."""
+    return row.gain.p_value if row.gain is not None and row.gain.fixes is None else None
+
+
+def _benchmark_columns(score: Score | None) -> tuple[Column[BenchmarkRow], ...]:
+    """The columns of a benchmark by this metric; None without labels."""
+    metric, is_share = ("", False) if score is None else (score.metric, bool(score.unit))
+    return (
+        Column("model", lambda row: row.model, note=lambda row: row.note),
+        Column("backend", lambda row: row.backend),
+        Column("precision", lambda row: row.precision),
+        Column("status", lambda row: row.status),
+        Column(
+            f"{metric}, 95 % interval",
+            lambda row: None if row.score is None else row.score.value,
+            text=lambda row: "" if row.score is None else score_text(row.score),
+        ),
+        Column(
+            "percentage points to reference" if is_share else "gain over the reference",
+            lambda row: None if row.gain is None else row.gain.gain,
+            text=_gain,
+            note=_gain_interval,
+        ),
+        Column(
+            "regressions / fixes",
+            lambda row: None if row.gain is None else row.gain.regressions,
+            text=_regressions_and_fixes,
+        ),
+        Column("paired test", _chance, probability),
+        Column("retention", lambda row: row.retention, _fine_percent, note=_bar),
+        Column("agreement", lambda row: row.agreement, _fine_percent),
+        Column("cosine", lambda row: row.cosine, cosine),
+        Column("SNR", lambda row: row.snr_db, decibels),
+        Column("batch", lambda row: row.batch_size),
+        Column("p50, ms", lambda row: row.p50_ms, milliseconds),
+        Column("p99, ms", lambda row: row.p99_ms, milliseconds),
+        Column("best images/s", lambda row: row.images_per_second, count),
+    )
+
+
 _LATENCY: tuple[Column[LatencySeries], ...] = (
     Column("model", lambda series: series.name),
     Column("batch", lambda series: series.batch_size),
@@ -128,7 +170,6 @@ _BUDGET: tuple[Column[BudgetStep], ...] = (
     Column("SNR", lambda step: step.snr_db, decibels),
     Column("largest relative error", lambda step: step.max_rel, small),
     Column("agreement", lambda step: step.agreement, _fine_percent),
-    Column("top-1", lambda step: step.accuracy, _fine_percent),
 )
 _STEPS: tuple[Column[StepRow], ...] = (
     Column("step", lambda row: row.step),

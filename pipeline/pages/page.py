@@ -74,6 +74,7 @@ def _views(report: Report) -> Mapping[str, Any]:
         "route": path_boxes(looked_at.route) if looked_at and looked_at.route else (),
         "accuracy": accuracy_figure.accuracy_figure(report.accuracies),
         "accuracy_lines": accuracy_figure.accuracy_lines(report.accuracies),
+        "accuracy_metric": report.accuracies[0].score if report.accuracies else None,
         "accuracy_table": measurement_tables.accuracy_table(report.accuracies),
         "colours": len(SERIES),
         "shapes": SHAPES,
@@ -94,23 +95,47 @@ def _budget_view(budget: ErrorBudget, number: int) -> Mapping[str, Any]:
 
     from .measurement_tables import budget_table
 
+    score = budget.score
     return {
         "budget": budget,
+        "metric": "" if score is None else score.metric[0].upper() + score.metric[1:],
+        "level": "" if score is None else score.number(score.value),
+        "interval": "" if score is None else number_text.score_interval(score, 2),
         "errors": error_figure(budget, f"errors-{number}"),
         "waterfall": accuracy_waterfall(budget, f"waterfall-{number}"),
-        "table": budget_table(budget.steps),
+        "table": budget_table(budget.steps, budget.score),
     }
 
 
 def _benchmark_legend(report: Report) -> str:
     """The meaning of the columns of the benchmark table."""
     reference = f" ({report.benchmark_reference})" if report.benchmark_reference else ""
+    own, times = (
+        "the share of equal decisions, signal over error. ",
+        "p50, p99: the median latency of one run, and what 99 of 100 runs stay below.",
+    )
+    score = next((row.score for row in report.benchmark if row.score is not None), None)
+    if score is None:
+        return (
+            f"There are no labels: how right a row is, is unknown. Agreement, cosine and SNR hold each row against the "
+            f"reference{reference}: {own}{times}"
+        )
+    kept = (
+        "Retention, agreement and SNR hold each row against the first row of the same model: its "
+        f"{score.metric} over that{', of errors the inverse' if score.is_loss else ''}, read against the bars of 99.9 "
+        f"and 99 %, {own}{times}"
+    )
+    if score.unit:
+        name = score.metric[0].upper() + score.metric[1:]
+        kind = "Wilson" if score.count is not None else "Student"
+        return (
+            f"{name} with its 95 % {kind} interval. Percentage points to reference: {score.metric} less that of the "
+            f"reference{reference}, below it the 95 % interval of that difference on the same samples. Regressions / "
+            "fixes: samples that only the reference, or only this row, gets right, with the p-value of McNemar's exact "
+            f"test; a small p says that the difference is more than chance. {kept}"
+        )
     return (
-        "Top-1 with its 95 % Wilson interval. Percentage points to reference: top-1 less that of the reference"
-        f"{reference}, below it the 95 % interval of that difference on the same samples. Regressions / fixes: "
-        "samples that only the reference, or only this row, gets right, with the p-value of McNemar's exact test; a "
-        "small p says that the difference is more than chance. "
-        "Retention, agreement and SNR hold each row against the first row of the same model: its top-1 over that, read "
-        "against the bars of 99.9 and 99 %, the share of equal decisions, signal over error. p50, p99: the median "
-        "latency of one run, and what 99 of 100 runs stay below."
+        f"{score.metric} with the 95 % interval of its mean over the samples. Gain over the reference{reference}: "
+        "positive where this row is better, below it the 95 % interval of that difference on the same samples. Paired "
+        f"test: the p-value of the differences; a small p says that they are more than chance. {kept}"
     )

@@ -1,14 +1,16 @@
-"""Top-1 by method and number of images, with Wilson intervals, over the line of the model as trained."""
+"""The metric by method and number of images, with its intervals, over the line of the model as trained."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from vsfix.pipeline.comparison.accuracy import AccuracyRow
+from vsfix.pipeline.comparison.score_difference import Score
 
 from .figure import MARKERS, SERIES, page_figure, spaced
 
@@ -30,6 +32,7 @@ def accuracy_figure(rows: Sequence[AccuracyRow]) -> Markup:
     if not images:
         return Markup("")
     low, high = images[0] / _WIDEN, images[-1] * _WIDEN
+    score = rows[0].score
 
     def draw(axes: Axes) -> None:
         axes.set_xscale("log")
@@ -42,9 +45,10 @@ def accuracy_figure(rows: Sequence[AccuracyRow]) -> Markup:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("calibration images")
-        axes.set_ylabel("top-1, %")
+        axes.set_ylabel(f"{score.metric}, {score.unit}" if score.unit else score.metric)
 
-    return page_figure(draw, "accuracy", "Top-1 by method and number of images, as in the table below", (4.6, 3))
+    name = score.metric[0].upper() + score.metric[1:]
+    return page_figure(draw, "accuracy", f"{name} by method and number of images, as in the table below", (4.6, 3))
 
 
 def _draw_line(axes: Axes, line: Sequence[AccuracyRow], colour: str, marker: str, aside: float) -> None:
@@ -52,15 +56,15 @@ def _draw_line(axes: Axes, line: Sequence[AccuracyRow], colour: str, marker: str
 
     The points stand aside by a factor, so that those of another line do not hide them.
     """
-    points = [row for row in line if row.images]
+    points = [row for row in line if row.images and isfinite(row.score.value)]
     for row in line:
-        if not row.images:
-            axes.axhline(100 * row.accuracy, color=colour, linestyle="--", linewidth=1.2)
-            axes.axhspan(100 * row.low, 100 * row.high, color=colour, alpha=0.15, linewidth=0)
+        if not row.images and isfinite(row.score.value):
+            axes.axhline(row.score.value, color=colour, linestyle="--", linewidth=1.2)
+            axes.axhspan(*_ends(row.score), color=colour, alpha=0.15, linewidth=0)
     if points:
-        heights = [100 * row.accuracy for row in points]
-        below = [height - 100 * row.low for height, row in zip(heights, points, strict=True)]
-        above = [100 * row.high - height for height, row in zip(heights, points, strict=True)]
+        heights = [row.score.value for row in points]
+        below = [row.score.value - _ends(row.score)[0] for row in points]
+        above = [_ends(row.score)[1] - row.score.value for row in points]
         axes.errorbar(
             [aside * (row.images or 0) for row in points],
             heights,
@@ -71,3 +75,8 @@ def _draw_line(axes: Axes, line: Sequence[AccuracyRow], colour: str, marker: str
             capsize=4,
             linewidth=1.2,
         )
+
+
+def _ends(score: Score) -> tuple[float, float]:
+    """Of the interval of a metric; the value itself where nothing is known of it."""
+    return (score.low, score.high) if isfinite(score.low) and isfinite(score.high) else (score.value, score.value)

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from vsfix.pipeline.comparison.error_budget import BudgetStep
 
 from .figure import AFTER, BEFORE, TEXT_COLOUR, page_figure
-from .number_text import decibels, points
+from .number_text import decibels, signed
 from .sections import ErrorBudget
 
 _FLOOR_DB = 160.0  # of the axis: float32 is exact to about 140 dB
@@ -40,32 +40,36 @@ def error_figure(budget: ErrorBudget, name: str) -> Markup:
 
 
 def accuracy_waterfall(budget: ErrorBudget, name: str) -> Markup:
-    """From the reference's top-1 step by step to the candidate's, in percentage points; empty without labels."""
-    start = budget.accuracy
+    """From the metric of the reference step by step to that of the candidate; empty without labels."""
+    start = budget.score
     moved = [step for step in budget.steps if step.accuracy is not None]
     if start is None or not moved:
         return Markup("")
-    levels = [100 * start.value, *(100 * step.accuracy for step in moved if step.accuracy is not None)]
+    levels = [start.value, *((100 if start.unit else 1) * step.accuracy for step in moved if step.accuracy is not None)]
+    if not all(map(math.isfinite, levels)):
+        return Markup("")
 
     def draw(axes: Axes) -> None:
         rows = ["reference", *(step.step for step in moved), "candidate"]
         low, high = min(levels), max(levels)
-        margin = 0.6 * max(high - low, 0.02)
+        margin = 0.6 * max(high - low, 0.02 if start.unit else 1e-3 * max(map(abs, levels)))
         axes.set_xlim(low - margin, high + margin)
         for row, (before, after) in enumerate(pairwise(levels), 1):
-            axes.barh(row, after - before, left=before, height=0.55, color=AFTER if after >= before else BEFORE)
+            is_better = after <= before if start.is_loss else after >= before
+            axes.barh(row, after - before, left=before, height=0.55, color=AFTER if is_better else BEFORE)
             axes.plot([before, before], [row - 1, row], color=TEXT_COLOUR, linewidth=0.6)
-            _write(axes, row, (before, after), points(after - before), (low + high) / 2)
+            _write(axes, row, (before, after), signed(after - before, is_share=bool(start.unit)), (low + high) / 2)
         axes.plot([levels[-1]] * 2, [len(rows) - 2, len(rows) - 1], color=TEXT_COLOUR, linewidth=0.6)
         for row, level in ((0, levels[0]), (len(rows) - 1, levels[-1])):
             axes.plot([level], [row], marker="D", color=TEXT_COLOUR, markersize=5)
-            _write(axes, row, (level, level), f"{level:.2f} %", (low + high) / 2)
+            _write(axes, row, (level, level), start.number(level), (low + high) / 2)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
-        axes.set_xlabel("top-1, %")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}" if start.unit else f"{value:.3g}"))
+        axes.set_xlabel(f"{start.metric}, {start.unit}" if start.unit else start.metric)
         _name_rows(axes, rows)
 
-    return page_figure(draw, name, f"Top-1 after each step of {budget.candidate}", _size(len(moved) + 2))
+    title = start.metric[0].upper() + start.metric[1:]
+    return page_figure(draw, name, f"{title} after each step of {budget.candidate}", _size(len(moved) + 2))
 
 
 def _length(step: BudgetStep, floor: float) -> float:

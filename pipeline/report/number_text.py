@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 import re
 
+from vsfix.pipeline.comparison.score_difference import Score
+
+MINUS = "\N{MINUS SIGN}"
+
 
 def percent(share: float, digits: int = 1) -> str:
     """A share in [0, 1] as per cent."""
@@ -14,6 +18,20 @@ def percent(share: float, digits: int = 1) -> str:
 def share_interval(low: float, high: float, digits: int = 1) -> str:
     """Two shares as the ends of an interval in per cent."""
     return f"{100 * low:.{digits}f} – {100 * high:.{digits}f} %"
+
+
+def score_interval(score: Score, digits: int = 1) -> str:
+    """The ends of the interval of a metric; empty where it has none."""
+    if not math.isfinite(score.low) or not math.isfinite(score.high):
+        return ""
+    low, high = (score.number(end, digits).removesuffix(" %") for end in (score.low, score.high))
+    return f"{low} \N{EN DASH} {high} {score.unit}".rstrip()
+
+
+def score_text(score: Score) -> str:
+    """A metric with its interval."""
+    interval = score_interval(score)
+    return score.number(score.value) + (f" ({interval})" if interval else "")
 
 
 def ratio(value: float) -> str:
@@ -33,7 +51,12 @@ def gain(value: float) -> str:
 
 def points(difference: float, digits: int = 2) -> str:
     """A difference of two percentages, with its sign."""
-    return f"{difference:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    return f"{difference:+.{digits}f}".replace("-", MINUS)
+
+
+def signed(difference: float, *, is_share: bool) -> str:
+    """The difference of two values of a metric, with its sign; of shares in percentage points."""
+    return points(difference) if is_share else f"{difference:+.3g}".replace("-", MINUS)
 
 
 def decibels(snr_db: float) -> str:

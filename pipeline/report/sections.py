@@ -10,7 +10,7 @@ from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.statistics.estimate import Interval
 from vsfix.pipeline.comparison.accuracy import AccuracyRow
 from vsfix.pipeline.comparison.error_budget import BudgetStep
-from vsfix.pipeline.comparison.proportion import Proportion
+from vsfix.pipeline.comparison.score_difference import Score, ScoreDifference
 from vsfix.pipeline.inspection.inspection import Inspection
 from vsfix.pipeline.repair.label_judge import LabelScores
 from vsfix.pipeline.repair.repair_report import RepairReport
@@ -37,14 +37,12 @@ class BenchmarkRow:
         model: the file, or what it is called.
         backend: what ran it, as `--backend` takes it.
         precision: what it computes in, as `fp16`.
-        top1: with its 95 % interval; None without labels.
-        difference: top-1 over that of the reference, in percentage points; None for the reference itself.
-        good_to_bad: samples that the reference gets right and this row wrong.
-        bad_to_good: the reverse.
-        p_value: of McNemar's exact test on these two numbers.
-        retention: top-1 over that of the first row of the same model, 1 where nothing is lost.
-        agreement: share of samples with the same top-1 decision as that row, in [0, 1].
-        snr_db: against that row, the smallest of the outputs', in dB; infinite where they are equal to the bit.
+        score: by the metric, with its 95 % interval; None without labels.
+        gain: over the reference; None for the reference itself.
+        retention: of the metric of the first row of the same model, 1 where nothing is lost.
+        agreement: share of equal decisions, in [0, 1], with that row, or without labels with the reference.
+        cosine: mean over the samples, likewise, where nothing is decided.
+        snr_db: likewise, the smallest of the outputs', in dB; infinite where they are equal to the bit.
         batch_size: samples per run of the timing.
         p50_ms: median latency of one run, in milliseconds.
         p99_ms: the latency that 99 of 100 runs stay below, in milliseconds.
@@ -52,20 +50,17 @@ class BenchmarkRow:
         status: PASS, WARN, FAIL or SKIP; empty where nothing was judged.
         note: one sentence on it, as why the row is skipped.
         repaired: whether the statistics of the file were repaired.
-        gain: of the first row of such a file, top-1 less that before the repair, in percentage points; else None.
-        gain_p_value: of McNemar's exact test on these two.
+        repair_gain: of the first row of such a file over the one before the repair; else None.
     """
 
     model: str
     backend: str
     precision: str
-    top1: Proportion | None = None
-    difference: float | None = None
-    good_to_bad: int | None = None
-    bad_to_good: int | None = None
-    p_value: float | None = None
+    score: Score | None = None
+    gain: ScoreDifference | None = None
     retention: float | None = None
     agreement: float | None = None
+    cosine: float | None = None
     snr_db: float | None = None
     batch_size: int | None = None
     p50_ms: float | None = None
@@ -74,8 +69,7 @@ class BenchmarkRow:
     status: str = ""
     note: str = ""
     repaired: bool = False
-    gain: float | None = None
-    gain_p_value: float | None = None
+    repair_gain: ScoreDifference | None = None
 
 
 @dataclass(frozen=True)
@@ -86,14 +80,14 @@ class ErrorBudget:
         candidate: what it is called.
         reference: what it is compared with.
         steps: in their order, the noise floor last.
-        accuracy: top-1 of the reference with its interval; None without labels.
+        score: of the reference by the metric; None without labels.
         repaired: whether the candidate's statistics were repaired.
     """
 
     candidate: str
     reference: str
     steps: tuple[BudgetStep, ...]
-    accuracy: Proportion | None = None
+    score: Score | None = None
     repaired: bool = False
 
 
@@ -151,7 +145,7 @@ class Report:
         repair: the BatchNorms before and after, and what was done to them.
         is_trial: whether the repair was made for its numbers alone, and not written.
         inspection: the BatchNorms of a model that was looked at only; not together with `repair`.
-        accuracies: top-1 by method and number of images.
+        accuracies: the metric by method and number of images.
         scores: what labelled data says of the file as given and of the repaired one.
         benchmark: one row for each model, backend and precision.
         tensors: the outputs of each such row against those of another; see `benchmark_details`, likewise the next two.

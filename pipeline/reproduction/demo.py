@@ -265,7 +265,7 @@ def _write_page(demo: Demo, latencies: tuple[LatencySeries, ...], command: str) 
 
 def _verdict(accuracies: tuple[AccuracyRow, ...], images: int) -> str:
     """The outcome in one sentence."""
-    trained, repaired, exact, averaged = (100 * row.accuracy for row in accuracies)
+    trained, repaired, exact, averaged = (row.score.value for row in accuracies)
     return (
         f"Without its noise this network computes something else than what was trained: top-1 is {trained:.1f} % as "
         f"deployed, {averaged:.1f} % as the mean of {PASSES} noisy passes; {repaired:.1f} % repaired with "

@@ -172,4 +172,4 @@ def _repaired_accuracy(model: onnx.ModelProto, training: TrainingConfig, config:
     repaired = repair_model(model, batches, open_for_small_runs, config).model
     labelled = labelled_samples(model, training.data, split="test", seed=0)
     with OnnxRuntimeRunner(repaired) as runner:
-        return accuracy_of("repaired", runner, labelled, batch_size=_BATCH_SIZE).accuracy
+        return accuracy_of("repaired", runner, labelled, batch_size=_BATCH_SIZE).score.value / 100

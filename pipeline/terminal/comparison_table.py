@@ -39,7 +39,7 @@ def comparison_table(found: RunComparison) -> Table:
         for change in found.changes:
             if change.direction == direction:
                 model, backend, precision = change.row
-                moved = f"{change.change:+.2f} {change.unit}"
+                moved = f"{change.change:+.2f} {change.unit}" if change.unit else f"{change.change:+.4g}"
                 values = (metric_of(change.metric).written(value) for value in (change.before, change.after))
                 table.add_row(model, f"{backend} {precision}", change.metric, direction, *values, moved)
     return table

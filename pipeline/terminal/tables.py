@@ -158,15 +158,16 @@ def precision_table(report: PrecisionReport) -> Table:
 
 
 def accuracy_table(rows: tuple[AccuracyRow, ...]) -> Table:
-    """Top-1 of each model with its interval."""
+    """The metric of each model with its interval."""
     table = Table(title="Accuracy on the test images", title_justify="left")
     table.add_column("model", overflow="fold")
-    for heading in ("images", "top-1", "95 % interval"):
+    for heading in ("images", rows[0].score.metric, "95 % interval"):
         table.add_column(heading, justify="right")
     for row in rows:
-        images = "-" if row.images is None else str(row.images)
-        interval = f"{100 * row.low:.1f} - {100 * row.high:.1f} %"
-        table.add_row(row.model, images, f"{100 * row.accuracy:.1f} %", interval)
+        score, images = row.score, "-" if row.images is None else str(row.images)
+        low, high = (score.number(end, 1) for end in (score.low, score.high))
+        interval = f"{low.removesuffix(' %')} - {high}"
+        table.add_row(row.model, images, score.number(score.value, 1), interval)
     return table
 
 

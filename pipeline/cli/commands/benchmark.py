@@ -1,4 +1,4 @@
-"""`vsfix benchmark`: models, backends and precisions side by side on one labelled set."""
+"""`vsfix benchmark`: models, backends and precisions side by side on one set."""
 
 from __future__ import annotations
 
@@ -24,6 +24,17 @@ from vsfix.pipeline.cli.options import (
 @data_option(required=True)
 @click.option("--split", type=click.Choice(["train", "test"]), default="test", show_default=True)
 @samples_option()
+@click.option(
+    "--metric",
+    metavar="M",
+    help="top1, top5, mse, mae, r2, cosine, iou, bce, or module:function of all outputs and all targets by name, which "
+    "returns one number for each sample, the higher the better.  [default: top1 for whole-number labels, else mse]",
+)
+@click.option(
+    "--metric-output",
+    metavar="NAME",
+    help="The output that is judged.  [default: that with a target of its own name, else the first]",
+)
 @click.option(
     "--backend",
     "backends",
@@ -73,7 +84,12 @@ from vsfix.pipeline.cli.options import (
     help="Time each row and batch size for so long and 300 runs at least; 0 for no latencies.",
 )
 @batch_size_option
-@click.option("--predictions", type=click.Path(path_type=Path), metavar="FILE", help="Write the top-1 classes (.npz).")
+@click.option(
+    "--predictions",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the class of each sample, or its score (.npz).",
+)
 @html_option
 @seed_option
 @json_option
@@ -83,6 +99,8 @@ def command(
     data: str,
     split: str,
     samples: int | None,
+    metric: str | None,
+    metric_output: str | None,
     backends: tuple[str, ...],
     precisions: tuple[str, ...],
     calibration: str | None,
@@ -96,11 +114,14 @@ def command(
     json_path: str | None,
     force: bool,
 ) -> None:
-    """Compare MODELs on labelled data: accuracy, agreement, latency; the first one is the reference.
+    """Compare MODELs on the same data: accuracy, agreement, latency; the first one is the reference.
+
+    With labels (`labels` of an .npz file: class numbers, or the targets of the judged output) a metric judges each row;
+    without, rows are held against the reference, and the accuracy stays unknown.
 
     Each may be a vsfix checkpoint, an ONNX file or an engine. Every model runs on each backend in each precision. What
-    can't run here is shown as SKIP with the reason, and the exit code is 3; it is 1 where a row failed or a repair lost
-    accuracy.
+    can't run here is shown as SKIP with the reason, and the exit code is 3; it is 1 where a row failed or a repair made
+    the metric worse.
     """
     import vsfix
     from vsfix.graph_passes.errors import CheckFailedError, MissingComponentError
@@ -123,6 +144,8 @@ def command(
             seconds=seconds,
             batch_size=batch_size,
             seed=seed,
+            metric=metric,
+            metric_output=metric_output,
         )
         try:
             out.show(found)

@@ -18,9 +18,9 @@ from vsfix.pipeline.cli.options import json_option, verbose_option
     "rules",
     multiple=True,
     metavar="METRIC=LIMIT",
-    help="Exit code 1 where a row loses more than this: top1, retention, agreement (percentage points), snr (dB), p50, "
-    "p99, ratio, size (percent); may be given several times. A row or number that is gone fails too, and a rule that "
-    "holds none.",
+    help="Exit code 1 where a row loses more than this: top1, top5, retention, agreement (percentage points), r2, iou, "
+    "cosine (absolute; `metric` for a function of your own), snr (dB), mse, mae, bce, p50, p99, ratio, size (percent); "
+    "may be given several times. A row or number that is gone fails too, and a rule that holds none.",
 )
 @json_option
 @verbose_option
@@ -28,8 +28,9 @@ def command(before: Path, after: Path, rules: tuple[str, ...], json_path: str | 
     """Compare two files of `vsfix benchmark --json`, row by row.
 
     Rows are the same where the name of the model file (its path, where two files of a run have one name), the backend
-    and the precision are. Times within 5 % (p99: 10 %), SNRs within 0.5 dB, and ratios within 1 % or whose intervals
-    overlap count as the same. A ratio is that of p50 to the first model of its run on the same backend and precision.
+    and the precision are; both files must be of one metric and one output. Times within 5 % (p99: 10 %), SNRs within
+    0.5 dB, errors within a rounding, and ratios within 1 % or whose intervals overlap count as the same. A ratio is
+    that of p50 to the first model of its run on the same backend and precision.
     """
     from vsfix.graph_passes.errors import CheckFailedError
     from vsfix.pipeline.benchmark.comparing import compare_files, parse_fail_rule

@@ -4,7 +4,10 @@ import json
 import os
 from dataclasses import replace
 from functools import partial
+from importlib.resources import files
+from pathlib import Path
 
+import jsonschema
 import pytest
 
 from vsfix.graph_passes.errors import InputError
@@ -50,8 +53,8 @@ def test_a_run_and_itself_are_the_same(document, tmp_path):
 @pytest.mark.parametrize(
     ("path", "value", "metric", "direction"),
     [
-        (("top1", "value"), 0.0, "top1", "worse"),
-        (("top1", "value"), 1.0, "top1", "better"),
+        (("score", "value"), 0.0, "top1", "worse"),
+        (("score", "value"), 100.0, "top1", "better"),
         (("against_own", "decisions", "agreement"), 0.2, "agreement", "worse"),
         (("latencies", 0, "p50_ms"), 1e6, "p50 batch 1", "worse"),
         (("latencies", 0, "p99_ms"), 1e-9, "p99 batch 1", "better"),
@@ -70,7 +73,7 @@ def test_each_number_is_better_or_worse_in_its_own_direction(document, tmp_path,
 
 
 def lower_top1(document):
-    document["rows"][0]["top1"]["value"] -= 0.01
+    document["rows"][0]["score"]["value"] -= 1.0
 
 
 @pytest.mark.parametrize(("limit", "fails"), [(0.5, True), (1.0, False), (2.0, False)])
@@ -181,7 +184,7 @@ def test_an_exact_row_is_the_best_there_is_and_one_that_is_not_finite_the_worst(
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999", '"nan"', "true", "1" + 400 * "0"])
 def test_what_is_no_finite_number_is_refused_and_not_called_better(document, tmp_path, text):
     document = json.loads(json.dumps(document))
-    document["rows"][0]["top1"]["value"] = document["rows"][1]["size"] = "HERE"
+    document["rows"][0]["score"]["value"] = document["rows"][1]["size"] = "HERE"
     (tmp_path / "x.json").write_text(json.dumps(document).replace('"HERE"', text))
     with pytest.raises(InputError, match="is not"):
         read_benchmark(tmp_path / "x.json")
@@ -276,7 +279,7 @@ def test_another_gpu_or_processor_is_another_machine_and_a_file_that_names_none_
 @pytest.mark.parametrize(("moved", "told"), [(1, True), (5, True), (6, False)])
 def test_top1_that_moved_by_so_few_samples_that_it_may_be_chance_is_told(document, tmp_path, moved, told):
     def change(document):
-        document["rows"][0]["top1"]["count"] += moved
+        document["rows"][0]["score"]["count"] += moved
 
     warnings = changes_of(document, tmp_path, change).warnings
     assert any(f"no more than {moved} of 100 samples" in warning for warning in warnings) == told
@@ -307,3 +310,97 @@ def test_times_that_differ_on_a_machine_that_was_not_quiet_are_doubted(document,
 def test_a_time_below_nothing_and_two_times_for_one_batch_are_refused(document, tmp_path, change, words):
     with pytest.raises(InputError, match=words):
         changes_of(document, tmp_path, lambda document: change(document["rows"][0]))
+
+
+def judged_by(key, output, higher):
+    """A change of a document: its metric, with the score of each row."""
+
+    def change(document):
+        document["metric"] = {"key": key, "name": key, "output": output, "unit": "", "higher_is_better": higher}
+        for row, value in zip(document["rows"], (0.5, 0.4), strict=True):
+            row["score"] |= {"metric": key, "value": value, "count": None, "unit": "", "is_loss": not higher}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("key", "moved", "direction", "said"),
+    [
+        ("mse", 0.05, "worse", "mse 0.5 -> 0.55 (+10 %), allowed is a loss of 5"),
+        ("mse", -0.05, "better", ""),
+        ("mse", 1e-7, "same", ""),
+        ("r2", -0.1, "worse", "r2 0.5 -> 0.4 (-0.1), allowed is a loss of 0.05"),
+        ("r2", 0.1, "better", ""),
+        ("judging:near", -0.1, "worse", "metric 0.5 -> 0.4 (-0.1), allowed is a loss of 0.05"),
+    ],
+)
+def test_a_metric_is_better_or_worse_in_its_own_direction(document, tmp_path, key, moved, direction, said):
+    change = judged_by(key, "y", key != "mse")
+
+    def after(document):
+        change(document)
+        document["rows"][0]["score"]["value"] += moved
+
+    first, second = write(tmp_path / "a.json", document, change), write(tmp_path / "b.json", document, after)
+    name = key if ":" not in key else "metric"
+    found = compare_files(first, second, [parse_fail_rule(f"{name}={5 if key == 'mse' else 0.05}")])
+    assert [change.direction for change in found.changes if change.metric == name] == [direction, "same"]
+    assert [failure.split("fp32: ")[1] for failure in found.failures] == ([said] if said else [])
+
+
+def test_a_score_that_is_not_finite_is_the_worst_there_is(document, tmp_path):
+    change = judged_by("mse", "y", False)
+
+    def broken(document):
+        change(document)
+        document["rows"][0]["score"]["value"] = None
+
+    first, second = write(tmp_path / "a.json", document, change), write(tmp_path / "b.json", document, broken)
+    assert compare_files(first, second, [FailRule("mse", 5.0)]).failures[0].count("not finite") == 1
+    assert not compare_files(second, first, [FailRule("mse", 5.0)]).failures
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (judged_by("mse", "y", False), "holds r2 of output 'y' and .*b.json holds mse of output 'y'"),
+        (judged_by("r2", "z", True), "holds r2 of output 'y' and .*b.json holds r2 of output 'z'"),
+        (lambda document: document.update(metric=None), "b.json holds no metric, since its data had no labels"),
+    ],
+)
+def test_two_runs_by_different_metrics_or_outputs_are_refused(document, tmp_path, other, said):
+    first = write(tmp_path / "a.json", document, judged_by("r2", "y", True))
+    second = write(tmp_path / "b.json", document, other)
+    with pytest.raises(InputError, match=said) as error:
+        compare_files(first, second, [])
+    assert "\n" not in str(error.value)
+
+
+def test_runs_without_labels_are_compared_by_what_they_have(document, tmp_path):
+    def bare(document):
+        document["metric"] = None
+        for row in document["rows"]:
+            row["score"] = None
+
+    path = write(tmp_path / "a.json", document, bare)
+    assert "top1" not in {change.metric for change in compare_files(path, path, []).changes}
+    assert compare_files(path, path, [FailRule("top1", 1.0)]).failures
+
+
+OLD = Path(__file__).with_name("benchmark_before_metrics.json")
+
+
+def test_a_file_from_before_there_were_metrics_is_read_as_top1_of_any_output(document, tmp_path):
+    schema = json.loads(files("vsfix.pipeline.benchmark").joinpath("benchmark.schema.json").read_text())
+    old = json.loads(OLD.read_text())
+    jsonschema.validate(old, schema)
+    found = read_benchmark(OLD)
+    values = list(found.rows.values())
+    assert (values[0]["top1"], values[1]["retention"], values[1]["agreement"]) == pytest.approx((76, 100, 100))
+    assert list(found.right.values()) == [76, 76]
+    lower = write(tmp_path / "b.json", old, lambda old: old["rows"][0]["top1"].update(value=0.7))
+    assert "top1 76 -> 70" in compare_files(OLD, lower, [FailRule("top1", 0.5)]).failures[0]
+    renamed = write(
+        tmp_path / "new.json", document, lambda new: [row.update(model="network.onnx") for row in new["rows"]]
+    )
+    assert {change.metric for change in compare_files(OLD, renamed, []).changes} >= {"top1", "retention", "agreement"}

@@ -6,6 +6,8 @@ import pytest
 from vsfix import optimize
 from vsfix.graph_passes.errors import InputError
 from vsfix.pipeline.benchmark.repair_trials import RepairTrial, choose_model, parse_repair_trials, try_repairs
+from vsfix.pipeline.comparison.judgement import Judge
+from vsfix.pipeline.comparison.metric import Metric
 from vsfix.pipeline.data.calibration import labelled_samples
 from vsfix.pipeline.verification.model_description import describe_model
 
@@ -41,9 +43,18 @@ def test_a_way_that_is_refused_is_told_and_the_others_are_there(onnx_path):
     model = onnx.load(onnx_path)
     labelled = labelled_samples(model, "digits", split="test", seed=0, samples=100)
     trials = (RepairTrial("exact", 1), RepairTrial("exact", 40))
+    targets, name = {"labels": labelled.labels}, model.graph.output[0].name
+    judge = Judge((name,), name, Metric("top1", name, "labels"), targets)
     told = []
     found = try_repairs(
-        describe_model(onnx_path), trials, "digits", labelled, batch_size=32, seed=0, advance=lambda: told.append(1)
+        describe_model(onnx_path),
+        trials,
+        "digits",
+        labelled,
+        judge,
+        batch_size=32,
+        seed=0,
+        advance=lambda: told.append(1),
     )
     assert [row.images for row in found.accuracies] == [None, 40]
     assert found.refused[0].startswith("exact:1: ")

@@ -7,23 +7,29 @@ import numpy as np
 import pytest
 
 from vsfix.pipeline.benchmark.result import Comparison, RepairTrials, Row
-from vsfix.pipeline.benchmark.verdict import judge
-from vsfix.pipeline.comparison.accuracy import accuracy_row
+from vsfix.pipeline.benchmark.verdict import verdict_of
+from vsfix.pipeline.comparison.accuracy import TOP_1, accuracy_row
 from vsfix.pipeline.comparison.decisions import compare_decisions
-from vsfix.pipeline.comparison.proportion import proportion
+from vsfix.pipeline.comparison.metric import Metric
+from vsfix.pipeline.comparison.score_difference import compare_scores, score_of
+from vsfix.pipeline.comparison.tensor_comparison import compare_tensors
 
-LABELS = np.arange(200) % 4
+R2, ERROR = Metric("r2", "y", "labels"), Metric("mse", "y", "labels")
+RUNS = ("model, onnxruntime, fp32", "model", "onnxruntime", "fp32")
 
 
 def row_of(right, *, repaired=False, reference=None):
     """A row that is right on the first so many of 200 samples."""
-    classes = np.where(np.arange(200) < right, LABELS, (LABELS + 1) % 4)
-    logits = np.eye(4)[classes]
-    row = Row("model, onnxruntime, fp32", "model", "onnxruntime", "fp32", repaired, "PASS", top1=proportion(right, 200))
+    return scored((np.arange(200) < right).astype(float), TOP_1, repaired=repaired, reference=reference)
+
+
+def scored(scores, metric, *, repaired=False, reference=None):
+    """A row with these scores, and the scores."""
+    row = Row(*RUNS, repaired, "PASS", runner="ort", score=score_of(metric, scores))
     if reference is None:
-        return row, logits
-    against = Comparison("model, onnxruntime, fp32", {}, compare_decisions(reference, logits, LABELS))
-    return replace(row, against_reference=against, against_unrepaired=against if repaired else None), logits
+        return row, scores
+    against = Comparison(RUNS[0], {}, "y", None, difference=compare_scores(metric, reference, scores))
+    return replace(row, against_reference=against, against_unrepaired=against if repaired else None), scores
 
 
 def repairs_of(before, after, *, repaired=True, model="model"):
@@ -48,7 +54,7 @@ def repairs_of(before, after, *, repaired=True, model="model"):
 def test_a_repaired_model_is_judged_against_the_reference(before, after, status, words):
     reference, logits = row_of(before)
     repaired, _ = row_of(after, repaired=True, reference=logits)
-    found = judge([reference, repaired], None)
+    found = verdict_of([reference, repaired], None)
     assert found[0] == status
     assert words in found[1]
 
@@ -69,7 +75,7 @@ def test_a_repaired_model_is_judged_against_the_reference(before, after, status,
     ],
 )
 def test_without_a_repaired_model_the_repairs_of_the_run_are_judged(repairs, status, words):
-    found = judge([row_of(80)[0]], repairs)
+    found = verdict_of([row_of(80)[0]], repairs)
     assert found[0] == status
     assert words in found[1]
 
@@ -77,7 +83,7 @@ def test_without_a_repaired_model_the_repairs_of_the_run_are_judged(repairs, sta
 def test_of_several_repaired_models_the_one_that_lost_accuracy_is_told():
     reference, logits = row_of(100)
     good, bad = (row_of(right, repaired=True, reference=logits)[0] for right in (150, 80))
-    status, verdict = judge([reference, good, replace(bad, model="bad.onnx")], None)
+    status, verdict = verdict_of([reference, good, replace(bad, model="bad.onnx")], None)
     assert status == "FAIL"
     assert verdict.startswith("The repair lost accuracy: bad.onnx, top-1 50.00 -> 40.00 %")
 
@@ -85,7 +91,7 @@ def test_of_several_repaired_models_the_one_that_lost_accuracy_is_told():
 def test_a_cast_of_a_repaired_model_is_not_judged_as_its_repair():
     reference, logits = row_of(150, repaired=True)
     cast, _ = row_of(80, repaired=True, reference=logits)
-    found = judge([reference, replace(cast, against_unrepaired=None)], None)
+    found = verdict_of([reference, replace(cast, against_unrepaired=None)], None)
     assert found == ("PASS", "The reference is repaired, and no row shows it as it was before: top-1 75.00 %.")
 
 
@@ -94,7 +100,7 @@ def test_what_a_repair_is_held_against_is_named_where_it_is_not_the_reference():
     _, logits = row_of(80)
     repaired, _ = row_of(150, repaired=True, reference=logits)
     against = replace(repaired.against_unrepaired, baseline="net.onnx, onnxruntime, fp32")
-    status, verdict = judge([reference, replace(repaired, against_unrepaired=against)], None)
+    status, verdict = verdict_of([reference, replace(repaired, against_unrepaired=against)], None)
     assert status == "PASS"
     assert verdict.startswith(
         "Repaired: top-1 40.00 -> 75.00 % (+35.00 percentage points against net.onnx, onnxruntime, fp32, 70 "
@@ -103,8 +109,67 @@ def test_what_a_repair_is_held_against_is_named_where_it_is_not_the_reference():
 
 def test_rows_that_differ_or_did_not_run_are_counted_and_no_pass():
     row, _ = row_of(80)
-    status, verdict = judge([row, replace(row, status="WARN"), replace(row, status="SKIP", top1=None)], None)
+    status, verdict = verdict_of([row, replace(row, status="WARN"), replace(row, status="SKIP", runner="")], None)
     assert status == "WARN"
     assert "1 of 3 rows differ" in verdict
     assert "1 of 3 rows did not run" in verdict
-    assert judge([row, replace(row, status="FAIL", top1=None)], None)[0] == "FAIL"
+    assert verdict_of([row, replace(row, status="FAIL", runner="")], None)[0] == "FAIL"
+
+
+SPREAD = np.random.default_rng(0).normal(0, 0.05, 200)
+
+
+@pytest.mark.parametrize(
+    ("metric", "before", "after", "status", "words"),
+    [
+        (R2, 0.27, 0.87, "PASS", "Repaired: R2 0.27 -> 0.87 (+0.6, p < 0.001)."),
+        (R2, 0.87, 0.27, "FAIL", "The repair made it worse: R2 0.87 -> 0.27 (-0.6, p < 0.001)."),
+        (ERROR, -0.5, -0.2, "PASS", "Repaired: mean squared error 0.5 -> 0.2 (0.3 lower, p < 0.001)."),
+        (ERROR, -0.2, -0.5, "FAIL", "The repair made it worse: mean squared error 0.2 -> 0.5 (0.3 higher, p < 0.001)."),
+    ],
+)
+def test_a_repair_is_told_in_the_words_of_its_metric(metric, before, after, status, words):
+    noise = SPREAD - SPREAD.mean()
+    reference, scores = scored(before + noise, metric)
+    repaired, _ = scored(after + noise[::-1], metric, repaired=True, reference=scores)
+    assert verdict_of([reference, repaired], None) == (status, words)
+
+
+def test_repairs_of_the_run_are_judged_by_an_error_where_lower_is_better():
+    noise = SPREAD - SPREAD.mean()
+    before, after = -0.5 + noise, -0.2 + noise[::-1]
+    rows = (
+        accuracy_row("as trained", before, metric=ERROR),
+        accuracy_row("match", after, metric=ERROR, images=32, trained=before),
+    )
+    report = SimpleNamespace(batch_norms=[SimpleNamespace(repaired=True)])
+    status, verdict = verdict_of([scored(before, ERROR)[0]], RepairTrials("model", report, rows))
+    assert status == "WARN"
+    assert (
+        "can be repaired: mean squared error 0.5 -> 0.2 with match, 32 images, p < 0.001; run `vsfix optimize`"
+        in verdict
+    )
+    turned = (replace(rows[1], p_value=None), replace(rows[0], images=32, p_value=0.001))
+    status, verdict = verdict_of([scored(after, ERROR)[0]], RepairTrials("model", report, turned))
+    assert status == "FAIL"
+    assert "the repair makes it worse: mean squared error 0.2 -> 0.5" in verdict
+
+
+def test_without_labels_nothing_passes_and_the_farthest_row_is_told():
+    bare = Row(*RUNS, False, "PASS", runner="ort")
+    assert verdict_of([bare], None)[0] == "WARN"
+    logits = np.eye(4)[np.arange(200) % 4]
+    rows = [bare]
+    for flipped in (2, 10):
+        found = np.where(np.arange(200)[:, None] < flipped, np.roll(logits, 1, axis=1), logits)
+        tensors = compare_tensors(logits, found)
+        against = Comparison(RUNS[0], {"y": tensors}, "y", compare_decisions(logits, found))
+        rows.append(replace(bare, against_reference=against))
+    status, verdict = verdict_of(rows, None)
+    assert status == "WARN"
+    assert verdict.startswith("No labels: accuracy unknown; against model, onnxruntime, fp32 95.00 % of the decisions ")
+    values = [
+        replace(row, against_reference=replace(row.against_reference, decisions=None, cosine=cosine))
+        for row, cosine in zip(rows[1:], (1.0, 0.95), strict=True)
+    ]
+    assert "cosine 0.950000, SNR 10.0 dB" in verdict_of([bare, *values], None)[1]

@@ -33,7 +33,7 @@ OPTIONS = {
     "--storage-uri --version MODEL|ENGINE...",
     "verify": "--against --backend --batch-size --data --force --json --layers --max-accuracy-loss --min-agreement "
     "--min-snr --reference-backend --samples --seed --split --statistics --trust --via --weights --weights-key MODEL",
-    "benchmark": "--backend --batch --batch-size --calibration --data --force --html --json --precision --predictions "
+    "benchmark": "--backend --batch --batch-size --calibration --data --force --html --json --metric --metric-output --precision --predictions "
     "--repair --samples --seconds --seed --split MODEL...",
     "compare": "--fail-on --force --json A.json B.json",
     "reproduce": "--cpus --data --dry-run --epochs --force --gpus --json --output --precision --ray --samples --scale --seeds TABLE...",

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from vsfix.graph_passes.noise_average.severity import Severity
 from vsfix.graph_passes.noise_average.stored_statistics import StoredAgainstNoisy
-from vsfix.pipeline.comparison.accuracy import AccuracyRow
-from vsfix.pipeline.comparison.proportion import proportion, wilson_interval
+from vsfix.pipeline.comparison.accuracy import TOP_1, AccuracyRow
+from vsfix.pipeline.comparison.metric import Metric
+from vsfix.pipeline.comparison.score_difference import Score, ScoreDifference, score_of
 from vsfix.pipeline.inspection.batch_norm_row import BatchNormRow
 from vsfix.pipeline.inspection.inspection import Inspection
 from vsfix.pipeline.inspection.noise_study import LayerRow
@@ -124,7 +126,10 @@ def test_a_repair_that_changed_nothing_or_was_refused_is_no_repair():
 
 @pytest.mark.parametrize(("low", "words"), [(0.5, "do not overlap"), (0.3, "overlap")])
 def test_intervals_of_the_accuracies_are_compared_and_their_pairs_are_told(low, words):
-    trained, fixed = AccuracyRow("as trained", None, 0.3, 0.2, 0.4), AccuracyRow("repaired", 32, 0.6, low, 0.7)
+    trained, fixed = (
+        AccuracyRow("as trained", None, share(30, 20, 40)),
+        AccuracyRow("repaired", 32, share(60, 100 * low, 70)),
+    )
     told = answers(replace(EMPTY, accuracies=(trained, fixed)))[CERTAINTY]
     assert told.endswith(f"repaired, {words}.")
     told = answers(replace(EMPTY, accuracies=(trained, replace(fixed, p_value=0.01))))[CERTAINTY]
@@ -166,8 +171,18 @@ def test_a_repaired_file_in_a_benchmark_is_named_beside_the_repair_that_was_trie
 
 def repaired_row(right: int, gain: float, p_value: float) -> BenchmarkRow:
     """The row of a repaired file, right on so many of 100 samples."""
-    top1 = proportion(right, 100)
-    return BenchmarkRow("repaired.onnx", "onnxruntime", "fp32", top1, repaired=True, gain=gain, gain_p_value=p_value)
+    worth = ScoreDifference("top-1", "y", right - gain, right, gain, (0, 0), p_value, 100, "percentage points", 1, 2)
+    return BenchmarkRow("repaired.onnx", "onnxruntime", "fp32", top1(right, 100), repaired=True, repair_gain=worth)
+
+
+def top1(right: int, total: int) -> Score:
+    """Right on so many samples."""
+    return score_of(TOP_1, (np.arange(total) < right).astype(float))
+
+
+def share(value: float, low: float, high: float) -> Score:
+    """Top-1 with an interval."""
+    return Score("top-1", value, low, high, 500, 1, "%")
 
 
 @pytest.mark.parametrize(
@@ -181,13 +196,13 @@ def repaired_row(right: int, gain: float, p_value: float) -> BenchmarkRow:
 def test_a_file_is_called_repaired_where_it_gained_by_more_than_chance(gain, p_value, words):
     report = replace(EMPTY, benchmark=(repaired_row(75, gain, p_value),))
     assert answers(report)[REPAIR].startswith(words)
-    cast = replace(repaired_row(75, gain, p_value), gain=None, gain_p_value=None)
+    cast = replace(repaired_row(75, gain, p_value), repair_gain=None)
     assert REPAIR not in answers(replace(EMPTY, benchmark=(cast,)))
 
 
 def accuracies(*rights: tuple[int | None, int]) -> tuple[AccuracyRow, ...]:
     """By number of calibration images, right on so many of 100 samples."""
-    return tuple(AccuracyRow("exact", images, right / 100, *wilson_interval(right, 100)) for images, right in rights)
+    return tuple(AccuracyRow("exact", images, top1(right, 100)) for images, right in rights)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +231,7 @@ def test_accuracies_of_another_network_say_nothing_of_what_a_file_recovers():
 
 def test_a_repair_that_reaches_no_more_is_not_said_to_have_the_right_statistics():
     report = replace(repaired(outcome(3.0, 1.2, None)), accuracies=accuracies((None, 75), (32, 74)))
-    assert answers(report)[DAMAGE].endswith("Top-1 is 75.0 %, and the repair from most images reaches no more.")
+    assert answers(report)[DAMAGE].endswith("Top-1 is 75.0 %, and the repair from most images reaches no better.")
 
 
 def test_a_healthy_network_on_few_samples_is_not_called_foreign_data():
@@ -229,7 +244,7 @@ def test_a_healthy_network_on_few_samples_is_not_called_foreign_data():
 
 def test_the_certainty_is_that_of_the_repair_that_was_made_and_not_of_the_luckiest():
     def accuracy(name: str, images: int | None, right: int, p_value: float | None = None) -> AccuracyRow:
-        return AccuracyRow(name, images, right / 500, *wilson_interval(right, 500), p_value)
+        return AccuracyRow(name, images, top1(right, 500), p_value)
 
     rows = (accuracy("as trained", None, 385), accuracy("paired", 32, 400, 0.04), accuracy("exact", 32, 470, 1e-8))
     found = answers(replace(EMPTY, accuracies=rows))[CERTAINTY]
@@ -315,6 +330,38 @@ def test_an_inspection_answers_by_the_distance_and_by_statistics_that_noise_does
 
 
 def test_a_second_level_of_accuracy_tells_what_was_lost():
-    level = AccuracyRow("mean of 16 noisy passes", None, 0.96, 0.94, 0.98)
+    level = AccuracyRow("mean of 16 noisy passes", None, share(96, 94, 98))
     report = replace(averaged(FAR, NEAR), accuracies=(*accuracies((None, 75), (32, 94)), level))
     assert answers(report)[DAMAGE].endswith("As trained, top-1 is 75.0 %; mean of 16 noisy passes: 96.0 %.")
+
+
+def errors(*levels: tuple[int | None, float]) -> tuple[AccuracyRow, ...]:
+    """By number of calibration images, with such a mean squared error of 100 samples."""
+    metric, spread = Metric("mse", "y", "labels"), np.linspace(-0.01, 0.01, 100)
+    return tuple(AccuracyRow("match", images, score_of(metric, -level + spread)) for images, level in levels)
+
+
+def test_an_error_that_falls_is_a_repair_and_one_that_rises_is_none():
+    report = replace(repaired(outcome(3.0, 1.2, None)), accuracies=errors((None, 0.5), (32, 0.35), (1000, 0.2)))
+    told = answers(report)
+    assert told[DAMAGE].endswith(f"As trained, mean squared error is 0.5; {count(1000)} images bring it to 0.2.")
+    assert "That is 50 % of what the estimate on most images" in told[REPAIR]
+    assert "The 95 % intervals of mean squared error, 0.4988 – 0.5012 as trained" in told[CERTAINTY]
+    assert "do not overlap" in told[CERTAINTY]
+    worse = answers(replace(report, accuracies=errors((None, 0.2), (32, 0.5))))
+    assert worse[DAMAGE].endswith("Mean squared error is 0.2, and the repair from most images reaches no better.")
+    worth = ScoreDifference("mean squared error", "y", 0.2, 0.5, -0.3, (-0.4, -0.2), 1e-6, 100, is_loss=True)
+    row = BenchmarkRow("r.onnx", "onnxruntime", "fp32", errors((1, 0.5))[0].score, repaired=True, repair_gain=worth)
+    said = answers(replace(EMPTY, benchmark=(row,)))[REPAIR]
+    assert said == (
+        "No: it is worse in r.onnx: mean squared error 0.5 (onnxruntime, fp32), 0.3 higher by its repair, p = 1e-06."
+    )
+
+
+def test_an_estimate_that_destroys_is_not_what_a_repair_is_held_against():
+    report = replace(repaired(outcome(3.0, 1.2, None)), accuracies=errors((None, 0.5), (32, 0.2), (1000, 2.0)))
+    told = answers(report)
+    assert told[DAMAGE].endswith(
+        f"As trained, mean squared error is 0.5; match brings it to 0.2, and match on {count(1000)} images to 2."
+    )
+    assert "images: 2) is no better than as trained." in told[REPAIR]

@@ -39,17 +39,17 @@ def test_a_row_stands_against_the_first_of_its_model_and_that_against_the_refere
     own = found.rows[2].against_own
     assert column(table, "SNR")[2] == f"{next(iter(own.outputs.values())).snr_db:.1f} dB"
     assert column(table, "KL, nats")[::2] == ["–", f"{own.decisions.divergence:.2g}"]
-    assert column(table, "top-5, 95 % interval")[2].startswith(f"{100 * found.rows[2].top5.value:.2f} % (")
+    assert column(table, "top-5, 95 % interval")[2].startswith(f"{found.rows[2].top5.value:.2f} % (")
 
 
-def test_of_several_outputs_the_first_alone_has_decisions(found):
+def test_of_several_outputs_the_judged_one_alone_has_decisions(found):
     own = found.rows[2].against_own
     (tensors,) = own.outputs.values()
-    two = replace(found.rows[2], against_own=replace(own, outputs={"a": tensors, "b": tensors}))
+    two = replace(found.rows[2], against_own=replace(own, outputs={"a": tensors, "b": tensors}, output="b"))
     table = tensor_table([two])
     assert column(table, "output") == ["a", "b"]
-    assert [text == "–" for text in column(table, "KL, nats")] == [False, True]
-    assert [text == "–" for text in column(table, "top-5, 95 % interval")] == [False, True]
+    assert [text == "–" for text in column(table, "KL, nats")] == [True, False]
+    assert [text == "–" for text in column(table, "top-5, 95 % interval")] == [True, False]
 
 
 def test_the_parts_are_those_of_an_engine_and_of_nothing_else():
@@ -86,7 +86,7 @@ def test_the_page_holds_the_tensors_the_percentiles_and_the_files(found):
 
 
 def test_what_did_not_run_has_neither_tensors_nor_a_file(found):
-    skipped = replace(found.rows[2], status="SKIP", top1=None, against_own=None, against_reference=None, runner="")
+    skipped = replace(found.rows[2], status="SKIP", score=None, against_own=None, against_reference=None, runner="")
     report = benchmark_report(replace(found, rows=(*found.rows[:2], skipped)))
     labels = [row.label for row in found.rows[:2]]
     assert column(report.tensors, "row") == column(report.files, "row") == labels

@@ -34,33 +34,23 @@ def test_every_number_of_a_row_is_that_of_the_benchmark(found):
     report = benchmark_report(found)
     assert [row.model for row in report.benchmark] == [row.model for row in found.rows]
     half, row = report.benchmark[-1], found.rows[-1]
-    task, own = row.against_reference.decisions.task, row.against_own.decisions
-    right = row.top1.count - found.rows[0].top1.count
-    assert half.difference == pytest.approx(100 * right / 100, abs=1e-9)
+    gain, own = row.against_reference.difference, row.against_own
+    assert gain.gain == pytest.approx(row.score.count - found.rows[0].score.count, abs=1e-9)
     assert half == BenchmarkRow(
-        *(
-            row.model,
-            "onnxruntime",
-            "fp16",
-            row.top1,
-            half.difference,
-            task.good_to_bad,
-            task.bad_to_good,
-            task.p_value,
-        ),
-        *(own.task.retention, own.agreement, min(one.snr_db for one in row.against_own.outputs.values())),
+        *(row.model, "onnxruntime", "fp16", row.score, gain),
+        *(own.retention, own.decisions.agreement, None, min(one.snr_db for one in own.outputs.values())),
         *(1, row.latencies[0].p50_ms, row.latencies[0].p99_ms, max(one.throughput for one in row.latencies), "PASS"),
     )
     first = report.benchmark[0]
-    assert (first.difference, first.good_to_bad, first.retention, first.snr_db) == (None, None, None, None)
+    assert (first.gain, first.retention, first.agreement, first.snr_db) == (None, None, None, None)
 
 
 def test_the_other_sections_are_filled_from_the_rows_and_the_trials(found):
     report = benchmark_report(found)
     assert [series.batch_size for series in report.latencies] == [1, 4] * 3
     assert all(series.runs >= 20 and len(series.milliseconds) == 101 for series in report.latencies)
-    assert [(budget.candidate, budget.accuracy) for budget in report.budgets] == [
-        (row.label, found.rows[0].top1) for row in found.rows[1:]
+    assert [(budget.candidate, budget.score) for budget in report.budgets] == [
+        (row.label, found.rows[0].score) for row in found.rows[1:]
     ]
     assert [row.images for row in report.accuracies] == [None, 16, 32]
     assert report.is_trial
@@ -75,9 +65,8 @@ def test_what_a_repair_is_worth_and_the_budgets_of_repaired_rows_come_first(foun
     config = BenchmarkConfig("digits", samples=100, precisions=("fp32", "fp16"), repairs=(), latency=NO_LATENCY)
     repaired = benchmark([onnx_path, tmp_path / "repaired.onnx"], config)
     report = benchmark_report(repaired)
-    task = repaired.rows[2].against_unrepaired.decisions.task
-    assert report.benchmark[2].gain == 100 * (task.output.value - task.reference.value)
-    assert [row.gain_p_value for row in report.benchmark] == [None, None, task.p_value, None]
+    worth = repaired.rows[2].against_unrepaired.difference
+    assert [row.repair_gain for row in report.benchmark] == [None, None, worth, None]
     assert [budget.repaired for budget in report.budgets] == [True, True, False]
     page = render_report(replace(report, budgets=report.budgets[::-1]))
     assert page.count("<details open>") == 3
@@ -85,7 +74,9 @@ def test_what_a_repair_is_worth_and_the_budgets_of_repaired_rows_come_first(foun
 
 
 def test_a_row_that_did_not_run_says_why_and_leaves_the_rest_empty(found):
-    skipped = replace(found.rows[-1], status="SKIP", reasons=("no GPU", "no driver"), top1=None, against_reference=None)
+    skipped = replace(
+        found.rows[-1], status="SKIP", reasons=("no GPU", "no driver"), score=None, against_reference=None
+    )
     skipped = replace(skipped, against_own=None, budget=(), latencies=())
     report = benchmark_report(replace(found, rows=(*found.rows[:-1], skipped), repairs=None))
     assert report.benchmark[-1] == BenchmarkRow(

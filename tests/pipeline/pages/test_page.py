@@ -11,7 +11,7 @@ from vsfix.graph_passes.errors import DataError, OutputExistsError
 from vsfix.graph_passes.noise.analysis import TracedPath
 from vsfix.graph_passes.noise.propagation import PassedNode
 from vsfix.pipeline.comparison.accuracy import AccuracyRow
-from vsfix.pipeline.comparison.proportion import proportion
+from vsfix.pipeline.comparison.score_difference import Score, ScoreDifference
 from vsfix.pipeline.inspection.batch_norm_row import BatchNormRow
 from vsfix.pipeline.inspection.diagnosis import severity_sentence
 from vsfix.pipeline.inspection.inspection import Inspection, inspect_model
@@ -21,7 +21,7 @@ from vsfix.pipeline.repair.repair_config import RepairConfig
 from vsfix.pipeline.report.path_boxes import path_boxes
 from vsfix.pipeline.report.sections import BenchmarkRow, LatencySeries, Provenance, Report
 
-from .full_report import full_report
+from .full_report import full_report, top1
 
 EMPTY = Report("Title", "PASS", "Nothing to repair.")
 INFINITY = float("inf")
@@ -124,9 +124,12 @@ def test_every_number_of_the_batch_norms_is_on_the_page(settled, images, open_mo
 
 
 def test_every_number_of_the_benchmark_is_on_the_page():
+    gain = ScoreDifference(
+        "top-1", "y", 93.4, 92.8, -0.6, (-2.6, 1.3), 0.6636, 500, "percentage points", regressions=12, fixes=9
+    )
     row = BenchmarkRow(
-        *("net.onnx", "onnxruntime", "fp16", proportion(464, 500), -0.6),
-        *(12, 9, 0.6636, 0.99785, 0.9987, 65.84, 64, 1.2345, 123.456, 51234.5, "WARN", "slow here"),
+        *("net.onnx", "onnxruntime", "fp16", top1(464, 500), gain, 0.99785, 0.9987, None, 65.84),
+        *(64, 1.2345, 123.456, 51234.5, "WARN", "slow here"),
     )
     missing = BenchmarkRow("net.plan", "tensorrt", "fp16", status="SKIP", note="no GPU")
     page = Page(render_report(replace(EMPTY, benchmark=(row, missing), benchmark_reference="the first row")))
@@ -160,9 +163,28 @@ def test_a_column_that_no_row_fills_is_left_out():
     ]
 
 
+def test_the_columns_of_a_regression_are_those_of_its_metric():
+    score = Score("mean squared error", 0.0361, 0.034, 0.0382, 500, is_loss=True)
+    gain = ScoreDifference("mean squared error", "y", 0.125, 0.0361, 0.0889, (0.08, 0.1), 1e-12, 500, is_loss=True)
+    rows = (
+        BenchmarkRow("net.onnx", "onnxruntime", "fp32", replace(score, value=0.125)),
+        BenchmarkRow("half.onnx", "onnxruntime", "fp16", score, gain, 0.9995, None, 0.99999991, 65.84),
+    )
+    page = Page(render_report(replace(EMPTY, benchmark=rows)))
+    head, _, second = page.tables["benchmark"]
+    found = dict(zip(head, second, strict=True))
+    assert found["mean squared error, 95 % interval"] == "0.0361 (0.034 – 0.0382)"
+    assert found["gain over the reference"] == "+0.0889+0.08 to +0.1"
+    assert (found["paired test"], found["cosine"]) == ("p < 1e-9", "0.9999999")
+    assert "regressions / fixes" not in head
+    assert "of errors the inverse" in page.text
+    bare = tuple(replace(row, score=None, gain=None, retention=None) for row in rows)
+    assert "There are no labels: how right a row is, is unknown." in render_report(replace(EMPTY, benchmark=bare))
+
+
 def test_the_other_tables_say_what_was_measured(report):
     page = Page(render_report(report))
-    assert page.column("accuracies", "top-1") == [f"{100 * row.accuracy:.1f} %" for row in report.accuracies]
+    assert page.column("accuracies", "top-1") == [f"{row.score.value:.1f} %" for row in report.accuracies]
     assert page.column("accuracies", "95 % interval")[0] == "73.1 – 80.5 %"
     assert page.column("budget-1", "SNR") == ["129.8 dB", "65.8 dB", "exact"]
     assert page.column("budget-1", "top-1") == ["75.07 %", "75.05 %", "–"]
@@ -266,7 +288,7 @@ def test_names_are_escaped_wherever_they_stand(report):
             warnings=(HOSTILE,),
             repair=None,
             inspection=inspection,
-            accuracies=(AccuracyRow(HOSTILE, 32, 0.5, 0.4, 0.6),),
+            accuracies=(AccuracyRow(HOSTILE, 32, replace(top1(1, 2), metric=HOSTILE)),),
             benchmark=(BenchmarkRow(HOSTILE, HOSTILE, HOSTILE, status=HOSTILE, note=HOSTILE),),
             benchmark_reference=HOSTILE,
             budgets=tuple(replace(b, candidate=HOSTILE, reference=HOSTILE) for b in report.budgets),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from vsfix.pipeline.comparison.accuracy import AccuracyRow
 from vsfix.pipeline.comparison.error_budget import BudgetStep
-from vsfix.pipeline.comparison.proportion import proportion
+from vsfix.pipeline.comparison.score_difference import Score
 from vsfix.pipeline.inspection.noise_study import LayerRow
 from vsfix.pipeline.report.accuracy_figure import accuracy_figure, accuracy_lines
 from vsfix.pipeline.report.budget_figure import accuracy_waterfall, error_figure
@@ -36,6 +37,11 @@ def points(svg: str, marker: str) -> list[tuple[float, float]]:
     """Where the markers of a series stand, by the colour of that series."""
     groups = [element for element in ElementTree.fromstring(svg).iter("use") if marker in element.attrib["style"]]
     return [(float(use.attrib["x"]), float(use.attrib["y"])) for use in groups]
+
+
+def share(value, low, high):
+    """Top-1 with an interval."""
+    return Score("top-1", value, low, high, 10000, 1, "%")
 
 
 def test_a_figure_of_its_own_takes_the_colour_of_the_page_and_one_of_a_page_also_its_series():
@@ -87,9 +93,9 @@ def test_each_measured_batch_norm_is_a_point_at_its_place(before, after):
 
 def test_accuracy_has_a_line_for_each_method_by_its_images_and_a_level_for_the_rest():
     rows = (
-        AccuracyRow("as trained", None, 0.32, 0.31, 0.33),
-        AccuracyRow("exact", 1000, 0.76, 0.75, 0.77),
-        AccuracyRow("exact", 32, 0.70, 0.68, 0.72),
+        AccuracyRow("as trained", None, share(32, 31, 33)),
+        AccuracyRow("exact", 1000, share(76, 75, 77)),
+        AccuracyRow("exact", 32, share(70, 68, 72)),
     )
     lines = accuracy_lines(rows)
     assert {name: [row.images for row in line] for name, line in lines.items()} == {
@@ -97,14 +103,14 @@ def test_accuracy_has_a_line_for_each_method_by_its_images_and_a_level_for_the_r
         "exact": [32, 1000],
     }
     svg = accuracy_figure(rows)
-    assert {"32", "1000"} <= set(words(svg))
+    assert {"32", "1000", "top-1, %"} <= set(words(svg))
     (left, low), (right, high) = points(svg, "var(--series-2)")[-2:]
     assert left < right
     assert high < low
 
 
 def test_without_a_number_of_images_there_is_no_accuracy_to_draw():
-    assert accuracy_figure((AccuracyRow("as trained", None, 0.3, 0.2, 0.4),)) == ""
+    assert accuracy_figure((AccuracyRow("as trained", None, share(30, 20, 40)),)) == ""
     assert accuracy_figure(()) == ""
 
 
@@ -122,7 +128,7 @@ def test_an_error_beyond_every_axis_is_drawn_all_the_same(snr_db):
 
 
 def test_the_waterfall_goes_from_the_reference_to_the_candidate_in_points():
-    found = words(accuracy_waterfall(ErrorBudget("b.onnx", "a.pt", STEPS, proportion(7507, 10000)), "fall"))
+    found = words(accuracy_waterfall(ErrorBudget("b.onnx", "a.pt", STEPS, share(75.07, 74, 76)), "fall"))
     for text in ("75.07 %", "\N{MINUS SIGN}0.07", "\N{MINUS SIGN}0.49", "74.51 %"):
         assert found.count(text) == 1
     assert "noise floor" not in found
@@ -153,6 +159,18 @@ def test_ticks_of_a_logarithmic_axis_stand_apart():
     assert spaced([1, 1.01, 2, 2.01, 1000], 1, 10) == [1, 2]
 
 
+def test_an_error_has_its_own_axis_and_what_lowers_it_is_drawn_as_better():
+    score = Score("mean squared error", 0.5, 0.45, 0.55, 100, is_loss=True)
+    steps = (BudgetStep("repair", "a", "b", 20.0, 0.1, None, 0.2), BudgetStep("cast", "b", "c", 60.0, 1e-3, None, 0.21))
+    svg = accuracy_waterfall(ErrorBudget("c.onnx", "a.onnx", steps, score), "fall")
+    for text in ("0.5", "\N{MINUS SIGN}0.3", "+0.01", "0.21", "mean squared error"):
+        assert text in words(svg)
+    better, worse = (svg.index(f"fill: var(--series-{number})") for number in (2, 1))
+    assert better < worse
+    rows = [AccuracyRow("exact", 32, score), AccuracyRow("exact", 64, Score("R2", -math.inf, -math.inf, math.inf, 9))]
+    assert "mean squared error" in words(accuracy_figure(rows))
+
+
 def test_a_name_that_holds_what_xml_may_not_is_drawn_all_the_same():
     name = "a\x1b[31m\x00\x0b.onnx"
     figure = latency_figure([LatencySeries(name, 1, (1.0, 2.0))])
@@ -160,7 +178,7 @@ def test_a_name_that_holds_what_xml_may_not_is_drawn_all_the_same():
 
 
 def test_two_methods_with_as_many_images_do_not_hide_each_other():
-    rows = [AccuracyRow(name, images, 0.9, 0.85, 0.95) for name in ("paired", "exact") for images in (32, 1000)]
+    rows = [AccuracyRow(name, images, share(90, 85, 95)) for name in ("paired", "exact") for images in (32, 1000)]
     svg = accuracy_figure(rows)
     (one, _), (two, _) = (points(svg, f"var(--series-{number})")[-2:] for number in (1, 2))
     assert two[0] - one[0] > 6

@@ -55,7 +55,7 @@ def test_the_predictions_are_written_and_count_up_to_the_table(call, onnx_path, 
     (row,) = json.loads((tmp_path / "b.json").read_text())["rows"]
     with np.load(tmp_path / "p.npz") as found:
         assert set(found) == {"labels", row["label"]}
-        assert int((found[row["label"]] == found["labels"]).sum()) == row["top1"]["count"]
+        assert int((found[row["label"]] == found["labels"]).sum()) == row["score"]["count"]
 
 
 def test_an_output_that_exists_or_is_an_input_is_left_alone(call, onnx_path, tmp_path):
@@ -94,7 +94,7 @@ def test_two_benchmarks_are_compared_and_a_rule_decides(call, onnx_path, tmp_pat
     before, after = tmp_path / "a.json", tmp_path / "b.json"
     assert call("benchmark", onnx_path, *QUICK, "--json", before).exit_code == 0
     document = json.loads(before.read_text())
-    document["rows"][0]["top1"]["value"] -= 0.05
+    document["rows"][0]["score"]["value"] -= 5
     after.write_text(json.dumps(document))
     assert call("compare", before, after).exit_code == 0
     assert call("compare", after, before, "--fail-on", "top1=0").exit_code == 0
