@@ -4,10 +4,7 @@ import json
 import os
 from dataclasses import replace
 from functools import partial
-from importlib.resources import files
-from pathlib import Path
 
-import jsonschema
 import pytest
 
 from vsfix.graph_passes.errors import InputError
@@ -385,22 +382,3 @@ def test_runs_without_labels_are_compared_by_what_they_have(document, tmp_path):
     path = write(tmp_path / "a.json", document, bare)
     assert "top1" not in {change.metric for change in compare_files(path, path, []).changes}
     assert compare_files(path, path, [FailRule("top1", 1.0)]).failures
-
-
-OLD = Path(__file__).with_name("benchmark_before_metrics.json")
-
-
-def test_a_file_from_before_there_were_metrics_is_read_as_top1_of_any_output(document, tmp_path):
-    schema = json.loads(files("vsfix.pipeline.benchmark").joinpath("benchmark.schema.json").read_text())
-    old = json.loads(OLD.read_text())
-    jsonschema.validate(old, schema)
-    found = read_benchmark(OLD)
-    values = list(found.rows.values())
-    assert (values[0]["top1"], values[1]["retention"], values[1]["agreement"]) == pytest.approx((76, 100, 100))
-    assert list(found.right.values()) == [76, 76]
-    lower = write(tmp_path / "b.json", old, lambda old: old["rows"][0]["top1"].update(value=0.7))
-    assert "top1 76 -> 70" in compare_files(OLD, lower, [FailRule("top1", 0.5)]).failures[0]
-    renamed = write(
-        tmp_path / "new.json", document, lambda new: [row.update(model="network.onnx") for row in new["rows"]]
-    )
-    assert {change.metric for change in compare_files(OLD, renamed, []).changes} >= {"top1", "retention", "agreement"}
