@@ -19,7 +19,7 @@ from vsfix.pipeline.comparison.error_budget import (
     pair_outputs,
 )
 from vsfix.pipeline.comparison.judgement import Judge, choose_judge
-from vsfix.pipeline.comparison.metric import Function, is_embedding
+from vsfix.pipeline.comparison.metric import Function
 from vsfix.pipeline.comparison.score_difference import compare_scores, score_of
 from vsfix.pipeline.comparison.tensor_comparison import as_float64, compare_tensors, finite_rows
 from vsfix.pipeline.data.samples import Samples
@@ -128,9 +128,8 @@ def _kinds(reference: Measured, models: Sequence[ModelDescription]) -> dict[str,
             continue
         pairs = dict(zip(theirs, theirs if set(theirs) == set(names) else names, strict=True))
         found = recognise_outputs(graph, {name: outputs[own] for name, own in pairs.items()})
-        return {pairs[name]: kind for name, kind in found.items() if not is_embedding(outputs[pairs[name]])}
-    real = {name: array for name, array in outputs.items() if array.dtype.kind == "f"}
-    return {name: recognise_values(array) for name, array in real.items() if not is_embedding(array)}
+        return {pairs[name]: kind for name, kind in found.items()}
+    return {name: recognise_values(array) for name, array in outputs.items() if array.dtype.kind == "f"}
 
 
 def require_comparable(row: Measured, reference: Measured) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 from vsfix.graph_passes.errors import DataError, InputError, first_line
 from vsfix.graph_passes.io.named_file import named_function
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
+from vsfix.graph_passes.noise_average.divergence import are_directions
 
 from .tensor_comparison import as_float64, cosines, finite_rows
 
@@ -44,7 +45,6 @@ SHARES = ("top1", "top5")
 _WORST = {"top1": 0.0, "top5": 0.0, "iou": 0.0, "cosine": -1.0}  # of others no number is
 _OF_CLASSES = ("top1", "top5", "iou")
 _TINY = 1e-12  # of a probability
-_UNIT = 1e-3  # by which the length of an embedding may miss 1, in half precision
 _BEST = 5
 
 Named: TypeAlias = Mapping[str, Array]
@@ -244,14 +244,6 @@ def class_scores(output: Array, labels: tuple[int, ...]) -> Array | None:
     return output[..., np.newaxis] if output.shape == labels else None
 
 
-def is_embedding(output: Array) -> bool:
-    """Whether each sample is a vector of length 1 with values below 0: a direction, and no scores of classes."""
-    if output.ndim != 2 or output.shape[1] < 2 or not len(output) or output.dtype.kind != "f":
-        return False
-    lengths = np.linalg.norm(output.astype(np.float64), axis=1)
-    return bool(np.abs(lengths - 1).max() < _UNIT and output.min() < 0)
-
-
 def _judged(output: str | None, outputs: Named, targets: Named) -> str:
     """The name of the output that is judged."""
     if output is not None and output not in outputs:
@@ -267,7 +259,7 @@ def _require_fitting(key: str, name: str, output: Array, labels: Array, *, is_to
         raise DataError(f"--metric {key}: the labels of '{name}' are {labels.dtype}; it takes whole numbers")
     if labels.ndim == 2 and labels.shape[1] > 1 and not is_told and _is_one_hot(labels):
         raise DataError("the labels are one-hot; give the number of each class, argmax(axis=1)")
-    if key in _OF_CLASSES and is_embedding(output):
+    if key in _OF_CLASSES and are_directions(output):
         raise InputError(
             f"--metric {key}: output '{name}' is an embedding, vectors of length 1, of which the largest value decides "
             "nothing; give --metric module:function, or cosine with targets of its shape"

@@ -5,7 +5,7 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from vsfix.graph_passes.errors import DataError, InputError
-from vsfix.pipeline.comparison.metric import METRICS, choose_metric, class_scores, is_embedding
+from vsfix.pipeline.comparison.metric import METRICS, choose_metric, class_scores
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(60, 7)).astype(np.float32)
@@ -123,8 +123,6 @@ def test_the_output_with_a_target_of_its_name_is_judged():
 
 def test_an_embedding_is_judged_by_no_decision():
     unit = LOGITS / np.linalg.norm(LOGITS, axis=1, keepdims=True)
-    assert is_embedding(unit)
-    assert not is_embedding(LOGITS)
     with pytest.raises(InputError, match="output 'y' is an embedding"):
         choose_metric(None, {"y": unit}, {"labels": CLASSES})
     assert choose_metric("cosine", {"y": unit}, {"labels": LOGITS}).key == "cosine"
