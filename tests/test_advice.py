@@ -209,6 +209,7 @@ SITUATIONS = [
     Advice("inspect {lost} --noise dropout:0.5", "write NODE=KIND:VALUE", "inspect {lost} --noise 2=dropout:0.5"),
     Advice("inspect {lost} --noise 2=dropout:0", "is no noise; leave it out", "inspect {lost}", "noise layers: none"),
     Advice("inspect {marked} --data digits", "give an .npz file", "inspect {marked} --data {data}", "R = "),
+    Advice("inspect {marked} --mean 0.5", "--mean 0 --std 1", "inspect {marked} --mean 0 --std 1"),
     Advice(
         "optimize {marked} --no-refine -o {out} --data {data} --output-kind logits=nothing",
         "is none of classes, probabilities, (values)",

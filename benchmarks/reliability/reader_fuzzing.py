@@ -3,9 +3,9 @@
     pip install atheris                 # Python up to 3.13, Linux
     python benchmarks/reliability/reader_fuzzing.py --seconds 150 READER
 
-READER is one of onnx, npz, idx, pickle, checkpoint, preprocessing. Its corpus begins with valid files; what is allowed
-is a value or one of vsfix's own errors of a single line; everything else, and an input that takes over 20 seconds or
-2 GiB, stops the run and leaves the input behind.
+READER is one of onnx, npz, npy, table, idx, pickle, checkpoint, preprocessing. Its corpus begins with valid files; what
+is allowed is a value or one of vsfix's own errors of a single line; everything else, and an input that takes over 20
+seconds or 2 GiB, stops the run and leaves the input behind.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ MODULES = (
     "vsfix.graph_passes.io.model_file",
     "vsfix.graph_passes.io.stored_tensors",
     "vsfix.trainers.data.npz_file",
+    "vsfix.pipeline.data.tables",
     "vsfix.trainers.data.idx_file",
     "vsfix.trainers.data.cifar",
     "vsfix.trainers.training.checkpoint",
@@ -35,7 +37,7 @@ MODULES = (
 )
 
 
-READERS = ("onnx", "npz", "idx", "pickle", "checkpoint", "preprocessing")
+READERS = ("onnx", "npz", "npy", "table", "idx", "pickle", "checkpoint", "preprocessing")
 
 
 def read_pickled_batch(path: Path) -> Any:
@@ -52,8 +54,9 @@ def reader(name: str) -> tuple[Callable[[Path], Any], list[bytes]]:
     from seeds import npz_bytes, seed_checkpoint, seed_idx, seed_models, seed_npz
 
     from vsfix.graph_passes.io.model_file import read_model
+    from vsfix.pipeline.data.tables import read_table
     from vsfix.trainers.data.idx_file import read_idx_file
-    from vsfix.trainers.data.npz_file import read_npz
+    from vsfix.trainers.data.npz_file import read_npy, read_npz
     from vsfix.trainers.data.preprocessing import Preprocessing
     from vsfix.trainers.training.checkpoint import load_checkpoint
 
@@ -62,6 +65,12 @@ def reader(name: str) -> tuple[Callable[[Path], Any], list[bytes]]:
             return read_model, [model.SerializeToString() for model in seed_models().values()]
         case "npz":
             return read_npz, [npz_bytes(seed_npz(), compressed=packed) for packed in (False, True)]
+        case "npy":
+            file = BytesIO()
+            np.save(file, np.ones((3, 2), np.float32))
+            return read_npy, [file.getvalue()]
+        case "table":
+            return read_table, [b'a,b,"c ""d"""\n1,2.5,x\n-3,4e2,"y\nz"\n', "\ufeffa;b\n1;2\n".encode()]
         case "idx":
             return lambda path: read_idx_file(path, rank=3), list(seed_idx().values())
         case "pickle":

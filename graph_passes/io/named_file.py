@@ -6,6 +6,7 @@ A pipe waits for its other end, and a device never ends.
 from __future__ import annotations
 
 import importlib
+import re
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import Any
 from vsfix.graph_passes.errors import InputError, first_line
 
 NO_SUCH_FILE = "no such file"
+_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def why_unreadable(path: Path, most: int | None = None) -> str | None:
@@ -74,6 +76,29 @@ def named_function(source: str) -> Callable[..., Any]:
         raise InputError(f"{source}: is a {type(found).__name__}; name a function")
     function: Callable[..., Any] = found
     return function
+
+
+def call_named_function(source: str) -> Any:
+    """What that function gives, called without arguments. This runs the user's code.
+
+    Args:
+        source: see `named_function`.
+
+    Raises:
+        InputError: see `named_function`; also where the function fails.
+    """
+    function = named_function(source)
+    with current_folder_importable():  # it may import more while it runs
+        try:
+            return function()
+        except Exception as error:  # the code of a user may raise anything
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise InputError(f"{source}: fails when called without arguments ({reason})") from error
+
+
+def names_function(text: str) -> bool:
+    """Whether a text has the form `package.module:function`; nothing is imported."""
+    return _FUNCTION.fullmatch(text) is not None
 
 
 @contextmanager

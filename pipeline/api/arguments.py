@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from numbers import Integral
+from dataclasses import replace
+from numbers import Integral, Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import onnx
 
@@ -16,10 +17,13 @@ from vsfix.graph_passes.io.external_data import fits_one_file
 from vsfix.graph_passes.io.model_file import read_model
 from vsfix.graph_passes.io.named_file import user_path
 from vsfix.pipeline.backends.opening import checkpoint_file
+from vsfix.pipeline.data.data_forms import Data, GivenData
+from vsfix.pipeline.data.fitting import Normalization
 from vsfix.pipeline.host.output_file import data_files
 
 Model: TypeAlias = str | Path | onnx.ModelProto
 IN_MEMORY = "the model in memory"
+Numbers: TypeAlias = float | Sequence[float]
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _LARGEST_SEED = 2**63 - 1  # what torch takes
 
@@ -116,6 +120,49 @@ def texts(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
         if not isinstance(text, str):
             raise InputError(f"{name}: {text!r} is no text")
     return found
+
+
+def normalization_of(mean: Numbers | None, std: Numbers | None, size: int | Sequence[int] | None) -> Normalization:
+    """What a person says of the images of the training.
+
+    Args:
+        mean: of pixels between 0 and 1, one number or one for each channel.
+        std: likewise.
+        size: height and width in pixels; one number for both.
+
+    Raises:
+        InputError: numbers that are none, or mean or std alone.
+    """
+    sides: tuple[int, ...] | None = None
+    if size is not None:
+        sides = whole_numbers("size", size if isinstance(size, Iterable) else (size, size))
+        if len(sides) != 2:
+            raise InputError(f"size {size!r}: give height and width in pixels, as (224, 224)")
+    return Normalization(_numbers("mean", mean), _numbers("std", std), None if sides is None else (sides[0], sides[1]))
+
+
+def given_data(data: Data | None, normalization: Normalization) -> GivenData | None:
+    """Data with what a person says of it, which keeps what is found when it is read; None for none."""
+    return None if data is None else replace(GivenData.of(data), normalization=normalization, notes=[])
+
+
+def notes_of(*data: GivenData | None) -> tuple[str, ...]:
+    """The notes on data that was read, each once."""
+    return tuple(dict.fromkeys(note for given in data if given is not None for note in given.notes))
+
+
+def _numbers(name: str, value: Numbers | None) -> tuple[float, ...] | None:
+    """One number or several.
+
+    Raises:
+        InputError: neither of both.
+    """
+    if value is None:
+        return None
+    values: tuple[Any, ...] = tuple(value) if isinstance(value, Iterable) else (value,)
+    if not all(isinstance(one, Real) and not isinstance(one, bool) for one in values):
+        raise InputError(f"{name} {value!r}: give a number, or one for each channel, as (0.485, 0.456, 0.406)")
+    return tuple(float(one) for one in values)
 
 
 def parse_size(size: str | int, option: str) -> int:

@@ -15,16 +15,20 @@ from vsfix.pipeline.benchmark import benchmarking, result
 from vsfix.pipeline.benchmark.latency import LatencyConfig
 from vsfix.pipeline.benchmark.repair_trials import DEFAULT_TRIALS, parse_repair_trials
 from vsfix.pipeline.comparison.metric import Function
-from vsfix.pipeline.data.data_forms import Data
+from vsfix.pipeline.data.data_forms import Data, GivenData
 from vsfix.pipeline.host.console import View
 from vsfix.pipeline.report.benchmark_table import benchmark_view
 
 from .arguments import (
     Model,
+    Numbers,
     files_read,
+    given_data,
     model_file,
     model_path,
     models_of,
+    normalization_of,
+    notes_of,
     require_split,
     run_numbers,
     texts,
@@ -106,6 +110,9 @@ def benchmark(
     batches: Sequence[int] = (1, 64),
     seconds: float = 3.0,
     batch_size: int = 256,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
+    size: int | Sequence[int] | None = None,
     seed: int = 0,
     metric: str | Function | None = None,
     metric_output: str | None = None,
@@ -127,6 +134,10 @@ def benchmark(
         batches: the batch sizes whose latency is measured.
         seconds: how long each row and batch size is timed; 0 for no latencies.
         batch_size: samples per run where outputs are compared.
+        mean: of the images of the training, between 0 and 1: one number, or one for each channel; for named data sets
+            and images of bytes where the model does not say how they are normalised: (x / 255 - mean) / std.
+        std: the deviation, likewise.
+        size: (height, width) of the images of a folder, where the model takes any.
         seed: of every choice.
         metric: `top1`, `top5`, `mse`, `mae`, `r2`, `cosine`, `iou`, `bce`, `module:function`, or a function of all
             outputs and all targets, each by name, that returns one number for each sample, the higher the better. None
@@ -149,13 +160,16 @@ def benchmark(
         raise InputError("models: there is none; give the path of one at least")
     if not isinstance(seconds, Real):
         raise InputError(f"seconds {seconds!r}: give a number; 0 measures no latencies")
+    said = normalization_of(mean, std, size)
+    labelled = GivenData(data, said)
+    given_calibration = labelled if calibration is data else given_data(calibration, said)
     config = benchmarking.BenchmarkConfig(
-        data=data,
+        data=labelled,
         split=split,
         samples=samples,
         backends=texts("backends", backends),
         precisions=texts("precisions", precisions),
-        calibration=calibration,
+        calibration=given_calibration,
         repairs=DEFAULT_TRIALS if repairs is None else parse_repair_trials(texts("repairs", repairs)),
         batch_size=batch_size,
         latency=LatencyConfig(seconds=seconds, max_seconds=max(_LEAST_SECONDS, seconds)),
@@ -173,4 +187,5 @@ def benchmark(
     return Benchmark(
         **{part.name: getattr(found, part.name) for part in fields(found)},
         files_read=files_read(given, [data, calibration]),
+        data_notes=notes_of(labelled, given_calibration),
     )

@@ -11,7 +11,7 @@ from vsfix.graph_passes.io.model_file import export_model
 from vsfix.graph_passes.progress import stage
 from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
-from vsfix.pipeline.data.calibration import calibration_batches, model_input_names
+from vsfix.pipeline.data.calibration import calibration_batches, model_inputs
 from vsfix.pipeline.data.data_forms import Data, hold_data
 from vsfix.pipeline.host.console import View
 from vsfix.pipeline.host.environment import command_line
@@ -20,7 +20,19 @@ from vsfix.pipeline.inspection.diagnosis import judge_inspection
 from vsfix.pipeline.repair.plan import MATCHED, SAMPLES, averaged_part
 from vsfix.pipeline.terminal.tables import inspection_view
 
-from .arguments import Model, files_read, load_model, model_name, require_output_kinds, run_numbers, texts
+from .arguments import (
+    Model,
+    Numbers,
+    files_read,
+    given_data,
+    load_model,
+    model_name,
+    normalization_of,
+    notes_of,
+    require_output_kinds,
+    run_numbers,
+    texts,
+)
 from .results import Result
 
 
@@ -81,6 +93,9 @@ def inspect(
     samples: int | None = None,
     batch_size: int = 256,
     output_kinds: Mapping[str, str] | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
+    size: int | Sequence[int] | None = None,
     seed: int = 0,
 ) -> Inspection:
     """Says how far a model is from the network that was trained, and lists its BatchNorms. Nothing is changed.
@@ -94,6 +109,10 @@ def inspect(
         batch_size: samples per run.
         output_kinds: what outputs mean, by name: `classes`, `probabilities`, `directions` or `values`; the others are
             recognised.
+        mean: of the images of the training, between 0 and 1: one number, or one for each channel; for named data sets
+            and images of bytes where the model does not say how they are normalised: (x / 255 - mean) / std.
+        std: the deviation, likewise.
+        size: (height, width) of the images of a folder, where the model takes any.
         seed: of everything that is drawn at random.
 
     Returns:
@@ -106,11 +125,14 @@ def inspect(
     samples, batch_size, seed = run_numbers(samples, batch_size, seed)
     require_output_kinds(output_kinds)
     noise = texts("noise", noise)
+    given = given_data(data, normalization_of(mean, std, size))
     loaded = load_model(model)
     # What the data must hold is asked of the prepared model: an input that only switches Dropout is gone from it.
     prepared = inspection.prepare(loaded, noise)
     deployable = export_model(prepared.graph, loaded)
-    held = None if data is None else hold_data(data, model_input_names(deployable), samples or SAMPLES, seed)
+    takes = model_inputs(deployable)
+    names = [one.name for one in takes]
+    held = None if given is None else hold_data(given, names, samples or SAMPLES, seed, takes)
 
     def draw(count: int) -> Sequence[Batch]:
         """The batches that are drawn of the data."""
@@ -129,4 +151,5 @@ def inspect(
         **{part.name: getattr(found, part.name) for part in fields(found)},
         source=model_name(model),
         files_read=files_read([model], [data]),
+        data_notes=notes_of(given),
     )

@@ -37,10 +37,14 @@ from vsfix.pipeline.terminal import tables
 
 from .arguments import (
     Model,
+    Numbers,
     files_read,
+    given_data,
     load_model,
     model_name,
     model_path,
+    normalization_of,
+    notes_of,
     parse_size,
     require_output_kinds,
     require_split,
@@ -223,6 +227,9 @@ def optimize(
     precision: str | None = None,
     input_shape: Sequence[int] | None = None,
     max_memory: str | int = "2G",
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
+    size: int | Sequence[int] | None = None,
     seed: int = 0,
 ) -> Optimization:
     """Brings a model to the network that was trained, removes its noise markers, folds, casts. Nothing is written.
@@ -253,6 +260,10 @@ def optimize(
         precision: `fp32`, `tf32`, `fp16`, `bf16`, `int8` or `fp8`; None leaves it as it is.
         input_shape: one input without the batch axis, where the file does not say it and there is no data.
         max_memory: what the process may hold, as `2G` or in bytes; more activations go to the disk.
+        mean: of the images of the training, between 0 and 1: one number, or one for each channel; for named data sets
+            and images of bytes where the model does not say how they are normalised: (x / 255 - mean) / std.
+        std: the deviation, likewise.
+        size: (height, width) of the images of a folder, where the model takes any.
         seed: of everything that is drawn at random.
 
     Returns:
@@ -285,6 +296,8 @@ def optimize(
         input_shape=None if input_shape is None else whole_numbers("input_shape", input_shape),
         precision=precision,
     )
+    said = normalization_of(mean, std, size)
+    calibration, labelled = given_data(data, said), given_data(eval_data, said)
     source = load_model(model)
     prepared = prepare(source, config)
     deployable = export_model(prepared.graph, source)
@@ -292,11 +305,11 @@ def optimize(
 
     def draw(count: int | None) -> Sequence[Batch]:
         """The batches that are drawn of the data."""
-        if data is None:
+        if calibration is None:
             return []
         return calibration_batches(
             deployable,
-            data,
+            calibration,
             samples=samples or count,
             batch_size=batch_size,
             seed=seed,
@@ -307,8 +320,8 @@ def optimize(
     batches = draw(cap)
     by_labels = None
     unlabelled: Sequence[Batch] = []
-    if eval_data is not None:
-        given = evaluation_samples(deployable, eval_data, split=eval_split, seed=seed, max_memory=config.max_memory)
+    if labelled is not None:
+        given = evaluation_samples(deployable, labelled, split=eval_split, seed=seed, max_memory=config.max_memory)
         if has_targets(deployable, given) or not (metric is None and metric_output is None and max_loss is None):
             by_labels = LabelJudge.of(
                 deployable,
@@ -338,6 +351,7 @@ def optimize(
         scores,
         source=model_path(model),
         files_read=files_read([model], [data, eval_data]),
+        data_notes=notes_of(calibration, labelled),
     )
     try:
         if scores is not None and by_labels is not None:

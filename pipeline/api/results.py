@@ -20,11 +20,13 @@ class Result(ABC):
 
     Attributes:
         files_read: the models and the data that it was made from, where they are files; nothing is written onto them.
+        data_notes: what was found while the data was read, as that it was cast; among the warnings of the document.
     """
 
     command: ClassVar[str]
 
     files_read: tuple[Path, ...] = field(default=(), kw_only=True, repr=False, compare=False)
+    data_notes: tuple[str, ...] = field(default=(), kw_only=True, repr=False, compare=False)
 
     def require_outputs(self, *paths: str | Path | None, force: bool) -> None:
         """Refuses to write onto what was read, the weights beside a model included, before anything is written.
@@ -57,8 +59,9 @@ class Result(ABC):
 
         Values are those of Python: tuples, paths and infinities stay what they are.
         """
-        details = {name: value for name, value in self._details().items() if name != "files_read"}
-        return envelope(self.command, *self._judgement()) | details
+        details = {name: value for name, value in self._details().items() if name not in ("files_read", "data_notes")}
+        document = envelope(self.command, *self._judgement()) | details
+        return document | {"warnings": [*document["warnings"], *self.data_notes]}
 
     def to_json(self) -> str:
         """The document of `to_dict` as JSON text; infinities and NaN become null."""

@@ -21,7 +21,20 @@ from vsfix.pipeline.terminal.verification_table import verification_view
 from vsfix.pipeline.verification import verification
 from vsfix.pipeline.verification.verification_files import VerificationConfig, verify_files
 
-from .arguments import Model, files_read, model_file, model_name, models_of, require_split, run_numbers, texts
+from .arguments import (
+    Model,
+    Numbers,
+    files_read,
+    given_data,
+    model_file,
+    model_name,
+    models_of,
+    normalization_of,
+    notes_of,
+    require_split,
+    run_numbers,
+    texts,
+)
 from .results import Result
 
 if TYPE_CHECKING:
@@ -108,6 +121,9 @@ def verify(
     tolerance: GivenTolerance | None = None,
     layers: bool = True,
     trust: bool = False,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
+    size: int | Sequence[int] | None = None,
     seed: int = 0,
 ) -> Verification:
     """Compares a model with a reference, number by number.
@@ -133,6 +149,10 @@ def verify(
             to the precision of the files.
         layers: look for the layer that differs where a number is past its tolerance.
         trust: load an engine without the report of `vsfix build` beside it. An engine is code that runs here.
+        mean: of the images of the training, between 0 and 1: one number, or one for each channel; for named data sets
+            and images of bytes where the model does not say how they are normalised: (x / 255 - mean) / std.
+        std: the deviation, likewise.
+        size: (height, width) of the images of a folder, where the model takes any.
         seed: of the choice of samples, or of the random ones.
 
     Returns:
@@ -144,12 +164,13 @@ def verify(
     """
     samples, batch_size, seed = run_numbers(samples, batch_size, seed)
     require_split("split", split)
+    given = given_data(data, normalization_of(mean, std, size))
     between = models_of("via", () if via is None else via)
     reference, name = _module_of(against, weights, weights_key)
     config = VerificationConfig(
         backends=() if backend is None else texts("backend", backend),
         reference_backend=reference_backend,
-        data=data,
+        data=given,
         split=split,
         samples=samples,
         batch_size=batch_size,
@@ -170,6 +191,7 @@ def verify(
         model=model_name(model),
         against=name or model_name(cast("Model", against)),
         files_read=files_read([model, None if name else against, weights, *between, statistics], [data]),
+        data_notes=notes_of(given),
     )
 
 

@@ -21,8 +21,10 @@ from vsfix.graph_passes.progress import stage
 from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.pipeline.comparison.judgement import Judge
 from vsfix.pipeline.comparison.metric import Function, Named, require_known
-from vsfix.pipeline.data.calibration import calibration_batches, load_samples
-from vsfix.pipeline.data.data_forms import Data, data_text, hold_data
+from vsfix.pipeline.data.calibration import calibration_batches
+from vsfix.pipeline.data.data_forms import Data, GivenData, data_text, hold_data, is_named_set
+from vsfix.pipeline.data.fitting import ModelInput
+from vsfix.pipeline.data.loading import load_samples
 from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.host.environment import describe_environment, describe_gpu, peak_memory
 from vsfix.pipeline.repair.repair_config import QUANTIZED
@@ -94,8 +96,7 @@ class BenchmarkConfig:
     @property
     def has_parts(self) -> bool:
         """Whether the set is a named one, with a training part and a test part."""
-        text = data_text(self.data)
-        return text is not None and not text.endswith(".npz")
+        return is_named_set(self.data)
 
     @property
     def data_name(self) -> str:
@@ -173,12 +174,18 @@ def _held(models: Sequence[ModelDescription], config: BenchmarkConfig) -> Benchm
     if config.calibration is None:
         return config
     most = max([CALIBRATION_SAMPLES, *(trial.images for trial in config.repairs)])
-    return replace(config, calibration=hold_data(config.calibration, _input_names(models), most, config.seed))
+    names, inputs = _input_names(models), _inputs(models)
+    return replace(config, calibration=hold_data(config.calibration, names, most, config.seed, inputs))
 
 
 def _input_names(models: Sequence[ModelDescription]) -> Sequence[str]:
     """The inputs, by the names of the first model that has some."""
     return next((model.input_names for model in models if model.input_names), models[0].names)
+
+
+def _inputs(models: Sequence[ModelDescription]) -> Sequence[ModelInput]:
+    """What the first model says of its inputs, by the names of `_input_names`."""
+    return models[0].inputs_called(_input_names(models))
 
 
 def _describe(paths: Sequence[Path], names: Sequence[str]) -> list[ModelDescription]:
@@ -202,6 +209,7 @@ def _load(models: Sequence[ModelDescription], config: BenchmarkConfig) -> Sample
         input_names=_input_names(models),
         samples=config.samples,
         seed=config.seed,
+        inputs=_inputs(models),
     )
 
 
@@ -350,7 +358,9 @@ def _notes(
         elif config.precisions and model.kind != "onnx" and set(config.precisions) != {model.precision}:
             notes.append(f"{model.label}: was run in {model.precision} alone; --precision casts ONNX files in fp32")
     calibration, text = config.calibration_data, data_text(config.data)
-    is_same = calibration is config.data and not isinstance(calibration, Iterator)  # which gives nothing twice
+    given = None if calibration is None else GivenData.of(calibration).data
+    # An iterator gives nothing twice.
+    is_same = given is GivenData.of(config.data).data and not isinstance(given, Iterator)
     seen = is_same or (text is not None and text == data_text(calibration))
     seen = seen and (config.split == "train" or not config.has_parts)
     if seen and (repairs is not None or set(config.precisions) & set(QUANTIZED)):

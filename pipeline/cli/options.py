@@ -16,8 +16,9 @@ _LARGEST_SEED = 2**63 - 1  # what torch takes
 F = TypeVar("F", bound=Callable[..., Any])
 
 DATA_HELP = (
-    "digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, imagefolder:DIR, hf:NAME, or FILE.npz with one array per "
-    "model input."
+    "digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, imagefolder:DIR, hf:NAME; FILE.npz with one array per "
+    "model input; FILE.npy, the only input; FILE.csv or .tsv, its columns (FILE.csv:label=COLUMN); or "
+    "package.module:function, which runs that code and gives batches."
 )
 
 
@@ -27,6 +28,23 @@ complete_data = completion.words(completion.DATA, or_files=True)
 def data_option(*, required: bool) -> Callable[[F], F]:
     """`--data D`."""
     return click.option("--data", required=required, metavar="D", help=DATA_HELP, shell_complete=complete_data)
+
+
+def normalization_options(function: F) -> F:
+    """`--mean`, `--std` and `--size`."""
+    for name, parse, form, text in (
+        ("--size", _parse_size, "HxW", "Bring image files to this size.  [default: that of the model's input]"),
+        ("--std", _parse_numbers, "X[,Y,Z]", "The deviation, likewise: (x / 255 - mean) / std."),
+        (
+            "--mean",
+            _parse_numbers,
+            "X[,Y,Z]",
+            "Normalise images of bytes, where MODEL does not say how: the mean of pixels between 0 and 1, one number "
+            "or one for each channel.",
+        ),
+    ):
+        function = click.option(name, callback=parse, metavar=form, help=text)(function)
+    return function
 
 
 def samples_option(default: str = "all") -> Callable[[F], F]:
@@ -110,6 +128,24 @@ def _parse_shape(ctx: click.Context, param: click.Parameter, value: str | None) 
     if not re.fullmatch(r"[1-9]\d{0,8}(x[1-9]\d{0,8})*", value):
         raise click.BadParameter(f"'{value}': write the sides of one input without the batch, as 3x32x32", ctx, param)
     return tuple(int(side) for side in value.split("x"))
+
+
+def _parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """`0.485,0.456,0.406` as numbers."""
+    try:
+        return None if value is None else tuple(float(number) for number in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"'{value}': write numbers as 0.485,0.456,0.406", ctx, param) from None
+
+
+def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """`224x224`, or `224` for both sides."""
+    if value is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})?", value):
+        raise click.BadParameter(f"'{value}': write height and width as 224x224", ctx, param)
+    height, _, width = value.partition("x")
+    return int(height), int(width or height)
 
 
 def parse_bytes(text: str, option: str) -> int:

@@ -1,4 +1,4 @@
 """The inputs and labels that a model is fed with.
 
-Modules: samples, data_forms, calibration, batch_runs, random_inputs.
+Modules: samples, fitting, tables, data_forms, loading, calibration, batch_runs, random_inputs.
 """

@@ -2,9 +2,10 @@
 
 a text, a path   what `--data` takes (see `load_samples`)
 an array         the input of a model that has one, shape (N, ...): numpy, torch on any device, whatever numpy reads
+a data frame     of pandas or polars: its columns are the inputs (see `tables`)
 a dict           an array for each input, by its name, and optionally `labels` and other targets
-a tuple          the inputs in the order of the model, or one dict of them, and after them optionally the labels
-anything else    batches, each in one of the three forms above: a list, a generator, a DataLoader
+a tuple          the inputs in the order of the model, or one dict or frame of them, and after them optionally labels
+anything else    batches, each in one of the four forms above: a list, a generator, a DataLoader
 
 Batches are read in their order and no further than wanted, so that a generator need not end. A DataLoader that would
 read its data set from the first row on is read in a random order: sets of images are ordered by class.
@@ -13,28 +14,74 @@ Where no labels are wanted, what stands after the inputs is not looked at, whate
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 
 from vsfix.graph_passes.errors import DataError, InputError, VsfixError, first_line
+from vsfix.graph_passes.io.named_file import call_named_function, current_folder_importable, names_function
 from vsfix.graph_passes.ir.runtime import Array
 from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.statistics.batches import join_batches, samples_in
+from vsfix.trainers.data.datasets import NAMES
 from vsfix.trainers.data.loader_order import seeded_batches
 
+from .fitting import ModelInput, Normalization
 from .samples import LABELS, Samples, other_targets, require_one_length
+from .tables import is_frame, read_frame, table_file
 
-Data: TypeAlias = str | Path | Mapping[str, Any] | Iterable[Any]
-_ARRAY, _ARRAYS, _BATCHES = "data (an array)", "data (arrays)", "data (batches)"
+_ARRAY, _ARRAYS, _FRAME, _BATCHES = "data (an array)", "data (arrays)", "data (a frame)", "data (batches)"
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class GivenData:
+    """Data with what a person says of it, which goes wherever data goes.
+
+    Attributes:
+        data: in any form.
+        normalization: of its images, for a model that does not say it.
+        notes: what was found while it was read, each once, as that it was cast.
+    """
+
+    data: Any
+    normalization: Normalization = field(default_factory=Normalization)
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, data: Data) -> GivenData:
+        """Data of which nothing is said; itself where it says something."""
+        return data if isinstance(data, GivenData) else cls(data)
+
+    def note(self, text: str) -> None:
+        """Keeps a note, and shows it in the log, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+            _logger.warning("%s", text)
+
+
+Data: TypeAlias = str | Path | Mapping[str, Any] | Iterable[Any] | GivenData
 
 
 def data_text(data: Data | None) -> str | None:
     """The text that `--data` would take for the same; None for data that is in memory, and where there is none."""
+    data = data.data if isinstance(data, GivenData) else data
     return str(data) if isinstance(data, str | Path) else None
+
+
+def is_named_set(data: Data | None) -> bool:
+    """Whether it is a named data set, which has a training part and a test part."""
+    text = data_text(data)
+    return text is not None and not text.endswith((".npz", ".npy")) and table_file(text) is None and not is_code(text)
+
+
+def is_code(text: str) -> bool:
+    """Whether a text names a function that gives the data, `package.module:function`, and no data set."""
+    return names_function(text) and text.partition(":")[0] not in NAMES
 
 
 def read_data(
@@ -46,6 +93,7 @@ def read_data(
     at_most: bool = False,
     max_memory: int | None = None,
     labelled: bool = True,
+    inputs: Sequence[ModelInput] = (),
 ) -> Samples:
     """Reads data that is no text.
 
@@ -57,27 +105,47 @@ def read_data(
         at_most: fewer than `samples` are as good, and no warning.
         max_memory: the most bytes that are drawn from batches; None for the usual limit.
         labelled: read the labels where there are some; else they are not looked at.
+        inputs: what the model says of its inputs; empty where nothing is known.
 
     Raises:
         InputError: data in no form that is read.
         DataError: no sample, other arrays than the model needs, different lengths, or values that are not finite; the
             data set or the generator raises an error.
     """
-    wanted = _Wanted(input_names, labelled)
+    wanted = _Wanted.of(input_names, labelled, inputs)
     if not _is_one_batch(data):
-        inputs, targets = _draw(data, wanted, samples, seed, max_memory or DEFAULT_MAX_MEMORY)
+        arrays, targets = _draw(data, wanted, samples, seed, max_memory or DEFAULT_MAX_MEMORY)
         name = _BATCHES
     else:
-        name = _ARRAY if _is_array(data) else _ARRAYS
-        inputs, targets = _split(data, wanted, name)
-    whole = {**inputs, **targets}
+        name = _FRAME if is_frame(data) else _ARRAY if _is_array(data) else _ARRAYS
+        arrays, targets = _split(data, wanted, name)
+    whole = {**arrays, **targets}
     require_one_length(name, {key: len(array) if array.ndim else 0 for key, array in whole.items()})
-    found = Samples(name, inputs, targets.pop(LABELS, None), targets=targets)
+    found = Samples(name, arrays, targets.pop(LABELS, None), targets=targets)
     total = len(found)
     return found.subset(min(samples, total) if at_most and samples is not None else samples, seed=seed)
 
 
-def hold_data(data: Data, input_names: Sequence[str], samples: int, seed: int) -> Data:
+def read_code(source: str, input_names: Sequence[str], **options: Any) -> Samples:
+    """Reads what a function of the user gives; see `read_data`. This runs the code of its module.
+
+    Args:
+        source: `package.module:function`; it is called without arguments.
+        input_names: the inputs of the model.
+        options: those of `read_data`.
+
+    Raises:
+        InputError: it can't be imported or called; also see `read_data`.
+        DataError: see `read_data`.
+    """
+    with current_folder_importable():  # a generator runs on while it is read
+        found = read_data(_called(source), input_names, **options)
+    return replace(found, name=source)
+
+
+def hold_data(
+    data: Data, input_names: Sequence[str], samples: int, seed: int, inputs: Sequence[ModelInput] = ()
+) -> Data:
     """This data, without labels, in a form that can be read several times: what is drawn from batches is stored.
 
     Args:
@@ -85,22 +153,47 @@ def hold_data(data: Data, input_names: Sequence[str], samples: int, seed: int) -
         input_names: the inputs of the model.
         samples: the most that will be wanted.
         seed: with which `read_data` will read it.
+        inputs: what the model says of its inputs.
 
     Raises:
         InputError, DataError: see `read_data`.
     """
-    if data_text(data) is not None or _is_one_batch(data):
+    if isinstance(data, GivenData):
+        return replace(data, data=hold_data(data.data, input_names, samples, seed, inputs))
+    text = data_text(data)
+    if (text is not None and not is_code(text)) or _is_one_batch(data):
         return data
-    inputs, _ = _draw(data, _Wanted(input_names, labelled=False), samples, seed, DEFAULT_MAX_MEMORY)
-    return [(inputs,)]
+    with current_folder_importable():
+        given = data if text is None else _called(text)
+        if _is_one_batch(given):
+            return cast("Data", given)
+        wanted = _Wanted.of(input_names, labelled=False, inputs=inputs)
+        arrays, _ = _draw(given, wanted, samples, seed, DEFAULT_MAX_MEMORY)
+    return [(arrays,)]
+
+
+def _called(source: str) -> Any:
+    """What a function of the user gives."""
+    given = call_named_function(source)
+    if isinstance(given, str | Path | GivenData):
+        raise InputError(f"{source}: gives a {type(given).__name__}; it must give arrays, or batches of them")
+    return given
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """The arrays that are read of a batch: the inputs of the model in its order, and whether there may be labels."""
+    """The arrays that are read of a batch: the inputs of the model in its order, and whether there may be labels.
+
+    The columns of a table that the only input takes are `width`, None for any number.
+    """
 
     names: Sequence[str]
     labelled: bool
+    width: int | None = None
+
+    @classmethod
+    def of(cls, names: Sequence[str], labelled: bool, inputs: Sequence[ModelInput]) -> _Wanted:
+        return cls(names, labelled, inputs[0].width if len(inputs) == 1 else None)
 
 
 def _is_array(data: object) -> bool:
@@ -110,7 +203,7 @@ def _is_array(data: object) -> bool:
 
 def _is_one_batch(data: object) -> bool:
     """Whether it holds all samples at once."""
-    return isinstance(data, Mapping | tuple) or _is_array(data)
+    return isinstance(data, Mapping | tuple) or _is_array(data) or is_frame(data)
 
 
 def _draw(
@@ -165,8 +258,15 @@ def _split(batch: object, wanted: _Wanted, what: str) -> tuple[dict[str, Array],
     """The inputs of one batch, and its labels and other targets."""
     names, targets = wanted.names, dict[str, Array]()
     listed = ", ".join(names)
+    given: dict[str, Any]
     rest: tuple[Any, ...] = ()
-    if isinstance(batch, Mapping):
+    if is_frame(batch):
+        table = read_frame(batch, what)
+        label = table.label_column(None)
+        given = {**table.inputs(names, label, wanted.width)}
+        if wanted.labelled and label is not None:
+            rest = (table.labels(label),)
+    elif isinstance(batch, Mapping):
         missing = next((name for name in names if name not in batch), None)
         if missing is not None:
             found = ", ".join(map(str, batch)) or "nothing"
@@ -178,8 +278,9 @@ def _split(batch: object, wanted: _Wanted, what: str) -> tuple[dict[str, Array],
             rows = len(_read_array(given[names[0]], f"{what}: array '{names[0]}'"))
             targets = other_targets(batch, names, rows, _read_array)
     elif isinstance(batch, tuple | list):
-        if batch and isinstance(batch[0], Mapping):
-            given, targets = _split(batch[0], wanted, what)
+        if batch and (isinstance(batch[0], Mapping) or is_frame(batch[0])):
+            own = replace(wanted, labelled=False) if is_frame(batch[0]) and len(batch) > 1 else wanted
+            given, targets = _split(batch[0], own, what)
             rest = tuple(batch[1:]) or ((targets[LABELS],) if LABELS in targets else ())
         else:
             given, rest = dict(zip(names, batch, strict=False)), tuple(batch[len(names) :])

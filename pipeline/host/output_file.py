@@ -51,12 +51,12 @@ def input_files(model: Path, *data: str | None) -> list[Path]:
 
 
 def data_files(name: str) -> list[Path]:
-    """The file that a data set is, where it is one: `rows.npz`, or what stands after the colon of `KIND:FILE`.
+    """The file that a data set is: `rows.npz`, or what stands beside the colon of `KIND:FILE`, `FILE.csv:label=COLUMN`.
 
     Args:
         name: as `--data` takes it.
     """
     if name.endswith(".npz") and ":" not in name:
         return [user_path(name)]
-    paths = [user_path(part) for part in (name, name.partition(":")[2]) if part]
-    return [path for path in paths if path.is_file()]
+    paths = [user_path(part) for part in (name, name.partition(":")[2], name.partition(":label=")[0]) if part]
+    return list(dict.fromkeys(path for path in paths if path.is_file()))

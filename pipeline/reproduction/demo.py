@@ -32,7 +32,7 @@ from vsfix.pipeline.benchmark.latency import LatencyConfig, measure_latencies
 from vsfix.pipeline.comparison.accuracy import AccuracyRow, accuracy_row, right_answers
 from vsfix.pipeline.comparison.decisions import compare_decisions
 from vsfix.pipeline.comparison.tensor_comparison import compare_tensors
-from vsfix.pipeline.data.calibration import load_samples
+from vsfix.pipeline.data.loading import load_samples
 from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.host.environment import describe_machine
 from vsfix.pipeline.inspection.preparation import prepare_model

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.io.model_file import import_graph, read_metadata, read_model
@@ -18,7 +21,8 @@ from vsfix.pipeline.building.engine_sidecar import (
     onnx_digest,
     read_sidecar,
 )
-from vsfix.pipeline.data.calibration import fixed_batch_size, model_input_names, read_preprocessing
+from vsfix.pipeline.data.calibration import fixed_batch_size, model_input_names, model_inputs, read_preprocessing
+from vsfix.pipeline.data.fitting import ModelInput
 from vsfix.pipeline.data.random_inputs import stated_shape
 from vsfix.pipeline.inspection.preparation import repaired_batch_norms
 from vsfix.pipeline.tensorrt.engine_layers import COMPUTING
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 ANOTHER_MODEL = "another model"  # the step between two files of which neither was made of the other
 _CHECKPOINT_INPUT = "input"
 _COARSEST_FIRST = {"FP8": "fp8", "INT8": "int8", "BF16": "bf16", "HALF": "fp16"}
+_ENGINE_TYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "UINT8": "uint8"}
 _TELLING = COMPUTING | {"QUANTIZE", "SCALE", "ACTIVATION", "ELEMENTWISE"}  # a CONSTANT may hold anything
 
 
@@ -53,6 +58,7 @@ class ModelDescription:
         sidecar: of an engine; else None.
         module: of PyTorch, where that is what it is; else None.
         name: what a result calls it; empty for its path.
+        inputs: what it says of its inputs, for the data that it is fed with.
     """
 
     path: Path
@@ -69,6 +75,7 @@ class ModelDescription:
     sidecar: EngineSidecar | None = None
     module: nn.Module | None = None
     name: str = ""
+    inputs: tuple[ModelInput, ...] = ()
 
     @property
     def label(self) -> str:
@@ -79,6 +86,12 @@ class ModelDescription:
     def names(self) -> tuple[str, ...]:
         """The names of its inputs; the usual one for a checkpoint."""
         return self.input_names or (_CHECKPOINT_INPUT,)
+
+    def inputs_called(self, names: Sequence[str]) -> tuple[ModelInput, ...]:
+        """What it says of its inputs, by the names that they have elsewhere; that of a checkpoint has none."""
+        if len(self.inputs) == 1 and len(names) == 1:
+            return (replace(self.inputs[0], name=names[0]),)
+        return self.inputs
 
 
 def describe_model(path: Path) -> ModelDescription:
@@ -174,6 +187,7 @@ def _describe_checkpoint(path: Path) -> ModelDescription:
         precision="fp32",
         repaired=False,
         backend="torch",
+        inputs=(ModelInput(_CHECKPOINT_INPUT, np.dtype(np.float32), shapes[0]),),
     )
 
 
@@ -196,6 +210,7 @@ def _describe_onnx(path: Path) -> ModelDescription:
         backend="reference" if precision == "bf16" else "onnxruntime",  # whose CPU kernels know no bfloat16
         smallest_batch=fixed_batch_size(model) or 1,
         largest_batch=fixed_batch_size(model),
+        inputs=tuple(model_inputs(model)),
     )
 
 
@@ -217,7 +232,15 @@ def _describe_engine(path: Path) -> ModelDescription:
         smallest_batch=max((found.minimum[0] for found in ranges), default=1),
         largest_batch=min((found.maximum[0] for found in ranges), default=None),
         sidecar=sidecar,
+        inputs=tuple(_engine_input(tensor) for tensor in sidecar.inputs),
     )
+
+
+def _engine_input(tensor: NetworkTensor) -> ModelInput:
+    """What an engine says of an input."""
+    dtype = _ENGINE_TYPES.get(tensor.type)
+    sides = tuple(max(side, 0) for side in tensor.shape[1:])  # -1 for a free one
+    return ModelInput(tensor.name, None if dtype is None else np.dtype(dtype), sides if tensor.shape else None)
 
 
 def _shape(tensor: NetworkTensor) -> tuple[int, ...] | None:

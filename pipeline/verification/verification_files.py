@@ -17,8 +17,8 @@ from vsfix.pipeline.backends.model_kind import model_kind
 from vsfix.pipeline.backends.opening import open_checkpoint, open_module, open_runner
 from vsfix.pipeline.comparison.layer_search import LayerSearch
 from vsfix.pipeline.comparison.tolerance import GivenTolerance
-from vsfix.pipeline.data.calibration import load_samples
 from vsfix.pipeline.data.data_forms import Data
+from vsfix.pipeline.data.loading import load_samples
 from vsfix.pipeline.data.random_inputs import draw_inputs
 from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.tensorrt.engine_file import sidecar_path
@@ -198,6 +198,7 @@ def _samples(
         input_names=names,
         samples=config.samples,
         seed=config.seed,
+        inputs=candidate.inputs_called(names),
     )
 
 

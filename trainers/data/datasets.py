@@ -32,7 +32,8 @@ Split = Literal["train", "test"]
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST_CLASSES = tuple("T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(","))
 DEFAULT_SIZE = (224, 224)
-_KNOWN = "digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, imagefolder:DIR, hf:NAME, and files that end in .npz"
+NAMES = ("digits", "fashion-mnist", "cifar10", "cifar100", "imagefolder", "hf")
+KNOWN = "digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, imagefolder:DIR, hf:NAME"
 _DIGITS_TEST = 500
 _DIGITS_SEED = 0
 _IMAGES_AT_ONCE = 4096
@@ -104,7 +105,7 @@ def load_dataset(spec: str, split: Split, *, size: tuple[int, int] = DEFAULT_SIZ
         if not folder:
             raise InputError(f"data '{spec}': write {name}:{'NAME' if name == 'hf' else 'DIR'}")
         return Dataset(f"{spec} ({split})", *_read_folder(name, folder, split, size))
-    raise InputError(f"data '{spec}': unknown; known are {_KNOWN}")
+    raise InputError(f"data '{spec}': unknown; known are {KNOWN}, and files that end in .npz")
 
 
 def standardization(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:

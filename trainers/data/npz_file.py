@@ -1,4 +1,4 @@
-"""Reads `.npz` files, of which nothing is ever executed, and labelled images in them, under the names of the field.
+"""Reads `.npz` and `.npy` files, of which nothing is ever executed, and labelled images, under the names of the field.
 
     Keras      x_train, y_train, x_test, y_test
     MedMNIST   train_images, train_labels, test_images, test_labels
@@ -41,15 +41,40 @@ def read_npz(path: Path) -> dict[str, Array]:
         InputError: no such file, or it can't be opened.
         DataError: no `.npz` file, a damaged one, one with Python objects in it, or one that unpacks to far too much.
     """
+    # Opened here, because numpy leaves a file that it can't read open.
+    with _opened(path) as file:
+        return _read_arrays(file, path)
+
+
+def read_npy(path: Path) -> Array:
+    """The array of an `.npy` file, mapped: rows are read from the disk when they are asked for.
+
+    Raises:
+        InputError: no such file, or it can't be opened.
+        DataError: no `.npy` file, a damaged one, or one with Python objects in it.
+    """
+    with _opened(path) as file:
+        if file.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+            raise DataError(f"{path}: is not an .npy file; write one with numpy.save")
+    try:
+        array: Array = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, tokenize.TokenError) as error:
+        if "object" in str(error).lower():
+            raise DataError(f"{path}: holds Python objects, which are never loaded; save plain numbers") from None
+        raise DataError(f"{path}: is damaged; write it again with numpy.save") from None
+    except (OSError, EOFError, MemoryError, *_OF_A_HEADER):
+        raise DataError(f"{path}: is damaged; write it again with numpy.save") from None
+    return array
+
+
+def _opened(path: Path) -> BinaryIO:
+    """A file that can be read, opened."""
     if (reason := why_unreadable(path)) is not None:
         raise InputError(f"{path}: {reason}")
     try:
-        file = path.open("rb")
+        return path.open("rb")
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror})") from None
-    # Opened here, because numpy leaves a file that it can't read open.
-    with file:
-        return _read_arrays(file, path)
 
 
 def _read_arrays(file: BinaryIO, path: Path) -> dict[str, Array]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vsfix.graph_passes.errors import InputError, first_line
-from vsfix.graph_passes.io.named_file import current_folder_importable, named_function
+from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.io.named_file import call_named_function
 from vsfix.trainers.data.preprocessing import METADATA_KEY, Preprocessing
 from vsfix.trainers.data.weights_file import FoundWeights, load_weights
 from vsfix.trainers.training.checkpoint import Checkpoint
@@ -154,14 +154,8 @@ def _example(shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _make_module(source: str) -> nn.Module:
-    """Imports and calls the factory, which may import more while it runs."""
-    factory = named_function(source)
-    with current_folder_importable():
-        try:
-            module = factory()
-        except Exception as error:  # the code of a user may raise anything
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            raise InputError(f"{source}: fails when called without arguments ({reason})") from error
+    """Imports and calls the factory."""
+    module = call_named_function(source)
     if not isinstance(module, nn.Module):
         raise InputError(f"{source}: returns a {type(module).__name__}; it must return a torch.nn.Module")
     return module

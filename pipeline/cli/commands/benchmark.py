@@ -13,6 +13,7 @@ from vsfix.pipeline.cli.options import (
     data_option,
     html_option,
     json_option,
+    normalization_options,
     samples_option,
     seed_option,
     verbose_option,
@@ -91,6 +92,7 @@ from vsfix.pipeline.cli.options import (
     help="Write the class of each sample, or its score (.npz).",
 )
 @html_option
+@normalization_options
 @seed_option
 @json_option
 @verbose_option
@@ -110,6 +112,9 @@ def command(
     batch_size: int,
     predictions: Path | None,
     html: Path | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    size: tuple[int, ...] | None,
     seed: int,
     json_path: str | None,
     force: bool,
@@ -143,6 +148,9 @@ def command(
             batches=batches or (1, 64),
             seconds=seconds,
             batch_size=batch_size,
+            mean=mean,
+            std=std,
+            size=size,
             seed=seed,
             metric=metric,
             metric_output=metric_output,

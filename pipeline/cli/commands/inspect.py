@@ -12,6 +12,7 @@ from vsfix.pipeline.cli.options import (
     html_option,
     json_option,
     noise_option,
+    normalization_options,
     output_kind_option,
     parse_output_kinds,
     samples_option,
@@ -27,6 +28,7 @@ from vsfix.pipeline.cli.options import (
 @batch_size_option
 @noise_option
 @output_kind_option
+@normalization_options
 @seed_option
 @html_option
 @json_option
@@ -38,6 +40,9 @@ def command(
     batch_size: int,
     noise: tuple[str, ...],
     output_kinds: tuple[str, ...],
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    size: tuple[int, ...] | None,
     seed: int,
     html: Path | None,
     json_path: str | None,
@@ -66,6 +71,9 @@ def command(
             samples=samples,
             batch_size=batch_size,
             output_kinds=parse_output_kinds(output_kinds),
+            mean=mean,
+            std=std,
+            size=size,
             seed=seed,
         )
         try:

@@ -15,6 +15,7 @@ from vsfix.pipeline.cli.options import (
     input_shape_option,
     json_option,
     noise_option,
+    normalization_options,
     output_kind_option,
     parse_output_kinds,
     samples_option,
@@ -104,6 +105,7 @@ from vsfix.pipeline.cli.options import (
 )
 @html_option
 @click.option("--dry-run", is_flag=True, help="Write neither the model nor its companions; --json is still written.")
+@normalization_options
 @seed_option
 @json_option
 @verbose_option
@@ -130,6 +132,9 @@ def command(
     statistics: Path | None,
     html: Path | None,
     dry_run: bool,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    size: tuple[int, ...] | None,
     seed: int,
     json_path: str | None,
     force: bool,
@@ -171,6 +176,9 @@ def command(
                 precision=precision,
                 input_shape=input_shape,
                 max_memory=max_memory,
+                mean=mean,
+                std=std,
+                size=size,
                 seed=seed,
             )
         except vsfix.RefusedRepairError as refusal:

@@ -11,6 +11,7 @@ from vsfix.pipeline.cli.options import (
     batch_size_option,
     data_option,
     json_option,
+    normalization_options,
     samples_option,
     seed_option,
     verbose_option,
@@ -96,6 +97,7 @@ from vsfix.pipeline.cli.options import (
     help="Load MODEL where it is an engine without the report of `vsfix build` beside it. An engine is code that runs "
     "here; its inputs and precision are taken to be those of the file that it is compared with.",
 )
+@normalization_options
 @seed_option
 @json_option
 @verbose_option
@@ -117,6 +119,9 @@ def command(
     max_accuracy_loss: float | None,
     layers: bool,
     trust: bool,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    size: tuple[int, ...] | None,
     seed: int,
     json_path: str | None,
     force: bool,
@@ -156,6 +161,9 @@ def command(
             tolerance=GivenTolerance(min_snr, min_agreement, max_accuracy_loss),
             layers=layers,
             trust=trust,
+            mean=mean,
+            std=std,
+            size=size,
             seed=seed,
         )
         out.show(found)

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from vsfix.graph_passes.errors import InputError
-from vsfix.graph_passes.io.named_file import named_function, why_unreadable
+from vsfix.graph_passes.io.named_file import (
+    call_named_function,
+    current_folder_importable,
+    named_function,
+    names_function,
+    why_unreadable,
+)
 
 
 def test_a_file_that_is_small_enough_is_read(tmp_path):
@@ -45,3 +51,83 @@ def test_a_function_of_a_module_in_the_current_folder_is_found_and_the_path_is_a
     with pytest.raises(InputError, match=r"named_here:Made\.four: can't be imported .AttributeError"):
         named_function("named_here:Made.four")
     assert sys.path == before
+
+
+CODE = """
+class Makers:
+    @staticmethod
+    def seven():
+        import found_later
+        return 7
+
+def broken():
+    raise RuntimeError("no such disk\\nsecond line")
+
+number = 7
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A module in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    (tmp_path / "code_of_mine.py").write_text(CODE)
+    (tmp_path / "found_later.py").write_text("")
+    yield tmp_path
+    for name in ("code_of_mine", "found_later"):
+        sys.modules.pop(name, None)
+
+
+def call(name):
+    return call_named_function(name)
+
+
+def test_a_function_of_the_current_folder_is_called_and_the_path_stays_as_it_was(mine):
+    before = list(sys.path)
+    assert call("code_of_mine:Makers.seven") == 7
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("code_of_mine:gone", "can't be imported .AttributeError.*write package.module:function"),
+        ("no_such_module_of_mine:gone", "can't be imported .ModuleNotFoundError"),
+        ("code_of_mine:number", "is a int; name a function"),
+        ("code_of_mine:broken", "fails when called without arguments .RuntimeError: no such disk.$"),
+    ],
+)
+def test_what_can_not_be_called_is_one_line_with_the_error_behind_it(mine, name, words):
+    with pytest.raises(InputError, match=words):
+        call(name)
+    assert str(mine) not in sys.path
+
+
+def test_an_import_alone_calls_nothing(mine):
+    assert callable(named_function("code_of_mine:broken"))
+
+
+def test_the_current_folder_is_taken_off_again_after_an_error(mine):
+    before = list(sys.path)
+    with pytest.raises(ZeroDivisionError), current_folder_importable():
+        sys.path.insert(0, str(1 // 0))
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("module:function", True),
+        ("package.module:Class.method", True),
+        ("fashion-mnist:DIR", False),
+        ("rows.csv:label=price", False),
+        ("module:", False),
+        (":function", False),
+        ("module", False),
+        ("folder/module:function", False),
+        ("1module:function", False),
+    ],
+)
+def test_a_text_is_told_from_files_and_data_sets(text, expected):
+    assert names_function(text) is expected

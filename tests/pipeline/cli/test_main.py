@@ -24,17 +24,19 @@ OPTIONS = {
     "--seed --site --sync-batchnorm --tensorboard --weight-decay --width --workers",
     "export": "--class-names --force --input --input-shape --json --mean --opset --output --size --std --weights --weights-key "
     "SOURCE",
-    "inspect": "--batch-size --data --force --html --json --noise --output-kind --samples --seed MODEL",
+    "inspect": "--batch-size --data --force --html --json --mean --noise --output-kind --samples --seed --size --std MODEL",
     "optimize": "--batch-size --data --dry-run --eval-data --eval-split --fold --force --html --input-shape --json --layers "
-    "--max-loss --max-memory --method --metric --metric-output --noise --output --output-kind --precision --refine --samples --seed --statistics MODEL",
+    "--max-loss --max-memory --mean --method --metric --metric-output --noise --output --output-kind --precision --refine "
+    "--samples --seed --size --statistics --std MODEL",
     "build": "--force --json --max-shapes --min-shapes --opt-shapes --output --precision --runtime --shapes "
     "--target --timing-cache --workspace MODEL",
     "package": "--compute-capability --device --force --json --kserve --max-batch-size --max-queue-delay --name --output "
     "--storage-uri --version MODEL|ENGINE...",
-    "verify": "--against --backend --batch-size --data --force --json --layers --max-accuracy-loss --min-agreement "
-    "--min-snr --reference-backend --samples --seed --split --statistics --trust --via --weights --weights-key MODEL",
-    "benchmark": "--backend --batch --batch-size --calibration --data --force --html --json --metric --metric-output --precision --predictions "
-    "--repair --samples --seconds --seed --split MODEL...",
+    "verify": "--against --backend --batch-size --data --force --json --layers --max-accuracy-loss --mean "
+    "--min-agreement --min-snr --reference-backend --samples --seed --size --split --statistics --std --trust --via "
+    "--weights --weights-key MODEL",
+    "benchmark": "--backend --batch --batch-size --calibration --data --force --html --json --mean --metric --metric-output "
+    "--precision --predictions --repair --samples --seconds --seed --size --split --std MODEL...",
     "compare": "--fail-on --force --json A.json B.json",
     "reproduce": "--cpus --data --dry-run --epochs --force --gpus --json --output --precision --ray --samples --scale --seeds TABLE...",
     "doctor": "--force --install --json",

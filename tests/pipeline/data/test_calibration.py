@@ -8,13 +8,8 @@ import pytest
 
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.graph_passes.io.model_file import read_model
-from vsfix.pipeline.data.calibration import (
-    calibration_batches,
-    labelled_samples,
-    load_samples,
-    model_input_names,
-    read_preprocessing,
-)
+from vsfix.pipeline.data.calibration import calibration_batches, labelled_samples, model_input_names, read_preprocessing
+from vsfix.pipeline.data.loading import load_samples
 from vsfix.pipeline.data.samples import Samples
 from vsfix.trainers.data.datasets import load_dataset
 from vsfix.trainers.data.preprocessing import METADATA_KEY, Preprocessing

@@ -8,8 +8,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from vsfix.graph_passes.errors import DataError, InputError
-from vsfix.pipeline.data.calibration import load_samples
 from vsfix.pipeline.data.data_forms import hold_data, read_data
+from vsfix.pipeline.data.loading import load_samples
 from vsfix.trainers.data.loader_order import seeded_batches
 
 X = np.arange(60, dtype=np.float32).reshape(20, 3)

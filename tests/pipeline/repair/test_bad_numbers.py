@@ -67,7 +67,7 @@ DATA = {
     "over 255": (SAMPLES / 255, 1, OTHER_DATA),
     "channels last": (SAMPLES.transpose(0, 2, 3, 1).copy(), 2, "has samples of 6x6x3, the model takes 3x6x6"),
     "flat": (SAMPLES.reshape(64, -1), 2, "has samples of 108, the model takes 3x6x6"),
-    "float64": (SAMPLES.astype(np.float64), 2, "is float64, the model takes float32"),
+    "too large for float32": (SAMPLES.astype(float) * 1e300, 2, "is float64, the model takes float32, which"),
     "uint8": ((SAMPLES * 30 + 128).clip(0, 255).astype(np.uint8), 2, "is uint8, the model takes float32"),
     "text": (np.full((64, *SHAPE), "a"), 2, "numbers are needed"),
 }

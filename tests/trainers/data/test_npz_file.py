@@ -9,7 +9,7 @@ import pytest
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.trainers.data import npz_file
 from vsfix.trainers.data.datasets import load_dataset
-from vsfix.trainers.data.npz_file import read_npz
+from vsfix.trainers.data.npz_file import read_npy, read_npz
 
 
 class Bomb:
@@ -25,6 +25,46 @@ def test_what_was_saved_comes_back(tmp_path):
     arrays = read_npz(path)
     assert list(arrays) == ["x", "y"]
     np.testing.assert_array_equal(arrays["x"], np.arange(6.0).reshape(2, 3))
+
+
+@pytest.mark.parametrize("array", [np.arange(6.0).reshape(2, 3), np.asfortranarray(np.ones((3, 2))), np.zeros((0, 3))])
+def test_a_single_array_comes_back_mapped_from_the_disk(array, tmp_path):
+    np.save(tmp_path / "a.npy", array)
+    found = read_npy(tmp_path / "a.npy")
+    assert isinstance(found, np.memmap)
+    np.testing.assert_array_equal(found, array)
+    with pytest.raises(ValueError, match="read-only"):
+        found[...] = 1
+
+
+def write_npy(path, change):
+    np.save(path, np.ones((300, 2)))
+    path.write_bytes(change(path.read_bytes()))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda whole: whole[:500], "is damaged"),
+        (lambda whole: whole[:9], "is damaged"),
+        (lambda whole: whole.replace(b"300", b"(((").replace(b"'", b'"', 1), "is damaged"),
+        (lambda whole: whole.replace(b"(300, 2)", b"(300,-2)"), "is damaged"),
+        (lambda whole: b"PK" + whole, "is not an .npy file"),
+        (lambda whole: b"", "is not an .npy file"),
+    ],
+)
+def test_what_is_no_single_array_is_refused(change, words, tmp_path):
+    with pytest.raises(DataError, match=words):
+        read_npy(write_npy(tmp_path / "a.npy", change))
+
+
+def test_objects_of_a_single_array_are_not_loaded(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([Bomb()], dtype=object))
+    with pytest.raises(DataError, match="Python objects, which are never loaded"):
+        read_npy(tmp_path / "a.npy")
+    with pytest.raises(InputError, match="no such file"):
+        read_npy(tmp_path / "b.npy")
 
 
 def test_a_missing_file_is_named(tmp_path):
