@@ -11,7 +11,7 @@ predecessors, so that a BatchNorm that is off says so itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -112,6 +112,14 @@ class Fault:
     residual: Residual
     input_map: InputMap | None = None
     beside: str = ""
+
+    def is_beyond(self, reached: Collection[str]) -> bool:
+        """Whether a BatchNorm is off that no noise reaches: what is off by little else may be the noise's own doing.
+
+        Args:
+            reached: the names of those that noise reaches.
+        """
+        return not set(self.batch_norms) <= set(reached)
 
     @property
     def description(self) -> str:

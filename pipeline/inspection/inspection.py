@@ -193,9 +193,7 @@ def _fault_beside_noise(
     """The faults beside the noise that a file shows; of what hinders their search only that which makes R doubtful."""
     fault = find_fault(graph, batches, open_model, residuals)
     reached = {row.name for row in found.rows if row.noise}
-    if fault is None or found.stored or not set(fault.batch_norms) <= reached:
-        return fault
-    return None
+    return fault if fault is not None and (found.stored or fault.is_beyond(reached)) else None
 
 
 def _with_severity(

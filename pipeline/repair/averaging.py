@@ -115,6 +115,8 @@ def average_repair(
     open_model: OpenModel,
     config: RepairConfig,
     judge: LabelJudge | None = None,
+    *,
+    statistics_on: Sequence[Batch] = (),
 ) -> Averaging:
     """Finds the parameters that bring a network to its noise-averaged one.
 
@@ -124,34 +126,46 @@ def average_repair(
         open_model: the runtime.
         config: how to repair.
         judge: labelled data; where it is given, methods of re-estimation are tried too, and the labels choose.
+        statistics_on: from which all are re-estimated under the noise first; empty for those that are wrong alone.
 
     Raises:
         DataError: too few samples, outputs that are not finite, or noise that changes nothing.
         CheckFailedError: the stored statistics are wrong under the noise, and the samples are too few to correct that.
     """
-    graph = prepared.graph
-    study = _study(graph, batches, open_model, config)
-    statistics: dict[str, Statistics] = {}
+    if statistics_on:
+        statistics = _under_noise(prepared.graph, statistics_on, open_model, config)
+        study = _study(_with_statistics(prepared.graph, statistics), batches, open_model, config)
+        return _repaired(prepared, study, statistics, study.moments_off, _sample_warnings(study.samples), config, judge)
+    study = _study(prepared.graph, batches, open_model, config)
+    warnings = _sample_warnings(study.samples)
     moments_before = study.moments_off
     wrong = [row for row in study.stored if row.differs]
-    if wrong:
-        fault = find_fault(
-            graph,
-            study.samples.batches,
-            open_model,
-            study.residuals,
-            seed=config.seed,
-            max_memory=config.max_memory,
-        )
-        if fault is not None and fault.kind is FaultKind.INPUT:
-            raise CheckFailedError(f"refused: {fault.sentence}; no model is written")
-        _require_enough(wrong, len(study.samples))
-        statistics = _under_noise(graph, study.samples, open_model, config)
-        graph = graph.copy()
-        _write_statistics(graph, statistics)
-        del study  # two of them are never held
-        study = _study(graph, batches, open_model, config)
-    warnings = _sample_warnings(study.samples) + _statistics_warnings(wrong, len(statistics))
+    if not wrong:
+        return _repaired(prepared, study, {}, moments_before, warnings, config, judge)
+    samples = study.samples.batches
+    fault = find_fault(
+        prepared.graph, samples, open_model, study.residuals, seed=config.seed, max_memory=config.max_memory
+    )
+    if fault is not None and fault.kind is FaultKind.INPUT:
+        raise CheckFailedError(f"refused: {fault.sentence}; no model is written")
+    _require_enough(wrong, len(study.samples))
+    statistics = _under_noise(prepared.graph, samples, open_model, config)
+    del study  # two of them are never held
+    study = _study(_with_statistics(prepared.graph, statistics), batches, open_model, config)
+    warnings += _statistics_warnings(wrong, len(statistics))
+    return _repaired(prepared, study, statistics, moments_before, warnings, config, judge)
+
+
+def _repaired(
+    prepared: PreparedModel,
+    study: NoiseStudy,
+    statistics: Mapping[str, Statistics],
+    moments_before: Mapping[str, Moments],
+    warnings: tuple[str, ...],
+    config: RepairConfig,
+    judge: LabelJudge | None,
+) -> Averaging:
+    """The parameters for a graph whose statistics are true under its noise, or were written so: see `Averaging`."""
     plain = Averaging(
         severity=study.severity,
         after=None,
@@ -342,13 +356,20 @@ def _require_enough(wrong: Sequence[StoredAgainstNoisy], samples: int) -> None:
 
 
 def _under_noise(
-    graph: gs.Graph, samples: SampleSet, open_model: OpenModel, config: RepairConfig
+    graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, config: RepairConfig
 ) -> dict[str, Statistics]:
     """The statistics that every BatchNorm sees with the noise on, each downstream of corrected ones."""
     names = [batch_norm.name for batch_norm in find_modules(graph)]
     under_noise = MeasurementConfig(names, config.seed, max_memory=config.max_memory)
-    found = measure(graph, samples.batches, open_model, under_noise)
+    found = measure(graph, batches, open_model, under_noise)
     return {module.name: as_measured(module, found[module.name]) for module in find_modules(graph)}
+
+
+def _with_statistics(graph: gs.Graph, statistics: Mapping[str, Statistics]) -> gs.Graph:
+    """A copy of a graph with other statistics."""
+    copy: gs.Graph = graph.copy()
+    _write_statistics(copy, statistics)
+    return copy
 
 
 def _write_statistics(graph: gs.Graph, statistics: Mapping[str, Statistics]) -> None:

@@ -7,22 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.batch_norm.batch_norm import find_modules
-from vsfix.graph_passes.errors import DataError, InputError, ModelError, UncomparableError
+from vsfix.graph_passes.errors import DataError, ModelError, UncomparableError
 from vsfix.graph_passes.estimators.analytic import analytic
 from vsfix.graph_passes.estimators.exact import exact
 from vsfix.graph_passes.estimators.paired import PairedConfig, paired
 from vsfix.graph_passes.estimators.repair_statistics import RepairStatistics
 from vsfix.graph_passes.ir.graph_pass import PassResult, Skipped
 from vsfix.graph_passes.ir.runtime import OpenModel
-from vsfix.graph_passes.noise.analysis import analyse_noise
 from vsfix.graph_passes.noise_average.nearness import AS_TRAINED
 from vsfix.graph_passes.noise_average.noise_average import run_deployed
-from vsfix.graph_passes.statistics.batches import Batch, first_samples, prescribed_batch_size
+from vsfix.graph_passes.statistics.batches import Batch, count_samples, first_samples, prescribed_batch_size
 from vsfix.graph_passes.statistics.estimate import Estimate
 from vsfix.graph_passes.statistics.moments import Moments
 from vsfix.pipeline.inspection.inspection import Inspection, inspect_graph, look_at
@@ -33,7 +30,7 @@ from .averaging import UNDER_NOISE, Averaging, average_repair
 from .candidates import CandidateRow, candidate_row
 from .label_judge import LabelJudge
 from .made_inputs import NO_USER_DATA, MadeInputs, make_inputs
-from .plan import RepairPlan
+from .plan import RepairPlan, choose_layers, is_of_all
 from .repair_config import AVERAGING, RepairConfig
 
 STUDIED_SAMPLES = 128  # of a set that may be the whole training set; F holds its outputs in memory
@@ -135,6 +132,11 @@ def estimate(
             plan = replace(plan, method="paired", reason=reason)
             found = _re_estimate(plan, prepared, batches, open_model, config, basis)
             return replace(found, warnings=(doubt, *found.warnings))
+    if is_of_all(plan.method, prepared, config):
+        try:
+            return _as_trained(plan, prepared, batches, open_model, config, basis)
+        except UncomparableError:  # which is said below
+            pass
     return _re_estimate(plan, prepared, batches, open_model, config, basis)
 
 
@@ -181,27 +183,6 @@ class Estimation:
         return max((estimate.samples for estimate in self.estimates.values()), default=0)
 
 
-def choose_layers(graph: gs.Graph, layers: str) -> tuple[list[str], dict[str, str]]:
-    """The BatchNorms to estimate, and the reason for each of the others.
-
-    Raises:
-        InputError: a glob that matches none.
-    """
-    names = [batch_norm.name for batch_norm in find_modules(graph)]
-    if layers == "auto":
-        reached = analyse_noise(graph).reached
-        chosen = [name for name in names if name in reached]
-        reason = "no noise reaches it"
-    elif layers == "all":
-        return names, {}
-    else:
-        chosen = [name for name in names if fnmatchcase(name, layers)]
-        reason = f"its name does not match '{layers}'"
-        if not chosen:
-            raise InputError(f"--layers '{layers}' matches no BatchNorm; `vsfix inspect` lists their names")
-    return chosen, {name: reason for name in names if name not in chosen}
-
-
 def _toward_average(
     plan: RepairPlan,
     prepared: PreparedModel,
@@ -209,9 +190,10 @@ def _toward_average(
     open_model: OpenModel,
     config: RepairConfig,
     basis: _Basis,
+    statistics_on: Sequence[Batch] = (),
 ) -> Found:
-    """The estimate that brings the network to its noise-averaged one."""
-    averaging = average_repair(prepared, batches, open_model, config, basis.judge)
+    """The estimate that brings the network to its noise-averaged one; see `average_repair`."""
+    averaging = average_repair(prepared, batches, open_model, config, basis.judge, statistics_on=statistics_on)
     moments_after: Mapping[str, Moments] | None = None
     if basis.judged_on:
         judges, before = basis.look(prepared, batches, open_model)
@@ -237,6 +219,22 @@ def _toward_average(
         moments_after=moments_after,
         warnings=(*basis.warnings, *averaging.warnings),
     )
+
+
+def _as_trained(
+    plan: RepairPlan,
+    prepared: PreparedModel,
+    batches: Sequence[Batch],
+    open_model: OpenModel,
+    config: RepairConfig,
+    basis: _Basis,
+) -> Found:
+    """The statistics that training would have left, from all of the data, and then the match to their average."""
+    few = _first(prepared, batches)
+    on_few = replace(basis, judged_on=basis.judged_on or few)
+    found = _toward_average(plan, prepared, few, open_model, replace(config, method="auto"), on_few, batches)
+    data = f"statistics with the noise on from {count_samples(batches)} samples, then {found.data}"
+    return replace(found, data=data, samples=count_samples(batches))
 
 
 def _re_estimate(

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 
-from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms
+import onnx_graphsurgeon as gs
+
+from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms, find_modules
 from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.io.model_file import read_metadata
 from vsfix.graph_passes.ir.runtime import OpenModel
-from vsfix.graph_passes.noise.analysis import NoiseMap
+from vsfix.graph_passes.noise.analysis import NoiseMap, analyse_noise
 from vsfix.graph_passes.noise.marker import REPAIR_KEY
 from vsfix.graph_passes.noise.noise import Noise
 from vsfix.graph_passes.noise_inference.verdict import Verdict
@@ -132,6 +135,36 @@ def _with_inference(lost: LostNoise, config: RepairConfig) -> RepairPlan:
         else f"the fault is another: {lost.fault.kind.value}"
     )
     return RepairPlan("none", reason, warnings=(lost.question,))
+
+
+def choose_layers(graph: gs.Graph, layers: str) -> tuple[list[str], dict[str, str]]:
+    """The BatchNorms to estimate, and the reason for each of the others.
+
+    Raises:
+        InputError: a glob that matches none.
+    """
+    names = [batch_norm.name for batch_norm in find_modules(graph)]
+    if layers == "auto":
+        reached = analyse_noise(graph).reached
+        chosen = [name for name in names if name in reached]
+        reason = "no noise reaches it"
+    elif layers == "all":
+        return names, {}
+    else:
+        chosen = [name for name in names if fnmatchcase(name, layers)]
+        reason = f"its name does not match '{layers}'"
+        if not chosen:
+            raise InputError(f"--layers '{layers}' matches no BatchNorm; `vsfix inspect` lists their names")
+    return chosen, {name: reason for name in names if name not in chosen}
+
+
+def is_of_all(method: str, prepared: PreparedModel, config: RepairConfig) -> bool:
+    """Whether all statistics are in doubt, and those of a network with noise: only training leaves such.
+
+    Re-estimated with the noise off they would be those of no network that was trained.
+    """
+    is_drawn = any(not source.owner for source in prepared.noise_map.sources)
+    return method == "exact" and config.layers == "all" and is_drawn and bool(prepared.noise_map.reached)
 
 
 def averaged_part(
