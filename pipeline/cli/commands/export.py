@@ -87,12 +87,8 @@ def command(
 
     SOURCE is a vsfix checkpoint, the folder of a training run, or package.module:factory with --input or --input-shape
     (and --weights): a function without arguments that returns the module. That form imports the package and runs its
-<<<<<<< HEAD
-    code, and looks for it in the current folder too, as `vsfix verify --against` does.
-=======
     code, and looks for it in the current folder too, as `vsfix verify --against`, --data and --metric do where they
     name a function; nothing else runs code of yours.
->>>>>>> e55ee9f (Name every place that runs code of a user's)
     """
     import vsfix
     from vsfix.pipeline.backends.model_kind import names_factory
