@@ -8,6 +8,8 @@ of the graph get their types back.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
@@ -28,6 +30,7 @@ from vsfix.graph_passes.ir.graph import (
     is_graph_output,
     is_standard,
     label_of,
+    name_of,
     nodes_of,
     redirect_readers,
     subgraphs_of,
@@ -40,6 +43,7 @@ from .constant_rounding import MULTIPLY_WEIGHTS, ConstantRounding
 from .integer_arithmetic import integer_arithmetic
 from .weight_rounding import DTYPES, RoundingLoss, round_bound
 
+AS_ASKED = "left as it is, as was asked for"
 # Nodes that say nothing of the type in which a graph computes.
 _MOVE_DATA = frozenset({"Cast", "Constant", "ConstantOfShape", "Identity", "Shape", "Size"})
 # Inputs that are unchanged though the schema would let them change: no data passes through them.
@@ -57,10 +61,12 @@ class FloatCast:
         graph: edited by `run`.
         code: the type to cast to, as a code of onnx.TensorProto.
         loss: the losses of rounding are added to it.
+        kept: names of nodes of the main graph that keep their types; they hold no subgraph.
     """
 
-    def __init__(self, graph: gs.Graph, code: int, loss: RoundingLoss) -> None:
+    def __init__(self, graph: gs.Graph, code: int, loss: RoundingLoss, kept: Collection[str] = ()) -> None:
         self.graph, self.code, self.loss = graph, code, loss
+        self.kept = kept_nodes(graph, kept)
         self.opset = int(graph.opset)
         self.before = ElementTypes(graph)
         self.types = ElementTypes(graph)
@@ -110,7 +116,8 @@ class FloatCast:
             self.types.visit_node(node)
             self._note(node, "float arithmetic between integers")
             return False
-        self._require_castable(node)
+        if id(node) not in self.kept:
+            self._require_castable(node)
         for index, tensor in enumerate(node.inputs):
             wanted = self._wanted(node, index)
             if wanted is not None and self.types.float_of(tensor) not in (None, wanted):
@@ -120,6 +127,10 @@ class FloatCast:
             self._enter(subgraph)
             self._scope(subgraph)
         self._pending = pending
+        if id(node) in self.kept:
+            self.types.visit_node(node)
+            self._note(node, AS_ASKED)
+            return False
         self._retarget(node)
         self.types.visit_node(node)
         self._note(node, f"it does not take {TYPE_NAMES[self.code]} at opset {self.opset}")
@@ -162,7 +173,7 @@ class FloatCast:
         original = self.before.float_of(node.inputs[index])
         if original is None or node.op == "Cast":
             return None
-        if id(node) in self.untouched or not self._takes(node, index):
+        if id(node) in self.untouched or id(node) in self.kept or not self._takes(node, index):
             return original
         return self.code
 
@@ -256,6 +267,11 @@ class FloatCast:
         code = self.types.float_of(tensor)
         if isinstance(tensor, gs.Variable) and code is not None and code_of(tensor.dtype) in FLOATS:
             tensor.dtype = _dtype(code)
+
+
+def kept_nodes(graph: gs.Graph, names: Collection[str]) -> frozenset[int]:
+    """The ids of the nodes of the main graph that have these names and no subgraph."""
+    return frozenset(id(node) for node in graph.nodes if name_of(node) in names and not subgraphs_of(node))
 
 
 def computed_in(node: gs.Node, types: ElementTypes) -> int | None:

@@ -19,13 +19,14 @@ error: asked for and not got.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import onnx
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.errors import CheckFailedError, InputError
 from vsfix.graph_passes.ir.element_types import BFLOAT16, FLOAT, FLOAT16, TYPE_NAMES, ElementTypes
-from vsfix.graph_passes.ir.graph import graphs_of, is_standard, label_of, name_of, nodes_of
+from vsfix.graph_passes.ir.graph import graphs_of, is_standard, label_of, name_of, nodes_of, subgraphs_of
 from vsfix.graph_passes.ir.graph_pass import Change, PassResult
 
 from .constant_rounding import MULTIPLY_WEIGHTS
@@ -37,6 +38,7 @@ PRECISIONS = {"fp32": FLOAT, "fp16": FLOAT16, "bf16": BFLOAT16}
 _FLOAT8 = frozenset({onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2})
 
 
+_BEGIN = MULTIPLY_WEIGHTS - {"BatchNormalization"}
 _GATES = {
     "HardSwish": (("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}),),
     "Mish": (("Softplus", {}), ("Tanh", {})),
@@ -53,14 +55,16 @@ class CastPrecision:
 
     Args:
         precision: `fp32`, `fp16` or `bf16`.
+        kept: names of nodes of the main graph that keep their types, between Casts.
 
     Raises:
         InputError: another precision.
     """
 
-    def __init__(self, precision: str) -> None:
+    def __init__(self, precision: str, kept: Collection[str] = ()) -> None:
         self.name = f"cast to {precision}"
         self.code = parse_precision(precision)
+        self.kept = frozenset(kept)
         self.loss = RoundingLoss()
 
     def __call__(self, graph: gs.Graph) -> PassResult:
@@ -73,12 +77,12 @@ class CastPrecision:
         self.loss = RoundingLoss()
         changed: list[Change] = []
         if self.code == BFLOAT16:
-            changed += split_activations(graph)
+            changed += split_activations(graph, self.kept)
         if self.code != FLOAT:
-            changed += type_batch_norms(graph, self.code, self.loss)
-        cast = FloatCast(graph, self.code, self.loss)
+            changed += type_batch_norms(graph, self.code, self.loss, self.kept)
+        cast = FloatCast(graph, self.code, self.loss, self.kept)
         cast.run()
-        _require_precision(graph, self.code)
+        _require_precision(graph, self.code, cast.kept)
         return PassResult(self.name, (*changed, *cast.changed), tuple(cast.skipped))
 
 
@@ -104,6 +108,42 @@ def count_float_types(graph: gs.Graph) -> dict[str, int]:
     return dict(counts.most_common())
 
 
+def layer_groups(graph: gs.Graph) -> dict[str, tuple[str, ...]]:
+    """The names of the nodes of each layer, which a cast takes or leaves as one, by the name of its first node.
+
+    A layer begins with an operator that multiplies weights, and holds what follows it up to the next one: an overflow
+    between two nodes of a layer is gone where the layer is left in float32. A node that several layers lead to belongs
+    to the last of them; nodes upstream of every layer make one of their own. Nodes with subgraphs, and those without
+    floats, belong to no layer.
+
+    Args:
+        graph: sorted; not changed.
+    """
+    types = ElementTypes(graph)
+    groups: dict[str, list[str]] = {}
+    places: dict[int, str] = {}  # of each tensor, the layer that writes it
+    order: dict[str, int] = {}
+    for node in graph.nodes:
+        name = name_of(node)
+        upstream = [places[id(tensor)] for tensor in node.inputs if id(tensor) in places]
+        last = max(upstream, key=order.__getitem__) if upstream else None
+        has_floats = any(types.float_of(tensor) for tensor in (*node.inputs, *node.outputs))
+        if subgraphs_of(node) or not has_floats or not is_computation(node):
+            place = last
+        else:
+            place = name if node.op in _BEGIN or last is None else last
+            groups.setdefault(place, []).append(name)
+            order.setdefault(place, len(order))
+        if place is not None:
+            places |= dict.fromkeys(map(id, node.outputs), place)
+    return {name: tuple(nodes) for name, nodes in groups.items()}
+
+
+def nodes_of_layers(groups: Mapping[str, Sequence[str]], layers: Iterable[str]) -> frozenset[str]:
+    """The names of all nodes of some layers."""
+    return frozenset(node for layer in layers for node in groups[layer])
+
+
 def stated_precision(graph: gs.Graph) -> str:
     """The coarsest precision in which a graph computes, as `--precision` names it; `fp32` for float64 too.
 
@@ -118,23 +158,25 @@ def stated_precision(graph: gs.Graph) -> str:
     return next((name for name in ("bf16", "fp16") if TYPE_NAMES[PRECISIONS[name]] in counts), "fp32")
 
 
-def _require_precision(graph: gs.Graph, code: int) -> None:
-    """Checks, on types read anew, that every operator that multiplies weights does so in the type."""
+def _require_precision(graph: gs.Graph, code: int, kept: frozenset[int]) -> None:
+    """Checks, on types read anew, that every operator that multiplies weights does so in it, those kept excepted."""
     types = ElementTypes(graph)
     for node in nodes_of(graph):
-        if node.op in MULTIPLY_WEIGHTS and is_standard(node):
+        if node.op in MULTIPLY_WEIGHTS and is_standard(node) and id(node) not in kept:
             others = {types.float_of(tensor) for tensor in (*node.inputs, *node.outputs)} - {None, code}
             if others:
                 found = TYPE_NAMES[others.pop() or FLOAT]
                 raise CheckFailedError(f"{label_of(node)} computes in {found}, not in {TYPE_NAMES[code]}")
 
 
-def split_activations(graph: gs.Graph) -> list[Change]:
-    """Splits every HardSwish and Mish of a graph and of the subgraphs in it; edits in place."""
+def split_activations(graph: gs.Graph, kept: Collection[str] = ()) -> list[Change]:
+    """Splits every HardSwish and Mish of a graph and of the subgraphs in it but for those kept; edits in place."""
     changes = []
     for inner in graphs_of(graph):
         for node in [node for node in inner.nodes if node.op in _GATES and is_standard(node)]:
             name = name_of(node)
+            if inner is graph and name in kept:
+                continue
             changes.append(Change(name, f"{node.op} written as a product: TensorRT takes none in bfloat16"))
             _split(inner, node)
     return changes

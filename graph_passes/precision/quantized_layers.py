@@ -11,13 +11,17 @@ leaves the small ones without digits, so each output channel must have its own (
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.ir.graph import Tensor, name_of, upstream_constant
+from vsfix.graph_passes.errors import ModelError
+from vsfix.graph_passes.ir.graph import Tensor, name_of, subgraphs_of, upstream_constant
+from vsfix.graph_passes.ir.stored_values import stored_values
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def _weight(tensor: Tensor) -> gs.Constant | None:
     while True:
         constant = upstream_constant(tensor)
         producer = tensor.inputs[0] if tensor.inputs else None
-        if constant is not None or producer is None or producer.op not in ("QuantizeLinear", "DequantizeLinear"):
+        if constant is not None or producer is None or producer.op not in _PAIR:
             return constant
         tensor = producer.inputs[0]
 
@@ -117,3 +121,38 @@ def _reads_quantized_layer(node: gs.Node) -> bool:
     chain = (quantizer[0].inputs[0], quantizer[0].outputs[0], node.inputs[0])
     producer = chain[0].inputs
     return bool(producer) and producer[0].op in _LAYERS and all(len(tensor.outputs) == 1 for tensor in chain)
+
+
+def quantized_nodes(graph: gs.Graph) -> tuple[str, ...]:
+    """The names of the nodes of the main graph that read quantised tensors, in its order."""
+    readers = (node for node in graph.nodes if node.op not in _PAIR and not subgraphs_of(node))
+    return tuple(name_of(node) for node in readers if any(_dequantizer(tensor) for tensor in node.inputs))
+
+
+def leave_unquantized(graph: gs.Graph, original: gs.Graph, names: Collection[str]) -> None:
+    """Lets some nodes read what stands upstream of their Q/DQ pairs; pairs that nobody reads then go.
+
+    Args:
+        graph: edited in place.
+        original: the graph before it was quantised, which has the weights that `graph` holds in eight bits alone.
+        names: of the nodes.
+
+    Raises:
+        ModelError: a weight in eight bits, of a node that the original does not have.
+    """
+    known = {tensor.name: node for node in original.nodes for tensor in node.outputs}  # nodes without names get some
+    for node in [node for node in graph.nodes if name_of(node) in names and node.op not in _PAIR]:
+        for index, tensor in enumerate(node.inputs):
+            pair = _dequantizer(tensor)
+            if pair is None:
+                continue
+            quantizer = pair.inputs[0].inputs[0] if pair.inputs[0].inputs else None
+            if quantizer is not None and quantizer.op == "QuantizeLinear":
+                node.inputs[index] = quantizer.inputs[0]
+                continue
+            before = known.get(node.outputs[0].name)
+            weight = None if before is None or index >= len(before.inputs) else upstream_constant(before.inputs[index])
+            if weight is None:
+                raise ModelError(f"'{name_of(node)}' has a weight in eight bits, and the float32 model no such node")
+            node.inputs[index] = gs.Constant(f"{name_of(node)}.float32_{index}", stored_values(weight))
+    graph.cleanup()

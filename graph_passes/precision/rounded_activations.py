@@ -2,7 +2,8 @@
 
 Hardware multiplies numbers of a narrow type and sums in float32; digits are lost where a weight or an activation is
 stored. So: the same graph in float32, with the rounded weights, and downstream of each tensor that was of the narrow
-type a Cast to that type and back.
+type a Cast to that type and back. Where a wider tensor enters the narrow part, its Cast stays: who reads it in the wide
+part sees all of its digits.
 
 Runtimes on the CPU do something else. They have no bfloat16 convolution; float16 they compute in float32 and leave
 out the Casts between two operators, so that an activation past 65504, infinite on a GPU, goes through unseen.
@@ -16,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.io.model_file import export_model, import_graph
 from vsfix.graph_passes.ir.element_types import FLOAT, ElementTypes
-from vsfix.graph_passes.ir.graph import Tensor, graphs_of, is_graph_output, nodes_of, redirect_readers
+from vsfix.graph_passes.ir.graph import Tensor, graphs_of, is_graph_output, name_of, nodes_of, redirect_readers
 
 from .precision import CastPrecision
 
@@ -32,15 +33,12 @@ def emulate(model: onnx.ModelProto, code: int) -> onnx.ModelProto:
         ModelError: an operator that can't be cast back.
     """
     graph = import_graph(model)
-    narrow, rounded_inputs = _narrow_tensors(graph, code)
-    CastPrecision("fp32")(graph)
+    narrow, borders = _narrow_tensors(graph, code)
+    CastPrecision("fp32", borders)(graph)
     wide = ElementTypes(graph)
     replaced: dict[int, Tensor] = {}
     for inner in list(graphs_of(graph)):
         nodes: list[gs.Node] = []
-        for tensor in inner.inputs:
-            if inner is graph and tensor.name in rounded_inputs:
-                nodes += _rounding(tensor, code)[0]
         for node in inner.nodes:
             nodes.append(node)
             for tensor in node.outputs:
@@ -56,13 +54,13 @@ def emulate(model: onnx.ModelProto, code: int) -> onnx.ModelProto:
 
 
 def _narrow_tensors(graph: gs.Graph, code: int) -> tuple[set[str], set[str]]:
-    """The names of the tensors that nodes write in a type, and of the wider inputs that are cast to it."""
+    """The names of the tensors that nodes write in a type, and of the Casts of wider tensors to it."""
     types = ElementTypes(graph)
     written = [tensor for node in nodes_of(graph) for tensor in node.outputs]
     casts = [node for node in graph.nodes if node.op == "Cast" and types.of(node.outputs[0]) == code]
     return (
         {tensor.name for tensor in written if types.of(tensor) == code},
-        {node.inputs[0].name for node in casts if types.float_of(node.inputs[0])},
+        {name_of(node) for node in casts if types.float_of(node.inputs[0]) not in (None, code)},
     )
 
 

@@ -212,6 +212,17 @@ def whole_number(name: str, value: object, *, least: int = 1, most: int | None =
     return number
 
 
+def real_number(name: str, value: object) -> float:
+    """A number as Python's own.
+
+    Raises:
+        InputError: no number.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise InputError(f"{name} {value!r}: give a number")
+    return float(value)
+
+
 def whole_numbers(name: str, values: object) -> tuple[int, ...]:
     """Several of them, each at least one, as the sides of a shape.
 

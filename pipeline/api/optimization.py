@@ -46,6 +46,7 @@ from .arguments import (
     normalization_of,
     notes_of,
     parse_size,
+    real_number,
     require_output_kinds,
     require_split,
     require_texts,
@@ -225,6 +226,7 @@ def optimize(
     output_kinds: Mapping[str, str] | None = None,
     fold: bool = True,
     precision: str | None = None,
+    keep_metric: float | None = None,
     input_shape: Sequence[int] | None = None,
     max_memory: str | int = "2G",
     mean: Numbers | None = None,
@@ -253,11 +255,14 @@ def optimize(
             None for top1 where labels are whole numbers, else mse.
         metric_output: the output that is judged; None for the one that has a target of its own name, else the first.
         max_loss: the largest loss on `eval_data` that is accepted, in the unit of the metric, percentage points of top1
-            and top5; None refuses what is lower by more than chance.
+            and top5; None refuses what is worse by more than chance.
         output_kinds: what outputs mean, by name: `classes`, `probabilities`, `directions` or `values`; the others are
             recognised.
         fold: fold BatchNorm into the layers around it.
         precision: `fp32`, `tf32`, `fp16`, `bf16`, `int8` or `fp8`; None leaves it as it is.
+        keep_metric: the share of the metric of the float32 model that a narrow precision is to keep, in (0, 1], as
+            0.99; the layers that cost most are left in float32 for it, by measurement. Of `metric` on `eval_data`;
+            without labels of the agreement with the float32 model on `data`.
         input_shape: one input without the batch axis, where the file does not say it and there is no data.
         max_memory: what the process may hold, as `2G` or in bytes; more activations go to the disk.
         mean: of the images of the training, between 0 and 1: one number, or one for each channel; for named data sets
@@ -280,6 +285,8 @@ def optimize(
     if eval_data is None and not (metric is None and metric_output is None):
         option = "--metric" if metric is not None else "--metric-output"
         raise InputError(f"{option}: needs --eval-data, whose labels it is measured on")
+    if keep_metric is not None and data is None:
+        raise InputError("--keep-metric: needs --data, on which the layers are measured")
     samples, batch_size, seed = run_numbers(samples, batch_size, seed)
     require_texts(method=method, layers=layers, **({} if precision is None else {"precision": precision}))
     require_split("eval_split", eval_split)
@@ -295,6 +302,7 @@ def optimize(
         max_memory=parse_size(max_memory, "--max-memory"),
         input_shape=None if input_shape is None else whole_numbers("input_shape", input_shape),
         precision=precision,
+        keep_metric=None if keep_metric is None else real_number("keep_metric", keep_metric),
     )
     said = normalization_of(mean, std, size)
     calibration, labelled = given_data(data, said), given_data(eval_data, said)
@@ -331,6 +339,8 @@ def optimize(
                 metric=metric,
                 output=metric_output,
                 output_kinds=output_kinds,
+                max_loss=max_loss,
+                keep=keep_metric,
             )
         else:
             unlabelled = batches_of_some(given, deployable, batch_size, seed)
@@ -342,7 +352,7 @@ def optimize(
     accuracies: tuple[AccuracyRow, ...] = ()
     if by_labels is not None:
         trained, repaired = by_labels.scores(deployable), by_labels.scores(repair.runnable)
-        scores = by_labels.compare(trained, repaired, max_loss)
+        scores = by_labels.compare(trained, repaired)
         accuracies = _accuracies(by_labels.metric, trained, repaired, repair.report.samples)
     result = Optimization(
         repair,

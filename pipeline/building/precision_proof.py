@@ -88,9 +88,10 @@ def require_precision(path: Path, layers: Sequence[ParsedLayer], asked: str | No
     if wrong or not found:
         told = ", ".join(f"{count} in {_NAMES.get(kind, kind)}" for kind, count in found.items()) or "none in float"
         cast = "fp32" if asked == "tf32" else asked
+        mixed = "; leave --precision out for a file of several (--keep-metric)" if len(found) > 1 else ""
         raise InputError(
             f"{path}: --precision {asked} was asked for, but of the layers that compute there are {told}; cast the "
-            f"model with `vsfix optimize --precision {cast}`"
+            f"model with `vsfix optimize --precision {cast}`{mixed}"
         )
 
 

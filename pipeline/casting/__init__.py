@@ -1,4 +1,4 @@
 """A model in another precision, judged against itself.
 
-Modules: casting, quantization.
+Modules: cast_judge, putting_back, casting, quantization.
 """

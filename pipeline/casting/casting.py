@@ -16,13 +16,26 @@ import onnx
 from vsfix.graph_passes.errors import CheckFailedError
 from vsfix.graph_passes.io.model_file import export_model, import_graph
 from vsfix.graph_passes.io.opset import lowest_opset, raise_opset
-from vsfix.graph_passes.ir.element_types import FLOAT, FLOAT16
-from vsfix.graph_passes.ir.runtime import Array, OpenModel
-from vsfix.graph_passes.precision.precision import CastPrecision, count_float_types, parse_precision
+from vsfix.graph_passes.ir.element_types import FLOAT
+from vsfix.graph_passes.ir.graph_pass import PassResult
+from vsfix.graph_passes.ir.runtime import OpenModel
+from vsfix.graph_passes.precision.float_cast import AS_ASKED
+from vsfix.graph_passes.precision.precision import (
+    CastPrecision,
+    count_float_types,
+    layer_groups,
+    nodes_of_layers,
+    parse_precision,
+    stated_precision,
+)
 from vsfix.graph_passes.precision.rounded_activations import emulate
+from vsfix.graph_passes.precision.weight_rounding import RoundingLoss
 from vsfix.graph_passes.progress import stage
-from vsfix.graph_passes.statistics.batches import Batch, samples_in
-from vsfix.pipeline.comparison.tensor_comparison import comparable, compare_tensors
+from vsfix.graph_passes.statistics.batches import Batch
+from vsfix.pipeline.comparison.score_difference import ScoreDifference
+
+from .cast_judge import CastJudge
+from .putting_back import PuttingBack, put_back
 
 # Rounding to b bits of fraction has a noise near 6 b + 11 dB below its signal: 71 dB with the 10 bits of float16, 53 dB
 # with the 7 of bfloat16. Each layer adds its own, a network of 20 layers 13 dB. What is left below these gates is no
@@ -50,6 +63,9 @@ class PrecisionReport:
         to_subnormal: values left below the smallest normal number of the type, with fewer digits.
         saturated: bounds and masks past the range that became its largest number.
         dead_channels: channels that were dead in float32 and are zero or subnormal now.
+        scores: what labels say of it against the model before the cast; None without, or with too few.
+        put_back: the layers that were put back to float32; None where no share was to be kept.
+        warnings: what a person should know.
     """
 
     precision: str
@@ -67,6 +83,9 @@ class PrecisionReport:
     to_subnormal: int = 0
     saturated: int = 0
     dead_channels: tuple[str, ...] = ()
+    scores: ScoreDifference | None = None
+    put_back: PuttingBack | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,7 +104,15 @@ class CastModel:
 
 
 @stage("casting")
-def cast_model(model: onnx.ModelProto, precision: str, inputs: Batch, open_model: OpenModel) -> CastModel:
+def cast_model(
+    model: onnx.ModelProto,
+    precision: str,
+    inputs: Batch,
+    open_model: OpenModel,
+    *,
+    judge: CastJudge | None = None,
+    keep: float | None = None,
+) -> CastModel:
     """Casts a model and compares it with what it was.
 
     Args:
@@ -93,76 +120,123 @@ def cast_model(model: onnx.ModelProto, precision: str, inputs: Batch, open_model
         precision: `fp32`, `fp16` or `bf16`.
         inputs: one batch to compare on; empty where there is none.
         open_model: the runtime.
+        judge: of this model; its labels judge where it has some. None for one of the inputs alone.
+        keep: the share of the metric that is to be kept; the layers that cost most are left in float32 for it, which
+            wants a judge with samples. None to cast every layer.
 
     Raises:
         InputError: another precision.
         ModelError: an operator that can't be cast.
-        CheckFailedError: a weight that the type can't hold, or an output that differs from that before the cast.
+        CheckFailedError: a weight that the type can't hold, or outputs that differ from those before the cast by more
+            than the judge accepts.
     """
     code = parse_precision(precision)
-    graph = import_graph(model)
-    opset, reason = lowest_opset(graph, code)
-    source = model
-    if reason:
-        source = raise_opset(model, opset, code, reason)
-        graph = import_graph(source)
-    cast = CastPrecision(precision)
-    result = cast(graph)
-    final = export_model(graph, source)
-    runnable = final if code == FLOAT else emulate(final, code)
-    candidates = [final, runnable] if code == FLOAT16 else [runnable]
-    judge, snr_db = _judge(model, candidates, inputs, open_model, precision)
+    opset, reason = lowest_opset(import_graph(model), code)
+    source = raise_opset(model, opset, code, reason) if reason else model
+    judge = judge or CastJudge(model, [inputs] if inputs else [], open_model)
+    back = None if keep is None else _put_back(source, precision, judge, keep)
+    groups = layer_groups(import_graph(source)) if back is not None else {}
+    cast = _cast(source, precision, frozenset() if back is None else nodes_of_layers(groups, back.names))
+    kept = [f"{entry.subject}: {entry.reason}" for entry in cast.result.skipped if entry.reason != AS_ASKED]
+    at_first = _Judgement() if not judge.batches else _judge(judge, cast.candidates, precision, keep)
     loss = cast.loss
     report = PrecisionReport(
         precision=precision,
         opset=opset,
         raised_for=reason,
-        layers=count_float_types(graph),
-        kept=tuple(f"{kept.subject}: {kept.reason}" for kept in result.skipped),
+        layers=count_float_types(import_graph(cast.final)),
+        kept=tuple(kept),
         rounded_tensors=loss.tensors,
         rounded_values=loss.values,
         to_zero=loss.zeros,
         to_subnormal=loss.subnormals,
         saturated=loss.saturated,
         dead_channels=loss.dead,
-        judge=judge,
-        samples=samples_in(inputs) if inputs else 0,
-        snr_db=snr_db,
+        judge=at_first.judge,
+        samples=judge.samples if judge.batches else 0,
+        snr_db=at_first.snr_db,
+        scores=at_first.scores,
+        put_back=back,
+        warnings=at_first.warnings,
     )
-    return CastModel(final, runnable, report)
+    return CastModel(cast.final, cast.runnable, report)
 
 
-def _judge(
-    model: onnx.ModelProto,
-    candidates: list[onnx.ModelProto],
-    inputs: Batch,
-    open_model: OpenModel,
-    precision: str,
-) -> tuple[str, float | None]:
-    """The judge in words, and the smallest SNR of any candidate's output; refuses one below the gate."""
-    if not inputs:
-        return "", None
-    with open_model(model) as runner:
-        judge, expected = runner.name, runner.run(inputs)
+@dataclass(frozen=True)
+class _Cast:
+    """A model after one cast: the file, what stands for it on the CPU, and what was done."""
+
+    final: onnx.ModelProto
+    runnable: onnx.ModelProto
+    result: PassResult
+    loss: RoundingLoss
+
+    @property
+    def candidates(self) -> list[onnx.ModelProto]:
+        """What is run of it; a float16 file as it is, too."""
+        half = self.final if self.final is not self.runnable and _is_half(self.final) else None
+        return [self.runnable] if half is None else [half, self.runnable]
+
+
+@dataclass(frozen=True)
+class _Judgement:
+    """The numbers of a cast that was accepted."""
+
+    judge: str = ""
+    snr_db: float | None = None
+    scores: ScoreDifference | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def _is_half(model: onnx.ModelProto) -> bool:
+    """Whether a model computes in float16."""
+    return stated_precision(import_graph(model)) == "fp16"
+
+
+def _cast(model: onnx.ModelProto, precision: str, kept: frozenset[str]) -> _Cast:
+    """Casts a model but for some nodes."""
+    graph, code = import_graph(model), parse_precision(precision)
+    cast = CastPrecision(precision, kept)
+    result = cast(graph)
+    final = export_model(graph, model)
+    return _Cast(final, final if code == FLOAT else emulate(final, code), result, cast.loss)
+
+
+def _put_back(model: onnx.ModelProto, precision: str, judge: CastJudge, keep: float) -> PuttingBack:
+    """The layers that are put back to float32 until the share is kept."""
+    groups = layer_groups(import_graph(model))
+
+    def cast(wide: frozenset[str]) -> _Cast | None:
+        try:
+            return _cast(model, precision, nodes_of_layers(groups, wide))
+        except CheckFailedError:  # a value that the type can't hold
+            return None
+
+    def snr_db(wide: frozenset[str]) -> float:
+        found = cast(wide)
+        return -np.inf if found is None else judge.snr_db(judge.outputs(found.runnable))
+
+    def kept(wide: frozenset[str]) -> float:
+        found = cast(wide)
+        return -np.inf if found is None else judge.kept(found.candidates)
+
+    return put_back(list(groups), snr_db, kept, keep, judge.subject, precision)
+
+
+def _judge(judge: CastJudge, candidates: list[onnx.ModelProto], precision: str, keep: float | None) -> _Judgement:
+    """The smallest SNR of any candidate, and the labels; refuses what loses too much where no share is to be kept."""
+    name = judge.runtime
     if precision != "fp32":
-        judge += f", float32 with every weight and activation rounded to {precision}"
-    worst = np.inf
+        name += f", float32 with every weight and activation rounded to {precision}"
+    worst, apart = np.inf, np.inf
+    judged = None if judge.labels is None else judge.labels.metric.output
     for candidate in candidates:
-        with open_model(candidate) as runner:
-            worst = min(worst, smallest_snr(expected, runner.run(inputs)))
-    if not worst >= MIN_SNR_DB[precision]:
-        raise CheckFailedError(
-            f"refused: in {precision} the model differs from what it was (SNR {worst:.1f} dB, wanted "
-            f"{MIN_SNR_DB[precision]:.0f}); nothing is written; "
-            + ("try --precision bf16" if precision == "fp16" else "leave the precision as it is")
-        )
-    return judge, None if np.isinf(worst) else worst
-
-
-def smallest_snr(expected: Mapping[str, Array], found: Mapping[str, Array]) -> float:
-    """The smallest signal to noise ratio of an output, in dB.
-
-    Over the float outputs; whole numbers, as those of ArgMax, count only where there is nothing else.
-    """
-    names = [name for name, array in expected.items() if array.dtype.kind == "f"] or list(expected)
-    return min(compare_tensors(*comparable(expected[name], found[name])).snr_db for name in names)
+        found = judge.outputs(candidate)
+        worst = min(worst, judge.snr_db(found))
+        apart = min(apart, judge.snr_db(found, judged)) if judged is not None else np.inf
+    scores = judge.scored(candidates[-1])
+    if keep is not None:
+        warnings = judge.doubts(worst, keep, precision, MIN_SNR_DB[precision])
+    else:
+        warnings = judge.require(worst, scores, apart, precision, MIN_SNR_DB[precision])
+    return _Judgement(name, None if np.isinf(worst) else worst, scores, warnings)

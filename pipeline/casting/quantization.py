@@ -21,12 +21,19 @@ from vsfix.graph_passes.errors import CheckFailedError, InputError
 from vsfix.graph_passes.io.model_file import export_model, import_graph, read_model, write_model
 from vsfix.graph_passes.ir.runtime import Array, OpenModel
 from vsfix.graph_passes.precision.precision import stated_precision
-from vsfix.graph_passes.precision.quantized_layers import QuantizedLayers, find_quantized_layers
+from vsfix.graph_passes.precision.quantized_layers import (
+    QuantizedLayers,
+    find_quantized_layers,
+    leave_unquantized,
+    quantized_nodes,
+)
 from vsfix.graph_passes.progress import stage
 from vsfix.graph_passes.statistics.batches import Batch, count_samples, first_samples, prescribed_batch_size, samples_in
 from vsfix.pipeline.host.quantizer import Method, QuantizerCall, find_quantizer, quantize_file
 
-from .casting import CastModel, PrecisionReport, smallest_snr
+from .cast_judge import CastJudge
+from .casting import CastModel, PrecisionReport
+from .putting_back import PuttingBack, put_back
 
 METHODS: Mapping[str, tuple[Method, ...]] = {"int8": ("max", "entropy"), "fp8": ("max",)}
 MIN_SNR_DB = 20.0
@@ -55,7 +62,13 @@ def require_calibration(precision: str, batches: Sequence[Batch]) -> None:
 
 @stage("quantizing")
 def quantize_model(
-    model: onnx.ModelProto, precision: str, batches: Sequence[Batch], open_model: OpenModel
+    model: onnx.ModelProto,
+    precision: str,
+    batches: Sequence[Batch],
+    open_model: OpenModel,
+    *,
+    judge: CastJudge | None = None,
+    keep: float | None = None,
 ) -> CastModel:
     """Quantises a model and compares it with what it was.
 
@@ -64,11 +77,15 @@ def quantize_model(
         precision: `int8` or `fp8`.
         batches: the calibration data, at least one batch.
         open_model: the runtime.
+        judge: of this model; its labels judge where it has some. None for one of the calibration data alone.
+        keep: the share of the metric that is to be kept; the layers that cost most are left in float32 for it. None to
+            take them as ModelOpt quantises them.
 
     Raises:
         InputError: a model in another precision.
         MissingComponentError: ModelOpt is not here.
-        CheckFailedError: ModelOpt fails, quantises nothing or a weight per tensor, or the outputs differ.
+        CheckFailedError: ModelOpt fails, quantises nothing or a weight per tensor, or the outputs differ by more than
+            the judge accepts.
     """
     found = stated_precision(import_graph(model))
     if found != "fp32":
@@ -80,41 +97,65 @@ def quantize_model(
         candidates = {method: _run(replace(call, method=method), model) for method in METHODS[precision]}
     whole = prescribed_batch_size(import_graph(model)) is not None
     judges = first_samples(batches, _JUDGED_SAMPLES, whole=whole)
-    best, snr_db = _nearest(model, candidates, judges, open_model)
-    if not snr_db >= MIN_SNR_DB:
-        raise CheckFailedError(
-            f"refused: in {precision} the model differs from what it was (SNR {snr_db:.1f} dB, wanted "
-            f"{MIN_SNR_DB:.0f}); nothing is written; try --precision fp16, or more calibration data"
-        )
-    final = candidates[best]
+    judge = judge or CastJudge(model, judges, open_model)
+    best = _nearest(candidates, judge)
+    final, back = candidates[best], None
+    if keep is not None:
+        back = _put_back(final, model, precision, judge, keep)
+        final = _without_quantization(final, model, back.names)
+    outputs = judge.outputs(final)
+    snr_db, scores = judge.snr_db(outputs), judge.scored(final)
+    if keep is not None:
+        warnings = judge.doubts(snr_db, keep, precision, MIN_SNR_DB)
+    else:
+        judged = None if judge.labels is None else judge.labels.metric.output
+        apart = np.inf if judged is None else judge.snr_db(outputs, judged)
+        warnings = judge.require(snr_db, scores, apart, precision, MIN_SNR_DB)
     layers = find_quantized_layers(import_graph(final))
-    with open_model(final) as runner:
-        judge = runner.name
+    returned = frozenset() if back is None else back.names
     report = PrecisionReport(
         precision=precision,
         opset=next(entry.version for entry in final.opset_import if entry.domain in ("", "ai.onnx")),
         raised_for="QuantizeLinear",
         layers={precision: len(layers.quantized), "float32": len(layers.plain)},
-        kept=tuple(f"{name}: left in float32 by ModelOpt" for name in layers.plain),
-        judge=judge,
-        samples=count_samples(judges),
+        kept=tuple(f"{name}: left in float32 by ModelOpt" for name in layers.plain if name not in returned),
+        judge=judge.runtime,
+        samples=judge.samples,
         snr_db=None if np.isinf(snr_db) else snr_db,
         calibration=f"{best} over {samples_in(inputs)} samples",
+        scores=scores,
+        put_back=back,
+        warnings=warnings,
     )
     return CastModel(final, final, report)
 
 
-def _nearest(
-    model: onnx.ModelProto, candidates: Mapping[Method, onnx.ModelProto], judges: Sequence[Batch], open_model: OpenModel
-) -> tuple[Method, float]:
-    """The method whose outputs differ least from those of the model, and their SNR in dB."""
-    expected = _outputs(model, judges, open_model)
-    judged = {
-        method: smallest_snr(expected, _outputs(candidate, judges, open_model))
-        for method, candidate in candidates.items()
-    }
-    best = max(judged, key=lambda method: judged[method])
-    return best, judged[best]
+def _nearest(candidates: Mapping[Method, onnx.ModelProto], judge: CastJudge) -> Method:
+    """The method whose outputs differ least from those of the model."""
+    judged = {method: judge.snr_db(judge.outputs(candidate)) for method, candidate in candidates.items()}
+    return max(judged, key=lambda method: judged[method])
+
+
+def _without_quantization(quantized: onnx.ModelProto, model: onnx.ModelProto, names: frozenset[str]) -> onnx.ModelProto:
+    """A quantised model in which some nodes read float32."""
+    graph = import_graph(quantized)
+    leave_unquantized(graph, import_graph(model), names)
+    return export_model(graph, quantized)
+
+
+def _put_back(
+    quantized: onnx.ModelProto, model: onnx.ModelProto, precision: str, judge: CastJudge, keep: float
+) -> PuttingBack:
+    """The layers that are put back to float32 until the share is kept."""
+    layers = quantized_nodes(import_graph(quantized))
+
+    def snr_db(wide: frozenset[str]) -> float:
+        return judge.snr_db(judge.outputs(_without_quantization(quantized, model, wide)))
+
+    def kept(wide: frozenset[str]) -> float:
+        return judge.kept([_without_quantization(quantized, model, wide)])
+
+    return put_back(layers, snr_db, kept, keep, judge.subject, precision)
 
 
 def _calibration_set(batches: Sequence[Batch], samples_of_run: int) -> dict[str, Array]:
@@ -181,10 +222,3 @@ def _require_layers(layers: QuantizedLayers, found: str, precision: str) -> None
             f"ModelOpt put Q/DQ before BatchNorm '{layers.split[0]}', which no runtime can fold then; leave "
             "--no-fold out"
         )
-
-
-def _outputs(model: onnx.ModelProto, batches: Sequence[Batch], open_model: OpenModel) -> dict[str, Array]:
-    """The outputs of a model for all samples: a batch may hold a single one, whose ratio is unknown."""
-    with open_model(model) as runner:
-        runs = [runner.run(batch) for batch in batches]
-    return {name: np.concatenate([np.atleast_1d(run[name]) for run in runs]) for name in runs[0]}

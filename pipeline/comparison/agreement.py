@@ -1,17 +1,20 @@
 """How alike two networks are on samples without labels: a number that says nothing of which is right.
 
-decisions    classes and probabilities: the share of decisions that are the same
+decisions    classes, probabilities and whole numbers: the share of decisions that are the same
 values       1 - |q - f|^2 / |f|^2 over all samples: the power of the error over that of the signal; 1 where equal
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.ir.runtime import Float64Array
-from vsfix.graph_passes.noise_average.divergence import Meaning, OutputKind
+from vsfix.graph_passes.errors import UncomparableError
+from vsfix.graph_passes.ir.runtime import Array, Float64Array
+from vsfix.graph_passes.noise_average.divergence import Meaning, OutputKind, recognise_outputs
 
 from .tensor_comparison import finite_rows
 
@@ -59,9 +62,38 @@ class Agreement:
         )
 
 
-def measure_of(kind: OutputKind) -> str:
+def compared_outputs(
+    graph: gs.Graph, outputs: Mapping[str, Array], told: Mapping[str, str]
+) -> dict[str, OutputKind | None]:
+    """How the outputs that are compared are read: those of floats, else whole numbers, as those of ArgMax (None).
+
+    Args:
+        graph: the model.
+        outputs: of some samples, by name.
+        told: the meaning of outputs, by name, where a person says it.
+
+    Raises:
+        UncomparableError: an output that is not finite, or none that can be compared.
+        InputError: a meaning of an output that is not there.
+    """
+    kinds: dict[str, OutputKind | None] = dict(recognise_outputs(graph, outputs, told))
+    found = kinds or {name: None for name, array in outputs.items() if array.dtype.kind in "iub"}
+    if not found:
+        raise UncomparableError("the model has no output of numbers that holds the samples, so nothing can be compared")
+    return found
+
+
+def measure_of(kind: OutputKind | None) -> str:
     """The measure for an output."""
-    return DECISIONS if kind.meaning in (Meaning.CLASSES, Meaning.PROBABILITIES) else POWER
+    squared = (Meaning.VALUES, Meaning.DIRECTIONS)
+    return POWER if kind is not None and kind.meaning in squared else DECISIONS
+
+
+def output_agreement(kind: OutputKind | None, right: Array, found: Array) -> float:
+    """How far an output agrees with another, as a runtime gives both; see `agreement`."""
+    if kind is None:
+        return float(np.mean(right == found)) if right.shape == found.shape else 0.0
+    return agreement(kind, kind.probabilities(right), kind.probabilities(found))
 
 
 def agreement(kind: OutputKind, right: Float64Array, found: Float64Array) -> float:

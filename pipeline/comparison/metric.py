@@ -61,6 +61,7 @@ class Metric:
         target: the array that it is held against, by its name; None for a function.
         function: the user's own; None for one of `METRICS`.
         threshold: of a decision by a single number.
+        is_decided: whether the output is the number of a class itself, as that of ArgMax.
         variances: of the columns of the target over the set, shape (columns,); of `r2` alone.
     """
 
@@ -69,6 +70,7 @@ class Metric:
     target: str | None = None
     function: Function | None = field(default=None, repr=False)
     threshold: float = 0.0
+    is_decided: bool = False
     variances: Float64Array | None = field(default=None, repr=False)
 
     @property
@@ -109,6 +111,19 @@ class Metric:
         """A mean score with the name of the metric."""
         shown = self.shown(score)
         return f"{self.name} {shown:.2f} %" if self.is_share else f"{self.name} {shown:.4g}"
+
+    def kept(self, reference: float, found: float) -> float:
+        """The share of the metric of a reference that a model keeps, 1 where nothing is lost.
+
+        Args:
+            reference: its mean score, finite.
+            found: that of the model.
+        """
+        if found == reference:
+            return 1.0
+        if self.is_loss:
+            return reference / found if found < 0 else np.inf
+        return 1 - (reference - found) / abs(reference) if reference else np.sign(found) * np.inf
 
     def scores(self, outputs: Named, targets: Named) -> Float64Array:
         """The score of each sample, shape (N,); the worst there is where an output is not finite.
@@ -151,6 +166,11 @@ class Metric:
 
     def _class_scores(self, output: Float64Array, labels: Array) -> Float64Array:
         """The scores of decisions."""
+        if self.is_decided:
+            if output.shape != labels.shape:
+                raise self._misfit(output, labels)
+            classes = 1 + int(max(labels.max(), output.max(), 1))
+            return _share(output == labels) if self.key == "top1" else _overlap(output, labels, classes)
         scores = class_scores(output, labels.shape)
         if scores is None and labels.ndim > 1 and labels.shape[-1] == 1:  # (N, 1), as tables have them
             labels = labels[..., 0]
@@ -212,7 +232,8 @@ def choose_metric(
     key = wanted or ("top1" if labels.dtype.kind in "iub" else "mse")
     _require_fitting(key, judged, values, labels, is_told=wanted is not None)
     told = judged in probabilities or bool(values.size and values.min() >= 0 and values.max() <= 1)
-    metric = Metric(key, judged, target, threshold=0.5 if told else 0.0)
+    is_decided = key in _OF_CLASSES and _is_decided(values, labels)
+    metric = Metric(key, judged, target, threshold=0.5 if told else 0.0, is_decided=is_decided)
     return metric if key != "r2" else Metric(key, judged, target, variances=_variances(labels, target))
 
 
@@ -266,6 +287,10 @@ def _require_fitting(key: str, name: str, output: Array, labels: Array, *, is_to
         )
     if key not in _OF_CLASSES:
         return
+    if _is_decided(output, labels):
+        if key == "top5":
+            raise DataError(f"--metric top5: output '{name}' is the number of one class; give top1")
+        return
     scores = class_scores(output, labels.shape)
     if scores is not None and scores.shape[-1] == 1 and labels.size and labels.max() > 1:
         raise DataError(
@@ -274,6 +299,11 @@ def _require_fitting(key: str, name: str, output: Array, labels: Array, *, is_to
         )
     if key == "top5" and scores is not None and scores.shape[-1] <= _BEST:
         raise DataError(f"--metric top5: output '{name}' has {scores.shape[-1]} classes; give top1")
+
+
+def _is_decided(output: Array, labels: Array) -> bool:
+    """Whether an output is the number of a class for each label."""
+    return output.dtype.kind in "iu" and output.shape[1:] == labels.shape[1:]
 
 
 def _variances(target: Array, name: str) -> Float64Array:

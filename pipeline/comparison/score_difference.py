@@ -20,7 +20,7 @@ from .metric import Metric
 from .proportion import SIGNIFICANT, mcnemar_p_value, paired_difference_interval, wilson_interval
 
 FOLDED = 1e-5  # relative: a score that moves by less has the same decisions
-_FEWEST = 8  # samples, below which they tell nothing
+FEWEST = 8  # samples, below which they tell nothing
 _NORMAL = 200  # samples, from which on the mean of their differences is normal
 
 
@@ -204,7 +204,7 @@ def paired_p_value(reference: Float64Array, found: Float64Array) -> float:
         reference: the scores of one model, shape (N,).
         found: those of the other on the same samples.
     """
-    if len(found) < _FEWEST:
+    if len(found) < FEWEST:
         return 1.0
     if _are_decisions(reference, found):
         return mcnemar_p_value(int(np.sum(reference > found)), int(np.sum(found > reference)))

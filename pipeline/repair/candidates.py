@@ -22,13 +22,12 @@ from vsfix.graph_passes.estimators.units import FoundParameters
 from vsfix.graph_passes.io.model_file import import_graph
 from vsfix.graph_passes.ir.runtime import Array, OpenModel
 from vsfix.graph_passes.noise.analysis import analyse_noise
-from vsfix.graph_passes.noise_average.divergence import recognise_outputs
 from vsfix.graph_passes.noise_average.nearness import MATCH, REFINE, Candidate, judge_candidate
 from vsfix.graph_passes.noise_average.noise_average import run_deployed
 from vsfix.graph_passes.noise_average.samples import SampleSet
 from vsfix.graph_passes.statistics.batches import Batch, prescribed_batch_size
 from vsfix.graph_passes.statistics.estimate import Estimate
-from vsfix.pipeline.comparison.agreement import Agreement, agreement, measure_of
+from vsfix.pipeline.comparison.agreement import Agreement, agreement, compared_outputs, measure_of, output_agreement
 from vsfix.pipeline.inspection.noise_study import FEW, MOST, NoiseStudy
 from vsfix.pipeline.inspection.preparation import PreparedModel
 
@@ -142,19 +141,19 @@ def agreements(
         config: the seed of the noise, and what outputs mean.
 
     Raises:
-        DataError: outputs that are not finite.
+        DataError: outputs that are not finite, or none that can be compared.
     """
     prescribed = prescribed_batch_size(given)
     samples = SampleSet.of(batches, prescribed).without_copies(prescribed).first_of(MOST, prescribed)
     before = run_deployed(given, samples, open_model).outputs
     after = run_deployed(import_graph(repaired), samples, open_model).outputs
-    kinds = recognise_outputs(given, before, config.output_kinds)
+    kinds = compared_outputs(given, before, config.output_kinds)
     rows = {
         name: Agreement(
             name,
             measure_of(kind),
             len(samples),
-            agreement(kind, kind.probabilities(before[name]), kind.probabilities(after[name])),
+            output_agreement(kind, before[name], after[name]),
         )
         for name, kind in kinds.items()
     }

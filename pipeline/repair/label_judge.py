@@ -31,10 +31,14 @@ class LabelScores(ScoreDifference):
     Attributes:
         max_loss: the largest loss that is accepted, in the unit of the metric; None accepts what may be chance.
         outputs: how many the model has.
+        kept: the share of the metric of the file as given that what is written keeps; None where there is no number.
+        keep: the share that was to be kept, which accepts a loss too; None where that was not asked for.
     """
 
     max_loss: float | None = None
     outputs: int = 1
+    kept: float | None = None
+    keep: float | None = None
 
     @property
     def subject(self) -> str:
@@ -46,6 +50,13 @@ class LabelScores(ScoreDifference):
         """Both scores in the verdict."""
         return replace(self, metric=self.subject).arrow
 
+    @property
+    def allowed(self) -> str:
+        """The option that allows a loss, as it is said after one; empty without."""
+        if self.max_loss is not None:
+            return f", within --max-loss {self.max_loss:g}"
+        return "" if self.keep is None else f", within --keep-metric {self.keep:g}"
+
     def require_no_loss(self, data: str, advice: str) -> None:
         """Refuses a loss beyond `max_loss`; where none is given, one that is more than chance.
 
@@ -53,9 +64,10 @@ class LabelScores(ScoreDifference):
             CheckFailedError: with both scores, the interval and the test.
         """
         if self.max_loss is None:
-            if not self.is_worse:
+            is_kept = self.keep is not None and self.kept is not None and self.kept >= self.keep
+            if not self.is_worse or is_kept:
                 return
-            beyond = ""
+            beyond = "" if self.keep is None else f" is beyond --keep-metric {self.keep:g}"
         elif -self.gain <= self.max_loss * (1 + _ROUNDING) + _ROUNDING:
             return
         else:
@@ -77,6 +89,8 @@ class LabelJudge:
         batch_size: samples per run, at most; large ones make small runs, so that a set of any size is streamed. Where
             the metric needs all outputs at once they are held.
         outputs: how many the model has.
+        max_loss: see `LabelScores`.
+        keep: the share of the metric that a cast is to keep; None where that is not asked for.
     """
 
     samples: Samples
@@ -84,6 +98,8 @@ class LabelJudge:
     open_model: OpenModel
     batch_size: int
     outputs: int = 1
+    max_loss: float | None = None
+    keep: float | None = None
 
     @classmethod
     def of(
@@ -96,6 +112,8 @@ class LabelJudge:
         metric: str | Function | None = None,
         output: str | None = None,
         output_kinds: Mapping[str, str] | None = None,
+        max_loss: float | None = None,
+        keep: float | None = None,
     ) -> LabelJudge:
         """Chooses the metric from what the file as given computes on some of the samples.
 
@@ -107,6 +125,8 @@ class LabelJudge:
             metric: see `choose_metric`.
             output: the one that is judged; None where the targets, or the first of them, tell.
             output_kinds: what outputs mean, by name, where a person says it.
+            max_loss: see the class.
+            keep: see the class.
 
         Raises:
             InputError, DataError: see `choose_metric`; also targets that are not finite.
@@ -128,7 +148,7 @@ class LabelJudge:
         target = None if chosen.target is None else samples.all_targets[chosen.target]
         if target is not None and not np.isfinite(target).all():
             raise DataError(f"{samples.name}: array '{chosen.target}' holds labels that are not finite")
-        return cls(samples, chosen, open_model, batch_size, len(outputs))
+        return cls(samples, chosen, open_model, batch_size, len(outputs), max_loss, keep)
 
     def scores(self, model: onnx.ModelProto) -> Float64Array:
         """One score a sample, the higher the better, shape (N,); the worst there is where an output is not finite.
@@ -155,16 +175,19 @@ class LabelJudge:
         outputs = {name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in parts[0]}
         return self.metric.scores(outputs, targets)
 
-    def compare(self, reference: Float64Array, found: Float64Array, max_loss: float | None = None) -> LabelScores:
+    def compare(self, reference: Float64Array, found: Float64Array) -> LabelScores:
         """A model beside a reference.
 
         Args:
             reference: its scores, shape (N,).
             found: those of the model on the same samples.
-            max_loss: see `LabelScores`.
         """
         return LabelScores(
-            **vars(compare_scores(self.metric, reference, found)), max_loss=max_loss, outputs=self.outputs
+            **vars(compare_scores(self.metric, reference, found)),
+            max_loss=self.max_loss,
+            outputs=self.outputs,
+            kept=_finite(self.metric.kept(float(reference.mean()), float(found.mean()))),
+            keep=self.keep,
         )
 
 
@@ -201,6 +224,11 @@ def cross_fitted(scores: dict[str, Float64Array]) -> Float64Array:
         best = int(table[:, choosing].mean(axis=1).argmax()) if choosing.any() else 0
         reached[~choosing] = table[best, ~choosing]
     return reached
+
+
+def _finite(value: float) -> float | None:
+    """A number that JSON has; None for the others."""
+    return value if np.isfinite(value) else None
 
 
 def _outputs_of_some(

@@ -28,10 +28,12 @@ from vsfix.graph_passes.precision.value_scan import doubtful_constants, require_
 from vsfix.graph_passes.progress import stage
 from vsfix.graph_passes.statistics.batches import (
     Batch,
+    first_samples,
     require_different_samples,
     samples_in,
     take_rows,
 )
+from vsfix.pipeline.casting.cast_judge import CastJudge
 from vsfix.pipeline.casting.casting import CastModel, cast_model
 from vsfix.pipeline.casting.quantization import quantize_model, require_calibration
 from vsfix.pipeline.comparison.agreement import Agreement
@@ -57,6 +59,7 @@ AVERAGED = (MATCH, REFINE)
 MIN_FOLD_SNR_DB = 80.0
 MIN_FOLD_SNR_DB_HALF = 40.0
 FLOOR_MARGIN_DB = 6.0  # a fold rounds at other points than the weights of the floor do
+JUDGED_CAST = 256  # samples on which a cast is compared with what it was
 UNJUDGED_SAMPLES = 16  # random ones, to compare both graphs on where there is no data
 
 
@@ -113,7 +116,7 @@ def repair_model(
     final = export_model(graph, prepared.source, _metadata(prepared, found, written, config))
     inputs, unchecked = _inputs_of_check(unfolded, found.judges, open_model, config.seed)
     fold_snr_db, amplified = _check_equal(unfolded, final, inputs, open_model, config.seed) if inputs else (None, ())
-    cast = _cast(graph, final, inputs, batches, open_model, config)
+    cast = _cast(graph, final, inputs, batches, open_model, config, judge)
     runnable = final if cast is None else cast.runnable
     report = RepairReport(
         method=found.method,
@@ -129,6 +132,7 @@ def repair_model(
             *doubtful_constants(graph),
             *unchecked,
             *amplified,
+            *(cast.report.warnings if cast is not None else ()),
         ),
         compared_on=samples_in(inputs) if inputs else 0,
         fold_snr_db=fold_snr_db,
@@ -175,13 +179,20 @@ def _cast(
     batches: Sequence[Batch],
     open_model: OpenModel,
     config: RepairConfig,
+    labels: LabelJudge | None,
 ) -> CastModel | None:
     """The final model in the precision that was asked for; where none was, what is there is looked through."""
-    if config.precision in QUANTIZED:
-        return quantize_model(final, config.precision, batches, open_model)
     if config.precision is not None:
+        whole = fixed_batch_size(final) is not None
+        few = [inputs] if inputs else []
+        drawn = first_samples(batches, JUDGED_CAST, whole=whole) if batches else few
+        keep = config.keep_metric
+        wide = keep is not None or config.precision in QUANTIZED
+        judge = CastJudge(final, drawn if wide else few, open_model, labels, config.output_kinds)
+        if config.precision in QUANTIZED:
+            return quantize_model(final, config.precision, batches, open_model, judge=judge, keep=keep)
         precision = "fp32" if config.precision == TENSOR_FLOAT else config.precision
-        return cast_model(final, precision, inputs, open_model)
+        return cast_model(final, precision, inputs, open_model, judge=judge, keep=keep)
     check_half_batch_norms(graph)
     require_finite_values(graph)
     return None

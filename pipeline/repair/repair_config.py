@@ -11,6 +11,7 @@ from vsfix.graph_passes.noise.insertion import parse_noise_option
 from vsfix.graph_passes.noise_average.divergence import Meaning
 
 QUANTIZED = ("int8", "fp8")
+NARROW = ("fp16", "bf16", *QUANTIZED)
 TENSOR_FLOAT = "tf32"  # a float32 file, whose products the runtime may round
 PRECISIONS = ("fp32", TENSOR_FLOAT, "fp16", "bf16", *QUANTIZED)
 METHODS = ("auto", "match", "paired", "exact", "analytic", "none")
@@ -42,9 +43,12 @@ class RepairConfig:
         max_memory: bytes that the process may hold; activations beyond go to the disk.
         input_shape: of one input without the batch, for synthetic inputs where the file does not say it.
         precision: what the deployed graph computes in, as `--precision` names it; None to leave it as it is.
+        keep_metric: the share of the metric that a narrow precision is to keep, in (0, 1]; the layers that cost most
+            stay in float32 for it. None to cast every layer.
 
     Raises:
-        InputError: an unknown method or precision, no repeats, a negative limit, or noise that can't be read.
+        InputError: an unknown method or precision, no repeats, a negative limit, or noise that can't be read;
+            a share to be kept out of range, or without a narrow precision.
     """
 
     method: str = "auto"
@@ -59,6 +63,7 @@ class RepairConfig:
     max_memory: int = DEFAULT_MAX_MEMORY
     input_shape: tuple[int, ...] | None = None
     precision: str | None = None
+    keep_metric: float | None = None
 
     def __post_init__(self) -> None:
         if self.method in GONE:
@@ -76,5 +81,11 @@ class RepairConfig:
             raise InputError(f"max-memory {self.max_memory}: must not be negative")
         if self.precision is not None and self.precision not in PRECISIONS:
             raise InputError(f"precision '{self.precision}': choose one of {', '.join(PRECISIONS)}")
+        if self.keep_metric is not None:
+            if not 0 < self.keep_metric <= 1:
+                raise InputError(f"keep-metric {self.keep_metric}: must be a share above 0 and up to 1, as 0.99")
+            if self.precision not in NARROW:
+                given = "no --precision" if self.precision is None else f"--precision {self.precision}"
+                raise InputError(f"--keep-metric: {given} narrows no layer; give --precision {'|'.join(NARROW)}")
         for text in self.noise:
             parse_noise_option(text)

@@ -53,8 +53,7 @@ def judge(report: RepairReport, scores: LabelScores | None = None) -> tuple[str,
     status, verdict = _judge(report, scores)
     if scores is None or not scores.is_worse:
         return status, verdict
-    allowed = "" if scores.max_loss is None else f", within --max-loss {scores.max_loss:g}"
-    return "WARN", f"{verdict.rstrip('.')}; on the labels it is lower by more than chance{allowed}."
+    return "WARN", f"{verdict.rstrip('.')}; on the labels it is worse by more than chance{scores.allowed}."
 
 
 def _judge(report: RepairReport, scores: LabelScores | None) -> tuple[str, str]:
@@ -136,6 +135,11 @@ def _precision(report: RepairReport) -> str:
     shares = " and ".join(f"{count} in {name}" for name, count in counts.items())
     if not cast.judge:
         return f"; {shares}, not compared"
-    return f"; {shares}, " + (
+    told = f"; {shares}, " + (
         "the same bits as before" if cast.snr_db is None else f"{cast.snr_db:.1f} dB against before"
     )
+    if cast.scores is not None:
+        told += f" with {cast.scores.arrow}"
+    if cast.put_back is None:
+        return told
+    return f"{told}, {len(cast.put_back.names)} of {cast.put_back.layers} layers put back to float32"

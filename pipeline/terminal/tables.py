@@ -148,6 +148,11 @@ def precision_table(report: PrecisionReport) -> Table:
     if not report.calibration:
         lost = f"{report.rounded_values} in {report.rounded_tensors} tensors; {report.to_zero} became zero, "
         table.add_row("rounded values", f"{lost}{report.to_subnormal} subnormal, {report.saturated} the largest number")
+    if report.put_back is not None:
+        for line in report.put_back.lines:
+            table.add_row(*line)
+    if report.scores is not None:
+        table.add_row("on labels, float32 before", f"{report.scores.arrow}: {report.scores.details}")
     if report.dead_channels:
         table.add_row("dead channels", ", ".join(report.dead_channels))
     for kept in report.kept:

@@ -65,6 +65,13 @@ from vsfix.pipeline.cli.options import (
     "file. int8 and fp8 insert Q/DQ by ModelOpt, with --data.  [default: as the file is]",
 )
 @click.option(
+    "--keep-metric",
+    type=float,
+    metavar="X",
+    help="With a narrow --precision: leave the layers that cost most in float32, until this share of the metric of the "
+    "float32 file is kept, as 0.99. Without labels: of the agreement with the float32 file on --data.",
+)
+@click.option(
     "--eval-data",
     metavar="D",
     shell_complete=complete_data,
@@ -88,7 +95,7 @@ from vsfix.pipeline.cli.options import (
     type=float,
     metavar="X",
     help="Write what loses up to X on --eval-data, chance or not, and nothing that loses more; in the unit of the "
-    "metric, percentage points for top1 and top5.  [default: refuse what is lower by more than chance, p < 0.05]",
+    "metric, percentage points for top1 and top5.  [default: refuse what is worse by more than chance, p < 0.05]",
 )
 @click.option("--eval-split", type=click.Choice(["train", "test"]), default="test", show_default=True)
 @input_shape_option("One input without the batch, for synthetic inputs where the file does not say it.")
@@ -122,6 +129,7 @@ def command(
     layers: str,
     fold: bool,
     precision: str | None,
+    keep_metric: float | None,
     eval_data: str | None,
     metric: str | None,
     metric_output: str | None,
@@ -174,6 +182,7 @@ def command(
                 output_kinds=parse_output_kinds(output_kinds),
                 fold=fold,
                 precision=precision,
+                keep_metric=keep_metric,
                 input_shape=input_shape,
                 max_memory=max_memory,
                 mean=mean,

@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from vsfix.graph_passes.errors import ModelError
 from vsfix.graph_passes.io.model_file import import_graph
-from vsfix.graph_passes.precision.quantized_layers import find_quantized_layers
+from vsfix.graph_passes.precision.quantized_layers import find_quantized_layers, leave_unquantized, quantized_nodes
 
 CONV = """(float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) {
     xq = QuantizeLinear (x, s, z)
@@ -91,3 +92,27 @@ def test_a_convolution_that_others_read_too_could_not_be_folded_anyway(parse):
     body = DOWNSTREAM.replace("(float[N, 4, 6, 6] y)", "(float[N, 4, 6, 6] y, float[N, 4, 6, 6] r)")
     body = body.replace("y = Batch", "r = Relu (d)\n    y = Batch")
     assert layers(parse, body, **PARAMETERS).split == ()
+
+
+def test_a_layer_is_left_unquantised_with_its_weight_and_the_others_keep_their_pairs(parse):
+    body = CONV.replace("y = Conv (xd, wd)", "c = Conv (xd, wd)\n r = Relu (xd)\n k = Conv (r, wd)\n y = Add (c, k)")
+    graph = import_graph(parse(body, WEIGHTS, opset=19))
+    assert quantized_nodes(graph) == ("c", "r", "k")
+    leave_unquantized(graph, import_graph(parse(body, WEIGHTS, opset=19)), ["c"])
+    reads = {node.outputs[0].name: [tensor.name for tensor in node.inputs] for node in graph.nodes}
+    assert (reads["c"], reads["r"], reads["k"]) == (["x", "w"], ["xd"], ["r", "wd"])
+    leave_unquantized(graph, import_graph(parse(body, WEIGHTS, opset=19)), ["r", "k"])
+    assert [node.op for node in graph.nodes] == ["Conv", "Relu", "Conv", "Add"]
+
+
+def test_a_weight_in_eight_bits_alone_comes_from_the_float32_model(parse):
+    body = CONV.replace("wq = QuantizeLinear <axis: int = 0> (w, ws, wz)\n", "")
+    graph = import_graph(parse(body, WEIGHTS | {"wq": np.ones((4, 3, 3, 3), np.int8)}, opset=19))
+    original = import_graph(parse("(float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) { y = Conv (x, w) }", WEIGHTS))
+    leave_unquantized(graph, original, ["y"])
+    (conv,) = graph.nodes
+    np.testing.assert_array_equal(conv.inputs[1].values, WEIGHTS["w"])
+    again = import_graph(parse(body, WEIGHTS | {"wq": np.ones((4, 3, 3, 3), np.int8)}, opset=19))
+    other = import_graph(parse("(float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] z) { z = Relu (x) }", {}))
+    with pytest.raises(ModelError, match="'y' has a weight in eight bits"):
+        leave_unquantized(again, other, ["y"])

@@ -17,16 +17,18 @@ from vsfix.graph_passes.precision.precision import PRECISIONS, CastPrecision
 from vsfix.graph_passes.precision.rounded_activations import emulate
 
 
-def cast(body: str, weights: dict[str, np.ndarray], precision: str) -> onnx.ModelProto:
+def cast(body: str, weights: dict[str, np.ndarray], precision: str, kept: tuple[str, ...] = ()) -> onnx.ModelProto:
     model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 22]>\nmain {body}')
     model.graph.initializer.extend(numpy_helper.from_array(values, key) for key, values in weights.items())
     graph = import_graph(model)
-    CastPrecision(precision)(graph)
+    CastPrecision(precision, kept)(graph)
     return export_model(graph, model)
 
 
-def emulated(body: str, weights: dict[str, np.ndarray], precision: str, x: np.ndarray) -> np.ndarray:
-    emulated = emulate(cast(body, weights, precision), PRECISIONS[precision])
+def emulated(
+    body: str, weights: dict[str, np.ndarray], precision: str, x: np.ndarray, kept: tuple[str, ...] = ()
+) -> np.ndarray:
+    emulated = emulate(cast(body, weights, precision, kept), PRECISIONS[precision])
     session = onnxruntime.InferenceSession(emulated.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, {"x": x})[0]
 
@@ -42,6 +44,29 @@ def test_sums_and_products_are_those_of_the_type_to_the_bit(precision, dtype):
     expected = (narrow * k.astype(dtype) + b.astype(dtype)) * narrow
     np.testing.assert_array_equal(found, expected.astype(np.float32))
     assert np.any(found != (x * k + b) * x), "it does round"
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", np.float16), ("bf16", ml_dtypes.bfloat16)])
+@pytest.mark.parametrize("kept", [("h",), ("i",), ("j",), ("h", "i"), ("h", "j"), ("i", "j"), ("h", "i", "j", "y")])
+def test_a_kept_node_sees_all_digits_and_the_others_what_the_type_holds(precision, dtype, kept):
+    """Each of x, h and i is read by nodes on both sides of the border."""
+    rng = np.random.default_rng(1)
+    x, k, b = (rng.normal(size=size).astype(np.float32) for size in ((50, 8), 8, 8))
+    body = "(float[N, 8] x) => (float[N, 8] y) { h = Mul (x, k)\n i = Add (h, b)\n j = Mul (i, h)\n y = Add (j, x) }"
+    found = emulated(body, {"k": k, "b": b}, precision, x, kept)
+    known = {"x": x, "k": k, "b": b}
+    nodes = {
+        "h": ("x", "k", np.multiply),
+        "i": ("h", "b", np.add),
+        "j": ("i", "h", np.multiply),
+        "y": ("j", "x", np.add),
+    }
+    for name, (first, second, compute) in nodes.items():
+        type_of = np.float32 if name in kept else dtype
+        known[name] = compute(known[first].astype(type_of), known[second].astype(type_of))
+    np.testing.assert_array_equal(found, known["y"].astype(np.float32))
+    if kept != ("j",):  # a product of narrow numbers, rounded once in either case
+        assert np.any(found != emulated(body, {"k": k, "b": b}, precision, x))
 
 
 def test_a_bfloat16_convolution_is_that_of_torch_to_a_rounding():

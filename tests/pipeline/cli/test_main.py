@@ -25,8 +25,8 @@ OPTIONS = {
     "export": "--class-names --force --input --input-shape --json --mean --opset --output --size --std --weights --weights-key "
     "SOURCE",
     "inspect": "--batch-size --data --force --html --json --mean --noise --output-kind --samples --seed --size --std MODEL",
-    "optimize": "--batch-size --data --dry-run --eval-data --eval-split --fold --force --html --input-shape --json --layers "
-    "--max-loss --max-memory --mean --method --metric --metric-output --noise --output --output-kind --precision --refine "
+    "optimize": "--batch-size --data --dry-run --eval-data --eval-split --fold --force --html --input-shape --json "
+    "--keep-metric --layers --max-loss --max-memory --mean --method --metric --metric-output --noise --output --output-kind --precision --refine "
     "--samples --seed --size --statistics --std MODEL",
     "build": "--force --json --max-shapes --min-shapes --opt-shapes --output --precision --runtime --shapes "
     "--target --timing-cache --workspace MODEL",

@@ -72,6 +72,15 @@ def test_the_classes_are_found_whatever_their_axis(output, labels):
     assert mean_score(None, output, labels) == pytest.approx(100 * right.mean())
 
 
+def test_an_output_that_is_the_number_of_a_class_is_the_decision():
+    decided = MAPS.argmax(axis=1)
+    assert mean_score(None, decided, MASKS) == pytest.approx(100 * (decided == MASKS).mean())
+    assert mean_score("iou", decided, MASKS) == pytest.approx(mean_score("iou", MAPS, MASKS))
+    assert mean_score("top1", LOGITS.argmax(axis=1), CLASSES) == pytest.approx(mean_score("top1", LOGITS, CLASSES))
+    with pytest.raises(DataError, match="is the number of one class; give top1"):
+        mean_score("top5", LOGITS.argmax(axis=1), CLASSES)
+
+
 def test_a_sequence_as_long_as_it_has_classes_has_its_classes_last():
     output, labels = RNG.normal(size=(9, 4, 4)), RNG.integers(0, 4, (9, 4))
     scores = class_scores(output, labels.shape)

@@ -107,7 +107,7 @@ def test_a_loss_is_refused_beyond_chance_or_beyond_the_limit(network, optimize, 
         assert moved in " ".join(text.split()), text
     if code == 0 and p_value < 0.05:
         assert "WARN" in result.stdout
-        assert "lower by more than chance, within --max-loss 0.6" in result.stdout
+        assert "worse by more than chance, within --max-loss 0.6" in result.stdout
 
 
 def test_json_alone_is_on_stdout_when_the_repair_is_refused(network, optimize):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
+import vsfix
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.repair.label_judge import LabelJudge, LabelScores, cross_fitted, has_targets
@@ -108,6 +109,55 @@ def test_an_embedding_is_judged_by_its_direction_and_never_by_its_largest_value(
     assert score == pytest.approx(np.diag(sklearn_metrics.pairwise.cosine_similarity(X, targets)).mean(), abs=1e-6)
     with pytest.raises(InputError, match=r"'y' is an embedding.*give --metric module:function, or cosine"):
         judged(unit, X.argmax(axis=1))
+
+
+E2E = {
+    "one logit": ("=> (float[N, 1] y) { y = MatMul (x, w) }", {"labels": "binary"}, {}, ("top-1", "y", 100)),
+    "two outputs": (
+        "=> (float[N, 3] z, float[N, 1] y) { z = Identity (x) y = MatMul (x, w) }",
+        {"y": "values"},
+        {"metric": "mae"},
+        ("mean absolute error", "y", 0),
+    ),
+    "named output": (
+        "=> (float[N, 3] z, float[N, 1] y) { z = Identity (x) y = MatMul (x, w) }",
+        {"labels": "classes"},
+        {"metric_output": "z"},
+        ("top-1", "z", 100),
+    ),
+    "map": (
+        "=> (float[N, 3, 2] y) { s = Concat <axis = 1> (x, x) y = Reshape (s, shape) }",
+        {"labels": "map"},
+        {"metric": "iou"},
+        ("IoU", "y", 1),
+    ),
+    "embedding": (
+        "=> (float[N, 3] y) { y = LpNormalization <axis = 1> (x) }",
+        {"y": "x"},
+        {"metric": "cosine"},
+        ("cosine", "y", 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", E2E)
+def test_every_kind_of_model_is_judged_by_what_it_gives(parse, case):
+    """The right answers are those of the model, computed in numpy: the score is that of no error."""
+    body, arrays, options, (metric, output, score) = E2E[case]
+    answers = {
+        "binary": (X @ WEIGHT > 0).astype(np.int64),
+        "values": X @ WEIGHT,
+        "classes": X.argmax(axis=1),
+        "map": np.concatenate([X, X], axis=1).reshape(40, 3, 2).argmax(axis=1),
+        "x": X,
+    }
+    model = parse(f"(float[N, 3] x) {body}", {"w": WEIGHT, "shape": np.array([-1, 3, 2])})
+    data = {"x": X} | {name: answers[kind] for name, kind in arrays.items()}
+    result = vsfix.optimize(model, X, method="none", eval_data=data, **options)
+    found = result.scores
+    assert (found.metric, found.output) == (metric, output)
+    assert (found.before, found.after) == pytest.approx((score, score), abs=1e-5)
+    assert f"On labelled data: {metric} of output '{output}'" in str(result)
 
 
 def test_a_function_sees_the_whole_set_at_once(model, judged):
