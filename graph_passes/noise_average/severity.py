@@ -73,9 +73,27 @@ class Severity:
 
     @property
     def is_open(self) -> bool:
-        """Whether it stays as it is although a repair may gain, or cost, something that R does not tell."""
+        """Whether it stays as it is although a repair may gain, or cost, something that R does not tell.
+
+        So it is too where the interval of R reaches past the bound: more samples may tell.
+        """
         many = self.changed is not None and self.changed >= MANY_DECISIONS
-        return (OPEN_DECISIONS if many else OPEN) <= self.ratio < self.bound
+        return self.is_healthy and (self.ratio >= (OPEN_DECISIONS if many else OPEN) or self.is_uncertain)
+
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether R may lie on the other side of its bound."""
+        return self.low < self.bound <= self.high
+
+    @property
+    def doubt(self) -> str:
+        """What it leaves open, in words; `is_open`."""
+        number = f"R = {self.ratio:.2f}"
+        if self.is_uncertain:
+            return (
+                f"{number} ({self.low:.2f} to {self.high:.2f}) may lie past its bound, {self.bound}: give more samples"
+            )
+        return f"{number} does not tell whether what is decided would be better after a repair"
 
 
 @dataclass(frozen=True)

@@ -232,8 +232,8 @@ class NoiseStudy:
         guessed = [name for name, kind in self.kinds.items() if kind.is_guessed]
         told = f"; if '{guessed[0]}' is no score of classes, say --output-kind {guessed[0]}=values" if guessed else ""
         return (
-            f"R = {self.severity.ratio:.2f} does not tell whether what is decided would be better after a repair: "
-            f"labelled data does (--eval-data); without any, --method match takes what is nearer to the average{told}",
+            f"{self.severity.doubt}; labelled data tells (--eval-data); without any, --method match takes what is "
+            f"nearer to the average{told}",
         )
 
     def output_lines(self) -> tuple[str, ...]:

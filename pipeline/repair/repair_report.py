@@ -65,7 +65,7 @@ class RepairReport:
         fold_snr_db: signal to noise of that comparison; None where they are equal to the bit, or were not compared.
         precision: what the cast to another precision did; None where none was asked for.
         severity: R of the file as given, on everything that it was run on; None where no noise is known or nothing ran.
-        severity_before: the same on the samples that judge the repair; None where nothing was written.
+        severity_before: the same on the samples that judge the repair; None where none was tried.
         severity_after: R of what is written, on the same samples.
         judges: how many those are.
         candidates: what was tried, the file as given first; one row for a method of re-estimation.

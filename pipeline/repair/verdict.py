@@ -66,7 +66,8 @@ def _judge(report: RepairReport, scores: LabelScores | None) -> tuple[str, str]:
     if not changed:
         if report.severity is not None and not report.severity.is_healthy:
             return "WARN", f"Damaged (R = {report.severity.ratio:.2f}) and not repaired: {report.method_reason}{tail}."
-        return ("WARN" if report.warnings else "PASS"), f"Nothing repaired: {report.method_reason}{tail}."
+        unclear = scores is None and _is_unclear(report)
+        return ("WARN" if report.warnings or unclear else "PASS"), f"Nothing repaired: {report.method_reason}{tail}."
     verdict = _what_was_done(report) + tail
     if scores is not None:
         verdict += f"; {scores.sentence}"
@@ -83,6 +84,13 @@ def _judge(report: RepairReport, scores: LabelScores | None) -> tuple[str, str]:
     if better:
         return ("WARN" if report.warnings else "PASS"), verdict + ": better on the labels, by more than chance."
     return "WARN", verdict + _unproven(report, labelled=scores is not None)
+
+
+def _is_unclear(report: RepairReport) -> bool:
+    """Whether R does not tell if a file that stays as it is needs a repair."""
+    on_judges = report.severity_before
+    is_far = on_judges is not None and not on_judges.is_healthy
+    return is_far or (report.severity is not None and report.severity.is_open)
 
 
 def _what_was_done(report: RepairReport) -> str:

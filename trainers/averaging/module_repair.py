@@ -361,10 +361,7 @@ def _open(severity: Severity) -> tuple[str, ...]:
     """A warning where R is below its bound and yet leaves open whether a repair would gain."""
     if not severity.is_open:
         return ()
-    return (
-        f"R = {severity.ratio:.2f} does not tell whether what is decided would be better after a repair: compare the "
-        "accuracy on labelled data before and after method='match'",
-    )
+    return (f"{severity.doubt}; compare the accuracy on labelled data before and after method='match'",)
 
 
 def _not_nearer(rows: Sequence[Candidate]) -> str:
