@@ -35,7 +35,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import real_digits
+import real_geometry
 import real_pitch
+import real_signals
 import real_tags
 import real_tempo
 import real_text
@@ -44,7 +46,7 @@ from real_entry import Missing, Network, Place
 from real_measure import Row, measure
 from real_table import harmed, table
 
-ROOMS = (real_text, real_pitch, real_tempo, real_tags, real_digits)
+ROOMS = (real_text, real_pitch, real_tempo, real_tags, real_digits, real_geometry, real_signals)
 NETWORKS: tuple[Network, ...] = tuple(network for room in ROOMS for network in room.NETWORKS)
 
 
