@@ -36,6 +36,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import real_digits
 import real_geometry
+import real_meg
 import real_pitch
 import real_signals
 import real_tags
@@ -46,7 +47,7 @@ from real_entry import Missing, Network, Place
 from real_measure import Row, measure
 from real_table import harmed, table
 
-ROOMS = (real_text, real_pitch, real_tempo, real_tags, real_digits, real_geometry, real_signals)
+ROOMS = (real_text, real_meg, real_pitch, real_tempo, real_tags, real_digits, real_geometry, real_signals)
 NETWORKS: tuple[Network, ...] = tuple(network for room in ROOMS for network in room.NETWORKS)
 
 
