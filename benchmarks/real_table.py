@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from real_measure import AS_TRAINED, DEFAULT, UNTOLD, WAYS, Row
+from real_measure import AS_TRAINED, AVERAGE, DEFAULT, UNTOLD, WAYS, Row
 
-_WAYS = (AS_TRAINED, *WAYS, UNTOLD)
+_WAYS = (AS_TRAINED, *WAYS, UNTOLD, AVERAGE)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -72,7 +72,7 @@ def _cell(way: Row, number: int, digits: int) -> str:
         return value
     mean, low, high = way["differences"][number]
     if mean == low == high == 0:
-        return value if way["method"] != "none" else f"{value} (unchanged)"
+        return value if way.get("method") != "none" else f"{value} (unchanged)"
     return f"{value} ({low:+.{digits}f} to {high:+.{digits}f})"
 
 

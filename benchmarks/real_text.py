@@ -49,7 +49,6 @@ def recogniser(place: Place) -> Case:
         score,
         (Metric("characters right, %"), Metric("lines right, %")),
         noise=tuple(f"{tensor}=dropout:0.1" for tensor in noisy_tensors(model)),
-        facts=("softmax over 6,625 characters at each of 40 positions",),
     )
 
 

@@ -36,7 +36,6 @@ def trained_case(
     score: Callable[[Outputs], tuple[Array, ...]],
     metrics: Sequence[Metric],
     head: nn.Module | None = None,
-    facts: Sequence[str] = (),
 ) -> Case:
     """Trains a module, with a head that is not deployed where there is one, and makes both of its files."""
     path = place.cache / f"{name}-{place.effort:g}.pt"
@@ -60,7 +59,7 @@ def trained_case(
         lost=lost,
         parity_db=signal_to_noise(original, deployed),
         parity_with="PyTorch",
-        facts=tuple(facts),
+        is_classifier=head is None and loss is nn.functional.cross_entropy,
     )
 
 
