@@ -125,9 +125,9 @@ BONES = (
 def _skeletons(count: int, seed: int) -> tuple[Array, Array]:
     """Standardised projections (N, 32) with the jitter of a detector, and the joints (N, 48) about the hip."""
     rng = np.random.default_rng(seed)
-    turns = [_rotations(rng.normal(0, 0.45, (count, 3))) for _ in BONES]
+    turns = [_rotations(rng.normal(0, 0.25, (count, 3))) for _ in BONES]
     facing = np.zeros((count, 3))
-    facing[:, 1] = rng.uniform(-np.pi, np.pi, count)
+    facing[:, 1] = rng.normal(0, 0.6, count)
     world, joints = [_rotations(facing)], [np.zeros((count, 3))]
     size = rng.uniform(0.85, 1.15, (count, 1))
     for number, (parent, bone) in enumerate(BONES[1:], 1):

@@ -45,7 +45,7 @@ import real_tempo
 import real_text
 import torch
 from real_entry import Missing, Network, Place
-from real_measure import Row, is_complete, measure
+from real_measure import Row, is_complete, is_shown, measure
 from real_table import harmed, table
 
 ROOMS = (real_text, real_meg, real_pitch, real_tempo, real_tags, real_digits, real_geometry, real_signals)
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for network in [] if options.table else chosen:
         failed += not finish(network, place, results / f"{network.name}.json")
     paths = [results / f"{network.name}.json" for network in chosen]
-    rows = [row for path in paths if path.exists() and is_complete(row := json.loads(path.read_text()))]
+    rows = [row for path in paths if path.exists() and is_shown(row := json.loads(path.read_text()))]
     print(table(rows))
     harms = harmed(rows)
     print("\n".join(["", *(f"HARMED {harm}" for harm in harms)]) if harms else "\nnothing is harmed")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from real_measure import AS_TRAINED, AVERAGE, DEFAULT, UNTOLD, WAYS, Row
+from real_measure import AS_TRAINED, AVERAGE, DEFAULT, MATCHED, REFINED, UNTOLD, Row
 
-_WAYS = (AS_TRAINED, *WAYS, UNTOLD, AVERAGE)
+_WAYS = (AS_TRAINED, DEFAULT, UNTOLD, MATCHED, REFINED, "exact", AVERAGE)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -59,12 +59,14 @@ def _worth(rows: Sequence[Row]) -> str:
     lines = _head(["network", "metric", "units", *_WAYS])
     for row in rows:
         for number, (name, _, digits) in enumerate(row["metrics"]):
-            cells = [_cell(row["ways"][way], number, digits) for way in _WAYS]
+            cells = [_cell(row["ways"].get(way), number, digits) for way in _WAYS]
             lines.append(_line([row["name"], name, str(row["units"]), *cells]))
     return "\n".join(lines)
 
 
-def _cell(way: Row, number: int, digits: int) -> str:
+def _cell(way: Row | None, number: int, digits: int) -> str:
+    if way is None:
+        return "-"
     if "values" not in way:
         return "refused"
     value = f"{way['values'][number]:.{digits}f}"

@@ -32,7 +32,7 @@ def recogniser(place: Place) -> Case:
     held = {entry.key: entry.value for entry in model.metadata_props}
     letters = ["", *held["character"].splitlines(), " "]  # the first is CTC's blank
     rows, _ = lines(place.count(96), 1)
-    test, texts = lines(place.count(400), 2)
+    test, texts = lines(place.count(300), 2)
     (name,) = (entry.name for entry in model.graph.input)
     (answer,) = (entry.name for entry in model.graph.output)
 
@@ -157,6 +157,6 @@ NETWORKS = (
         (3, 6),
         "PaddleOCR ppocr/modeling/necks/rnn.py EncoderWithSVTR, backbones/rec_svtrnet.py Attention, Mlp",
         recogniser,
-        64,
+        32,
     ),
 )
