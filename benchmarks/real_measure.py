@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,10 +29,18 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "exact": {"method": "exact"},
     REFINED: {"method": "match", "refine": True},
 }
+SKIPPABLE = (MATCHED, "exact", REFINED, AVERAGE)
 Row = dict[str, Any]
 
 
-def measure(network: Network, case: Case, row: Row, keep: Callable[[], None], say: Callable[[str], None]) -> None:
+def measure(
+    network: Network,
+    case: Case,
+    row: Row,
+    keep: Callable[[], None],
+    say: Callable[[str], None],
+    skip: Sequence[str] = (),
+) -> None:
     """Measures what a row lacks, and keeps it after each step.
 
     Args:
@@ -41,6 +49,7 @@ def measure(network: Network, case: Case, row: Row, keep: Callable[[], None], sa
         row: what was measured before, or nothing; filled in place.
         keep: writes it.
         say: somebody who is told.
+        skip: of `SKIPPABLE`, what is left out.
     """
     before = case.score(outputs(case.model, case.test))
     row.update(_described(network, case))
@@ -78,7 +87,7 @@ def measure(network: Network, case: Case, row: Row, keep: Callable[[], None], sa
         (ways, REFINED, partial(repair, REFINED)),  # last, since it takes longest
     ]
     for place, key, step in steps:
-        if key in place:
+        if key in place or key in skip:
             continue
         started = time.perf_counter()
         place[key] = step()
@@ -86,9 +95,9 @@ def measure(network: Network, case: Case, row: Row, keep: Callable[[], None], sa
         keep()
 
 
-def is_complete(row: Row) -> bool:
-    """Whether nothing is missing."""
-    return is_shown(row) and {*WAYS, AVERAGE} <= set(row["ways"])
+def is_complete(row: Row, skip: Sequence[str] = ()) -> bool:
+    """Whether nothing is missing but what is left out."""
+    return is_shown(row) and {*WAYS, AVERAGE} - set(skip) <= set(row["ways"])
 
 
 def is_shown(row: Row) -> bool:

@@ -45,7 +45,7 @@ import real_tempo
 import real_text
 import torch
 from real_entry import Missing, Network, Place
-from real_measure import Row, is_complete, is_shown, measure
+from real_measure import SKIPPABLE, Row, is_complete, is_shown, measure
 from real_table import harmed, table
 
 ROOMS = (real_text, real_meg, real_pitch, real_tempo, real_tags, real_digits, real_geometry, real_signals)
@@ -58,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="networks whose name contains this")
     parser.add_argument("--table", action="store_true", help="measure nothing, print")
     parser.add_argument("--tensorflow", type=Path, help="a Python that has tensorflow, for the parity of its networks")
+    parser.add_argument(
+        "--skip", nargs="*", default=[], metavar="WAY", help=f"columns to leave out: {', '.join(SKIPPABLE)}"
+    )
     parser.add_argument("--effort", type=float, default=1.0, help="less than 1 trains and measures on less")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -68,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     failed = 0
     for network in [] if options.table else chosen:
-        failed += not finish(network, place, results / f"{network.name}.json")
+        failed += not finish(network, place, results / f"{network.name}.json", options.skip)
     paths = [results / f"{network.name}.json" for network in chosen]
     rows = [row for path in paths if path.exists() and is_shown(row := json.loads(path.read_text()))]
     print(table(rows))
@@ -77,10 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if harms or failed else 0
 
 
-def finish(network: Network, place: Place, path: Path) -> bool:
+def finish(network: Network, place: Place, path: Path, skip: Sequence[str] = ()) -> bool:
     """Measures what is missing of one network; False where that failed, True where it is done or skipped."""
     row: Row = json.loads(path.read_text()) if path.exists() else {}
-    if row and is_complete(row):
+    if row and is_complete(row, skip):
         return True
 
     def say(line: str) -> None:
@@ -92,7 +95,7 @@ def finish(network: Network, place: Place, path: Path) -> bool:
         partial.rename(path)
 
     try:
-        measure(network, network.make(place), row, keep, say)
+        measure(network, network.make(place), row, keep, say, skip)
     except Missing as missing:
         say(f"skipped: {missing}")
     except Exception:

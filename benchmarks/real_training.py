@@ -13,7 +13,7 @@ from real_measure import outputs
 from torch import nn
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-ROWS = 256
+ROWS = 128
 
 
 class Data(NamedTuple):
