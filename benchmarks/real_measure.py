@@ -52,8 +52,8 @@ def measure(
         skip: of `SKIPPABLE`, what is left out.
     """
     before = case.score(outputs(case.model, case.test))
-    row.update(_described(network, case))
-    row["units"] = len(before[0])
+    for key, value in (_described(network, case) | {"units": len(before[0])}).items():
+        row.setdefault(key, value)
     ways = row.setdefault("ways", {})
     ways[AS_TRAINED] = {"values": [float(array.mean()) for array in before]}
     lost = case.model if case.lost is None else case.lost

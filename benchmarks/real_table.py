@@ -24,7 +24,8 @@ def harmed(rows: Sequence[Row]) -> list[str]:
                 row["metrics"], row["ways"][way].get("differences", []), strict=False
             ):
                 mean, low, high = difference
-                if (high if up else -low) < 0:
+                rounding = 0.5 * 10**-digits  # a fold rounds; what no digit shows is no harm
+                if (high if up else -low) < 0 and abs(mean) >= rounding:
                     told = f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
                     found.append(f"{row['name']}, {way}: {name} {told}")
     return found
@@ -72,9 +73,9 @@ def _cell(way: Row | None, number: int, digits: int) -> str:
     value = f"{way['values'][number]:.{digits}f}"
     if "differences" not in way:
         return value
-    mean, low, high = way["differences"][number]
-    if mean == low == high == 0:
-        return value if way.get("method") != "none" else f"{value} (unchanged)"
+    _, low, high = way["differences"][number]
+    if way.get("method") == "none":
+        return f"{value} (unchanged)"
     return f"{value} ({low:+.{digits}f} to {high:+.{digits}f})"
 
 

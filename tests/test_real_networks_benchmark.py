@@ -32,6 +32,7 @@ def row(script, difference, *, higher_is_better=True):
         ([1.0, 0.5, 1.5], True, False),
         ([1.0, 0.5, 1.5], False, True),
         ([0.0, 0.0, 0.0], True, False),
+        ([-1e-6, -2e-6, -1e-7], True, False),  # the rounding of a fold
     ],
 )
 def test_harm_is_a_whole_interval_on_the_wrong_side(script, difference, higher_is_better, is_harm):
