@@ -97,12 +97,13 @@ def measure(
 
 def is_complete(row: Row, skip: Sequence[str] = ()) -> bool:
     """Whether nothing is missing but what is left out."""
-    return is_shown(row) and {*WAYS, AVERAGE} - set(skip) <= set(row["ways"])
+    wanted = {*WAYS, UNTOLD, AVERAGE} - set(skip)
+    return is_shown(row) and {"untold", "engine"} <= set(row) and wanted <= set(row["ways"])
 
 
 def is_shown(row: Row) -> bool:
     """Whether it is known what the default does."""
-    return {"told", "untold", "engine"} <= set(row) and {DEFAULT, UNTOLD} <= set(row["ways"])
+    return "told" in row and DEFAULT in row["ways"]
 
 
 def _described(network: Network, case: Case) -> Row:

@@ -20,9 +20,8 @@ def harmed(rows: Sequence[Row]) -> list[str]:
     found = []
     for row in rows:
         for way in (DEFAULT, UNTOLD):
-            for (name, up, digits), difference in zip(
-                row["metrics"], row["ways"][way].get("differences", []), strict=False
-            ):
+            differences = row["ways"].get(way, {}).get("differences", [])
+            for (name, up, digits), difference in zip(row["metrics"], differences, strict=False):
                 mean, low, high = difference
                 rounding = 0.5 * 10**-digits  # a fold rounds; what no digit shows is no harm
                 if (high if up else -low) < 0 and abs(mean) >= rounding:
@@ -42,11 +41,11 @@ def _head(cells: Sequence[str]) -> list[str]:
 def _said(rows: Sequence[Row]) -> str:
     lines = _head(["network", "weights", "noise", "BatchNorms reached", "R", "noise told", "noise not told"])
     for row in rows:
-        told, untold = row["told"], row["untold"]
+        told, untold = row["told"], row.get("untold")
         severity = told.get("severity")
         shown = "-" if not severity else "{:.2f} ({:.2f} to {:.2f})".format(*severity[:3])
         reached = f"{told.get('reached', '-')} of {told.get('batch_norms', '-')}"
-        verdicts = [f"{entry['status']} {_short(entry['verdict'])}" for entry in (told, untold)]
+        verdicts = [f"{entry['status']} {_short(entry['verdict'])}" if entry else "-" for entry in (told, untold)]
         lines.append(_line([row["name"], row["weights"], row["noise"], reached, shown, *verdicts]))
     return "\n".join(lines)
 
@@ -87,5 +86,5 @@ def _held(rows: Sequence[Row]) -> str:
         told = f"{shown} ({row['parity_with']})" if row["parity_with"] else shown
         default = row["ways"][DEFAULT]
         said = f"{default['status']} {default['method']}" if "status" in default else default["error"]
-        lines.append(_line([row["name"], told, row["engine"], said, str(default.get("seconds", "-"))]))
+        lines.append(_line([row["name"], told, row.get("engine", "-"), said, str(default.get("seconds", "-"))]))
     return "\n".join(lines)
