@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from ladder_scores import paired_interval
 from real_entry import Array, Case, Network, Outputs
 
@@ -18,6 +17,7 @@ from vsfix.graph_passes.noise_average.noise_average import NoiseAverage
 from vsfix.graph_passes.noise_average.samples import SampleSet
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.pipeline.inspection.preparation import prepare_model
+from vsfix.trainers.export.onnxruntime_library import import_onnxruntime
 
 AS_TRAINED, MATCHED, DEFAULT, UNTOLD = "as trained", "match", "default", "default, noise not told"
 REFINED = "match, refined"
@@ -142,6 +142,7 @@ def noise_average(case: Case) -> dict[str, Array]:
 
 def outputs(model: onnx.ModelProto, inputs: Outputs, at_once: int = 32) -> dict[str, Array]:
     """The outputs of a file by ONNX Runtime on one thread, noise off."""
+    onnxruntime = import_onnxruntime()
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])

@@ -368,7 +368,7 @@ def test_what_an_output_means_can_be_said(call, network):
     assert "output logits: values (as was said)" in call(*arguments, "--output-kind", "logits=values").stdout
     assert "output logits: classes" in call(*arguments).stdout
     wrong = call(*arguments, "--output-kind", "logits=magic")
-    assert (wrong.exit_code, "none of classes, probabilities, values" in wrong.stderr) == (2, True)
+    assert (wrong.exit_code, "none of classes, probabilities, directions, values" in wrong.stderr) == (2, True)
     nameless = call(*arguments, "--output-kind", "classes")
     assert (nameless.exit_code, "write NAME=classes" in nameless.stderr) == (2, True)
 
