@@ -19,6 +19,7 @@ from .telling import TRAINING_SAMPLES, Telling
 
 MOST_LEFT = 0.15  # a relative residual, root mean square over the network: with more another fault is the larger one
 MOSTLY = 0.8  # of what is to be explained: noise that explains so much is there, whatever else is
+CLEARLY = 2.0  # times what chance makes of all BatchNorms together: healthy networks stay below 1.2 of it
 
 
 class Verdict(Enum):
@@ -119,12 +120,12 @@ def _judge(
             "and unbiased noise moves no mean"
         )
     if not claims:
-        if not off:
+        if not off and before <= CLEARLY * chance:
             return Verdict.NO_NOISE, (
                 f"{size}, where chance makes about {chance:.3f} on {samples} samples; weaker noise can't be excluded"
             )
         return Verdict.NOT_EXPLAINED, f"{size}, where chance makes about {chance:.3f}; no noise lowers it"
-    if (off or after > 2 * chance) and (after**2 > (1 - MOSTLY) * before**2 or after > MOST_LEFT):
+    if (off or after > CLEARLY * chance) and (after**2 > (1 - MOSTLY) * before**2 or after > MOST_LEFT):
         return Verdict.NOT_EXPLAINED, said
     here = {claim.signature for claim in claims}
     elsewhere = [kinds for kinds in rivals if {signature for signature, _ in kinds} != here]
