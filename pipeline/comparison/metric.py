@@ -3,7 +3,7 @@
     top1     1 where the decision is the label, else 0; of a map or a sequence the share of its positions
     top5     1 where the label is among the five largest scores
     mse      -mean (q - t)^2                                  mae      -mean |q - t|
-    r2       mean over the columns of 1 - (q - t)^2 / Var t, Var over the samples of the set
+    r2       mean over the columns that vary of 1 - (q - t)^2 / Var t, Var over the samples of the set
     cosine   <q, t> / (|q| |t|)
     iou      of each class in the label or the decision |both| / |either|, their mean; of two classes that of class 1
     bce      mean t log q + (1 - t) log(1 - q)
@@ -62,6 +62,7 @@ class Metric:
         function: the user's own; None for one of `METRICS`.
         threshold: of a decision by a single number.
         is_decided: whether the output is the number of a class itself, as that of ArgMax.
+        has_two_classes: of such an output, whether it and the labels know 0 and 1 alone, in the whole set.
         variances: of the columns of the target over the set, shape (columns,); of `r2` alone.
     """
 
@@ -71,6 +72,7 @@ class Metric:
     function: Function | None = field(default=None, repr=False)
     threshold: float = 0.0
     is_decided: bool = False
+    has_two_classes: bool = False
     variances: Float64Array | None = field(default=None, repr=False)
 
     @property
@@ -169,7 +171,7 @@ class Metric:
         if self.is_decided:
             if output.shape != labels.shape:
                 raise self._misfit(output, labels)
-            classes = 1 + int(max(labels.max(), output.max(), 1))
+            classes = 2 if self.has_two_classes else 1 + int(max(labels.max(), output.max(), 2))
             return _share(output == labels) if self.key == "top1" else _overlap(output, labels, classes)
         scores = class_scores(output, labels.shape)
         if scores is None and labels.ndim > 1 and labels.shape[-1] == 1:  # (N, 1), as tables have them
@@ -233,8 +235,10 @@ def choose_metric(
     _require_fitting(key, judged, values, labels, is_told=wanted is not None)
     told = judged in probabilities or bool(values.size and values.min() >= 0 and values.max() <= 1)
     is_decided = key in _OF_CLASSES and _is_decided(values, labels)
-    metric = Metric(key, judged, target, threshold=0.5 if told else 0.0, is_decided=is_decided)
-    return metric if key != "r2" else Metric(key, judged, target, variances=_variances(labels, target))
+    has_two = is_decided and max(labels.max(initial=0), values.max(initial=0)) < 2
+    if key == "r2":
+        return Metric(key, judged, target, variances=_variances(labels, target))
+    return Metric(key, judged, target, threshold=0.5 if told else 0.0, is_decided=is_decided, has_two_classes=has_two)
 
 
 def require_known(wanted: str | Function | None) -> None:
@@ -307,8 +311,10 @@ def _is_decided(output: Array, labels: Array) -> bool:
 
 
 def _variances(target: Array, name: str) -> Float64Array:
-    """The variance of each column over the set, shape (columns,)."""
-    found = target.astype(np.float64).reshape(len(target), -1).var(axis=0)
+    """The variance of each column over the set, shape (columns,); exactly 0 where a column never varies."""
+    columns = target.astype(np.float64).reshape(len(target), -1)
+    # Of a constant like 0.1 the mean is rounded, and the variance is next to 0, which is no divisor.
+    found = np.where(np.ptp(columns, axis=0) > 0, columns.var(axis=0), 0.0)
     if not (found > 0).any():
         raise DataError(f"--metric r2: '{name}' is the same for every sample, of which R2 says nothing; give mse")
     return np.asarray(found)

@@ -55,6 +55,31 @@ def test_iou_is_the_jaccard_index_of_each_sample():
     assert mean_score("iou", one - 100, np.zeros_like(binary)) == 1
 
 
+def test_r2_leaves_out_a_column_that_never_varies_whatever_its_value():
+    constant = np.full((60, 1), 0.1)  # whose variance is not 0 in floating point
+    targets, found = np.hstack([TARGETS, constant]), np.hstack([VALUES, constant + 0.01])
+    assert mean_score("r2", found, targets) == pytest.approx(sklearn_metrics.r2_score(TARGETS, VALUES))
+    with pytest.raises(DataError, match="the same for every sample"):
+        mean_score("r2", found[:, 3:], constant)
+
+
+def test_the_iou_of_numbers_of_classes_is_the_same_however_the_samples_are_cut():
+    labels = np.concatenate([np.minimum(MASKS, 1), MASKS])  # the first half knows two of the three classes
+    found = np.where(RNG.random(labels.shape) < 0.3, 0, labels)
+    metric = choose_metric("iou", {"y": found}, {"labels": labels})
+    whole = metric.scores({"y": found}, {"labels": labels})
+    parts = [metric.scores({"y": found[row : row + 5]}, {"labels": labels[row : row + 5]}) for row in range(0, 40, 5)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    wanted = [
+        sklearn_metrics.jaccard_score(mask.ravel(), one.ravel(), labels=np.union1d(mask, one), average="macro")
+        for mask, one in zip(labels, found, strict=True)
+    ]
+    np.testing.assert_allclose(whole, wanted)
+    two = np.minimum(MASKS, 1)
+    metric = choose_metric("iou", {"y": np.ones_like(two)}, {"labels": two})
+    np.testing.assert_allclose(metric.scores({"y": np.ones_like(two)}, {"labels": two}), two.mean(axis=(1, 2)))
+
+
 @pytest.mark.parametrize(
     ("output", "labels"),
     [
