@@ -10,7 +10,7 @@ from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.graph_passes.io.model_file import import_graph, read_model
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
 from vsfix.graph_passes.noise_average.divergence import OutputKind, recognise_outputs, recognise_values
-from vsfix.pipeline.comparison.decisions import Decisions, compare_decisions
+from vsfix.pipeline.comparison.decisions import Decisions, compare_classes, compare_decisions
 from vsfix.pipeline.comparison.error_budget import (
     BudgetStep,
     StageOutputs,
@@ -43,7 +43,7 @@ class Measured:
         outputs: each over all samples, shape (N, ...).
         floor: the row against itself, run twice.
         scores: of each sample, shape (N,); None without labels.
-        decided: the scores of each decision, shape (N, ..., classes); None where nothing is decided.
+        decided: the scores of each decision, see `Judge.decision_scores`; None where nothing is decided.
     """
 
     variant: Variant
@@ -178,7 +178,7 @@ def _compare_decided(baseline: Measured, row: Measured) -> Decisions | None:
     if baseline.decided is None or row.decided is None or baseline.not_finite is not None:
         return None
     expected, found = (scores.reshape(-1, scores.shape[-1]) for scores in (baseline.decided, row.decided))
-    return compare_decisions(expected, found)
+    return compare_decisions(expected, found) if expected.shape[1] > 1 else compare_classes(expected[:, 0], found[:, 0])
 
 
 def budget_of(row: Measured, rows: Sequence[Measured], judge: Judge) -> tuple[BudgetStep, ...]:

@@ -62,14 +62,15 @@ class Decisions:
         agreement: the share of samples on which both decide the same.
         flips: the number of samples on which they don't.
         divergence: the mean of KL(reference | output) in nats, of their softmax, or of the outputs themselves where
-            those of the reference are probabilities already; infinite where an output is not finite.
+            those of the reference are probabilities already; infinite where an output is not finite, None where the
+            outputs are the numbers of classes themselves.
         task: how right both are; None without labels.
     """
 
     samples: int
     agreement: float
     flips: int
-    divergence: float
+    divergence: float | None
     task: Task | None = None
 
 
@@ -108,6 +109,17 @@ def compare_decisions(reference: Array, output: Array, labels: Array | None = No
     divergence = _divergence(expected, found)
     task = None if labels is None else _task(expected, found, _check_labels(labels, n, expected.shape[1]))
     return Decisions(n, (n - flips) / n, flips, divergence, task)
+
+
+def compare_classes(reference: Array, output: Array) -> Decisions:
+    """Compares decisions that two models give as the numbers of classes, as those of ArgMax.
+
+    Args:
+        reference: shape (N,), N of at least 1.
+        output: of the same shape.
+    """
+    flips = int(np.sum(reference != output))
+    return Decisions(len(reference), (len(reference) - flips) / len(reference), flips, divergence=None)
 
 
 def _task(expected: Float64Array, found: Float64Array, labels: Array) -> Task:

@@ -2,6 +2,7 @@
 
 output           decisions                                                  recognised by
 scores           the largest of the classes, at each position               labels that are classes; else `kind`
+class numbers    themselves                                                 whole numbers, as many as labels
 one number       over 0, or over 1/2 where it is a probability              the same
 anything else    none: values, embeddings                                   the same
 
@@ -82,8 +83,13 @@ class Judge:
         return score_of(top5, top5.scores(self.named(outputs), self.targets))
 
     def decision_scores(self, outputs: Named) -> Float64Array | None:
-        """The scores of each decision, shape (N, ..., classes), of two classes at least; None where nothing decides."""
+        """The scores of each decision, shape (N, ..., classes); None where nothing decides.
+
+        Of two classes at least; a single one holds the number of the class itself, where that is the output.
+        """
         output = as_float64(self.named(outputs)[self.output], f"output '{self.output}'")
+        if self.metric is not None and self.metric.is_decided:
+            return output[..., np.newaxis]
         if self.metric is not None and self.metric.decides:
             return self._by_labels(output, self.metric)
         if self.kind is None or (self.metric is not None and self.metric.key in _OF_VALUES):
@@ -99,6 +105,8 @@ class Judge:
         scores = self.decision_scores(outputs)
         if scores is None:
             return None
+        if scores.shape[-1] == 1:
+            return scores[..., 0].astype(np.int64)
         decided = np.nan_to_num(scores).argmax(axis=-1)
         decided[~finite_rows(scores)] = NO_CLASS
         return np.asarray(decided)

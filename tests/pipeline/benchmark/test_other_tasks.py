@@ -159,6 +159,26 @@ def test_a_segmentation_has_decisions_by_position(tmp_path):
     assert (shares.rows[1].score.count, shares.rows[1].against_reference.difference.fixes) == (None, None)
 
 
+def test_numbers_of_classes_agree_where_they_are_the_same(tmp_path):
+    text = "(int64[N] y) { z = MatMul (x, w) y = ArgMax <axis = 1, keepdims = 0> (z) }"
+    weights = RNG.normal(size=(6, 5)).astype(np.float32)
+    paths = [
+        write(
+            tmp_path / f"{name}.onnx", text, w=weights + np.float32(shift) * RNG.normal(size=(6, 5)).astype(np.float32)
+        )
+        for name, shift in (("one", 0.0), ("two", 0.3))
+    ]
+    one, two = (run(path) for path in paths)
+    found = measure(paths, labels=one.astype(np.int64))
+    decisions = found.rows[1].against_reference.decisions
+    assert 0.1 < np.mean(one != two) < 0.9
+    assert decisions.flips == np.sum(one != two)
+    assert decisions.agreement == pytest.approx(np.mean(one == two))
+    assert decisions.divergence is None
+    np.testing.assert_array_equal(found.predictions[found.rows[1].label], two)
+    assert f"{100 * np.mean(one == two):.2f}" in render_report(benchmark_report(found))
+
+
 def test_an_embedding_is_never_judged_by_its_largest_value(tmp_path):
     nodes = "(float[N, 2] y) { z = MatMul (x, w)  y = LpNormalization (z) }"
     paths = [write(tmp_path / f"{i}.onnx", nodes, w=W + np.float32(0.2 * i)) for i in range(2)]
