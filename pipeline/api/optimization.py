@@ -366,7 +366,7 @@ def optimize(
     try:
         if scores is not None and by_labels is not None:
             scores.require_no_loss(data_text(eval_data) or by_labels.samples.name, _advice(method))
-        require_plausible(repair.report, shown=scores is not None)
+        require_plausible(repair.report, shown=scores is not None and scores.is_told)
     except CheckFailedError as refusal:
         raise RefusedRepairError(str(refusal), result) from None
     # The parser's library takes some ten megabytes, which a small limit does not have.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vsfix.pipeline.comparison.accuracy import AccuracyRow
 from vsfix.pipeline.comparison.proportion import SIGNIFICANT
-from vsfix.pipeline.comparison.score_difference import ScoreDifference
+from vsfix.pipeline.comparison.score_difference import FEWEST, ScoreDifference
 
 from .result import RepairTrials, Row, Status
 
@@ -62,6 +62,8 @@ def _judge_repaired(repaired: Row, reference: Row, name: str) -> tuple[Status, s
     baseline, against = ("the reference", "") if before == reference.label else (before, f" against {before}")
     flips = "" if found.fixes is None else f", {found.fixes} fixes, {found.regressions} regressions"
     numbers = f"{name}{_arrow(found)} ({found.change}{against}{flips}, p {_probability(found.p_value)})"
+    if not found.is_told:
+        return "WARN", f"Repaired, and {_too_few(found.samples)} whether that gained or lost: {numbers}"
     if found.is_worse:
         return "FAIL", f"The repair {'lost accuracy' if found.unit else 'made it worse'}: {numbers}"
     if not found.is_better:
@@ -87,6 +89,8 @@ def _judge_repairs(reference: Row, repairs: RepairTrials | None) -> tuple[Status
     after = repairs.accuracies[1]
     assert after.p_value is not None
     numbers = f"{name}{_both(before, after)} with {_way(after)}, p {_probability(after.p_value)}"
+    if after.score.samples < FEWEST:
+        return "WARN", f"Shifted, and {_too_few(after.score.samples)} what a repair is worth: {numbers}"
     if after.p_value >= SIGNIFICANT:
         metric = "accuracy" if after.score.unit else after.score.metric
         return "PASS", f"Shifted, with no more effect on the {metric} than chance: {numbers}"
@@ -94,6 +98,11 @@ def _judge_repairs(reference: Row, repairs: RepairTrials | None) -> tuple[Status
         return "WARN", f"Damaged by variance shift, and can be repaired: {numbers}; run `vsfix optimize`"
     loses = "loses accuracy" if after.score.unit else "makes it worse"
     return "FAIL", f"Shifted, and the repair {loses}: {numbers}"
+
+
+def _too_few(samples: int) -> str:
+    """That labels are too few."""
+    return f"{samples} labelled {'sample' if samples == 1 else 'samples'} can't tell, of which {FEWEST} are needed,"
 
 
 def _arrow(found: ScoreDifference) -> str:

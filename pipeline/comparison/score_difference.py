@@ -125,6 +125,11 @@ class ScoreDifference:
         return after / before if before > 0 and after > 0 else None
 
     @property
+    def is_told(self) -> bool:
+        """Whether there are samples enough to tell which one is better: of fewer no loss is more than chance."""
+        return self.samples >= FEWEST
+
+    @property
     def is_worse(self) -> bool:
         """Whether the model is worse by more than chance, and by more than rounding."""
         return not self.gain >= -self._rounding and self.p_value < SIGNIFICANT

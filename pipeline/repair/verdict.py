@@ -7,6 +7,7 @@ import numpy as np
 from vsfix.graph_passes.errors import CheckFailedError
 from vsfix.graph_passes.noise_average.severity import HEALTHY
 from vsfix.graph_passes.statistics.shift import geometric_mean
+from vsfix.pipeline.comparison.score_difference import FEWEST
 
 from .averaging import UNDER_NOISE
 from .label_judge import LabelScores
@@ -51,6 +52,9 @@ def require_plausible(report: RepairReport, *, shown: bool = False) -> None:
 def judge(report: RepairReport, scores: LabelScores | None = None) -> tuple[str, str]:
     """The status word and the verdict in one sentence."""
     status, verdict = _judge(report, scores)
+    if scores is not None and not scores.is_told and _is_changed(report):
+        few = f"on {scores.samples} labelled samples, which are too few to tell whether it gained or lost; {FEWEST} do"
+        return "WARN", f"{verdict.rstrip('.')}, {few}."
     if scores is None or not scores.is_worse:
         return status, verdict
     return "WARN", f"{verdict.rstrip('.')}; on the labels it is worse by more than chance{scores.allowed}."
@@ -58,15 +62,12 @@ def judge(report: RepairReport, scores: LabelScores | None = None) -> tuple[str,
 
 def _judge(report: RepairReport, scores: LabelScores | None) -> tuple[str, str]:
     """The status and the verdict by R and by what labels gain."""
-    changed = report.method != "none" and (
-        report.severity_after is not None or any(outcome.repaired for outcome in report.batch_norms)
-    )
     folded = sum(outcome.folded for outcome in report.batch_norms)
     tail = (f"; {folded} of {len(report.batch_norms)} folded" if report.batch_norms else "") + _precision(report)
-    if not changed:
+    if not _is_changed(report):
         if report.severity is not None and not report.severity.is_healthy:
             return "WARN", f"Damaged (R = {report.severity.ratio:.2f}) and not repaired: {report.method_reason}{tail}."
-        unclear = scores is None and _is_unclear(report)
+        unclear = (scores is None or not scores.is_told) and _is_unclear(report)
         return ("WARN" if report.warnings or unclear else "PASS"), f"Nothing repaired: {report.method_reason}{tail}."
     verdict = _what_was_done(report) + tail
     if scores is not None:
@@ -84,6 +85,13 @@ def _judge(report: RepairReport, scores: LabelScores | None) -> tuple[str, str]:
     if better:
         return ("WARN" if report.warnings else "PASS"), verdict + ": better on the labels, by more than chance."
     return "WARN", verdict + _unproven(report, labelled=scores is not None)
+
+
+def _is_changed(report: RepairReport) -> bool:
+    """Whether anything was repaired."""
+    return report.method != "none" and (
+        report.severity_after is not None or any(outcome.repaired for outcome in report.batch_norms)
+    )
 
 
 def _is_unclear(report: RepairReport) -> bool:

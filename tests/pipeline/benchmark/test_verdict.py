@@ -59,6 +59,18 @@ def test_a_repaired_model_is_judged_against_the_reference(before, after, status,
     assert words in found[1]
 
 
+@pytest.mark.parametrize(("samples", "status"), [(7, "WARN"), (8, "FAIL")])
+def test_what_too_few_labels_say_of_a_repair_is_no_pass(samples, status):
+    right, wrong = np.ones(samples), np.zeros(samples)
+    reference, scores = scored(right, TOP_1)
+    repaired, _ = scored(wrong, TOP_1, repaired=True, reference=scores)
+    rows = (accuracy_row("as trained", right), accuracy_row("paired", wrong, images=32, trained=right))
+    trials = RepairTrials("model", SimpleNamespace(batch_norms=[SimpleNamespace(repaired=True)]), rows)
+    for found, words in (verdict_of([reference, repaired], None), verdict_of([reference], trials)):
+        assert found == status
+        assert ("7 labelled samples can't tell, of which 8 are needed," in words) == (samples == 7)
+
+
 @pytest.mark.parametrize(
     ("repairs", "status", "words"),
     [

@@ -110,6 +110,16 @@ def test_a_loss_is_refused_beyond_chance_or_beyond_the_limit(network, optimize, 
         assert "worse by more than chance, within --max-loss 0.6" in result.stdout
 
 
+@pytest.mark.parametrize(("count", "code"), [(7, 1), (100, 0)])
+def test_data_of_another_scale_is_taken_for_the_labels_alone_where_they_can_tell(
+    network, optimize, tmp_path, count, code
+):
+    np.savez(tmp_path / "data.npz", x=250 * X)
+    found = optimize(np.zeros(count, dtype=np.int64), np.arange(count), "--max-loss", 100)
+    assert found.exit_code == code, found.output
+    assert ("is off by a factor of" in found.stderr) == (code == 1)
+
+
 def test_json_alone_is_on_stdout_when_the_repair_is_refused(network, optimize):
     result = optimize(*planted(*network, 20), "--json", "-")
     assert result.exit_code == 1

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from vsfix.graph_passes.noise_average.severity import Severity
+from vsfix.pipeline.comparison.metric import Metric
+from vsfix.pipeline.comparison.score_difference import compare_scores
+from vsfix.pipeline.repair.label_judge import LabelScores
 from vsfix.pipeline.repair.repair_report import RepairReport
 from vsfix.pipeline.repair.verdict import judge
 
@@ -42,3 +46,19 @@ def test_a_file_that_stays_as_it_is_passes_where_r_leaves_no_question(changes, w
     status, verdict = judge(report(**changes))
     assert status == wanted
     assert verdict == "Nothing repaired: R is below its bound."
+
+
+def labels(before, after) -> LabelScores:
+    return LabelScores(**vars(compare_scores(Metric("top1", "y", "labels"), np.array(before), np.array(after))))
+
+
+def test_labels_that_are_too_few_make_no_pass():
+    near = Severity(0.1, 0.05, 0.2, 256)
+    repaired = report(method="match", severity=FAR, severity_before=FAR, severity_after=near)
+    assert judge(repaired, labels(np.zeros(8), np.ones(8)))[0] == "PASS"
+    for after in (np.ones(7), np.zeros(7)):
+        status, verdict = judge(repaired, labels(1 - after, after))
+        assert status == "WARN"
+        assert "on 7 labelled samples, which are too few to tell whether it gained or lost" in verdict
+    assert judge(report(severity=UNSURE), labels(np.ones(7), np.ones(7)))[0] == "WARN"
+    assert judge(report(severity=UNSURE), labels(np.ones(8), np.ones(8)))[0] == "PASS"
