@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from vsfix.graph_passes.errors import MissingComponentError, VsfixError
 from vsfix.pipeline.comparison.error_budget import pair_outputs
 from vsfix.pipeline.comparison.judgement import Judge
@@ -119,8 +121,11 @@ def _lost(against_own: Comparison, allowed: float) -> tuple[str, ...]:
         if -found.gain <= allowed + _ROUNDING:
             return ()
         return (f"{after}, {-found.gain:.2f} percentage points below the reference, allowed are {allowed:g}",)
-    kept = None if against_own.retention is None else 100 * against_own.retention
-    if not found.is_worse or kept is None or kept >= 100 - allowed - _ROUNDING:
+    if against_own.retention is not None:
+        kept = 100 * against_own.retention
+    else:  # no ratio of what is 0 or below
+        kept = 100 * (1 + found.gain / abs(found.before)) if found.before else -np.inf
+    if not found.is_worse or kept >= 100 - allowed - _ROUNDING:
         return ()
     return (f"{after} after {found.value(found.before)}: {kept:.2f} % kept, wanted {100 - allowed:g} %",)
 

@@ -164,7 +164,7 @@ class CastJudge:
         return (said,)
 
     def doubts(self, snr_db: float, keep: float, precision: str, gate: float) -> tuple[str, ...]:
-        """What a share that is kept leaves open: outputs below the gate, or decisions too few to tell the share.
+        """What a share that is kept leaves open: outputs below the gate, or too few labels or decisions to tell it.
 
         Args:
             snr_db: of all outputs.
@@ -179,7 +179,11 @@ class CastJudge:
                 f"share that was to be kept is that of {self.subject}"
             )
         count = self._decisions
-        if count is not None and keep < 1 and count * (1 - keep) < 1:
+        if self.labels is not None and len(self._reference) < FEWEST:
+            warnings.append(
+                f"{len(self._reference)} labelled samples can't tell whether {keep:g} is kept; give {FEWEST} or more"
+            )
+        elif count is not None and keep < 1 and count * (1 - keep) < 1:
             warnings.append(
                 f"{count} decisions can't tell whether {keep:g} is kept, for one of them is {100 / count:.2g} %; give "
                 f"{int(np.ceil(1 / (1 - keep)))} or more"

@@ -224,7 +224,7 @@ def _put_back(model: onnx.ModelProto, precision: str, judge: CastJudge, keep: fl
 
 
 def _judge(judge: CastJudge, candidates: list[onnx.ModelProto], precision: str, keep: float | None) -> _Judgement:
-    """The smallest SNR of any candidate, and the labels; refuses what loses too much where no share is to be kept."""
+    """The worst SNR and scores of any candidate; refuses what loses too much where no share is to be kept."""
     name = judge.runtime
     if precision != "fp32":
         name += f", float32 with every weight and activation rounded to {precision}"
@@ -234,7 +234,8 @@ def _judge(judge: CastJudge, candidates: list[onnx.ModelProto], precision: str, 
         found = judge.outputs(candidate)
         worst = min(worst, judge.snr_db(found))
         apart = min(apart, judge.snr_db(found, judged)) if judged is not None else np.inf
-    scores = judge.scored(candidates[-1])
+    scored = [told for candidate in candidates if (told := judge.scored(candidate)) is not None]
+    scores = min(scored, key=lambda told: told.gain, default=None)
     if keep is not None:
         warnings = judge.doubts(worst, keep, precision, MIN_SNR_DB[precision])
     else:

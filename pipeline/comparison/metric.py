@@ -118,9 +118,11 @@ class Metric:
         """The share of the metric of a reference that a model keeps, 1 where nothing is lost.
 
         Args:
-            reference: its mean score, finite.
+            reference: its mean score; of one that is not finite no share is known to be kept, minus infinity.
             found: that of the model.
         """
+        if not np.isfinite(reference):
+            return -np.inf
         if found == reference:
             return 1.0
         if self.is_loss:
@@ -333,8 +335,11 @@ def _own_scores(key: str, function: Function, outputs: Named, targets: Named) ->
             "needed, the higher the better"
         )
     scores = found.astype(np.float64)
-    if np.isnan(scores).any():
-        raise DataError(f"--metric {key}: gives NaN for sample {int(np.isnan(scores).argmax())}")
+    endless = np.isnan(scores) | (scores == np.inf)  # a mean with either tells nothing
+    if endless.any():
+        raise DataError(
+            f"--metric {key}: gives {scores[endless][0]} for sample {int(endless.argmax())}".replace("nan", "NaN")
+        )
     return scores
 
 

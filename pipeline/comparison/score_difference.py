@@ -142,7 +142,7 @@ class ScoreDifference:
     @property
     def _rounding(self) -> float:
         """The change of a score by a fold, which rounds at other points."""
-        return FOLDED * abs(self.before)
+        return FOLDED * abs(self.before) if np.isfinite(self.before) else 0.0
 
     def value(self, shown: float) -> str:
         """One of the two numbers with its unit."""
@@ -191,7 +191,7 @@ def compare_scores(metric: Metric, reference: Float64Array, found: Float64Array)
         metric.output,
         metric.shown(before),
         metric.shown(after),
-        0.0 if before == after else scale * (after - before),
+        scale * mean_gain(reference, found),
         (scale * low, scale * high),
         paired_p_value(reference, found),
         len(found),
@@ -213,8 +213,9 @@ def paired_p_value(reference: Float64Array, found: Float64Array) -> float:
         return 1.0
     if _are_decisions(reference, found):
         return mcnemar_p_value(int(np.sum(reference > found)), int(np.sum(found > reference)))
-    if not (np.isfinite(reference).all() and np.isfinite(found).all()):
-        return 0.0 if np.isfinite(reference).all() != np.isfinite(found).all() else 1.0
+    finite = np.isfinite(reference) & np.isfinite(found)
+    if not finite.all():
+        return 0.0 if _fewer_broken(reference, found) else paired_p_value(reference[finite], found[finite])
     moved = found - reference
     if len(moved) < _NORMAL:
         return min(1.0, 2 * min(sign_flip_p_value(moved), sign_flip_p_value(-moved)))
@@ -223,6 +224,23 @@ def paired_p_value(reference: Float64Array, found: Float64Array) -> float:
         return 0.0 if moved.any() else 1.0
     z = abs(float(moved.mean())) / (deviation / np.sqrt(len(moved)))
     return float(erfc(z / 2**0.5))
+
+
+def mean_gain(reference: Float64Array, found: Float64Array) -> float:
+    """The mean score of the second of two models less that of the first.
+
+    Where scores are not finite, infinite for the one that has fewer of them; of equally many, that of the samples on
+    which both are finite.
+    """
+    if fewer := _fewer_broken(reference, found):
+        return np.inf if fewer > 0 else -np.inf
+    finite = np.isfinite(reference) & np.isfinite(found)
+    return float(found[finite].mean()) - float(reference[finite].mean()) if finite.any() else 0.0
+
+
+def _fewer_broken(reference: Float64Array, found: Float64Array) -> int:
+    """How many fewer scores of the second of two models are not finite."""
+    return int(np.isfinite(found).sum()) - int(np.isfinite(reference).sum())
 
 
 def gain_interval(reference: Float64Array, found: Float64Array) -> tuple[float, float]:
@@ -238,7 +256,7 @@ def gain_interval(reference: Float64Array, found: Float64Array) -> tuple[float, 
 
 def is_worse(reference: Float64Array, found: Float64Array) -> bool:
     """Whether the second of two models is worse, by more than chance."""
-    return bool(found.mean() < reference.mean()) and paired_p_value(reference, found) < SIGNIFICANT
+    return mean_gain(reference, found) < 0 and paired_p_value(reference, found) < SIGNIFICANT
 
 
 def is_better(reference: Float64Array, found: Float64Array) -> bool:

@@ -277,3 +277,21 @@ def test_a_cast_that_loses_more_of_an_error_than_its_precision_explains_is_warne
     found = measure(two[:1], replace(QUICK, precisions=("fp32", "fp16")), labels=TARGETS)
     assert found.rows[1].status == "WARN"
     assert re.search(r"95\.[12]\d % kept, wanted 99\.9 %", found.rows[1].reasons[0])
+
+
+@pytest.mark.parametrize("metric", ["r2", lambda outputs, targets: -((outputs["y"] - targets["labels"]) ** 2).mean(1)])
+def test_a_cast_after_which_nothing_is_kept_is_warned_of_where_there_is_no_ratio(two, monkeypatch, metric):
+    from vsfix.pipeline.benchmark import measurement, row
+
+    judged = measurement.judged
+
+    def spoilt(found, judge):
+        told = judged(found, judge)
+        return replace(told, scores=told.scores - 2) if found.variant.precision == "fp16" else told
+
+    monkeypatch.setattr("vsfix.pipeline.benchmark.benchmarking.judged", spoilt)
+    monkeypatch.setattr(row, "search_row", lambda *_: None)
+    found = measure(two[:1], replace(QUICK, precisions=("fp32", "fp16"), metric=metric), labels=TARGETS)
+    assert found.rows[1].against_own.retention is None
+    assert found.rows[1].status == "WARN"
+    assert re.search(r"-\d+\.\d\d % kept, wanted 99\.9 %", found.rows[1].reasons[0])

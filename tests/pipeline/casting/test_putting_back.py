@@ -306,6 +306,33 @@ def test_labels_that_show_no_loss_let_a_cast_pass_with_a_warning(parse, open_mod
             cast_model(model, "fp16", {"x": X}, open_model, judge=judge)
 
 
+def test_labels_judge_the_file_that_is_written_and_what_stands_for_it(parse, open_model):
+    """The float16 file alone is wrong, as where a runtime computes it otherwise than it is rounded."""
+    a, b = drawn((8, 16), (16, 4))
+    body = "(float[N, 8] x) => (float[N, 4] y) { a = Gemm (x, wa) h = Add (a, o) k = Sub (h, o) y = Gemm (k, wb) }"
+    model = parse(body, {"wa": a, "wb": b, "o": np.full(16, 50, np.float32)})
+
+    class FakeLabels:
+        metric, max_loss = Metric("top1", "y", "labels"), None
+
+        def scores(self, found):
+            half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in found.graph.initializer)
+            return np.zeros(200) if half else np.ones(200)
+
+    with pytest.raises(CheckFailedError, match=r"on the labels top-1 100.0 -> 0.0 %"):
+        cast_model(model, "fp16", {"x": X}, open_model, judge=CastJudge(model, [{"x": X}], open_model, FakeLabels()))
+
+
+@pytest.mark.parametrize(("count", "warned"), [(7, True), (8, False)])
+def test_labels_too_few_to_tell_a_share_are_said(overflow, open_model, count, warned):
+    with open_model(overflow) as runner:
+        targets = runner.run({"x": X})["y"] + np.random.default_rng(3).normal(0, 0.1, (200, 4))
+    labels = LabelJudge.of(overflow, Samples("few", {"x": X[:count]}, targets[:count]), open_model, 64)
+    judge = CastJudge(overflow, [{"x": X}], open_model, labels)
+    report = cast_model(overflow, "fp16", {"x": X}, open_model, judge=judge, keep=0.9).report
+    assert any("7 labelled samples can't tell whether 0.9 is kept" in said for said in report.warnings) == warned
+
+
 def test_too_few_decisions_to_tell_a_share_are_said(overflow, open_model):
     for samples, words in ((50, ("50 decisions can't tell whether 0.99 is kept",)), (200, ())):
         judge = CastJudge(overflow, [{"x": X[:samples]}], open_model, output_kinds={"y": "classes"})

@@ -194,6 +194,11 @@ def test_a_function_of_ones_own_gets_everything_by_name_and_gives_a_score_for_ea
     np.testing.assert_allclose(found, -np.abs(VALUES - TARGETS).max(axis=1))
     with pytest.raises(InputError, match=r"nearest: fails .KeyError: 'depth'"):
         metric.scores({"y": VALUES}, {})
-    for wrong, words in [(lambda o, t: 1.0, "of shape"), (lambda o, t: np.full(60, np.nan), "gives NaN for sample 0")]:
+    endless = np.where(np.arange(60) == 3, np.inf, 0)
+    for wrong, words in [
+        (lambda o, t: 1.0, "of shape"),
+        (lambda o, t: np.full(60, np.nan), "gives NaN for sample 0"),
+        (lambda o, t: endless, "gives inf for sample 3"),
+    ]:
         with pytest.raises(DataError, match=words):
             choose_metric(wrong, {"y": VALUES}, {}).scores({"y": VALUES}, {})

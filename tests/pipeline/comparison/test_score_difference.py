@@ -56,6 +56,18 @@ def test_a_model_that_is_not_finite_is_worse_than_one_that_is():
     assert gain_interval(scores, broken) == (-np.inf, np.inf)
 
 
+def test_of_two_models_that_are_not_finite_everywhere_the_other_samples_tell():
+    scores = np.where(np.arange(40) == 7, -np.inf, -np.arange(1.0, 41.0))
+    metric = Metric("mse", "y", "labels")
+    for worse in (np.full(40, -np.inf), scores - 5, np.where(np.arange(40) == 8, -np.inf, scores)):
+        assert compare_scores(metric, scores, worse).is_worse
+        assert is_worse(scores, worse)
+        assert compare_scores(metric, worse, scores).is_better
+    assert compare_scores(metric, scores, scores - 5).gain == pytest.approx(-5)
+    assert not compare_scores(metric, scores, scores).is_worse
+    assert metric.kept(-np.inf, -np.inf) < 0  # nothing is known to be kept
+
+
 def test_the_same_scores_are_no_difference_and_the_order_of_samples_is_none():
     rng = np.random.default_rng(3)
     before, after = rng.normal(size=50), rng.normal(size=50)
