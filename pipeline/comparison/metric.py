@@ -221,11 +221,11 @@ def choose_metric(
         InputError: an unknown metric or output, or an output that the metric says nothing of.
         DataError: no target, or one that does not fit.
     """
+    require_known(wanted)
     if callable(wanted):
         return Metric(getattr(wanted, "__name__", "function"), function=wanted)
     if wanted is not None and ":" in wanted:
         return Metric(wanted, function=named_function(wanted))
-    require_known(wanted)
     judged = _judged(output, outputs, targets)
     target = judged if judged in targets else LABELS
     if target not in targets:

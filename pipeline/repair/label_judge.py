@@ -158,11 +158,18 @@ class LabelJudge:
             InputError: the user's own function fails.
         """
         targets = self.samples.all_targets
-        size = fixed_batch_size(model) or min(self.batch_size, run_size([self.samples.inputs]))
+        fixed = fixed_batch_size(model)
+        size = fixed or min(self.batch_size, run_size([self.samples.inputs]))
         with self.open_model(model) as runner:
 
             def run(start: int) -> Mapping[str, Array]:
-                return runner.run(dict(take_rows(self.samples.inputs, slice(start, start + size))))
+                missing = start + size - len(self.samples) if fixed else 0
+                if missing <= 0:
+                    return runner.run(dict(take_rows(self.samples.inputs, slice(start, start + size))))
+                # A batch of one size is filled up by the last sample, whose answers are then left out.
+                rows = np.minimum(np.arange(start, start + size), len(self.samples) - 1)
+                outputs = runner.run(dict(take_rows(self.samples.inputs, rows)))
+                return {name: array[: size - missing] for name, array in outputs.items()}
 
             def score(start: int) -> Float64Array:
                 of_run = {name: array[start : start + size] for name, array in targets.items()}
@@ -237,7 +244,8 @@ def _outputs_of_some(
     """The outputs of a model over samples from all of the set, which may be ordered by class."""
     fixed = fixed_batch_size(model)
     size = fixed or min(batch_size, run_size([samples.inputs]))
-    count = min(len(samples), max(_LOOKED_AT // size, 1) * size)
+    count = max(_LOOKED_AT // size, 1) * size
+    count = count if fixed else min(len(samples), count)  # a batch of one size may hold a sample twice
     rows = np.linspace(0, len(samples) - 1, count).round().astype(np.int64)
     with open_model(model) as runner:
         parts = [runner.run(dict(take_rows(samples.inputs, rows[at : at + size]))) for at in range(0, count, size)]

@@ -40,6 +40,14 @@ def test_whole_numbers_are_classes(model, judged):
     np.testing.assert_array_equal(judge.scores(model), np.arange(40) >= 4)
 
 
+@pytest.mark.parametrize("samples", [5, 16, 37])
+def test_a_model_of_one_batch_size_is_judged_on_any_number_of_samples(parse, judged, samples):
+    body = "(float[16, 3] x) => (float[16, 3] y) { y = MatMul (x, w) }"
+    fixed, targets = parse(body, {"w": np.eye(3, dtype=np.float32)}), X[::-1][:samples]
+    judge, _ = judged(fixed, targets, X[:samples])
+    np.testing.assert_allclose(judge.scores(fixed), -((X[:samples] - targets) ** 2).mean(axis=1), rtol=1e-5)
+
+
 def test_numbers_are_targets_of_the_shape_of_the_output(model, judged):
     targets = X + np.linspace(0, 1, 40, dtype=np.float32)[:, None]
     judge, _ = judged(model, targets)
