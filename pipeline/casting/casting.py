@@ -157,7 +157,7 @@ def cast_model(
         snr_db=at_first.snr_db,
         scores=at_first.scores,
         put_back=back,
-        warnings=at_first.warnings,
+        warnings=(*at_first.warnings, *(() if back is None else back.doubts)),
     )
     return CastModel(cast.final, cast.runnable, report)
 

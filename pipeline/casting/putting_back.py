@@ -64,6 +64,14 @@ class PuttingBack:
         return frozenset(name for row in self.rows for name in row.layers)
 
     @property
+    def doubts(self) -> tuple[str, ...]:
+        """That nothing is left of the narrow type that was asked for."""
+        if len(self.names) < self.layers:
+            return ()
+        told = f"all {self.layers} layers" if self.layers > 1 else "the one layer there is"
+        return (f"{told} had to be put back to float32 to keep {_percent(self.bar)}: the file is narrower nowhere",)
+
+    @property
     def lines(self) -> tuple[tuple[str, str], ...]:
         """What is kept, and each layer that was put back with what it bought, in words."""
         counted = f"{len(self.names)} of {self.layers} layers, by {self.runs} {'run' if self.runs == 1 else 'runs'}"

@@ -105,8 +105,8 @@ def quantize_model(
         final = _without_quantization(final, model, back.names)
     outputs = judge.outputs(final)
     snr_db, scores = judge.snr_db(outputs), judge.scored(final)
-    if keep is not None:
-        warnings = judge.doubts(snr_db, keep, precision, MIN_SNR_DB)
+    if back is not None and keep is not None:
+        warnings = (*judge.doubts(snr_db, keep, precision, MIN_SNR_DB), *back.doubts)
     else:
         judged = None if judge.labels is None else judge.labels.metric.output
         apart = np.inf if judged is None else judge.snr_db(outputs, judged)

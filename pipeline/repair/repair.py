@@ -50,7 +50,7 @@ from .changed_parameters import changed_parameters
 from .estimation import Found, estimate
 from .label_judge import LabelJudge
 from .plan import RepairPlan, plan_repair
-from .repair_config import AVERAGING, QUANTIZED, TENSOR_FLOAT, RepairConfig
+from .repair_config import AVERAGING, NARROW, QUANTIZED, TENSOR_FLOAT, RepairConfig
 from .repair_report import BatchNormOutcome, Repair, RepairReport
 
 FEW_SAMPLES = 16
@@ -132,6 +132,7 @@ def repair_model(
             *doubtful_constants(graph),
             *unchecked,
             *amplified,
+            *_cast_on_random_numbers(config, found.judges, inputs),
             *(cast.report.warnings if cast is not None else ()),
         ),
         compared_on=samples_in(inputs) if inputs else 0,
@@ -196,6 +197,14 @@ def _cast(
     check_half_batch_norms(graph)
     require_finite_values(graph)
     return None
+
+
+def _cast_on_random_numbers(config: RepairConfig, judges: Sequence[Batch], inputs: Batch) -> tuple[str, ...]:
+    """That a cast was judged on numbers that no model was trained on."""
+    if config.precision not in NARROW or judges or not inputs:
+        return ()
+    numbers = f"{samples_in(inputs)} samples of random numbers"
+    return (f"in {config.precision} the file was compared on {numbers} alone; give --data, on which it may overflow",)
 
 
 def _agreements(

@@ -341,6 +341,36 @@ def test_too_few_decisions_to_tell_a_share_are_said(overflow, open_model):
         assert all(word in warning for word, warning in zip(words, report.warnings, strict=True))
 
 
+def test_a_file_in_which_nothing_is_left_narrow_is_warned_of(overflow, open_model):
+    for keep, warned in ((1.0, True), (0.99, False)):
+        judge = CastJudge(overflow, [{"x": X}], open_model, output_kinds={"y": "values"})
+        report = cast_model(overflow, "fp16", {"x": X}, open_model, judge=judge, keep=keep).report
+        assert (len(report.put_back.names) == 4) == warned
+        assert any("all 4 layers had to be put back to float32" in said for said in report.warnings) == warned
+
+
+def test_a_cast_that_random_numbers_alone_have_judged_is_no_pass(parse, call, tmp_path):
+    a, b = drawn((8, 16), (16, 4))
+    body = "(float[N, 8] x) => (float[N, 4] y) { a = Gemm (x, wa) h = Relu (a) y = Gemm (h, wb) }"
+    onnx.save(parse(body, {"wa": 200 * a, "wb": b}), tmp_path / "net.onnx")
+    np.savez(tmp_path / "x.npz", x=400 * X)  # on which float16 overflows
+    command = (
+        "optimize",
+        tmp_path / "net.onnx",
+        "-o",
+        tmp_path / "half.onnx",
+        "--method",
+        "none",
+        "--precision",
+        "fp16",
+    )
+    assert call(*command, "--data", tmp_path / "x.npz").exit_code == 1
+    blind = call(*command)
+    assert blind.exit_code == 0
+    assert "WARN Nothing repaired" in blind.stdout
+    assert "compared on 16 samples of random numbers alone; give --data" in blind.output
+
+
 def test_the_command_line_says_what_each_layer_bought(overflow, call, tmp_path):
     onnx.save(overflow, tmp_path / "net.onnx")
     np.savez(tmp_path / "x.npz", x=X)
