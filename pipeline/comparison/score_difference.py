@@ -21,6 +21,7 @@ from .proportion import SIGNIFICANT, mcnemar_p_value, paired_difference_interval
 
 FOLDED = 1e-5  # relative: a score that moves by less has the same decisions
 FEWEST = 8  # samples, below which they tell nothing
+NOT_FINITE = "not finite"
 _NORMAL = 200  # samples, from which on the mean of their differences is normal
 
 
@@ -50,6 +51,8 @@ class Score:
 
     def number(self, value: float, digits: int = 2) -> str:
         """A value of this metric with its unit."""
+        if not np.isfinite(value):
+            return NOT_FINITE
         return f"{value:.{digits}f} %" if self.unit else f"{value:.4g}"
 
     def text(self, digits: int = 2) -> str:
@@ -146,6 +149,8 @@ class ScoreDifference:
 
     def value(self, shown: float) -> str:
         """One of the two numbers with its unit."""
+        if not np.isfinite(shown):
+            return NOT_FINITE
         return f"{shown:.2f} %" if self.unit else f"{shown:.4g}"
 
     @property
@@ -153,7 +158,7 @@ class ScoreDifference:
         """Both numbers in one sentence, as `top-1 36.4 -> 76.3 %`."""
         if self.unit:
             return f"{self.metric} {self.before:.1f} -> {self.after:.1f} %"
-        return f"{self.metric} {self.before:.4g} -> {self.after:.4g}"
+        return f"{self.metric} {self.value(self.before)} -> {self.value(self.after)}"
 
     @property
     def change(self) -> str:

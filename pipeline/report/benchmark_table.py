@@ -143,4 +143,4 @@ def _value(found: Score) -> str:
     """The metric with its interval; shares in percent."""
     if found.unit:
         return f"{found.value:.2f} ({found.low:.1f}-{found.high:.1f})"
-    return f"{found.value:.4g}" + (f" ({found.low:.3g} to {found.high:.3g})" if isfinite(found.low) else "")
+    return found.number(found.value) + (f" ({found.low:.3g} to {found.high:.3g})" if isfinite(found.low) else "")

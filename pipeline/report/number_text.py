@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from vsfix.pipeline.comparison.score_difference import Score
+from vsfix.pipeline.comparison.score_difference import NOT_FINITE, Score
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -56,6 +56,8 @@ def points(difference: float, digits: int = 2) -> str:
 
 def signed(difference: float, *, is_share: bool) -> str:
     """The difference of two values of a metric, with its sign; of shares in percentage points."""
+    if not math.isfinite(difference):
+        return NOT_FINITE
     return points(difference) if is_share else f"{difference:+.3g}".replace("-", MINUS)
 
 
@@ -63,7 +65,7 @@ def decibels(snr_db: float) -> str:
     """Signal to noise; `exact` where there is no noise, words where a number is not finite."""
     if snr_db == math.inf:
         return "exact"
-    return f"{snr_db:.1f} dB" if math.isfinite(snr_db) else "not finite"
+    return f"{snr_db:.1f} dB" if math.isfinite(snr_db) else NOT_FINITE
 
 
 def small(value: float) -> str:

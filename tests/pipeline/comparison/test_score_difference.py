@@ -11,6 +11,7 @@ from vsfix.pipeline.comparison.score_difference import (
     is_better,
     is_worse,
     paired_p_value,
+    score_of,
 )
 
 
@@ -54,6 +55,12 @@ def test_a_model_that_is_not_finite_is_worse_than_one_that_is():
     broken = np.where(np.arange(40) == 7, -np.inf, scores)
     assert compare_scores(Metric("mse", "y", "labels"), scores, broken).is_worse
     assert gain_interval(scores, broken) == (-np.inf, np.inf)
+
+
+def test_a_metric_that_is_not_finite_is_said_in_words():
+    metric, broken = Metric("mse", "y", "labels"), np.full(40, -np.inf)
+    assert score_of(metric, broken).text() == "mean squared error not finite"
+    assert compare_scores(metric, np.full(40, -0.5), broken).arrow == "mean squared error 0.5 -> not finite"
 
 
 def test_of_two_models_that_are_not_finite_everywhere_the_other_samples_tell():
