@@ -130,13 +130,13 @@ def _judged(run: BenchmarkFile) -> str:
 
 def _change(key: Key, label: str, values: tuple[float, float], runs: tuple[BenchmarkFile, BenchmarkFile]) -> Change:
     """One number; two ratios whose intervals overlap are the same."""
-    metric = metric_of(label)
-    change = metric.change(*values)
-    loss = metric.loss(change)
+    quantity = quantity_of(label)
+    change = quantity.change(*values)
+    loss = quantity.loss(change)
     one, two = (run.intervals[key].get(label) for run in runs)
     overlap = one is not None and two is not None and one[0] <= two[1] and two[0] <= one[1]
-    direction: Direction = "same" if abs(loss) <= metric.noise or overlap else "worse" if loss > 0 else "better"
-    return Change(key, label, *values, change, metric.unit, direction)
+    direction: Direction = "same" if abs(loss) <= quantity.noise or overlap else "worse" if loss > 0 else "better"
+    return Change(key, label, *values, change, quantity.unit, direction)
 
 
 def _warnings(before: BenchmarkFile, after: BenchmarkFile) -> tuple[str, ...]:
@@ -162,7 +162,7 @@ def _doubts(before: BenchmarkFile, after: BenchmarkFile, changes: Sequence[Chang
     """Which changes may be none: of times on a machine that was not quiet, of a few samples."""
     warnings = []
     cv = max(before.highest_cv, after.highest_cv)
-    if cv > MAX_CV and any(metric_of(c.metric).name in _TIMES and c.direction != "same" for c in changes):
+    if cv > MAX_CV and any(quantity_of(c.metric).name in _TIMES and c.direction != "same" for c in changes):
         warnings.append(
             f"times differ, but a machine was not quiet: its latencies vary by up to {cv:.0%}; only ratios are of rows "
             "that ran in turn"
@@ -180,12 +180,12 @@ def _doubts(before: BenchmarkFile, after: BenchmarkFile, changes: Sequence[Chang
 
 def _failures(rule: FailRule, changes: Sequence[Change], gone: Sequence[tuple[Key, str]]) -> list[str]:
     """How a rule is broken: by a loss, by a number that is gone, or since there is none to hold it against."""
-    watched = [change for change in changes if metric_of(change.metric).name == rule.metric]
-    lost = [(key, label) for key, label in gone if not label or metric_of(label).name == rule.metric]
+    watched = [change for change in changes if quantity_of(change.metric).name == rule.metric]
+    lost = [(key, label) for key, label in gone if not label or quantity_of(label).name == rule.metric]
     if not watched and not lost:
         return [f"no row of both runs has {rule.metric}, so that {rule} can't be held"]
     # The rounding of a difference of percents is no loss.
-    broken = [change for change in watched if metric_of(change.metric).loss(change.change) > rule.limit + 1e-9]
+    broken = [change for change in watched if quantity_of(change.metric).loss(change.change) > rule.limit + 1e-9]
     if rule.metric == "ratio":  # intervals that overlap are no loss
         broken = [change for change in broken if change.direction != "same"]
     return [
@@ -196,7 +196,7 @@ def _failures(rule: FailRule, changes: Sequence[Change], gone: Sequence[tuple[Ke
 
 def _loss(change: Change, rule: FailRule) -> str:
     """A loss past its limit in words."""
-    before, after = (metric_of(change.metric).written(value) for value in (change.before, change.after))
+    before, after = (quantity_of(change.metric).written(value) for value in (change.before, change.after))
     return (
         f"{_name(change.row, change.metric)} {before} -> {after} ({change.moved}), allowed is a loss of {rule.limit:g}"
     )
@@ -208,7 +208,7 @@ def _name(key: Key, label: str = "") -> str:
 
 
 @dataclass(frozen=True)
-class Metric:
+class Quantity:
     """One number of a row.
 
     Attributes:
@@ -242,32 +242,32 @@ class Metric:
         return -change if self.higher_is_better else change
 
 
-METRICS = {
-    metric.name: metric
-    for metric in (
-        Metric("top1", "percentage points", higher_is_better=True),
-        Metric("top5", "percentage points", higher_is_better=True),
-        Metric("mse", "%", higher_is_better=False, noise=100 * FOLDED),
-        Metric("mae", "%", higher_is_better=False, noise=100 * FOLDED),
-        Metric("bce", "%", higher_is_better=False, noise=100 * FOLDED),
-        Metric("r2", "", higher_is_better=True, noise=FOLDED),
-        Metric("cosine", "", higher_is_better=True, noise=FOLDED),
-        Metric("iou", "", higher_is_better=True, noise=FOLDED),
-        Metric(OWN_METRIC, "", higher_is_better=True, noise=FOLDED),
-        Metric("retention", "percentage points", higher_is_better=True),
-        Metric("agreement", "percentage points", higher_is_better=True),
-        Metric("snr", "dB", higher_is_better=True, noise=0.5),
-        Metric("p50", "%", higher_is_better=False, noise=5.0),
-        Metric("p99", "%", higher_is_better=False, noise=10.0),
-        Metric("ratio", "%", higher_is_better=False, noise=1.0),
-        Metric("size", "%", higher_is_better=False),
+QUANTITIES = {
+    quantity.name: quantity
+    for quantity in (
+        Quantity("top1", "percentage points", higher_is_better=True),
+        Quantity("top5", "percentage points", higher_is_better=True),
+        Quantity("mse", "%", higher_is_better=False, noise=100 * FOLDED),
+        Quantity("mae", "%", higher_is_better=False, noise=100 * FOLDED),
+        Quantity("bce", "%", higher_is_better=False, noise=100 * FOLDED),
+        Quantity("r2", "", higher_is_better=True, noise=FOLDED),
+        Quantity("cosine", "", higher_is_better=True, noise=FOLDED),
+        Quantity("iou", "", higher_is_better=True, noise=FOLDED),
+        Quantity(OWN_METRIC, "", higher_is_better=True, noise=FOLDED),
+        Quantity("retention", "percentage points", higher_is_better=True),
+        Quantity("agreement", "percentage points", higher_is_better=True),
+        Quantity("snr", "dB", higher_is_better=True, noise=0.5),
+        Quantity("p50", "%", higher_is_better=False, noise=5.0),
+        Quantity("p99", "%", higher_is_better=False, noise=10.0),
+        Quantity("ratio", "%", higher_is_better=False, noise=1.0),
+        Quantity("size", "%", higher_is_better=False),
     )
 }
 
 
-def metric_of(label: str) -> Metric:
-    """The metric of a number and what it is of, as `p50 batch 1`."""
-    return METRICS[label.split()[0]]
+def quantity_of(label: str) -> Quantity:
+    """The quantity that a number is one of, by its label, as `p50 batch 1`."""
+    return QUANTITIES[label.split()[0]]
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,7 @@ def parse_fail_rule(text: str) -> FailRule:
         value = float(limit)
     except ValueError:
         value = math.nan
-    if name not in METRICS or not 0 <= value < math.inf:
-        units = ", ".join(f"{metric.name} ({metric.unit or 'absolute'})" for metric in METRICS.values())
+    if name not in QUANTITIES or not 0 <= value < math.inf:
+        units = ", ".join(f"{metric.name} ({metric.unit or 'absolute'})" for metric in QUANTITIES.values())
         raise InputError(f"--fail-on {text}: write METRIC=LIMIT, as top1=0.5, with a metric of {units}")
     return FailRule(name, value)

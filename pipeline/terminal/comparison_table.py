@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from vsfix.pipeline.benchmark.comparing import RunComparison, metric_of
+from vsfix.pipeline.benchmark.comparing import RunComparison, quantity_of
 
 _ORDER = ("worse", "better")
 
@@ -40,7 +40,7 @@ def comparison_table(found: RunComparison) -> Table:
             if change.direction == direction:
                 model, backend, precision = change.row
                 moved = f"{change.change:+.2f} {change.unit}" if change.unit else f"{change.change:+.4g}"
-                values = (metric_of(change.metric).written(value) for value in (change.before, change.after))
+                values = (quantity_of(change.metric).written(value) for value in (change.before, change.after))
                 table.add_row(model, f"{backend} {precision}", change.metric, direction, *values, moved)
     return table
 
