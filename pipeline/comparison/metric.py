@@ -173,6 +173,8 @@ class Metric:
         if self.is_decided:
             if output.shape != labels.shape:
                 raise self._misfit(output, labels)
+            if labels.min() < 0:
+                raise DataError(f"--metric {self.key}: label {labels.min()} names no class of '{self.output}'")
             classes = 2 if self.has_two_classes else 1 + int(max(labels.max(), output.max(), 2))
             return _share(output == labels) if self.key == "top1" else _overlap(output, labels, classes)
         scores = class_scores(output, labels.shape)

@@ -176,6 +176,7 @@ def test_an_embedding_is_judged_by_no_decision():
         (None, VALUES, np.eye(3, dtype=np.float32)[CLASSES % 3], "one-hot"),
         (None, VALUES, None, "no array 'labels'"),
         ("nomodule_:f", VALUES, TARGETS, "can't be imported"),
+        ("top1", CLASSES, CLASSES - 1, "label -1 names no class of 'y'"),
         (7, VALUES, TARGETS, "--metric 7: choose one of top1"),
     ],
 )
