@@ -66,6 +66,8 @@ def _judge_repaired(repaired: Row, reference: Row, name: str) -> tuple[Status, s
         return "WARN", f"Repaired, and {_too_few(found.samples)} whether that gained or lost: {numbers}"
     if found.is_worse:
         return "FAIL", f"The repair {'lost accuracy' if found.unit else 'made it worse'}: {numbers}"
+    if found.is_doubtful:
+        return "WARN", f"Repaired, and the labels are too few to tell whether the loss is chance: {numbers}"
     if not found.is_better:
         return "PASS", f"Repaired, and no more than chance apart from {baseline}: {numbers}"
     return "PASS", f"Repaired: {numbers}"

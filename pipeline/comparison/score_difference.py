@@ -22,6 +22,7 @@ from .proportion import SIGNIFICANT, mcnemar_p_value, paired_difference_interval
 FOLDED = 1e-5  # relative: a score that moves by less has the same decisions
 FEWEST = 8  # samples, below which they tell nothing
 NOT_FINITE = "not finite"
+_LARGE = 0.05  # of the metric: a loss that nobody takes for none
 _NORMAL = 200  # samples, from which on the mean of their differences is normal
 
 
@@ -131,6 +132,11 @@ class ScoreDifference:
     def is_told(self) -> bool:
         """Whether there are samples enough to tell which one is better: of fewer no loss is more than chance."""
         return self.samples >= FEWEST
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the model lost a twentieth of the metric or more, on too few samples to tell that from chance."""
+        return self.gain <= -_LARGE * abs(self.before) < 0 and not self.is_worse
 
     @property
     def is_worse(self) -> bool:

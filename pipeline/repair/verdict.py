@@ -55,6 +55,9 @@ def judge(report: RepairReport, scores: LabelScores | None = None) -> tuple[str,
     if scores is not None and not scores.is_told and _is_changed(report):
         few = f"on {scores.samples} labelled samples, which are too few to tell whether it gained or lost; {FEWEST} do"
         return "WARN", f"{verdict.rstrip('.')}, {few}."
+    if scores is not None and scores.is_doubtful:
+        doubt = f"the labels are too few to tell whether that is chance (p = {scores.p_value:.2g})"
+        return "WARN", f"{verdict.rstrip('.')}; {doubt}{scores.allowed}."
     if scores is None or not scores.is_worse:
         return status, verdict
     return "WARN", f"{verdict.rstrip('.')}; on the labels it is worse by more than chance{scores.allowed}."

@@ -59,6 +59,13 @@ def test_a_repaired_model_is_judged_against_the_reference(before, after, status,
     assert words in found[1]
 
 
+def test_a_large_loss_that_may_be_chance_is_no_pass():
+    reference, scores = scored(np.ones(8), TOP_1)
+    repaired, _ = scored((np.arange(8) >= 5).astype(float), TOP_1, repaired=True, reference=scores)
+    status, verdict = verdict_of([reference, repaired], None)
+    assert (status, "too few to tell whether the loss is chance: top-1 100.00 -> 37.50 %" in verdict) == ("WARN", True)
+
+
 @pytest.mark.parametrize(("samples", "status"), [(7, "WARN"), (8, "FAIL")])
 def test_what_too_few_labels_say_of_a_repair_is_no_pass(samples, status):
     right, wrong = np.ones(samples), np.zeros(samples)

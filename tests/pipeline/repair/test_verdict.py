@@ -62,3 +62,14 @@ def test_labels_that_are_too_few_make_no_pass():
         assert "on 7 labelled samples, which are too few to tell whether it gained or lost" in verdict
     assert judge(report(severity=UNSURE), labels(np.ones(7), np.ones(7)))[0] == "WARN"
     assert judge(report(severity=UNSURE), labels(np.ones(8), np.ones(8)))[0] == "PASS"
+
+
+def test_a_large_loss_on_labels_that_can_not_tell_it_from_chance_is_no_pass():
+    near = Severity(0.1, 0.05, 0.2, 256)
+    repaired = report(method="match", severity=FAR, severity_before=FAR, severity_after=near)
+    for lost, wanted in ((5, "WARN"), (0, "PASS")):  # of 8, where McNemar's p of 5 is 0.06
+        status, verdict = judge(repaired, labels(np.ones(8), (np.arange(8) >= lost).astype(float)))
+        assert status == wanted
+        assert ("too few to tell whether that is chance (p = 0.062)" in verdict) == (lost > 0)
+    many = labels(np.ones(300), (np.arange(300) >= 3).astype(float))  # a hundredth, which may be chance
+    assert judge(repaired, many)[0] == "PASS"
