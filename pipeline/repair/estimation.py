@@ -22,6 +22,7 @@ from vsfix.graph_passes.noise_average.noise_average import run_deployed
 from vsfix.graph_passes.statistics.batches import Batch, count_samples, first_samples, prescribed_batch_size
 from vsfix.graph_passes.statistics.estimate import Estimate
 from vsfix.graph_passes.statistics.moments import Moments
+from vsfix.pipeline.inspection.fault import RE_ESTIMATED
 from vsfix.pipeline.inspection.inspection import Inspection, inspect_graph, look_at
 from vsfix.pipeline.inspection.noise_study import NoiseStudy
 from vsfix.pipeline.inspection.preparation import PreparedModel, has_noise
@@ -233,8 +234,14 @@ def _as_trained(
     few = _first(prepared, batches)
     on_few = replace(basis, judged_on=basis.judged_on or few)
     found = _toward_average(plan, prepared, few, open_model, replace(config, method="auto"), on_few, batches)
-    data = f"statistics with the noise on from {count_samples(batches)} samples, then {found.data}"
-    return replace(found, data=data, samples=count_samples(batches))
+    total = count_samples(batches)
+    doubts = []
+    if basis.made is not None:
+        doubts.append("all statistics were re-estimated from inputs that were made from those of the file; give --data")
+    elif total < RE_ESTIMATED:
+        doubts.append(f"all statistics were re-estimated from {total} samples; give {RE_ESTIMATED} or more, best all")
+    data = f"statistics with the noise on from {total} samples, then {found.data}"
+    return replace(found, data=data, samples=total, warnings=(*found.warnings, *doubts))
 
 
 def _re_estimate(

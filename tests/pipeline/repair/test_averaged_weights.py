@@ -134,6 +134,15 @@ def test_under_noise_it_comes_to_the_average_whatever_was_stored(tmp_path):
     assert len(files) == 1, "what was stored is replaced"
 
 
+@pytest.mark.parametrize(
+    ("data", "doubt"),
+    [(X[:32], "re-estimated from 32 samples; give 128 or more"), (None, "made from those of the file; give --data")],
+)
+def test_all_statistics_from_too_little_are_no_pass(tmp_path, data, doubt):
+    found = vsfix.optimize(exported(averaged(0.5), tmp_path), data, method="exact", layers="all")
+    assert (found.status, [text for text in found.report.warnings if doubt in text] != []) == ("WARN", True)
+
+
 def noisy_mean(module: nn.Module) -> np.ndarray:
     module = copy.deepcopy(module).eval()
     for layer in module.modules():
