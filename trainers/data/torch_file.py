@@ -88,7 +88,7 @@ def read_torch_file(path: Path, *, leave_objects: bool = False) -> Any:
         if issubclass(kind, _Unread):
             raise ModelError(
                 f"{path}: is a whole module or another object ({kind.__name__}) and holds code, which is "
-                f"never run; where you trust it: torch.save(torch.load('{path.name}', weights_only=False)"
+                f"never run; where you trust it: torch.save(torch.load('{path}', weights_only=False)"
                 ".state_dict(), 'weights.pt')"
             )
         if unknown and not leave_objects:
@@ -124,10 +124,10 @@ def _foreign_archive(path: Path) -> str | None:
     if "constants.pkl" in names and any(name.startswith("code/") for name in names):
         return (
             "is a TorchScript archive, whose code is never run; where you trust it: "
-            f"torch.save(torch.jit.load('{path.name}').state_dict(), 'weights.pt')"
+            f"torch.save(torch.jit.load('{path}').state_dict(), 'weights.pt')"
         )
     if "archive_format" in names:
-        return f"is an ExportedProgram; in Python: vsfix.export(torch.export.load('{path.name}'))"
+        return f"is an ExportedProgram; in Python: vsfix.export(torch.export.load('{path}'))"
     return None
 
 
@@ -154,7 +154,12 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
                 raise ValueError("its header is too long")
             header = json.loads(file.read(length))
             values = bytearray(file.read())
-            return {str(name): _tensor(entry, values) for name, entry in header.items() if name != "__metadata__"}
+            entries = {str(name): entry for name, entry in header.items() if name != "__metadata__"}
+            if other := [name for name, entry in entries.items() if str(entry["dtype"]) not in _SAFETENSORS]:
+                raise ModelError(
+                    f"{path}: {other[0]} is {entries[other[0]]['dtype']}, which is not read; save it as F32"
+                )
+            return {name: _tensor(entry, values) for name, entry in entries.items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise ModelError(f"{path}: is a damaged safetensors file ({first_line(error)})") from None
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin
 
 from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.io.named_file import why_unreadable
@@ -30,6 +31,10 @@ _SHOWN_KEYS = 3
 _DEEPEST = 4  # of dicts in each other
 _WRAPPERS = frozenset(("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 _COUNTERS = ("num_batches_tracked", "n_averaged")  # which no deployed number depends on
+# What an optimizer keeps beside each weight may have the names of the weights.
+_NO_WEIGHTS = re.compile(
+    r"optim(i[sz]ers?)?(_states?|_state_dict)?|(max_)?exp_avg(_sq)?|momentum_buffers?|grads?|gradients", re.IGNORECASE
+)
 _AVERAGE = re.compile(r"(^|[._])(ema|swa|avg|averaged?|shadow)([._]|$)|average", re.IGNORECASE)
 
 
@@ -79,9 +84,10 @@ def load_weights(module: nn.Module, path: Path, key: str | None = None) -> Found
         places = _places(tables, module)
     chosen, averages = _choose(path, places, key) if places else (_nearest(path, tables, module, key), ())
     _require_these(path, chosen, module)
+    _require_kinds(path, chosen, module)
     try:
-        module.load_state_dict(chosen.state(module))
-    except RuntimeError as error:
+        module.load_state_dict(chosen.state(module), strict=False)  # what is no tensor stays the module's own
+    except Exception as error:  # the hooks of a module are foreign code
         raise InputError(f"--weights {path}: do not fit the module: {' '.join(str(error).split())}") from error
     return FoundWeights(f"{path}{chosen.label}", averages)
 
@@ -119,7 +125,7 @@ class _Place:
     def state(self, module: nn.Module) -> dict[str, torch.Tensor]:
         """The tensors by the names of the module; counters and tied weights that are not there are the module's own."""
         state = {name: self.table[self.prefix + name] for name in self.names()}
-        own = module.state_dict()
+        own = _own(module)
         for name, tensor in own.items():
             if name not in state:
                 tied = [other for other in state if other in own and own[other].data_ptr() == tensor.data_ptr()]
@@ -134,30 +140,50 @@ def _tables(content: Mapping[object, object], keys: tuple[str, ...]) -> Iterator
         yield keys, table
     if len(keys) < _DEEPEST:
         for name, value in named.items():
-            if isinstance(value, Mapping):
+            if isinstance(value, Mapping) and not _NO_WEIGHTS.fullmatch(name):
                 yield from _tables(value, (*keys, name))
 
 
-def _needed(module: nn.Module) -> set[str]:
-    """The names of what a file must hold: no counter, and of tied weights one."""
-    first: dict[int, str] = {}
-    for name, tensor in module.state_dict().items():
-        if not name.endswith(_COUNTERS) and (tensor.numel() == 0 or tensor.data_ptr() not in first):
-            first[tensor.data_ptr() or -len(first)] = name
-    return set(first.values())
+def _own(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of a module by name; its state may hold other objects too."""
+    own = {name: value for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
+    if lazy := [name for name, tensor in own.items() if isinstance(tensor, UninitializedTensorMixin)]:
+        raise InputError(
+            f"{type(module).__name__}: {lazy[0]} has no shape before a first run; let the factory run it once"
+        )
+    return own
+
+
+def _first_names(module: nn.Module) -> dict[str, str]:
+    """The name that stands for each tensor: of tied weights the first one."""
+    first: dict[object, str] = {}
+    return {
+        name: first.setdefault((tensor.data_ptr(), tensor.shape) if tensor.data_ptr() else name, name)
+        for name, tensor in _own(module).items()
+    }
+
+
+def _lacking(module: nn.Module, names: set[str]) -> set[str]:
+    """What a file that holds these names lacks: no counter, and of tied weights one is enough."""
+    first = _first_names(module)
+    held = {first[name] for name in names if name in first}
+    return {name for name in first.values() if not name.endswith(_COUNTERS)} - held
 
 
 def _places(tables: Mapping[tuple[str, ...], _Table], module: nn.Module) -> list[_Place]:
     """Where all that the module needs is, and under the prefix nothing else."""
-    needed, own = _needed(module), set(module.state_dict())
+    needed, own = _lacking(module, set()), set(_own(module))
     if not needed:
         return []
     one = max(needed, key=len)
+    ones = [name for name, first in _first_names(module).items() if first == one]
     found = []
     for keys, table in tables.items():
-        prefixes = {name.removesuffix(one) for name in table if name == one or name.endswith(f".{one}")}
+        prefixes = {name.removesuffix(each) for each in ones for name in table if f".{name}".endswith(f".{each}")}
         places = [_Place(keys, prefix, table) for prefix in sorted(prefixes)]
-        found += [each for each in places if needed <= each.names() <= own | set(_COUNTERS)]
+        found += [
+            each for each in places if not _lacking(module, each.names()) and each.names() <= own | set(_COUNTERS)
+        ]
     return found
 
 
@@ -178,7 +204,7 @@ def _choose(path: Path, places: list[_Place], key: str | None) -> tuple[_Place, 
 
 def _nearest(path: Path, tables: Mapping[tuple[str, ...], _Table], module: nn.Module, key: str | None) -> _Place:
     """The place that holds most of what the module needs, to say what it lacks."""
-    needed = _needed(module)
+    needed = _lacking(module, set())
     places = [
         _Place(keys, prefix, table)
         for keys, table in tables.items()
@@ -192,11 +218,29 @@ def _nearest(path: Path, tables: Mapping[tuple[str, ...], _Table], module: nn.Mo
 
 def _require_these(path: Path, place: _Place, module: nn.Module) -> None:
     """Refuses weights of another module."""
-    held, own = place.names(), set(module.state_dict())
-    for what, names in (("lacks", _needed(module) - held), ("has too much:", held - own - set(_COUNTERS))):
+    held, own = place.names(), set(_own(module))
+    for what, names in (("lacks", _lacking(module, held)), ("has too much:", held - own - set(_COUNTERS))):
         if names:
             where = f", {place.key}" if place.key else ""
             raise InputError(f"--weights {path}{where}: {what} {_some(names)}; give the weights of this very module")
+
+
+def _require_kinds(path: Path, place: _Place, module: nn.Module) -> None:
+    """Refuses numbers that torch would copy and change: quantised ones without their scale, complex ones as real."""
+    for name, tensor in _own(module).items():
+        given = place.table.get(place.prefix + name)
+        if given is not None and not name.endswith(_COUNTERS) and _kind(given) != _kind(tensor):
+            types = f"is {_type(given)}, that of the module {_type(tensor)}"
+            raise InputError(f"--weights {path}: {name} {types}; give the weights of this very module")
+
+
+def _kind(tensor: torch.Tensor) -> tuple[bool, bool]:
+    """Whether it holds floating point numbers, or complex ones."""
+    return tensor.is_floating_point(), tensor.is_complex()
+
+
+def _type(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _unwrapped(table: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
