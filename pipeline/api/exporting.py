@@ -17,6 +17,7 @@ from vsfix.graph_passes.ir.runtime import Array
 from vsfix.graph_passes.progress import stage
 from vsfix.pipeline.backends.model_kind import names_factory
 from vsfix.pipeline.backends.opening import checkpoint_file
+from vsfix.pipeline.data.fitting import Normalization
 from vsfix.pipeline.host.console import View
 from vsfix.trainers.export.example_inputs import given_inputs
 from vsfix.trainers.export.exporting import (
@@ -31,7 +32,7 @@ from vsfix.trainers.export.module_signature import bare_module
 from vsfix.trainers.export.onnx_export import ExportResult, convert_module
 from vsfix.trainers.training.checkpoint import Checkpoint, load_checkpoint
 
-from .arguments import files_read, texts, whole_number, whole_numbers
+from .arguments import Numbers, files_read, normalization_of, texts, whole_number, whole_numbers
 from .results import Result
 
 Source = nn.Module | torch.export.ExportedProgram | Checkpoint | str | Path
@@ -144,9 +145,9 @@ def export(
     inputs: str | Sequence[str] = (),
     input_shape: Sequence[int] | None = None,
     dynamic_shapes: Mapping[str, Any] | Sequence[Any] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    size: Sequence[int] | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
+    size: int | Sequence[int] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Export:
     """Makes an ONNX model of a network, every BatchNorm kept and every noise layer marked, checked against torch.
@@ -165,11 +166,11 @@ def export(
         input_shape: for a factory of one float32 input: its shape without the batch axis.
         dynamic_shapes: for a module: the free axes of each input, by its name or in order, a dict from the axis to a
             name or a `torch.export.Dim`. None frees the first axis of each, the batch.
-        mean: of each channel of images, for pixels between 0 and 1; written into the file with the next three, so that
-            it takes data sets by their names.
-        std: the deviation of each channel.
-        size: height and width; None takes those of the input.
-        class_names: of the outputs, in their order.
+        mean: of images, for pixels between 0 and 1, one number or one for each channel; written into the file with the
+            next three, so that it takes data sets by their names.
+        std: the deviation, likewise.
+        size: height and width, one number for both; None takes those of the input.
+        class_names: of the classes, in the order of the first output.
 
     Returns:
         The model, and how near it is to torch; `save` writes it.
@@ -181,6 +182,8 @@ def export(
         MissingComponentError: ONNX Runtime is not installed.
     """
     opset = whole_number("opset", opset)
+    said = normalization_of(mean, std, size)
+    names = () if class_names is None else texts("class_names", class_names)
     notes: tuple[str, ...] = ()
     of_factory = (weights, weights_key, inputs or None, input_shape)
     if isinstance(source, nn.Module):
@@ -204,8 +207,9 @@ def export(
             f"a {type(source).__name__} can't be exported; give a torch.nn.Module, an ExportedProgram, a checkpoint or "
             "package.module:factory"
         )
-    metadata = {**found.metadata, **_image_metadata(found, mean, std, size, class_names)}
+    metadata = {**found.metadata, **_image_metadata(found, said, names)}
     model, result = convert_module(found.module, found.example, opset=opset, metadata=metadata, hidden=found.hidden)
+    _require_names_of(model, names)
     known = {part.name: getattr(result, part.name) for part in fields(result)}
     is_file = isinstance(source, str | Path) and not names_factory(source)
     return Export(
@@ -241,20 +245,22 @@ def _weight_notes(source: str, found: Exportable) -> tuple[str, ...]:
     return (f"the file of the weights holds averages too ({averages}), which were left; --weights-key takes them",)
 
 
-def _image_metadata(
-    found: Exportable,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    size: Sequence[int] | None,
-    class_names: Sequence[str] | None,
-) -> dict[str, str]:
+def _image_metadata(found: Exportable, said: Normalization, class_names: tuple[str, ...]) -> dict[str, str]:
     """How images become the input, where that is said."""
-    if mean is None and std is None and size is None and class_names is None:
+    if said == Normalization() and not class_names:
         return {}
-    if mean is None or std is None:
-        raise InputError("mean and std: give both, a number for each channel, for pixels between 0 and 1")
-    sides = None if size is None else whole_numbers("size", size)
-    return describe_images(found.example, mean, std, sides, tuple(class_names or ()))
+    if said.mean is None or said.std is None:
+        raise InputError("mean and std: give both, one number or one for each channel, for pixels between 0 and 1")
+    return describe_images(found.example, said.mean, said.std, said.size, class_names)
+
+
+def _require_names_of(model: onnx.ModelProto, class_names: tuple[str, ...]) -> None:
+    """Refuses names that are not as many as the classes of the first output; one number decides between two."""
+    output = model.graph.output[0]
+    sides = [side.dim_value for side in output.type.tensor_type.shape.dim]
+    classes = {0: 0, 1: 2}.get(sides[1], sides[1]) if len(sides) > 1 else 0
+    if class_names and classes not in (0, len(class_names)):
+        raise InputError(f"class_names: {len(class_names)} names for the {classes} classes of output '{output.name}'")
 
 
 def _refuse(reason: str, *given: object) -> None:

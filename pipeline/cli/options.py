@@ -33,11 +33,11 @@ def data_option(*, required: bool) -> Callable[[F], F]:
 def normalization_options(function: F) -> F:
     """`--mean`, `--std` and `--size`."""
     for name, parse, form, text in (
-        ("--size", _parse_size, "HxW", "Bring image files to this size.  [default: that of the model's input]"),
-        ("--std", _parse_numbers, "X[,Y,Z]", "The deviation, likewise: (x / 255 - mean) / std."),
+        ("--size", parse_sides, "HxW", "Bring image files to this size.  [default: that of the model's input]"),
+        ("--std", parse_numbers, "X[,Y,Z]", "The deviation, likewise: (x / 255 - mean) / std."),
         (
             "--mean",
-            _parse_numbers,
+            parse_numbers,
             "X[,Y,Z]",
             "Normalise images of bytes, where MODEL does not say how: the mean of pixels between 0 and 1, one number "
             "or one for each channel.",
@@ -130,7 +130,7 @@ def _parse_shape(ctx: click.Context, param: click.Parameter, value: str | None) 
     return tuple(int(side) for side in value.split("x"))
 
 
-def _parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
     """`0.485,0.456,0.406` as numbers."""
     try:
         return None if value is None else tuple(float(number) for number in value.split(","))
@@ -138,7 +138,7 @@ def _parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None
         raise click.BadParameter(f"'{value}': write numbers as 0.485,0.456,0.406", ctx, param) from None
 
 
-def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+def parse_sides(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     """`224x224`, or `224` for both sides."""
     if value is None:
         return None

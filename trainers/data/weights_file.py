@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.io.named_file import why_unreadable
@@ -147,7 +147,7 @@ def _tables(content: Mapping[object, object], keys: tuple[str, ...]) -> Iterator
 def _own(module: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors of a module by name; its state may hold other objects too."""
     own = {name: value for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
-    if lazy := [name for name, tensor in own.items() if isinstance(tensor, UninitializedTensorMixin)]:
+    if lazy := [name for name, tensor in own.items() if is_lazy(tensor)]:
         raise InputError(
             f"{type(module).__name__}: {lazy[0]} has no shape before a first run; let the factory run it once"
         )

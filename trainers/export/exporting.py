@@ -106,8 +106,8 @@ def describe_images(
 
     Args:
         inputs: of the module; one that takes images, (N, C, H, W).
-        mean: for each channel.
-        std: for each channel.
+        mean: one number, or one for each channel.
+        std: likewise.
         size: height and width; None takes those of the input.
         class_names: in the order of the outputs.
 
@@ -119,10 +119,11 @@ def describe_images(
     shape, free = inputs.tensors[0].shape, inputs.axes[0]
     if size is None and free.keys() & {2, 3}:
         raise InputError("size: the input takes images of any size; say which one, as 224x224")
-    height, width = size if size is not None and len(size) == 2 else shape[2:]
+    height, width = size if size is not None else shape[2:]
     if any(axis not in free and side != shape[axis] for axis, side in ((2, height), (3, width))):
         raise InputError(f"size {height}x{width}: the input takes {shape[2]}x{shape[3]}")
-    described = Preprocessing(shape[1], (height, width), tuple(mean), tuple(std), tuple(class_names))
+    means, deviations = (tuple(values) * (shape[1] if len(values) == 1 else 1) for values in (mean, std))
+    described = Preprocessing(shape[1], (height, width), means, deviations, tuple(class_names))
     return {METADATA_KEY: described.to_json()}
 
 

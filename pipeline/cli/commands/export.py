@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import click
 
 from vsfix.pipeline.cli.completion import files
-from vsfix.pipeline.cli.options import input_shape_option, json_option, verbose_option
-
-
-def _parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    """`0.485,0.456,0.406` as numbers."""
-    if value is None:
-        return None
-    try:
-        return tuple(float(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"'{value}': write a number for each channel, as 0.5,0.5,0.5", ctx, param) from None
-
-
-def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """`224x224` as height and width."""
-    if value is None:
-        return None
-    if not re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", value):
-        raise click.BadParameter(f"'{value}': write height and width, as 224x224", ctx, param)
-    return tuple(int(side) for side in value.split("x"))
+from vsfix.pipeline.cli.options import input_shape_option, json_option, parse_numbers, parse_sides, verbose_option
 
 
 @click.command(name="export")
@@ -54,12 +34,12 @@ def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -
 @input_shape_option("The one float32 input of the module, without the batch: short for --input input:NxCxHxW.")
 @click.option(
     "--mean",
-    callback=_parse_numbers,
-    metavar="M,M,M",
+    callback=parse_numbers,
+    metavar="X[,Y,Z]",
     help="Written into the file: what is taken from pixels / 255.",
 )
-@click.option("--std", callback=_parse_numbers, metavar="S,S,S", help="Written too: what the difference is divided by.")
-@click.option("--size", callback=_parse_size, metavar="HxW", help="Written too.  [default: that of the input]")
+@click.option("--std", callback=parse_numbers, metavar="S,S,S", help="Written too: what the difference is divided by.")
+@click.option("--size", callback=parse_sides, metavar="HxW", help="Written too.  [default: that of the input]")
 @click.option(
     "--class-names",
     type=click.Path(path_type=Path),

@@ -84,6 +84,41 @@ def test_what_does_not_go_together_is_one_line(arguments, options, words):
     assert "\n" not in str(error.value)
 
 
+class Images(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn(self.conv(x)).mean((2, 3))
+
+
+PIXELS = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_one_number_normalises_every_channel_as_everywhere():
+    one = vsfix.export(Images().eval(), PIXELS, mean=0.5, std=0.25, size=8)
+    described = json.loads({each.key: each.value for each in one.model.metadata_props}["vsfix.preprocessing"])
+    assert (described["mean"], described["std"], described["size"]) == ([0.5] * 3, [0.25] * 3, [8, 8])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mean": (123.7, 116.3, 103.5), "std": (58.4, 57.1, 57.4)}, "divide mean and deviation by 255"),
+        ({"mean": "0.5", "std": "0.5"}, "mean '0.5': give a number, or one for each channel"),
+        ({"mean": 0.5, "std": 0.5, "size": (8, 8, 8)}, "give height and width in pixels"),
+        ({"mean": 0.5, "std": 0.5, "class_names": "cat"}, "1 names for the 4 classes of output 'logits'"),
+        ({"mean": 0.5, "std": 0.5, "class_names": ["cat", "dog"]}, "2 names for the 4 classes of output 'logits'"),
+        ({"class_names": ["cat", "dog"]}, "mean and std: give both"),
+    ],
+)
+def test_a_preprocessing_that_can_not_be_meant_is_no_part_of_a_file(options, words):
+    with pytest.raises(vsfix.VsfixError, match=words) as error:
+        vsfix.export(Images().eval(), PIXELS, **options)
+    assert "\n" not in str(error.value)
+
+
 def test_what_training_put_around_a_module_is_taken_off(module):
     expected = vsfix.export(module, (LEFT, RIGHT))
     for wrapped in (

@@ -133,8 +133,8 @@ def test_no_command_shows_the_help_and_is_no_success(call):
         (["export", "a:b", "-o", "x.onnx", "--input-shape", "3x0x2"], "without the batch, as 3x32x32"),
         (["export", "a.pt", "-o", "x.onnx", "--weights", "w.pt"], "go with package.module:factory"),
         (["export", "a:b", "-o", "x.onnx", "--input-shape", "6", "--input", "x:Nx6"], "a factory needs --input, as"),
-        (["export", "a:b", "-o", "x.onnx", "--input", "x:Nx6", "--mean", "a,b"], "a number for each channel"),
-        (["export", "a:b", "-o", "x.onnx", "--input", "x:Nx6", "--size", "8"], "write height and width, as 224x224"),
+        (["export", "a:b", "-o", "x.onnx", "--input", "x:Nx6", "--mean", "a,b"], "write numbers as 0.485"),
+        (["export", "a:b", "-o", "x.onnx", "--input", "x:Nx6", "--size", "8y8"], "write height and width as 224x224"),
         (["verify", "m.onnx", "--against", "n.onnx", "--weights", "w.pt"], "go with --against package.module:factory"),
     ],
 )

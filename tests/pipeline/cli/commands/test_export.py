@@ -117,10 +117,11 @@ def test_a_foreign_export_that_says_how_its_images_are_made_takes_a_folder_of_th
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--mean", "0.5,0.5,0.5", "--size", "12x12"), "mean and std: give both"),
+        (("--mean", "0.5,0.5,0.5", "--size", "12x12"), "--mean and --std go together"),
         (("--mean", "0.5,0.5,0.5", "--std", "1,1,1"), "takes images of any size; say which one, as 224x224"),
-        (("--mean", "0.5", "--std", "1", "--size", "12x12"), "1 means and 1 deviations for 3 channels"),
-        (("--mean", "0,0,0", "--std", "1,1,0", "--size", "12x12"), "deviations finite and above 0"),
+        (("--mean", "0.5,0.5", "--std", "1,1", "--size", "12x12"), "2 means and 2 deviations for 3 channels"),
+        (("--mean", "123,116,103", "--std", "58,57,57", "--size", "12x12"), "divide mean and deviation by 255"),
+        (("--mean", "0,0,0", "--std", "1,1,0", "--size", "12x12"), "--std 1,1,0: must be above 0"),
         (("--mean", "0,0,0", "--std", "1,1,1", "--class-names", "no.txt"), "--class-names no.txt: no such file"),
         (("--weights-key", "ema"), "--weights-key: goes with --weights"),
     ],
