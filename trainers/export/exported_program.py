@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from vsfix.graph_passes.errors import InputError, ModelError
+from vsfix.graph_passes.errors import InputError, ModelError, first_line
 
 from .module_signature import BATCH, INPUT, ModuleInputs
 from .noise_reach import random_states_kept
@@ -150,8 +150,9 @@ def program_inputs(program: torch.export.ExportedProgram, example: object = None
     Raises:
         InputError: it holds none, others are wanted, or inputs that are no tensors.
     """
+    names = [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
     if example is not None:
-        kwargs: Mapping[str, Any] = example if isinstance(example, Mapping) else {}
+        kwargs: Mapping[str, Any] = _in_order(example, names) if isinstance(example, Mapping) else {}
         args: Sequence[Any] = example if isinstance(example, tuple | list) else () if kwargs else (example,)
     elif program.example_inputs is not None:
         args, kwargs = program.example_inputs
@@ -160,7 +161,6 @@ def program_inputs(program: torch.export.ExportedProgram, example: object = None
     leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
     leaves = [torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
     known = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
-    names = [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
     if len(leaves) != len(names) or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
         raise InputError(f"the ExportedProgram takes {', '.join(names)}; give a tensor for each in example_inputs")
     symbols: dict[str, str] = {}
@@ -176,15 +176,31 @@ def program_inputs(program: torch.export.ExportedProgram, example: object = None
     return ModuleInputs((INPUT,) if len(names) == 1 else tuple(names), tensors, tuple(axes), spec)
 
 
+def _in_order(example: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Arguments by name in the order of the program, in which what stands inside one of them is called after it."""
+    found = {}
+    for name in names:
+        owners = [key for key in example if name == key or name.startswith(f"{key}_")]
+        if not owners:
+            raise InputError(f"the ExportedProgram takes {', '.join(names)}; give example_inputs by these names")
+        key = max(owners, key=len)
+        found[key] = example[key]
+    return found
+
+
 def require_deterministic(module: nn.Module, inputs: ModuleInputs) -> None:
     """Refuses a program that draws random numbers although its noise layers are off.
 
     Raises:
+        InputError: it does not take these inputs.
         ModelError: naming the operators that may draw.
     """
     with torch.no_grad(), random_states_kept():
         torch.manual_seed(0)
-        first = pytree.tree_leaves(inputs.call(module.eval()))
+        try:
+            first = pytree.tree_leaves(inputs.call(module.eval()))
+        except Exception as error:  # whatever an operator raises for another shape or type
+            raise InputError(f"the ExportedProgram fails on an input of {inputs}: {first_line(error)}") from error
         torch.manual_seed(1)
         second = pytree.tree_leaves(inputs.call(module))
     if all(torch.equal(one, two) for one, two in zip(first, second, strict=True) if isinstance(one, torch.Tensor)):

@@ -111,3 +111,31 @@ def test_what_an_exported_program_has_is_not_given_again():
     with pytest.raises(InputError, match="takes x; give a tensor for each"):
         vsfix.export(program, (torch.zeros(1), torch.zeros(1)))
     assert len(vsfix.export(program, torch.randn(4, 1, 8, 8)).markers) == 4
+
+
+class Difference(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(3, 4)
+
+    def forward(self, first: torch.Tensor, pair: list[torch.Tensor]) -> torch.Tensor:
+        return self.first(first) - 2 * self.second(pair[0]) * pair[1]
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_examples_of_a_program_go_by_their_names_in_any_order(by_name):
+    example = {"first": torch.randn(4, 3), "pair": [torch.randn(4, 3), torch.randn(4, 4)]}
+    dim = torch.export.Dim("batch")
+    shapes = {"first": {0: dim}, "pair": [{0: dim}, {0: dim}]}
+    args, kwargs = ((), example) if by_name else (tuple(example.values()), {})
+    program = torch.export.export(Difference().eval(), args, kwargs, dynamic_shapes=shapes)
+    result = vsfix.export(program, {name: example[name] for name in reversed(example)})
+    assert result.inputs == ("first", "pair_0", "pair_1")
+    with pytest.raises(InputError, match="takes first, pair_0, pair_1; give example_inputs by these names"):
+        vsfix.export(program, {"first": example["first"]})
+
+
+def test_an_example_that_a_program_does_not_take_is_an_error_of_one_line():
+    with pytest.raises(InputError, match=r"fails on an input of float64 \(4, 1, 8, 8\)") as caught:
+        vsfix.export(traced(Network(), training=False), torch.randn(4, 1, 8, 8).double())
+    assert "\n" not in str(caught.value)
