@@ -152,7 +152,7 @@ def benchmark(paths: Sequence[Path], config: BenchmarkConfig, names: Sequence[st
         data=samples.name,
         split=samples.split,
         samples=len(samples),
-        digest=_digest(samples, judge.judged_targets),
+        digest=_digest(samples, judge.judged_targets, config.batch_size),
         metric=_judged_by(judge),
         output=judge.output,
         reference=measured[0].variant.label,
@@ -239,10 +239,16 @@ def _memory() -> dict[str, str]:
     return {"peak memory": peak} if (peak := peak_memory()) else {}
 
 
-def _digest(samples: Samples, targets: Named) -> str:
+def _digest(samples: Samples, targets: Named, batch_size: int) -> str:
     """SHA-256 of the samples and their labels."""
     found = hashlib.sha256()
-    for name, array in [*sorted(samples.inputs.items()), *sorted(targets.items())]:
+    for name in sorted(samples.inputs):
+        for number, batch in enumerate(samples.batches(batch_size)):  # all may be larger than the memory
+            array = batch[name]
+            if number == 0:
+                found.update(f"{name} {array.dtype} {(len(samples), *array.shape[1:])}".encode())
+            found.update(np.ascontiguousarray(array).data)
+    for name, array in sorted(targets.items()):
         found.update(f"{name} {array.dtype} {array.shape}".encode())
         found.update(np.ascontiguousarray(array).data)
     return found.hexdigest()

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from vsfix.graph_passes.errors import MissingComponentError, VsfixError
+from vsfix.graph_passes.statistics.batches import take_rows
 from vsfix.pipeline.comparison.error_budget import pair_outputs
 from vsfix.pipeline.comparison.judgement import Judge
 from vsfix.pipeline.comparison.layer_search import LayerSearch
@@ -142,10 +143,10 @@ def search_row(row: Measured, own: Measured, samples: Samples) -> LayerSearch:
         The first tensor that differs and the worst, or the reason why none is known; without the other tensors.
     """
     pairs = pair_outputs(own.outputs, row.outputs, row.variant.label)
-    worst = list(worst_samples(pairs))
+    worst = np.array(worst_samples(pairs), dtype=np.intp)
     if row.variant.is_built or own.variant.is_built:
         return LayerSearch(own.variant.label, len(worst), (), None, None, _BUILT)
-    inputs = {name: array[worst] for name, array in samples.inputs.items()}
+    inputs = dict(take_rows(samples.inputs, worst))
     tolerance = GivenTolerance().resolve(own.variant.precision, row.variant.precision)
     sides = [(replace(side.variant.model, path=side.deployed.path), side.variant.backend, None) for side in (own, row)]
     return replace(search_files(sides, next(iter(inputs)), inputs, tolerance.min_snr_db), rows=())

@@ -15,7 +15,7 @@ Where no labels are wanted, what stands after the inputs is not looked at, whate
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -94,6 +94,7 @@ def read_data(
     max_memory: int | None = None,
     labelled: bool = True,
     inputs: Sequence[ModelInput] = (),
+    note: Callable[[str], None] | None = None,
 ) -> Samples:
     """Reads data that is no text.
 
@@ -106,13 +107,14 @@ def read_data(
         max_memory: the most bytes that are drawn from batches; None for the usual limit.
         labelled: read the labels where there are some; else they are not looked at.
         inputs: what the model says of its inputs; empty where nothing is known.
+        note: takes what a person should know, as the columns of a frame that are left out.
 
     Raises:
         InputError: data in no form that is read.
         DataError: no sample, other arrays than the model needs, different lengths, or values that are not finite; the
             data set or the generator raises an error.
     """
-    wanted = _Wanted.of(input_names, labelled, inputs)
+    wanted = replace(_Wanted.of(input_names, labelled, inputs), note=note)
     if not _is_one_batch(data):
         arrays, targets = _draw(data, wanted, samples, seed, max_memory or DEFAULT_MAX_MEMORY)
         name = _BATCHES
@@ -190,6 +192,7 @@ class _Wanted:
     names: Sequence[str]
     labelled: bool
     width: int | None = None
+    note: Callable[[str], None] | None = None
 
     @classmethod
     def of(cls, names: Sequence[str], labelled: bool, inputs: Sequence[ModelInput]) -> _Wanted:
@@ -264,6 +267,8 @@ def _split(batch: object, wanted: _Wanted, what: str) -> tuple[dict[str, Array],
         table = read_frame(batch, what)
         label = table.label_column(None)
         given = {**table.inputs(names, label, wanted.width)}
+        if wanted.note is not None and (left := table.left_out(names, label)) is not None:
+            wanted.note(left)
         if wanted.labelled and label is not None:
             rest = (table.labels(label),)
     elif isinstance(batch, Mapping):

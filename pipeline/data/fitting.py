@@ -71,6 +71,8 @@ class ModelInput:
     @property
     def width(self) -> int | None:
         """The numbers of a row that it takes; None for any number, or where it takes no rows."""
+        if self.shape == ():
+            return 1
         return (self.shape[0] or None) if self.shape is not None and len(self.shape) == 1 else None
 
     def takes(self, sides: Sequence[int]) -> bool:
@@ -213,10 +215,12 @@ def cast_array(array: Array, dtype: np.dtype[Any], what: str) -> Array:
         raise DataError(f"{what} is {array.dtype}, the model takes {dtype}; convert it with numpy's astype")
     with np.errstate(over="ignore", invalid="ignore"):
         found = array.astype(dtype)
-    lost = ~np.isfinite(found) if dtype.kind == "f" else found.astype(array.dtype) != array
-    if dtype.kind in "iu" and array.dtype.kind == "f":  # a float past the largest whole number comes back as another
-        limits = np.iinfo(dtype)
-        lost |= (array < limits.min) | (array > limits.max)
+        lost = ~np.isfinite(found) if dtype.kind == "f" else found.astype(array.dtype) != array
+    if dtype.kind in "iu" and array.dtype.kind in "iu":  # of 64 bits, a sign that is lost comes back with the cast
+        lost |= (found < 0) != (array < 0)
+    elif dtype.kind in "iu" and array.dtype.kind == "f":  # a float past the largest number comes back as another
+        limits, exact = np.iinfo(dtype), array.astype(np.float64, copy=False)
+        lost |= (exact < limits.min) | (exact > limits.max)
     rows = np.flatnonzero(lost.reshape(len(array), -1).any(axis=1))
     if rows.size:
         value = array[rows[0]][lost[rows[0]]].flat[0] if array.ndim > 1 else array[rows[0]]

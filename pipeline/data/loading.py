@@ -21,6 +21,7 @@ import numpy as np
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.graph_passes.io.named_file import user_path
 from vsfix.graph_passes.ir.runtime import Array
+from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.progress import stage
 from vsfix.graph_passes.statistics.batches import LazyBatch, samples_in
 from vsfix.trainers.data.datasets import DEFAULT_SIZE, KNOWN, NAMES, Split, load_dataset
@@ -61,8 +62,8 @@ def load_samples(
         samples: how many to choose at random; None takes all, in their order.
         seed: of the choice.
         at_most: fewer than `samples` are as good, and no warning.
-        max_memory: bytes that the process may hold; images that would take too much of it are decoded each time when
-            they are asked for. None decodes them at once.
+        max_memory: bytes that the process may hold; images, and rows of an `.npy` file, that would take too much of it
+            are read each time when they are asked for. None decodes images at once, and is the usual limit for a file.
         labelled: read the labels where there are some; else they are not looked at.
         inputs: what the model says of its inputs, to which the data is brought; empty where nothing is known.
 
@@ -87,9 +88,9 @@ def load_samples(
         "inputs": inputs,
     }
     if spec is None:
-        found = read_data(given.data, input_names, **options)
+        found = read_data(given.data, input_names, note=given.note, **options)
     elif is_code(spec):
-        found = read_code(spec, input_names, **options)
+        found = read_code(spec, input_names, note=given.note, **options)
     else:
         whole = _from_npz(user_path(spec), asked) if spec.endswith(".npz") else _from_table(spec, given, asked)
         found = whole.subset(asked.number(len(whole)), seed=seed)
@@ -198,7 +199,7 @@ def _from_npy(
     )
     array = read_npy(path)
     what = f"{path}: array '{wanted.name}'"
-    check_array(what, array[:1])
+    check_array(what, array[:1] if array.ndim else array)
     rows = asked.rows(len(array), str(path))
 
     def read(_: str, chosen: Array) -> Array:
@@ -210,7 +211,7 @@ def _from_npy(
     read(wanted.name, rows[:1])  # what does not fit is said here, and not where a batch is read
     inputs = LazyBatch(read, asked.names, rows)
     taken = len(rows) * int(np.prod(array.shape[1:])) * (wanted.dtype or array.dtype).itemsize
-    is_held = max_memory is None or taken <= max_memory // HELD
+    is_held = taken <= (DEFAULT_MAX_MEMORY if max_memory is None else max_memory) // HELD
     return Samples(str(path), dict(inputs) if is_held else inputs)
 
 
@@ -241,8 +242,8 @@ def _from_table(spec: str, given: GivenData, asked: _Asked) -> Samples:
     if named[1] is None and label in asked.names:
         label = None
     arrays = table.inputs(asked.names, label, asked.inputs[0].width)
-    if len(asked.inputs) == 1 and table.texts:
-        given.note(f"{table.name}: columns of text are left out: {', '.join(table.texts)}")
+    if (left := table.left_out(asked.names, label)) is not None:
+        given.note(left)
     types = {one.name: one.dtype for one in asked.inputs}
     arrays = {
         name: array if (dtype := types[name]) is None else cast_array(array, dtype, f"{table.name}: array '{name}'")

@@ -27,6 +27,7 @@ _LABELS = ("label", "labels", "target")
 _FILE = re.compile(r"(?P<path>.*\.(?:csv|tsv))(?::label=(?P<label>.+))?", re.IGNORECASE | re.DOTALL)
 _SHOWN = 8  # names of columns in a message
 _WHOLE = 18  # digits that an int64 holds in any case
+_WITH_COMMA = re.compile(r"[+-]?\d+(\.\d{3})*(,\d+)+(\.\d+)?")  # of decimals, or of thousands
 _DELIMITERS = (",", ";", "\t")
 
 
@@ -81,7 +82,7 @@ class Table:
         Raises:
             DataError: a column is missing or holds text, or there are too few or too many.
         """
-        if len(names) > 1 or names[0] in self.columns:
+        if len(names) > 1 or (names[0] in self.columns and width == 1):
             return {name: self._column(name)[:, np.newaxis] for name in names}
         chosen = [name for name in self.columns if name != label]
         if not chosen or (width is not None and len(chosen) != width):
@@ -92,6 +93,11 @@ class Table:
                 f"takes {width or 'one at least'}; give those that it takes, in its order"
             )
         return {names[0]: np.stack([self.columns[name] for name in chosen], axis=1)}
+
+    def left_out(self, names: Sequence[str], label: str | None) -> str | None:
+        """What a person should know of the columns of text that are no input; None where there is none."""
+        texts = [name for name in self.texts if name != label]
+        return f"{self.name}: columns of text are left out: {_listed(texts)}" if len(names) == 1 and texts else None
 
     def labels(self, label: str | None) -> Array | None:
         """The labels, shape (N,): whole numbers for classes, else floats; None where there is no such column.
@@ -247,9 +253,13 @@ def _numbers(cells: Sequence[str], lines: Sequence[int], line: str, name: str) -
     found = [_number(cell) for cell in cells]
     if None not in found:
         return np.array(found)
-    if all(number is None for number in found) and any(cell.strip() for cell in cells):
-        return None
     row = found.index(None)
+    if all(number is None for number in found) and any(cell.strip() for cell in cells):
+        if all(_WITH_COMMA.fullmatch(cell.strip()) for cell in cells if cell.strip()):
+            raise DataError(
+                f"{line} {lines[row]}, column '{name}' is '{cells[row]}'; write numbers with a point and no other mark"
+            )
+        return None
     said = "is empty" if not cells[row].strip() else f"is '{cells[row]}', no number"
     raise DataError(
         f"{line} {lines[row]}, column '{name}' {said}; the column holds numbers: fill it in, or leave the row out"

@@ -13,7 +13,7 @@ import numpy as np
 
 from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.ir.runtime import Array, Runner
-from vsfix.graph_passes.statistics.batches import Batch
+from vsfix.graph_passes.statistics.batches import Batch, take_rows
 from vsfix.pipeline.comparison.decisions import Decisions, compare_decisions
 from vsfix.pipeline.comparison.error_budget import (
     BudgetStep,
@@ -139,8 +139,8 @@ def verify(
             again = noise_floor(candidate.runner, last, next(samples.batches(batch_size)))
             result = replace(result, budget=(*error_budget([*chain, last], labels, decide=not random), again))
         if search is not None and result.status == "FAIL":
-            rows = list(result.worst_samples)
-            worst = {name: array[rows] for name, array in samples.inputs.items()}
+            rows = np.array(result.worst_samples, dtype=np.intp)
+            worst = dict(take_rows(samples.inputs, rows))
             result = replace(result, layers=search(index, worst))
         results.append(result)
     return Verification(reference.name, samples.name, len(samples), random, tolerance, tuple(results))

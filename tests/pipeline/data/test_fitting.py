@@ -45,6 +45,9 @@ def test_what_fits_already_is_not_copied_and_not_noted():
         (np.array([[3.0], [2.0**63]]), "int64", "of sample 1"),
         (np.array([[3], [300]]), "int8", "300 of sample 1"),
         (np.array([[3], [-1]]), "uint8", "-1 of sample 1"),
+        (np.array([[3], [-1]]), "uint64", "-1 of sample 1"),
+        (np.array([[3], [2**64 - 1]], np.uint64), "int64", "of sample 1"),
+        (np.array([[3.0], [2.5]], np.float16), "int64", "2.5 of sample 1"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused_by_its_sample(array, dtype, words):

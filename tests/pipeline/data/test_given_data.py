@@ -14,6 +14,7 @@ from PIL import Image
 import vsfix
 from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.statistics.batches import LazyBatch
+from vsfix.pipeline.data import loading
 from vsfix.pipeline.data.calibration import calibration_batches, labelled_samples, read_preprocessing
 from vsfix.pipeline.data.data_forms import GivenData
 from vsfix.pipeline.data.fitting import ModelInput, Normalization
@@ -152,6 +153,33 @@ def test_of_a_large_npy_file_the_rows_wanted_are_read_alone(net, folder):
     calibration_batches(net, "bad.npy", samples=10, batch_size=4, seed=3)
     with pytest.raises(InputError, match="not finite"):
         calibration_batches(net, "bad.npy", samples=None, batch_size=4, seed=3)
+
+
+def test_a_large_npy_file_is_not_read_whole_by_verify_and_benchmark_either(net, folder, monkeypatch):
+    onnx.save(net, "net.onnx")
+    other = onnx.ModelProto.FromString(net.SerializeToString())
+    last = next(tensor for tensor in other.graph.initializer if tensor.name == "v")
+    last.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(last), "v"))
+    onnx.save(other, "other.onnx")
+
+    def results():
+        verified = vsfix.verify("other.onnx", "net.onnx", "rows64.npy", batch_size=16)
+        return verified, vsfix.benchmark("net.onnx", "rows64.npy", batch_size=16, batches=(1,), seconds=0.05)
+
+    held = results()
+    monkeypatch.setattr(loading, "DEFAULT_MAX_MEMORY", 0)
+    asked, read = [], LazyBatch.__getitem__
+    monkeypatch.setattr(LazyBatch, "__getitem__", lambda batch, name: asked.append(batch.samples) or read(batch, name))
+    found = results()
+    assert 0 < max(asked) <= 16
+    assert found[0].results == held[0].results
+    assert found[1].digest == held[1].digest
+
+
+def test_an_npy_file_of_one_number_is_refused_in_one_line(net, folder):
+    np.save("one.npy", np.array(3.0))
+    with pytest.raises(InputError, match=r"has the shape \(\), which holds no sample"):
+        calibration_batches(net, "one.npy", samples=None, batch_size=4, seed=3)
 
 
 def test_a_function_that_never_ends_is_read_no_further_than_wanted(net, folder):

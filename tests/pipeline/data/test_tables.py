@@ -86,6 +86,21 @@ def test_columns_of_text_are_left_out_and_that_is_noted(tmp_path):
     np.testing.assert_array_equal(load(given).inputs["x"], ROWS)
     assert ["city" in note for note in given.notes] == [True]
     np.testing.assert_array_equal(load(frame).inputs["x"], ROWS)
+    for data in (frame, [frame[:10], frame[10:]]):
+        given = GivenData(data)
+        np.testing.assert_array_equal(load(given).inputs["x"], ROWS)
+        assert any("columns of text are left out: city" in note for note in given.notes)
+
+
+@pytest.mark.parametrize("width", [3, 0])
+def test_a_column_that_is_called_as_the_only_input_is_one_of_its_columns(width, tmp_path):
+    frame = pandas.DataFrame(ROWS, columns=["a", "x", "c"])
+    wanted = [ModelInput("x", np.dtype(np.float32), (width,))]
+    for data in (as_csv(tmp_path / "d.csv", frame), frame):
+        np.testing.assert_array_equal(load(data, wanted).inputs["x"], ROWS)
+        for shape in ((1,), ()):
+            one = load(data, [ModelInput("x", np.dtype(np.float32), shape)]).inputs["x"]
+            np.testing.assert_array_equal(one.ravel(), ROWS[:, 1])
 
 
 REFUSED = {
@@ -94,6 +109,8 @@ REFUSED = {
     "not a number": ("a,b,c\n1,2,3\n4,nan,6\n", "line 3, column 'b' is 'nan'"),
     "infinite": ("a,b,c\n1,2,3\n4,inf,6\n", "line 3, column 'b'"),
     "decimal commas": ('a;b;c\n1;2;3\n4;"5,5";6\n', "line 3, column 'b' is '5,5'"),
+    "nothing but decimal commas": ("a;b;c;d\n1;2;3;5,5\n", "line 2, column 'd' is '5,5'; write numbers with a point"),
+    "thousands": ('a,b,c,d\n1,2,3,"1,000"\n', "line 2, column 'd' is '1,000'; write numbers with a point"),
     "after a quoted break": ('a,b,c,t\n1,2,3,"x\ny"\n4,?,6,z\n', "line 4, column 'b' is '\\?'"),
     "cells": ("a,b,c\n1,2,3\n4,5\n", "line 3 has 2 cells, the first row 3"),
     "twice": ("a,b,b\n1,2,3\n", "two columns are called 'b'"),
