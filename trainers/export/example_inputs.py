@@ -170,7 +170,10 @@ def given_inputs(module: nn.Module, example: object, dynamic_shapes: object = No
 
 
 def _tensor(array: Array) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
+    try:
+        return torch.from_numpy(np.ascontiguousarray(array))
+    except TypeError:  # texts, and types that torch has not
+        raise InputError(f"example_inputs: an array of {array.dtype} is no tensor; give numbers") from None
 
 
 def _path_names(module: nn.Module, paths: Sequence[tuple[Any, ...]], *, given_by_name: bool) -> tuple[str, ...]:

@@ -71,6 +71,7 @@ def test_the_document_names_inputs_outputs_and_the_worst_of_these(module):
     ("arguments", "options", "words"),
     [
         ((Two(), "text"), {}, "example_inputs: give a batch of inputs"),
+        ((Two(), np.array(["text"])), {}, "example_inputs: an array of <U4 is no tensor; give numbers"),
         ((Two(), (LEFT, 3)), {}, "example_inputs: give a batch of inputs"),
         ((Two(), LEFT), {"inputs": ["x:Nx3"]}, "weights, weights_key, inputs and input_shape go with a factory"),
         ((Two(), LEFT), {"mean": [0.5], "std": [1]}, "go with one input of images"),

@@ -227,6 +227,7 @@ def test_several_inputs_come_in_the_order_of_the_model_or_by_name():
         (torch.from_numpy(X).to(torch.bfloat16), "can't be read as an array"),
         (np.full((9, 3), np.nan, np.float32), "is not finite in 9 of 9"),
         (np.array([["a"]]), "numbers are needed"),
+        (np.ma.masked_greater(X, np.median(X)), "masked values; fill them in, or leave the rows out"),
     ],
 )
 def test_what_can_not_be_used_is_one_line(data, words):
