@@ -22,7 +22,7 @@ from vsfix.graph_passes.noise_average.noise_average import run_deployed
 from vsfix.graph_passes.statistics.batches import Batch, count_samples, first_samples, prescribed_batch_size
 from vsfix.graph_passes.statistics.estimate import Estimate
 from vsfix.graph_passes.statistics.moments import Moments
-from vsfix.pipeline.inspection.fault import RE_ESTIMATED
+from vsfix.pipeline.inspection.fault import RE_ESTIMATED, FaultKind, find_fault
 from vsfix.pipeline.inspection.inspection import Inspection, inspect_graph, look_at
 from vsfix.pipeline.inspection.noise_study import NoiseStudy
 from vsfix.pipeline.inspection.preparation import PreparedModel, has_noise
@@ -240,6 +240,10 @@ def _as_trained(
         doubts.append("all statistics were re-estimated from inputs that were made from those of the file; give --data")
     elif total < RE_ESTIMATED:
         doubts.append(f"all statistics were re-estimated from {total} samples; give {RE_ESTIMATED} or more, best all")
+    else:
+        fault = find_fault(prepared.graph, few, open_model, seed=config.seed, max_memory=config.max_memory)
+        if fault is not None and fault.kind is FaultKind.INPUT:
+            doubts.append(f"if the statistics that were replaced were right, {fault.description}")
     data = f"statistics with the noise on from {total} samples, then {found.data}"
     return replace(found, data=data, samples=total, warnings=(*found.warnings, *doubts))
 

@@ -143,6 +143,14 @@ def test_all_statistics_from_too_little_are_no_pass(tmp_path, data, doubt):
     assert (found.status, [text for text in found.report.warnings if doubt in text] != []) == ("WARN", True)
 
 
+def test_data_in_another_form_than_the_statistics_know_is_no_pass(tmp_path):
+    model = exported(averaged(0.5), tmp_path)
+    found = vsfix.optimize(model, 2 * X + 0.5, method="exact", layers="all")
+    assert found.status == "WARN"
+    assert "were right, the data is not preprocessed as that of the training" in "".join(found.report.warnings)
+    assert vsfix.optimize(model, X, method="exact", layers="all").status == "PASS"
+
+
 def noisy_mean(module: nn.Module) -> np.ndarray:
     module = copy.deepcopy(module).eval()
     for layer in module.modules():
