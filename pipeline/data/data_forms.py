@@ -312,7 +312,7 @@ def _read_array(value: Any, what: str) -> Array:
     if hasattr(value, "detach"):  # a tensor of torch
         value = value.detach().cpu()
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
-        raise DataError(f"{what}: has {np.ma.count_masked(value)} masked values; fill them in, or leave the rows out")
+        raise DataError(f"{what}: has {int(np.sum(value.mask))} masked values; fill them in, or leave the rows out")
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, and types that numpy has not

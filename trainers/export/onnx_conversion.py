@@ -30,6 +30,7 @@ from .noise_tracing import NoiseTracer, tracing_noise
 from .onnx_cleaning import EXPORTER_OPSET, fold_constants
 
 _MAX_BYTES = 2**31  # of one protobuf message
+_ANY_BATCH = 2**31  # no bound below that is torch's own
 _CHATTY_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 
 
@@ -199,7 +200,20 @@ def trace_module(
             raise ModelError(
                 f"{type(module).__name__}: torch.export can't trace it: {_fixed_axis(error, inputs)}"
             ) from error
+    _require_any_batch(module, program)
     return program, tracer
+
+
+def _require_any_batch(module: nn.Module, program: torch.export.ExportedProgram) -> None:
+    """Refuses a forward that does another thing for larger batches: the file would hold one of both."""
+    sides = [node.meta["val"].shape[:1] for node in program.graph.find_nodes(op="placeholder") if "val" in node.meta]
+    for side in (first[0] for first in sides if first and isinstance(first[0], torch.SymInt)):
+        known = program.range_constraints.get(side.node.expr)
+        if known is not None and getattr(known.upper, "is_Integer", False) and known.upper < _ANY_BATCH:
+            raise ModelError(
+                f"{type(module).__name__}: its forward does another thing for more than {known.upper} samples at once, "
+                "and a file shows one of both; let it do the same for any number"
+            )
 
 
 @contextmanager

@@ -132,6 +132,15 @@ def test_what_training_put_around_a_module_is_taken_off(module):
         assert vsfix.verify(result.model, wrapped, {"left": LEFT, "right": RIGHT}).status == "PASS"
 
 
+def test_a_forward_that_does_another_thing_for_larger_batches_is_refused():
+    class Switching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * x if x.shape[0] > 6 else 3 * x
+
+    with pytest.raises(vsfix.VsfixError, match="does another thing for more than 6 samples at once"):
+        vsfix.export(Switching(), LEFT)
+
+
 def test_a_forward_of_any_number_of_inputs_takes_them_in_order():
     class Sum(nn.Module):
         def forward(self, *terms: torch.Tensor) -> torch.Tensor:
