@@ -39,10 +39,10 @@ else:
     runner = OnnxRuntimeRunner(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8))
 images = np.random.default_rng(0).normal(size=(1024, 1, 64, 64)).astype(np.float32)
 samples = Samples("images", {"input": images}, np.zeros(1024, np.int64))
-expected = accuracy_of("m", runner, samples, batch_size=8).accuracy
+expected = accuracy_of("m", runner, samples, batch_size=8).score
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20, resource.RLIM_INFINITY))
-assert accuracy_of("m", runner, samples, batch_size=1024).accuracy == expected
+assert accuracy_of("m", runner, samples, batch_size=1024).score == expected
 """
 
 
