@@ -67,6 +67,7 @@ class Optimization(Result):
         verdict: one sentence with the numbers.
         accuracies: top-1 as trained and repaired, where the labels are classes.
         scores: what labelled data says; None without it.
+        other_scores: the same of each other output that has labels of its own name.
         parser: what TensorRT's parser says of the model; None where none is installed that parses without a GPU.
         source: the file that was read; None for a model in memory.
     """
@@ -78,6 +79,7 @@ class Optimization(Result):
     verdict: str
     accuracies: tuple[AccuracyRow, ...] = field(default=(), repr=False)
     scores: LabelScores | None = None
+    other_scores: tuple[LabelScores, ...] = ()
     parser: ParserCheck | None = None
     source: Path | None = None
 
@@ -175,6 +177,7 @@ class Optimization(Result):
         return asdict(self.report) | {
             "accuracies": [asdict(row) for row in self.accuracies],
             "scores": None if self.scores is None else asdict(self.scores),
+            "other_scores": [asdict(found) for found in self.other_scores],
             "tensorrt_parser": None if self.parser is None else asdict(self.parser),
         }
 
@@ -188,7 +191,7 @@ class Optimization(Result):
         if self.accuracies:
             yield tables.accuracy_table(self.accuracies)
         if self.scores is not None:
-            yield tables.score_table(self.scores)
+            yield from map(tables.score_table, (self.scores, *self.other_scores))
         yield f"{self.status} {self.verdict}"
         yield from (f"wrote {path}" for path in written)
         if self.parser is not None:
@@ -349,23 +352,27 @@ def optimize(
         prepared, batches, open_for_small_runs, config, averaged_on=few, judge=by_labels, unlabelled=unlabelled
     )
     scores: LabelScores | None = None
+    others: tuple[LabelScores, ...] = ()
     accuracies: tuple[AccuracyRow, ...] = ()
     if by_labels is not None:
-        trained, repaired = by_labels.scores(deployable), by_labels.scores(repair.runnable)
-        scores = by_labels.compare(trained, repaired)
-        accuracies = _accuracies(by_labels.metric, trained, repaired, repair.report.samples)
+        trained, repaired = by_labels.all_scores(deployable), by_labels.all_scores(repair.runnable)
+        scores = by_labels.compare(trained[0], repaired[0])
+        others = by_labels.compare_others(trained, repaired)
+        accuracies = _accuracies(by_labels.metric, trained[0], repaired[0], repair.report.samples)
     result = Optimization(
         repair,
         *judge(repair.report, scores),
         accuracies,
         scores,
+        others,
         source=model_path(model),
         files_read=files_read([model], [data, eval_data]),
         data_notes=notes_of(calibration, labelled),
     )
     try:
         if scores is not None and by_labels is not None:
-            scores.require_no_loss(data_text(eval_data) or by_labels.samples.name, _advice(method))
+            for judged in (scores, *others):
+                judged.require_no_loss(data_text(eval_data) or by_labels.samples.name, _advice(method))
         require_plausible(repair.report, shown=scores is not None and scores.is_told)
     except CheckFailedError as refusal:
         raise RefusedRepairError(str(refusal), result) from None

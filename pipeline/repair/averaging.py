@@ -29,13 +29,21 @@ from vsfix.graph_passes.precision.value_scan import require_finite_values
 from vsfix.graph_passes.statistics.batches import Batch, prescribed_batch_size
 from vsfix.graph_passes.statistics.estimate import Estimate
 from vsfix.graph_passes.statistics.moments import Moments
-from vsfix.pipeline.comparison.metric import Metric
-from vsfix.pipeline.comparison.score_difference import is_better, is_worse
 from vsfix.pipeline.inspection.fault import RE_ESTIMATED, FaultKind, find_fault
 from vsfix.pipeline.inspection.noise_study import FEW, LayerRow, NoiseStudy
 from vsfix.pipeline.inspection.preparation import PreparedModel
 
-from .candidates import CandidateRow, candidate_row, fitted_to_others, matched, re_estimates
+from .candidates import (
+    CandidateRow,
+    candidate_row,
+    choose_by_labels,
+    fitted_to_others,
+    matched,
+    nearest,
+    not_better,
+    not_nearer,
+    re_estimates,
+)
 from .label_judge import LabelJudge, cross_fitted
 from .repair_config import RepairConfig
 
@@ -249,12 +257,12 @@ def _choose(
         warnings=(*plain.warnings, *warnings),
     )
     if judge is None:
-        best = _nearest(rows)
+        best = nearest(rows)
     else:
         tried_out, best = _by_labels(tried_out, {AS_TRAINED: study.graph, **graphs}, prepared, config, judge)
     if best == AS_TRAINED:
         return replace(
-            tried_out, reason=_not_nearer(rows) if judge is None else _not_better(tried_out.candidates, judge.metric)
+            tried_out, reason=not_nearer(rows) if judge is None else not_better(tried_out.candidates, judge.metric)
         )
     after = study.reference.rows(judges).severity(rows_of(outputs[best], judges), config.seed)
     tried_out = replace(tried_out, after=after, chosen=best, moments_after=moments[best])
@@ -265,12 +273,6 @@ def _choose(
     return replace(tried_out, layers=layers, parameters=parameters)
 
 
-def _nearest(rows: Sequence[CandidateRow]) -> str:
-    """The candidate that is nearest to F, where it is nearer than the file by more than chance; else the file."""
-    nearer = [row for row in rows if row.is_nearer]
-    return min(nearer, key=lambda row: row.severity).name if nearer else AS_TRAINED
-
-
 def _by_labels(
     averaging: Averaging,
     graphs: Mapping[str, gs.Graph],
@@ -278,23 +280,13 @@ def _by_labels(
     config: RepairConfig,
     judge: LabelJudge,
 ) -> tuple[Averaging, str]:
-    """The candidate that scores best, where it is better than the file by more than chance; the scores in the rows.
-
-    Where labels tell none from the file, the one that is nearest to F is taken, if its R says that it is needed and no
-    label speaks against it.
-    """
-    scores = {name: judge.scores(_deployed_model(graph, prepared)) for name, graph in graphs.items()}
-    rows = tuple(replace(row, score=float(scores[row.name].mean())) for row in averaging.candidates)
-    trained = scores[AS_TRAINED]
-    scored = replace(averaging, candidates=rows, cross_fitted=float(cross_fitted(scores).mean()))
-    best = max(scores, key=lambda name: float(scores[name].mean()))
-    if is_better(trained, scores[best]):
-        return scored, best
-    nearest = _nearest(rows)
+    """The candidate that the labels choose, see `choose_by_labels`; the scores in the rows."""
+    scores = {name: judge.all_scores(_deployed_model(graph, prepared)) for name, graph in graphs.items()}
+    judged = {name: found[0] for name, found in scores.items()}
+    rows = tuple(replace(row, score=float(judged[row.name].mean())) for row in averaging.candidates)
+    scored = replace(averaging, candidates=rows, cross_fitted=float(cross_fitted(judged).mean()))
     is_enough = config.method == "auto" and averaging.severity.is_healthy
-    if is_enough or is_worse(trained, scores[nearest]):
-        return scored, AS_TRAINED
-    return scored, nearest
+    return scored, choose_by_labels(rows, scores, is_enough=is_enough, may_leave=not judge.unjudged)
 
 
 def _deployed_model(graph: gs.Graph, prepared: PreparedModel) -> onnx.ModelProto:
@@ -313,32 +305,6 @@ def _healthy(severity: Severity) -> str:
         f"{number}: without its noise the network computes what it was trained to, far within what one draw of the "
         "noise does"
     )
-
-
-def _not_nearer(rows: Sequence[CandidateRow]) -> str:
-    """Why no candidate was taken."""
-    best = min(rows[1:], key=lambda row: row.severity, default=None)
-    if best is None:
-        return "no candidate could be made"
-    return (
-        f"no repair is nearer to the noise-averaged network than the file by more than chance: '{best.name}' has R "
-        f"{best.severity:.2f}, the file {rows[0].severity:.2f}, on the samples that judge"
-        + ("; more samples may tell" if best.severity < rows[0].severity else "")
-    )
-
-
-def _not_better(rows: Sequence[CandidateRow], metric: Metric) -> str:
-    """Why labels left the file as it is."""
-    best, given = max(rows[1:], key=lambda row: _score(row)), rows[0]
-    return (
-        f"no candidate is better than the file on the labelled data by more than chance: the best, '{best.name}', has "
-        f"{metric.text(_score(best))}, the file {metric.text(_score(given))}"
-    )
-
-
-def _score(row: CandidateRow) -> float:
-    """The score on labels, the higher the better."""
-    return -np.inf if row.score is None else row.score
 
 
 def _require_enough(wrong: Sequence[StoredAgainstNoisy], samples: int) -> None:

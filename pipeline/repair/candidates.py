@@ -20,14 +20,16 @@ from vsfix.graph_passes.estimators.paired import PairedConfig, paired
 from vsfix.graph_passes.estimators.unit_fit import MatchedUnit
 from vsfix.graph_passes.estimators.units import FoundParameters
 from vsfix.graph_passes.io.model_file import import_graph
-from vsfix.graph_passes.ir.runtime import Array, OpenModel
+from vsfix.graph_passes.ir.runtime import Array, Float64Array, OpenModel
 from vsfix.graph_passes.noise.analysis import analyse_noise
-from vsfix.graph_passes.noise_average.nearness import MATCH, REFINE, Candidate, judge_candidate
+from vsfix.graph_passes.noise_average.nearness import AS_TRAINED, MATCH, REFINE, Candidate, judge_candidate
 from vsfix.graph_passes.noise_average.noise_average import run_deployed
 from vsfix.graph_passes.noise_average.samples import SampleSet
 from vsfix.graph_passes.statistics.batches import Batch, prescribed_batch_size
 from vsfix.graph_passes.statistics.estimate import Estimate
 from vsfix.pipeline.comparison.agreement import Agreement, agreement, compared_outputs, measure_of, output_agreement
+from vsfix.pipeline.comparison.metric import Metric
+from vsfix.pipeline.comparison.score_difference import is_better, is_worse
 from vsfix.pipeline.inspection.noise_study import FEW, MOST, NoiseStudy
 from vsfix.pipeline.inspection.preparation import PreparedModel
 
@@ -183,3 +185,68 @@ def _average(graph: gs.Graph, samples: SampleSet, open_model: OpenModel, config:
         config.max_memory,
         needs_targets=False,
     )
+
+
+def nearest(rows: Sequence[CandidateRow]) -> str:
+    """The candidate that is nearest to F, where it is nearer than the file by more than chance; else the file."""
+    nearer = [row for row in rows if row.is_nearer]
+    return min(nearer, key=lambda row: row.severity).name if nearer else AS_TRAINED
+
+
+def choose_by_labels(
+    rows: Sequence[CandidateRow],
+    scores: Mapping[str, Sequence[Float64Array]],
+    *,
+    is_enough: bool,
+    may_leave: bool,
+) -> str:
+    """The candidate that scores best, where it is better than the file by more than chance.
+
+    None is taken that makes another labelled output worse by more than chance. Where labels tell none from the file,
+    the one that is nearest to F is taken, if its R says that it is needed and no label speaks against it.
+
+    Args:
+        rows: the candidates, the file first.
+        scores: of each, by its name: by the metric, then of each other output that has labels.
+        is_enough: whether the file needs no repair by its R.
+        may_leave: whether labels judge every output; else none is taken that is farther from F than the file.
+    """
+    trained = scores[AS_TRAINED]
+    farther = {row.name for row in rows if row.difference > 0}
+    allowed = [
+        name
+        for name, found in scores.items()
+        if not any(is_worse(before, after) for before, after in zip(trained[1:], found[1:], strict=True))
+        and (may_leave or name not in farther)
+    ]
+    best = max(allowed, key=lambda name: float(scores[name][0].mean()), default=AS_TRAINED)
+    if is_better(trained[0], scores[best][0]):
+        return best
+    near = nearest([row for row in rows if row.name in allowed])
+    return AS_TRAINED if is_enough or is_worse(trained[0], scores[near][0]) else near
+
+
+def not_nearer(rows: Sequence[CandidateRow]) -> str:
+    """Why no candidate was taken."""
+    best = min(rows[1:], key=lambda row: row.severity, default=None)
+    if best is None:
+        return "no candidate could be made"
+    return (
+        f"no repair is nearer to the noise-averaged network than the file by more than chance: '{best.name}' has R "
+        f"{best.severity:.2f}, the file {rows[0].severity:.2f}, on the samples that judge"
+        + ("; more samples may tell" if best.severity < rows[0].severity else "")
+    )
+
+
+def not_better(rows: Sequence[CandidateRow], metric: Metric) -> str:
+    """Why labels left the file as it is."""
+    best, given = max(rows[1:], key=lambda row: _score(row)), rows[0]
+    return (
+        f"no candidate is better than the file on the labelled data by more than chance: the best, '{best.name}', has "
+        f"{metric.text(_score(best))}, the file {metric.text(_score(given))}"
+    )
+
+
+def _score(row: CandidateRow) -> float:
+    """The score on labels, the higher the better."""
+    return -np.inf if row.score is None else row.score

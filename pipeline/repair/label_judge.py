@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,12 +31,14 @@ class LabelScores(ScoreDifference):
     Attributes:
         max_loss: the largest loss that is accepted, in the unit of the metric; None accepts what may be chance.
         outputs: how many the model has.
+        unjudged: the outputs that no label judges.
         kept: the share of the metric of the file as given that what is written keeps; None where there is no number.
         keep: the share that was to be kept, which accepts a loss too; None where that was not asked for.
     """
 
     max_loss: float | None = None
     outputs: int = 1
+    unjudged: tuple[str, ...] = ()
     kept: float | None = None
     keep: float | None = None
 
@@ -88,18 +90,20 @@ class LabelJudge:
         open_model: the runtime.
         batch_size: samples per run, at most; large ones make small runs, so that a set of any size is streamed. Where
             the metric needs all outputs at once they are held.
-        outputs: how many the model has.
+        outputs: the names of those that the model has.
         max_loss: see `LabelScores`.
         keep: the share of the metric that a cast is to keep; None where that is not asked for.
+        others: of each other output that has a target of its own name; none where a function has all outputs.
     """
 
     samples: Samples
     metric: Metric
     open_model: OpenModel
     batch_size: int
-    outputs: int = 1
+    outputs: tuple[str, ...] = ()
     max_loss: float | None = None
     keep: float | None = None
+    others: tuple[Metric, ...] = ()
 
     @classmethod
     def of(
@@ -135,23 +139,35 @@ class LabelJudge:
         finite = {name: array for name, array in outputs.items() if np.isfinite(array).all()}
         told = {name: kind for name, kind in (output_kinds or {}).items() if name in finite}
         kinds = recognise_outputs(import_graph(model), finite, told)
-        try:
-            chosen = choose_metric(
-                metric,
-                outputs,
-                samples.all_targets,
-                output=output,
-                probabilities=frozenset(name for name, kind in kinds.items() if kind.form == "probabilities"),
-            )
-        except DataError as error:
-            raise DataError(f"{samples.name}: {error}") from None
-        target = None if chosen.target is None else samples.all_targets[chosen.target]
-        if target is not None and not np.isfinite(target).all():
-            raise DataError(f"{samples.name}: array '{chosen.target}' holds labels that are not finite")
-        return cls(samples, chosen, open_model, batch_size, len(outputs), max_loss, keep)
+        probabilities = frozenset(name for name, kind in kinds.items() if kind.form == "probabilities")
+        targets = samples.all_targets
+
+        def choose(wanted: str | Function | None, name: str | None) -> Metric:
+            try:
+                chosen = choose_metric(wanted, outputs, targets, output=name, probabilities=probabilities)
+            except DataError as error:
+                raise DataError(f"{samples.name}: {error}") from None
+            if chosen.target is not None and not np.isfinite(targets[chosen.target]).all():
+                raise DataError(f"{samples.name}: array '{chosen.target}' holds labels that are not finite")
+            return chosen
+
+        chosen = choose(metric, output)
+        rest = [name for name in outputs if name in targets and name != chosen.output]
+        others = () if chosen.needs_all else tuple(choose(None, name) for name in rest)
+        return cls(samples, chosen, open_model, batch_size, tuple(outputs), max_loss, keep, others)
+
+    @property
+    def unjudged(self) -> tuple[str, ...]:
+        """The outputs that no label judges."""
+        judged = {metric.output for metric in (self.metric, *self.others)}
+        return () if self.metric.needs_all else tuple(name for name in self.outputs if name not in judged)
 
     def scores(self, model: onnx.ModelProto) -> Float64Array:
-        """One score a sample, the higher the better, shape (N,); the worst there is where an output is not finite.
+        """One score a sample, the higher the better, shape (N,); see `all_scores`."""
+        return self.all_scores(model)[0]
+
+    def all_scores(self, model: onnx.ModelProto) -> tuple[Float64Array, ...]:
+        """One score a sample by the metric and by each of `others`, the worst there is where an output is not finite.
 
         Raises:
             DataError: targets that do not fit the output.
@@ -171,16 +187,17 @@ class LabelJudge:
                 outputs = runner.run(dict(take_rows(self.samples.inputs, rows)))
                 return {name: array[: size - missing] for name, array in outputs.items()}
 
-            def score(start: int) -> Float64Array:
-                of_run = {name: array[start : start + size] for name, array in targets.items()}
-                return self.metric.scores(run(start), of_run)
+            def score(start: int) -> list[Float64Array]:
+                of_run, outputs = {name: array[start : start + size] for name, array in targets.items()}, run(start)
+                return [metric.scores(outputs, of_run) for metric in (self.metric, *self.others)]
 
             starts = range(0, len(self.samples), size)
             if not self.metric.needs_all:
-                return np.concatenate(list(side_by_side(score, starts, runner.concurrency)))
+                found = zip(*side_by_side(score, starts, runner.concurrency), strict=True)
+                return tuple(np.concatenate(parts) for parts in found)
             parts = list(side_by_side(run, starts, runner.concurrency))
         outputs = {name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in parts[0]}
-        return self.metric.scores(outputs, targets)
+        return (self.metric.scores(outputs, targets),)
 
     def compare(self, reference: Float64Array, found: Float64Array) -> LabelScores:
         """A model beside a reference.
@@ -192,9 +209,24 @@ class LabelJudge:
         return LabelScores(
             **vars(compare_scores(self.metric, reference, found)),
             max_loss=self.max_loss,
-            outputs=self.outputs,
+            outputs=len(self.outputs),
+            unjudged=self.unjudged,
             kept=_finite(self.metric.kept(float(reference.mean()), float(found.mean()))),
             keep=self.keep,
+        )
+
+    def compare_others(
+        self, reference: Sequence[Float64Array], found: Sequence[Float64Array]
+    ) -> tuple[LabelScores, ...]:
+        """The same for each of `others`, where a loss beyond chance is none that an option accepts.
+
+        Args:
+            reference: the scores of `all_scores`.
+            found: those of the model.
+        """
+        return tuple(
+            LabelScores(**vars(compare_scores(metric, before, after)), outputs=len(self.outputs))
+            for metric, before, after in zip(self.others, reference[1:], found[1:], strict=True)
         )
 
 

@@ -78,6 +78,9 @@ def _judge(report: RepairReport, scores: LabelScores | None) -> tuple[str, str]:
     better = scores is not None and scores.is_better
     before, after = report.severity_before, report.severity_after
     if before is not None and after is not None:
+        if after.ratio > before.ratio and better and scores is not None and scores.unjudged:
+            unjudged = ", ".join(f"'{name}'" for name in scores.unjudged)
+            return "WARN", f"{verdict}: farther from its noise-averaged network, and no label judges {unjudged}."
         if after.ratio > before.ratio and better:
             verdict += ": farther from its noise-averaged network, and better on the labels"
         elif after.ratio > before.ratio:
