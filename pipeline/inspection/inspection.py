@@ -207,10 +207,11 @@ def _with_severity(
     except (DataError, ModelError) as error:
         unknown = f"how far the file is from its noise-averaged network is unknown: {error}"
         return replace(found, warnings=(*found.warnings, unknown)), None
+    contradiction = study.contradiction() if config.noise else ()
     few = () if len(study.samples) >= FEW else (f"R rests on {len(study.samples)} samples; give {FEW} or more",)
     seen = replace(
         found,
-        warnings=(*found.warnings, *study.samples.warnings, *few, *study.open_question()),
+        warnings=(*found.warnings, *study.samples.warnings, *few, *contradiction, *study.open_question()),
         severity=study.severity,
         outputs=study.output_lines(),
         stored=tuple(row for row in study.stored if row.differs),

@@ -24,6 +24,7 @@ from vsfix.graph_passes.estimators.units import (
 from vsfix.graph_passes.folding.linear_layer import LINEAR_OPERATORS
 from vsfix.graph_passes.ir.runtime import Array, OpenModel
 from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
+from vsfix.graph_passes.noise.analysis import analyse_noise
 from vsfix.graph_passes.noise_average.divergence import OutputKind, recognise_outputs
 from vsfix.graph_passes.noise_average.noise_average import NoiseAverage, draws_for, run_deployed
 from vsfix.graph_passes.noise_average.samples import SampleSet
@@ -35,6 +36,7 @@ from vsfix.graph_passes.statistics.batches import Batch, prescribed_batch_size, 
 from vsfix.graph_passes.statistics.moments import Moments
 
 LEAST, FEW = 2, 8  # samples: none below, and a warning below
+CONTRADICTED = 0.2  # of the logarithm of a variance: what noise that is the right one leaves below it
 MOST = 1024  # samples: more bring next to nothing, take memory for each, and leave fewer positions of each
 
 
@@ -234,6 +236,26 @@ class NoiseStudy:
         return (
             f"{self.severity.doubt}; labelled data tells (--eval-data); without any, --method match takes what is "
             f"nearer to the average{told}",
+        )
+
+    def contradiction(self) -> tuple[str, ...]:
+        """The note where the statistics fit worse with the noise on than off: for noise that a person said."""
+        reached = analyse_noise(self.graph).reached
+        off, on = [], []
+        for module in find_modules(self.graph):
+            found = self.moments_off[module.name], self.moments_on[module.name]
+            told = (module.variance > 0) & ~found[0].degenerate & ~found[1].degenerate
+            if module.name in reached and told.any():
+                ratios = [np.log(one.variance[told] / module.variance[told]) for one in found]
+                off.append(float(np.mean(ratios[0] ** 2)))
+                on.append(float(np.mean(ratios[1] ** 2)))
+        if not on or not np.mean(on) > max(float(np.mean(off)), CONTRADICTED**2):
+            return ()
+        factors = [float(np.exp(np.sqrt(np.mean(squares)))) for squares in (on, off)]
+        return (
+            f"the noise that was said contradicts the file: with it on the stored variances are off by a factor of "
+            f"{factors[0]:.2f} (root mean square), without any noise by {factors[1]:.2f}; the name of a BatchNorm "
+            "stands for noise directly upstream of it, that of another node or tensor for noise on what it writes",
         )
 
     def output_lines(self) -> tuple[str, ...]:

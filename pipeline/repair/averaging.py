@@ -145,7 +145,7 @@ def average_repair(
         study = _study(_with_statistics(prepared.graph, statistics), batches, open_model, config)
         return _repaired(prepared, study, statistics, study.moments_off, _sample_warnings(study.samples), config, judge)
     study = _study(prepared.graph, batches, open_model, config)
-    warnings = _sample_warnings(study.samples)
+    warnings = _sample_warnings(study.samples) + (study.contradiction() if config.noise else ())
     moments_before = study.moments_off
     wrong = [row for row in study.stored if row.differs]
     if not wrong:

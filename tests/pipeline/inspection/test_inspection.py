@@ -239,3 +239,29 @@ def test_the_noise_of_a_file_that_says_it_was_repaired_is_no_damage(residual, op
     assert "vsfix repaired this file already" in found.warnings[0]
     assert judge_inspection(found)[0] == "WARN"
     assert inspect_model(told, [], open_model, InspectionConfig(noise=("d1=dropout:0.5",))).noise_sources
+
+
+@pytest.mark.parametrize("is_true", [True, False])
+def test_noise_that_a_person_says_is_held_against_the_statistics(parse, open_model, is_true):
+    rng = np.random.default_rng(3)
+    weight, x = rng.normal(size=(6, 24)).astype(np.float32), rng.normal(1, 1, (400, 6)).astype(np.float32)
+    h = (x @ weight).astype(np.float64)
+    square = (h**2).mean(axis=0)
+    variance = h.var(axis=0) + (square if is_true else 0)  # under Dropout 0.5: (c^2 + v) / p - c^2
+    model = parse(
+        """(float[N, 6] x) => (float[N, 24] y) {
+            h = MatMul (x, w)
+            n = BatchNormalization (h, g, b, m, v)
+            y = Relu (n)
+        }""",
+        {
+            "w": weight,
+            "g": np.ones(24, np.float32),
+            "b": np.zeros(24, np.float32),
+            "m": h.mean(axis=0).astype(np.float32),
+            "v": variance.astype(np.float32),
+        },
+    )
+    config = InspectionConfig(noise=("n=dropout:0.5",), output_kinds={"y": "values"})
+    found = inspect_model(model, [{"x": x}], open_model, config)
+    assert any("contradicts the file" in warning for warning in found.warnings) is not is_true
