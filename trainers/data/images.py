@@ -2,8 +2,9 @@
 
 Four formats are decoded, no program is started, and no picture unpacks to more than it may.
 
-For evaluation the shorter side is brought to 256/224 of the wanted size and the middle is cut out; for training a piece
-of 8 to 100 % of the area with an aspect of 3/4 to 4/3 is cut out at random.
+For evaluation an image of the wanted size is taken as it is; of others the shorter side is brought to 256/224 of the
+wanted size and the middle is cut out. For training a piece of 8 to 100 % of the area with an aspect of 3/4 to 4/3 is
+cut out at random.
 
 Source: the crops are those of Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, arXiv 1409.4842, and of He,
 Zhang, Ren, Sun, arXiv 1512.03385, as every ImageNet recipe since has them.
@@ -110,7 +111,14 @@ Images = npt.NDArray[np.uint8] | CroppedImages
 
 
 def middle_of(image: Image, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """The middle of an image, for evaluation, shape (*size, 3)."""
+    """The middle of an image, for evaluation, shape (*size, 3); the whole of one that has this size already."""
+    height, width = size
+    # Whoever stores images at the size of the network has trained on them whole.
+    return np.array(image) if image.size == (width, height) else _middle(image, size)
+
+
+def _middle(image: Image, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """The middle 224/256 of the largest part of the wanted aspect."""
     height, width = size
     # The largest box of the wanted aspect in the image, and of that the middle.
     scale = min(image.width / width, image.height / height) * EVALUATED_SHARE
@@ -126,7 +134,7 @@ def random_part_of(image: Image, size: tuple[int, int], generator: np.random.Gen
         position = generator.random(), generator.random()
         if width <= image.width and height <= image.height:
             return _resized(image, (width, height), position, size)
-    return middle_of(image, size)
+    return _middle(image, size)
 
 
 def _resized(

@@ -53,6 +53,17 @@ def test_the_middle_is_that_of_resizing_and_cutting():
     np.testing.assert_array_equal(cut, gradient[2:30, 18:46])
 
 
+def test_an_image_of_the_wanted_size_is_taken_as_it_is(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    for part in ("train", "test"):
+        (tmp_path / part / "a").mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / part / "a" / "0.png")
+        read = load_dataset(f"imagefolder:{tmp_path}", part, size=(12, 16)).images[:]
+        np.testing.assert_array_equal(read[0], pixels)
+    turned = middle_of(Image.fromarray(pixels), (16, 12))
+    assert turned.shape == (16, 12, 3)
+
+
 def test_random_parts_stay_inside_and_cover_the_areas_and_aspects_of_the_recipe():
     rows, columns = np.mgrid[0:100, 0:80].astype(np.uint8)
     image = Image.fromarray(np.stack([rows, columns, np.zeros_like(rows)], -1))
