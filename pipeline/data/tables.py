@@ -29,6 +29,7 @@ _SHOWN = 8  # names of columns in a message
 _WHOLE = 18  # digits that an int64 holds in any case
 _WITH_COMMA = re.compile(r"[+-]?\d+(\.\d{3})*(,\d+)+(\.\d+)?")  # of decimals, or of thousands
 _DELIMITERS = (",", ";", "\t")
+_POINT = "write numbers with a point and no other mark"
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,12 @@ class Table:
         if not chosen or (width is not None and len(chosen) != width):
             left_out = [*(name for name in self.columns if name == label), *self.texts]
             others = f"; not counted: {_listed(left_out)}" if left_out else ""
+            # One too many, and none has the name of a label: the last may be it.
+            is_label = label is None and width is not None and len(chosen) == width + 1
+            hint = f"; where one of them is the label, say which: FILE.csv:label={chosen[-1]}" if is_label else ""
             raise DataError(
                 f"{self.name}: has {len(chosen)} columns of numbers ({_listed(chosen) or 'none'}{others}), the model "
-                f"takes {width or 'one at least'}; give those that it takes, in its order"
+                f"takes {width or 'one at least'}; give those that it takes, in its order{hint}"
             )
         return {names[0]: np.stack([self.columns[name] for name in chosen], axis=1)}
 
@@ -190,7 +194,9 @@ def read_table(path: Path) -> Table:
             if not row:  # an empty line
                 continue
             if len(row) != len(names):
-                raise DataError(f"{path}: line {reader.line_num} has {len(row)} cells, the first row {len(names)}")
+                has = f"{path}: line {reader.line_num} has {len(row)} cells, the first row {len(names)}"
+                split = delimiter == "," and len(row) > len(names)
+                raise DataError(f"{has}; commas separate cells: {_POINT}, texts in quotes" if split else has)
             lines.append(reader.line_num)
             for column, cell in zip(cells, row, strict=True):
                 column.append(cell)
@@ -253,12 +259,15 @@ def _numbers(cells: Sequence[str], lines: Sequence[int], line: str, name: str) -
     found = [_number(cell) for cell in cells]
     if None not in found:
         return np.array(found)
-    row = found.index(None)
-    if all(number is None for number in found) and any(cell.strip() for cell in cells):
-        if all(_WITH_COMMA.fullmatch(cell.strip()) for cell in cells if cell.strip()):
-            raise DataError(
-                f"{line} {lines[row]}, column '{name}' is '{cells[row]}'; write numbers with a point and no other mark"
-            )
+    is_text = all(number is None for number in found) and any(cell.strip() for cell in cells)
+    wrong = [row for row, number in enumerate(found) if number is None and (cells[row].strip() or not is_text)]
+    row = wrong[0]  # in a text, of the cells that hold something
+    if all(_WITH_COMMA.fullmatch(cells[each].strip()) for each in (wrong if is_text else wrong[:1])):
+        raise DataError(
+            f"{line} {lines[row]}, column '{name}' is '{cells[row]}'; {_POINT}, as 0.5; semicolons, commas or tabs "
+            "may separate the cells"
+        )
+    if is_text:
         return None
     said = "is empty" if not cells[row].strip() else f"is '{cells[row]}', no number"
     raise DataError(

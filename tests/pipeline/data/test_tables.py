@@ -108,8 +108,17 @@ REFUSED = {
     "no number": ("a,b,c\n1,2,3\n4,n/a,6\n", "line 3, column 'b' is 'n/a', no number"),
     "not a number": ("a,b,c\n1,2,3\n4,nan,6\n", "line 3, column 'b' is 'nan'"),
     "infinite": ("a,b,c\n1,2,3\n4,inf,6\n", "line 3, column 'b'"),
-    "decimal commas": ('a;b;c\n1;2;3\n4;"5,5";6\n', "line 3, column 'b' is '5,5'"),
+    "decimal commas": ('a;b;c\n1;2;3\n4;"5,5";6\n', "line 3, column 'b' is '5,5'; write numbers with a point"),
+    "separator": (
+        "a;b;c\n0,1;0,2;0,3\n",
+        "column 'a' is '0,1'; write numbers with a point .* semicolons, commas or tabs",
+    ),
+    "commas between and in": (
+        "a,b,c\n0,1,0,2,0,3\n",
+        "line 2 has 6 cells, .*commas separate cells: write numbers with a",
+    ),
     "nothing but decimal commas": ("a;b;c;d\n1;2;3;5,5\n", "line 2, column 'd' is '5,5'; write numbers with a point"),
+    "after an empty cell": ("a;b;c;d\n1;2;3;\n1;2;3;5,5\n", "line 3, column 'd' is '5,5'; write numbers with a point"),
     "thousands": ('a,b,c,d\n1,2,3,"1,000"\n', "line 2, column 'd' is '1,000'; write numbers with a point"),
     "after a quoted break": ('a,b,c,t\n1,2,3,"x\ny"\n4,?,6,z\n', "line 4, column 'b' is '\\?'"),
     "cells": ("a,b,c\n1,2,3\n4,5\n", "line 3 has 2 cells, the first row 3"),
@@ -129,6 +138,22 @@ def test_a_table_that_does_not_serve_is_refused_by_row_and_column(name, tmp_path
     text, words = REFUSED[name]
     with pytest.raises(InputError, match=words):
         load(str(write(tmp_path / "d.csv", text)))
+
+
+def test_one_column_too_many_may_be_the_label_and_the_advice_works(tmp_path):
+    path = write(tmp_path / "d.csv", "a,b,c,price\n1,2,3,4\n")
+    with pytest.raises(DataError) as caught:
+        load(str(path))
+    advice = str(caught.value).rpartition("FILE.csv")[2]
+    assert advice == ":label=price"
+    np.testing.assert_array_equal(load(f"{path}{advice}").inputs["x"], [[1, 2, 3]])
+
+
+@pytest.mark.parametrize("text", ["a,b,c,d,label\n1,2,3,4,0\n", "a,b\n1,2\n", "a,b,c,d,e\n1,2,3,4,5\n"])
+def test_where_no_label_would_help_none_is_spoken_of(text, tmp_path):
+    with pytest.raises(DataError, match="the model takes 3") as caught:
+        load(str(write(tmp_path / "d.csv", text)))
+    assert ":label=" not in str(caught.value)
 
 
 def test_what_is_no_text_is_refused(tmp_path):
