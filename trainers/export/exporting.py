@@ -17,7 +17,7 @@ from vsfix.trainers.training.checkpoint import Checkpoint
 
 from .example_inputs import example_inputs
 from .exported_program import deployed_program, program_inputs, require_deterministic
-from .module_signature import ModuleInputs, as_inputs, bare_module
+from .module_signature import ModuleInputs, as_inputs, bare_module, needed_arguments
 from .onnx_export import ExportResult, export_onnx
 
 DEFAULT_OPSET = 18
@@ -69,11 +69,18 @@ def exportable_factory(
         weights_key: where they are in it; see `load_weights`.
 
     Raises:
-        InputError: the function, the weights or the inputs can't be used.
+        InputError: the function, the weights or the inputs can't be used; a shape where the forward takes several.
     """
     module, found = module_of_factory(source, weights, weights_key)
     texts = [side for side in inputs if isinstance(side, str)]
     shape = tuple(side for side in inputs if isinstance(side, int))
+    if not texts and len(needed := needed_arguments(module)) > 1:
+        first, *others = needed
+        options = [f"--input {first}:{'x'.join(map(str, ('N', *shape)))}", *(f"--input {name}:NxC" for name in others)]
+        raise InputError(
+            f"{type(module).__name__}.forward takes {', '.join(needed)}, and --input-shape describes one input; write "
+            f"{' '.join(options)}, each with its own shape, and :int64:0..99 after that of an index"
+        )
     example = example_inputs(module, texts) if texts else as_inputs(_example(shape))
     return Exportable(module, example, weights=found)
 

@@ -143,6 +143,15 @@ def bare_module(module: nn.Module) -> nn.Module:
     return bare_module(inner) if isinstance(inner, nn.Module) else module
 
 
+def needed_arguments(module: nn.Module) -> list[str]:
+    """The arguments that a forward can't do without."""
+    return [
+        each.name
+        for each in inspect.signature(module.forward).parameters.values()
+        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    ]
+
+
 def bound_names(module: nn.Module, names: Sequence[str]) -> tuple[str, ...] | None:
     """The arguments of a forward that inputs of these names are given to; None where they are given in order.
 
@@ -153,11 +162,7 @@ def bound_names(module: nn.Module, names: Sequence[str]) -> tuple[str, ...] | No
     kind = type(module).__name__
     positional = [each for each in known if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
     by_name = [each.name for each in known if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
-    needed = [
-        each.name
-        for each in known
-        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-    ]
+    needed = needed_arguments(module)
     takes = f"{kind}.forward takes {', '.join(each.name for each in known) or 'nothing'}"
     if set(names) <= set(by_name):
         if lacking := [name for name in needed if name not in names]:

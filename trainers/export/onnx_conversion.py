@@ -153,8 +153,37 @@ def _run(module: nn.Module, inputs: ModuleInputs) -> dict[str, torch.Tensor]:
     try:
         out = inputs.call(module)
     except Exception as error:  # a forward is foreign code: it may raise anything
-        raise ModelError(f"{type(module).__name__} fails on an input of {inputs}: {first_line(error)}") from error
+        hint = _of_indices(module, inputs)
+        raise ModelError(f"{type(module).__name__} fails on an input of {inputs}: {first_line(error)}{hint}") from error
     return output_tensors(out, type(module).__name__, inputs.names)
+
+
+def _of_indices(module: nn.Module, inputs: ModuleInputs) -> str:
+    """What to write where a module that fails runs on zeros once they are whole numbers; empty where it doesn't."""
+    floats = [index for index, tensor in enumerate(inputs.tensors) if tensor.is_floating_point()]
+    choices = [*([index] for index in floats), *([floats] if len(floats) > 1 else [])]
+    found = next((chosen for chosen in choices if _runs_on_zeros(module, inputs, chosen, torch.int64)), None)
+    if found is None or _runs_on_zeros(module, inputs, found, torch.float32):  # then it is about the values
+        return ""
+    last = min((part.num_embeddings for part in module.modules() if isinstance(part, nn.Embedding)), default=100) - 1
+    options = []
+    for index in found:
+        free = {axis: f"{name}={inputs.sizes[name]}" if axis else "N" for axis, name in inputs.axes[index].items()}
+        shape = "x".join(str(free.get(axis, side)) for axis, side in enumerate(inputs.tensors[index].shape))
+        options.append(f"--input {inputs.names[index]}:{shape}:int64:0..{last}")
+    return f"; it takes whole numbers: write {' '.join(options)}, or give an example of torch.int64"
+
+
+def _runs_on_zeros(module: nn.Module, inputs: ModuleInputs, chosen: Sequence[int], dtype: torch.dtype) -> bool:
+    """Whether the module runs where these inputs are zeros of a type."""
+    tensors = list(inputs.tensors)
+    for index in chosen:
+        tensors[index] = torch.zeros_like(tensors[index], dtype=dtype)
+    try:
+        replace(inputs, tensors=tuple(tensors)).call(module)
+    except Exception:  # foreign code, as above
+        return False
+    return True
 
 
 @contextmanager

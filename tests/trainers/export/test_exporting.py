@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import re
 import sys
 
 import numpy as np
 import pytest
 import torch
 
-from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
 from vsfix.pipeline.backends.torch_runner import TorchRunner
 from vsfix.trainers.export.exporting import exportable_factory
@@ -32,6 +33,23 @@ def broken():
 
 def wrong():
     return 3
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.norm = nn.Embedding(9, 4), nn.BatchNorm1d(4)
+    def forward(self, ids):
+        return self.norm(self.table(ids).mean(1))
+
+class Two(nn.Module):
+    def forward(self, pixels, meta, scale=1.0):
+        return pixels.mean((2, 3)) + meta.mean(1, keepdim=True) * scale
+
+class Positive(nn.Module):
+    def forward(self, x):
+        if (x < 0).any():
+            raise ValueError("negative")
+        return x + 1.0
 
 number = 7
 """
@@ -88,6 +106,37 @@ def test_a_factory_in_the_current_folder_is_exported_with_its_weights(package):
 def test_a_factory_that_does_not_serve_is_refused_in_one_line(package, source, words):
     with pytest.raises(InputError, match=words):
         exportable_factory(source, (6,))
+
+
+def test_the_shape_of_one_input_where_the_forward_takes_two_names_the_options_that_work(package):
+    with pytest.raises(InputError, match=r"Two.forward takes pixels, meta, and --input-shape") as caught:
+        exportable_factory("mynetwork:Two", (3, 8, 8))
+    options = re.findall(r"--input (\S+:[^\s,]+)", str(caught.value))
+    assert options == ["pixels:Nx3x8x8", "meta:NxC"]
+    found = exportable_factory("mynetwork:Two", options)
+    export_onnx(found.module, found.example, package / "m.onnx")
+    assert (package / "m.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "option"), [((6,), "input:Nx6:int64:0..8"), (["ids:NxT=6"], "ids:NxT=6:int64:0..8")]
+)
+def test_floats_given_to_a_table_of_tokens_name_the_option_that_works(package, inputs, option):
+    found = exportable_factory("mynetwork:Tagger", inputs)
+    with pytest.raises(ModelError, match="it takes whole numbers: write --input") as caught:
+        export_onnx(found.module, found.example, package / "m.onnx")
+    assert re.findall(r"--input ([^\s,]+)", str(caught.value)) == [option]
+    found = exportable_factory("mynetwork:Tagger", [option])
+    export_onnx(found.module, found.example, package / "m.onnx")
+    assert (package / "m.onnx").is_file()
+
+
+@pytest.mark.parametrize("source", ["mynetwork:Network", "mynetwork:Positive"])
+def test_a_failure_of_another_kind_is_not_put_down_to_whole_numbers(source, package):
+    found = exportable_factory(source, (7,))
+    with pytest.raises(ModelError, match="fails on an input") as caught:
+        export_onnx(found.module, found.example, package / "m.onnx")
+    assert "whole numbers" not in str(caught.value)
 
 
 def test_weights_of_another_network_are_refused(package):
