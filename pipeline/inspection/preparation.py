@@ -178,12 +178,22 @@ def repaired_batch_norms(metadata: Mapping[str, str]) -> tuple[str, ...]:
     Args:
         metadata: its metadata_props. An entry that vsfix has not written names none.
     """
+    names = _said(metadata).get("repaired")
+    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+
+
+def was_healthy(metadata: Mapping[str, str]) -> bool:
+    """Whether a file says that it needed no repair: it was found near its noise-averaged network, or had no noise."""
+    return metadata.get(EXPORT_METADATA_KEY) == "0" or _said(metadata).get("healthy") is True
+
+
+def _said(metadata: Mapping[str, str]) -> dict[str, object]:
+    """What vsfix wrote into a file on its repair; nothing of an entry that it has not written."""
     try:
         found = json.loads(metadata.get(REPAIR_KEY, "{}"))
     except (ValueError, RecursionError):
-        return ()
-    names = found.get("repaired") if isinstance(found, dict) else None
-    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def unrepaired_noise(model: onnx.ModelProto) -> str:

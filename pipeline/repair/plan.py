@@ -23,12 +23,13 @@ from vsfix.graph_passes.noise.analysis import NoiseMap, analyse_noise
 from vsfix.graph_passes.noise.marker import REPAIR_KEY
 from vsfix.graph_passes.noise.noise import Noise
 from vsfix.graph_passes.noise_inference.verdict import Verdict
+from vsfix.graph_passes.precision.precision import stated_precision
 from vsfix.graph_passes.statistics.batches import Batch, count_samples, first_samples, prescribed_batch_size
 from vsfix.pipeline.inspection.fault import find_fault
 from vsfix.pipeline.inspection.lost_noise import LostNoise, infer_lost_noise
-from vsfix.pipeline.inspection.preparation import PreparedModel
+from vsfix.pipeline.inspection.preparation import PreparedModel, was_healthy
 
-from .repair_config import AVERAGING, NEED_NOISE, RepairConfig
+from .repair_config import AVERAGING, NARROW, NEED_NOISE, RepairConfig
 
 SAMPLES = 500  # what the inference of lost noise wants; the paired method stops when its intervals are narrow
 MATCHED = 256  # what a match takes where the file says where its noise was; more bring next to nothing
@@ -68,7 +69,7 @@ def plan_repair(
 
     Raises:
         InputError: the method that was asked for does not fit the file.
-        ModelError: nothing can be decided from what there is.
+        ModelError: nothing can be decided from what there is, as of a file that vsfix has folded and cast.
     """
     if config.method == "none":
         return RepairPlan("none", "the parameters are kept, as was asked for")
@@ -77,8 +78,8 @@ def plan_repair(
     if is_again and prepared.noise_map.sources:
         return again
     if not find_batch_norms(prepared.graph):
-        if REPAIR_KEY in read_metadata(prepared.source):
-            return RepairPlan("none", "no BatchNorm is left: vsfix folded them all when it repaired this file")
+        if REPAIR_KEY in read_metadata(prepared.source) and not prepared.noise_map.sources:
+            return _folded(prepared)
         if config.method not in AVERAGING:
             raise InputError(f"--method {config.method} re-estimates BatchNorms, and the model has none; take match")
     if config.method == "exact" and config.layers != "auto":
@@ -102,6 +103,25 @@ def plan_repair(
     if not batches:
         raise ModelError(NOT_SHOWN)
     return _with_inference(infer_lost_noise(prepared, batches, open_model, max_memory=config.max_memory), config)
+
+
+def _folded(prepared: PreparedModel) -> RepairPlan:
+    """The choice where vsfix wrote the file and no BatchNorm is left in it."""
+    precision = stated_precision(prepared.graph)
+    if precision in NARROW:
+        raise ModelError(
+            f"no BatchNorm is left, and the file was cast to {precision}; take the float32 file that it was made from, "
+            "or --method none, which keeps every parameter"
+        )
+    if prepared.repaired:
+        return RepairPlan("none", "no BatchNorm is left: vsfix folded them all when it repaired this file")
+    if was_healthy(read_metadata(prepared.source)):
+        return RepairPlan("none", "no BatchNorm is left, and the file needed no repair when vsfix folded it")
+    doubt = (
+        "vsfix folded this file without a repair, and without its BatchNorms nothing tells whether it needs one: give "
+        "the file as it was before"
+    )
+    return RepairPlan("none", "no BatchNorm is left, and vsfix repaired none of this file", warnings=(doubt,))
 
 
 def _with_markers(noise_map: NoiseMap, config: RepairConfig) -> RepairPlan:

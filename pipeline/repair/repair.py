@@ -42,7 +42,7 @@ from vsfix.pipeline.comparison.tensor_comparison import comparable, compare_tens
 from vsfix.pipeline.data.calibration import fixed_batch_size, model_input_names
 from vsfix.pipeline.data.random_inputs import draw_inputs, stated_shape
 from vsfix.pipeline.inspection.inspection import Inspection, inspect_graph, look_at
-from vsfix.pipeline.inspection.preparation import PreparedModel, prepare_model
+from vsfix.pipeline.inspection.preparation import PreparedModel, prepare_model, was_healthy
 
 from .averaging import Averaging
 from .candidates import agreements
@@ -243,6 +243,8 @@ def _metadata(prepared: PreparedModel, found: Found, written: PassResult, config
     earlier, now = prepared.repaired, [change.subject for change in written.changed]
     if earlier and not now:
         return {REPAIR_KEY: read_metadata(prepared.source)[REPAIR_KEY]}
+    severity = None if found.averaging is None else found.averaging.severity
+    is_near = severity is not None and severity.is_healthy and not severity.is_open
     said = {
         "method": found.method,
         "data": found.data,
@@ -250,6 +252,7 @@ def _metadata(prepared: PreparedModel, found: Found, written: PassResult, config
         "seed": config.seed,
         "vsfix": version("vsfix"),
         "repaired": list(dict.fromkeys([*earlier, *now])),
+        "healthy": not now and (is_near or was_healthy(read_metadata(prepared.source))),
     }
     return {REPAIR_KEY: json.dumps(said)}
 

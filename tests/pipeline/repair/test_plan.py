@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -10,8 +12,10 @@ from vsfix.graph_passes.errors import InputError, ModelError
 from vsfix.graph_passes.io.model_file import export_model, import_graph
 from vsfix.graph_passes.noise.analysis import analyse_noise
 from vsfix.graph_passes.noise.marker import EXPORT_METADATA_KEY, RemoveMarkers
+from vsfix.graph_passes.precision.precision import CastPrecision
 from vsfix.pipeline.inspection.preparation import REPAIR_KEY, prepare_model
 from vsfix.pipeline.repair.plan import plan_repair
+from vsfix.pipeline.repair.repair import prepare
 from vsfix.pipeline.repair.repair_config import RepairConfig
 
 
@@ -150,3 +154,32 @@ def test_a_file_that_says_it_was_repaired_is_not_repaired_again_though_it_marks_
     assert (plan.method, plan.reason) == ("none", "vsfix repaired this file already (1 layers)")
     assert choose(told, batches, open_model, noise=("d1=dropout:0.5",)).method == "auto"
     assert choose(told, batches, open_model, method="match").method == "match"
+
+
+def test_a_file_that_vsfix_folded_is_told_by_whether_it_was_repaired(parse, open_model):
+    def folded(repaired, precision="fp32", **said):
+        model = parse("(float[N, 3] x) => (float[N, 2] y) { y = MatMul (x, w) }", {"w": np.ones((3, 2), np.float32)})
+        graph = import_graph(model)
+        if precision != "fp32":
+            CastPrecision(precision)(graph)
+        return export_model(graph, model, {REPAIR_KEY: json.dumps({"repaired": repaired} | said)})
+
+    def decide(model, **options):
+        config = RepairConfig(**options)
+        return plan_repair(prepare(model, config), [{"x": np.eye(3, dtype=np.float32)}], open_model, config)
+
+    plan = decide(folded(["bn"]))
+    assert (plan.method, plan.warnings) == ("none", ())
+    assert "when it repaired this file" in plan.reason
+    plan = decide(folded([]))
+    assert plan.method == "none"
+    assert "repaired none of this file" in plan.reason
+    assert "give the file as it was before" in plan.warnings[0]
+    plan = decide(folded([], healthy=True))
+    assert (plan.method, plan.warnings) == ("none", ())
+    assert "needed no repair when vsfix folded it" in plan.reason
+    assert decide(folded([]), noise=("x=dropout:0.4",)).method == "auto"
+    for repaired in ([], ["bn"]):
+        with pytest.raises(ModelError, match="cast to fp16; take the float32 file"):
+            decide(folded(repaired, "fp16"))
+        assert decide(folded(repaired, "fp16"), method="none").method == "none"
