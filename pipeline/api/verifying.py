@@ -81,6 +81,8 @@ class Verification(verification.Verification, Result):
         """The comparisons that were left out, and why."""
         if self.random:
             return ["decisions: the inputs are random numbers; give --data to compare decisions and accuracy"]
+        if any(result.is_embedding for result in self.results):
+            return ["decisions: the first output is an embedding"]
         if any(result.decisions is None for result in self.results):
             return ["decisions: the first output holds no logits, which are float and (N, classes)"]
         return []

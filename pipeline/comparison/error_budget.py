@@ -16,6 +16,7 @@ import numpy as np
 
 from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.ir.runtime import Array, Runner
+from vsfix.graph_passes.noise_average.divergence import are_directions
 from vsfix.graph_passes.statistics.batches import Batch
 
 from .decisions import compare_decisions
@@ -109,8 +110,12 @@ def noise_floor(runner: Runner, once: StageOutputs, batch: Batch) -> BudgetStep:
 
 
 def holds_logits(output: Array) -> bool:
-    """Whether an output can be read as one decision for each sample; whole numbers are decisions themselves."""
-    return output.ndim == 2 and output.shape[1] > 1 and output.dtype.kind not in "iub"
+    """Whether an output can be read as one decision for each sample; whole numbers are decisions themselves.
+
+    An embedding decides nothing: which of its values is the largest says nothing of a class.
+    """
+    is_row = output.ndim == 2 and output.shape[1] > 1 and output.dtype.kind not in "iub"
+    return is_row and not are_directions(output)
 
 
 def _step(before: StageOutputs, after: StageOutputs, labels: Array | None, *, decide: bool) -> BudgetStep:

@@ -13,6 +13,7 @@ import numpy as np
 
 from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.ir.runtime import Array, Runner
+from vsfix.graph_passes.noise_average.divergence import are_directions
 from vsfix.graph_passes.statistics.batches import Batch, take_rows
 from vsfix.pipeline.comparison.decisions import Decisions, compare_decisions
 from vsfix.pipeline.comparison.error_budget import (
@@ -46,6 +47,7 @@ class CandidateResult:
         worst_samples: those with the largest errors, the worst first.
         budget: the steps between reference and candidate; empty where no stages were given.
         layers: where a candidate that fails diverges; None where nothing was searched.
+        is_embedding: whether the first output is one, which decides nothing.
     """
 
     candidate: str
@@ -56,6 +58,7 @@ class CandidateResult:
     worst_samples: tuple[int, ...]
     budget: tuple[BudgetStep, ...] = ()
     layers: LayerSearch | None = None
+    is_embedding: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,13 @@ def _judge(
     decisions = compare_decisions(*first, labels) if decide and holds_logits(first[0]) else None
     reasons = missed_tolerances(outputs, decisions, tolerance)
     return CandidateResult(
-        name, "FAIL" if reasons else "PASS", tuple(reasons), outputs, decisions, worst_samples(pairs)
+        name,
+        "FAIL" if reasons else "PASS",
+        tuple(reasons),
+        outputs,
+        decisions,
+        worst_samples(pairs),
+        is_embedding=are_directions(first[0]),
     )
 
 

@@ -241,6 +241,17 @@ def test_a_backend_that_is_not_here_is_missing(onnx_path):
         verify_files(onnx_path, onnx_path, replace(QUICK, backends=("onnxruntime", "onnxruntime-tensorrt")))
 
 
+def test_an_embedding_decides_nothing(call, parse, tmp_path):
+    body = "(float[N, 4] x) => (float[N, 4] y) { y = LpNormalization <axis: int = 1> (x) }"
+    onnx.save(parse(body, {}), tmp_path / "m.onnx")
+    x = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=x, labels=np.arange(20))  # of persons, who are none of the four numbers
+    options = ("--against", tmp_path / "m.onnx", "--via", tmp_path / "m.onnx", "--data", tmp_path / "d.npz")
+    result = call("verify", tmp_path / "m.onnx", *options)
+    assert (result.exit_code, "SKIP decisions: the first output is an embedding" in result.stdout) == (0, True)
+    assert "top-1 " not in result.stdout
+
+
 def test_labels_that_no_output_can_be_held_against_are_said_to_be_skipped(call, parse, tmp_path):
     body = "(float[N, 4] x) => (int64[N] i) { i = ArgMax <axis: int = 1, keepdims: int = 0> (x) }"
     onnx.save(parse(body, {}), tmp_path / "m.onnx")
