@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import TypeAlias
 
 import numpy as np
@@ -40,6 +41,7 @@ METRICS = {
     "iou": "IoU",
     "bce": "binary cross-entropy",
 }
+_OTHER_NAMES = {"accuracy": "top1", "acc": "top1", "miou": "iou", "jaccard": "iou"}  # that others give them
 LOSSES = ("mse", "mae", "bce")
 SHARES = ("top1", "top5")
 _WORST = {"top1": 0.0, "top5": 0.0, "iou": 0.0, "cosine": -1.0}  # of others no number is
@@ -223,7 +225,7 @@ def choose_metric(
         InputError: an unknown metric or output, or an output that the metric says nothing of.
         DataError: no target, or one that does not fit.
     """
-    require_known(wanted)
+    wanted = require_known(wanted)
     if callable(wanted):
         return Metric(getattr(wanted, "__name__", "function"), function=wanted)
     if wanted is not None and ":" in wanted:
@@ -245,17 +247,23 @@ def choose_metric(
     return Metric(key, judged, target, threshold=0.5 if told else 0.0, is_decided=is_decided, has_two_classes=has_two)
 
 
-def require_known(wanted: str | Function | None) -> None:
-    """Refuses the name of no metric.
+def require_known(wanted: str | Function | None) -> str | Function | None:
+    """A metric as it was named, one of `METRICS` in any case of its letters as its key; refuses the name of none.
 
     Raises:
         InputError: neither one of `METRICS` nor `module:function`, or one that can't be imported.
     """
-    if wanted is None or callable(wanted) or wanted in METRICS:
-        return
+    if wanted is None or callable(wanted):
+        return wanted
+    name = str(wanted).lower()
+    if name in METRICS:
+        return name
     if not isinstance(wanted, str) or ":" not in wanted:
-        raise InputError(f"--metric {wanted}: choose one of {', '.join(METRICS)}, or module:function")
+        near = [_OTHER_NAMES[name]] if name in _OTHER_NAMES else get_close_matches(name, METRICS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"--metric {wanted}: {hint}choose one of {', '.join(METRICS)}, or module:function")
     named_function(wanted)
+    return wanted
 
 
 def class_scores(output: Array, labels: tuple[int, ...]) -> Array | None:

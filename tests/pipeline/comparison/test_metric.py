@@ -39,6 +39,12 @@ def test_each_metric_is_that_of_scikit_learn():
     assert mean_score("bce", logistic.astype(np.float32), binary) == pytest.approx(np.mean(losses), rel=1e-6)
 
 
+def test_a_metric_is_known_whatever_the_case_of_its_name():
+    for name, key in (("R2", "r2"), ("MSE", "mse"), ("Cosine", "cosine")):
+        assert choose_metric(name, {"y": VALUES}, {"labels": TARGETS}).key == key
+        assert mean_score(name, VALUES, TARGETS) == mean_score(key, VALUES, TARGETS)
+
+
 def test_iou_is_the_jaccard_index_of_each_sample():
     decided = MAPS.argmax(axis=1)
     wanted = [
@@ -165,7 +171,10 @@ def test_an_embedding_is_judged_by_no_decision():
 @pytest.mark.parametrize(
     ("key", "output", "target", "words"),
     [
-        ("acc", LOGITS, CLASSES, "--metric acc: choose one of top1, .*, or module:function"),
+        ("f1", LOGITS, CLASSES, "--metric f1: choose one of top1, .*, or module:function"),
+        ("Accuracy", LOGITS, CLASSES, r"--metric Accuracy: did you mean top1\? choose one of top1"),
+        ("mIoU", LOGITS, CLASSES, r"did you mean iou\?"),
+        ("cosin", LOGITS, CLASSES, r"did you mean cosine\?"),
         ("top1", LOGITS, TARGETS, "labels of 'y' are float32; it takes whole numbers"),
         ("top1", LOGITS[:, :3], CLASSES, "label 6 names none of the 3 classes"),
         ("top1", LOGITS[:, 0], CLASSES, "decides between 0 and 1, and the labels go up to 6"),
