@@ -175,14 +175,20 @@ class ScoreDifference:
         return f"{abs(moved):.3g} {'lower' if moved < 0 else 'higher'}" if self.is_loss else f"{moved:+.3g}"
 
     @property
+    def _worth(self) -> str:
+        """The gain of a plain number in words."""
+        if not self.gain:
+            return "no difference"
+        return f"{abs(self.gain):.4g} {'better' if self.gain > 0 else 'worse'}"
+
+    @property
     def details(self) -> str:
         """The gain with its interval and the test."""
         number = "+.2f" if self.unit else "+.4g"
+        gain = f"{self.gain:{number}} {self.unit}" if self.unit else self._worth
         low, high = self.interval
         ends = f" (95 % interval {low:{number}} to {high:{number}})" if np.isfinite(low) else ""
-        unit = f" {self.unit}" if self.unit else ""
-        better = "" if self.unit else " better"
-        return f"{self.gain:{number}}{unit}{better}{ends}, paired test p = {self.p_value:.2g}, {self.samples} samples"
+        return f"{gain}{ends}, paired test p = {self.p_value:.2g}, {self.samples} samples"
 
 
 def compare_scores(metric: Metric, reference: Float64Array, found: Float64Array) -> ScoreDifference:

@@ -38,6 +38,10 @@ def test_other_scores_are_paired_by_the_mean_of_their_differences():
     assert compared.is_worse
     assert compared.gain == pytest.approx(found.mean() - errors.mean())
     assert (compared.before, compared.after) == pytest.approx((-errors.mean(), -found.mean()))
+    assert compared.details.startswith(f"{errors.mean() - found.mean():.4g} worse (95 % interval -")
+    back, same = (compare_scores(Metric("mse", "y", "labels"), *pair) for pair in ((found, errors), (found, found)))
+    assert back.details.startswith(f"{errors.mean() - found.mean():.4g} better (95 % interval +")
+    assert same.details.startswith("no difference")
 
 
 def test_a_change_of_a_rounding_is_neither_better_nor_worse():
