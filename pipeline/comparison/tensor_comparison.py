@@ -32,8 +32,9 @@ class TensorComparison:
         max_rel: the largest |d| over the largest |reference|.
         p999_rel: the 99.9th percentile of |d| over the largest |reference|.
         snr_db: signal to noise ratio in dB; infinite where both are equal.
-        cosine_min: the smallest cosine of a sample; NaN where the output is not finite.
-        cosine_mean: the mean over the samples; NaN where the output is not finite.
+        cosine_min: the smallest cosine of a sample; NaN where the output is not finite, and where a sample is one
+            number, whose cosine is its sign alone.
+        cosine_mean: the mean over the samples; NaN likewise.
         nan_count: NaNs in the output.
         inf_count: infinities in the output.
     """
@@ -101,7 +102,7 @@ def _compare_finite(reference: Float64Array, output: Float64Array) -> TensorComp
     difference = np.abs(output - reference)
     peak = float(np.abs(reference).max())
     max_abs, p999_abs = float(difference.max()), float(np.quantile(difference, 0.999))
-    angles = cosines(reference, output)
+    angles = cosines(reference, output) if reference[0].size > 1 else np.array(math.nan)
     return TensorComparison(
         max_abs=max_abs,
         mean_abs=float(difference.mean()),

@@ -57,7 +57,8 @@ def _compared(read: Callable[[TensorComparison], float]) -> Callable[[TensorLine
 
     def value(line: TensorLine) -> float | None:
         found = line[0].against_own or line[0].against_reference
-        return None if found is None else read(found.outputs[line[1]])
+        number = math.nan if found is None else read(found.outputs[line[1]])
+        return None if math.isnan(number) else number
 
     return value
 

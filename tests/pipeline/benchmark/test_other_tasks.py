@@ -122,6 +122,8 @@ def test_one_number_decides_between_two_classes(tmp_path, last):
     paths = [write(tmp_path / f"{i}.onnx", nodes, w=W[:, :1] + np.float32(0.3 * i)) for i in range(2)]
     labels = (X @ W[:, 0] + RNG.normal(0, 1, N) > 0).astype(np.int64)
     found = measure(paths, labels=labels)
+    page = render_report(benchmark_report(found))
+    assert ("largest error" in page, "cosine, smallest" in page) == (True, False)  # of one number it is its sign
     decided = [run(path)[:, 0] > (0.5 if last == "Sigmoid" else 0) for path in paths]
     right = [int((one == labels).sum()) for one in decided]
     assert [row.score.count for row in found.rows] == right

@@ -205,6 +205,14 @@ def test_the_table_has_one_row_for_each_output(samples):
     assert accuracy_lines(result)[0].startswith("model: top-1 100.00 % (96.34 to 100.00), reference 100.00 %")
 
 
+def test_one_number_a_sample_has_no_cosine(samples):
+    model = Model(y=lambda x: x[:, :1])
+    table = verification_table(verify(model, stages(Model(y=lambda x: -x[:, :1])), samples))
+    assert dict(zip([c.header for c in table.columns], [list(c.cells) for c in table.columns], strict=True))[
+        "smallest cosine"
+    ] == ["-"]
+
+
 def test_the_budget_names_the_step_that_costs(samples):
     exported = Model("export", y=lambda x: x @ W * (1 + 1e-7))
     cast = Model("half", y=lambda x: x @ W * (1 + 1e-3))
