@@ -52,6 +52,8 @@ def parse_repair_trials(texts: Sequence[str]) -> tuple[RepairTrial, ...]:
     """
     if list(texts) == ["none"]:
         return ()
+    if "none" in texts:
+        raise InputError(f"--repair {', '.join(texts)}: none stands alone, without any METHOD:IMAGES beside it")
     trials = tuple(_parse(text) for text in texts)
     if len(set(trials)) < len(trials):
         raise InputError(f"--repair {', '.join(texts)}: name each trial once")
@@ -62,7 +64,9 @@ def _parse(text: str) -> RepairTrial:
     """One trial."""
     method, _, images = text.partition(":")
     if method not in _METHODS or not images.isdecimal() or int(images) < 1:
-        raise InputError(f"--repair {text}: write METHOD:IMAGES with a method of {', '.join(_METHODS)}, as match:32")
+        raise InputError(
+            f"--repair {text}: write METHOD:IMAGES with a method of {', '.join(_METHODS)}, as match:32, or none alone"
+        )
     return RepairTrial(method, int(images))
 
 

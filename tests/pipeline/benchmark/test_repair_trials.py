@@ -19,9 +19,15 @@ def test_ways_to_repair_are_read():
     assert parse_repair_trials(["none"]) == ()
 
 
-@pytest.mark.parametrize("texts", [["paired"], ["paired:0"], ["analytic:3"], ["paired:x"], ["none", "exact:2"]])
+@pytest.mark.parametrize("texts", [["paired"], ["paired:0"], ["analytic:3"], ["paired:x"], ["match"]])
 def test_a_way_that_can_t_be_read_is_refused(texts):
     with pytest.raises(InputError, match="write METHOD:IMAGES"):
+        parse_repair_trials(texts)
+
+
+@pytest.mark.parametrize("texts", [["none", "exact:2"], ["match:32", "none"], ["none", "none"]])
+def test_none_stands_alone(texts):
+    with pytest.raises(InputError, match=r"none stands alone.*METHOD:IMAGES"):
         parse_repair_trials(texts)
 
 
