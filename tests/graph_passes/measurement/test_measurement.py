@@ -282,7 +282,7 @@ def test_runs_side_by_side_give_the_same_bits_as_one_after_the_other(residual, i
         found.append(measure(import_graph(residual), split(images, [15] * 4), open_shared, config))
         most.append({runner.most for runner in opened})
     assert most[0] == {1}
-    assert most[1] == {4}
+    assert min(most[1]) > 1  # how many at once is up to the machine
     for name in ALL:
         assert found[0][name].mean.tobytes() == found[1][name].mean.tobytes()
         assert found[0][name].group_centred_sums.tobytes() == found[1][name].group_centred_sums.tobytes()
