@@ -31,6 +31,7 @@ from .noise import Noise
 _FIRST_OPSET, _RATIO_INPUT_OPSET = 7, 12
 _WHOLE_NUMBERS = frozenset("Shape Size ArgMax ArgMin NonZero QuantizeLinear Equal Less Greater And Or Not".split())
 _FLOATS = frozenset("Conv ConvTranspose BatchNormalization Sigmoid Tanh Softmax AveragePool GlobalAveragePool".split())
+_NAMED = 12  # nodes
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +130,14 @@ def _find_points(graph: gs.Graph, name: str, tensors_only: bool) -> list[_Insert
     for table in tables:
         if name in table:
             return [table[name]]
-    return _edge(tensors, name) or _matching(tables, name)
+    if found := _edge(tensors, name) or _matching(tables, name):
+        return found
+    known = "`vsfix inspect` lists them"
+    if not find_modules(graph):
+        named = [str(node.name) for node in graph.nodes if node.name]
+        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+        known = f"no BatchNorm is left; there are the nodes {', '.join(named[:_NAMED])}{more}"
+    raise InputError(f"--noise '{name}': no BatchNorm, node or tensor has this name; {known}")
 
 
 def _edge(tensors: Mapping[str, _InsertionPoint], name: str) -> list[_InsertionPoint]:
@@ -142,7 +150,7 @@ def _edge(tensors: Mapping[str, _InsertionPoint], name: str) -> list[_InsertionP
 
 
 def _matching(tables: Iterable[Mapping[str, _InsertionPoint]], pattern: str) -> list[_InsertionPoint]:
-    """The points whose names match a glob, from the first table in which any does."""
+    """The points whose names match a glob, from the first table in which any does; none where none does."""
     for table in tables:
         matching = {
             (id(point.tensor), *map(id, point.readers)): point
@@ -151,7 +159,7 @@ def _matching(tables: Iterable[Mapping[str, _InsertionPoint]], pattern: str) -> 
         }
         if matching:
             return list(matching.values())
-    raise InputError(f"--noise '{pattern}': no BatchNorm, node or tensor has this name; `vsfix inspect` lists them")
+    return []
 
 
 def _tensors(graph: gs.Graph) -> Iterable[gs.Variable]:

@@ -156,3 +156,14 @@ def test_the_last_equals_sign_of_an_option_divides_it():
 def test_an_option_of_another_format_is_refused(text):
     with pytest.raises(InputError):
         parse_noise_option(text)
+
+
+def test_where_no_batch_norm_is_left_the_error_names_the_nodes(parse):
+    weights = {"a": np.eye(3, dtype=np.float32), "b": np.eye(3, dtype=np.float32)}
+    model = parse("(float[N, 3] x) => (float[N, 3] y) { h = MatMul (x, a) r = Relu (h) y = MatMul (r, b) }", weights)
+    graph = import_graph(model)
+    for node, name in zip(graph.nodes, ("first", "act", "last"), strict=True):
+        node.name = name
+    with pytest.raises(InputError, match=r"no BatchNorm is left; there are the nodes first, act, last$"):
+        InsertNoise({"bn": HALF})(graph)
+    InsertNoise({"act": HALF})(graph)
