@@ -276,9 +276,15 @@ def is_worse(reference: Float64Array, found: Float64Array) -> bool:
     return mean_gain(reference, found) < 0 and paired_p_value(reference, found) < SIGNIFICANT
 
 
-def is_better(reference: Float64Array, found: Float64Array) -> bool:
-    """Whether the second of two models is better, by more than chance."""
-    return is_worse(found, reference)
+def is_better(reference: Float64Array, found: Float64Array, tried: int = 1) -> bool:
+    """Whether the second of two models is better, by more than chance.
+
+    Args:
+        reference: the scores of one model, shape (N,).
+        found: those of the other on the same samples.
+        tried: the number of models that it is the best of, each of which may be so by chance (Bonferroni).
+    """
+    return bool(found.mean() > reference.mean()) and paired_p_value(reference, found) < SIGNIFICANT / max(tried, 1)
 
 
 def _is_decided(metric: Metric, *scores: Float64Array) -> bool:

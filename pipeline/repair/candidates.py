@@ -220,7 +220,7 @@ def choose_by_labels(
         and (may_leave or name not in farther)
     ]
     best = max(allowed, key=lambda name: float(scores[name][0].mean()), default=AS_TRAINED)
-    if is_better(trained[0], scores[best][0]):
+    if is_better(trained[0], scores[best][0], tried=len(scores) - 1):
         return best
     near = nearest([row for row in rows if row.name in allowed])
     return AS_TRAINED if is_enough or is_worse(trained[0], scores[near][0]) else near

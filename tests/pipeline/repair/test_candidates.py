@@ -47,3 +47,16 @@ def test_where_labels_tell_nothing_the_nearest_is_taken_if_r_asks_for_it():
     assert choose_by_labels(ROWS, scores, is_enough=True, may_leave=True) == AS_TRAINED
     scores["match"] = [moved(-0.5)]
     assert choose_by_labels(ROWS, scores, is_enough=False, may_leave=True) == AS_TRAINED
+
+
+def test_the_best_of_many_candidates_is_no_better_than_chance_makes_it():
+    rng, chosen = np.random.default_rng(5), []
+    for _ in range(200):
+        given = (rng.random(400) < 0.5).astype(np.float64)
+        flips = {name: rng.random(400) < 0.1 for name in "abcdef"}  # as good as the file, in other samples
+        scores = {AS_TRAINED: [given]} | {
+            name: [np.where(flip, rng.random(400) < 0.5, given).astype(np.float64)] for name, flip in flips.items()
+        }
+        rows = [row(AS_TRAINED, 1.0), *(row(name, 2.0) for name in "abcdef")]
+        chosen.append(choose_by_labels(rows, scores, is_enough=True, may_leave=True))
+    assert np.mean([name != AS_TRAINED for name in chosen]) < 0.05
