@@ -68,9 +68,12 @@ def _judge_repaired(repaired: Row, reference: Row, name: str) -> tuple[Status, s
         return "FAIL", f"The repair {'lost accuracy' if found.unit else 'made it worse'}: {numbers}"
     if found.is_doubtful:
         return "WARN", f"Repaired, and the labels are too few to tell whether the loss is chance: {numbers}"
-    if not found.is_better:
-        return "PASS", f"Repaired, and no more than chance apart from {baseline}: {numbers}"
-    return "PASS", f"Repaired: {numbers}"
+    apart = "" if found.is_better else f", and no more than chance apart from {baseline}"
+    said, against_before = f"Repaired{apart}: {numbers}", repaired.against_unrepaired
+    others = [output for output in against_before.outputs if output != against_before.output]
+    if others and found.output is not None:  # a repair may serve one output at the cost of another
+        return "WARN", f"{said}; what it does to {', '.join(others)} no label judges"
+    return "PASS", said
 
 
 def _judge_repairs(reference: Row, repairs: RepairTrials | None) -> tuple[Status, str]:

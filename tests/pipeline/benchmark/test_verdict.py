@@ -192,3 +192,15 @@ def test_without_labels_nothing_passes_and_the_farthest_row_is_told():
         for row, cosine in zip(rows[1:], (1.0, 0.95), strict=True)
     ]
     assert "cosine 0.950000, SNR 10.0 dB" in verdict_of([bare, *values], None)[1]
+
+
+def test_a_gain_of_one_output_passes_nothing_where_no_label_judges_the_others():
+    rng = np.random.default_rng(0)
+    before = -rng.random(200)
+    reference, _ = scored(before, ERROR)
+    repaired, _ = scored(before / 2, ERROR, repaired=True, reference=before)
+    assert verdict_of([reference, repaired], None)[0] == "PASS"
+    tensor = compare_tensors(np.ones((4, 1)), np.ones((4, 1)))
+    against = replace(repaired.against_unrepaired, outputs={"y": tensor, "z": tensor})
+    status, verdict = verdict_of([reference, replace(repaired, against_unrepaired=against)], None)
+    assert (status, "what it does to z no label judges" in verdict) == ("WARN", True)
