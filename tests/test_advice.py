@@ -212,7 +212,7 @@ SITUATIONS = [
     Advice("inspect {marked} --mean 0.5", "--mean 0 --std 1", "inspect {marked} --mean 0 --std 1"),
     Advice(
         "optimize {marked} --no-refine -o {out} --data {data} --output-kind logits=nothing",
-        "is none of classes, probabilities, (values)",
+        "is none of classes, probabilities, directions, (values)",
         "optimize {marked} --no-refine -o {out} --data {data} --output-kind logits=\\1",
     ),
     Advice(

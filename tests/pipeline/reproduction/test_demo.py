@@ -12,7 +12,7 @@ def test_the_demo_shows_the_damage_and_the_repair(call, tmp_path):
 
     said: list[str] = []
     demo = run_demo(tmp_path / "demo", force=False, say=said.append)
-    trained, matched, exact, averaged = (row.accuracy for row in demo.accuracies)
+    trained, matched, exact, averaged = (row.score.value / 100 for row in demo.accuracies)
     assert averaged - trained > 0.05, "the damage must be plain"
     assert matched > averaged - 0.03
     assert exact > trained
