@@ -74,7 +74,6 @@ def calibration_batches(
     return list(loaded.batches(fixed))[: whole // fixed]
 
 
-@stage("reading the labelled data")
 def labelled_samples(
     model: onnx.ModelProto,
     data: Data,
