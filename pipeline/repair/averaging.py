@@ -18,6 +18,7 @@ from vsfix.graph_passes.io.model_file import export_model
 from vsfix.graph_passes.ir.graph_pass import Change
 from vsfix.graph_passes.ir.runtime import Array, Float64Array, OpenModel
 from vsfix.graph_passes.measurement.measurement import MeasurementConfig, as_measured, measure
+from vsfix.graph_passes.noise.analysis import analyse_noise
 from vsfix.graph_passes.noise.marker import RemoveMarkers
 from vsfix.graph_passes.noise_average.nearness import AS_TRAINED, LEAST_JUDGES, MATCH, rows_of
 from vsfix.graph_passes.noise_average.noise_average import run_deployed
@@ -29,7 +30,7 @@ from vsfix.graph_passes.precision.value_scan import require_finite_values
 from vsfix.graph_passes.statistics.batches import Batch, prescribed_batch_size
 from vsfix.graph_passes.statistics.estimate import Estimate
 from vsfix.graph_passes.statistics.moments import Moments
-from vsfix.pipeline.inspection.fault import RE_ESTIMATED, FaultKind, find_fault
+from vsfix.pipeline.inspection.fault import RE_ESTIMATED, Fault, FaultKind, find_fault
 from vsfix.pipeline.inspection.noise_study import FEW, LayerRow, NoiseStudy
 from vsfix.pipeline.inspection.preparation import PreparedModel
 
@@ -149,19 +150,29 @@ def average_repair(
     moments_before = study.moments_off
     wrong = [row for row in study.stored if row.differs]
     if not wrong:
-        return _repaired(prepared, study, {}, moments_before, warnings, config, judge)
-    samples = study.samples.batches
-    fault = find_fault(
-        prepared.graph, samples, open_model, study.residuals, seed=config.seed, max_memory=config.max_memory
-    )
+        found = _repaired(prepared, study, {}, moments_before, warnings, config, judge)
+        return found if found.writes else replace(found, warnings=(*found.warnings, *_beside(study, config)))
+    fault = _fault(study, config)
     if fault is not None and fault.kind is FaultKind.INPUT:
         raise CheckFailedError(f"refused: {fault.sentence}; no model is written")
     _require_enough(wrong, len(study.samples))
-    statistics = _under_noise(prepared.graph, samples, open_model, config)
+    statistics = _under_noise(prepared.graph, study.samples.batches, open_model, config)
     del study  # two of them are never held
     study = _study(_with_statistics(prepared.graph, statistics), batches, open_model, config)
     warnings += _statistics_warnings(wrong, len(statistics))
     return _repaired(prepared, study, statistics, moments_before, warnings, config, judge)
+
+
+def _fault(study: NoiseStudy, config: RepairConfig) -> Fault | None:
+    """The fault beside the noise."""
+    batches, residuals = study.samples.batches, study.residuals
+    return find_fault(study.graph, batches, study.open_model, residuals, seed=config.seed, max_memory=config.max_memory)
+
+
+def _beside(study: NoiseStudy, config: RepairConfig) -> tuple[str, ...]:
+    """The fault of a file that stays as it is, where noise can't be its reason, as `vsfix inspect` names it."""
+    fault = _fault(study, config)
+    return (fault.sentence,) if fault is not None and fault.is_beyond(analyse_noise(study.graph).reached) else ()
 
 
 def _repaired(
