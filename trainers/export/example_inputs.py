@@ -151,14 +151,7 @@ def given_inputs(module: nn.Module, example: object, dynamic_shapes: object = No
     Raises:
         InputError: something else, or arguments that the forward does not take.
     """
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    if isinstance(example, Mapping):
-        kwargs = dict(example)
-    else:
-        args = tuple(example) if isinstance(example, tuple | list) else (example,)
-    args, kwargs = pytree.tree_map_only(np.ndarray, _tensor, (args, kwargs))
-    paths, spec = pytree.tree_flatten_with_path((args, kwargs))
+    paths, spec = pytree.tree_flatten_with_path(given_arguments(example))
     if not paths or not all(isinstance(leaf, torch.Tensor) for _, leaf in paths):
         raise InputError(
             "example_inputs: give a batch of inputs of the module: a tensor of shape (N, ...), a tuple of tensors in "
@@ -167,6 +160,25 @@ def given_inputs(module: nn.Module, example: object, dynamic_shapes: object = No
     names = _path_names(module, [path for path, _ in paths], given_by_name=isinstance(example, Mapping))
     tensors = tuple(leaf for _, leaf in paths)
     return ModuleInputs(names, tensors, _free_axes(dynamic_shapes, names, tensors), spec)
+
+
+def given_arguments(example: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call, by position and by name, the arrays among them as tensors.
+
+    Args:
+        example: one argument, a tuple of them in order, or a dict of them by name.
+
+    Raises:
+        InputError: an array that is no tensor.
+    """
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(example, Mapping):
+        kwargs = dict(example)
+    else:
+        args = tuple(example) if isinstance(example, tuple | list) else (example,)
+    args, kwargs = pytree.tree_map_only(np.ndarray, _tensor, (args, kwargs))
+    return args, kwargs
 
 
 def _tensor(array: Array) -> torch.Tensor:

@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import getitem
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from vsfix.graph_passes.errors import InputError, ModelError, first_line
 
+from .example_inputs import given_arguments
 from .module_signature import BATCH, INPUT, ModuleInputs
 from .noise_reach import random_states_kept
 
@@ -152,14 +152,13 @@ def program_inputs(program: torch.export.ExportedProgram, example: object = None
     """
     names = [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
     if example is not None:
-        kwargs: Mapping[str, Any] = _in_order(example, names) if isinstance(example, Mapping) else {}
-        args: Sequence[Any] = example if isinstance(example, tuple | list) else () if kwargs else (example,)
+        args, kwargs = given_arguments(example)
+        kwargs = _in_order(kwargs, names) if isinstance(example, Mapping) else kwargs
     elif program.example_inputs is not None:
         args, kwargs = program.example_inputs
     else:
         raise InputError("the ExportedProgram holds no example inputs; give example_inputs")
     leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
-    leaves = [torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
     known = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
     if len(leaves) != len(names) or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
         raise InputError(f"the ExportedProgram takes {', '.join(names)}; give a tensor for each in example_inputs")

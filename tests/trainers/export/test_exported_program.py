@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -133,6 +134,13 @@ def test_examples_of_a_program_go_by_their_names_in_any_order(by_name):
     assert result.inputs == ("first", "pair_0", "pair_1")
     with pytest.raises(InputError, match="takes first, pair_0, pair_1; give example_inputs by these names"):
         vsfix.export(program, {"first": example["first"]})
+
+
+def test_examples_of_a_program_may_be_arrays_of_any_layout_and_those_of_no_numbers_are_refused():
+    program = traced(Network(), training=True)
+    assert len(vsfix.export(program, np.ones((4, 1, 8, 8), np.float32)[::-1]).markers) == 4
+    with pytest.raises(InputError, match="an array of <U1 is no tensor; give numbers"):
+        vsfix.export(program, np.full((4, 1, 8, 8), "a"))
 
 
 def test_an_example_that_a_program_does_not_take_is_an_error_of_one_line():
