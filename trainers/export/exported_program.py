@@ -202,7 +202,7 @@ def require_deterministic(module: nn.Module, inputs: ModuleInputs) -> None:
             raise InputError(f"the ExportedProgram fails on an input of {inputs}: {first_line(error)}") from error
         torch.manual_seed(1)
         second = pytree.tree_leaves(inputs.call(module))
-    if all(torch.equal(one, two) for one, two in zip(first, second, strict=True) if isinstance(one, torch.Tensor)):
+    if all(_are_equal(one, two) for one, two in zip(first, second, strict=True) if isinstance(one, torch.Tensor)):
         return
     assert isinstance(module, fx.GraphModule)
     drawing = {
@@ -214,3 +214,8 @@ def require_deterministic(module: nn.Module, inputs: ModuleInputs) -> None:
         f"the graph of the ExportedProgram draws random numbers by hand ({', '.join(sorted(drawing))}); trace the "
         "module in eval mode, or export the module itself, so that its noise is marked"
     )
+
+
+def _are_equal(one: torch.Tensor, two: torch.Tensor) -> bool:
+    """Whether all values are the same; NaN is NaN, for nothing was drawn."""
+    return one.shape == two.shape and bool(((one == two) | (one.isnan() & two.isnan())).all())

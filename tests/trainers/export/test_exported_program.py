@@ -92,6 +92,15 @@ def test_noise_by_hand_is_refused_where_it_is_in_the_graph_and_never_denied_wher
     assert result.unmarked == ("noise that layers may make by hand: the ExportedProgram was traced in eval mode",)
 
 
+def test_values_that_are_not_finite_are_no_random_numbers():
+    class Logarithm(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.log()
+
+    with pytest.raises(InputError, match="not finite on the example; give a real input"):
+        vsfix.export(traced(Logarithm(), training=False), -torch.ones(4, 1, 8, 8))
+
+
 def test_the_noise_of_an_attention_is_named():
     class Attention(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
