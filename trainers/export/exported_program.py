@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from vsfix.graph_passes.errors import InputError, ModelError, first_line
 
 from .example_inputs import given_arguments
-from .module_signature import BATCH, INPUT, ModuleInputs
+from .module_signature import BATCH, INPUT, ModuleInputs, traced_shapes
 from .noise_reach import random_states_kept
 
 _aten = torch.ops.aten
@@ -159,14 +159,14 @@ def program_inputs(program: torch.export.ExportedProgram, example: object = None
     else:
         raise InputError("the ExportedProgram holds no example inputs; give example_inputs")
     leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
-    known = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
+    shapes = traced_shapes(program)
     if len(leaves) != len(names) or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
         raise InputError(f"the ExportedProgram takes {', '.join(names)}; give a tensor for each in example_inputs")
     symbols: dict[str, str] = {}
     axes = [
         {
             axis: symbols.setdefault(str(side), BATCH if axis == 0 else f"{name}_{axis}")
-            for axis, side in enumerate(known[name].meta["val"].shape)
+            for axis, side in enumerate(shapes[name])
             if isinstance(side, torch.SymInt)
         }
         for name in names

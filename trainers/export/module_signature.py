@@ -181,7 +181,13 @@ def bound_names(module: nn.Module, names: Sequence[str]) -> tuple[str, ...] | No
                 f"{takes}: in the order of the inputs, '{name}' would be given to '{argument.name}'; name all of them "
                 "as the forward does, or in its order"
             )
-    return None
+    return False
+
+
+def traced_shapes(program: torch.export.ExportedProgram) -> dict[str, Sequence[int | torch.SymInt]]:
+    """The shapes of all tensors that the graph of a program takes, by its names for them; a free side is a symbol."""
+    given = {node.name: node.meta.get("val") for node in program.graph.find_nodes(op="placeholder")}
+    return {name: value.shape for name, value in given.items() if isinstance(value, torch.Tensor)}
 
 
 def output_tensors(out: object, owner: str, taken: Sequence[str] = ()) -> dict[str, torch.Tensor]:

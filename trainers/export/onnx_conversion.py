@@ -25,7 +25,7 @@ from vsfix.graph_passes.errors import InputError, ModelError, first_line
 from vsfix.graph_passes.noise.noise import Noise
 from vsfix.graph_passes.progress import stage
 
-from .module_signature import OUTPUT, ModuleInputs, output_tensors
+from .module_signature import OUTPUT, ModuleInputs, output_tensors, traced_shapes
 from .noise_tracing import NoiseTracer, tracing_noise
 from .onnx_cleaning import EXPORTER_OPSET, fold_constants
 
@@ -235,8 +235,8 @@ def trace_module(
 
 def _require_any_batch(module: nn.Module, program: torch.export.ExportedProgram) -> None:
     """Refuses a forward that does another thing for larger batches: the file would hold one of both."""
-    sides = [node.meta["val"].shape[:1] for node in program.graph.find_nodes(op="placeholder") if "val" in node.meta]
-    for side in (first[0] for first in sides if first and isinstance(first[0], torch.SymInt)):
+    sides = (shape[0] for shape in traced_shapes(program).values() if shape)
+    for side in (side for side in sides if isinstance(side, torch.SymInt)):
         known = program.range_constraints.get(side.node.expr)
         if known is not None and getattr(known.upper, "is_Integer", False) and known.upper < _ANY_BATCH:
             raise ModelError(
