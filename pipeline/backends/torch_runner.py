@@ -22,7 +22,7 @@ from vsfix.graph_passes.errors import (
     first_line,
 )
 from vsfix.graph_passes.ir.runtime import Array
-from vsfix.trainers.export.module_signature import OUTPUT, bound_names, output_tensors
+from vsfix.trainers.export.module_signature import OUTPUT, output_tensors, takes_by_name
 from vsfix.trainers.export.noise_reach import copy_module
 
 from .feeds import InputSpec, check_feeds
@@ -80,7 +80,7 @@ class TorchRunner:
         shape = None if input_shape is None else (None, *input_shape)
         self._inputs = tuple(inputs) or (InputSpec(input_name, np.float32, shape),)
         names = [spec.name for spec in self._inputs]
-        self._by_name = bound_names(module, names) is not None if inputs else False
+        self._by_name = bool(inputs) and takes_by_name(module, names)
         self._output_name = output_name
         self._compiled = torch.compile(self._module, fullgraph=True) if compiled else None
         self._taken: set[tuple[tuple[int, ...], ...]] = set()

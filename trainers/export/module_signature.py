@@ -132,8 +132,7 @@ def named_inputs(
     """
     names = tuple(tensors)
     values = tuple(tensors.values())
-    order = bound_names(module, names)
-    args, kwargs = (values, {}) if order is None else ((), dict(zip(order, values, strict=True)))
+    args, kwargs = ((), dict(tensors)) if takes_by_name(module, names) else (values, {})
     return ModuleInputs(names, values, tuple(axes), pytree.tree_structure((args, kwargs)))
 
 
@@ -152,8 +151,8 @@ def needed_arguments(module: nn.Module) -> list[str]:
     ]
 
 
-def bound_names(module: nn.Module, names: Sequence[str]) -> tuple[str, ...] | None:
-    """The arguments of a forward that inputs of these names are given to; None where they are given in order.
+def takes_by_name(module: nn.Module, names: Sequence[str]) -> bool:
+    """Whether inputs of these names are given to the arguments of their names; else they are given in order.
 
     Raises:
         InputError: the forward takes fewer, needs more, or has arguments of these names at other positions.
@@ -168,11 +167,11 @@ def bound_names(module: nn.Module, names: Sequence[str]) -> tuple[str, ...] | No
         if lacking := [name for name in needed if name not in names]:
             raise InputError(f"{takes}: the inputs {', '.join(names)} leave out {', '.join(lacking)}")
         in_order = [each.name for each in positional[: len(names)]] == list(names)
-        return None if in_order else tuple(names)
+        return not in_order
     if any(each.kind is each.VAR_POSITIONAL for each in known):
-        return None
+        return False
     if any(each.kind is each.VAR_KEYWORD for each in known) and not positional:
-        return tuple(names)
+        return True
     if len(names) > len(positional) or len(names) < len(needed):
         raise InputError(f"{takes}: {len(names)} inputs ({', '.join(names)}) do not fit")
     for name, argument in zip(names, positional, strict=False):
