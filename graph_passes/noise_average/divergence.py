@@ -49,6 +49,11 @@ class Meaning(Enum):
     DIRECTIONS = "directions"
     VALUES = "values"
 
+    @property
+    def is_squared(self) -> bool:
+        """Whether D is a squared error, over the variance of the noise."""
+        return self in (Meaning.DIRECTIONS, Meaning.VALUES)
+
 
 @dataclass(frozen=True)
 class OutputKind:
@@ -136,13 +141,13 @@ class NoisyOutputs:
             unit: s2, where it is not to be that of these samples.
         """
         a, b = self.halves
-        if self._is_squared:
+        if self.kind.meaning.is_squared:
             return _per_sample((a - found) * (b - found)) / (unit or self.noise_variance)
         return self._entropy(a, b) + _cross_entropy(0.5 * (a + b), found, self.kind)
 
     def noise_distance(self, *, unit: float | None = None) -> Float64Array:
         """E_n D(F, f(.; n)) of each sample, shape (N,): what one draw of the noise does."""
-        if self._is_squared:
+        if self.kind.meaning.is_squared:
             return _per_sample(self._spread()) / (unit or self.noise_variance)
         a, b = self.halves
         crossed = [
@@ -151,11 +156,6 @@ class NoisyOutputs:
             for half in halves
         ]
         return np.asarray(self._entropy(a, b) + np.mean(crossed, axis=0))
-
-    @property
-    def _is_squared(self) -> bool:
-        """Whether D is a squared error."""
-        return self.kind.meaning in (Meaning.VALUES, Meaning.DIRECTIONS)
 
     def _mean(self, draws: Array) -> Float64Array:
         """The mean over draws, in the form of one of them."""

@@ -192,8 +192,8 @@ class Reference:
     @property
     def bound(self) -> float:
         """Of R, below which a file stays as it is: the higher one where any output decides something."""
-        meanings = {noisy.kind.meaning for noisy in self.outputs.values()}
-        return HEALTHY_VALUES if meanings <= {Meaning.VALUES, Meaning.DIRECTIONS} else HEALTHY
+        none_decides = all(noisy.kind.meaning.is_squared for noisy in self.outputs.values())
+        return HEALTHY_VALUES if none_decides else HEALTHY
 
     def changed(self, found: Mapping[str, Array]) -> float | None:
         """The share of decisions that differ from those of F; None where no output decides anything."""

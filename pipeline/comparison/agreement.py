@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.errors import UncomparableError
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
-from vsfix.graph_passes.noise_average.divergence import Meaning, OutputKind, recognise_outputs
+from vsfix.graph_passes.noise_average.divergence import OutputKind, recognise_outputs
 
 from .tensor_comparison import finite_rows
 
@@ -85,8 +85,7 @@ def compared_outputs(
 
 def measure_of(kind: OutputKind | None) -> str:
     """The measure for an output."""
-    squared = (Meaning.VALUES, Meaning.DIRECTIONS)
-    return POWER if kind is not None and kind.meaning in squared else DECISIONS
+    return POWER if kind is not None and kind.meaning.is_squared else DECISIONS
 
 
 def output_agreement(kind: OutputKind | None, right: Array, found: Array) -> float:

@@ -27,7 +27,7 @@ from vsfix.graph_passes.noise_average.severity import Reference
 _FEW = 4096  # numbers of an output, for one sample
 _TINY = 1e-12  # of a probability
 _ROUNDING = 1e-3  # of a probability, in half precision
-_SQUARED = (Meaning.VALUES.value, Meaning.DIRECTIONS.value)
+_SQUARED = tuple(meaning.value for meaning in Meaning if meaning.is_squared)
 
 
 @dataclass(frozen=True)
