@@ -61,12 +61,11 @@ class FloatCast:
         graph: edited by `run`.
         code: the type to cast to, as a code of onnx.TensorProto.
         loss: the losses of rounding are added to it.
-        kept: names of nodes of the main graph that keep their types; they hold no subgraph.
+        kept: the nodes that keep their types; see `kept_nodes`.
     """
 
-    def __init__(self, graph: gs.Graph, code: int, loss: RoundingLoss, kept: Collection[str] = ()) -> None:
-        self.graph, self.code, self.loss = graph, code, loss
-        self.kept = kept_nodes(graph, kept)
+    def __init__(self, graph: gs.Graph, code: int, loss: RoundingLoss, kept: frozenset[int] = frozenset()) -> None:
+        self.graph, self.code, self.loss, self.kept = graph, code, loss, kept
         self.opset = int(graph.opset)
         self.before = ElementTypes(graph)
         self.types = ElementTypes(graph)

@@ -30,7 +30,7 @@ from vsfix.graph_passes.ir.graph import graphs_of, is_standard, label_of, name_o
 from vsfix.graph_passes.ir.graph_pass import Change, PassResult
 
 from .constant_rounding import MULTIPLY_WEIGHTS
-from .float_cast import FloatCast, computed_in, is_computation
+from .float_cast import FloatCast, computed_in, is_computation, kept_nodes
 from .typed_batch_norm import type_batch_norms
 from .weight_rounding import RoundingLoss
 
@@ -75,14 +75,15 @@ class CastPrecision:
             CheckFailedError: a weight that the type can't hold, or an operator that still computes in another type.
         """
         self.loss = RoundingLoss()
+        kept = kept_nodes(graph, self.kept)
         changed: list[Change] = []
         if self.code == BFLOAT16:
-            changed += split_activations(graph, self.kept)
+            changed += split_activations(graph, kept)
         if self.code != FLOAT:
-            changed += type_batch_norms(graph, self.code, self.loss, self.kept)
-        cast = FloatCast(graph, self.code, self.loss, self.kept)
+            changed += type_batch_norms(graph, self.code, self.loss, kept)
+        cast = FloatCast(graph, self.code, self.loss, kept)
         cast.run()
-        _require_precision(graph, self.code, cast.kept)
+        _require_precision(graph, self.code, kept)
         return PassResult(self.name, (*changed, *cast.changed), tuple(cast.skipped))
 
 
@@ -169,15 +170,14 @@ def _require_precision(graph: gs.Graph, code: int, kept: frozenset[int]) -> None
                 raise CheckFailedError(f"{label_of(node)} computes in {found}, not in {TYPE_NAMES[code]}")
 
 
-def split_activations(graph: gs.Graph, kept: Collection[str] = ()) -> list[Change]:
+def split_activations(graph: gs.Graph, kept: Collection[int] = ()) -> list[Change]:
     """Splits every HardSwish and Mish of a graph and of the subgraphs in it but for those kept; edits in place."""
     changes = []
     for inner in graphs_of(graph):
         for node in [node for node in inner.nodes if node.op in _GATES and is_standard(node)]:
-            name = name_of(node)
-            if inner is graph and name in kept:
+            if id(node) in kept:
                 continue
-            changes.append(Change(name, f"{node.op} written as a product: TensorRT takes none in bfloat16"))
+            changes.append(Change(name_of(node), f"{node.op} written as a product: TensorRT takes none in bfloat16"))
             _split(inner, node)
     return changes
 

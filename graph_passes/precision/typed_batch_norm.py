@@ -31,7 +31,7 @@ import onnx_graphsurgeon as gs
 from vsfix.graph_passes.batch_norm.batch_norm import BatchNorm, find_batch_norms, unreadable_batch_norms
 from vsfix.graph_passes.errors import ModelError
 from vsfix.graph_passes.ir.element_types import FLOAT16, code_of
-from vsfix.graph_passes.ir.graph import graphs_of, name_of
+from vsfix.graph_passes.ir.graph import graphs_of
 from vsfix.graph_passes.ir.graph_pass import Change
 from vsfix.graph_passes.ir.runtime import Float64Array
 from vsfix.graph_passes.ir.stored_values import stored_values
@@ -39,14 +39,14 @@ from vsfix.graph_passes.ir.stored_values import stored_values
 from .weight_rounding import RoundingLoss, round_weight
 
 
-def type_batch_norms(graph: gs.Graph, code: int, loss: RoundingLoss, kept: Collection[str] = ()) -> list[Change]:
+def type_batch_norms(graph: gs.Graph, code: int, loss: RoundingLoss, kept: Collection[int] = ()) -> list[Change]:
     """Folds the parameters of every BatchNorm of a graph and its subgraphs into g and s of a narrow float type.
 
     Args:
         graph: edited in place.
         code: FLOAT16 or BFLOAT16.
         loss: the losses of rounding are added to it.
-        kept: names of nodes of the main graph that stay as they are.
+        kept: the ids of nodes that stay as they are.
 
     Raises:
         ModelError: a BatchNorm whose parameters can't be read, or in training form.
@@ -56,8 +56,7 @@ def type_batch_norms(graph: gs.Graph, code: int, loss: RoundingLoss, kept: Colle
     changes = []
     for inner in graphs_of(graph):
         for batch_norm in find_batch_norms(inner):
-            is_kept = inner is graph and name_of(batch_norm.node) in kept
-            if not is_kept and not _is_typed(batch_norm, code):
+            if id(batch_norm.node) not in kept and not _is_typed(batch_norm, code):
                 _write(batch_norm, code, loss)
                 changes.append(Change(batch_norm.name, "its parameters were folded in float64 and rounded once"))
     return changes
