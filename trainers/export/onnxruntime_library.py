@@ -93,9 +93,9 @@ def compare_with_torch(
                     f"the exported model gives shape {output.shape} for inputs of {sizes}, torch {reference.shape}"
                 )
             largest = float(np.abs(output.astype(np.float64) - reference).max(initial=0))
-            error_and_snr = largest if np.isfinite(largest) else np.inf, snr_db(reference, output)
+            largest = largest if np.isfinite(largest) else np.inf
             before = worst.get(name, Agreement(name, 0.0, np.inf))
             worst[name] = Agreement(
-                name, max(before.max_abs_error, error_and_snr[0]), min(before.snr_db, error_and_snr[1])
+                name, max(before.max_abs_error, largest), min(before.snr_db, snr_db(reference, output))
             )
     return tuple(worst.values())
