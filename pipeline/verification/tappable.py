@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -22,9 +19,6 @@ from vsfix.pipeline.comparison.layer_search import LayerSearch, TappableModel, s
 
 from .model_description import ModelDescription, describe_model
 from .shared_inputs import shared_batch_size
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def open_tappable(
@@ -50,12 +44,10 @@ def open_tappable(
     Raises:
         VsfixError: the file has no graph that can be read, or the backend is not here.
     """
-    if description.module is not None:
-        model = _export_module(description.module, statistics, inputs or {})
-        return TappableModel(f"{description.label} (exported)", model, partial(open_model, "onnxruntime"))
-    if description.kind == "checkpoint":
-        model = _export(description, statistics, input_name)
-        return TappableModel(f"{description.path} (exported anew)", model, partial(open_model, "onnxruntime"))
+    if description.kind in ("checkpoint", "module"):
+        how = "exported anew" if description.kind == "checkpoint" else "exported"
+        model = _export(description, statistics, input_name, inputs or {})
+        return TappableModel(f"{description.label} ({how})", model, partial(open_model, "onnxruntime"))
     if description.sidecar is not None:
         return _open_engine(description, description.sidecar)
     if description.kind == "engine":
@@ -78,39 +70,29 @@ def _open_engine(description: ModelDescription, sidecar: EngineSidecar) -> Tappa
     return TappableModel(f"{description.path} (built anew from {path})", read_model(path), open_model)
 
 
-def _export(description: ModelDescription, statistics: Mapping[str, Array] | None, input_name: str) -> onnx.ModelProto:
-    """The graph of a checkpoint."""
+def _export(
+    description: ModelDescription, statistics: Mapping[str, Array] | None, input_name: str, inputs: Batch
+) -> onnx.ModelProto:
+    """The graph of a checkpoint or a module."""
     import torch
 
     from vsfix.pipeline.backends.torch_runner import with_statistics
-    from vsfix.trainers.export.onnx_export import export_onnx
+    from vsfix.trainers.export.module_signature import BATCH, as_inputs, named_inputs
+    from vsfix.trainers.export.onnx_export import convert_module
     from vsfix.trainers.training.checkpoint import load_checkpoint
 
-    module = load_checkpoint(description.path).build()
+    if description.module is None:
+        module = load_checkpoint(description.path).build()
+        (shape,) = description.input_shapes
+        assert shape is not None
+        example = as_inputs(torch.zeros(2, *shape), input_name)
+    else:
+        module = description.module
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
+        example = named_inputs(module, tensors, [{0: BATCH}] * len(tensors))
     if statistics is not None:
         module = with_statistics(module, statistics)
-    (shape,) = description.input_shapes
-    assert shape is not None
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "model.onnx")
-        export_onnx(module, torch.zeros(2, *shape), path, input_name=input_name)
-        return read_model(path)
-
-
-def _export_module(
-    module: nn.Module, statistics: Mapping[str, Array] | None, inputs: Mapping[str, Array]
-) -> onnx.ModelProto:
-    """The graph of a module."""
-    import torch
-
-    from vsfix.pipeline.backends.torch_runner import with_statistics
-    from vsfix.trainers.export.module_signature import BATCH, named_inputs
-    from vsfix.trainers.export.onnx_export import convert_module
-
-    if statistics is not None:
-        module = with_statistics(module, statistics)
-    tensors = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
-    return convert_module(module, named_inputs(module, tensors, [{0: BATCH}] * len(tensors)))[0]
+    return convert_module(module, example)[0]
 
 
 def search_files(
