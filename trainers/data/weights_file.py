@@ -85,6 +85,7 @@ def load_weights(module: nn.Module, path: Path, key: str | None = None) -> Found
     chosen, averages = _choose(path, places, key) if places else (_nearest(path, tables, module, key), ())
     _require_these(path, chosen, module)
     _require_kinds(path, chosen, module)
+    _require_tied(path, chosen, module)
     try:
         module.load_state_dict(chosen.state(module), strict=False)  # what is no tensor stays the module's own
     except Exception as error:  # the hooks of a module are foreign code
@@ -124,13 +125,10 @@ class _Place:
 
     def state(self, module: nn.Module) -> dict[str, torch.Tensor]:
         """The tensors by the names of the module; counters and tied weights that are not there are the module's own."""
-        state = {name: self.table[self.prefix + name] for name in self.names()}
-        own = _own(module)
-        for name, tensor in own.items():
-            if name not in state:
-                tied = [other for other in state if other in own and own[other].data_ptr() == tensor.data_ptr()]
-                state[name] = state[tied[0]] if tied else tensor
-        return {name: state[name] for name in own}
+        own, first = _own(module), _first_names(module)
+        held = {name: self.table[self.prefix + name] for name in own if self.prefix + name in self.table}
+        tied = {first[name]: tensor for name, tensor in held.items()}
+        return {name: held.get(name, tied.get(first[name], tensor)) for name, tensor in own.items()}
 
 
 def _tables(content: Mapping[object, object], keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], _Table]]:
@@ -158,7 +156,7 @@ def _first_names(module: nn.Module) -> dict[str, str]:
     """The name that stands for each tensor: of tied weights the first one."""
     first: dict[object, str] = {}
     return {
-        name: first.setdefault((tensor.data_ptr(), tensor.shape) if tensor.data_ptr() else name, name)
+        name: first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.data_ptr() else name, name)
         for name, tensor in _own(module).items()
     }
 
@@ -232,6 +230,22 @@ def _require_kinds(path: Path, place: _Place, module: nn.Module) -> None:
         if given is not None and not name.endswith(_COUNTERS) and _kind(given) != _kind(tensor):
             types = f"is {_type(given)}, that of the module {_type(tensor)}"
             raise InputError(f"--weights {path}: {name} {types}; give the weights of this very module")
+
+
+def _require_tied(path: Path, place: _Place, module: nn.Module) -> None:
+    """Refuses two values for what is one tensor in the module, which would take the last of them."""
+    held: dict[str, str] = {}
+    for name, first in _first_names(module).items():
+        given = place.table.get(place.prefix + name)
+        if given is None:
+            continue
+        other = held.setdefault(first, name)
+        before = place.table[place.prefix + other]
+        if before.shape == given.shape and bool((before != given).any()):
+            raise InputError(
+                f"--weights {path}: {other} and {name} differ, and the module has one tensor for both; "
+                "give the weights of this very module"
+            )
 
 
 def _kind(tensor: torch.Tensor) -> tuple[bool, bool]:

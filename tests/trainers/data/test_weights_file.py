@@ -232,6 +232,31 @@ def test_a_module_that_can_not_take_weights_is_an_error_of_one_line(tmp_path):
         load_weights(nn.Sequential(nn.LazyLinear(3)), tmp_path / "w.pt")
 
 
+class Tied(nn.Module):
+    def __init__(self, *, turned: bool = False) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+        self.second.weight = nn.Parameter(self.first.weight.T) if turned else self.first.weight
+
+
+def test_tied_weights_that_differ_are_refused(tmp_path):
+    weights = {"first.weight": torch.ones(3, 3), "second.weight": torch.zeros(3, 3)}
+    torch.save(weights, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"first\.weight and second\.weight differ, and the module has one tensor"):
+        load_weights(Tied(), tmp_path / "w.pt")
+
+
+def test_a_weight_that_is_another_one_turned_is_not_taken_for_it(tmp_path):
+    weight = torch.arange(9.0).reshape(3, 3)
+    torch.save({"first.weight": weight, "second.weight": weight.T}, tmp_path / "both.pt")
+    torch.save({"first.weight": weight}, tmp_path / "one.pt")
+    module = Tied(turned=True)
+    load_weights(module, tmp_path / "both.pt")
+    assert torch.equal(module.second.weight, weight.T)
+    with pytest.raises(InputError, match=r"lacks second\.weight"):
+        load_weights(module, tmp_path / "one.pt")
+
+
 @pytest.mark.parametrize("kept", ["embedding.weight", "head.weight"])
 def test_tied_weights_may_be_there_once_by_either_name(tmp_path, kept):
     class Tied(nn.Module):
