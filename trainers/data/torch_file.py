@@ -160,7 +160,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
                     f"{path}: {other[0]} is {entries[other[0]]['dtype']}, which is not read; save it as F32"
                 )
             return {name: _tensor(entry, values) for name, entry in entries.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
             raise ModelError(f"{path}: is a damaged safetensors file ({first_line(error)})") from None
 
 

@@ -197,6 +197,14 @@ def test_weights_of_another_module_are_refused_in_one_line(tmp_path, content, wo
         assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
+def test_safetensors_with_sides_that_no_tensor_has_are_refused_in_one_line(tmp_path):
+    header = {"weight": {"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}}
+    text = json.dumps(header).encode()
+    (tmp_path / "w.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(InputError, match="is a damaged safetensors file"):
+        load_weights(Network(), tmp_path / "w.safetensors")
+
+
 def test_safetensors_of_a_type_that_is_not_read_are_not_called_damaged(tmp_path):
     safetensors(STATE, tmp_path / "w.safetensors")
     content = (tmp_path / "w.safetensors").read_bytes()
