@@ -96,6 +96,7 @@ def parse_input(text: str) -> InputText:
                 f"input '{text}': '{found['range']}' is no range; write the least and the largest, as 0..9"
             )
         low, high = float(bounds[1]), float(bounds[2])
+        _require_held(text, low, high, _TYPES[dtype])
     free = [side.partition("=") for side in sides if not side.isdigit()]
     return InputText(
         found["name"],
@@ -105,6 +106,15 @@ def parse_input(text: str) -> InputText:
         high,
         {name: int(size) for name, _, size in free if size},
     )
+
+
+def _require_held(text: str, low: float, high: float, dtype: torch.dtype) -> None:
+    """Refuses whole numbers that their type does not hold."""
+    if dtype.is_floating_point:
+        return
+    limits = torch.iinfo(dtype)
+    if low < limits.min or high > limits.max or high >= 2.0**63:
+        raise InputError(f"input '{text}': {str(dtype)[6:]} holds {limits.min} to {limits.max}; write a range in it")
 
 
 def example_inputs(module: nn.Module, texts: Sequence[str]) -> ModuleInputs:

@@ -149,6 +149,10 @@ def test_outputs_have_the_names_that_the_module_gives_them(out, names):
         (["image:Nx3x8x8", "ids:NxT:int8"], "no type 'int8'; there are float32"),
         (["image:Nx3x8x8", "ids:NxT:int64:9"], "'9' is no range; write the least and the largest, as 0..9"),
         (["image:Nx3x8x8", "ids:NxT:int64:9..3"], "'9..3' is no range"),
+        (["image:Nx3x8x8", "ids:NxT:uint8:0..256"], "uint8 holds 0 to 255; write a range in it"),
+        (["image:Nx3x8x8", "ids:NxT:int32:-2147483649..0"], "int32 holds -2147483648 to 2147483647"),
+        (["image:Nx3x8x8", "ids:NxT:int64:0..9223372036854775807"], "int64 holds -9223372036854775808 to"),
+        (["image:Nx3x8x8", f"ids:NxT:int64:0..{'9' * 400}"], "int64 holds -9223372036854775808 to"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_in_one_line(texts, words):
