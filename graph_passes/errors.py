@@ -17,6 +17,8 @@ Every message is one line: what, where, and what to do about it. Errors of the l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 _EXTRAS = {
     "lightning_fabric": "train",
     "onnxruntime": "cpu",
@@ -98,6 +100,12 @@ def first_line(error: BaseException) -> str:
     """The first line with text in it of an error's message, or its class where it says nothing."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)
+
+
+def few_of(names: Sequence[str], most: int) -> str:
+    """The first of some names, and how many more there are, for a message."""
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 def device_fault(error: BaseException, where: str, cure: str) -> VsfixError | None:

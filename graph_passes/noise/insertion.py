@@ -20,7 +20,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm.batch_norm import find_modules
-from vsfix.graph_passes.errors import InputError
+from vsfix.graph_passes.errors import InputError, few_of
 from vsfix.graph_passes.ir.graph import Tensor, captured_tensors, redirect_readers, upstream_constant
 from vsfix.graph_passes.ir.graph_pass import Change, PassResult, Skipped
 
@@ -135,8 +135,7 @@ def _find_points(graph: gs.Graph, name: str, tensors_only: bool) -> list[_Insert
     known = "`vsfix inspect` lists them"
     if not find_modules(graph):
         named = [str(node.name) for node in graph.nodes if node.name]
-        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-        known = f"no BatchNorm is left; there are the nodes {', '.join(named[:_NAMED])}{more}"
+        known = f"no BatchNorm is left; there are the nodes {few_of(named, _NAMED)}"
     raise InputError(f"--noise '{name}': no BatchNorm, node or tensor has this name; {known}")
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vsfix.graph_passes.errors import DataError, InputError
+from vsfix.graph_passes.errors import DataError, InputError, few_of
 from vsfix.graph_passes.io.named_file import why_unreadable
 from vsfix.graph_passes.ir.runtime import Array
 
@@ -60,7 +60,7 @@ class Table:
         names = (*self.columns, *self.texts)
         if wanted is not None:
             if wanted not in names:
-                raise InputError(f"{self.name}: has no column '{wanted}'; it holds {_listed(names)}")
+                raise InputError(f"{self.name}: has no column '{wanted}'; it holds {few_of(names, _SHOWN)}")
             return wanted
         found = [name for name in names if name.strip().lower() in _LABELS]
         if len(found) > 1:
@@ -88,12 +88,13 @@ class Table:
         chosen = [name for name in self.columns if name != label]
         if not chosen or (width is not None and len(chosen) != width):
             left_out = [*(name for name in self.columns if name == label), *self.texts]
-            others = f"; not counted: {_listed(left_out)}" if left_out else ""
+            others = f"; not counted: {few_of(left_out, _SHOWN)}" if left_out else ""
             # One too many, and none has the name of a label: the last may be it.
             is_label = label is None and width is not None and len(chosen) == width + 1
             hint = f"; where one of them is the label, say which: FILE.csv:label={chosen[-1]}" if is_label else ""
+            held = few_of(chosen, _SHOWN) or "none"
             raise DataError(
-                f"{self.name}: has {len(chosen)} columns of numbers ({_listed(chosen) or 'none'}{others}), the model "
+                f"{self.name}: has {len(chosen)} columns of numbers ({held}{others}), the model "
                 f"takes {width or 'one at least'}; give those that it takes, in its order{hint}"
             )
         return {names[0]: np.stack([self.columns[name] for name in chosen], axis=1)}
@@ -101,7 +102,9 @@ class Table:
     def left_out(self, names: Sequence[str], label: str | None) -> str | None:
         """What a person should know of the columns of text that are no input; None where there is none."""
         texts = [name for name in self.texts if name != label]
-        return f"{self.name}: columns of text are left out: {_listed(texts)}" if len(names) == 1 and texts else None
+        if len(names) != 1 or not texts:
+            return None
+        return f"{self.name}: columns of text are left out: {few_of(texts, _SHOWN)}"
 
     def labels(self, label: str | None) -> Array | None:
         """The labels, shape (N,): whole numbers for classes, else floats; None where there is no such column.
@@ -121,7 +124,7 @@ class Table:
             return self.columns[name]
         if name in self.texts:
             raise DataError(f"{self.name}: column '{name}' holds text; numbers are needed")
-        held = _listed((*self.columns, *self.texts))
+        held = few_of((*self.columns, *self.texts), _SHOWN)
         raise DataError(
             f"{self.name}: has no column '{name}', which the model takes; it holds {held}. Inputs of more than one "
             "column go into an .npz file: numpy.savez('rows.npz', **arrays), an array for each input by its name"
@@ -307,9 +310,3 @@ def _require_present(array: Array, column: str, name: str) -> None:
     if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
         row = int(np.flatnonzero(~finite)[0])
         raise DataError(f"{name}: row {row}, column '{column}' is {array[row]}; fill it in, or leave the row out")
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Names of columns, the first ones of many."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

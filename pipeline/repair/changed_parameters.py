@@ -19,6 +19,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm.batch_norm import BatchNorm, find_modules
+from vsfix.graph_passes.errors import few_of
 from vsfix.graph_passes.folding.linear_layer import LINEAR_OPERATORS
 from vsfix.graph_passes.io.model_file import import_graph
 from vsfix.graph_passes.ir.graph import is_batch_norm, name_of, upstream_constant
@@ -54,7 +55,7 @@ class ChangedParameters:
         for what, reason in self.reasons.items():
             by_reason.setdefault(reason, []).append(what)
         return tuple(
-            f"the statistics file does not carry {_enumerate(what)}, {reason}: PyTorch with it will not agree with "
+            f"the statistics file does not carry {few_of(what, _SHOWN)}, {reason}: PyTorch with it will not agree with "
             "the repaired file"
             for reason, what in by_reason.items()
         )
@@ -247,9 +248,3 @@ def _as_statistics(batch_norm: BatchNorm, before: BatchNorm) -> tuple[Float64Arr
     mean, variance = np.where(same, batch_norm.mean, mean), np.where(same, batch_norm.variance, variance)
     possible = same | ((ratio > 0) & (variance >= 0) & np.isfinite(mean) & np.isfinite(variance))
     return (mean, variance) if possible.all() else None
-
-
-def _enumerate(names: list[str]) -> str:
-    """The first few of some names."""
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

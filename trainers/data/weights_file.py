@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from vsfix.graph_passes.errors import InputError, ModelError
+from vsfix.graph_passes.errors import InputError, ModelError, few_of
 from vsfix.graph_passes.io.named_file import why_unreadable
 
 from .torch_file import read_weights_file
@@ -117,7 +117,7 @@ class _Place:
         """Where it is, and what beside it is left."""
         left = [name for name in self.table if not name.startswith(self.prefix) and not name.endswith(_COUNTERS)]
         text = f", {self.key}" if self.key else ""
-        return f"{text} (left out: {_some(left)})" if left else text
+        return f"{text} (left out: {few_of(sorted(left), _SHOWN_KEYS)})" if left else text
 
     def names(self) -> set[str]:
         """The names of the tensors without the prefix."""
@@ -220,7 +220,8 @@ def _require_these(path: Path, place: _Place, module: nn.Module) -> None:
     for what, names in (("lacks", _lacking(module, held)), ("has too much:", held - own - set(_COUNTERS))):
         if names:
             where = f", {place.key}" if place.key else ""
-            raise InputError(f"--weights {path}{where}: {what} {_some(names)}; give the weights of this very module")
+            few = few_of(sorted(names), _SHOWN_KEYS)
+            raise InputError(f"--weights {path}{where}: {what} {few}; give the weights of this very module")
 
 
 def _require_kinds(path: Path, place: _Place, module: nn.Module) -> None:
@@ -266,9 +267,3 @@ def _keys(keys: list[str]) -> str:
     """The advice to choose one of the keys."""
     shown = [key or "''" for key in keys]
     return f"choose with --weights-key: {', '.join(shown)}" if shown else "leave --weights-key out"
-
-
-def _some(names: list[str] | set[str]) -> str:
-    """The first of many names."""
-    shown = ", ".join(sorted(names)[:_SHOWN_KEYS])
-    return f"{shown} and {len(names) - _SHOWN_KEYS} more" if len(names) > _SHOWN_KEYS else shown
