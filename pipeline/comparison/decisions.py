@@ -9,7 +9,7 @@ import numpy as np
 from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
 
-from .proportion import Proportion, mcnemar_p_value, paired_difference_interval, proportion
+from .proportion import Proportion, mcnemar_p_value, proportion
 from .tensor_comparison import as_float64, finite_rows
 
 RETENTION_BARS = (0.999, 0.99)  # as those of MLPerf Inference
@@ -40,17 +40,6 @@ class Task:
     good_to_bad: int
     bad_to_good: int
     p_value: float
-
-    @property
-    def difference_interval(self) -> tuple[float, float]:
-        """The 95 % interval of top-1 of the output less that of the reference."""
-        both = self.reference.count - self.good_to_bad
-        return paired_difference_interval(both, self.good_to_bad, self.bad_to_good, self.reference.total)
-
-    @property
-    def retention_bar(self) -> float | None:
-        """The highest of `RETENTION_BARS` that the retention reaches, 0 below all; None where there is no retention."""
-        return None if self.retention is None else bar_of(self.retention)
 
 
 @dataclass(frozen=True)
@@ -122,11 +111,27 @@ def compare_classes(reference: Array, output: Array) -> Decisions:
     return Decisions(len(reference), (len(reference) - flips) / len(reference), flips, divergence=None)
 
 
+def class_ranks(scores: Array, labels: Array) -> Array:
+    """How many classes stand before the right one; of equal scores the lower class stands first.
+
+    Args:
+        scores: shape (N, ..., classes).
+        labels: the right class of each decision, whole numbers of shape (N, ...).
+    """
+    own = np.take_along_axis(scores, labels[..., np.newaxis], -1)
+    lower = np.arange(scores.shape[-1]) < labels[..., np.newaxis]
+    return np.asarray(((scores > own) | ((scores == own) & lower)).sum(axis=-1))
+
+
 def _task(expected: Float64Array, found: Float64Array, labels: Array) -> Task:
     """How right both are."""
-    before, after = _ranks(expected, labels), _ranks(found, labels)
+    classes = expected.shape[1]
+    # Of a sample that is not finite the right class stands behind all others.
+    before, after = (
+        np.where(finite_rows(logits), class_ranks(logits, labels), classes) for logits in (expected, found)
+    )
     n, right, still_right = len(labels), before < 1, after < 1
-    has_top5 = expected.shape[1] > 5
+    has_top5 = classes > 5
     good_to_bad, bad_to_good = int(np.sum(right & ~still_right)), int(np.sum(~right & still_right))
     return Task(
         reference=proportion(int(right.sum()), n),
@@ -138,17 +143,6 @@ def _task(expected: Float64Array, found: Float64Array, labels: Array) -> Task:
         bad_to_good=bad_to_good,
         p_value=mcnemar_p_value(good_to_bad, bad_to_good),
     )
-
-
-def _ranks(logits: Float64Array, labels: Array) -> Array:
-    """The rank of the right class among the logits, 0 the first; of equal logits the lower class stands first.
-
-    A sample that is not finite has its right class after the last rank.
-    """
-    own = logits[np.arange(len(labels)), labels][:, None]
-    lower = np.arange(logits.shape[1]) < labels[:, None]
-    ahead = (logits > own) | ((logits == own) & lower)
-    return np.asarray(np.where(finite_rows(logits), ahead.sum(axis=1), logits.shape[1]))
 
 
 def _divergence(expected: Float64Array, found: Float64Array) -> float:

@@ -28,6 +28,7 @@ from vsfix.graph_passes.io.named_file import named_function
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
 from vsfix.graph_passes.noise_average.divergence import are_directions
 
+from .decisions import class_ranks
 from .tensor_comparison import as_float64, cosines, finite_rows
 
 LABELS = "labels"
@@ -190,7 +191,7 @@ class Metric:
             bad = labels.min() if labels.min() < 0 else labels.max()
             raise DataError(f"--metric {self.key}: label {bad} names none of the {classes} classes of '{self.output}'")
         if self.key == "top5":
-            return _share(_ranks(scores, labels) < _BEST)
+            return _share(class_ranks(scores, labels) < _BEST)
         decided = scores.argmax(axis=-1) if scores.shape[-1] > 1 else (scores[..., 0] > self.threshold).astype(int)
         return _share(decided == labels) if self.key == "top1" else _overlap(decided, labels, classes)
 
@@ -356,13 +357,6 @@ def _own_scores(key: str, function: Function, outputs: Named, targets: Named) ->
 def _share(right: Array) -> Float64Array:
     """The share of each sample that is right, shape (N,)."""
     return np.asarray(right.reshape(len(right), -1).mean(axis=1, dtype=np.float64))
-
-
-def _ranks(scores: Array, labels: Array) -> Array:
-    """How many classes stand before the right one; of equal scores the lower class stands first."""
-    own = np.take_along_axis(scores, labels[..., np.newaxis], -1)
-    lower = np.arange(scores.shape[-1]) < labels[..., np.newaxis]
-    return np.asarray(((scores > own) | ((scores == own) & lower)).sum(axis=-1))
 
 
 def _overlap(decided: Array, labels: Array, classes: int) -> Float64Array:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from vsfix.pipeline.comparison.accuracy import AccuracyRow
-from vsfix.pipeline.comparison.decisions import RETENTION_BARS
+from vsfix.pipeline.comparison.decisions import RETENTION_BARS, bar_of
 from vsfix.pipeline.comparison.error_budget import BudgetStep
 from vsfix.pipeline.comparison.score_difference import Score
 from vsfix.pipeline.report.latency_figure import p50_p99
@@ -103,10 +103,8 @@ def _bar(row: BenchmarkRow) -> str:
     """Which bar a retention reaches."""
     if row.retention is None:
         return ""
-    reached = next((bar for bar in RETENTION_BARS if row.retention >= bar), None)
-    return (
-        f"< {100 * RETENTION_BARS[-1]:g} %" if reached is None else f"\N{GREATER-THAN OR EQUAL TO} {100 * reached:g} %"
-    )
+    reached = bar_of(row.retention)
+    return f"\N{GREATER-THAN OR EQUAL TO} {100 * reached:g} %" if reached else f"< {100 * RETENTION_BARS[-1]:g} %"
 
 
 def _regressions_and_fixes(row: BenchmarkRow) -> str:

@@ -10,7 +10,7 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from vsfix.graph_passes.errors import DataError
-from vsfix.pipeline.comparison.decisions import compare_decisions
+from vsfix.pipeline.comparison.decisions import bar_of, compare_decisions
 from vsfix.pipeline.comparison.proportion import mcnemar_p_value, proportion
 
 
@@ -150,7 +150,7 @@ def test_the_bar_of_a_retention_is_the_highest_that_it_reaches(kept, bar):
     output[kept:] = output[kept:, ::-1]
     task = compare_decisions(reference, output, np.ones(1000, dtype=np.int64)).task
     assert task is not None
-    assert task.retention_bar == bar
+    assert bar_of(task.retention) == bar
     never = compare_decisions(reference, output, np.zeros(1000, dtype=np.int64)).task
     assert never is not None
-    assert never.retention_bar is None
+    assert never.retention is None
