@@ -116,8 +116,9 @@ def class_ranks(scores: Array, labels: Array) -> Array:
 
     Args:
         scores: shape (N, ..., classes).
-        labels: the right class of each decision, whole numbers of shape (N, ...).
+        labels: the right class of each decision, whole numbers or bools of shape (N, ...).
     """
+    labels = labels.astype(np.intp, copy=False)  # bools are no index
     own = np.take_along_axis(scores, labels[..., np.newaxis], -1)
     lower = np.arange(scores.shape[-1]) < labels[..., np.newaxis]
     return np.asarray(((scores > own) | ((scores == own) & lower)).sum(axis=-1))

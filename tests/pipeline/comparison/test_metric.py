@@ -21,6 +21,11 @@ def mean_score(key, output, target) -> float:
     return metric.shown(float(metric.scores({"y": output}, {"labels": target}).mean()))
 
 
+@pytest.mark.parametrize("key", ["top1", "top5", "iou"])
+def test_labels_that_are_bools_are_the_classes_0_and_1(key):
+    assert mean_score(key, LOGITS, CLASSES > 3) == mean_score(key, LOGITS, (CLASSES > 3).astype(np.int64)) > 0
+
+
 def test_each_metric_is_that_of_scikit_learn():
     logistic = 1 / (1 + np.exp(-VALUES.astype(np.float64)))
     binary = (TARGETS > 0).astype(np.int64)
