@@ -116,35 +116,38 @@ def estimate(
         CheckFailedError: statistics or data that no repair can rest on.
     """
     made = make_inputs(prepared, config) if not batches and plan.method not in ("none", "analytic") else None
-    batches = batches if made is None else made.batches
-    basis = _Basis(judged_on, made, judge)
+    basis = _Basis(prepared, batches if made is None else made.batches, open_model, config, judged_on, made, judge)
     if plan.method == "none":
-        judges, before = basis.look(prepared, batches, open_model)
+        judges, before = basis.look()
         reasons = dict.fromkeys((row.name for row in before.rows), plan.reason)
         return Found("none", plan.reason, "nothing was estimated", 0, judges, before, reasons=reasons)
     if plan.method in AVERAGING:
         try:
-            return _toward_average(plan, prepared, batches, open_model, config, basis)
+            return _toward_average(plan, basis)
         except UncomparableError as error:
             if config.method != "auto" or not prepared.noise_map.reached:
                 raise
             doubt = f"{error}: the statistics are re-estimated instead (paired)"
             reason = f"nothing can be averaged over the noise: {error}"
             plan = replace(plan, method="paired", reason=reason)
-            found = _re_estimate(plan, prepared, batches, open_model, config, basis)
+            found = _re_estimate(plan, basis)
             return replace(found, warnings=(doubt, *found.warnings))
     if is_of_all(plan.method, prepared, config):
         try:
-            return _as_trained(plan, prepared, batches, open_model, config, basis)
+            return _as_trained(plan, basis)
         except UncomparableError:  # which is said below
             pass
-    return _re_estimate(plan, prepared, batches, open_model, config, basis)
+    return _re_estimate(plan, basis)
 
 
 @dataclass(frozen=True)
 class _Basis:
-    """The data of an estimate: the samples for before and after, the inputs that were made, the labelled data."""
+    """The arguments of `estimate`, with the inputs that were made where there was no data."""
 
+    prepared: PreparedModel
+    batches: Sequence[Batch]
+    open_model: OpenModel
+    config: RepairConfig
     judged_on: Sequence[Batch] | None
     made: MadeInputs | None
     judge: LabelJudge | None
@@ -154,12 +157,25 @@ class _Basis:
         """The warnings about the inputs."""
         return self.made.warnings if self.made is not None else ()
 
-    def look(
-        self, prepared: PreparedModel, batches: Sequence[Batch], open_model: OpenModel
-    ) -> tuple[Sequence[Batch], Inspection]:
+    def first(self, count: int = JUDGED_SAMPLES) -> list[Batch]:
+        """The samples on which statistics, or outputs, are compared."""
+        return first_samples(self.batches, count, whole=prescribed_batch_size(self.prepared.graph) is not None)
+
+    def look(self) -> tuple[Sequence[Batch], Inspection]:
         """The samples on which statistics are compared, and the graph as it is on those."""
-        judges = self.judged_on or _first(prepared, batches)
-        return judges, inspect_graph(prepared.graph, judges, open_model)
+        judges = self.judged_on or self.first()
+        return judges, inspect_graph(self.prepared.graph, judges, self.open_model)
+
+    def study(self) -> tuple[NoiseStudy | None, tuple[str, ...]]:
+        """F, where noise is known and something ran; or why it is unavailable."""
+        batches, graph, config = self.first(STUDIED_SAMPLES), self.prepared.graph, self.config
+        if not batches or not has_noise(graph):
+            return None, ()
+        try:
+            kinds, limit = config.output_kinds, config.max_memory
+            return NoiseStudy.of(graph, batches, self.open_model, config.seed, kinds, limit), ()
+        except (DataError, ModelError) as error:
+            return None, (f"how far the file is from its noise-averaged network is unknown: {error}",)
 
 
 @dataclass(frozen=True)
@@ -184,22 +200,17 @@ class Estimation:
         return max((estimate.samples for estimate in self.estimates.values()), default=0)
 
 
-def _toward_average(
-    plan: RepairPlan,
-    prepared: PreparedModel,
-    batches: Sequence[Batch],
-    open_model: OpenModel,
-    config: RepairConfig,
-    basis: _Basis,
-    statistics_on: Sequence[Batch] = (),
-) -> Found:
+def _toward_average(plan: RepairPlan, basis: _Basis, statistics_on: Sequence[Batch] = ()) -> Found:
     """The estimate that brings the network to its noise-averaged one; see `average_repair`."""
-    averaging = average_repair(prepared, batches, open_model, config, basis.judge, statistics_on=statistics_on)
+    prepared = basis.prepared
+    averaging = average_repair(
+        prepared, basis.batches, basis.open_model, basis.config, basis.judge, statistics_on=statistics_on
+    )
     moments_after: Mapping[str, Moments] | None = None
     if basis.judged_on:
-        judges, before = basis.look(prepared, batches, open_model)
+        judges, before = basis.look()
     else:  # everything ran already
-        judges, moments_after = _first(prepared, batches), averaging.moments_after
+        judges, moments_after = basis.first(), averaging.moments_after
         before = look_at(prepared.graph, averaging.severity.samples, averaging.moments_before)
     reached = prepared.noise_map.reached
     reasons = {
@@ -222,46 +233,35 @@ def _toward_average(
     )
 
 
-def _as_trained(
-    plan: RepairPlan,
-    prepared: PreparedModel,
-    batches: Sequence[Batch],
-    open_model: OpenModel,
-    config: RepairConfig,
-    basis: _Basis,
-) -> Found:
+def _as_trained(plan: RepairPlan, basis: _Basis) -> Found:
     """The statistics that training would have left, from all of the data, and then the match to their average."""
-    few = _first(prepared, batches)
-    on_few = replace(basis, judged_on=basis.judged_on or few)
-    found = _toward_average(plan, prepared, few, open_model, replace(config, method="auto"), on_few, batches)
-    total = count_samples(batches)
+    few, config = basis.first(), replace(basis.config, method="auto")
+    on_few = replace(basis, batches=few, config=config, judged_on=basis.judged_on or few)
+    found = _toward_average(plan, on_few, basis.batches)
+    total = count_samples(basis.batches)
     doubts = []
     if basis.made is not None:
         doubts.append("all statistics were re-estimated from inputs that were made from those of the file; give --data")
     elif total < RE_ESTIMATED:
         doubts.append(f"all statistics were re-estimated from {total} samples; give {RE_ESTIMATED} or more, best all")
     else:
-        fault = find_fault(prepared.graph, few, open_model, seed=config.seed, max_memory=config.max_memory)
+        graph, limit = basis.prepared.graph, config.max_memory
+        fault = find_fault(graph, few, basis.open_model, seed=config.seed, max_memory=limit)
         if fault is not None and fault.kind is FaultKind.INPUT:
             doubts.append(f"if the statistics that were replaced were right, {fault.description}")
     data = f"statistics with the noise on from {total} samples, then {found.data}"
     return replace(found, data=data, samples=total, warnings=(*found.warnings, *doubts))
 
 
-def _re_estimate(
-    plan: RepairPlan,
-    prepared: PreparedModel,
-    batches: Sequence[Batch],
-    open_model: OpenModel,
-    config: RepairConfig,
-    basis: _Basis,
-) -> Found:
+def _re_estimate(plan: RepairPlan, basis: _Basis) -> Found:
     """The estimate of a method of re-estimation, and how far that is from the noise-averaged network."""
-    judges, before = basis.look(prepared, batches, open_model)
-    layers, reasons = choose_layers(prepared.graph, config.layers)
-    study, trouble = _study(prepared.graph, _first(prepared, batches, STUDIED_SAMPLES), open_model, config)
-    estimation = estimate_statistics(plan.method, prepared, batches, open_model, layers, config, basis.made)
-    averaging, moved = _judge_statistics(study, estimation.estimates, plan.method, config, basis.judge)
+    judges, before = basis.look()
+    layers, reasons = choose_layers(basis.prepared.graph, basis.config.layers)
+    study, trouble = basis.study()
+    estimation = estimate_statistics(
+        plan.method, basis.prepared, basis.batches, basis.open_model, layers, basis.config, basis.made
+    )
+    averaging, moved = _judge_statistics(study, estimation.estimates, plan.method, basis.config, basis.judge)
     return Found(
         method=plan.method,
         reason=plan.reason,
@@ -308,9 +308,8 @@ def estimate_statistics(
         estimates = paired(graph, batches, open_model, layers, how)
     else:
         estimates = exact(graph, batches, open_model, layers, max_memory=config.max_memory)
-    used = max((estimate.samples for estimate in estimates.values()), default=0)
-    data = made.data if made is not None else f"{used} samples of the data"
-    return Estimation(estimates, data=data)
+    found = Estimation(estimates)
+    return replace(found, data=made.data if made is not None else f"{found.samples} samples of the data")
 
 
 def _by_closed_forms(prepared: PreparedModel, layers: Sequence[str]) -> Estimation:
@@ -323,23 +322,6 @@ def _by_closed_forms(prepared: PreparedModel, layers: Sequence[str]) -> Estimati
             "that no longer fit, which can cost more than it brings: take match or paired",
         )
     return Estimation(closed, reasons, NO_USER_DATA + "closed forms", warnings)
-
-
-def _first(prepared: PreparedModel, batches: Sequence[Batch], count: int = JUDGED_SAMPLES) -> list[Batch]:
-    """The samples on which statistics, or outputs, are compared."""
-    return first_samples(batches, count, whole=prescribed_batch_size(prepared.graph) is not None)
-
-
-def _study(
-    graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, config: RepairConfig
-) -> tuple[NoiseStudy | None, tuple[str, ...]]:
-    """F, where noise is known and something ran; or why it is unavailable."""
-    if not batches or not has_noise(graph):
-        return None, ()
-    try:
-        return NoiseStudy.of(graph, batches, open_model, config.seed, config.output_kinds, config.max_memory), ()
-    except (DataError, ModelError) as error:
-        return None, (f"how far the file is from its noise-averaged network is unknown: {error}",)
 
 
 def _judge_statistics(
