@@ -147,7 +147,7 @@ class CastJudge:
         told = f"SNR {snr_db:.1f} dB; on the labels {scores.arrow}: {scores.details}"
         if not snr_db > -np.inf or not apart >= gate:
             raise CheckFailedError(_refused(precision, f"{told}; outputs without labels {apart:.1f} dB"))
-        is_lost = scores.is_worse if limit is None else -scores.gain > limit * (1 + _ROUNDING) + _ROUNDING
+        is_lost = scores.is_worse if limit is None else scores.loses_more_than(limit)
         if is_lost:
             raise CheckFailedError(
                 _refused(precision, told + ("" if limit is None else f", beyond --max-loss {limit:g}"))
@@ -248,7 +248,6 @@ class CastJudge:
 
 
 _RULED_OUT = 0.05  # of the metric: a larger loss must be out of the interval where the SNR is below its gate
-_ROUNDING = 1e-9  # of a loss
 
 
 def _refused(precision: str, told: str) -> str:

@@ -22,6 +22,7 @@ from .proportion import SIGNIFICANT, mcnemar_p_value, paired_difference_interval
 FOLDED = 1e-5  # relative: a score that moves by less has the same decisions
 FEWEST = 8  # samples, below which they tell nothing
 NOT_FINITE = "not finite"
+_EXACT = 1e-9  # of a loss, which is a difference of two means
 _LARGE = 0.05  # of the metric: a loss that nobody takes for none
 _NORMAL = 200  # samples, from which on the mean of their differences is normal
 
@@ -142,6 +143,10 @@ class ScoreDifference:
     def is_worse(self) -> bool:
         """Whether the model is worse by more than chance, and by more than rounding."""
         return not self.gain >= -self._rounding and self.p_value < SIGNIFICANT
+
+    def loses_more_than(self, limit: float) -> bool:
+        """Whether the model lost more than a limit in the unit of `gain`; one sample may make it up exactly."""
+        return -self.gain > limit * (1 + _EXACT) + _EXACT
 
     @property
     def is_better(self) -> bool:

@@ -20,7 +20,6 @@ from vsfix.pipeline.data.calibration import fixed_batch_size
 from vsfix.pipeline.data.samples import Samples
 from vsfix.pipeline.inspection.noise_study import MOST
 
-_ROUNDING = 1e-9  # of a loss, which one sample makes up exactly
 _LOOKED_AT = 64  # samples of the whole set, which show what an output is
 
 
@@ -70,7 +69,7 @@ class LabelScores(ScoreDifference):
             if not self.is_worse or is_kept:
                 return
             beyond = "" if self.keep is None else f" is beyond --keep-metric {self.keep:g}"
-        elif -self.gain <= self.max_loss * (1 + _ROUNDING) + _ROUNDING:
+        elif not self.loses_more_than(self.max_loss):
             return
         else:
             beyond = f" is beyond --max-loss {self.max_loss:g}"
