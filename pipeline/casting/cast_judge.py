@@ -45,6 +45,21 @@ class Labels(Protocol):
         """One score a sample, shape (N,)."""
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """The numbers of a cast that was accepted.
+
+    Attributes:
+        snr_db: the worst of its candidates; None where nothing differs, or nothing was run.
+        scores: the worst on the labels; None without, or with too few.
+        warnings: what a person should know.
+    """
+
+    snr_db: float | None = None
+    scores: ScoreDifference | None = None
+    warnings: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class CastJudge:
     """The float32 model, and the samples that a cast one is compared with it on.
@@ -121,23 +136,40 @@ class CastJudge:
         said = " and ".join(sorted(measures)) or DECISIONS
         return f"agreement with float32 on {self.samples} samples ({said})"
 
-    def require(
-        self, snr_db: float, scores: ScoreDifference | None, apart: float, precision: str, gate: float
-    ) -> tuple[str, ...]:
-        """Refuses a cast that loses too much.
+    def judgement(
+        self, candidates: Sequence[onnx.ModelProto], precision: str, gate: float, keep: float | None
+    ) -> Judgement:
+        """The worst SNR and scores of a cast; refuses what loses too much where no share is to be kept.
 
         Args:
-            snr_db: of all outputs.
-            scores: on the labels; None without.
-            apart: the SNR of the outputs that no label judges.
+            candidates: that stand for it.
             precision: as `--precision` takes it.
             gate: the least SNR of what no label judges.
-
-        Returns:
-            A warning, where the labels let something pass that the gate would have refused.
+            keep: the share of the metric that was kept; None where none was wanted.
 
         Raises:
             CheckFailedError: with the SNR and the metric.
+        """
+        worst, apart = np.inf, np.inf
+        judged = None if self.labels is None else self.labels.metric.output
+        for candidate in candidates:
+            found = self.outputs(candidate)
+            worst = min(worst, self.snr_db(found))
+            apart = min(apart, self.snr_db(found, judged)) if judged is not None else np.inf
+        scored = [told for candidate in candidates if (told := self.scored(candidate)) is not None]
+        scores = min(scored, key=lambda told: told.gain, default=None)
+        if keep is not None:
+            warnings = self._doubts(worst, keep, precision, gate)
+        else:
+            warnings = self._require(worst, scores, apart, precision, gate)
+        return Judgement(None if np.isinf(worst) else worst, scores, warnings)
+
+    def _require(
+        self, snr_db: float, scores: ScoreDifference | None, apart: float, precision: str, gate: float
+    ) -> tuple[str, ...]:
+        """Refuses a cast that loses too much; a warning where labels let pass what the gate would have refused.
+
+        `apart` is the SNR of the outputs that no label judges.
         """
         if scores is None:
             if snr_db >= gate:
@@ -163,15 +195,8 @@ class CastJudge:
         )
         return (said,)
 
-    def doubts(self, snr_db: float, keep: float, precision: str, gate: float) -> tuple[str, ...]:
-        """What a share that is kept leaves open: outputs below the gate, or too few labels or decisions to tell it.
-
-        Args:
-            snr_db: of all outputs.
-            keep: the share that was wanted.
-            precision: as `--precision` takes it.
-            gate: the SNR that a cast needs where no share is to be kept.
-        """
+    def _doubts(self, snr_db: float, keep: float, precision: str, gate: float) -> tuple[str, ...]:
+        """What a share that is kept leaves open: outputs below the gate, or too few labels or decisions to tell it."""
         warnings = []
         if not snr_db >= gate:
             warnings.append(

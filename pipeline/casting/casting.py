@@ -34,7 +34,7 @@ from vsfix.graph_passes.progress import stage
 from vsfix.graph_passes.statistics.batches import Batch
 from vsfix.pipeline.comparison.score_difference import ScoreDifference
 
-from .cast_judge import CastJudge
+from .cast_judge import CastJudge, Judgement
 from .putting_back import PuttingBack, put_back
 
 # Rounding to b bits of fraction has a noise near 6 b + 11 dB below its signal: 71 dB with the 10 bits of float16, 53 dB
@@ -138,7 +138,11 @@ def cast_model(
     groups = layer_groups(import_graph(source)) if back is not None else {}
     cast = _cast(source, precision, frozenset() if back is None else nodes_of_layers(groups, back.names))
     kept = [f"{entry.subject}: {entry.reason}" for entry in cast.result.skipped if entry.reason != AS_ASKED]
-    at_first = _Judgement() if not judge.batches else _judge(judge, cast.candidates, precision, keep)
+    runtime, found = "", Judgement()
+    if judge.batches:
+        rounded = "" if precision == "fp32" else f", float32 with every weight and activation rounded to {precision}"
+        runtime = judge.runtime + rounded
+        found = judge.judgement(cast.candidates, precision, MIN_SNR_DB[precision], keep)
     loss = cast.loss
     report = PrecisionReport(
         precision=precision,
@@ -152,12 +156,12 @@ def cast_model(
         to_subnormal=loss.subnormals,
         saturated=loss.saturated,
         dead_channels=loss.dead,
-        judge=at_first.judge,
-        samples=judge.samples if judge.batches else 0,
-        snr_db=at_first.snr_db,
-        scores=at_first.scores,
+        judge=runtime,
+        samples=judge.samples,
+        snr_db=found.snr_db,
+        scores=found.scores,
         put_back=back,
-        warnings=(*at_first.warnings, *(() if back is None else back.doubts)),
+        warnings=(*found.warnings, *(() if back is None else back.doubts)),
     )
     return CastModel(cast.final, cast.runnable, report)
 
@@ -176,16 +180,6 @@ class _Cast:
         """What is run of it; a float16 file as it is, too."""
         half = self.final if self.final is not self.runnable and _is_half(self.final) else None
         return [self.runnable] if half is None else [half, self.runnable]
-
-
-@dataclass(frozen=True)
-class _Judgement:
-    """The numbers of a cast that was accepted."""
-
-    judge: str = ""
-    snr_db: float | None = None
-    scores: ScoreDifference | None = None
-    warnings: tuple[str, ...] = ()
 
 
 def _is_half(model: onnx.ModelProto) -> bool:
@@ -221,23 +215,3 @@ def _put_back(model: onnx.ModelProto, precision: str, judge: CastJudge, keep: fl
         return -np.inf if found is None else judge.kept(found.candidates)
 
     return put_back(list(groups), snr_db, kept, keep, judge.subject, precision)
-
-
-def _judge(judge: CastJudge, candidates: list[onnx.ModelProto], precision: str, keep: float | None) -> _Judgement:
-    """The worst SNR and scores of any candidate; refuses what loses too much where no share is to be kept."""
-    name = judge.runtime
-    if precision != "fp32":
-        name += f", float32 with every weight and activation rounded to {precision}"
-    worst, apart = np.inf, np.inf
-    judged = None if judge.labels is None else judge.labels.metric.output
-    for candidate in candidates:
-        found = judge.outputs(candidate)
-        worst = min(worst, judge.snr_db(found))
-        apart = min(apart, judge.snr_db(found, judged)) if judged is not None else np.inf
-    scored = [told for candidate in candidates if (told := judge.scored(candidate)) is not None]
-    scores = min(scored, key=lambda told: told.gain, default=None)
-    if keep is not None:
-        warnings = judge.doubts(worst, keep, precision, MIN_SNR_DB[precision])
-    else:
-        warnings = judge.require(worst, scores, apart, precision, MIN_SNR_DB[precision])
-    return _Judgement(name, None if np.isinf(worst) else worst, scores, warnings)

@@ -87,30 +87,23 @@ def quantize_model(
         CheckFailedError: ModelOpt fails, quantises nothing or a weight per tensor, or the outputs differ by more than
             the judge accepts.
     """
-    found = stated_precision(import_graph(model))
+    graph = import_graph(model)
+    found, prescribed = stated_precision(graph), prescribed_batch_size(graph)
     if found != "fp32":
         raise InputError(f"--precision {precision}: wants a float32 model, and this one is {found}")
-    samples_of_run = prescribed_batch_size(import_graph(model)) or min(_SAMPLES_OF_A_RUN, count_samples(batches))
+    samples_of_run = prescribed or min(_SAMPLES_OF_A_RUN, count_samples(batches))
     inputs = _calibration_set(batches, samples_of_run)
     with TemporaryDirectory() as folder:
         call = _prepare(Path(folder), model, precision, inputs, samples_of_run)
         candidates = {method: _run(replace(call, method=method), model) for method in METHODS[precision]}
-    whole = prescribed_batch_size(import_graph(model)) is not None
-    judges = first_samples(batches, _JUDGED_SAMPLES, whole=whole)
-    judge = judge or CastJudge(model, judges, open_model)
+    if judge is None:
+        judge = CastJudge(model, first_samples(batches, _JUDGED_SAMPLES, whole=prescribed is not None), open_model)
     best = _nearest(candidates, judge)
     final, back = candidates[best], None
     if keep is not None:
         back = _put_back(final, model, precision, judge, keep)
         final = _without_quantization(final, model, back.names)
-    outputs = judge.outputs(final)
-    snr_db, scores = judge.snr_db(outputs), judge.scored(final)
-    if back is not None and keep is not None:
-        warnings = (*judge.doubts(snr_db, keep, precision, MIN_SNR_DB), *back.doubts)
-    else:
-        judged = None if judge.labels is None else judge.labels.metric.output
-        apart = np.inf if judged is None else judge.snr_db(outputs, judged)
-        warnings = judge.require(snr_db, scores, apart, precision, MIN_SNR_DB)
+    judged = judge.judgement([final], precision, MIN_SNR_DB, keep)
     layers = find_quantized_layers(import_graph(final))
     returned = frozenset() if back is None else back.names
     report = PrecisionReport(
@@ -121,11 +114,11 @@ def quantize_model(
         kept=tuple(f"{name}: left in float32 by ModelOpt" for name in layers.plain if name not in returned),
         judge=judge.runtime,
         samples=judge.samples,
-        snr_db=None if np.isinf(snr_db) else snr_db,
+        snr_db=judged.snr_db,
         calibration=f"{best} over {samples_in(inputs)} samples",
-        scores=scores,
+        scores=judged.scores,
         put_back=back,
-        warnings=warnings,
+        warnings=(*judged.warnings, *(() if back is None else back.doubts)),
     )
     return CastModel(final, final, report)
 
