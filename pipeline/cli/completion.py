@@ -1,4 +1,4 @@
-"""The words that a shell completes, beside the names of commands and options and the choices of options.
+"""The words that a shell completes and a help text lists, beside the names of commands and options.
 
 Nothing heavy is loaded for them: names that belong to other rooms are written out here, and a test holds them to those.
 """

@@ -57,6 +57,8 @@ def samples_option(default: str = "all") -> Callable[[F], F]:
     )
 
 
+split_option = click.option("--split", type=click.Choice(["train", "test"]), default="test", show_default=True)
+
 batch_size_option = click.option(
     "--batch-size", type=click.IntRange(min=1), default=256, show_default=True, metavar="N", help="Samples per run."
 )

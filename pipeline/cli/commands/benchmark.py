@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from vsfix.pipeline.cli.completion import BACKENDS, PRECISIONS, words
+from vsfix.pipeline.cli.completion import BACKENDS, METRICS, PRECISIONS, words
 from vsfix.pipeline.cli.options import (
     batch_size_option,
     complete_data,
@@ -16,6 +16,7 @@ from vsfix.pipeline.cli.options import (
     normalization_options,
     samples_option,
     seed_option,
+    split_option,
     verbose_option,
 )
 
@@ -23,13 +24,13 @@ from vsfix.pipeline.cli.options import (
 @click.command(name="benchmark")
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL...")
 @data_option(required=True)
-@click.option("--split", type=click.Choice(["train", "test"]), default="test", show_default=True)
+@split_option
 @samples_option()
 @click.option(
     "--metric",
     metavar="M",
-    help="top1, top5, mse, mae, r2, cosine, iou, bce, or module:function of all outputs and all targets by name, which "
-    "returns one number for each sample, the higher the better.  [default: top1 for whole-number labels, else mse]",
+    help=f"{', '.join(METRICS)}, or module:function of all outputs and all targets by name, which returns one number "
+    "for each sample, the higher the better.  [default: top1 for whole-number labels, else mse]",
 )
 @click.option(
     "--metric-output",
@@ -42,9 +43,8 @@ from vsfix.pipeline.cli.options import (
     multiple=True,
     metavar="B",
     shell_complete=words(BACKENDS),
-    help="torch, torch-compile, onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, tensorrt, tensorrt-rtx, "
-    "reference; may be given several times. A model runs on those that take its kind of file; for tensorrt and "
-    "tensorrt-rtx an engine is built of an ONNX file.  [default: the usual one of each file]",
+    help=f"{', '.join(BACKENDS)}; may be given several times. A model runs on those that take its kind of file; for "
+    "tensorrt and tensorrt-rtx an engine is built of an ONNX file.  [default: the usual one of each file]",
 )
 @click.option(
     "--precision",
@@ -52,8 +52,8 @@ from vsfix.pipeline.cli.options import (
     multiple=True,
     metavar="P",
     shell_complete=words(PRECISIONS),
-    help="fp32, tf32, fp16, bf16, int8, fp8, for ONNX files in float32, which are cast as `vsfix optimize` does it; "
-    "may be given several times.  [default: that of each file]",
+    help=f"{', '.join(PRECISIONS)}, for ONNX files in float32, which are cast as `vsfix optimize` does it; may be "
+    "given several times.  [default: that of each file]",
 )
 @click.option(
     "--calibration",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from vsfix.pipeline.cli.completion import PRECISIONS
 from vsfix.pipeline.cli.options import json_option, verbose_option
 
 
@@ -36,7 +37,7 @@ from vsfix.pipeline.cli.options import json_option, verbose_option
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]),
+    type=click.Choice(PRECISIONS),
     help="What must come out, else it is an error; tf32 lets products round float32.  "
     "[default: as the file is, TF32 off]",
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from vsfix.pipeline.cli.completion import METHODS, METRICS, words
+from vsfix.pipeline.cli.completion import METHODS, METRICS, PRECISIONS, words
 from vsfix.pipeline.cli.options import (
     batch_size_option,
     complete_data,
@@ -32,7 +32,7 @@ from vsfix.pipeline.cli.options import (
 @batch_size_option
 @click.option(
     "--method",
-    metavar="auto|match|paired|exact|analytic|none",
+    metavar="|".join(METHODS),
     shell_complete=words(METHODS),
     default="auto",
     show_default=True,
@@ -60,7 +60,7 @@ from vsfix.pipeline.cli.options import (
 @click.option("--fold/--no-fold", default=True, show_default=True, help="Fold BatchNorm into Conv and Gemm.")
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]),
+    type=click.Choice(PRECISIONS),
     help="Cast weights and activations, after the fold; inputs and outputs keep their type. tf32 is float32 in the "
     "file. int8 and fp8 insert Q/DQ by ModelOpt, with --data.  [default: as the file is]",
 )
@@ -82,8 +82,8 @@ from vsfix.pipeline.cli.options import (
     "--metric",
     metavar="M",
     shell_complete=words(METRICS),
-    help="Of --eval-data: top1, top5, mse, mae, r2, cosine, iou, bce, or module:function.  [default: top1 where the "
-    "labels are whole numbers, else mse]",
+    help=f"Of --eval-data: {', '.join(METRICS)}, or module:function.  [default: top1 where the labels are whole "
+    "numbers, else mse]",
 )
 @click.option(
     "--metric-output",

@@ -14,6 +14,7 @@ from vsfix.pipeline.cli.options import (
     normalization_options,
     samples_option,
     seed_option,
+    split_option,
     verbose_option,
 )
 
@@ -49,9 +50,8 @@ from vsfix.pipeline.cli.options import (
     multiple=True,
     metavar="B",
     shell_complete=words(BACKENDS),
-    help="Where MODEL runs: torch, torch-compile, onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, tensorrt, "
-    "tensorrt-rtx, reference; may be given several times.  [default: torch for a checkpoint, onnxruntime for an ONNX "
-    "file, reference for one in bf16, its own runtime for an engine]",
+    help=f"Where MODEL runs: {', '.join(BACKENDS)}; may be given several times.  [default: torch for a checkpoint, "
+    "onnxruntime for an ONNX file, reference for one in bf16, its own runtime for an engine]",
 )
 @click.option(
     "--reference-backend",
@@ -60,7 +60,7 @@ from vsfix.pipeline.cli.options import (
     help="Where REFERENCE runs.  [default: as for --backend]",
 )
 @data_option(required=False)
-@click.option("--split", type=click.Choice(["train", "test"]), default="test", show_default=True)
+@split_option
 @samples_option()
 @batch_size_option
 @click.option(
