@@ -29,6 +29,7 @@ from vsfix.pipeline.cli.options import (
 @click.option(
     "--metric",
     metavar="M",
+    shell_complete=words(METRICS),
     help=f"{', '.join(METRICS)}, or module:function of all outputs and all targets by name, which returns one number "
     "for each sample, the higher the better.  [default: top1 for whole-number labels, else mse]",
 )

@@ -49,6 +49,7 @@ def complete(call, line: str, folder) -> list[str]:
         ("vsfix optimize m.onnx --method ma", ["plain,match"]),
         ("vsfix optimize m.onnx --precision f", ["plain,fp32", "plain,fp16", "plain,fp8"]),
         ("vsfix verify m.onnx --backend onnxruntime-c", ["plain,onnxruntime-cuda"]),
+        ("vsfix benchmark m.onnx --metric to", ["plain,top1", "plain,top5"]),
         ("vsfix reproduce uout fig", ["plain,figure1"]),
         ("vsfix optimize ", ["file,"]),
         ("vsfix optimize m.onnx -o ", ["file,"]),
