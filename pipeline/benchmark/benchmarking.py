@@ -132,12 +132,9 @@ def benchmark(paths: Sequence[Path], config: BenchmarkConfig, names: Sequence[st
         Deployments(next(iter(samples.inputs)), (1, span[len(span) // 2], span[-1]), _calibration(config)) as files,
     ):
         measured, errors, judge = _measure(files, variants, models, samples, batch_size, config, stages.next)
-        is_tried = source is not None and judge.metric is not None
-        repairs = (
-            None
-            if source is None or not is_tried
-            else _try_repairs(source, samples, judge, batch_size, config, stages.next)
-        )
+        repairs = None
+        if source is not None and judge.metric is not None:
+            repairs = _try_repairs(source, samples, judge, batch_size, config, stages.next)
         times = time_batches(files, [found.variant for found in measured], samples, sizes, config.latency, stages.next)
         rows = tuple(
             failed_row(variant, errors[variant])
