@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 from vsfix.graph_passes.errors import DataError, InputError
@@ -54,7 +55,7 @@ class Measured:
     scores: Float64Array | None = None
     decided: Float64Array | None = None
 
-    @property
+    @cached_property
     def not_finite(self) -> str | None:
         """The first output that holds NaN or infinity; None where all are finite."""
         bad = (name for name, array in self.outputs.items() if not finite_rows(as_float64(array, name)).all())

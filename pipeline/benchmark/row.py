@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
@@ -46,7 +47,12 @@ def make_row(
     """
     found = next(other for other in measured if other.variant == variant)
     own = next(other for other in measured if other.variant.model == variant.model)
-    against_own = None if found is own else compare_rows(found, own, judge)
+
+    @cache  # one row is often the first of the model, the reference and the one before the repair
+    def against(baseline: Measured) -> Comparison | None:
+        return None if baseline is found else compare_rows(found, baseline, judge)
+
+    against_own = against(own)
     reasons = _departures(found, own, against_own)
     unrepaired = before_repair(found, measured)
     return Row(
@@ -63,9 +69,9 @@ def make_row(
         cast=found.deployed.cast,
         score=_score(found, judge),
         top5=judge.top5(found.outputs),
-        against_reference=None if found is measured[0] else compare_rows(found, measured[0], judge),
+        against_reference=against(measured[0]),
         against_own=against_own,
-        against_unrepaired=None if unrepaired is None else compare_rows(found, unrepaired, judge),
+        against_unrepaired=None if unrepaired is None else against(unrepaired),
         retention_bar=None if against_own is None else against_own.retention_bar,
         layers=search_row(found, own, samples) if reasons and found is not own and own.not_finite is None else None,
         budget=budget_of(found, measured, judge),
