@@ -33,7 +33,7 @@ def render_report(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    words = {name: getattr(number_text, name) for name in ("bound", "count", "decibels", "percent", "share_interval")}
+    words = {name: getattr(number_text, name) for name in ("bound", "count", "decibels")}
     environment.globals.update(words)
     return environment.get_template("page.html.j2").render(_views(report))
 
@@ -98,7 +98,7 @@ def _budget_view(budget: ErrorBudget, number: int) -> Mapping[str, Any]:
     score = budget.score
     return {
         "budget": budget,
-        "metric": "" if score is None else score.metric[0].upper() + score.metric[1:],
+        "metric": "" if score is None else number_text.headed(score.metric),
         "level": "" if score is None else score.number(score.value),
         "interval": "" if score is None else number_text.score_interval(score, 2),
         "errors": error_figure(budget, f"errors-{number}"),
@@ -126,7 +126,7 @@ def _benchmark_legend(report: Report) -> str:
         f"and 99 %, {own}{times}"
     )
     if score.unit:
-        name = score.metric[0].upper() + score.metric[1:]
+        name = number_text.headed(score.metric)
         kind = "Wilson" if score.count is not None else "Student"
         return (
             f"{name} with its 95 % {kind} interval. Percentage points to reference: {score.metric} less that of the "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vsfix.pipeline.comparison.accuracy import AccuracyRow
 from vsfix.pipeline.comparison.score_difference import Score
-from vsfix.pipeline.report.number_text import MINUS, count, probability
+from vsfix.pipeline.report.number_text import MINUS, count, headed, probability
 from vsfix.pipeline.report.sections import BenchmarkRow, Report
 
 _SAME_MODEL = 1.0  # percent: the same network on another backend or in another precision is no farther off
@@ -39,8 +39,7 @@ def damage_in_accuracy(accuracies: Sequence[AccuracyRow]) -> str:
         by = f"{tried.model} brings it to {_short(tried.score)}"
         return f"As trained, {first.metric} is {_short(first)}; {by}, {others}."
     if not most.score.is_above(first):
-        name = first.metric[0].upper() + first.metric[1:]
-        return f"{name} is {_short(first)}, and the repair from most images reaches no better."
+        return f"{headed(first.metric)} is {_short(first)}, and the repair from most images reaches no better."
     by = f"{count(most.images)} images bring" if most.images else "the repair brings"
     return f"As trained, {first.metric} is {_short(first)}; {by} it to {_short(most.score)}."
 

@@ -13,6 +13,7 @@ from vsfix.pipeline.comparison.accuracy import AccuracyRow
 from vsfix.pipeline.comparison.score_difference import Score
 
 from .figure import MARKERS, SERIES, page_figure, spaced
+from .number_text import headed
 
 _APART = 0.025  # of lines with points at the same number of images, as a share of the axis
 _WIDEN = 1.6  # from the outer points to the ends of the axis, as a factor
@@ -47,7 +48,7 @@ def accuracy_figure(rows: Sequence[AccuracyRow]) -> Markup:
         axes.set_xlabel("calibration images")
         axes.set_ylabel(f"{score.metric}, {score.unit}" if score.unit else score.metric)
 
-    name = score.metric[0].upper() + score.metric[1:]
+    name = headed(score.metric)
     return page_figure(draw, "accuracy", f"{name} by method and number of images, as in the table below", (4.6, 3))
 
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from vsfix.pipeline.comparison.error_budget import BudgetStep
 
 from .figure import AFTER, BEFORE, TEXT_COLOUR, page_figure
-from .number_text import decibels, signed
+from .number_text import decibels, headed, signed
 from .sections import ErrorBudget
 
 _FLOOR_DB = 160.0  # of the axis: float32 is exact to about 140 dB
@@ -68,7 +68,7 @@ def accuracy_waterfall(budget: ErrorBudget, name: str) -> Markup:
         axes.set_xlabel(f"{start.metric}, {start.unit}" if start.unit else start.metric)
         _name_rows(axes, rows)
 
-    title = start.metric[0].upper() + start.metric[1:]
+    title = headed(start.metric)
     return page_figure(draw, name, f"{title} after each step of {budget.candidate}", _size(len(moved) + 2))
 
 

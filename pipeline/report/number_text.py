@@ -15,11 +15,6 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def share_interval(low: float, high: float, digits: int = 1) -> str:
-    """Two shares as the ends of an interval in per cent."""
-    return f"{100 * low:.{digits}f} – {100 * high:.{digits}f} %"
-
-
 def score_interval(score: Score, digits: int = 1) -> str:
     """The ends of the interval of a metric; empty where it has none."""
     if not math.isfinite(score.low) or not math.isfinite(score.high):
@@ -32,6 +27,11 @@ def score_text(score: Score) -> str:
     """A metric with its interval."""
     interval = score_interval(score)
     return score.number(score.value) + (f" ({interval})" if interval else "")
+
+
+def headed(text: str) -> str:
+    """A text as it begins a sentence or a heading."""
+    return text[0].upper() + text[1:]
 
 
 def ratio(value: float) -> str:
