@@ -150,19 +150,6 @@ def parse_sides(ctx: click.Context, param: click.Parameter, value: str | None) -
     return int(height), int(width or height)
 
 
-def parse_bytes(text: str, option: str) -> int:
-    """Reads `512M`, `2G`, `1.5G` or a plain number of bytes."""
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-    factor = units.get(text[-1:].upper(), 1)
-    try:
-        number = float(text[:-1] if factor > 1 else text)
-    except ValueError:
-        raise click.BadParameter(f"'{text}': write a size as 512M or 2G", param_hint=option) from None
-    if not 0 <= number * factor < 1 << 60:
-        raise click.BadParameter(f"'{text}': out of range", param_hint=option)
-    return int(number * factor)
-
-
 def parse_output_kinds(texts: tuple[str, ...]) -> dict[str, str]:
     """Reads `NAME=MEANING` of each."""
     kinds: dict[str, str] = {}

@@ -12,9 +12,9 @@ import onnx
 import onnx.helper
 import pytest
 
+from vsfix.arguments import parse_size
 from vsfix.graph_passes.io import external_data, file_values
 from vsfix.graph_passes.io.model_file import read_model
-from vsfix.pipeline.cli.options import parse_bytes
 
 
 @pytest.fixture
@@ -290,7 +290,7 @@ def test_an_output_is_needed_unless_it_is_a_dry_run(call, network):
 
 @pytest.mark.parametrize(("text", "size"), [("512M", 512 << 20), ("2G", 2 << 30), ("1.5k", 1536), ("100", 100)])
 def test_sizes_are_read(text, size):
-    assert parse_bytes(text, "--max-memory") == size
+    assert parse_size(text, "--max-memory") == size
 
 
 @pytest.mark.parametrize("text", ["", "M", "-1G", "nan", "inf", "12Q"])
