@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from ladder_scores import file_outputs
 from sklearn.datasets import make_friedman1
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 import vsfix
 from vsfix.trainers.data.datasets import load_dataset
-from vsfix.trainers.export.onnxruntime_library import import_onnxruntime
 
 DROP = 0.5
 BATCH = 64
@@ -153,9 +153,8 @@ def repaired(module: nn.Module, task: Task, **options: Any) -> float:
         path = Path(folder, "averaged.onnx")
         vsfix.export(module.eval(), task.inputs[:4]).save(path)
         model = vsfix.optimize(path, task.inputs.numpy(), **options).model
-    session = import_onnxruntime().InferenceSession(model.SerializeToString())
-    feed = {session.get_inputs()[0].name: task.test_inputs.numpy()}
-    return task.score(torch.from_numpy(np.asarray(session.run(None, feed)[0])))
+    (answer,) = file_outputs(model, {model.graph.input[0].name: task.test_inputs.numpy()}).values()
+    return task.score(torch.from_numpy(answer))
 
 
 def report(task: Task) -> None:

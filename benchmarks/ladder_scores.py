@@ -21,7 +21,10 @@ from ladder_tasks import INPUT, Array, Kind, Task
 from vsfix.graph_passes.io.model_file import import_graph
 from vsfix.graph_passes.noise_average.noise_average import NoiseAverage
 from vsfix.graph_passes.noise_average.samples import SampleSet
+from vsfix.graph_passes.statistics.batches import cut_batches, samples_in
 from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner, open_for_small_runs
+from vsfix.pipeline.data.samples import Samples
+from vsfix.pipeline.verification.verification import pooled_outputs
 
 ROWS_AT_ONCE = 250
 DRAWS = 32
@@ -65,13 +68,21 @@ def _judge_one(kind: Kind, output: Array, target: Array) -> Scores:
     return Scores(100.0 * (found & wanted).sum(axes) / union, -np.log(chance).mean(axes))
 
 
-def plain_outputs(model: onnx.ModelProto, task: Task) -> dict[str, Array]:
-    """The outputs of a file on the test rows, noise off, by ONNX Runtime."""
-    inputs = task.test_inputs
+def file_outputs(model: onnx.ModelProto, inputs: Mapping[str, Array], at_once: int = ROWS_AT_ONCE) -> dict[str, Array]:
+    """The outputs of a file over all rows, noise off, by ONNX Runtime."""
     with OnnxRuntimeRunner(model) as runner:
-        parts = [runner.run({INPUT: inputs[row : row + ROWS_AT_ONCE]}) for row in range(0, len(inputs), ROWS_AT_ONCE)]
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in task.kinds}
-    return {name: _probabilities(task.kinds[name], torch.from_numpy(out)).numpy() for name, out in joined.items()}
+        return pooled_outputs(runner, Samples("rows", inputs), at_once)
+
+
+def sample_set(inputs: Mapping[str, Array], at_once: int = ROWS_AT_ONCE) -> SampleSet:
+    """All rows, in their order and each a sample of its own, in batches."""
+    return SampleSet(tuple(cut_batches([inputs], at_once)), tuple((row,) for row in range(samples_in(inputs))))
+
+
+def plain_outputs(model: onnx.ModelProto, task: Task) -> dict[str, Array]:
+    """The outputs of a file on the test rows, noise off; those of classes as probabilities."""
+    found = file_outputs(model, {INPUT: task.test_inputs})
+    return {name: _probabilities(kind, torch.from_numpy(found[name])).numpy() for name, kind in task.kinds.items()}
 
 
 def noisy_scores(model: onnx.ModelProto, task: Task, seed: int) -> tuple[dict[str, Scores], dict[str, Scores]]:
@@ -80,9 +91,7 @@ def noisy_scores(model: onnx.ModelProto, task: Task, seed: int) -> tuple[dict[st
     Returns:
         Those of one noisy pass, as the mean over `DRAWS` of them, and those of the mean of their outputs.
     """
-    rows = range(0, len(task.test_inputs), ROWS_AT_ONCE)
-    batches = tuple({INPUT: task.test_inputs[row : row + ROWS_AT_ONCE]} for row in rows)
-    samples = SampleSet(batches, tuple((row,) for row in range(len(task.test_inputs))))
+    samples = sample_set({INPUT: task.test_inputs})
     average = NoiseAverage(import_graph(model), samples, open_for_small_runs, FIRST_SEED + seed)
     draws: list[dict[str, list[Array]]] = [{name: [] for name in task.kinds} for _ in range(DRAWS)]
     for run in average.runs(range(DRAWS)):  # batches in their order within each draw

@@ -9,20 +9,18 @@ from typing import Any
 
 import numpy as np
 import onnx
-from ladder_scores import paired_interval
-from real_entry import Array, Case, Network, Outputs
+from ladder_scores import FIRST_SEED, file_outputs, paired_interval, sample_set
+from real_entry import Array, Case, Network
 
 import vsfix
 from vsfix.graph_passes.noise_average.noise_average import NoiseAverage
-from vsfix.graph_passes.noise_average.samples import SampleSet
 from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
 from vsfix.pipeline.inspection.preparation import prepare_model
-from vsfix.trainers.export.onnxruntime_library import import_onnxruntime
 
 AS_TRAINED, MATCHED, DEFAULT, UNTOLD = "as trained", "match", "default", "default, noise not told"
 REFINED = "match, refined"
 AVERAGE, DRAWS = "mean of 8 noisy passes", 8
-FIRST_SEED = 1_000_000  # of noise that no repair uses
+AT_ONCE = 32  # samples of a run
 WAYS: Mapping[str, Mapping[str, Any]] = {
     DEFAULT: {},
     MATCHED: {"method": "match", "refine": False},
@@ -51,7 +49,7 @@ def measure(
         say: somebody who is told.
         skip: of `SKIPPABLE`, what is left out.
     """
-    before = case.score(outputs(case.model, case.test))
+    before = case.score(file_outputs(case.model, case.test, AT_ONCE))
     for key, value in (_described(network, case) | {"units": len(before[0])}).items():
         row.setdefault(key, value)
     ways = row.setdefault("ways", {})
@@ -124,9 +122,7 @@ def _described(network: Network, case: Case) -> Row:
 def noise_average(case: Case) -> dict[str, Array]:
     """The mean of the outputs over noisy passes, that of a classifier as logarithms of mean probabilities."""
     prepared = prepare_model(case.model, case.noise, needs_batch_norms=False)
-    count = len(next(iter(case.test.values())))
-    batches = [{key: array[row : row + 32] for key, array in case.test.items()} for row in range(0, count, 32)]
-    samples = SampleSet(tuple(batches), tuple((row,) for row in range(count)))
+    samples = sample_set(case.test, AT_ONCE)
     average = NoiseAverage(prepared.graph, samples, open_for_small_runs, FIRST_SEED)
     sums: dict[str, Array] = {}
     for run in average.runs(range(DRAWS)):
@@ -135,25 +131,9 @@ def noise_average(case: Case) -> dict[str, Array]:
             if case.is_classifier:
                 wide = np.exp(wide - wide.max(1, keepdims=True))
                 wide /= wide.sum(1, keepdims=True)
-            held = sums.setdefault(name, np.zeros((count, *array.shape[1:])))
+            held = sums.setdefault(name, np.zeros((len(samples), *array.shape[1:])))
             held[run.first : run.first + len(array)] += wide / DRAWS
     return {name: np.log(array) if case.is_classifier else array for name, array in sums.items()}
-
-
-def outputs(model: onnx.ModelProto, inputs: Outputs, at_once: int = 32) -> dict[str, Array]:
-    """The outputs of a file by ONNX Runtime on one thread, noise off."""
-    onnxruntime = import_onnxruntime()
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    wanted = {entry.name for entry in session.get_inputs()}
-    count = len(next(iter(inputs.values())))
-    parts = [
-        session.run(names, {key: array[row : row + at_once] for key, array in inputs.items() if key in wanted})
-        for row in range(0, count, at_once)
-    ]
-    return {name: np.concatenate([part[number] for part in parts]) for number, name in enumerate(names)}
 
 
 def _inspected(look: Callable[[], vsfix.Inspection]) -> Row:
@@ -189,7 +169,7 @@ def _way(
     except vsfix.VsfixError as error:
         return {"error": f"{type(error).__name__}: {error}"}, None
     seconds = time.perf_counter() - started
-    after = case.score(outputs(result.model, case.test))
+    after = case.score(file_outputs(result.model, case.test, AT_ONCE))
     report = result.report
     row = _compared(after, before) | {
         "status": result.status,

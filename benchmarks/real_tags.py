@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ladder_scores import file_outputs
 from real_entry import Array, Case, Metric, Network, Outputs, Place, only, signal_to_noise
 from real_export import both_files, input_name
 from real_keras import batch_norm, convolution, linear, original_answers
-from real_measure import outputs
 from real_music import STYLES, clips
 from torch import nn
 from torch.nn import functional
@@ -198,7 +198,7 @@ def tagger(name: str, place: Place) -> Case:
     parity = None
     if place.tensorflow is not None:
         original = original_answers(place.tensorflow, name, wheel, test[:32])
-        parity = signal_to_noise(original, only(outputs(model, {given: test[:32]})))
+        parity = signal_to_noise(original, only(file_outputs(model, {given: test[:32]})))
     return Case(
         model,
         {given: rows},

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+from ladder_scores import file_outputs
 from real_entry import Array, Case, Metric, Network, Outputs, Place, only, signal_to_noise
 from real_export import both_files, input_name
 from real_keras import KerasNetwork, original_answers
-from real_measure import outputs
 from real_sound import DRUMS, FONT_FILES, Note, mel_spectrogram, play
 
 RATE, SIZE, HOP, BANDS, FRAMES = 11_025, 1024, 512, 40, 256
@@ -30,7 +30,7 @@ def tempo(name: str, place: Place) -> Case:
     parity = None
     if place.tensorflow is not None:
         original = original_answers(place.tensorflow, "keras", path, test[:64].transpose(0, 2, 3, 1))
-        parity = signal_to_noise(original, only(outputs(model, {given: test[:64]})))
+        parity = signal_to_noise(original, only(file_outputs(model, {given: test[:64]})))
     return Case(
         model,
         {given: rows},

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from real_entry import Array, Case, Metric, Outputs, Place, signal_to_noise
+from ladder_scores import file_outputs
+from real_entry import Array, Case, Metric, Outputs, Place, only, signal_to_noise
 from real_export import both_files, input_name
-from real_measure import outputs
 from torch import nn
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -49,7 +49,6 @@ def trained_case(
     given = input_name(model)
     with torch.no_grad():
         original = module(torch.from_numpy(data.test[:64])).numpy()
-    (deployed,) = outputs(model, {given: data.test[:64]}).values()
     return Case(
         model,
         {given: data.rows},
@@ -57,7 +56,7 @@ def trained_case(
         score,
         tuple(metrics),
         lost=lost,
-        parity_db=signal_to_noise(original, deployed),
+        parity_db=signal_to_noise(original, only(file_outputs(model, {given: data.test[:64]}))),
         parity_with="PyTorch",
         is_classifier=head is None and loss is nn.functional.cross_entropy,
     )

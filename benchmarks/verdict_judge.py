@@ -17,12 +17,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from ladder_scores import paired_interval
+from ladder_scores import file_outputs, paired_interval
 from ladder_tasks import INPUT, Array
 from verdict_tasks import Source, load_source
 from verdict_training import scores
-
-from vsfix.pipeline.backends.onnxruntime_runner import OnnxRuntimeRunner
 
 LIMIT = 120.0  # seconds of one command
 _KEPT = tuple("status verdict warnings fault inferred noise_sources stored severity prepared method".split())
@@ -87,10 +85,7 @@ def _run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _worth(source: Source, path: Path, inputs: Array) -> Array:
-    with OnnxRuntimeRunner(onnx.load(path)) as runner:
-        rows = range(0, len(inputs), 250)
-        parts = [runner.run({INPUT: inputs[row : row + 250]})[source.output] for row in rows]
-    return scores(source, probabilities(source, np.concatenate(parts)))
+    return scores(source, probabilities(source, file_outputs(onnx.load(path), {INPUT: inputs})[source.output]))
 
 
 def probabilities(source: Source, outputs: Array) -> Array:
