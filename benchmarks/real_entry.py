@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,6 @@ class Place:
     cache: Path
     tensorflow: Path | None = None
     effort: float = 1.0
-    made: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def count(self, number: int) -> int:
         """So many samples or steps at this effort, 24 at the least."""
@@ -138,13 +137,6 @@ class Place:
             partial.rename(path)
         with np.load(path) as held:
             return {key: held[key] for key in held.files}
-
-
-def signal_to_noise(reference: Array, other: Array) -> float:
-    """Signal to noise in dB of an array against a reference of the same shape."""
-    wide = reference.astype(np.float64)
-    noise = float(((wide - other) ** 2).sum())
-    return float("inf") if noise == 0 else float(10 * np.log10(float((wide**2).sum()) / noise))
 
 
 def only(outputs: Outputs) -> Array:

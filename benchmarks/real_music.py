@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 from real_entry import Array, Place
-from real_sound import DRUMS, FONT_FILES, Note, mel_spectrogram, play
+from real_sound import CLAP, CLOSED, DRUMS, FONT_FILES, KICK, RIDE, SNARE, Note, mel_spectrogram, play
 
 RATE, SIZE, HOP, BANDS, FRAMES = 16_000, 512, 256, 96, 187  # musicnn/configuration.py
 SECONDS, SPACING = 3.1, 5.5
-KICK, SNARE, CLOSED, RIDE, CLAP = 36, 38, 42, 51, 39
 
 
 class Style(NamedTuple):

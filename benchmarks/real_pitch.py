@@ -10,11 +10,13 @@ from types import ModuleType
 import numpy as np
 import torch
 from ladder_scores import file_outputs
-from real_entry import Array, Case, Metric, Network, Outputs, Place, only, signal_to_noise
+from real_entry import Array, Case, Metric, Network, Outputs, Place, only
 from real_export import both_files, input_name
 from real_sound import FONT_FILES, Note, play, with_noise
 from torch import nn
 from torch.nn import functional
+
+from vsfix.graph_passes.ir.rounding import snr_db
 
 RATE, FRAME, BINS = 16_000, 1024, 360
 CENTS = 20.0 * np.arange(BINS) + 1997.3794084376191  # above 10 Hz
@@ -66,7 +68,7 @@ def crepe(size: str, rows: int, tests: int, place: Place) -> Case:
         partial(_score, truth=held["cents"]),
         (Metric("within 50 cents, %"), Metric("error, cents, at most 1,200", higher_is_better=False, digits=1)),
         lost=lost,
-        parity_db=signal_to_noise(original, only(file_outputs(model, {name: test[:64]}))),
+        parity_db=snr_db(original, only(file_outputs(model, {name: test[:64]}))),
         parity_with="torchcrepe",
     )
 

@@ -16,7 +16,8 @@ from real_entry import Array, Missing
 
 SOUND_FONTS = Path("/usr/share/sounds/sf2")
 FONT_FILES = ("FluidR3_GM.sf2", "TimGM6mb.sf2")
-DRUMS = 9  # the channel of General MIDI that plays drums
+DRUMS = 9  # the channel of General MIDI that plays drums, by these pitches
+KICK, SNARE, CLAP, CLOSED, OPEN, RIDE = 36, 38, 39, 42, 46, 51
 _TICKS = 480  # of a second, at the tempo that every file is written with
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from ladder_scores import file_outputs
-from real_entry import Array, Case, Metric, Network, Outputs, Place, only, signal_to_noise
+from real_entry import Array, Case, Metric, Network, Outputs, Place, only
 from real_export import both_files, input_name
 from real_keras import batch_norm, convolution, linear, original_answers
 from real_music import STYLES, clips
 from torch import nn
 from torch.nn import functional
+
+from vsfix.graph_passes.ir.rounding import snr_db
 
 FRAMES, BANDS = 187, 96
 
@@ -198,7 +200,7 @@ def tagger(name: str, place: Place) -> Case:
     parity = None
     if place.tensorflow is not None:
         original = original_answers(place.tensorflow, name, wheel, test[:32])
-        parity = signal_to_noise(original, only(file_outputs(model, {given: test[:32]})))
+        parity = snr_db(original, only(file_outputs(model, {given: test[:32]})))
     return Case(
         model,
         {given: rows},

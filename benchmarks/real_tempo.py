@@ -6,14 +6,15 @@ from functools import partial
 
 import numpy as np
 from ladder_scores import file_outputs
-from real_entry import Array, Case, Metric, Network, Outputs, Place, only, signal_to_noise
+from real_entry import Array, Case, Metric, Network, Outputs, Place, only
 from real_export import both_files, input_name
 from real_keras import KerasNetwork, original_answers
-from real_sound import DRUMS, FONT_FILES, Note, mel_spectrogram, play
+from real_sound import CLAP, CLOSED, DRUMS, FONT_FILES, KICK, OPEN, RIDE, SNARE, Note, mel_spectrogram, play
+
+from vsfix.graph_passes.ir.rounding import snr_db
 
 RATE, SIZE, HOP, BANDS, FRAMES = 11_025, 1024, 512, 40, 256
 SECONDS = 12.5
-KICK, SNARE, CLOSED, OPEN, RIDE, CLAP, SIDE = 36, 38, 42, 46, 51, 39, 37
 FIRST_TEMPO = 30  # of the 256 classes, one for each beat a minute
 
 
@@ -30,7 +31,7 @@ def tempo(name: str, place: Place) -> Case:
     parity = None
     if place.tensorflow is not None:
         original = original_answers(place.tensorflow, "keras", path, test[:64].transpose(0, 2, 3, 1))
-        parity = signal_to_noise(original, only(file_outputs(model, {given: test[:64]})))
+        parity = snr_db(original, only(file_outputs(model, {given: test[:64]})))
     return Case(
         model,
         {given: rows},

@@ -8,9 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from ladder_scores import file_outputs
-from real_entry import Array, Case, Metric, Outputs, Place, only, signal_to_noise
+from real_entry import Array, Case, Metric, Outputs, Place, only
 from real_export import both_files, input_name
 from torch import nn
+
+from vsfix.graph_passes.ir.rounding import snr_db
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 ROWS = 128
@@ -56,7 +58,7 @@ def trained_case(
         score,
         tuple(metrics),
         lost=lost,
-        parity_db=signal_to_noise(original, only(file_outputs(model, {given: data.test[:64]}))),
+        parity_db=snr_db(original, only(file_outputs(model, {given: data.test[:64]}))),
         parity_with="PyTorch",
         is_classifier=head is None and loss is nn.functional.cross_entropy,
     )
