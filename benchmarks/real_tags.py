@@ -144,8 +144,9 @@ class Musicnn(nn.Module):
         for number in (6, 7):
             layers.append(self._middle(number, layers[-1]) + layers[-1])
         features = torch.cat(layers, 1)
+        # As tf.concat of both pools along the last axis, flattened: maximum and mean of each channel side by side.
         pooled = torch.stack([features.amax(2), features.mean(2)], 2).flatten(1)
-        x = self.dense(self.dropouts[0](self.flat_norm(self._in_order(pooled, features.shape[1]))))
+        x = self.dense(self.dropouts[0](self.flat_norm(pooled)))
         x = self.dropouts[1](self.dense_norm(torch.relu(x)))
         return torch.sigmoid(self.last(x))
 
@@ -153,11 +154,6 @@ class Musicnn(nn.Module):
         """A convolution over time whose kernel spans all channels; (N, channels, time) to the same."""
         given = functional.pad(x, (3, 3)).transpose(1, 2)[:, None]
         return self.norms[number](torch.relu(self.convs[number](given)))[..., 0]
-
-    @staticmethod
-    def _in_order(pooled: torch.Tensor, channels: int) -> torch.Tensor:
-        """tf.concat of both pools along the last axis, flattened: maximum and mean of each channel side by side."""
-        return pooled.reshape(-1, channels * 2)
 
 
 class Vgg(nn.Module):
