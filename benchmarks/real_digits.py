@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
 from real_entry import Array, Case, Metric, Network, Outputs, Place, only
-from real_training import CLASS_METRICS, ROWS, Data, class_score, trained_case
+from real_training import ROWS, Data, classifier_case, trained_case
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
@@ -109,13 +110,13 @@ class Margin(nn.Module):
         return self.scale * functional.linear(unit, functional.normalize(self.centres.weight, dim=1))
 
 
-def embeddings(name: str, module_of: type[nn.Module], place: Place) -> Case:
+def embeddings(name: str, make: Callable[[], nn.Module], place: Place) -> Case:
     """A network whose answers are compared by their cosine."""
     data = digits(place)
     return trained_case(
         place,
         name,
-        module_of(),
+        make(),
         data,
         functional.cross_entropy,
         900,
@@ -192,14 +193,7 @@ class Transformer(nn.Module):
 
 def transformer(place: Place) -> Case:
     """The control: noise, but no BatchNorm that could store it."""
-    data = digits(place)
-    truth = data.test_targets
-
-    def score(answers: Outputs) -> tuple[Array, ...]:
-        return class_score(only(answers), truth)
-
-    loss = functional.cross_entropy
-    return trained_case(place, "vit", Transformer(), data, loss, 1200, score, CLASS_METRICS)
+    return classifier_case(place, "vit", Transformer(), digits(place), 1200)
 
 
 NETWORKS = (
@@ -210,7 +204,7 @@ NETWORKS = (
         "Dropout 0.4 upstream of the linear layer of the last BatchNorm",
         (1, 11),
         "insightface recognition/arcface_torch/backbones/iresnet.py IResNet.forward",
-        partial(embeddings, "arcface", arcface),  # type: ignore[arg-type]
+        partial(embeddings, "arcface", arcface),
     ),
     Network(
         "facenet tail",

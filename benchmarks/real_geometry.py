@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from real_entry import Array, Case, Metric, Network, Outputs, Place, only
-from real_training import CLASS_METRICS, ROWS, Data, class_score, trained_case
+from real_training import ROWS, Data, classifier_case, trained_case
 from torch import nn
 from torch.nn import functional
 
@@ -39,11 +39,7 @@ def pointnet(place: Place) -> Case:
     inputs, targets = _clouds(3000, 1)
     test, truth = _clouds(place.count(1500), 3)
     data = Data(inputs, targets, _clouds(ROWS, 2)[0], test, truth)
-
-    def score(answers: Outputs) -> tuple[Array, ...]:
-        return class_score(only(answers), truth)
-
-    return trained_case(place, "pointnet", PointNet(), data, functional.cross_entropy, 500, score, CLASS_METRICS)
+    return classifier_case(place, "pointnet", PointNet(), data, 500)
 
 
 def _clouds(count: int, seed: int) -> tuple[Array, Array]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from real_entry import Array, Case, Metric, Missing, Network, Outputs, Place, only
 from real_sound import mel_spectrogram, read_wave, with_noise
-from real_training import CLASS_METRICS, Data, class_score, trained_case
+from real_training import Data, classifier_case, trained_case
 from torch import nn
 from torch.nn import functional
 
@@ -82,14 +82,10 @@ def conformer(place: Place) -> Case:
     spoken = place.kept("commands", lambda: _commands(place.count(900)))
     half = len(spoken["sound"]) * 5 // 9
     head, tail = spoken["sound"][:half], spoken["sound"][half:]
-    truth = spoken["word"][half:]
     inputs = np.concatenate([_spectra(head, seed) for seed in range(4)])
-    data = Data(inputs, np.tile(spoken["word"][:half], 4), _spectra(head, 10)[:128], _spectra(tail, 11), truth)
-
-    def score(answers: Outputs) -> tuple[Array, ...]:
-        return class_score(only(answers), truth)
-
-    return trained_case(place, "conformer", Conformer(), data, functional.cross_entropy, 350, score, CLASS_METRICS)
+    words, truth = spoken["word"][:half], spoken["word"][half:]
+    data = Data(inputs, np.tile(words, 4), _spectra(head, 10)[:128], _spectra(tail, 11), truth)
+    return classifier_case(place, "conformer", Conformer(), data, 350)
 
 
 def _commands(count: int) -> dict[str, Array]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -60,8 +62,14 @@ def trained_case(
         lost=lost,
         parity_db=snr_db(original, only(file_outputs(model, {given: data.test[:64]}))),
         parity_with="PyTorch",
-        is_classifier=head is None and loss is nn.functional.cross_entropy,
     )
+
+
+def classifier_case(place: Place, name: str, module: nn.Module, data: Data, steps: int) -> Case:
+    """Trains a module to give scores of classes, and judges it by them."""
+    score = partial(_class_score, truth=data.test_targets)
+    case = trained_case(place, name, module, data, nn.functional.cross_entropy, steps, score, _CLASS_METRICS)
+    return replace(case, is_classifier=True)
 
 
 def train(module: nn.Module, inputs: Array, targets: Array, loss: Loss, steps: int, batch: int = 64) -> None:
@@ -83,12 +91,12 @@ def train(module: nn.Module, inputs: Array, targets: Array, loss: Loss, steps: i
         schedule.step()
 
 
-def class_score(answers: Array, truth: Array) -> tuple[Array, ...]:
+def _class_score(answers: Outputs, truth: Array) -> tuple[Array, ...]:
     """Whether the highest score is that of the right class, in per cent, and the negative log-likelihood."""
-    wide = answers.astype(np.float64)
+    wide = only(answers).astype(np.float64)
     logs = wide - wide.max(1, keepdims=True)
     logs -= np.log(np.exp(logs).sum(1, keepdims=True))
     return 100.0 * (wide.argmax(1) == truth), -logs[np.arange(len(truth)), truth]
 
 
-CLASS_METRICS = (Metric("top-1, %"), Metric("negative log-likelihood", higher_is_better=False, digits=3))
+_CLASS_METRICS = (Metric("top-1, %"), Metric("negative log-likelihood", higher_is_better=False, digits=3))
