@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.helper
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -67,6 +69,21 @@ def test_letters_are_counted_by_the_fewest_edits(script):
     text = script("real_text")
     assert [text.edits(*pair) for pair in [("", "abc"), ("kitten", "sitting"), ("same", "same")]] == [3, 3, 0]
     assert text.decode(np.array([0, 1, 1, 0, 1, 2]), ["", "a", "b"]) == "aab"
+
+
+def test_an_engine_of_a_network_that_can_not_be_matched_is_told_as_an_error(script):
+    entry, measuring = script("real_entry"), script("real_measure")
+    shape = ["N", 3]
+    given, answer = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "no BatchNorm", [given], [answer])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+    rows = {"x": np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)}
+    case = entry.Case(model, rows, rows, lambda outputs: (outputs["y"].mean(1),), (entry.Metric("mean"),))
+    network = entry.Network("net", "task", "trained here", "none", (0, 0), "here", lambda place: case)
+    ways = {way: {"error": "none"} for way in (*measuring.WAYS, measuring.UNTOLD, measuring.AVERAGE)}
+    row = {"told": {}, "untold": {}, "ways": ways}
+    measuring.measure(network, case, row, keep=lambda: None, say=lambda line: None)
+    assert row["engine"].startswith("ModelError: the model has no BatchNormalization")
 
 
 @pytest.mark.long
