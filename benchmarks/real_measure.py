@@ -75,8 +75,8 @@ def measure(
         return optimized(way, case.model, _how(way))
 
     steps: list[tuple[Row, str, Callable[[], Any]]] = [
-        (row, "told", lambda: _inspected(lambda: vsfix.inspect(case.model, dict(case.rows), **options))),
-        (row, "untold", lambda: _inspected(lambda: vsfix.inspect(lost, dict(case.rows)))),
+        (row, "told", lambda: _inspected(case, case.model, **options)),
+        (row, "untold", lambda: _inspected(case, lost)),
         (ways, DEFAULT, partial(repair, DEFAULT)),
         (ways, UNTOLD, lambda: optimized(UNTOLD, lost, {})),
         (ways, MATCHED, partial(repair, MATCHED)),
@@ -137,10 +137,11 @@ def noise_average(case: Case) -> dict[str, Array]:
     return {name: np.log(array) if case.is_classifier else array for name, array in sums.items()}
 
 
-def _inspected(look: Callable[[], vsfix.Inspection]) -> Row:
+def _inspected(case: Case, model: onnx.ModelProto, **options: Any) -> Row:
+    """What vsfix says of a file."""
     started = time.perf_counter()
     try:
-        found = look()
+        found = vsfix.inspect(model, dict(case.rows), **options)
     except vsfix.VsfixError as error:
         return {"verdict": f"{type(error).__name__}: {error}", "status": "error"}
     severity = found.severity

@@ -113,14 +113,7 @@ class Bench:
 
     def top1_of_module(self, network: nn.Module) -> float:
         """In per cent."""
-        network.eval()
-        correct = 0
-        with torch.inference_mode():
-            for number, batch in enumerate(self.labelled.batches(BATCH_SIZE)):
-                found = network(torch.from_numpy(next(iter(batch.values())))).argmax(dim=1).numpy()
-                assert self.labelled.labels is not None
-                correct += int((found == self.labelled.labels[number * BATCH_SIZE :][: len(found)]).sum())
-        return 100 * correct / len(self.labelled)
+        return self._top1(network.eval())
 
     def average(self, seed: int) -> Measurement:
         """The mean of noisy passes, over the test images."""
@@ -129,16 +122,21 @@ class Bench:
             if not isinstance(layer, _BatchNorm) and not [*layer.children()]:
                 layer.training = True
         torch.manual_seed(seed)
-        correct, started = 0, time.perf_counter()
+        started = time.perf_counter()
+        top1 = self._top1(
+            lambda images: torch.stack([network(images).softmax(dim=1) for _ in range(PASSES)]).mean(dim=0)
+        )
+        return Measurement(AVERAGED, 0, seed, top1, time.perf_counter() - started, 0)
+
+    def _top1(self, scores: Callable[[torch.Tensor], torch.Tensor]) -> float:
+        """Of the test images, in per cent."""
+        correct = 0
         with torch.inference_mode():
             for number, batch in enumerate(self.labelled.batches(BATCH_SIZE)):
-                images = torch.from_numpy(next(iter(batch.values())))
-                mean = torch.stack([network(images).softmax(dim=1) for _ in range(PASSES)]).mean(dim=0)
+                found = scores(torch.from_numpy(next(iter(batch.values())))).argmax(dim=1).numpy()
                 assert self.labelled.labels is not None
-                labels = self.labelled.labels[number * BATCH_SIZE :][: len(images)]
-                correct += int((mean.argmax(dim=1).numpy() == labels).sum())
-        top1 = 100 * correct / len(self.labelled)
-        return Measurement(AVERAGED, 0, seed, top1, time.perf_counter() - started, 0)
+                correct += int((found == self.labelled.labels[number * BATCH_SIZE :][: len(found)]).sum())
+        return 100 * correct / len(self.labelled)
 
     def top1_of_file(self, model: onnx.ModelProto) -> float:
         """In per cent."""
