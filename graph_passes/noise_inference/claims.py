@@ -49,6 +49,11 @@ class Claim:
     before: float
     after: float
 
+    def agrees_with(self, other: Claim) -> bool:
+        """Whether two claims are of places of one kind, or of one noise."""
+        is_one = self.noise.kind is other.noise.kind and abs(self.noise.value - other.noise.value) <= ONE_RATIO
+        return self.signature == other.signature or is_one
+
     @property
     def sentence(self) -> str:
         """The claim in words."""

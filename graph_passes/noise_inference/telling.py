@@ -93,6 +93,8 @@ class Telling:
             groups and without each, shape (1 + G,).
         excess: the mean over the channels of log V - log v0.
         channels: how many tell anything.
+        factor: by which all variances that are stored may be larger than those without noise; least squares.
+        scaled: what is left of them then, shape (1 + G,), as `without` is what is left of them by themselves.
     """
 
     batch_norm: str
@@ -102,6 +104,8 @@ class Telling:
     means: Float64Array
     excess: float
     channels: int
+    factor: float
+    scaled: Float64Array
 
     @property
     def without(self) -> Float64Array:
@@ -236,7 +240,16 @@ class ChannelEvidence:
         counts = self.weights > 0
         sides = np.stack([self.left, *(np.where(counts, one / self.stored, 0.0) for one in added)])
         products = _products(sides, self.weights)
-        return Telling(name, tuple(sources), products, self.chance, self.means, self.excess, self.channels)
+        factor, scaled = self._scaled()
+        return Telling(
+            name, tuple(sources), products, self.chance, self.means, self.excess, self.channels, factor, scaled
+        )
+
+    def _scaled(self) -> tuple[float, Float64Array]:
+        """The least squares of V = k v0, relative to V: k, and what it leaves, shape (1 + G,)."""
+        products = _products(np.stack([self.left, 1 - self.left]), self.weights)
+        more = products[:, 0, 1] / np.maximum(products[:, 1, 1], _TINY)
+        return 1 + float(more[0]), np.asarray(products[:, 0, 0] - more * products[:, 0, 1])
 
 
 def group_variances(found: Moments) -> Float64Array:

@@ -8,17 +8,19 @@ from enum import Enum
 
 import numpy as np
 
+from vsfix.graph_passes.ir.runtime import Float64Array
 from vsfix.graph_passes.noise.noise import Noise, NoiseKind
 
 from .agreement import Kinds
-from .claims import Claim, claims_of
+from .claims import MANY, Claim, claims_of
 from .places import describe
 from .plan import Plan
 from .residuals import Residual, root
-from .telling import TRAINING_SAMPLES, Telling
+from .telling import TRAINING_SAMPLES, Telling, is_sure
 
 MOST_LEFT = 0.15  # a relative residual, root mean square over the network: with more another fault is the larger one
 MOSTLY = 0.8  # of what is to be explained: noise that explains so much is there, whatever else is
+NAMED = 3  # BatchNorms
 CLEARLY = 2.0  # times what chance makes of all BatchNorms together: healthy networks stay below 1.2 of it
 
 
@@ -86,13 +88,14 @@ def conclude(
         samples: of the calibration set.
         equal: other kinds of noise that explain as much at the same places.
     """
-    claims, left = claims_of(tellings, plan, float(np.sqrt(1 + samples / TRAINING_SAMPLES)))
+    claims, left = claims_of(tellings, plan, _inflation(samples))
     residuals = {
         telling.batch_norm: Residual.of(telling, left[telling.batch_norm], samples)
         for telling in tellings
         if telling.channels
     }
-    verdict, confidence = _judge(residuals, claims, rivals, samples, equal)
+    rival = _factor([telling for telling in tellings if telling.channels], claims, left, samples)
+    verdict, confidence = _judge(residuals, claims, rivals, rival, samples, equal)
     partial = verdict is Verdict.FOUND and any(one.is_off for one in residuals.values())
     return NoiseInference(verdict, claims, confidence, residuals, samples, is_partial=partial)
 
@@ -101,6 +104,7 @@ def _judge(
     residuals: Mapping[str, Residual],
     claims: Sequence[Claim],
     rivals: Sequence[Kinds],
+    factor: tuple[Verdict, str] | None,
     samples: int,
     equal: frozenset[NoiseKind],
 ) -> tuple[Verdict, str]:
@@ -127,6 +131,9 @@ def _judge(
         return Verdict.NOT_EXPLAINED, f"{size}, where chance makes about {chance:.3f}; no noise lowers it"
     if (off or after > CLEARLY * chance) and (after**2 > (1 - MOSTLY) * before**2 or after > MOST_LEFT):
         return Verdict.NOT_EXPLAINED, said
+    if factor is not None:
+        verdict, other = factor
+        return verdict, f"{said}; {other}"
     here = {claim.signature for claim in claims}
     elsewhere = [kinds for kinds in rivals if {signature for signature, _ in kinds} != here]
     if elsewhere:
@@ -135,3 +142,31 @@ def _judge(
     here_too = {kind for kinds in rivals for _, kind in kinds} | equal
     same = " and ".join(sorted(kind.value for kind in here_too - {claim.noise.kind for claim in claims}))
     return Verdict.FOUND, f"{said}; {same} there explains it as well" if same else said
+
+
+def _factor(
+    tellings: Sequence[Telling], claims: Sequence[Claim], left: Mapping[str, Float64Array], samples: int
+) -> tuple[Verdict, str] | None:
+    """What is said where a BatchNorm whose variances are all larger by one factor would look the same.
+
+    That is what other weights or other data leave, and what noise directly in front of a BatchNorm leaves where the
+    means are small. The channels tell them apart; where they can't, noise that several places agree on is believed.
+    """
+    for claim in claims:
+        if claim.before <= MOST_LEFT:
+            continue
+        told = [telling for telling in tellings if telling.batch_norm in claim.batch_norms]
+        gain = np.sum([telling.scaled - left[telling.batch_norm] for telling in told], axis=0)
+        larger = " and ".join(f"{telling.factor:.2f} at '{telling.batch_norm}'" for telling in told[:NAMED])
+        one = f"one factor of all variances ({larger}), as other weights or other data leave, explains"
+        if is_sure(-gain, 0.0, _inflation(samples)):
+            return Verdict.NOT_EXPLAINED, f"{one} more"
+        agreeing = {name for other in claims if other.agrees_with(claim) for name in other.batch_norms}
+        if len(agreeing) < MANY and not is_sure(gain, 0.0, _inflation(samples)):
+            return Verdict.AMBIGUOUS, f"{one} as much"
+    return None
+
+
+def _inflation(samples: int) -> float:
+    """How much larger the whole error is than the sampling error of a calibration set."""
+    return float(np.sqrt(1 + samples / TRAINING_SAMPLES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import numpy as np
 import onnx
@@ -102,6 +103,32 @@ def test_statistics_that_something_else_spoilt_are_not_explained(open_model, spo
     spoil(graph)
     answer = infer_noise(graph, batches(), open_model)
     assert (answer.verdict, answer.sites) == (Verdict.NOT_EXPLAINED, {})
+
+
+@pytest.mark.parametrize("factor", [1.5, 3.0])
+@pytest.mark.parametrize("number", [0, 3, -1])
+def test_one_factor_of_all_variances_of_a_batch_norm_is_not_taken_for_noise(open_model, number, factor):
+    graph = import_graph(planted("a", "dropout", 0.0))
+    found = find_batch_norms(graph)[number]
+    found.with_statistics(found.mean, factor * found.variance)
+    answer = infer_noise(graph, batches(), open_model)
+    assert answer.verdict in (Verdict.NOT_EXPLAINED, Verdict.AMBIGUOUS), answer
+    assert answer.sites == {}
+
+
+def test_noise_that_looks_like_one_factor_is_told_with_both_readings(parse, open_model):
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 1, (4000, 6))
+    weights = {"w": rng.normal(0, 1, (24, 6)), "mean": np.zeros(24), "one": np.ones(24), "zero": np.zeros(24)}
+    lines = "h = Gemm<transB=1>(x, w) y = BatchNormalization(h, one, zero, mean, variance)"
+    without = (x @ weights["w"].T).var(0)  # the means are 0: Dropout is one factor there, 1 / p
+    weights = {name: value.astype(np.float32) for name, value in {**weights, "variance": without / 0.5}.items()}
+    graph = import_graph(chain(parse, lines, **weights))
+    parts = [{"x": part.astype(np.float32)} for part in np.split(x[:512], 8)]
+    answer = infer_noise(graph, parts, open_model)
+    assert answer.verdict is Verdict.AMBIGUOUS, answer
+    told = re.search(r"one factor of all variances \((.*) at 'y'\).* explains as much", answer.confidence)
+    assert told and float(told[1]) == pytest.approx(2, rel=0.1)
 
 
 def test_images_of_another_kind_are_not_explained(open_model):

@@ -13,7 +13,7 @@ GROUPS, SAMPLES = 8, 200
 def telling(name: str, off: float) -> Telling:
     """A BatchNorm whose variances are off by so much, of which no noise was tried."""
     products = np.full((1 + GROUPS, 1, 1), off**2)
-    return Telling(name, (), products, 0.02**2, np.zeros(1 + GROUPS), 0.0, 64)
+    return Telling(name, (), products, 0.02**2, np.zeros(1 + GROUPS), 0.0, 64, 1.0, products[:, 0, 0])
 
 
 @pytest.mark.parametrize(("off", "verdict"), [(0.04, Verdict.NO_NOISE), (0.1, Verdict.NOT_EXPLAINED)])
