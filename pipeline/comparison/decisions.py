@@ -1,4 +1,4 @@
-"""The decisions of two models on the same samples, and how far apart they are. No model is run here."""
+"""The decisions of models on the same samples: how right they are, and how far apart. No model is run here."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from .proportion import Proportion, mcnemar_p_value, proportion
 from .tensor_comparison import as_float64, finite_rows
 
 RETENTION_BARS = (0.999, 0.99)  # as those of MLPerf Inference
+# What stands where a position of a map or a sequence is to be left out: torch's `ignore_index`, scikit-learn's
+# unlabelled, and the void of PASCAL VOC and Cityscapes.
+NO_LABEL = (-100, -1, 255)
 _SUM_ERROR = 1e-2  # of probabilities in float16, of which a thousand are added up
 _LEAST = 1e-12  # probability: a narrow type makes smaller ones zero
 
@@ -111,6 +114,34 @@ def compare_classes(reference: Array, output: Array) -> Decisions:
     return Decisions(len(reference), (len(reference) - flips) / len(reference), flips, divergence=None)
 
 
+def labelled(labels: Array, classes: int | None = None) -> Array:
+    """Which positions of maps and sequences have a label; a label of a whole sample is one whatever it says.
+
+    Args:
+        labels: whole numbers, shape (N, ...).
+        classes: how many there are; None where that is not known.
+    """
+    if labels.ndim < 2:
+        return np.ones(labels.shape, dtype=np.bool_)
+    names_none = np.isin(labels, NO_LABEL)
+    return ~names_none if classes is None else ~names_none | ((labels >= 0) & (labels < classes))
+
+
+def class_scores(output: Array, labels: tuple[int, ...]) -> Array | None:
+    """The scores of each decision, the classes last; one class for decisions by a single number; None where none fit.
+
+    Args:
+        output: shape (N, C), (N, C, ...), (N, ..., C), or that of the labels.
+        labels: their shape, (N, ...); N is not looked at.
+    """
+    labels = (len(output), *labels[1:])
+    last = output.ndim - 1
+    for axis in (last, 1) if output.ndim == 3 else (1, last):  # a sequence has its classes last, a map first
+        if 0 < axis < output.ndim and (*output.shape[:axis], *output.shape[axis + 1 :]) == labels:
+            return np.moveaxis(output, axis, -1)
+    return output[..., np.newaxis] if output.shape == labels else None
+
+
 def class_ranks(scores: Array, labels: Array) -> Array:
     """How many classes stand before the right one; of equal scores the lower class stands first.
 
@@ -122,6 +153,36 @@ def class_ranks(scores: Array, labels: Array) -> Array:
     own = np.take_along_axis(scores, labels[..., np.newaxis], -1)
     lower = np.arange(scores.shape[-1]) < labels[..., np.newaxis]
     return np.asarray(((scores > own) | ((scores == own) & lower)).sum(axis=-1))
+
+
+def share_right(right: Array, counted: Array) -> Float64Array:
+    """The share of each sample that is right, shape (N,).
+
+    Args:
+        right: shape (N, ...).
+        counted: which positions are; of every sample at least one.
+    """
+    right, counted = (array.reshape(len(array), -1) for array in (right, counted))
+    return np.asarray((right & counted).sum(axis=1) / counted.sum(axis=1))
+
+
+def class_overlap(decided: Array, labels: Array, counted: Array, classes: int) -> Float64Array:
+    """The mean over the classes of a sample of |both| / |either|, shape (N,); 1 where none is there.
+
+    Args:
+        decided: numbers of classes, shape (N, ...); of two classes that of class 1 alone.
+        labels: the same shape.
+        counted: the positions that are.
+        classes: how many there are.
+    """
+    decided, labels, counted = (array.reshape(len(labels), -1) for array in (decided, labels, counted))
+    total, present = np.zeros(len(labels)), np.zeros(len(labels))
+    for one in range(1, 2) if classes == 2 else range(classes):
+        either = (counted & ((decided == one) | (labels == one))).sum(axis=1)
+        both = (counted & (decided == one) & (labels == one)).sum(axis=1)
+        total += np.divide(both, either, out=np.zeros(len(labels)), where=either > 0)
+        present += either > 0
+    return np.divide(total, present, out=np.ones(len(labels)), where=present > 0)
 
 
 def _task(expected: Float64Array, found: Float64Array, labels: Array) -> Task:

@@ -20,7 +20,8 @@ from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
 from vsfix.graph_passes.noise_average.divergence import Meaning, OutputKind
 
-from .metric import Function, Metric, Named, choose_metric, class_scores
+from .decisions import class_scores
+from .metric import Function, Metric, Named, choose_metric
 from .score_difference import Score, score_of
 from .tensor_comparison import as_float64, finite_rows
 

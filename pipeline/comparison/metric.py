@@ -28,7 +28,7 @@ from vsfix.graph_passes.io.named_file import named_function
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
 from vsfix.graph_passes.noise_average.divergence import are_directions
 
-from .decisions import class_ranks
+from .decisions import class_overlap, class_ranks, class_scores, labelled, share_right
 from .tensor_comparison import as_float64, cosines, finite_rows
 
 LABELS = "labels"
@@ -66,6 +66,7 @@ class Metric:
         threshold: of a decision by a single number.
         is_decided: whether the output is the number of a class itself, as that of ArgMax.
         has_two_classes: of such an output, whether it and the labels know 0 and 1 alone, in the whole set.
+        is_partly_labelled: whether some positions have no label, see `labelled`.
         variances: of the columns of the target over the set, shape (columns,); of `r2` alone.
     """
 
@@ -76,12 +77,13 @@ class Metric:
     threshold: float = 0.0
     is_decided: bool = False
     has_two_classes: bool = False
+    is_partly_labelled: bool = False
     variances: Float64Array | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
         """The metric in words."""
-        return METRICS.get(self.key, self.key)
+        return METRICS.get(self.key, self.key) + (" of what is labelled" if self.is_partly_labelled else "")
 
     @property
     def is_loss(self) -> bool:
@@ -173,27 +175,39 @@ class Metric:
 
     def _class_scores(self, output: Float64Array, labels: Array) -> Float64Array:
         """The scores of decisions."""
+        scores = None
         if self.is_decided:
             if output.shape != labels.shape:
                 raise self._misfit(output, labels)
-            if labels.min() < 0:
-                raise DataError(f"--metric {self.key}: label {labels.min()} names no class of '{self.output}'")
-            classes = 2 if self.has_two_classes else 1 + int(max(labels.max(), output.max(), 2))
-            return _share(output == labels) if self.key == "top1" else _overlap(output, labels, classes)
-        scores = class_scores(output, labels.shape)
-        if scores is None and labels.ndim > 1 and labels.shape[-1] == 1:  # (N, 1), as tables have them
-            labels = labels[..., 0]
+            classes = 2 if self.has_two_classes else 1 + int(max(output.max(), labels[labelled(labels)].max(initial=2)))
+            decided: Array = output
+        else:
             scores = class_scores(output, labels.shape)
-        if scores is None:
-            raise self._misfit(output, labels)
-        classes = max(2, scores.shape[-1])
-        if labels.min() < 0 or labels.max() >= classes:
-            bad = labels.min() if labels.min() < 0 else labels.max()
-            raise DataError(f"--metric {self.key}: label {bad} names none of the {classes} classes of '{self.output}'")
-        if self.key == "top5":
-            return _share(class_ranks(scores, labels) < _BEST)
-        decided = scores.argmax(axis=-1) if scores.shape[-1] > 1 else (scores[..., 0] > self.threshold).astype(int)
-        return _share(decided == labels) if self.key == "top1" else _overlap(decided, labels, classes)
+            if scores is None and labels.ndim > 1 and labels.shape[-1] == 1:  # (N, 1), as tables have them
+                labels = labels[..., 0]
+                scores = class_scores(output, labels.shape)
+            if scores is None:
+                raise self._misfit(output, labels)
+            classes = max(2, scores.shape[-1])
+            decided = scores.argmax(axis=-1) if scores.shape[-1] > 1 else scores[..., 0] > self.threshold
+        counted = labelled(labels, None if self.is_decided else classes)
+        self._require_classes(labels, counted, classes)
+        if self.key == "iou":
+            return class_overlap(decided, labels, counted, classes)
+        if self.key == "top5" and scores is not None:
+            return share_right(class_ranks(scores, np.where(counted, labels, 0)) < _BEST, counted)
+        return share_right(decided == labels, counted)
+
+    def _require_classes(self, labels: Array, counted: Array, classes: int) -> None:
+        """Refuses a label that names no class, and a sample without any."""
+        bad = labels[counted & ((labels < 0) | (labels >= classes))]
+        if bad.size:
+            worst = bad.min() if bad.min() < 0 else bad.max()
+            many = "no class" if self.is_decided else f"none of the {classes} classes"
+            raise DataError(f"--metric {self.key}: label {worst} names {many} of '{self.output}'")
+        empty = np.flatnonzero(~counted.reshape(len(counted), -1).any(axis=1))
+        if empty.size:
+            raise DataError(f"--metric {self.key}: no position of sample {empty[0]} has a label that names a class")
 
     def _misfit(self, output: Array, target: Array) -> DataError:
         """The error of a target of another shape."""
@@ -242,10 +256,20 @@ def choose_metric(
     _require_fitting(key, judged, values, labels, is_told=wanted is not None)
     told = judged in probabilities or bool(values.size and values.min() >= 0 and values.max() <= 1)
     is_decided = key in _OF_CLASSES and _is_decided(values, labels)
-    has_two = is_decided and max(labels.max(initial=0), values.max(initial=0)) < 2
+    has_two = is_decided and max(labels[labelled(labels)].max(initial=0), values.max(initial=0)) < 2
     if key == "r2":
         return Metric(key, judged, target, variances=_variances(labels, target))
-    return Metric(key, judged, target, threshold=0.5 if told else 0.0, is_decided=is_decided, has_two_classes=has_two)
+    scores = class_scores(values, labels.shape) if key in _OF_CLASSES and not is_decided else None
+    classes = None if scores is None else max(2, scores.shape[-1])
+    return Metric(
+        key,
+        judged,
+        target,
+        threshold=0.5 if told else 0.0,
+        is_decided=is_decided,
+        has_two_classes=has_two,
+        is_partly_labelled=key in _OF_CLASSES and not labelled(labels, classes).all(),
+    )
 
 
 def require_known(wanted: str | Function | None) -> str | Function | None:
@@ -265,21 +289,6 @@ def require_known(wanted: str | Function | None) -> str | Function | None:
         raise InputError(f"--metric {wanted}: {hint}choose one of {', '.join(METRICS)}, or module:function")
     named_function(wanted)
     return wanted
-
-
-def class_scores(output: Array, labels: tuple[int, ...]) -> Array | None:
-    """The scores of each decision, the classes last; one class for decisions by a single number; None where none fit.
-
-    Args:
-        output: shape (N, C), (N, C, ...), (N, ..., C), or that of the labels.
-        labels: their shape, (N, ...); N is not looked at.
-    """
-    labels = (len(output), *labels[1:])
-    last = output.ndim - 1
-    for axis in (last, 1) if output.ndim == 3 else (1, last):  # a sequence has its classes last, a map first
-        if 0 < axis < output.ndim and (*output.shape[:axis], *output.shape[axis + 1 :]) == labels:
-            return np.moveaxis(output, axis, -1)
-    return output[..., np.newaxis] if output.shape == labels else None
 
 
 def _judged(output: str | None, outputs: Named, targets: Named) -> str:
@@ -309,7 +318,7 @@ def _require_fitting(key: str, name: str, output: Array, labels: Array, *, is_to
             raise DataError(f"--metric top5: output '{name}' is the number of one class; give top1")
         return
     scores = class_scores(output, labels.shape)
-    if scores is not None and scores.shape[-1] == 1 and labels.size and labels.max() > 1:
+    if scores is not None and scores.shape[-1] == 1 and labels[labelled(labels)].max(initial=0) > 1:
         raise DataError(
             f"--metric {key}: output '{name}' is one number for each label, which decides between 0 and 1, and the "
             f"labels go up to {labels.max()}; of a regression they are floats, or give --metric mse"
@@ -352,23 +361,6 @@ def _own_scores(key: str, function: Function, outputs: Named, targets: Named) ->
             f"--metric {key}: gives {scores[endless][0]} for sample {int(endless.argmax())}".replace("nan", "NaN")
         )
     return scores
-
-
-def _share(right: Array) -> Float64Array:
-    """The share of each sample that is right, shape (N,)."""
-    return np.asarray(right.reshape(len(right), -1).mean(axis=1, dtype=np.float64))
-
-
-def _overlap(decided: Array, labels: Array, classes: int) -> Float64Array:
-    """The mean over the classes of a sample of |both| / |either|, shape (N,); 1 where none is there."""
-    decided, labels = decided.reshape(len(labels), -1), labels.reshape(len(labels), -1)
-    total, present = np.zeros(len(labels)), np.zeros(len(labels))
-    for one in range(1, 2) if classes == 2 else range(classes):
-        either = ((decided == one) | (labels == one)).sum(axis=1)
-        both = ((decided == one) & (labels == one)).sum(axis=1)
-        total += np.divide(both, either, out=np.zeros(len(labels)), where=either > 0)
-        present += either > 0
-    return np.divide(total, present, out=np.ones(len(labels)), where=present > 0)
 
 
 def _cross_entropy(output: Float64Array, target: Float64Array, *, is_probability: bool) -> Float64Array:

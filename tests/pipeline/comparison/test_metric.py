@@ -5,7 +5,8 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from vsfix.graph_passes.errors import DataError, InputError
-from vsfix.pipeline.comparison.metric import METRICS, choose_metric, class_scores
+from vsfix.pipeline.comparison.decisions import class_scores
+from vsfix.pipeline.comparison.metric import METRICS, choose_metric
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(60, 7)).astype(np.float32)
@@ -64,6 +65,43 @@ def test_iou_is_the_jaccard_index_of_each_sample():
     ]
     assert mean_score("iou", one, binary) == pytest.approx(np.mean(wanted))
     assert mean_score("iou", one - 100, np.zeros_like(binary)) == 1
+
+
+@pytest.mark.parametrize("no_label", [-100, -1, 255])
+def test_positions_without_a_label_count_for_nothing(no_label):
+    given = RNG.random(MASKS.shape) < 0.7
+    masks = np.where(given, MASKS, no_label)
+    decided = MAPS.argmax(axis=1)
+    right = [sklearn_metrics.accuracy_score(MASKS[i][given[i]], decided[i][given[i]]) for i in range(len(MASKS))]
+    assert mean_score("top1", MAPS, masks) == pytest.approx(100 * np.mean(right))
+    assert mean_score("top1", decided, masks) == pytest.approx(100 * np.mean(right))
+    overlap = [
+        sklearn_metrics.jaccard_score(mask[one], found[one], labels=np.union1d(mask[one], found[one]), average="macro")
+        for mask, found, one in zip(MASKS, decided, given, strict=True)
+    ]
+    assert mean_score("iou", MAPS, masks) == pytest.approx(np.mean(overlap))
+    binary = np.where(given, MASKS == 0, no_label)
+    assert mean_score("iou", MAPS[:, :1], binary) == mean_score("iou", (MAPS[:, 0] > 0).astype(np.int64), binary)
+    many = RNG.normal(size=(20, 9, 5, 4))
+    other = np.where(given, MASKS, np.where(no_label == 255, -1, 255))
+    assert mean_score("top5", many, masks) == mean_score("top5", many, other)
+    told = choose_metric("iou", {"y": MAPS}, {"labels": masks})
+    assert told.text(0.5) == "IoU of what is labelled 0.5"
+    assert choose_metric("iou", {"y": MAPS}, {"labels": MASKS}).text(0.5) == "IoU 0.5"
+
+
+def test_a_label_that_names_no_class_is_refused_all_the_same():
+    for wrong in (-2, 3):
+        with pytest.raises(DataError, match=f"label {wrong} names none of the 3 classes"):
+            mean_score("iou", MAPS, np.where(MASKS == 2, wrong, MASKS))
+    with pytest.raises(DataError, match="label -1 names none of the 7 classes"):
+        mean_score("top1", LOGITS, np.where(CLASSES == 2, -1, CLASSES))  # of a whole sample
+    empty = MASKS.copy()
+    empty[3] = 255
+    with pytest.raises(DataError, match="no position of sample 3 has a label"):
+        mean_score("iou", MAPS, empty)
+    large = RNG.normal(size=(2, 300, 4))
+    assert mean_score("top1", large, np.full((2, 4), 255)) == 0  # the number of a class
 
 
 def test_r2_leaves_out_a_column_that_never_varies_whatever_its_value():
