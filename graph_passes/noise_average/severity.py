@@ -91,7 +91,7 @@ class Severity:
         number = f"R = {self.ratio:.2f}"
         if self.is_uncertain:
             return (
-                f"{number} ({self.low:.2f} to {self.high:.2f}) may lie past its bound, {self.bound}: give more samples"
+                f"{number} ({self.low:.2f} to {self.high:.2f}) may lie past its bound, {self.bound}: more samples would tell"
             )
         return f"{number} does not tell whether what is decided would be better after a repair"
 

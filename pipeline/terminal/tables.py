@@ -177,10 +177,10 @@ def accuracy_table(rows: tuple[AccuracyRow, ...]) -> Table:
 
 
 def score_table(scores: LabelScores) -> Table:
-    """The scores of the file as given and of the repaired one on labelled data."""
+    """The scores of the file as given and of the written one on labelled data."""
     of = "" if scores.output is None else f" of output '{scores.output}'"
     table = Table(title=f"On labelled data: {scores.metric}{of}", title_justify="left")
-    for heading in ("as trained", "repaired", "gain"):
+    for heading in ("as trained", "written", "gain"):
         table.add_column(heading)
     table.add_row(scores.value(scores.before), scores.value(scores.after), scores.details)
     return table
@@ -192,7 +192,7 @@ def agreement_table(rows: tuple[Agreement, ...]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("output", overflow="fold")
     table.add_column("measure")
-    for heading in ("repaired with as given", "as given with the noise average", "repaired with the noise average"):
+    for heading in ("written with as given", "as given with the noise average", "written with the noise average"):
         table.add_column(heading, justify="right")
     for row in rows:
         values = (row.repaired_given, row.given_average, row.repaired_average)

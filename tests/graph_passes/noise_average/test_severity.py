@@ -230,6 +230,6 @@ def test_r_that_may_lie_past_its_bound_leaves_open_whether_to_repair():
     assert not Severity(0.3, 0.2, 0.4, 256).is_open
     wide = Severity(0.3, 0.1, 1.9, 64)
     assert wide.is_open
-    assert wide.doubt == "R = 0.30 (0.10 to 1.90) may lie past its bound, 0.85: give more samples"
+    assert wide.doubt == "R = 0.30 (0.10 to 1.90) may lie past its bound, 0.85: more samples would tell"
     assert "does not tell whether" in Severity(0.6, 0.5, 0.7, 64).doubt
     assert not Severity(0.9, 0.8, 1.0, 64).is_open  # it is repaired
