@@ -35,7 +35,10 @@ HEALTHY_VALUES = 0.05
 OPEN = 0.4
 OPEN_DECISIONS = 0.1
 MANY_DECISIONS = 0.05  # the share that differs from the average's; 7 to 16 % cost small networks 3 to 5 points
+_LEVEL = 0.95  # of an interval
+_FIRST_LEVEL = 0.975  # of the one that ends a measurement early: both looks together are then held to the other
 _REPETITIONS = 1000
+_LEAST_NOISE = 1e-6  # of the mean over the samples: a resample may have none, or less
 _LEAST_ERROR = 0.25  # of a resample, beside that of the samples: one of few has hardly any
 _FLIPS = 9999
 _DRAWN_AT_ONCE = 1 << 16  # numbers; all resamples or signs of a large set would take more memory than its outputs
@@ -86,13 +89,18 @@ class Severity:
         return self.low < self.bound <= self.high
 
     @property
+    def is_clear(self) -> bool:
+        """Whether the file stays as it is, nothing is open, and the whole interval of R says so."""
+        many = self.changed is not None and self.changed >= MANY_DECISIONS / 2
+        return self.high < min(self.bound, OPEN_DECISIONS if many else OPEN)
+
+    @property
     def doubt(self) -> str:
         """What it leaves open, in words; `is_open`."""
         number = f"R = {self.ratio:.2f}"
         if self.is_uncertain:
-            return (
-                f"{number} ({self.low:.2f} to {self.high:.2f}) may lie past its bound, {self.bound}: more samples would tell"
-            )
+            interval = f"({self.low:.2f} to {self.high:.2f})"
+            return f"{number} {interval} may lie past its bound, {self.bound}: more samples would tell"
         return f"{number} does not tell whether what is decided would be better after a repair"
 
 
@@ -184,9 +192,10 @@ class Reference:
         """E_n D(F, f(.; n)) of each sample, shape (N,)."""
         return np.asarray(np.sum([noisy.noise_distance() for noisy in self.outputs.values()], axis=0))
 
-    def severity(self, found: Mapping[str, Array], seed: int = 0) -> Severity:
-        """R of a network from its outputs."""
-        known = severity_of(self.distances(found), self.noise_distances(), self.changed(found), seed)
+    def severity(self, found: Mapping[str, Array], seed: int = 0, *, is_first: bool = False) -> Severity:
+        """R of a network from its outputs; of the first of two looks the interval is the wider one."""
+        level = _FIRST_LEVEL if is_first else _LEVEL
+        known = severity_of(self.distances(found), self.noise_distances(), self.changed(found), seed, level)
         return replace(known, bound=self.bound)
 
     @property
@@ -211,7 +220,9 @@ class Reference:
         return Reference(part, self.readers)
 
 
-def severity_of(apart: Float64Array, noise: Float64Array, changed: float | None = None, seed: int = 0) -> Severity:
+def severity_of(
+    apart: Float64Array, noise: Float64Array, changed: float | None = None, seed: int = 0, level: float = _LEVEL
+) -> Severity:
     """R from the distances of single samples.
 
     Args:
@@ -219,6 +230,7 @@ def severity_of(apart: Float64Array, noise: Float64Array, changed: float | None 
         noise: E_n D(F, f(.; n)), shape (N,).
         changed: see `Severity`.
         seed: of the bootstrap.
+        level: of the interval.
 
     Raises:
         DataError: fewer than two samples.
@@ -229,23 +241,25 @@ def severity_of(apart: Float64Array, noise: Float64Array, changed: float | None 
     if not noise.mean() > 0:
         raise UncomparableError("the noise changes no output on this data: nothing can be compared with it")
     ratio = float(apart.mean() / noise.mean())
-    low, high = _ratio_interval(apart, noise, np.random.default_rng((seed, len(apart))))
+    low, high = _ratio_interval(apart, noise, np.random.default_rng((seed, len(apart))), level)
     return Severity(max(ratio, 0.0), max(low, 0.0), max(high, 0.0), len(apart), changed)
 
 
-def _ratio_interval(apart: Float64Array, noise: Float64Array, rng: np.random.Generator) -> tuple[float, float]:
+def _ratio_interval(
+    apart: Float64Array, noise: Float64Array, rng: np.random.Generator, level: float
+) -> tuple[float, float]:
     """The interval of R, see the module's docstring."""
     ratio = float(apart.mean() / noise.mean())
     error = float(np.sqrt(np.mean((apart - ratio * noise) ** 2) / len(apart)) / noise.mean())
     if not error > 0:
         return ratio, ratio
     above, below, squares, products, of_noise = _resampled_means(rng, apart, noise, apart**2, apart * noise, noise**2)
-    below = np.maximum(below, np.finfo(np.float64).tiny)
+    below = np.maximum(below, _LEAST_NOISE * noise.mean())
     ratios = above / below
     spreads = np.maximum(squares - 2 * ratios * products + ratios**2 * of_noise, 0)
     errors = np.sqrt(spreads / len(apart)) / below
     t = (ratios - ratio) / np.maximum(errors, _LEAST_ERROR * error)
-    low, high = np.quantile(t, [0.025, 0.975])
+    low, high = np.quantile(t, [(1 - level) / 2, (1 + level) / 2])
     error *= (len(apart) / (len(apart) - 1)) ** 0.5  # s from the samples themselves is that much too small
     return ratio - error * float(high), ratio - error * float(low)
 
@@ -333,9 +347,9 @@ class DrawCollector:
                 self._kept[name] = np.empty((self._draws, self._samples, *values.shape[1:]), dtype=np.float32)
             self._kept[name][place, first : first + count] = values
 
-    def reference(self) -> Reference:
-        """F from what was collected: of the outputs that the noise reaches, unless it reaches none."""
-        outputs = {name: NoisyOutputs(self._readers[name].kind, kept) for name, kept in self._kept.items()}
+    def reference(self, draws: int | None = None) -> Reference:
+        """F from the first draws, or all: of the outputs that the noise reaches, unless it reaches none."""
+        outputs = {name: NoisyOutputs(self._readers[name].kind, kept[:draws]) for name, kept in self._kept.items()}
         noisy = {name: output for name, output in outputs.items() if _is_noisy(output)}
         return Reference(noisy or outputs, self._readers)
 

@@ -203,7 +203,9 @@ def _with_severity(
     if not batches or not any(not source.owner for source in analyse_noise(graph).sources):
         return found, None
     try:
-        study = NoiseStudy.of(graph, batches, open_model, config.seed, config.output_kinds, needs_targets=False)
+        study = NoiseStudy.of(
+            graph, batches, open_model, config.seed, config.output_kinds, needs_targets=False, may_end_early=True
+        )
     except (DataError, ModelError) as error:
         unknown = f"how far the file is from its noise-averaged network is unknown: {error}"
         return replace(found, warnings=(*found.warnings, unknown)), None

@@ -26,7 +26,7 @@ from vsfix.graph_passes.ir.runtime import Array, OpenModel
 from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.noise.analysis import analyse_noise
 from vsfix.graph_passes.noise_average.divergence import OutputKind, recognise_outputs
-from vsfix.graph_passes.noise_average.noise_average import NoiseAverage, draws_for, run_deployed
+from vsfix.graph_passes.noise_average.noise_average import DRAWS, NoiseAverage, draws_for, run_deployed
 from vsfix.graph_passes.noise_average.samples import SampleSet
 from vsfix.graph_passes.noise_average.severity import DrawCollector, OutputReader, Reference, Severity
 from vsfix.graph_passes.noise_average.stored_statistics import StoredAgainstNoisy, compare_stored, measure_noisy
@@ -100,10 +100,12 @@ class NoiseStudy:
         max_memory: int = DEFAULT_MAX_MEMORY,
         *,
         needs_targets: bool = True,
+        may_end_early: bool = False,
     ) -> NoiseStudy:
         """Runs the network with its noise off, and with it on as often as a fixed rule says.
 
-        Without targets, which are what a match needs, R is the same and costs less.
+        Without targets, which are what a match needs, R is the same and costs less. Where it may end early, it does so
+        after a quarter of the draws if they say clearly that the network is healthy.
 
         Raises:
             DataError: too few samples, outputs that are not finite, or noise that changes nothing.
@@ -126,12 +128,18 @@ class NoiseStudy:
         collected = TargetCollector(average, units, samples, seed)
         sizes = [samples_in(batch) for batch in samples.batches]
         counts = dict(zip(samples.first, sizes, strict=True))
+        first = max(draws // 4 // 2 * 2, DRAWS[0]) if may_end_early else draws
         with stage(f"averaging over {draws} draws of the noise", draws * len(samples.batches)) as averaging:
-            for run in average.runs(range(draws), collected.taps):
-                drawn.add(run.draw, run.first, counts[run.first], run.arrays)
-                collected.add(run.first, counts[run.first], run.arrays)
-                averaging.step()
-        reference, targets = drawn.reference(), collected.result()
+            for part in (range(first), range(first, draws)):
+                for run in average.runs(part, collected.taps):
+                    drawn.add(run.draw, run.first, counts[run.first], run.arrays)
+                    collected.add(run.first, counts[run.first], run.arrays)
+                    averaging.step()
+                reference = drawn.reference(part.stop)
+                severity = reference.severity(outputs, seed, is_first=part.stop < draws)
+                if severity.is_clear or part.stop >= draws:
+                    break
+        targets = collected.result()
         moments_on = average.moments()
         study = cls(
             graph=graph,
@@ -142,7 +150,7 @@ class NoiseStudy:
             reference=reference,
             outputs=outputs,
             kinds=kinds,
-            severity=reference.severity(outputs, seed),
+            severity=severity,
             moments_off=deployed.moments,
             moments_on=moments_on,
             stored=compare_stored(graph, moments_on),

@@ -145,7 +145,8 @@ def average_repair(
         statistics = _under_noise(prepared.graph, statistics_on, open_model, config)
         study = _study(_with_statistics(prepared.graph, statistics), batches, open_model, config)
         return _repaired(prepared, study, statistics, study.moments_off, _sample_warnings(study.samples), config, judge)
-    study = _study(prepared.graph, batches, open_model, config)
+    is_enough = config.method == "auto" and judge is None
+    study = _study(prepared.graph, batches, open_model, config, may_end_early=is_enough)
     warnings = _sample_warnings(study.samples) + (study.contradiction() if config.noise else ())
     moments_before = study.moments_off
     wrong = [row for row in study.stored if row.differs]
@@ -211,10 +212,18 @@ def _repaired(
     return replace(found, candidates=(replace(first, name=UNDER_NOISE), *others))
 
 
-def _study(graph: gs.Graph, batches: Sequence[Batch], open_model: OpenModel, config: RepairConfig) -> NoiseStudy:
+def _study(
+    graph: gs.Graph,
+    batches: Sequence[Batch],
+    open_model: OpenModel,
+    config: RepairConfig,
+    *,
+    may_end_early: bool = False,
+) -> NoiseStudy:
     """F, and the units whose names match `--layers`."""
+    kinds, memory = config.output_kinds, config.max_memory
     try:
-        study = NoiseStudy.of(graph, batches, open_model, config.seed, config.output_kinds, config.max_memory)
+        study = NoiseStudy.of(graph, batches, open_model, config.seed, kinds, memory, may_end_early=may_end_early)
     except DataError:  # the weights may be to blame, not the data
         check_half_batch_norms(graph)
         require_finite_values(graph)

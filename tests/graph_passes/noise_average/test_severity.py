@@ -54,6 +54,23 @@ def test_the_ratio_of_a_planted_network_is_the_closed_form(parse, open_model):
     assert doubled.low > truth, "another network must be told from it"
 
 
+def test_the_first_of_two_looks_has_the_wider_interval_and_is_clear_far_below_every_bound_alone():
+    apart, noise = RNG.normal(0.2, 0.3, 400), RNG.uniform(0.5, 1.5, 400)
+    one, wider = severity_of(apart, noise), severity_of(apart, noise, level=0.975)
+    assert wider.low < one.low < one.high < wider.high
+    assert (wider.high - wider.low) / (one.high - one.low) == pytest.approx(2.24 / 1.96, rel=0.05)  # of a normal one
+    assert Severity(0.2, 0.1, 0.39, 64).is_clear
+    assert not Severity(0.2, 0.1, 0.41, 64).is_clear
+    assert not Severity(0.2, 0.1, 0.39, 64, changed=0.03).is_clear  # may be as many as make it open
+    assert not Severity(0.02, 0.01, 0.06, 64, bound=0.05).is_clear
+
+
+def test_samples_without_noise_leave_an_interval_of_numbers():
+    with np.errstate(all="raise"):
+        found = severity_of(np.array([1.0, 0.0, 0.0]), np.array([1.0, -0.9, 0.0]))
+    assert np.isfinite([found.ratio, found.low, found.high]).all()
+
+
 def test_a_linear_network_is_healthy(parse, open_model):
     body = "(float[N, 4] x) => (float[N, 3] y) { d = Dropout (x, ratio, off) y = MatMul (d, w) }"
     weights = {

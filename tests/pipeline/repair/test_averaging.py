@@ -11,8 +11,11 @@ import torch
 from torch import nn
 
 from vsfix.graph_passes.errors import CheckFailedError, DataError
-from vsfix.graph_passes.io.model_file import read_model
+from vsfix.graph_passes.io.model_file import import_graph, read_model
+from vsfix.graph_passes.noise_average.severity import Severity
 from vsfix.pipeline.data.samples import Samples
+from vsfix.pipeline.inspection.inspection import inspect_model
+from vsfix.pipeline.inspection.noise_study import NoiseStudy
 from vsfix.pipeline.repair.label_judge import LabelJudge, LabelScores
 from vsfix.pipeline.repair.repair import repair_model
 from vsfix.pipeline.repair.repair_config import RepairConfig
@@ -93,6 +96,24 @@ def test_a_healthy_network_stays_byte_for_byte(healthy, open_model):
     before, after = ({t.name: t.raw_data for t in m.graph.initializer} for m in (healthy, repair.model))
     assert after == {name: before[name] for name in after}
     assert repair.statistics == {}
+
+
+def test_a_quarter_of_the_draws_tells_a_network_that_is_clearly_healthy_and_all_of_them_any_other(
+    healthy, shifted, open_model
+):
+    def looked(model, *, early) -> tuple[int, Severity]:
+        batches = [{"input": samples(256)}]
+        found = NoiseStudy.of(import_graph(model), batches, open_model, 0, {}, may_end_early=early)
+        (output,) = found.reference.outputs.values()
+        return len(output.draws), found.severity
+
+    (few, early), (many, full) = looked(healthy, early=True), looked(healthy, early=False)
+    assert (few, many) == (16, 64)
+    assert early.low <= full.ratio <= early.high < full.bound
+    assert full.is_clear
+    assert looked(shifted, early=True) == looked(shifted, early=False)
+    said = repair_model(healthy, [{"input": samples(256)}], open_model, QUICK).report.severity
+    assert said == inspect_model(healthy, [{"input": samples(256)}], open_model).severity == early
 
 
 def test_batch_sizes_and_the_order_of_samples_change_no_bit(shifted, open_model):
