@@ -30,7 +30,7 @@ NOISES = (
 )
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")
 RECIPES = ("quick", "preresnet", "wrn", "densenet", "resnext", "resnet", "senet")
-TABLES = ("figure1", "sites", "width", "uout", "last", "remedies", "all")
+TABLES = ("figure1", "sites", "width", "uout", "last", "remedies", "regularization", "all")
 
 
 def words(known: Sequence[str], *, or_files: bool = False) -> Complete:

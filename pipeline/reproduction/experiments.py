@@ -6,6 +6,7 @@
     uout       multiplicative noise instead of Dropout, its width and its three forms
     last       Dropout downstream of the last BatchNorm only
     remedies   a damaged network as trained and repaired, beside networks trained with the remedies
+    regularization  what noise is worth where there is something to regularise: few images, many epochs
 
 A paper's number stands where it was measured on the same cell, with its data set; else "not available".
 Source: Li, Chen, Hu, Yang, CVPR 2019, arXiv 1801.05134.
@@ -22,7 +23,10 @@ from vsfix.trainers.networks.network import network_for
 from vsfix.trainers.training.recipes import find_recipe
 from vsfix.trainers.training.training_config import TrainingConfig
 
+from .trial import AS_TRAINED, OWN, PAIRED, RE_ESTIMATED, REPAIRED
+
 NOT_AVAILABLE = "not available"
+_DROPOUT = "Dropout 0.5 at a"
 _RATIOS = (0.1, 0.3, 0.5)
 _BETAS = (0.1, 0.2, 0.3, 0.5)
 
@@ -36,12 +40,14 @@ class Cell:
         model: the network.
         noise: as `--noise` takes it.
         paper: what the paper has for it.
+        changes: fields of the training that are other than the experiment's.
     """
 
     labels: tuple[str, ...]
     model: str
     noise: tuple[str, ...]
     paper: str = NOT_AVAILABLE
+    changes: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,9 @@ class Experiment:
         claim: what the paper says, in words.
         headings: of the labels of its cells.
         cells: its rows.
-        repaired: whether the repairs are measured.
+        repairs: names of `REPAIRS` that are measured.
+        compared: each a form of the network, as trained or a name of `REPAIRS`, and the last label of a row: the top-1
+            of that form less that of the row of the same network as trained, seed by seed.
         changes: fields of the training that are other than the scale's.
     """
 
@@ -61,7 +69,8 @@ class Experiment:
     claim: str
     headings: tuple[str, ...]
     cells: tuple[Cell, ...]
-    repaired: bool = False
+    repairs: tuple[str, ...] = ()
+    compared: tuple[tuple[str, str], ...] = ()
     changes: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
@@ -76,6 +85,7 @@ class Scale:
         changes: fields of the training that are other than the recipe's.
         slow: families of which `sites` takes the first site alone.
         width_changes: fields that are other than these in `width`, whose widest network is slow.
+        regularized: the networks of `regularization`, each with the fields that are other than these there.
     """
 
     networks: Mapping[str, str]
@@ -84,6 +94,7 @@ class Scale:
     changes: Mapping[str, Any]
     slow: tuple[str, ...] = ()
     width_changes: Mapping[str, Any] = field(default_factory=dict)
+    regularized: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 _FAMILIES = ("preresnet", "densenet", "wrn", "resnext")
@@ -97,10 +108,15 @@ SCALES: Mapping[str, Scale] = {
             "resnext": "resnext-11-4x4d",
         },
         widths=_WIDTHS,
-        recipes=dict.fromkeys(_FAMILIES, "quick"),
+        recipes=dict.fromkeys((*_FAMILIES, "mlp"), "quick"),
         changes={"epochs": 2, "batch_size": 64, "samples": 4000},
         slow=("resnext",),
         width_changes={"epochs": 1, "samples": 3000},
+        # Few images and many epochs; the convolutions take a hundred times as long over an image.
+        regularized={
+            "mlp-1": {"epochs": 60, "batch_size": 50, "samples": 2000},
+            "preresnet-8": {"epochs": 60, "batch_size": 50, "samples": 500},
+        },
     ),
     "full": Scale(
         networks={
@@ -112,9 +128,10 @@ SCALES: Mapping[str, Scale] = {
         widths=_WIDTHS,
         recipes={family: family for family in _FAMILIES},
         changes={},
+        regularized={"preresnet-110": {}, "densenet-100-12": {}},
     ),
 }
-EXPERIMENTS = ("figure1", "sites", "width", "uout", "last", "remedies")
+EXPERIMENTS = ("figure1", "sites", "width", "uout", "last", "remedies", "regularization")
 
 
 def make_experiment(name: str, scale: Scale) -> Experiment:
@@ -123,7 +140,7 @@ def make_experiment(name: str, scale: Scale) -> Experiment:
     Raises:
         InputError: there is none of that name.
     """
-    makers = (_figure1, _sites, _width, _uout, _last, _remedies)
+    makers = (_figure1, _sites, _width, _uout, _last, _remedies, _regularization)
     for known, maker in zip(EXPERIMENTS, makers, strict=True):
         if name == known:
             return maker(scale)
@@ -148,7 +165,8 @@ def training_of(
     """
     network = network_for(cell.model, data, noise=cell.noise, site="a", width=1)
     recipe = find_recipe(scale.recipes[cell.model.partition("-")[0]])
-    return TrainingConfig(data, network, **{**recipe, **scale.changes, **experiment.changes, **changes, "seed": seed})
+    asked = {**scale.changes, **experiment.changes, **cell.changes, **changes}
+    return TrainingConfig(data, network, **{**recipe, **asked, "seed": seed})
 
 
 def _figure1(scale: Scale) -> Experiment:
@@ -245,5 +263,26 @@ def _remedies(scale: Scale) -> Experiment:
         "Re-estimated statistics, Uout and Dropout downstream of the last BatchNorm each remedy the shift",
         ("network", "trained with"),
         tuple(Cell((model, label), model, (noise,)) for model in models for label, noise in rows),
-        repaired=True,
+        repairs=(RE_ESTIMATED, PAIRED),
+    )
+
+
+def _regularization(scale: Scale) -> Experiment:
+    rows = (
+        ("none", "none"),
+        (_DROPOUT, "a=dropout:0.5"),
+        ("Uout 0.5 at a", "a=uout:0.5"),
+        ("Dropout 0.5 at last", "last=dropout:0.5"),
+    )
+    return Experiment(
+        "regularization",
+        "Uout, and Dropout downstream of the last BatchNorm, are better than no noise and than Dropout in each block",
+        ("network", "trained with"),
+        tuple(
+            Cell((model, label), model, (noise,), changes=changes)
+            for model, changes in scale.regularized.items()
+            for label, noise in rows
+        ),
+        repairs=(OWN, REPAIRED),
+        compared=((AS_TRAINED, "none"), (AS_TRAINED, _DROPOUT), (REPAIRED, "none")),
     )

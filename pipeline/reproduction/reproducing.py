@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from .experiments import SCALES, Cell, Experiment, make_experiment, training_of
 from .local_trials import RunTrials, run_locally
 from .shift_figure import shift_figure
 from .summary import Summary, markdown_page, summarize
-from .trial import Trial, TrialResult
+from .trial import Trial
 from .trial_store import TrialStore
 
 
@@ -97,7 +97,7 @@ def make_grids(names: Sequence[str], config: ReproductionConfig) -> tuple[Grid, 
         experiment = make_experiment(name, scale)
         trials = {
             cell: tuple(
-                Trial(training_of(experiment, cell, scale, config.data, seed, config.changes), experiment.repaired)
+                Trial(training_of(experiment, cell, scale, config.data, seed, config.changes), experiment.repairs)
                 for seed in range(config.seeds)
             )
             for cell in experiment.cells
@@ -117,7 +117,8 @@ def missing_trials(grids: Sequence[Grid], store: TrialStore) -> tuple[Trial, ...
         for trials in grid.trials.values():
             for trial in trials:
                 known = wanted.get(trial.key)
-                wanted[trial.key] = trial if known is None or trial.repaired else known
+                asked = trial.repairs if known is None else dict.fromkeys((*known.repairs, *trial.repairs))
+                wanted[trial.key] = replace(trial, repairs=tuple(asked))
     return tuple(trial for trial in wanted.values() if store.load(trial) is None)
 
 
@@ -155,10 +156,7 @@ def reproduce(
 def _write(grid: Grid, store: TrialStore) -> Summary:
     """The files of one experiment, from what is finished of it."""
     loaded = {cell: [store.load(trial) for trial in trials] for cell, trials in grid.trials.items()}
-    results: dict[Cell, list[TrialResult]] = {
-        cell: [result for result in found if result is not None] for cell, found in loaded.items()
-    }
-    summary = summarize(grid.experiment, results)
+    summary = summarize(grid.experiment, loaded)
     content = summary.to_dict() | {
         "environment": describe_environment(),
         "trials": [
@@ -171,23 +169,32 @@ def _write(grid: Grid, store: TrialStore) -> Summary:
     _replace(store.folder / f"{grid.experiment.name}.json", json_text(content) + "\n")
     _replace(store.folder / f"{grid.experiment.name}.md", markdown_page(summary, _facts(grid)))
     if grid.experiment.name == "figure1":
-        _replace(store.folder / "figure1.svg", shift_figure(results))
+        finished = {cell: [result for result in found if result is not None] for cell, found in loaded.items()}
+        _replace(store.folder / "figure1.svg", shift_figure(finished))
     return summary
 
 
 def _facts(grid: Grid) -> dict[str, str]:
     """The configuration that was run, in words."""
-    first = next(iter(grid.trials.values()))[0].training
+    trainings = {trials[0].training.network.model: trials[0].training for trials in grid.trials.values()}
+    samples = {model: "all" if one.samples is None else str(one.samples) for model, one in trainings.items()}
     environment = describe_environment()
     return {
-        "data": first.data,
-        "images": "all" if first.samples is None else str(first.samples),
-        "epochs": str(first.epochs),
+        "data": next(iter(trainings.values())).data,
+        "images": _each(samples),
+        "epochs": _each({model: str(one.epochs) for model, one in trainings.items()}),
         "seeds": str(len(next(iter(grid.trials.values())))),
         "vsfix": environment["vsfix"],
         "torch": environment["torch"],
         "on": environment["machine"],
     }
+
+
+def _each(values: Mapping[str, str]) -> str:
+    """The value that all networks share, or that of each."""
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return " and ".join(f"{value} ({model})" for model, value in values.items())
 
 
 def _replace(path: Path, text: str) -> None:

@@ -4,6 +4,8 @@
     shift ratio         of the first BatchNorm directly downstream of noise, which nothing but that noise shifts,
                         and the geometric mean of all such, where the shifts of one layer reach the next
     mismatch            max(r, 1/r) of all BatchNorms, geometric mean; and that of the worst BatchNorm
+    difference          top-1 less that of another row, seed by seed, with Student's interval: runs of one seed share
+                        their images, their order and, in one network, their first weights
 
 The deviation is that of a sample, with n - 1.
 """
@@ -18,8 +20,10 @@ from typing import Any
 
 from rich.table import Table
 
+from vsfix.graph_passes.statistics.jackknife import student_t
+
 from .experiments import Cell, Experiment
-from .trial import REPAIRS, TrialResult
+from .trial import AS_TRAINED, REPAIRS, TrialResult
 
 
 @dataclass(frozen=True)
@@ -50,18 +54,50 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """The mean of paired differences.
+
+    Attributes:
+        mean: of the pairs.
+        low: where the 95 % interval of the true mean begins; NaN for a single pair.
+        high: where it ends.
+        runs: how many pairs.
+    """
+
+    mean: float
+    low: float
+    high: float
+    runs: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Difference | None:
+        """Of the differences; None where there are none."""
+        if not values:
+            return None
+        mean, margin = statistics.fmean(values), math.nan
+        if len(values) > 1:
+            margin = student_t(len(values) - 1, 0.05) * statistics.stdev(values) / math.sqrt(len(values))
+        return cls(mean, mean - margin, mean + margin, len(values))
+
+    def text(self, digits: int) -> str:
+        """Mean and interval, as `+0.52 (-0.10 to +1.14)`."""
+        interval = "" if math.isnan(self.low) else f" ({self.low:+.{digits}f} to {self.high:+.{digits}f})"
+        return f"{self.mean:+.{digits}f}{interval}"
+
+
+@dataclass(frozen=True)
 class Row:
     """One cell with its numbers.
 
     Attributes:
         cell: the row of the experiment.
         runs: how many of its runs are finished.
-        numbers: by the heading of their column; None where there is none.
+        numbers: by the heading of their column, those of `COLUMNS` and then the differences; None where there is none.
     """
 
     cell: Cell
     runs: int
-    numbers: Mapping[str, Spread | None]
+    numbers: Mapping[str, Spread | Difference | None]
 
 
 @dataclass(frozen=True)
@@ -91,31 +127,56 @@ class Summary:
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Headings and texts, as a table shows them."""
-        hidden = () if self.experiment.repaired else _REPAIR_COLUMNS  # measured for another table
-        columns = [name for name in COLUMNS if name not in hidden and any(row.numbers[name] for row in self.rows)]
+        columns = [name for name in self._columns() if any(row.numbers[name] for row in self.rows)]
         lines = [
             [
                 *row.cell.labels,
                 str(row.runs),
-                *(_text(row.numbers[name], COLUMNS[name][1]) for name in columns),
+                *(_text(row.numbers[name], COLUMNS[name][1] if name in COLUMNS else 2) for name in columns),
                 row.cell.paper,
             ]
             for row in self.rows
         ]
         return [*self.experiment.headings, "runs", *columns, "paper"], lines
 
+    def _columns(self) -> list[str]:
+        """Those that belong to this table; repairs may have been measured for another one."""
+        asked = [_top_1(form) for form in (AS_TRAINED, *self.experiment.repairs)]
+        differences = [_difference(*pair) for pair in self.experiment.compared]
+        shown = [name for name in COLUMNS if name in asked or name in _SHIFT_COLUMNS]
+        return [*asked, *differences, "mismatch"] if differences else shown
 
-def summarize(experiment: Experiment, results: Mapping[Cell, Sequence[TrialResult]]) -> Summary:
-    """Takes together the finished runs of each cell."""
+
+def summarize(experiment: Experiment, results: Mapping[Cell, Sequence[TrialResult | None]]) -> Summary:
+    """Takes together the finished runs of each cell.
+
+    Args:
+        experiment: the table.
+        results: of each cell, one for each seed in the same order; None where a run has none.
+    """
     rows = []
     for cell in experiment.cells:
-        found = results.get(cell, ())
-        numbers = {}
+        found = [result for result in results.get(cell, ()) if result is not None]
+        numbers: dict[str, Spread | Difference | None] = {}
         for name, (measure, _) in COLUMNS.items():
             values = [measure(result) for result in found]
             numbers[name] = Spread.of([value for value in values if value is not None])
+        for form, label in experiment.compared:
+            numbers[_difference(form, label)] = _compare(experiment, results, cell, form, label)
         rows.append(Row(cell, len(found), numbers))
     return Summary(experiment, tuple(rows))
+
+
+def _compare(
+    experiment: Experiment, results: Mapping[Cell, Sequence[TrialResult | None]], cell: Cell, form: str, label: str
+) -> Difference | None:
+    """Top-1 of a form of a cell less that of a row of the same network as trained; None for that row itself."""
+    (other,) = (one for one in experiment.cells if (one.model, one.labels[-1]) == (cell.model, label))
+    if other is cell and form == AS_TRAINED:
+        return None
+    pairs = zip(results.get(cell, ()), results.get(other, ()), strict=False)
+    known = [(one.accuracy_of(form), base.accuracy) for one, base in pairs if one is not None and base is not None]
+    return Difference.of([100 * (value - base) for value, base in known if value is not None])
 
 
 def summary_table(summary: Summary) -> Table:
@@ -172,26 +233,42 @@ def _all_downstream_of_noise(result: TrialResult) -> float | None:
     return statistics.geometric_mean(_downstream_of_noise(result)) if result.behind_noise else None
 
 
-def _repair(name: str) -> Callable[[TrialResult], float | None]:
-    return lambda result: None if result.repairs is None else 100 * result.repairs[name]
+def _accuracy(form: str) -> Callable[[TrialResult], float | None]:
+    """What measures top-1 of a form in per cent."""
+
+    def measure(result: TrialResult) -> float | None:
+        share = result.accuracy_of(form)
+        return None if share is None else 100 * share
+
+    return measure
 
 
-def _text(spread: Spread | None, digits: int) -> str:
-    return "-" if spread is None else spread.text(digits)
+def _top_1(form: str) -> str:
+    """The heading of the accuracy of a form."""
+    if form == AS_TRAINED:
+        return "top-1 %"
+    return f"{form}, top-1 %" if REPAIRS[form].own else f"{form}, {REPAIRS[form].images} images, top-1 %"
+
+
+def _difference(form: str, label: str) -> str:
+    """The heading of the difference of a form to a row as trained."""
+    return f"minus {label}" if form == AS_TRAINED else f"{form}, minus {label}"
+
+
+def _text(number: Spread | Difference | None, digits: int) -> str:
+    return "-" if number is None else number.text(digits)
 
 
 LEGEND = (
     "Mean ± standard deviation over the runs. Shift ratio: real variance over the stored one, 1 is no shift; mismatch: "
-    "the larger over the smaller of the two, over all BatchNorms, and of the worst. The paper's numbers are of its own "
-    "data and networks."
+    "the larger over the smaller of the two, over all BatchNorms, and of the worst. Minus: percentage points, seed by "
+    "seed, with the 95 % interval of Student's t. The paper's numbers are of its own data and networks."
 )
-_REPAIR_COLUMNS = {f"{name}, {images} images, top-1 %": name for name, (_, images) in REPAIRS.items()}
-COLUMNS: Mapping[str, tuple[Callable[[TrialResult], float | None], int]] = {
-    "top-1 %": (lambda result: 100 * result.accuracy, 2),
-    **{column: (_repair(name), 2) for column, name in _REPAIR_COLUMNS.items()},
+_SHIFT_COLUMNS: Mapping[str, tuple[Callable[[TrialResult], float | None], int]] = {
     "shift ratio behind the first noise": (_first_downstream_of_noise, 4),
     "behind all noise": (_all_downstream_of_noise, 4),
     "mismatch": (lambda result: statistics.geometric_mean(mismatch_of(result)), 3),
     "worst mismatch": (lambda result: max(mismatch_of(result)), 3),
 }
+COLUMNS = {_top_1(form): (_accuracy(form), 2) for form in (AS_TRAINED, *REPAIRS)} | dict(_SHIFT_COLUMNS)
 """The columns: what is taken of a run, and its decimals."""

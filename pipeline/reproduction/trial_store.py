@@ -7,13 +7,13 @@ FOLDER/trials/KEY/result.json   what it came to; it appears when everything is m
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vsfix.graph_passes.errors import DataError, InputError
 from vsfix.graph_passes.io.atomic_file import atomic_path
 
-from .trial import REPAIRS, Trial, TrialResult
+from .trial import Trial, TrialResult
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,18 @@ class TrialStore:
             raise InputError(f"{path}: can't be read ({error.strerror})") from None
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{path}: damaged ({error}); delete it, and the run is measured again") from None
-        return None if trial.repaired and set(result.repairs or ()) != set(REPAIRS) else result
+        return result if set(trial.repairs) <= set(result.repairs or ()) else None
 
     def save(self, trial: Trial, result: TrialResult) -> None:
-        """Stores the result of a run.
+        """Stores the result of a run; repairs that were measured for another table stay.
 
         Raises:
             InputError: the file can't be written.
         """
         path = self._result(trial)
+        known = self.load(replace(trial, repairs=()))
+        if known is not None and known.repairs:
+            result = replace(result, repairs={**known.repairs, **(result.repairs or {})})
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -38,7 +38,7 @@ class EpochMetrics:
     Attributes:
         epoch: counted from 1.
         train_loss: mean cross-entropy over the epoch's steps, noise on, in nats.
-        test_accuracy: top-1 share of the test images in eval mode, in [0, 1].
+        test_accuracy: top-1 share of the test images in eval mode, in [0, 1]; None where the epoch was not evaluated.
         seconds: the time that the epoch took, evaluation included.
         learning_rate: of the epoch's last step.
         images_per_second: trained on by all devices together, without the evaluation.
@@ -46,7 +46,7 @@ class EpochMetrics:
 
     epoch: int
     train_loss: float
-    test_accuracy: float
+    test_accuracy: float | None
     seconds: float
     learning_rate: float
     images_per_second: float

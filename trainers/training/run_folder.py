@@ -2,8 +2,8 @@
 
     checkpoint.pt    the truth: the state of the run
     config.json      the configuration, for people and scripts
-    metrics.csv      one row per finished epoch: epoch, train_loss, test_accuracy, seconds, learning_rate,
-                     images_per_second
+    metrics.csv      one row per finished epoch: epoch, train_loss, test_accuracy (empty where it was not measured),
+                     seconds, learning_rate, images_per_second
     shift.csv        one row per logged epoch and BatchNorm: epoch, batch_norm, shift_ratio, mismatch
     tensorboard/     event files, where they are asked for
 
@@ -188,7 +188,7 @@ def tensorboard_log(folder: Path, finished: int) -> Iterator[MetricsLog]:
 
     def log(metrics: EpochMetrics, shift: Sequence[BatchNormShift]) -> None:
         for name, value in asdict(metrics).items():
-            if name != "epoch":
+            if name != "epoch" and value is not None:
                 writer.add_scalar(name, value, metrics.epoch)
         for row in shift:
             writer.add_scalar(f"shift_ratio/{row.batch_norm}", row.shift_ratio, row.epoch)

@@ -92,7 +92,9 @@ class TrainingResult:
     @property
     def test_accuracy(self) -> float:
         """Top-1 share of the test images after the last epoch, in [0, 1]."""
-        return self.metrics[-1].test_accuracy
+        accuracy = self.metrics[-1].test_accuracy
+        assert accuracy is not None  # the last epoch always is evaluated
+        return accuracy
 
 
 @dataclass(frozen=True)
@@ -102,17 +104,20 @@ class TrainingOptions:
     Attributes:
         force: start again, whatever the folder holds.
         log_shift: write the shift of each BatchNorm after every so many epochs, and after the last; 0 for never.
+        evaluate: measure top-1 on the test images after every so many epochs, and after the last. Where few images are
+            trained on for many epochs, the test images cost more than the training.
         tensorboard: write the metrics as TensorBoard events too.
         save_every: seconds after which a checkpoint is written in the middle of an epoch.
         workers: processes that decode image files; 0 decodes in this one.
         on_epoch: called after each epoch, when its checkpoint is written.
 
     Raises:
-        InputError: a negative number.
+        InputError: a negative number, or no epochs between two evaluations.
     """
 
     force: bool = False
     log_shift: int = 0
+    evaluate: int = 1
     tensorboard: bool = False
     save_every: float = SECONDS_BETWEEN_SAVES
     workers: int = 0
@@ -121,6 +126,8 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         if self.log_shift < 0 or not self.save_every >= 0 or self.workers < 0:
             raise InputError("training: log_shift, save_every and workers must not be negative")
+        if self.evaluate < 1:
+            raise InputError(f"training: evaluate must be at least 1, not {self.evaluate}")
 
 
 def train(config: TrainingConfig, output: Path, options: TrainingOptions | None = None) -> TrainingResult:
@@ -195,8 +202,9 @@ def _finish(
                 if training is not None:
                     training.step(f"training: epoch {epoch} of {epochs}, {run.images_per_second:,.0f} images/s")
                 saver.after(step)
-            logged = bool(options.log_shift) and (epoch % options.log_shift == 0 or epoch == epochs)
-            run.finish_epoch(log_shift=logged)
+            last = epoch == epochs
+            logged = bool(options.log_shift) and (last or epoch % options.log_shift == 0)
+            run.finish_epoch(log_shift=logged, evaluated=last or epoch % options.evaluate == 0)
             saver.save()
             if writes and log is not None:
                 log(run.metrics[-1], [row for row in run.shift if row.epoch == epoch])

@@ -138,11 +138,12 @@ class TrainingRun:
                 self._require_finite(epoch)
             yield self._losses.done
 
-    def finish_epoch(self, *, log_shift: bool) -> None:
-        """Evaluates the epoch whose steps are done, and appends its metrics.
+    def finish_epoch(self, *, log_shift: bool, evaluated: bool = True) -> None:
+        """Appends the metrics of the epoch whose steps are done.
 
         Args:
             log_shift: measure the shift of each BatchNorm too.
+            evaluated: measure top-1 on the test images.
 
         Raises:
             CheckFailedError: a weight is no longer finite.
@@ -155,7 +156,7 @@ class TrainingRun:
         self.share.take_buffers_of_first(self._deployed())
         if log_shift:
             self.shift.extend(measure_shift(self._deployed(), self._shift_images(), epoch))
-        accuracy = shared_accuracy(self._deployed(), self.data, self.fabric)
+        accuracy = shared_accuracy(self._deployed(), self.data, self.fabric) if evaluated else None
         seconds = self._seconds + time.perf_counter() - started
         metrics = EpochMetrics(epoch, self._losses.mean(), accuracy, seconds, rate, speed)
         self.metrics.append(self.fabric.broadcast(metrics))

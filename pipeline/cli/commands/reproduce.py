@@ -74,7 +74,7 @@ def command(
     json_path: str | None,
     force: bool,
 ) -> None:
-    """Make tables of the paper: figure1, sites, width, uout, last, remedies, or all.
+    """Make tables of the paper: figure1, sites, width, uout, last, remedies, regularization, or all.
 
     Each row is several training runs that differ in their seed. A finished run is kept in OUTPUT and never made again,
     whichever table asks for it; one that was broken off goes on. OUTPUT/TABLE.json and TABLE.md hold the results; they

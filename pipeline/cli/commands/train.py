@@ -222,9 +222,13 @@ def _table(title: str, metrics: Sequence[EpochMetrics]) -> Table:
     for heading in ("epoch", "training loss", "test top-1", "seconds", "images/s"):
         table.add_column(heading, justify="right")
     for row in metrics:
-        cells = (f"{row.train_loss:.4f}", f"{100 * row.test_accuracy:.2f} %", f"{row.seconds:.1f}")
+        cells = (f"{row.train_loss:.4f}", _accuracy(row), f"{row.seconds:.1f}")
         table.add_row(str(row.epoch), *cells, f"{row.images_per_second:,.0f}")
     return table
+
+
+def _accuracy(row: EpochMetrics) -> str:
+    return "-" if row.test_accuracy is None else f"{100 * row.test_accuracy:.2f} %"
 
 
 def _resumed(result: TrainingResult, epochs: int) -> list[str]:
@@ -245,7 +249,7 @@ def _share_of_cores() -> int:
 def _say_epoch(metrics: EpochMetrics) -> None:
     """A line of the log for each epoch, where there is no bar."""
     print_line(
-        f"epoch {metrics.epoch}: loss {metrics.train_loss:.4f}, test top-1 {100 * metrics.test_accuracy:.2f} %, "
+        f"epoch {metrics.epoch}: loss {metrics.train_loss:.4f}, test top-1 {_accuracy(metrics)}, "
         f"{metrics.images_per_second:,.0f} images/s",
         err=True,
     )

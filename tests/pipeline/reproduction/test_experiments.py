@@ -38,6 +38,24 @@ def test_the_user_s_changes_win_over_the_experiment_s_and_these_over_the_scale_s
     assert training_of(width, width.cells[0], scale, "digits", 0, {"samples": 99}).samples == 99
 
 
+def test_networks_of_one_table_may_be_trained_differently():
+    scale = SCALES["small"]
+    table = make_experiment("regularization", scale)
+    found = {cell.model: training_of(table, cell, scale, "digits", 0, {}) for cell in table.cells}
+    assert {model: (run.samples, run.epochs) for model, run in found.items()} == {
+        "mlp-1": (2000, 60),
+        "preresnet-8": (500, 60),
+    }
+    assert training_of(table, table.cells[0], scale, "digits", 0, {"epochs": 7}).epochs == 7
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_rows_are_compared_with_rows_of_their_own_network(scale):
+    table = make_experiment("regularization", SCALES[scale])
+    for _, label in table.compared:
+        assert [cell.model for cell in table.cells if cell.labels[-1] == label] == list(SCALES[scale].regularized)
+
+
 def test_the_numbers_of_the_paper_stand_where_the_paper_has_them():
     numbers = {
         (name, cell.labels[-1]): cell.paper
@@ -59,5 +77,5 @@ def test_the_numbers_of_the_paper_stand_where_the_paper_has_them():
 
 
 def test_an_unknown_experiment_is_refused():
-    with pytest.raises(InputError, match="must be one of figure1, sites, width, uout, last, remedies"):
+    with pytest.raises(InputError, match="must be one of figure1, sites, width, uout, last, remedies, regularization"):
         make_experiment("figure2", SCALES["small"])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -9,9 +10,10 @@ from click.testing import CliRunner
 from vsfix.graph_passes.errors import CheckFailedError, DataError, InputError
 from vsfix.pipeline.cli.main import vsfix
 from vsfix.pipeline.reproduction import reproducing
+from vsfix.pipeline.reproduction.experiments import SCALES, make_experiment
 from vsfix.pipeline.reproduction.local_trials import Outcome, run_locally
-from vsfix.pipeline.reproduction.reproducing import ReproductionConfig, make_grids, missing_trials, reproduce
-from vsfix.pipeline.reproduction.trial import TrialResult
+from vsfix.pipeline.reproduction.reproducing import Grid, ReproductionConfig, make_grids, missing_trials, reproduce
+from vsfix.pipeline.reproduction.trial import PAIRED, RE_ESTIMATED, TrialResult
 from vsfix.pipeline.reproduction.trial_store import TrialStore
 
 CONFIG = ReproductionConfig("small", "digits", 2, {"epochs": 1, "samples": 64, "batch_size": 32})
@@ -51,12 +53,12 @@ def test_an_experiment_takes_the_runs_of_another(tmp_path):
     both = missing_trials([last, remedies], store)
     assert len(both) == len({trial.key for trial in both}) == 8 + 20 - 4
     # What is asked for with its repairs by one of them is run with its repairs.
-    assert all(trial.repaired for trial in both if trial.key not in shared)
-    assert sum(trial.repaired for trial in both if trial.key in shared) == 4
+    assert all(trial.repairs for trial in both if trial.key not in shared)
+    assert sum(bool(trial.repairs) for trial in both if trial.key in shared) == 4
 
 
 def test_a_run_without_its_repairs_is_measured_again_and_not_trained_again(make_trial, tmp_path):
-    store, plain, repaired = TrialStore(tmp_path), make_trial(), make_trial(repaired=True)
+    store, plain, repaired = TrialStore(tmp_path), make_trial(), make_trial(repairs=(PAIRED,))
     (outcome,) = run_locally([plain], store)
     store.save(plain, outcome.result)
     assert store.load(plain) == outcome.result
@@ -64,8 +66,22 @@ def test_a_run_without_its_repairs_is_measured_again_and_not_trained_again(make_
     checkpoint = store.run_folder(plain) / "checkpoint.pt"
     before = checkpoint.stat().st_ino
     (outcome,) = run_locally([repaired], store)
-    assert outcome.result.repairs is not None
+    assert set(outcome.result.repairs) == {PAIRED}
     assert checkpoint.stat().st_ino == before
+
+
+def test_the_repairs_of_two_tables_are_measured_at_once_and_kept(make_trial, tmp_path):
+    store, result = TrialStore(tmp_path), TrialResult(0.5, 1.0, 1.0, 1.0, (), (), None)
+    experiment = make_experiment("last", SCALES["small"])
+    cell = experiment.cells[0]
+    one, other = make_trial(repairs=(PAIRED,)), make_trial(repairs=(RE_ESTIMATED,))
+    grids = [Grid(experiment, {cell: (trial,)}) for trial in (one, other)]
+    assert [trial.repairs for trial in missing_trials(grids, store)] == [(PAIRED, RE_ESTIMATED)]
+    store.save(one, replace(result, repairs={PAIRED: 0.75}))
+    assert [trial.repairs for trial in missing_trials(grids, store)] == [(PAIRED, RE_ESTIMATED)]
+    store.save(other, replace(result, repairs={RE_ESTIMATED: 0.25}))
+    assert store.load(one).repairs == {PAIRED: 0.75, RE_ESTIMATED: 0.25}
+    assert missing_trials(grids, store) == ()
 
 
 def test_a_run_whose_numbers_run_away_costs_itself_alone(make_trial, tmp_path):
@@ -73,6 +89,14 @@ def test_a_run_whose_numbers_run_away_costs_itself_alone(make_trial, tmp_path):
     first, second = run_locally(trials, TrialStore(tmp_path))
     assert (first.result, "loss is" in first.failure or "finite" in first.failure) == (None, True)
     assert second.result is not None
+
+
+def test_a_page_says_how_each_of_its_networks_was_trained(tmp_path):
+    grids = make_grids(["regularization"], ReproductionConfig("small", "digits", 2))
+    found = reproduce(grids, tmp_path, run_trials=lambda trials, store: iter(()))
+    assert [row.runs for row in found.summaries[0].rows] == [0] * 8
+    page = (tmp_path / "regularization.md").read_text()
+    assert "images 2000 (mlp-1) and 500 (preresnet-8), epochs 60, seeds 2" in page
 
 
 def test_failures_are_said_and_the_others_summarized(grids, tmp_path):

@@ -4,14 +4,15 @@ import math
 from dataclasses import replace
 
 import pytest
+from scipy import stats
 
 from vsfix.pipeline.reproduction.experiments import Cell, Experiment
-from vsfix.pipeline.reproduction.summary import Spread, markdown_table, summarize
+from vsfix.pipeline.reproduction.summary import Difference, Spread, markdown_table, summarize
 from vsfix.pipeline.reproduction.trial import TrialResult
 from vsfix.trainers.training.shift_log import BatchNormShift
 
 CELLS = (Cell(("net", "none"), "net", ("none",)), Cell(("net", "half"), "net", ("a=dropout:0.5",), "68.55 %"))
-EXPERIMENT = Experiment("table", "A claim", ("network", "noise"), CELLS, repaired=True)
+EXPERIMENT = Experiment("table", "A claim", ("network", "noise"), CELLS, repairs=("re-estimated", "paired"))
 
 
 def result(accuracy: float, ratios: dict[str, float], behind=(), repairs=None) -> TrialResult:
@@ -31,6 +32,43 @@ def test_mean_and_deviation_are_those_of_a_sample():
     assert spread.text(2) == "83.00 ± 3.61"
     assert Spread.of([80.0]).text(1) == "80.0"
     assert Spread.of([]) is None
+
+
+def test_a_difference_has_student_s_interval():
+    values = [0.5, -0.25, 1.0, 0.75, 2.0]
+    found = Difference.of(values)
+    expected = stats.t.interval(0.95, 4, loc=0.8, scale=stats.sem(values))
+    assert found.mean == pytest.approx(0.8, rel=1e-12)
+    assert found.runs == 5
+    assert (found.low, found.high) == pytest.approx(expected, rel=1e-9)
+    assert found.text(2) == "+0.80 (-0.22 to +1.82)"
+    assert Difference.of([-0.5]).text(2) == "-0.50"
+    assert Difference.of([]) is None
+
+
+def test_rows_are_compared_seed_by_seed():
+    other = Cell(("other", "none"), "other", ("none",))
+    compared = replace(
+        EXPERIMENT,
+        cells=(*CELLS, other),
+        repairs=("repaired, own images",),
+        compared=(("as trained", "none"), ("repaired, own images", "none")),
+    )
+    # The second seed has no run without noise: its pair is left out, not shifted.
+    none = [result(0.75, {"x": 1.0}), None, result(0.5, {"x": 1.0})]
+    half = [result(share, {"x": 0.5}, ("x",), {"repaired, own images": 0.875}) for share in (0.5, 0.125, 0.5)]
+    rows = summarize(compared, {CELLS[0]: none, CELLS[1]: half, other: [result(0.1, {"x": 1.0})]}).rows
+    assert [row.runs for row in rows] == [2, 3, 1]
+    assert rows[1].numbers["minus none"].mean == pytest.approx(-12.5, rel=1e-12)
+    assert rows[1].numbers["repaired, own images, minus none"].mean == pytest.approx(25, rel=1e-12)
+    assert rows[1].numbers["repaired, own images, minus none"].runs == 2
+    assert rows[0].numbers["minus none"] is None
+    assert rows[2].numbers["minus none"] is None  # no other network's
+    heads, *_ = markdown_table(summarize(compared, {CELLS[0]: none, CELLS[1]: half})).splitlines()
+    assert heads == (
+        "| network | noise | runs | top-1 % | repaired, own images, top-1 % | minus none |"
+        " repaired, own images, minus none | mismatch | paper |"
+    )
 
 
 def test_a_row_holds_what_its_runs_came_to():
@@ -63,7 +101,7 @@ def test_a_table_shows_what_was_measured_and_the_paper_s_number():
 
 def test_repairs_that_another_table_asked_for_are_not_shown():
     runs = {CELLS[0]: [result(0.9, {"x": 1.0}, (), {"re-estimated": 0.9, "paired": 0.9})]}
-    table = markdown_table(summarize(replace(EXPERIMENT, repaired=False), runs))
+    table = markdown_table(summarize(replace(EXPERIMENT, repairs=()), runs))
     assert table.splitlines()[0] == "| network | noise | runs | top-1 % | mismatch | worst mismatch | paper |"
 
 

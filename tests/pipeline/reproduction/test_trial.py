@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from vsfix.pipeline.reproduction.trial import REPAIRS, TrialResult, run_trial
+from vsfix.pipeline.reproduction import trial as trials
+from vsfix.pipeline.reproduction.trial import AS_TRAINED, OWN, PAIRED, RE_ESTIMATED, REPAIRED, TrialResult, run_trial
 from vsfix.trainers.data.datasets import load_dataset
 from vsfix.trainers.training.checkpoint import load_checkpoint
 
@@ -29,11 +30,11 @@ def test_a_trial_measures_what_was_trained(make_trial, tmp_path):
 
 def test_the_repairs_are_measured_on_the_exported_network(make_trial, tmp_path):
     # Strong noise, and enough steps for statistics that stand still: the network is damaged, and a repair helps.
-    trial = make_trial(noise="a=dropout:0.8", repaired=True, epochs=6, samples=600)
+    trial = make_trial(noise="a=dropout:0.8", repairs=(RE_ESTIMATED, PAIRED, OWN, REPAIRED), epochs=6, samples=600)
     result = run_trial(trial, tmp_path)
-    assert set(result.repairs) == set(REPAIRS)
-    assert result.repairs["re-estimated"] > result.accuracy + 0.1
-    assert result.repairs["paired"] > result.accuracy + 0.1
+    assert result.accuracy_of(AS_TRAINED) == result.accuracy
+    for name in trial.repairs:
+        assert result.accuracy_of(name) > result.accuracy + 0.1
 
 
 def test_noise_upstream_of_a_convolution_stands_directly_upstream_of_no_batch_norm(make_trial, tmp_path):
@@ -53,7 +54,7 @@ def test_threads_are_put_back(make_trial, tmp_path):
 
 def test_a_trial_is_known_by_what_it_computes(make_trial):
     trial = make_trial()
-    assert trial.key == make_trial(repaired=True).key
+    assert trial.key == make_trial(repairs=(PAIRED,)).key
     others = [make_trial(1), make_trial(noise="b=dropout:0.5"), make_trial(samples=127), make_trial(average=0.9)]
     assert len({trial.key, *(other.key for other in others)}) == 5
     schedule = replace(trial.training.schedule, warmup=0.1)
@@ -68,3 +69,21 @@ def test_the_key_never_changes(make_trial):
 @pytest.mark.parametrize("noise", ["none", "last=dropout:0.5"])
 def test_without_noise_in_a_block_nothing_is_downstream_of_it(make_trial, tmp_path, noise):
     assert run_trial(make_trial(noise=noise), tmp_path).behind_noise == ()
+
+
+def test_a_repair_on_its_own_images_takes_those_that_the_run_was_trained_on(make_trial, tmp_path, monkeypatch):
+    taken = {}
+
+    def keep(model, batches, open_model, config):
+        taken[config.method] = np.concatenate([images for batch in batches for images in batch.values()])
+        return repair_model(model, batches, open_model, config)
+
+    repair_model = trials.repair_model
+    monkeypatch.setattr(trials, "repair_model", keep)
+    run_trial(make_trial(samples=300, repairs=(OWN, REPAIRED)), tmp_path)
+    images = load_dataset("digits", "train")
+    preprocessing = load_checkpoint(tmp_path / "checkpoint.pt").preprocessing
+    rows = np.random.default_rng(0).permutation(len(images.labels))[:300]
+    trained_on = {image.tobytes() for image in preprocessing.apply(images.images[rows])}
+    assert {method: len(found) for method, found in taken.items()} == {"exact": 300, "auto": 256}
+    assert all({image.tobytes() for image in found} <= trained_on for found in taken.values())

@@ -274,3 +274,18 @@ def test_another_error_of_torch_is_not_taken_for_too_little_memory(tmp_path, mon
     monkeypatch.setattr(training_run.TrainingRun, "steps", fail)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         train(CONFIG, tmp_path / "run")
+
+
+def test_an_epoch_that_is_not_evaluated_changes_nothing_else(whole, tmp_path):
+    result = train(CONFIG, tmp_path, TrainingOptions(evaluate=2))
+    found = [metrics.test_accuracy for metrics in result.metrics]
+    expected = [metrics.test_accuracy for metrics in load_checkpoint(whole / "checkpoint.pt").metrics]
+    assert found == [None, *expected[1:]]  # the second of every two, and the last
+    assert result.test_accuracy == expected[-1]
+    assert same(weights(tmp_path), weights(whole))
+    assert ",," in (tmp_path / "metrics.csv").read_text().splitlines()[1]
+
+
+def test_the_last_epoch_can_not_be_left_unevaluated():
+    with pytest.raises(InputError, match="evaluate must be at least 1"):
+        TrainingOptions(evaluate=0)
