@@ -185,15 +185,20 @@ def test_both_training_loops_do_the_same_first_step(script, tmp_path, capsys):
     code = steps.main([*line, str(tmp_path / "found.json")])
     found = json.loads((tmp_path / "found.json").read_text())["models"]["mlp-1"]
     assert found["first_step"] == 0
-    assert set(found["milliseconds"]) == {"vsfix", "torch eager"}
+    assert set(found["milliseconds"]) == {"vsfix", "torch eager", "vsfix, Uout"}
+    assert found["images_per_second"]["vsfix"] == pytest.approx(8000 / found["milliseconds"]["vsfix"])
+    one, median, other = (found["uout_over_dropout"][place] for place in (1, 0, 2))
+    assert one <= median <= other
     assert code == ("MISS" in capsys.readouterr().out)
     one, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     other.load_state_dict(one.state_dict())
     with torch.no_grad():
         other.bias[0] += 0.25
     assert steps.largest_difference(one, other) == pytest.approx(0.25)
-    slow = {"over_eager": [1.2, 1.1, 1.3], "first_step": 1e-9}
-    assert len(steps.missed({"models": {"mlp-1": slow}})) == 2
+    slow = {"over_eager": [1.2, 1.1, 1.3], "uout_over_dropout": [1.2, 1.01, 1.3], "first_step": 1e-9}
+    assert len(steps.missed({"models": {"mlp-1": slow}})) == 3
+    unsure = {"over_eager": [1.2, 0.99, 1.3], "uout_over_dropout": [0.7, 0.6, 0.8], "first_step": 0}
+    assert steps.missed({"models": {"mlp-1": unsure}}) == []
 
 
 def test_without_its_peers_a_script_says_how_to_get_them():
