@@ -49,12 +49,12 @@ class MeasuredRepair:
 
 
 REPAIRS: Mapping[str, MeasuredRepair] = {
-    RE_ESTIMATED: MeasuredRepair(RepairConfig("exact"), 1000),
+    RE_ESTIMATED: MeasuredRepair(RepairConfig("exact", "*"), 1000),
     PAIRED: MeasuredRepair(RepairConfig("paired"), 32),
     OWN: MeasuredRepair(RepairConfig("exact"), 1000, own=True),
     REPAIRED: MeasuredRepair(RepairConfig(), 256, own=True),
 }
-"""By name. `exact` alone is the paper's remedy, the noise off; over all layers it re-estimates under the noise."""
+"""By name. The paper's remedy has the noise off, with which `exact` estimates any layers but `all`."""
 _BATCH_SIZE = 250
 _LOGGED_EPOCHS = 20
 
