@@ -60,8 +60,8 @@ class Experiment:
         headings: of the labels of its cells.
         cells: its rows.
         repairs: names of `REPAIRS` that are measured.
-        compared: each a form of the network, as trained or a name of `REPAIRS`, and the last label of a row: the top-1
-            of that form less that of the row of the same network as trained, seed by seed.
+        compared: each a form of the network, as trained or a name of `REPAIRS`, and what its top-1 is compared with,
+            seed by seed: the last label of a row, as trained, of the same network, or another form of the same row.
         changes: fields of the training that are other than the scale's.
     """
 
@@ -112,7 +112,7 @@ SCALES: Mapping[str, Scale] = {
         changes={"epochs": 2, "batch_size": 64, "samples": 4000},
         slow=("resnext",),
         width_changes={"epochs": 1, "samples": 3000},
-        # Few images and many epochs; the convolutions take a hundred times as long over an image.
+        # Few images and many epochs; an image takes convolutions ten times as long.
         regularized={
             "mlp-1": {"epochs": 60, "batch_size": 50, "samples": 2000},
             "preresnet-8": {"epochs": 60, "batch_size": 50, "samples": 500},
@@ -284,5 +284,5 @@ def _regularization(scale: Scale) -> Experiment:
             for label, noise in rows
         ),
         repairs=(OWN, REPAIRED),
-        compared=((AS_TRAINED, "none"), (AS_TRAINED, _DROPOUT), (REPAIRED, "none")),
+        compared=((AS_TRAINED, "none"), (AS_TRAINED, _DROPOUT), (REPAIRED, OWN), (REPAIRED, "none")),
     )

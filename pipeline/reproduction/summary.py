@@ -81,8 +81,8 @@ class Difference:
 
     def text(self, digits: int) -> str:
         """Mean and interval, as `+0.52 (-0.10 to +1.14)`."""
-        interval = "" if math.isnan(self.low) else f" ({self.low:+.{digits}f} to {self.high:+.{digits}f})"
-        return f"{self.mean:+.{digits}f}{interval}"
+        mean, low, high = (f"{round(value, digits) + 0.0:+.{digits}f}" for value in (self.mean, self.low, self.high))
+        return mean if math.isnan(self.low) else f"{mean} ({low} to {high})"
 
 
 @dataclass(frozen=True)
@@ -170,13 +170,16 @@ def summarize(experiment: Experiment, results: Mapping[Cell, Sequence[TrialResul
 def _compare(
     experiment: Experiment, results: Mapping[Cell, Sequence[TrialResult | None]], cell: Cell, form: str, label: str
 ) -> Difference | None:
-    """Top-1 of a form of a cell less that of a row of the same network as trained; None for that row itself."""
-    (other,) = (one for one in experiment.cells if (one.model, one.labels[-1]) == (cell.model, label))
-    if other is cell and form == AS_TRAINED:
+    """Top-1 of a form of a cell less what `Experiment.compared` says; None for a number less itself."""
+    other, less = cell, label
+    if label not in REPAIRS:
+        (other,) = (one for one in experiment.cells if (one.model, one.labels[-1]) == (cell.model, label))
+        less = AS_TRAINED
+    if (other, less) == (cell, form):
         return None
     pairs = zip(results.get(cell, ()), results.get(other, ()), strict=False)
-    known = [(one.accuracy_of(form), base.accuracy) for one, base in pairs if one is not None and base is not None]
-    return Difference.of([100 * (value - base) for value, base in known if value is not None])
+    known = [(one.accuracy_of(form), base.accuracy_of(less)) for one, base in pairs if one and base]
+    return Difference.of([100 * (value - base) for value, base in known if value is not None and base is not None])
 
 
 def summary_table(summary: Summary) -> Table:
@@ -251,8 +254,9 @@ def _top_1(form: str) -> str:
 
 
 def _difference(form: str, label: str) -> str:
-    """The heading of the difference of a form to a row as trained."""
-    return f"minus {label}" if form == AS_TRAINED else f"{form}, minus {label}"
+    """The heading of a difference."""
+    form, label = (name.partition(",")[0] for name in (form, label))
+    return f"minus {label}" if form == AS_TRAINED else f"{form} minus {label}"
 
 
 def _text(number: Spread | Difference | None, digits: int) -> str:

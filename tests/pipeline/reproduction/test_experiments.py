@@ -4,6 +4,7 @@ import pytest
 
 from vsfix.graph_passes.errors import InputError
 from vsfix.pipeline.reproduction.experiments import EXPERIMENTS, SCALES, make_experiment, training_of
+from vsfix.pipeline.reproduction.trial import REPAIRS
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -52,7 +53,7 @@ def test_networks_of_one_table_may_be_trained_differently():
 @pytest.mark.parametrize("scale", SCALES)
 def test_rows_are_compared_with_rows_of_their_own_network(scale):
     table = make_experiment("regularization", SCALES[scale])
-    for _, label in table.compared:
+    for label in {label for _, label in table.compared} - set(REPAIRS):
         assert [cell.model for cell in table.cells if cell.labels[-1] == label] == list(SCALES[scale].regularized)
 
 

@@ -8,7 +8,7 @@ from scipy import stats
 
 from vsfix.pipeline.reproduction.experiments import Cell, Experiment
 from vsfix.pipeline.reproduction.summary import Difference, Spread, markdown_table, summarize
-from vsfix.pipeline.reproduction.trial import TrialResult
+from vsfix.pipeline.reproduction.trial import AS_TRAINED, OWN, REPAIRED, TrialResult
 from vsfix.trainers.training.shift_log import BatchNormShift
 
 CELLS = (Cell(("net", "none"), "net", ("none",)), Cell(("net", "half"), "net", ("a=dropout:0.5",), "68.55 %"))
@@ -43,6 +43,7 @@ def test_a_difference_has_student_s_interval():
     assert (found.low, found.high) == pytest.approx(expected, rel=1e-9)
     assert found.text(2) == "+0.80 (-0.22 to +1.82)"
     assert Difference.of([-0.5]).text(2) == "-0.50"
+    assert Difference.of([-1e-14, -1e-14]).text(2) == "+0.00 (+0.00 to +0.00)"
     assert Difference.of([]) is None
 
 
@@ -51,23 +52,24 @@ def test_rows_are_compared_seed_by_seed():
     compared = replace(
         EXPERIMENT,
         cells=(*CELLS, other),
-        repairs=("repaired, own images",),
-        compared=(("as trained", "none"), ("repaired, own images", "none")),
+        repairs=(REPAIRED,),
+        compared=((AS_TRAINED, "none"), (REPAIRED, "none"), (REPAIRED, OWN)),
     )
     # The second seed has no run without noise: its pair is left out, not shifted.
     none = [result(0.75, {"x": 1.0}), None, result(0.5, {"x": 1.0})]
-    half = [result(share, {"x": 0.5}, ("x",), {"repaired, own images": 0.875}) for share in (0.5, 0.125, 0.5)]
+    half = [result(share, {"x": 0.5}, ("x",), {REPAIRED: 0.875, OWN: share}) for share in (0.5, 0.125, 0.5)]
     rows = summarize(compared, {CELLS[0]: none, CELLS[1]: half, other: [result(0.1, {"x": 1.0})]}).rows
     assert [row.runs for row in rows] == [2, 3, 1]
     assert rows[1].numbers["minus none"].mean == pytest.approx(-12.5, rel=1e-12)
-    assert rows[1].numbers["repaired, own images, minus none"].mean == pytest.approx(25, rel=1e-12)
-    assert rows[1].numbers["repaired, own images, minus none"].runs == 2
+    assert rows[1].numbers["repaired minus none"].mean == pytest.approx(25, rel=1e-12)
+    assert rows[1].numbers["repaired minus none"].runs == 2
+    assert rows[1].numbers["repaired minus re-estimated"].mean == pytest.approx(50, rel=1e-12)
     assert rows[0].numbers["minus none"] is None
     assert rows[2].numbers["minus none"] is None  # no other network's
     heads, *_ = markdown_table(summarize(compared, {CELLS[0]: none, CELLS[1]: half})).splitlines()
     assert heads == (
         "| network | noise | runs | top-1 % | repaired, own images, top-1 % | minus none |"
-        " repaired, own images, minus none | mismatch | paper |"
+        " repaired minus none | repaired minus re-estimated | mismatch | paper |"
     )
 
 
