@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +24,7 @@ from vsfix.pipeline.tensorrt.shape_profile import ShapeOptions, resolve_profile
 
 from .execution_provider import CPU, CUDA, TENSORRT, install_line
 from .onnxruntime_runner import OnnxRuntimeRunner
+from .plugin_provider import TENSORRT_RTX, plugin_version
 from .reference_runner import ReferenceRunner
 from .tensorrt_runner import TensorRtRunner
 
@@ -75,6 +76,7 @@ def check_backends(names: Iterable[str] | None = None) -> tuple[BackendCheck, ..
         "onnxruntime": lambda name: _check_onnxruntime(name, CPU),
         "onnxruntime-cuda": lambda name: _check_onnxruntime(name, CUDA),
         "onnxruntime-tensorrt": lambda name: _check_onnxruntime(name, TENSORRT),
+        "onnxruntime-tensorrt-rtx": _check_plugin,
         **dict.fromkeys(RUNTIMES, _check_tensorrt),
         "reference": lambda name: _try(name, version("onnx"), lambda: ReferenceRunner(trial_model()), _ONNX_LINE),
         _QUANTIZER: _check_quantizer,
@@ -152,6 +154,15 @@ def _check_onnxruntime(name: str, provider: str) -> BackendCheck:
     if not found:
         return BackendCheck(name, "SKIP", "", "onnxruntime is not installed", remedy)
     return _try(name, found, lambda: OnnxRuntimeRunner(trial_model(), provider=provider), remedy)
+
+
+def _check_plugin(name: str) -> BackendCheck:
+    """The same in the plugin, which has a version of its own and may be there without a GPU for it."""
+    check = _check_onnxruntime(name, TENSORRT_RTX)
+    found = plugin_version()
+    if not check.version or check.status == "PASS":
+        return replace(check, version=found)
+    return replace(check, version=found, remedy=_NVIDIA_LINE if found else check.remedy)
 
 
 def _check_tensorrt(runtime: str) -> BackendCheck:

@@ -3,6 +3,7 @@
 No TF32, no type that is not in the file, and convolutions chosen by rule and not by timing, which would choose another
 one in the next session. The TensorRT provider takes the parts of a model that TensorRT can run; the rest runs on CUDA
 beside it, and is told in the log. It takes types as a permission only: a float16 file is allowed float16 everywhere.
+TensorRT-RTX is a plugin (`plugin_provider`), computes in the types of the file, and leaves the rest to the CPU.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from typing import Any
 
 import onnx
 
-from vsfix.graph_passes.errors import ModelError
+from vsfix.graph_passes.errors import MissingComponentError, ModelError
 from vsfix.graph_passes.io.local_functions import nodes_with_subgraphs
+
+from .plugin_provider import INSTALL_LINE, OPTIONS, TENSORRT_RTX, plugin_device
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -32,25 +35,48 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def install_line(provider: str) -> str:
-    """The command that installs the ONNX Runtime which holds `provider`."""
-    return f"pip install 'vsfix[{_EXTRAS[provider]}]'"
+    """The command that installs the ONNX Runtime which holds `provider`, or the plugin that is it."""
+    return INSTALL_LINE if provider == TENSORRT_RTX else f"pip install 'vsfix[{_EXTRAS[provider]}]'"
 
 
-def provider_options(provider: str, model: Path | onnx.ModelProto) -> list[tuple[str, dict[str, str]]]:
-    """The providers that a session takes.
+def choose_provider(
+    onnxruntime: Any, options: Any, provider: str, model: Path | onnx.ModelProto
+) -> list[tuple[str, dict[str, str]]] | None:
+    """Chooses the provider of a session.
 
     Args:
-        provider: `CPU`, `CUDA` or `TENSORRT`, which falls back to CUDA.
-        model: what will run, for its types.
+        onnxruntime: the module.
+        options: of the session; a plugin is put into them.
+        provider: `CPU`, `CUDA`, `TENSORRT` or `TENSORRT_RTX`.
+        model: what will run.
+
+    Returns:
+        What the session takes as its providers; None where its options say it.
 
     Raises:
-        ModelError: it holds an engine.
+        MissingComponentError: this ONNX Runtime has no such provider, or there is no GPU for it.
+        ModelError: the model holds an engine.
     """
+    if provider == TENSORRT_RTX:
+        device = plugin_device(onnxruntime)
+        _refuse_engines(_read(model))
+        options.add_provider_for_devices([device], dict(OPTIONS))
+        return None
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise MissingComponentError(
+            f"onnxruntime: this build has no {provider} (it has {', '.join(available)}); run: {install_line(provider)}"
+        )
+    return _provider_options(provider, model)
+
+
+def _provider_options(provider: str, model: Path | onnx.ModelProto) -> list[tuple[str, dict[str, str]]]:
+    """The providers that a session takes; TensorRT leaves to CUDA what it can't run."""
     if provider == CPU:
         return [(CPU, {})]
     if provider == CUDA:
         return [(CUDA, dict(_CUDA_OPTIONS))]
-    model = onnx.load(model, load_external_data=False) if isinstance(model, Path) else model
+    model = _read(model)
     _refuse_engines(model)
     graph = model.graph
     types = {tensor.data_type for tensor in graph.initializer}
@@ -59,8 +85,13 @@ def provider_options(provider: str, model: Path | onnx.ModelProto) -> list[tuple
     return [(TENSORRT, _TENSORRT_OPTIONS | allowed), (CUDA, dict(_CUDA_OPTIONS))]
 
 
+def _read(model: Path | onnx.ModelProto) -> onnx.ModelProto:
+    """The graph without weights that stand in other files."""
+    return onnx.load(model, load_external_data=False) if isinstance(model, Path) else model
+
+
 def _refuse_engines(model: onnx.ModelProto) -> None:
-    """Refuses a model with an engine in it, which the TensorRT provider would load: an engine is code.
+    """Refuses a model with an engine in it, which both TensorRT providers would load: an engine is code.
 
     Source: https://onnxruntime.ai/docs/execution-providers/EP-Context-Design.html
     """
@@ -75,11 +106,12 @@ def _refuse_engines(model: onnx.ModelProto) -> None:
 
 @contextmanager
 def without_tensor_float(provider: str) -> Iterator[None]:
-    """Keeps TF32 out of the engines of the TensorRT provider, which has no option for it but this variable.
+    """Keeps TF32 out of the engines of both TensorRT providers, which have no option for it but this variable.
 
-    The engines are built when a session is opened, and in a run with new shapes. A library keeps what it read first.
+    The engines are built when a session is opened, and in a run with new shapes. A library keeps what it read first,
+    and TensorRT-RTX wants it to be the same in the build and in the run.
     """
-    if provider != TENSORRT:
+    if provider not in (TENSORRT, TENSORRT_RTX):
         yield
         return
     before = os.environ.get(_TENSOR_FLOAT)

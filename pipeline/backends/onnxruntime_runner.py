@@ -24,7 +24,7 @@ from vsfix.graph_passes.ir.stored_values import file_of, offset_of, values_of
 from vsfix.graph_passes.measurement.resident_memory import FreedMemory
 from vsfix.trainers.export.onnxruntime_library import import_onnxruntime
 
-from .execution_provider import CPU, install_line, provider_options, require_work, without_tensor_float
+from .execution_provider import CPU, choose_provider, install_line, require_work, without_tensor_float
 from .feeds import InputSpec, check_feeds
 
 _SILENT = 4
@@ -58,7 +58,8 @@ class OnnxRuntimeRunner:
 
     Args:
         model: a file, or a model in memory.
-        provider: the execution provider that must run the model, one of those in `execution_provider`.
+        provider: the execution provider that must run the model, one of those in `execution_provider` or
+            `plugin_provider`.
         concurrency: None for one large run at a time; a number for small runs, so many at once.
 
     Raises:
@@ -150,21 +151,17 @@ def _open_session(model: Path | onnx.ModelProto, provider: str, concurrency: int
         onnxruntime = import_onnxruntime()
     except ImportError:
         raise MissingComponentError(f"onnxruntime is not installed; run: {install_line(provider)}") from None
-    available = onnxruntime.get_available_providers()
-    if provider not in available:
-        raise MissingComponentError(
-            f"onnxruntime: this build has no {provider} (it has {', '.join(available)}); run: {install_line(provider)}"
-        )
     options = _session_options(onnxruntime, model, provider, concurrency)
     try:
+        providers = choose_provider(onnxruntime, options, provider, model)
         source, weights = (str(model), []) if isinstance(model, Path) else _serialize(model, options)
         session = onnxruntime.InferenceSession(
             source,
             options,
-            providers=provider_options(provider, model),
+            providers=providers,
             enable_fallback=0,  # the fallback prints on stdout
         )
-    except ModelError:
+    except (MissingComponentError, ModelError):
         raise
     except Exception as error:  # see `run`
         where = f"{model}: " if isinstance(model, Path) else ""

@@ -1,12 +1,13 @@
 """From the name of a backend and a model file to a runner.
 
-torch                   a vsfix checkpoint
-torch-compile           the same, through torch.compile
-onnxruntime             an ONNX file, on the CPU
-onnxruntime-cuda        an ONNX file, on an NVIDIA GPU
-onnxruntime-tensorrt    the same, through ONNX Runtime's TensorRT provider
-tensorrt, tensorrt-rtx  an engine that `vsfix build` made, on an NVIDIA GPU
-reference               an ONNX file, in onnx's own evaluator
+torch                     a vsfix checkpoint
+torch-compile             the same, through torch.compile
+onnxruntime               an ONNX file, on the CPU
+onnxruntime-cuda          an ONNX file, on an NVIDIA GPU
+onnxruntime-tensorrt      the same, through ONNX Runtime's TensorRT provider
+onnxruntime-tensorrt-rtx  the same, through NVIDIA's plugin for ONNX Runtime
+tensorrt, tensorrt-rtx    an engine that `vsfix build` made, on an NVIDIA GPU
+reference                 an ONNX file, in onnx's own evaluator
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from .execution_provider import CPU, CUDA, TENSORRT
 from .feeds import InputSpec
 from .model_kind import ModelKind, model_kind
 from .onnxruntime_runner import OnnxRuntimeRunner
+from .plugin_provider import TENSORRT_RTX
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,12 +39,18 @@ _KINDS: Mapping[str, ModelKind] = {
     "onnxruntime": "onnx",
     "onnxruntime-cuda": "onnx",
     "onnxruntime-tensorrt": "onnx",
+    "onnxruntime-tensorrt-rtx": "onnx",
     "tensorrt": "engine",
     "tensorrt-rtx": "engine",
     "reference": "onnx",
 }
 BACKENDS = tuple(_KINDS)
-_PROVIDERS = {"onnxruntime": CPU, "onnxruntime-cuda": CUDA, "onnxruntime-tensorrt": TENSORRT}
+_PROVIDERS = {
+    "onnxruntime": CPU,
+    "onnxruntime-cuda": CUDA,
+    "onnxruntime-tensorrt": TENSORRT,
+    "onnxruntime-tensorrt-rtx": TENSORRT_RTX,
+}
 
 
 def runs_kind(backend: str, kind: ModelKind) -> bool:

@@ -14,8 +14,8 @@ from click.shell_completion import CompletionItem
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 BACKENDS = (
-    *("torch", "torch-compile", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx"),
-    "reference",
+    *("torch", "torch-compile", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"),
+    *("tensorrt", "tensorrt-rtx", "reference"),
 )
 DATA = ("digits", "fashion-mnist", "cifar10:", "cifar100:", "imagefolder:", "hf:")
 METHODS = ("auto", "match", "paired", "exact", "analytic", "none")

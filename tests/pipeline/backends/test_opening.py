@@ -40,7 +40,8 @@ def test_an_unknown_backend_is_refused(onnx_path):
 FILES = {"checkpoint": "m.pt", "onnx": "m.onnx", "engine": "m.plan"}
 TAKEN = {
     **{"torch": "checkpoint", "torch-compile": "checkpoint", "reference": "onnx", "onnxruntime": "onnx"},
-    **{"onnxruntime-cuda": "onnx", "onnxruntime-tensorrt": "onnx", "tensorrt": "engine", "tensorrt-rtx": "engine"},
+    **{"onnxruntime-cuda": "onnx", "onnxruntime-tensorrt": "onnx", "onnxruntime-tensorrt-rtx": "onnx"},
+    **{"tensorrt": "engine", "tensorrt-rtx": "engine"},
 }
 
 
