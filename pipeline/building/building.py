@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.errors import CheckFailedError
+from vsfix.graph_passes.errors import BuildError, CheckFailedError
 from vsfix.graph_passes.io.atomic_file import atomic_paths
 from vsfix.graph_passes.io.external_data import external_data_files
 from vsfix.graph_passes.io.model_file import import_graph, read_metadata, read_model
@@ -127,7 +127,10 @@ def build_plan(
         timings=None if cache is None else read_timing_cache(cache),
     )
     started = time.perf_counter()
-    engine = library.build(network.parsed, options, progress)
+    try:
+        engine = library.build(network.parsed, options, progress)
+    except BuildError as error:
+        raise BuildError(f"{model_path}: {error}") from error
     seconds = time.perf_counter() - started
     report = BuildReport(
         runtime=config.runtime,

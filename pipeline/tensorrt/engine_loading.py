@@ -45,7 +45,7 @@ class LoadedEngine:
     def __init__(self, library: Any, log: Log, plan: bytes, name: str) -> None:
         self.name = name
         self._trt, self._log = library, log
-        log.errors.clear()
+        log.forget()
         said = ""
         self._runtime: Any = None
         self.engine: Any = None
@@ -76,7 +76,7 @@ class LoadedEngine:
         Raises:
             ModelError: there is none, as where the memory of the GPU does not suffice.
         """
-        self._log.errors.clear()
+        self._log.forget()
         if self.records_itself:
             config = self.engine.create_runtime_config()
             kernels, graphs = self._trt.DynamicShapesKernelSpecializationStrategy, self._trt.CudaGraphStrategy
@@ -113,7 +113,7 @@ class LoadedEngine:
 
     def forget_errors(self) -> None:
         """Empties the log, so that the first error is one of what comes next."""
-        self._log.errors.clear()
+        self._log.forget()
 
     def close(self) -> None:
         """Lets go of the engine, then of its runtime."""

@@ -15,6 +15,7 @@ With 8.6 the tactics of cuBLAS and cuDNN stay off, as they do by default from 10
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,14 +31,15 @@ from vsfix.graph_passes.progress import stage
 
 from .engine_layers import ParsedLayer
 from .engine_loading import NO_GPU, LoadedEngine
-from .log import BuildProgress, BuildStages, Interruption, Log, first_error, make_log, make_monitor
-from .parse_errors import ParseError, describe_parse_errors, describe_refusal
+from .log import BuildProgress, BuildStages, Interruption, Log, first_error, make_log, make_monitor, show_failure
+from .parse_errors import ParseError, describe_build_failure, describe_parse_errors, describe_refusal
 from .parsed_network import ParsedNetwork, permit_file_types, read_errors, read_network
 from .shape_profile import ShapeRange
 
 RUNTIMES = ("tensorrt", "tensorrt-rtx")
 INSTALL_LINES = {"tensorrt": "pip install 'vsfix[tensorrt]'", "tensorrt-rtx": "pip install 'vsfix[rtx]'"}
 CURRENT = "current"
+_TENSOR_FLOAT = "NVIDIA_TF32_OVERRIDE"  # of the environment: 0 turns TF32 off whatever the builder is told
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
@@ -200,10 +202,11 @@ class TensorRt:
 
         Raises:
             MissingComponentError: the build needs a GPU, and there is none.
+            InputError: TF32 is wanted, and the environment forbids it.
             BuildError: TensorRT refuses the network or a setting.
         """
         builder, network, _ = parsed.handles
-        self._log.errors.clear()
+        self._log.forget()
         config = builder.create_builder_config()
         self._set_numerics(config, network, parsed.layers, options)
         self._set_targets(config, options.targets)
@@ -232,7 +235,7 @@ class TensorRt:
 
     def _make_parser(self) -> tuple[Any, Any, Any]:
         """A builder, an empty network, and a parser that fills it."""
-        self._log.errors.clear()
+        self._log.forget()
         builder = self._make_builder()
         network = builder.create_network(self._network_flags())
         return builder, network, self._trt.OnnxParser(network, self._log)
@@ -266,6 +269,8 @@ class TensorRt:
     def _set_numerics(self, config: Any, network: Any, layers: Sequence[ParsedLayer], options: BuildOptions) -> None:
         """The types of the file, TF32 on or off, and every detail for the inspector."""
         trt = self._trt
+        if options.tensor_float and os.environ.get(_TENSOR_FLOAT) == "0":
+            raise InputError(f"{_TENSOR_FLOAT}=0 is set, with which {self.runtime} takes no TF32; unset it")
         (config.set_flag if options.tensor_float else config.clear_flag)(trt.BuilderFlag.TF32)
         if bool(config.get_flag(trt.BuilderFlag.TF32)) != options.tensor_float:
             raise BuildError(f"{self.runtime} does not take TF32 {'on' if options.tensor_float else 'off'}")
@@ -307,4 +312,6 @@ class TensorRt:
                 f"{self.runtime} {self.version} finds no NVIDIA GPU and driver here: "
                 f"{advice if self.capabilities else 'check with nvidia-smi'}"
             )
-        return BuildError(f"{self.runtime} {self.version}: {what}: {first_error(self._log)}")
+        name = f"{self.runtime} {self.version}"
+        show_failure(self._log, name)
+        return BuildError(f"{name}: {what}: {describe_build_failure(next(iter(self._log.errors), ''))}")

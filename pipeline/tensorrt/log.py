@@ -16,17 +16,39 @@ from typing_extensions import Self
 
 from vsfix.graph_passes.progress import Stage, listening
 
+_MOST_LINES, _LONGEST_LINE = 6, 400
 _LOGGER = logging.getLogger(__name__)
 
 
 class Log(Protocol):
-    """A logger of TensorRT that keeps its errors.
+    """A logger of TensorRT that keeps what went wrong.
 
     Attributes:
         errors: in the order in which they came.
+        warnings: the same.
     """
 
     errors: list[str]
+    warnings: list[str]
+
+    def forget(self) -> None:
+        """Empties it, so that what it keeps is of what comes next."""
+
+
+def show_failure(log: Log, name: str) -> None:
+    """Says on the log of vsfix what TensorRT said of a failure: its errors, then its warnings, each once, and few.
+
+    Args:
+        log: since the failing call began.
+        name: of the library, before each line.
+    """
+    hidden = [] if _LOGGER.isEnabledFor(logging.DEBUG) else [(logging.ERROR, text) for text in log.errors]
+    hidden += [] if _LOGGER.isEnabledFor(logging.INFO) else [(logging.WARNING, text) for text in log.warnings]
+    lines = list(dict.fromkeys((level, " ".join(text.split())) for level, text in hidden))
+    for level, text in lines[:_MOST_LINES]:
+        _LOGGER.log(level, "%s: %s", name, text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]} ...")
+    if len(lines) > _MOST_LINES:
+        _LOGGER.warning("%s: %d more lines; -vv shows all of them", name, len(lines) - _MOST_LINES)
 
 
 def first_error(log: Log, otherwise: str = "") -> str:
@@ -70,18 +92,25 @@ class BuildStages:
 
 
 def make_log(library: Any) -> Log:
-    """The logger that TensorRT writes to instead of the terminal: errors are kept, the rest goes to our own log."""
+    """The logger that TensorRT writes to instead of the terminal: errors and warnings are kept, all of it goes to
+    our own log."""
 
     class KeptLog(library.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             library.ILogger.__init__(self)  # super().__init__() alone leaves the C++ half unmade
             self.errors: list[str] = []
+            self.warnings: list[str] = []
+
+        def forget(self) -> None:
+            self.errors.clear()
+            self.warnings.clear()
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (library.ILogger.INTERNAL_ERROR, library.ILogger.ERROR):
                 self.errors.append(message)
                 _LOGGER.debug("%s", message)
             elif severity == library.ILogger.WARNING:
+                self.warnings.append(message)
                 _LOGGER.info("%s", message)
             else:
                 _LOGGER.debug("%s", message)

@@ -1,4 +1,4 @@
-"""The refusal of TensorRT's parser as one line: the node, the operator, the reason, and the remedy."""
+"""The refusals of TensorRT's parser and builder as one line: the node, the operator, the reason, and the remedy."""
 
 from __future__ import annotations
 
@@ -20,6 +20,18 @@ _CURES = {
 }
 _NOT_CONSTANT = re.compile(r"build-time constant|is_weights\(\)|(as|be) an initializer", re.IGNORECASE)
 _UNINFORMATIVE = ("", "false", "0")
+_BUILD_ERROR = re.compile(r"^.*?Error Code \d+: [\w ]+ \((?P<body>.*)\)$")
+_SOURCE = re.compile(r" In [^\s()]+(?:\(\))? at \S+?\.(?:cpp|cu|h):\d+|\[[\w/]+\.(?:cpp|cu|h):\d+: \w+\] ?")
+_LAYER = re.compile(r"^I(?P<kind>\w+)Layer (?P<name>[^:]+): (?:(?P=name): )?(?P<reason>.*)$")
+_LARGER_WORKSPACE = "give a larger --workspace, or none"
+_BUILD_REMEDIES = (
+    (re.compile(r"workspace", re.IGNORECASE), _LARGER_WORKSPACE),
+    (re.compile(r"find any implementation"), f"{_LARGER_WORKSPACE}, or take another precision"),
+    (
+        re.compile(r"dimension|shape|broadcast|out of bounds|profile", re.IGNORECASE),
+        "give shapes that the network takes (--shapes, --min-shapes, --max-shapes)",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,21 @@ def describe_refusal(errors: Sequence[ParseError], model: onnx.ModelProto) -> st
     nodes = {(error.node, error.name, error.operator) for error in errors if error.node >= 0 or error.operator}
     more = f" ({len(nodes) - 1} more nodes like it)" if len(nodes) > 1 else ""
     return (f"{operator} '{name}'{more}: " if operator else "") + _reason(first.text, operator)
+
+
+def describe_build_failure(error: str) -> str:
+    """The builder's reason, and the remedy.
+
+    Args:
+        error: the first in its log; empty where there is none.
+    """
+    message = " ".join(error.split())
+    found = _BUILD_ERROR.match(message)
+    message = _SOURCE.sub("", found["body"] if found else message).replace(".;", ";").strip(" .;")
+    layer = _LAYER.match(message)
+    reason = f"{layer['kind']} '{layer['name']}': {layer['reason']}" if layer else message
+    remedy = next((remedy for pattern, remedy in _BUILD_REMEDIES if pattern.search(message)), "")
+    return f"{reason or 'it does not say why'}; {remedy or '-vv shows all that it says'}"
 
 
 def _first(errors: Sequence[ParseError]) -> ParseError:

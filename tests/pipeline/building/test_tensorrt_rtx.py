@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import numpy as np
@@ -236,3 +239,85 @@ def test_optimize_ends_with_the_words_of_the_parser_that_refuses_the_file(call, 
     assert last.endswith("Det 'area': there is no Det in TensorRT")
     document = json.loads(call(*arguments, "--json", "-").stdout)
     assert document["tensorrt_parser"]["refusal"] == "Det 'area': there is no Det in TensorRT"
+
+
+@pytest.fixture
+def unbuildable(parse, tmp_path):
+    """A file that the parser takes, and that no engine can be built of for images smaller than its kernels."""
+    body = "(float[N, 3, H, W] x) => (float[N, 2, A, B] y) { [edges] z = Conv (x, w)\n y = Relu (z) }"
+    path = tmp_path / "m.onnx"
+    onnx.save(parse(body, {"w": np.ones((2, 3, 5, 5), np.float32)}), path)
+    return path
+
+
+def build_by_hand(call, path, *options):
+    output = path.with_name("e.plan")
+    return call("build", str(path), "-o", str(output), "--runtime", "tensorrt-rtx", "--target", "sm89", *options)
+
+
+def test_a_failed_build_ends_with_one_line_after_the_words_of_the_builder(call, unbuildable):
+    result = build_by_hand(call, unbuildable, "--shapes", "x:1x3x2x2")
+    assert result.exit_code == 4
+    *log, error = result.stderr.splitlines()
+    assert len(log) == 1
+    assert "Error Code 4: API Usage Error (IConvolutionLayer edges: edges: spatial dimension" in log[0]
+    assert error.startswith(f"vsfix: error: {unbuildable}: tensorrt-rtx ")
+    assert "no engine could be built: Convolution 'edges': spatial dimension of convolution" in error
+    assert ".cpp" not in error
+    assert "(--shapes, --min-shapes, --max-shapes)" in error
+    assert not unbuildable.with_name("e.plan").exists()
+
+
+@pytest.mark.parametrize("verbose", ["-v", "-vv"])
+def test_the_words_of_the_builder_are_said_once_however_much_is_said(call, unbuildable, verbose):
+    result = build_by_hand(call, unbuildable, "--shapes", "x:1x3x2x2", verbose)
+    assert result.stderr.count("Error Code 4") == 1
+
+
+@pytest.mark.parametrize("advised", [("--shapes", "x:1x3x8x8"), ("--shapes", "x:1x3x8x8", "--workspace", "512M")])
+def test_the_advice_of_a_failed_build_works(call, unbuildable, advised):
+    result = build_by_hand(call, unbuildable, "--shapes", "x:1x3x8x8", "--workspace", "1")
+    assert (result.exit_code, result.stderr.count("give a larger --workspace, or none")) == (4, 1)
+    assert build_by_hand(call, unbuildable, *advised).exit_code == 0
+
+
+def test_tf32_is_not_promised_where_the_environment_forbids_it(networks, tmp_path, monkeypatch):
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    with pytest.raises(InputError, match=r"NVIDIA_TF32_OVERRIDE=0 is set.*unset it"):
+        build_engine(networks["mlp-2"] / "folded.onnx", tmp_path / "e.plan", config(precision="tf32"))
+    assert build_engine(networks["mlp-2"] / "folded.onnx", tmp_path / "e.plan", config()).precision.asked is None
+
+
+DEFAULT_BUILD = """
+import sys
+import tensorrt_rtx as trt
+
+class Log(trt.ILogger):
+    def __init__(self):
+        trt.ILogger.__init__(self)
+
+    def log(self, severity, message):
+        print(message)
+
+log = Log()
+builder = trt.Builder(log)
+network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+assert trt.OnnxParser(network, log).parse_from_file(sys.argv[1])
+config = builder.create_builder_config()
+config.num_compute_capabilities = 1
+config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+profile = builder.create_optimization_profile()
+profile.set_shape("input", *[(1, 1, 8, 8)] * 3)
+config.add_optimization_profile(profile)
+assert config.get_flag(trt.BuilderFlag.TF32) and builder.build_serialized_network(network, config)
+"""
+
+
+def test_tensorrt_rtx_itself_drops_tf32_where_the_environment_says_so(networks):
+    """What keeps TF32 out of the engines that ONNX Runtime builds; the library reads it once, so in a process alone."""
+    command = [sys.executable, "-c", DEFAULT_BUILD, str(networks["mlp-2"] / "folded.onnx")]
+    said = [
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        for environment in (os.environ | {"NVIDIA_TF32_OVERRIDE": "0"}, os.environ)
+    ]
+    assert ["Disabling TF32" in text for text in said] == [True, False]

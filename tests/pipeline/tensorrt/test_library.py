@@ -12,6 +12,7 @@ import pytest
 from vsfix.graph_passes.errors import BuildError, MissingComponentError
 from vsfix.pipeline.building.build_config import BuildConfig
 from vsfix.pipeline.building.building import build_engine
+from vsfix.pipeline.tensorrt.log import make_log, show_failure
 from vsfix.pipeline.tensorrt.shape_profile import ShapeOptions
 
 VERSIONS = ("8.6", "10", "11")
@@ -161,3 +162,23 @@ def test_progress_is_told_and_a_bar_that_breaks_does_not_end_the_build(install_t
     config = BuildConfig(shapes=ShapeOptions("x:2x3x8x8"))
     build_engine(files["float"], files["float"].with_suffix(".plan"), config, progress=Bars())
     assert told == [("Building engine", None, 2), ("Building engine", 1), ("Building engine", 2)]
+
+
+def test_of_a_long_log_the_errors_come_first_each_once_and_few(install_tensorrt, caplog):
+    log = make_log(install_tensorrt("11"))
+    severity = install_tensorrt("11").ILogger
+    for number in range(4):
+        log.log(severity.WARNING, f"warning {number}")
+        log.log(severity.ERROR, f"error {number}\nin two lines")
+        log.log(severity.ERROR, f"error {number}\nin two lines")
+    caplog.clear()
+    caplog.set_level("WARNING", "vsfix")
+    show_failure(log, "trt")
+    assert [record.getMessage() for record in caplog.records] == [
+        *(f"trt: error {number} in two lines" for number in range(4)),
+        *("trt: warning 0", "trt: warning 1", "trt: 2 more lines; -vv shows all of them"),
+    ]
+    log.forget()
+    caplog.clear()
+    show_failure(log, "trt")
+    assert not caplog.records

@@ -5,7 +5,7 @@ from pathlib import Path
 import onnx.parser
 import pytest
 
-from vsfix.pipeline.tensorrt.parse_errors import ParseError, describe_parse_errors
+from vsfix.pipeline.tensorrt.parse_errors import ParseError, describe_build_failure, describe_parse_errors
 
 MODEL = onnx.parser.parse_model(
     '<ir_version: 8, opset_import: ["" : 18]>\nmain (float[N] x) => (float[N] y) { a = Relu (x) [drop] b = Dropout (a) y = Det (b) }'
@@ -60,3 +60,38 @@ def test_an_error_about_no_node_is_told_as_it_is():
         describe(ParseError("no memory"))
         == "m.onnx: TensorRT can't parse it: no memory; check the file with `vsfix inspect`"
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (
+            "IBuilder::buildSerializedNetwork: Error Code 4: API Usage Error (IConvolutionLayer conv_1: conv_1: output "
+            "cannot be negative (axis 2 is -2) In processCheck at /_src/optimizer/graph.cpp:1066 In a at /_src/b.cpp:5)",
+            "Convolution 'conv_1': output cannot be negative (axis 2 is -2); -vv shows all that it says",
+        ),
+        (
+            "IBuilder::buildSerializedNetwork: Error Code 4: API Usage Error (IElementWiseLayer /a/Add: broadcast "
+            "dimensions must be conformable In operator() at /_src/optimizer/shape.cpp:2699)",
+            "ElementWise '/a/Add': broadcast dimensions must be conformable; give shapes that the network takes "
+            "(--shapes, --min-shapes, --max-shapes)",
+        ),
+        (
+            "IBuilder::buildSerializedNetwork: Error Code 1: Myelin ([tactic.cpp:1676: enumerate_tactics] Tactic "
+            "Selection: no tactics within workspace limit.; [tactic.cpp:264: run] Error during tactic selection. In "
+            "compileGraph at /_src/optimizer/myelin/codeGenerator.cpp:2012)",
+            "Tactic Selection: no tactics within workspace limit; Error during tactic selection; give a larger "
+            "--workspace, or none",
+        ),
+        (
+            "10: [optimizer.cpp::computeCosts::3873] Error Code 10: Internal Error (Could not find any implementation "
+            "for node {ForeignNode[a...b]}.)",
+            "Could not find any implementation for node {ForeignNode[a...b]}; give a larger --workspace, or none, or "
+            "take another precision",
+        ),
+        ("something else\nin two lines", "something else in two lines; -vv shows all that it says"),
+        ("", "it does not say why; -vv shows all that it says"),
+    ],
+)
+def test_the_reason_of_the_builder_is_told_without_its_sources(said, words):
+    assert describe_build_failure(said) == words
