@@ -17,7 +17,9 @@ from vsfix.graph_passes.ir.runtime import Array
 
 FLOAT_TYPES = ("FLOAT", "HALF", "BF16", "FP8", "FP4")
 NARROW_INTEGERS = ("INT8", "INT4")
-COMPUTING = frozenset({"CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "FULLY_CONNECTED", "EINSUM", "ATTENTION"})
+COMPUTING = frozenset(
+    {"CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "FULLY_CONNECTED", "EINSUM", "ATTENTION_OUTPUT"}
+)
 Shares = Mapping[str, Mapping[str, int]]
 
 
