@@ -158,7 +158,8 @@ class TensorRt:
         self.runtime = runtime
         self.version = str(getattr(library, "__version__", ""))
         self._log: Log = make_log(library)
-        self.is_strongly_typed = hasattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+        flags = library.NetworkDefinitionCreationFlag
+        self.is_strongly_typed = hasattr(flags, "STRONGLY_TYPED") or not hasattr(flags, "EXPLICIT_BATCH")
 
     @property
     def capabilities(self) -> tuple[str, ...]:
@@ -262,9 +263,10 @@ class TensorRt:
         )
 
     def _network_flags(self) -> int:
-        """Strongly typed where there is such a thing, and with an explicit batch where that must be said."""
+        """Strongly typed where that is a choice, and with an explicit batch where that must be said."""
         flags = self._trt.NetworkDefinitionCreationFlag
-        return 1 << int(flags.STRONGLY_TYPED if self.is_strongly_typed else flags.EXPLICIT_BATCH)
+        name = "STRONGLY_TYPED" if self.is_strongly_typed else "EXPLICIT_BATCH"
+        return 1 << int(getattr(flags, name)) if hasattr(flags, name) else 0
 
     def _set_numerics(self, config: Any, network: Any, layers: Sequence[ParsedLayer], options: BuildOptions) -> None:
         """The types of the file, TF32 on or off, and every detail for the inspector."""

@@ -15,6 +15,8 @@ from vsfix.pipeline.building.building import build_engine
 from vsfix.pipeline.tensorrt.log import make_log, show_failure
 from vsfix.pipeline.tensorrt.shape_profile import ShapeOptions
 
+from .fake_tensorrt import members
+
 VERSIONS = ("8.6", "10", "11")
 GRAPH = """(FLOAT[N, 3, 8, 8] x) => (FLOAT[N, 4, 6, 6] y) {
     [conv] c = Conv (x, w, b)
@@ -68,6 +70,14 @@ def test_strong_typing_is_asked_for_where_it_is_a_choice(install_tensorrt, files
     ((network, config),) = library.builds
     assert network.flags == 1 << library.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     assert config.flags == set()
+
+
+def test_a_version_without_a_flag_for_it_is_strongly_typed_all_the_same(install_tensorrt, files):
+    library = install_tensorrt("11")
+    library.NetworkDefinitionCreationFlag = members("NetworkDefinitionCreationFlag", "PREFER_AOT_PYTHON_PLUGINS")
+    assert build(files["float16"]).precision.typing == "strong"
+    ((network, _),) = library.builds
+    assert network.flags == 0
 
 
 def test_8_6_gets_flags_and_pins_and_does_without_cublas_and_cudnn(install_tensorrt, files):
