@@ -44,7 +44,7 @@ Found = dict[str, Any]
 
 @dataclass(frozen=True)
 class Subject:
-    """One file: its name in the table, and what loads it, unlabelled rows of it, and the noise that it does not show."""
+    """One file: its name in the table; what loads it, unlabelled rows for it, and the noise that it does not show."""
 
     name: str
     load: Callable[[], tuple[onnx.ModelProto, Rows, Sequence[str]]]
