@@ -98,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.only != "throughput":
         found["uout"] = uout(device, options)
         misses += missed_uout(found["uout"])
+    found["misses"] = misses
     (options.results / "training_speed.json").write_text(json.dumps(found, indent=2))
     print(report(found))
     print("\n".join(f"MISS {miss}" for miss in misses) or "every target is met")
