@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from measuring import Place
-from rehearsal import LABEL, rehearse
+from rehearsal import LABEL, failures, rehearse
 from render import tables
 from results import Results
 from steps import SHARES, Step, networks_of, plan
@@ -113,12 +113,10 @@ def report(results: Results, count: int) -> int:
     print(tables(results))
     print("\n".join(["", *(f"NOT RUN {line}" for line in results.not_run)]))
     if results.dry_run:
-        failed = [step for step, found in results.found.items() if "error" in found]
+        failed = [miss for step, found in results.found.items() for miss in failures(step, found)]
         failed += [line for line in results.not_run if line.startswith("FAIL")]
         taken = len(results.found)
-        print(
-            f"{taken} steps were taken on a CPU for the {count} of a GPU, {len(failed)} of them failed: {results.path}"
-        )
+        print(f"{taken} steps were taken on a CPU for the {count} of a GPU, {len(failed)} failures: {results.path}")
         return 1 if failed else 0
     print("\n".join(f"MISS {miss}" for miss in results.misses))
     print(f"{len(results.found)} of {count} steps were run, {len(results.misses)} targets missed: {results.path}")
