@@ -177,17 +177,17 @@ def read(path: Path) -> dict[tuple[str, str], Found]:
 
 
 def table(found: Mapping[tuple[str, str], Found]) -> str:
-    """Markdown: a row for each file, a column for each precision; below it the words of each refusal."""
+    """Markdown: a row for each file, a column for each precision; below it the words of each refusal, once."""
     shown = [name for name in PRECISIONS if any(key[1] == name for key in found)]
     lines = [f"| file | {' | '.join(shown)} |", "| --- " * (len(shown) + 1) + "|"]
-    words: list[str] = []
+    words: dict[str, int] = {}
     for name in dict.fromkeys(key[0] for key in found):
         cells = []
         for precision in shown:
             line = found.get((name, precision))
             if line is not None and "error" in line:
-                words.append(f"{len(words) + 1}. {name}, {precision}, {line['step']}: {line['error']}")
-                cells.append(f"no ({len(words)})")
+                number = words.setdefault(f"{line['step']}: {line['error']}", len(words) + 1)
+                cells.append(f"no ({number})")
             else:
                 cells.append("-" if line is None else f"{line['bytes'] / 2**20:.2f} MiB")
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -200,7 +200,7 @@ def table(found: Mapping[tuple[str, str], Found]) -> str:
         f"{len(built)} of {len(found)} engines were built by TensorRT-RTX {versions}; read back from each: float64 to "
         f"{worst:.1e}.",
         "",
-        *words,
+        *(f"{number}. {text}" for text, number in words.items()),
     ]
     return "\n".join(lines)
 
