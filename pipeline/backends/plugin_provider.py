@@ -10,6 +10,7 @@ Source: https://github.com/NVIDIA/TensorRT-RTX-EP-ABI, and the package itself, v
 from __future__ import annotations
 
 import importlib
+import re
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -20,6 +21,7 @@ INSTALL_LINE = "pip install 'vsfix[rtx-plugin]'"
 _MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
 _PACKAGES = ("onnxruntime-ep-nv-tensorrt-rtx-cu13", "onnxruntime-ep-nv-tensorrt-rtx-cu12")
 _GPUS = "of compute capability 8.6, 8.9, or 12.0 and newer"
+_NO_LIBRARY = re.compile(r"cannot open shared object|\.dll|LoadLibrary|error 126", re.IGNORECASE)
 _REGISTERED = "already registered"
 # No engine is kept from one session to the next, and no graph: what is measured is what the file says, built anew.
 OPTIONS = {"enable_cuda_graph": "0", "nv_runtime_cache_path": ""}
@@ -83,7 +85,7 @@ def _load(onnxruntime: Any) -> str:
         onnxruntime.register_execution_provider_library(name, library)
     except Exception as error:  # ONNX Runtime has one class of its own for each of its status codes
         if _REGISTERED not in str(error):
-            raise MissingComponentError(_no_driver(first_line(error))) from error
+            raise MissingComponentError(_not_loaded(first_line(error), onnxruntime.__version__)) from error
     return name
 
 
@@ -92,9 +94,11 @@ def _devices(onnxruntime: Any, name: str) -> list[Any]:
     return [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]
 
 
-def _no_driver(said: str) -> str:
-    """The message where the library of the plugin can't be loaded; the name of the missing one is at the end."""
-    cause = said.rpartition("with error: ")[2]
+def _not_loaded(said: str, runtime: str) -> str:
+    """The message where the library of the plugin is not taken; the library that it lacks is named at the end."""
+    cause = re.sub(r"^(\[ONNXRuntimeError\] : \d+ : \w+ : )?(.* with error: )?", "", said)
+    if not _NO_LIBRARY.search(cause):
+        return f"onnxruntime: {runtime} does not take the plugin {TENSORRT_RTX} ({cause}); run: {INSTALL_LINE}"
     return (
         f"onnxruntime: the plugin {TENSORRT_RTX} can't be loaded here ({cause}): it needs an NVIDIA GPU {_GPUS}, and "
         "its driver; check with nvidia-smi"

@@ -141,6 +141,19 @@ def test_without_a_driver_the_library_that_is_missing_is_named(plugin, residual)
     assert "/plugins" not in str(caught.value)
 
 
+def test_an_onnx_runtime_that_the_plugin_finds_too_old_is_replaced_and_no_driver_asked_for(plugin, residual):
+    plugin.fails = (
+        "[ONNXRuntimeError] : 1 : FAIL : [NvTensorRTRTX EP] Host ORT is too old. Minimum supported API version is 24, "
+        'host reports "1.23.2" (parsed 23).'
+    )
+    with pytest.raises(
+        MissingComponentError, match=r"does not take the plugin .* \(\[NvTensorRTRTX EP\] Host ORT"
+    ) as caught:
+        OnnxRuntimeRunner(residual, provider=TENSORRT_RTX)
+    assert str(caught.value).endswith("; run: pip install 'vsfix[rtx-plugin]'")
+    assert "driver" not in str(caught.value)
+
+
 def test_without_the_package_the_line_that_installs_it_is_given(residual, monkeypatch):
     monkeypatch.setitem(sys.modules, PACKAGE, None)
     with pytest.raises(MissingComponentError, match=r"not installed; run: pip install 'vsfix\[rtx-plugin\]'"):
