@@ -30,6 +30,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import numpy.typing as npt
 import onnx
+from real_entry import Missing, Network, Place
 
 import vsfix
 from vsfix.graph_passes.io.model_file import read_model
@@ -96,7 +97,6 @@ def real_files(folder: Path | None) -> Iterator[Subject]:
     """The networks of `real_networks`."""
     if folder is None:
         return
-    from real_entry import Network, Place
     from real_networks import NETWORKS
 
     def load(network: Network) -> tuple[onnx.ModelProto, Rows, Sequence[str]]:
@@ -114,7 +114,10 @@ def build_all(subject: Subject, precisions: Sequence[str]) -> Iterator[Found]:
     try:
         model, rows, noise = subject.load()
         repaired = vsfix.optimize(model, dict(rows), method="match", refine=False, noise=noise).model
-    except Exception as error:  # a network of the world may lack its wheel, and then says how to get it
+    except Missing as missing:  # the wheel of a network of the world; the message is the line that fetches it
+        print(f"{subject.name}: skipped: {missing}", file=sys.stderr, flush=True)
+        return
+    except vsfix.VsfixError as error:
         for precision in precisions:
             yield {"name": subject.name, "precision": precision, "step": "repair", "error": told(error)}
         return

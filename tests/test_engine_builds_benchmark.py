@@ -74,3 +74,13 @@ def test_shapes_run_from_one_sample_to_64_where_the_batch_is_free(builds, residu
     fixed = onnx.ModelProto.FromString(residual.SerializeToString())
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
     assert builds.shapes_of(fixed) == {}
+
+
+def test_a_network_that_lacks_its_wheel_is_skipped_and_tried_again_later(builds, tmp_path, monkeypatch, capsys):
+    def load():
+        raise builds.Missing("pip install h5py")
+
+    monkeypatch.setattr(builds, "ladder_files", lambda folder: [builds.Subject("net", load)])
+    assert builds.main([str(tmp_path)]) == 0
+    assert "net: skipped: pip install h5py" in capsys.readouterr().err
+    assert not (tmp_path / "results.jsonl").exists()
