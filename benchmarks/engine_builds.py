@@ -5,12 +5,12 @@
     python benchmarks/engine_builds.py engine-builds --real real --only crepe
     python benchmarks/engine_builds.py engine-builds                    # prints what was built
 
-Each file is repaired and folded (`match` without its refinement, 64 rows), cast by `vsfix optimize --precision`, and
-built by `vsfix build --runtime tensorrt-rtx` with `--precision`, which refuses a file of other types: no GPU is needed.
-The shapes go from one sample to 64, or are those of the file. int8 and fp8 need ModelOpt (`vsfix doctor --install
-quantizer`). The networks of the ladder are those of the first seed; those of the world come from `real_networks.py` and
-need what that needs. What a step says is a line of engine-builds/results.jsonl, and is not done again. Exit code 1
-where something was not built.
+Each file is repaired and folded (`match` without its refinement, 64 rows, of a network of the world 256), cast by
+`vsfix optimize --precision`, and built by `vsfix build --runtime tensorrt-rtx` with `--precision`, which refuses a file
+of other types: no GPU is needed. The shapes go from one sample to 64, or are those of the file. int8 and fp8 need
+ModelOpt (`vsfix doctor --install quantizer`). The networks of the ladder are those of the first seed; those of the
+world come from `real_networks.py` and need what that needs. What a step says is a line of engine-builds/results.jsonl,
+and is not done again. Exit code 1 where something was not built.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def real_files(folder: Path | None) -> Iterator[Subject]:
 
     def load(network: Network) -> tuple[onnx.ModelProto, Rows, Sequence[str]]:
         case = network.make(Place(folder / "cache"))
-        return case.model, {name: array[:ROWS] for name, array in case.rows.items()}, case.noise
+        return case.model, case.rows, case.noise
 
     for network in NETWORKS:
         yield Subject(network.name, lambda network=network: load(network))  # type: ignore[misc]
@@ -133,7 +133,7 @@ def build_one(repaired: onnx.ModelProto, rows: Rows, precision: str) -> Found:
         if precision != "fp32":
             cast = vsfix.optimize(repaired, dict(rows), method="none", precision=precision).model
         step = "build"
-        shapes = shapes_of(cast)
+        shapes = shapes_of(cast, rows)
         targets = TARGETS.get(precision, ALL_TARGETS)
         engine = vsfix.build(cast, runtime="tensorrt-rtx", targets=targets, precision=precision, **shapes)
     except vsfix.VsfixError as error:
@@ -151,20 +151,20 @@ def build_one(repaired: onnx.ModelProto, rows: Rows, precision: str) -> Found:
     }
 
 
-def shapes_of(model: onnx.ModelProto) -> dict[str, dict[str, tuple[int, ...]]]:
-    """The smallest, usual and largest shapes of the inputs whose first side is free; nothing where none is."""
+def shapes_of(model: onnx.ModelProto, rows: Rows) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The smallest, usual and largest shapes of the inputs with a free side: 1 to 64 samples, shaped as the rows."""
     weights = {tensor.name for tensor in model.graph.initializer}
     sides = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in model.graph.input
         if value.name not in weights
     }
-    free = {name: found[1:] for name, found in sides.items() if found and not found[0]}
+    free = [name for name, found in sides.items() if found and not all(found)]
     if not free:
         return {}
+    batches = {"min_shapes": 1, "opt_shapes": LARGEST_BATCH, "max_shapes": LARGEST_BATCH}
     return {
-        key: {name: (batch, *(side or 1 for side in rest)) for name, rest in free.items()}
-        for key, batch in (("min_shapes", 1), ("opt_shapes", LARGEST_BATCH), ("max_shapes", LARGEST_BATCH))
+        key: {name: (sides[name][0] or batch, *rows[name].shape[1:]) for name in free} for key, batch in batches.items()
     }
 
 
