@@ -169,6 +169,10 @@ def test_the_page_says_what_was_measured_and_nothing_of_a_dry_run(script, tmp_pa
     results.Results(tmp_path / "dry.json", dry_run=True).save()
     assert render.main([str(page), str(tmp_path / "dry.json")]) == 2
     assert "another kind of run" in capsys.readouterr().err
+    kept.environment = {}
+    kept.save()
+    assert render.main([str(page), str(path)]) == 2
+    assert "not measured on a GPU" in capsys.readouterr().err
     assert "Not measured" in page.read_text()
 
 

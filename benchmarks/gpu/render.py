@@ -3,7 +3,7 @@
     python benchmarks/gpu/render.py docs/gpu.md gpu-results/results.json
     python benchmarks/gpu/render.py docs/gpu.md                             # no results: the page says so
 
-A dry run is refused: it measures nothing.
+A dry run is refused, for it measures nothing, and so is what ran on no GPU.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not options.results.exists():
                 raise ValueError(f"{options.results}: no such file")
             results = Results(options.results)
+            if not results.environment.get("GPU"):
+                raise ValueError(f"{options.results}: was not measured on a GPU")
         except ValueError as error:
             print(error, file=sys.stderr)
             return 2
