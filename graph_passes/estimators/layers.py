@@ -1,100 +1,71 @@
-"""The distance of each unit of a deployed network from the averaged one, and its input with the noise off."""
+"""The distance of each unit of a deployed network from the averaged one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
-from vsfix.graph_passes.io.model_file import export_subgraph
 from vsfix.graph_passes.ir.graph import Tensor
-from vsfix.graph_passes.ir.runtime import Float64Array, OpenModel, side_by_side
-from vsfix.graph_passes.noise.marker import RemoveMarkers
-from vsfix.graph_passes.noise_average.samples import SampleSet
+from vsfix.graph_passes.ir.runtime import Array, Float64Array
+from vsfix.graph_passes.noise_average.noise_average import Watch
 from vsfix.graph_passes.noise_average.taps import PositionTap, tap_positions
-from vsfix.graph_passes.statistics.batches import samples_in
 
 from .unit_fit import UnitTarget
 from .units import Unit
 
 
-@dataclass(frozen=True)
-class DeployedUnit:
-    """The values of one unit with the noise off.
-
-    Attributes:
-        z: at the positions of its target, shape (N, M, C).
-        distance: mean squared distance of the output of its activation from the mean of the passes with the noise on,
-            over the variance of that mean; 0 is equal.
-    """
-
-    z: Float64Array
-    distance: float
-
-
-def deployed_units(
-    graph: gs.Graph,
-    units: Sequence[Unit],
-    targets: Mapping[str, UnitTarget],
-    samples: SampleSet,
-    shapes: Mapping[str, tuple[int, ...]],
-    open_model: OpenModel,
-) -> dict[str, DeployedUnit]:
-    """Runs a network with its noise off and looks at its units.
+class UnitOutputs(Watch):
+    """What the activations of units give out in a network with its noise off: a `Watch` of `run_deployed`.
 
     Args:
-        graph: not changed; the tensors of the units have the names that they have in `units`.
-        units: those without a target are left out.
-        targets: by the name of the unit.
-        samples: the ones that the targets are of, in the same order.
+        units: those without chosen positions are left out; the tensors of the network have their names.
+        chosen: the positions of each unit that are compared, by its name; None for all.
         shapes: of the tensors in a run of the first batch.
-        open_model: the runtime.
+        size: samples of that batch.
     """
-    copy = graph.copy()
-    producers = {tensor.name: (node, index) for node in copy.nodes for index, tensor in enumerate(node.outputs)}
-    RemoveMarkers()(copy)
 
-    def written(name: str) -> Tensor:  # a marker that wrote an output left its name to the tensor upstream
-        node, index = producers[name]
-        tensor: Tensor = node.outputs[index]
-        return tensor
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        chosen: Mapping[str, list[int] | None],
+        shapes: Mapping[str, tuple[int, ...]],
+        size: int,
+    ) -> None:
+        self._units = [unit for unit in units if unit.name in chosen]
+        self._chosen = chosen
+        self._shapes = shapes
+        self._size = size
+        self._taps: dict[str, PositionTap] = {}
+        self._found: dict[str, list[Array]] = {}
 
-    size = samples_in(samples.batches[0])
-    taps: dict[str, tuple[PositionTap, PositionTap]] = {}
-    for unit in units:
-        if unit.name not in targets:
-            continue
-        chosen, shape = targets[unit.name].chosen, shapes[unit.z.name]
-        z = tap_positions(written(unit.z.name), shape, size, unit.axis, chosen)
-        h = z
-        if unit.activation.output is not unit.z:
-            h = tap_positions(written(unit.activation.output.name), shape, size, unit.axis, chosen)
-        taps[unit.name] = (z, h)
-    every = [tap for pair in taps.values() for tap in dict.fromkeys(pair)]
-    nodes = [*copy.nodes, *(node for tap in every for node in tap.nodes)]
-    model = export_subgraph(copy, nodes, copy.inputs, [tap.output for tap in every])
-    values: dict[str, list[Float64Array]] = {name: [] for name in taps}
-    results: dict[str, list[Float64Array]] = {name: [] for name in taps}
-    with open_model(model) as runner:
+    def taps(self, tensor: Callable[[str], Tensor]) -> list[PositionTap]:
+        """One for each unit."""
+        for unit in self._units:
+            shape, output = self._shapes[unit.z.name], tensor(unit.activation.output.name)
+            chosen = self._chosen[unit.name]
+            self._taps[unit.name] = tap_positions(output, shape, self._size, unit.axis, chosen, f".{unit.name}")
+        return list(self._taps.values())
 
-        def run(number: int) -> dict[str, tuple[Float64Array, Float64Array]]:
-            batch = samples.batches[number]
-            arrays = runner.run({tensor.name: batch[tensor.name] for tensor in copy.inputs})
-            return {
-                name: (z.read(arrays).astype(np.float64), h.read(arrays).astype(np.float64))
-                for name, (z, h) in taps.items()
-            }
+    def add(self, first: int, arrays: Mapping[str, Array]) -> None:
+        """Takes what a run gave out; the runs come in order."""
+        for name, tap in self._taps.items():
+            self._found.setdefault(name, []).append(tap.read(arrays))
 
-        for found in side_by_side(run, range(len(samples.batches)), runner.concurrency):
-            for name, (z_values, h_values) in found.items():
-                values[name].append(z_values)
-                results[name].append(h_values)
-    return {
-        name: DeployedUnit(np.concatenate(values[name]), _distance(np.concatenate(results[name]), targets[name]))
-        for name in taps
-    }
+    def distances(self, targets: Mapping[str, UnitTarget]) -> dict[str, float]:
+        """How far each unit is from its target, by its name.
+
+        It is the mean squared distance of the output of its activation from the mean of the passes with the noise on,
+        over the variance of that mean; 0 is equal.
+
+        Args:
+            targets: by the name of the unit, of the same samples.
+        """
+        return {
+            name: _distance(np.concatenate(parts).astype(np.float64), targets[name])
+            for name, parts in self._found.items()
+            if name in targets
+        }
 
 
 def _distance(found: Float64Array, target: UnitTarget) -> float:

@@ -113,16 +113,21 @@ class TargetCollector:
             DataError: a value that is not finite.
         """
         for name, (z_tap, h_tap) in self._taps.items():
-            z = z_tap.read(arrays).astype(np.float64)  # (n, M, C)
-            h = z if h_tap is z_tap else h_tap.read(arrays)
-            if not np.isfinite(z).all():
+            # as the runtime gave it, (n, C, M) or (n, M, C): turning every one costs more than summing it
+            z, axis = arrays[z_tap.output.name], 1 + z_tap.channels_last
+            shared = {0, 1, 2} - {axis}
+            means = z.sum(axis=tuple(shared), dtype=np.float64)  # (C,)
+            wide = z.astype(np.float64, copy=False)
+            squares = np.einsum("nmc,nmc->c" if axis == 2 else "ncm,ncm->c", wide, wide)
+            if not np.isfinite(squares).all() and not np.isfinite(z).all():
                 raise DataError(f"'{name}' gives values that are not finite with the noise on")
             if name not in self._sums:
-                self._sums[name] = [np.zeros((self._count, *z.shape[1:])), *np.zeros((2, z.shape[2]))]
-            targets, means, squares = self._sums[name]
-            targets[first : first + count] += h
-            means += z.mean(axis=1).sum(axis=0)
-            squares += np.einsum("nmc,nmc->c", z, z) / z.shape[1]
+                self._sums[name] = [np.zeros((self._count, *z.shape[1:])), *np.zeros((2, z.shape[axis]))]
+            targets, all_means, all_squares = self._sums[name]
+            targets[first : first + count] += arrays[h_tap.output.name]
+            positions = z.shape[3 - axis]
+            all_means += means / positions
+            all_squares += squares / positions
         self._runs += count
 
     def result(self) -> dict[str, UnitTarget]:
@@ -131,6 +136,8 @@ class TargetCollector:
         found: dict[str, UnitTarget] = {}
         for name, sums in self._sums.items():
             targets, mean, squares = sums[0] / draws, sums[1] / self._runs, sums[2] / self._runs
+            if not self._taps[name][0].channels_last:
+                targets = np.ascontiguousarray(np.moveaxis(targets, 1, 2))  # (N, M, C)
             found[name] = UnitTarget(self.chosen[name], targets, np.maximum(squares - mean**2, 0))
         return found
 

@@ -41,6 +41,7 @@ from .staging import MOST_NODES, Stage, Target, noisy_markers, plan_stages
 # inputs make small runs.
 LARGEST_RUN, SMALLEST_RUN, LEAST_RUNS = 64, 8, 8
 SMALL_INPUT, LARGEST_INPUT = 1 << 17, 4 << 20  # bytes of the inputs of one run
+SMALL_SAMPLE = 1 << 8  # bytes of a sample that costs less than what is around its run: a row of a table
 
 # What a corrected BatchNorm normalises with, given what it stores and what was measured: (mean, variance), each (C,).
 Correction = Callable[[BatchNorm, Moments], tuple[Float64Array, Float64Array]]
@@ -132,7 +133,8 @@ def run_size(batches: Sequence[Batch], nodes: int = 0) -> int:
         nodes: of the graph; of many nodes a run has a price that small inputs don't repay.
     """
     sample = sum(array.nbytes for array in take_rows(batches[0], slice(1)).values())
-    wanted = min(LARGEST_RUN, max(SMALLEST_RUN, math.ceil(count_samples(batches) / LEAST_RUNS)))
+    fewest = LARGEST_RUN if sample <= SMALL_SAMPLE else SMALLEST_RUN
+    wanted = min(LARGEST_RUN, max(fewest, math.ceil(count_samples(batches) / LEAST_RUNS)))
     if nodes > MOST_NODES:
         wanted = max(wanted, SMALL_INPUT // max(sample, 1))
     return max(1, min(wanted, LARGEST_INPUT // max(sample, 1)))

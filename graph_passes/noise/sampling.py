@@ -13,6 +13,7 @@ estimator runs it. Draws are float32; half-precision values are computed in floa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -22,9 +23,11 @@ from vsfix.graph_passes.ir.runtime import Array
 
 from .noise import SELU_SATURATION, Noise, NoiseKind
 
+_OF_64_BITS = (np.random.SFC64, np.random.PCG64)  # in each number that they draw
 _LEVELS = 1 << 16  # to which a probability is rounded
 _CLOSE = 1e-3  # relative; where that moves it by more it is not rounded
 _CHANNELS_TOGETHER = frozenset({NoiseKind.FEATURE_DROPOUT, NoiseKind.FEATURE_ALPHA_DROPOUT})
+_DROPPING = frozenset({NoiseKind.DROPOUT, NoiseKind.FEATURE_DROPOUT, NoiseKind.DROP_PATH})
 
 
 def apply_noise(noise: Noise, values: Array, rng: np.random.Generator | Sequence[np.random.Generator]) -> Array:
@@ -68,7 +71,15 @@ def draw_affine(
 
 def generators_of(seeds: Iterable[Sequence[int]]) -> list[np.random.Generator]:
     """One generator for each sample, from seeds of its own: no cut of the set changes a bit of its draws."""
-    return [np.random.Generator(np.random.SFC64(list(seed))) for seed in seeds]
+    return [np.random.Generator(np.random.SFC64(_seed_words(seed))) for seed in seeds]
+
+
+def _seed_words(seed: Sequence[int]) -> npt.NDArray[np.uint32] | list[int]:
+    """The same seed as numpy takes it without looking at each number by itself; of larger numbers the numbers."""
+    try:
+        return np.array(seed, dtype=np.uint32)
+    except OverflowError:
+        return list(seed)
 
 
 def draw_by_sample(
@@ -84,6 +95,9 @@ def draw_by_sample(
     Returns:
         As `draw_affine`, the samples along the first axis.
     """
+    if noise.kind in _DROPPING:  # one pass over the draws of all samples
+        rows, *own = _shape_of_draws(noise.kind, shape)
+        return _kept_factor(noise, (rows * len(rngs), *own), rngs), None
     draws = [draw_affine(noise, shape, rng) for rng in rngs]
     offsets = [offset for _, offset in draws if offset is not None]
     return np.concatenate([scale for scale, _ in draws]), np.concatenate(offsets) if offsets else None
@@ -109,27 +123,39 @@ def _factor(noise: Noise, shape: tuple[int, ...], rng: np.random.Generator) -> n
     if noise.kind in (NoiseKind.GAUSSIAN_DROPOUT, NoiseKind.UOUT_GAUSSIAN):
         deviation = np.float32(np.sqrt(noise.variance))
         return np.asarray(1 + deviation * rng.standard_normal(shape, dtype=np.float32), dtype=np.float32)
+    return _kept_factor(noise, shape, [rng])
+
+
+def _kept_factor(noise: Noise, shape: tuple[int, ...], rngs: Sequence[np.random.Generator]) -> npt.NDArray[np.float32]:
+    """The n of the kinds that drop, 0 or 1 / p; each generator draws an even share of the first axis."""
     p = 1 - noise.value
-    kept = _kept(p, int(np.prod(shape)), rng)
+    kept = _kept(p, math.prod(shape) // len(rngs), rngs)
     return np.multiply(kept.reshape(shape), np.float32(1 / p), dtype=np.float32)
 
 
-def _kept(p: float, count: int, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
-    """Which elements are kept, each with the probability p, to a thousandth of p and of 1 - p; shape (count,).
+def _kept(p: float, count: int, rngs: Sequence[np.random.Generator]) -> npt.NDArray[np.bool_]:
+    """Which elements are kept, each with the probability p, to a thousandth of p and of 1 - p; shape (R, count).
 
     A number of 24 random bits costs as much as a small convolution: 16 do, and 1 where p is a half.
     """
     if p == 0.5:
-        return np.unpackbits(_random_words(-(-count // 64), rng).view(np.uint8))[:count].view(np.bool_)
+        bits = _random_words(-(-count // 64), rngs).view(np.uint8)
+        return np.unpackbits(bits, axis=1)[:, :count].view(np.bool_)
     below = round(p * _LEVELS)
     if abs(below / _LEVELS - p) > _CLOSE * min(p, 1 - p):
-        return rng.random(count, dtype=np.float32) < p
-    return np.asarray(_random_words(-(-count // 4), rng).view(np.dtype("<u2"))[:count] < below)
+        return np.stack([rng.random(count, dtype=np.float32) for rng in rngs]) < p
+    return np.asarray(_random_words(-(-count // 4), rngs).view(np.dtype("<u2"))[:, :count] < below)
 
 
-def _random_words(count: int, rng: np.random.Generator) -> npt.NDArray[np.uint64]:
-    """Random bits, 64 in each number, of the byte order that is the same on every machine."""
-    return rng.integers(0, 1 << 64, count, dtype=np.uint64).astype(np.dtype("<u8"), copy=False)
+def _random_words(count: int, rngs: Sequence[np.random.Generator]) -> npt.NDArray[np.uint64]:
+    """Random bits, 64 in each number, of the byte order that is the same on every machine; shape (R, count)."""
+    words = [
+        rng.bit_generator.random_raw(count)
+        if isinstance(rng.bit_generator, _OF_64_BITS)
+        else rng.integers(0, 1 << 64, count, dtype=np.uint64)  # the same numbers, ten times slower for a few
+        for rng in rngs
+    ]
+    return np.asarray(words).astype(np.dtype("<u8"), copy=False)
 
 
 def _alpha_map(ratio: float, draws: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

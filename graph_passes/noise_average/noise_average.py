@@ -1,16 +1,18 @@
 """The network that was trained: the average of the deployed one over its noise, F(x) = E_n f(x; n).
 
 f(x; n) has the noise on and normalises with the statistics of the file, which are true under that noise. It runs as
-one session: each marker becomes X = scale x + offset, and scale and offset are inputs, drawn outside of the runtime
-(`noise_sampling`). So every kind of noise, opset, data type and provider has the same noise, and a run costs one
-forward and the draws. One seed for each sample, draw and marker makes a draw independent of everything else that is
-run: batch size, order, and memory change no bit of it.
+one session, what is upstream of all noise in another: each marker becomes X = scale x + offset, and scale and offset
+are inputs, drawn outside of the runtime (`sampling`). So every kind of noise, opset, data type and provider has the
+same noise, and a run costs one forward and the draws. One seed for each sample, draw and marker makes a draw
+independent of everything else that is run: batch size, order, and memory change no bit of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import onnx
@@ -19,6 +21,7 @@ import onnx_graphsurgeon as gs
 from vsfix.graph_passes.batch_norm.batch_norm import find_modules
 from vsfix.graph_passes.io.model_file import export_subgraph
 from vsfix.graph_passes.ir.element_types import code_of, state_types
+from vsfix.graph_passes.ir.graph import Tensor
 from vsfix.graph_passes.ir.runtime import Array, OpenModel, side_by_side
 from vsfix.graph_passes.measurement.measurement import MomentsReader
 from vsfix.graph_passes.measurement.staging import NoisyMarker, noisy_markers
@@ -29,10 +32,12 @@ from vsfix.graph_passes.statistics.moments import Moments, SampleMoments
 
 from .samples import SampleSet
 from .taps import PositionTap, concrete_shapes
+from .upstream import ComputedOnce, SplitGraph, split_at_noise
 
 FORWARDS = 4096  # samples times draws of the noise
 DRAWS = (4, 16)  # the fewest and the most
 MOST_DRAWS = 64  # of a network that costs next to nothing
+COSTLY = 8e11  # multiplications of all draws, past which fewer than the usual are made
 CHEAP = 2e9  # multiplications of all draws, up to which more than the usual are made
 
 
@@ -100,49 +105,83 @@ class NoiseAverage:
         assert isinstance(found, gs.Variable)
         return found
 
-    def runs(self, draws: Sequence[int], taps: Sequence[PositionTap] = ()) -> Iterator[Run]:
-        """Runs every batch under every draw.
+    def runs(
+        self, draws: Sequence[int], taps: Sequence[PositionTap] = (), moments: MomentsReader | None = None
+    ) -> Iterator[Run]:
+        """Runs every draw over every batch; the batches of one draw come in their order.
 
         Args:
             draws: their numbers; a number stands for the same noise each time.
             taps: on tensors of `tensor`; what they give out stands beside the outputs of the graph.
+            moments: of `moments_reader`; filled in from the first of the draws.
         """
         nodes = [node for tap in taps for node in tap.nodes]
-        return self._runs(draws, self._model(nodes, [*self._graph.outputs, *(tap.output for tap in taps)]))
+        outputs = [*self._graph.outputs, *(tap.output for tap in taps)]
+        if moments is not None and moments.outputs:
+            measured = self._runs(draws[:1], [*nodes, *moments.nodes], [*outputs, *moments.outputs])
+            for run in measured:
+                batch = self._samples.batches[self._samples.first.index(run.first)]
+                moments.add(run.first, moments.read(run.arrays, samples_in(batch), batch.__getitem__))
+                yield run
+            draws = draws[1:]
+        if draws:
+            yield from self._runs(draws, nodes, outputs)
+
+    def moments_reader(self) -> MomentsReader:
+        """Reads the moments of every BatchNorm input with the noise on; each BatchNorm normalises with what it stores.
+
+        Raises:
+            ModelError: a BatchNorm that normalises a constant.
+        """
+        return MomentsReader(find_modules(self._graph), self._graph.opset)
 
     def moments(self) -> dict[str, Moments]:
-        """The moments of every BatchNorm input with the noise on, in one draw; by the name of the BatchNorm.
+        """The moments of every BatchNorm input with the noise on, in one draw; by the name of the BatchNorm."""
+        reader = self.moments_reader()
+        for _ in self.runs([0], moments=reader):
+            pass
+        return reader.result() if reader.outputs else {}
 
-        Each BatchNorm normalises with what it stores.
-        """
-        reader = MomentsReader(find_modules(self._graph), self._graph.opset)
-        if not reader.outputs:
-            return {}
-        for run in self._runs([0], self._model(reader.nodes, reader.outputs)):
-            batch = self._samples.batches[self._samples.first.index(run.first)]
-            reader.add(run.first, reader.read(run.arrays, samples_in(batch), batch.__getitem__))
-        return reader.result()
-
-    def _runs(self, draws: Sequence[int], model: onnx.ModelProto) -> Iterator[Run]:
-        """Runs a model of the network for every batch and draw."""
-        with self._open_model(model) as runner:
-            numbers = [(draw, batch) for draw in draws for batch in range(len(self._samples.batches))]
+    def _runs(
+        self, draws: Sequence[int], tap_nodes: Sequence[gs.Node], outputs: Sequence[gs.Variable]
+    ) -> Iterator[Run]:
+        """Runs the network with its noise as inputs, and the nodes of taps: every draw of a batch, then the next."""
+        noise = [tensor for fed in self._fed for tensor in (fed.scale, fed.offset) if tensor is not None]
+        parts = split_at_noise(self._graph, [*self._graph.nodes, *tap_nodes], outputs, noise)
+        first, batches = self._samples.first, self._samples.batches
+        numbers = [(draw, batch) for batch in range(len(batches)) for draw in draws]
+        with ExitStack() as stack:
+            upstream = self._upstream(parts, len(draws), stack)
+            read = [*parts.inputs, *parts.handed_on, *noise]
+            model = export_subgraph(self._graph, parts.downstream, read, parts.outputs)
+            runner = stack.enter_context(self._open_model(model))
 
             def run(number: int) -> Run:
                 draw, index = numbers[number]
-                batch, first = self._samples.batches[index], self._samples.first[index]
-                feeds = {tensor.name: batch[tensor.name] for tensor in self._graph.inputs}
-                keys = self._samples.keys[first : first + samples_in(batch)]
+                batch, known = batches[index], upstream.of(index)
+                feeds = {tensor.name: batch[tensor.name] for tensor in parts.inputs}
+                feeds |= {tensor.name: known[tensor.name] for tensor in parts.handed_on}
+                keys = self._samples.keys[first[index] : first[index] + samples_in(batch)]
                 for fed in self._fed:
                     feeds |= self._draw(fed, draw, keys)
-                return Run(draw, first, runner.run(feeds))
+                given = {tensor.name: known[tensor.name] for tensor in parts.given}
+                return Run(draw, first[index], given | runner.run(feeds))
 
             yield from side_by_side(run, range(len(numbers)), runner.concurrency)
 
-    def _model(self, nodes: Sequence[gs.Node], outputs: Sequence[gs.Variable]) -> onnx.ModelProto:
-        """The network with its noise as inputs, and with the nodes of taps."""
-        noise = [tensor for fed in self._fed for tensor in (fed.scale, fed.offset) if tensor is not None]
-        return export_subgraph(self._graph, [*self._graph.nodes, *nodes], [*self._graph.inputs, *noise], outputs)
+    def _upstream(self, parts: SplitGraph, uses: int, stack: ExitStack) -> ComputedOnce:
+        """What the part upstream of the noise gives out, for each batch."""
+        batches = self._samples.batches
+        if not parts.upstream:
+            return ComputedOnce(lambda _: {}, len(batches), uses)
+        wanted = list({tensor.name: tensor for tensor in (*parts.handed_on, *parts.given)}.values())
+        model = export_subgraph(self._graph, parts.upstream, self._graph.inputs, wanted)
+        runner = stack.enter_context(self._open_model(model))
+
+        def compute(number: int) -> dict[str, Array]:
+            return runner.run({tensor.name: batches[number][tensor.name] for tensor in self._graph.inputs})
+
+        return ComputedOnce(compute, len(batches), uses)
 
     def _feed(self, marker: NoisyMarker) -> _FedNoise:
         """Puts scale x + offset in the place of a marker."""
@@ -207,36 +246,61 @@ class DeployedRun:
     moments: Mapping[str, Moments]
 
 
-def run_deployed(graph: gs.Graph, samples: SampleSet, open_model: OpenModel) -> DeployedRun:
+class Watch(Protocol):
+    """What looks at inner tensors of a deployed network while it runs."""
+
+    def taps(self, tensor: Callable[[str], Tensor]) -> Sequence[PositionTap]:
+        """Taps on the tensors that `tensor` gives by their names in the graph with its markers."""
+        ...
+
+    def add(self, first: int, arrays: Mapping[str, Array]) -> None:
+        """Takes what a run gave out, whose first sample has that number."""
+        ...
+
+
+def run_deployed(graph: gs.Graph, samples: SampleSet, open_model: OpenModel, watch: Watch | None = None) -> DeployedRun:
     """Runs a network with its noise off.
 
     Args:
         graph: not changed.
         samples: what it is run on.
         open_model: the runtime.
+        watch: looks at inner tensors.
 
     Raises:
         DataError: the input of a BatchNorm that is not finite.
         ModelError: a BatchNorm that normalises a constant.
     """
     copy = graph.copy()
+    producers = {tensor.name: (node, index) for node in copy.nodes for index, tensor in enumerate(node.outputs)}
     RemoveMarkers()(copy)
+
+    def written(name: str) -> Tensor:  # a marker that wrote an output left its name to the tensor upstream
+        node, index = producers[name]
+        tensor: Tensor = node.outputs[index]
+        return tensor
+
     reader = MomentsReader(find_modules(copy), copy.opset)
-    nodes, outputs = [*copy.nodes, *reader.nodes], [*copy.outputs, *reader.outputs]
+    taps = [] if watch is None else list(watch.taps(written))
+    nodes = [*copy.nodes, *reader.nodes, *(node for tap in taps for node in tap.nodes)]
+    outputs = [*copy.outputs, *reader.outputs, *(tap.output for tap in taps)]
     with open_model(export_subgraph(copy, nodes, copy.inputs, outputs)) as runner:
+        kept = [tensor.name for tensor in (*copy.outputs, *(tap.output for tap in taps))]
 
         def run(number: int) -> tuple[Mapping[str, Array], list[SampleMoments]]:
             batch = samples.batches[number]
             arrays = runner.run({tensor.name: batch[tensor.name] for tensor in copy.inputs})
             found = reader.read(arrays, samples_in(batch), batch.__getitem__)
-            return {tensor.name: arrays[tensor.name] for tensor in copy.outputs}, found
+            return {name: arrays[name] for name in kept}, found
 
         parts: dict[str, list[Array]] = {tensor.name: [] for tensor in copy.outputs}
         results = side_by_side(run, range(len(samples.batches)), runner.concurrency)
         for first, (arrays, found) in zip(samples.first, results, strict=True):
             reader.add(first, found)
-            for name, array in arrays.items():
-                parts[name].append(array)
+            for name, held in parts.items():
+                held.append(arrays[name])
+            if watch is not None:
+                watch.add(first, arrays)
     sizes = [samples_in(batch) for batch in samples.batches]
     whole = {name: np.concatenate(found) for name, found in parts.items() if _holds_samples(found, sizes)}
     return DeployedRun(whole, reader.result())
@@ -257,6 +321,8 @@ def draws_for(samples: int, cost: float) -> int:
         samples: N.
         cost: multiplications of one sample's forward.
     """
+    one = max(samples * cost, 1.0)
     usual = np.clip(FORWARDS // max(samples, 1), *DRAWS)
-    cheap = np.clip(CHEAP / max(samples * cost, 1.0), 0, MOST_DRAWS)
-    return int(max(usual, cheap)) // 2 * 2
+    affordable = max(DRAWS[0], COSTLY / one)
+    cheap = np.clip(CHEAP / one, 0, MOST_DRAWS)
+    return int(max(min(usual, affordable), cheap)) // 2 * 2

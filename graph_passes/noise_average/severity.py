@@ -259,7 +259,8 @@ def _ratio_interval(
     spreads = np.maximum(squares - 2 * ratios * products + ratios**2 * of_noise, 0)
     errors = np.sqrt(spreads / len(apart)) / below
     t = (ratios - ratio) / np.maximum(errors, _LEAST_ERROR * error)
-    low, high = np.quantile(t, [(1 - level) / 2, (1 + level) / 2])
+    places = np.array([(1 - level) / 2, (1 + level) / 2]) * (len(t) - 1)
+    low, high = np.interp(places, np.arange(len(t)), np.sort(t))  # as np.quantile, which loads masked arrays first
     error *= (len(apart) / (len(apart) - 1)) ** 0.5  # s from the samples themselves is that much too small
     return ratio - error * float(high), ratio - error * float(low)
 

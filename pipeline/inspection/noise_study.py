@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm.batch_norm import find_modules
 from vsfix.graph_passes.errors import DataError
-from vsfix.graph_passes.estimators.layers import DeployedUnit, deployed_units
+from vsfix.graph_passes.estimators.layers import UnitOutputs
 from vsfix.graph_passes.estimators.matching import TargetCollector
 from vsfix.graph_passes.estimators.unit_fit import UnitTarget, moved
 from vsfix.graph_passes.estimators.units import (
@@ -42,11 +42,26 @@ MOST = 1024  # samples: more bring next to nothing, take memory for each, and le
 
 @dataclass(frozen=True)
 class LayerRow:
-    """How far what one layer gives is from the averaged network; see `DeployedUnit.distance`."""
+    """How far what one layer gives is from the averaged network; see `UnitOutputs.distances`."""
 
     name: str
     before: float
     after: float
+
+
+@dataclass(frozen=True, eq=False)
+class StudiedRun:
+    """A graph with its noise off over the samples of a study.
+
+    Attributes:
+        outputs: by name; see `DeployedRun`.
+        moments: of every BatchNorm input, by the name of the BatchNorm.
+        distances: of each unit from F, by its name.
+    """
+
+    outputs: Mapping[str, Array]
+    moments: Mapping[str, Moments]
+    distances: Mapping[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +78,7 @@ class NoiseStudy:
         outputs: of the deployed network.
         kinds: how the outputs are read.
         severity: R.
+        distances: of each unit from F with the noise off, by name; see `UnitOutputs.distances`.
         moments_off: of every BatchNorm input with the noise off, by the name of the BatchNorm.
         moments_on: the same with the noise on, each BatchNorm as it is.
         stored: what each BatchNorm stores against what it sees with the noise on.
@@ -81,6 +97,7 @@ class NoiseStudy:
     outputs: Mapping[str, Array]
     kinds: Mapping[str, OutputKind]
     severity: Severity
+    distances: Mapping[str, float]
     moments_off: Mapping[str, Moments]
     moments_on: Mapping[str, Moments]
     stored: tuple[StoredAgainstNoisy, ...]
@@ -115,23 +132,25 @@ class NoiseStudy:
         if len(samples) < LEAST:
             raise DataError(f"{len(samples)} sample: nothing can be told from fewer than {LEAST}; give at least {FEW}")
         average = NoiseAverage(graph, samples, open_model, seed)
-        deployed = run_deployed(graph, samples, open_model)
+        units = find_units(graph, average.shapes) if needs_targets else ()
+        collected = TargetCollector(average, units, samples, seed)
+        watch = UnitOutputs(units, collected.chosen, average.shapes, samples_in(samples.batches[0]))
+        deployed = run_deployed(graph, samples, open_model, watch)
         outputs = deployed.outputs
         kinds = recognise_outputs(graph, outputs, output_kinds)
-        units = find_units(graph, average.shapes) if needs_targets else ()
         one = multiply_adds(graph, average.shapes) / samples_in(samples.batches[0])
         draws = draws_for(len(samples), one)
         readers = {
             name: OutputReader.of(kind, outputs[name], len(samples), draws, len(kinds)) for name, kind in kinds.items()
         }
         drawn = DrawCollector(readers, draws, len(samples))
-        collected = TargetCollector(average, units, samples, seed)
         sizes = [samples_in(batch) for batch in samples.batches]
         counts = dict(zip(samples.first, sizes, strict=True))
         first = max(draws // 4 // 2 * 2, DRAWS[0]) if may_end_early else draws
         with stage(f"averaging over {draws} draws of the noise", draws * len(samples.batches)) as averaging:
+            reader = average.moments_reader()
             for part in (range(first), range(first, draws)):
-                for run in average.runs(part, collected.taps):
+                for run in average.runs(part, collected.taps, reader if part.start == 0 else None):
                     drawn.add(run.draw, run.first, counts[run.first], run.arrays)
                     collected.add(run.first, counts[run.first], run.arrays)
                     averaging.step()
@@ -140,7 +159,7 @@ class NoiseStudy:
                 if severity.is_clear or part.stop >= draws:
                     break
         targets = collected.result()
-        moments_on = average.moments()
+        moments_on = reader.result() if reader.outputs else {}
         study = cls(
             graph=graph,
             samples=samples,
@@ -151,6 +170,7 @@ class NoiseStudy:
             outputs=outputs,
             kinds=kinds,
             severity=severity,
+            distances=watch.distances(targets),
             moments_off=deployed.moments,
             moments_on=moments_on,
             stored=compare_stored(graph, moments_on),
@@ -179,28 +199,26 @@ class NoiseStudy:
         """How many samples the first run has, which the shapes are of."""
         return samples_in(self.samples.batches[0])
 
-    def units_of(self, graph: gs.Graph) -> dict[str, DeployedUnit]:
-        """The units of a graph with the same tensors, with the noise off."""
-        return deployed_units(graph, self.units, self.targets, self.samples, self.average.shapes, self.open_model)
+    def run(self, graph: gs.Graph) -> StudiedRun:
+        """Runs another graph with the same tensors, with its noise off."""
+        chosen = {name: target.chosen for name, target in self.targets.items()}
+        watch = UnitOutputs(self.units, chosen, self.average.shapes, self.first_size)
+        found = run_deployed(graph, self.samples, self.open_model, watch)
+        return StudiedRun(found.outputs, found.moments, watch.distances(self.targets))
 
-    @cached_property
-    def units_off(self) -> dict[str, DeployedUnit]:
-        """The units of the graph as it was looked at, with the noise off."""
-        return self.units_of(self.graph)
+    def layer_rows(self, after: Mapping[str, float]) -> tuple[LayerRow, ...]:
+        """How far each layer is from F in the graph as it was looked at, and in another one.
 
-    def layer_rows(self, graph: gs.Graph) -> tuple[LayerRow, ...]:
-        """How far each unit is from F in the graph as it was looked at, and in another one with the same tensors."""
-        return self._rows(self.units_of(graph))
-
-    def _rows(self, after: Mapping[str, DeployedUnit]) -> tuple[LayerRow, ...]:
-        """The rows of units of another graph."""
-        before = self.units_off
+        Args:
+            after: the distance of each unit there, by its name.
+        """
+        before = self.distances
         modules = [[unit.name for unit in uses if unit.name in after] for uses in by_module(self.units)]
         return tuple(
             LayerRow(
                 names[0],
-                float(np.mean([before[name].distance for name in names])),
-                float(np.mean([after[name].distance for name in names])),
+                float(np.mean([before[name] for name in names])),
+                float(np.mean([after[name] for name in names])),
             )
             for names in modules
             if names
@@ -214,26 +232,24 @@ class NoiseStudy:
 
     def with_moments(
         self, parameters: Mapping[str, FoundParameters], moments_off: Mapping[str, Moments]
-    ) -> tuple[dict[str, FoundParameters], tuple[LayerRow, ...]]:
+    ) -> dict[str, FoundParameters]:
         """These parameters with the moments that each BatchNorm's input has in the network that they make.
 
-        The moments change what is stored and not what is computed, so that the rows of the layers are those of both.
-        They are those of all positions: what looks at the written file sees the same.
+        The moments change what is stored and not what is computed. They are those of all positions: what looks at the
+        written file sees the same.
 
         Args:
             parameters: by the name of the unit.
             moments_off: of the BatchNorm inputs of that network with the noise off.
         """
-        plain = {name: replace(found, moments=None) for name, found in parameters.items()}
-        written = self.written(plain)
-        deployed = self.units_of(written)
+        found = {name: replace(one, moments=None) for name, one in parameters.items()}
         off, on = moments_off, self.moments_on
-        modules = {module.name: module for module in find_modules(written)}
+        modules = {module.name: module for module in find_modules(self.written(found))}
         for unit in self.units:
-            if unit.batch_norm is not None and unit.name in plain and unit.module in modules:
+            if unit.batch_norm is not None and unit.name in found and unit.module in modules:
                 gamma = modules[unit.module].gamma
-                plain[unit.name] = replace(plain[unit.name], moments=moved(off[unit.module], on[unit.module], gamma))
-        return plain, self._rows(deployed)
+                found[unit.name] = replace(found[unit.name], moments=moved(off[unit.module], on[unit.module], gamma))
+        return found
 
     def open_question(self) -> tuple[str, ...]:
         """The note where R is below its bound and yet leaves open whether a repair would gain."""

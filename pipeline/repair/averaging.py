@@ -21,7 +21,6 @@ from vsfix.graph_passes.measurement.measurement import MeasurementConfig, as_mea
 from vsfix.graph_passes.noise.analysis import analyse_noise
 from vsfix.graph_passes.noise.marker import RemoveMarkers
 from vsfix.graph_passes.noise_average.nearness import AS_TRAINED, LEAST_JUDGES, MATCH, rows_of
-from vsfix.graph_passes.noise_average.noise_average import run_deployed
 from vsfix.graph_passes.noise_average.samples import SampleSet, held_out_rows
 from vsfix.graph_passes.noise_average.severity import Severity
 from vsfix.graph_passes.noise_average.stored_statistics import StoredAgainstNoisy
@@ -261,10 +260,9 @@ def _choose(
         RepairStatistics(found, {})(graphs[name])
     rows = [candidate_row(AS_TRAINED, study.outputs, study, judges)]
     outputs: dict[str, Mapping[str, Array]] = {}
-    moments: dict[str, Mapping[str, Moments]] = {}
-    for name, graph in graphs.items():
-        run = run_deployed(graph, study.samples, study.open_model)
-        outputs[name], moments[name] = run.outputs, run.moments
+    runs = {name: study.run(graph) for name, graph in graphs.items()}
+    for name, run in runs.items():
+        outputs[name] = run.outputs
         if is_cross_fitted and name == MATCH:
             outputs[name] = fitted_to_others(study, outputs[name], config)
         rows.append(candidate_row(name, outputs[name], study, judges))
@@ -285,12 +283,11 @@ def _choose(
             tried_out, reason=not_nearer(rows) if judge is None else not_better(tried_out.candidates, judge.metric)
         )
     after = study.reference.rows(judges).severity(rows_of(outputs[best], judges), config.seed)
-    tried_out = replace(tried_out, after=after, chosen=best, moments_after=moments[best])
+    layers = study.layer_rows(runs[best].distances)
+    tried_out = replace(tried_out, after=after, chosen=best, moments_after=runs[best].moments, layers=layers)
     if best in estimates:
-        layers = study.layer_rows(graphs[best])
-        return replace(tried_out, layers=layers, estimates=estimates[best])
-    parameters, layers = study.with_moments(tried[best], moments[best])
-    return replace(tried_out, layers=layers, parameters=parameters)
+        return replace(tried_out, estimates=estimates[best])
+    return replace(tried_out, parameters=study.with_moments(tried[best], runs[best].moments))
 
 
 def _by_labels(

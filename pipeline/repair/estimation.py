@@ -18,7 +18,6 @@ from vsfix.graph_passes.estimators.repair_statistics import RepairStatistics
 from vsfix.graph_passes.ir.graph_pass import PassResult, Skipped
 from vsfix.graph_passes.ir.runtime import OpenModel
 from vsfix.graph_passes.noise_average.nearness import AS_TRAINED
-from vsfix.graph_passes.noise_average.noise_average import run_deployed
 from vsfix.graph_passes.statistics.batches import Batch, count_samples, first_samples, prescribed_batch_size
 from vsfix.graph_passes.statistics.estimate import Estimate
 from vsfix.graph_passes.statistics.moments import Moments
@@ -342,12 +341,12 @@ def _judge_statistics(
         )
     graph = study.graph.copy()
     RepairStatistics(estimates, {})(graph)
-    outputs = run_deployed(graph, study.samples, study.open_model).outputs
+    run = study.run(graph)
     rows: tuple[CandidateRow, ...] = (
         candidate_row(AS_TRAINED, study.outputs, study),
-        candidate_row(method, outputs, study),
+        candidate_row(method, run.outputs, study),
     )
-    after = study.reference.severity(outputs, config.seed)
+    after = study.reference.severity(run.outputs, config.seed)
     averaging = Averaging(
         severity=study.severity,
         before=study.severity,
@@ -356,7 +355,7 @@ def _judge_statistics(
         candidates=rows,
         chosen=method,
         outputs=study.output_lines(),
-        layers=study.layer_rows(graph),
+        layers=study.layer_rows(run.distances),
     )
     if rows[1].low <= 0:  # not farther by more than chance
         return averaging, ()

@@ -321,7 +321,7 @@ def test_a_channel_that_no_correction_can_tell_keeps_what_it_stores(parse):
 
 def test_small_samples_of_a_graph_with_many_nodes_run_together():
     batch = {"x": np.zeros((500, 8), np.float32)}  # 32 bytes each
-    assert run_size([batch], nodes=100) == 63
+    assert run_size([batch], nodes=100) == 64
     assert run_size([batch], nodes=20_000) == 4096
     assert run_size([{"x": np.zeros((500, 3, 64, 64), np.float32)}], nodes=20_000) == 63
 

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vsfix.graph_passes.io.model_file import import_graph
+from vsfix.graph_passes.noise_average.noise_average import NoiseAverage, draws_for
+from vsfix.graph_passes.noise_average.samples import SampleSet
+from vsfix.graph_passes.noise_average.upstream import split_at_noise
+
+RNG = np.random.default_rng(4)
+WEIGHTS = {
+    "w": RNG.normal(size=(4, 4)).astype(np.float32),
+    "v": RNG.normal(size=(4, 4)).astype(np.float32),
+    "ratio": np.array(0.4, np.float32),
+    "off": np.array(False),
+}
+LATE = """(float[N, 4] x) => (float[N, 4] y, float[N, 4] early, float[N, 4] both) {
+    a = MatMul (x, w) early = Relu (a) s = Neg (x) d = Dropout (early, ratio, off) e = MatMul (d, v)
+    both = Add (e, s) y = Add (both, a) }"""
+
+
+class Counting:
+    """A runner that counts the samples that each model was run on."""
+
+    def __init__(self, runner, counts) -> None:
+        self._runner, self._counts, self.concurrency, self.name = runner, counts, 1, runner.name
+
+    def run(self, inputs):
+        self._counts.append(len(next(iter(inputs.values()))))
+        return self._runner.run(inputs)
+
+    def __enter__(self):
+        self._runner.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self._runner.__exit__(*error)
+
+
+def test_what_no_noise_reaches_runs_once_and_the_rest_gives_the_same(parse, open_model, monkeypatch):
+    graph = import_graph(parse(LATE, WEIGHTS))
+    samples = SampleSet.of([{"x": RNG.normal(size=(100, 4)).astype(np.float32)}])
+    counts: list[list[int]] = []
+
+    def opened(model):
+        counts.append([])
+        return Counting(open_model(model), counts[-1])
+
+    average = NoiseAverage(graph, samples, opened)
+    counts.clear()
+    parted = {(run.draw, run.first): run.arrays for run in average.runs(range(6))}
+    assert sorted(map(sum, counts)) == [100, 600]
+    monkeypatch.setattr("vsfix.graph_passes.noise_average.upstream.LINEAR_OPERATORS", ())
+    counts.clear()
+    whole = {(run.draw, run.first): run.arrays for run in average.runs(range(6))}
+    assert [sum(found) for found in counts] == [600]
+    assert parted.keys() == whole.keys()
+    for key, arrays in whole.items():
+        for name, array in arrays.items():
+            np.testing.assert_allclose(parted[key][name], array, rtol=1e-6, atol=1e-6)
+    assert not np.array_equal(parted[0, 0]["y"], parted[1, 0]["y"])
+
+
+def test_the_parts_hand_on_only_what_is_read_and_a_random_node_is_drawn_anew(parse):
+    graph = import_graph(parse(LATE.replace("s = Neg (x)", "s = RandomNormalLike (x)"), WEIGHTS))
+    marker = next(node for node in graph.nodes if node.op == "Dropout")
+    parts = split_at_noise(graph, graph.nodes, graph.outputs, marker.outputs)
+    assert [node.op for node in parts.upstream] == ["MatMul", "Relu", "Dropout"]
+    assert [node.op for node in parts.downstream] == ["RandomNormalLike", "MatMul", "Add", "Add"]
+    assert [tensor.name for tensor in parts.given] == ["early"]
+    assert {tensor.name for tensor in parts.handed_on} >= {"a"}
+
+
+@pytest.mark.parametrize(
+    ("samples", "cost", "draws"),
+    [(32, 1e4, 64), (32, 40e6, 16), (32, 4e9, 6), (32, 40e9, 4), (256, 4e9, 4), (1024, 40e6, 4)],
+)
+def test_a_costly_network_is_averaged_over_fewer_draws(samples, cost, draws):
+    assert draws_for(samples, cost) == draws
