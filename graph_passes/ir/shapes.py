@@ -6,6 +6,8 @@ dimension is a symbol of its own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 import onnx.shape_inference
@@ -159,6 +161,32 @@ def _replaces_minus_one(node: gs.Node) -> bool:
         return False
     equal, ones = node.inputs[0].inputs[0], node.inputs[1].inputs[0]
     return equal.op == "Equal" and equal.inputs[0] is node.inputs[2] and ones.op == "ConstantOfShape"
+
+
+def shapes_of_run(graph: gs.Graph, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes that inference finds for a run of inputs of these shapes, by the name of the tensor.
+
+    Args:
+        graph: not changed; what it states of its inner tensors is not believed.
+        inputs: the shape of every graph input, by its name.
+
+    Returns:
+        Those whose every side is found.
+    """
+    copy = graph.copy()
+    for tensor in (tensor for node in copy.nodes for tensor in node.outputs):
+        tensor.shape = None
+    for tensor in copy.inputs:
+        tensor.shape = inputs[tensor.name]
+    try:
+        found = _inferred(copy)
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+        return {}
+    return {
+        name: tuple(int(side) for side in shape)
+        for name, shape in found.items()
+        if all(isinstance(side, int) for side in shape)
+    }
 
 
 def _inferred(graph: gs.Graph) -> dict[str, tuple[Dimension, ...]]:

@@ -18,6 +18,7 @@ from vsfix.graph_passes.errors import ModelError
 from vsfix.graph_passes.io.model_file import export_subgraph
 from vsfix.graph_passes.ir.graph import Tensor
 from vsfix.graph_passes.ir.runtime import Array, OpenModel
+from vsfix.graph_passes.ir.shapes import shapes_of_run
 from vsfix.graph_passes.statistics.batches import Batch
 
 # What they write is a sequence, a map, or perhaps nothing: it has no shape.
@@ -28,6 +29,8 @@ _NO_TENSORS = frozenset(
 
 def concrete_shapes(graph: gs.Graph, batch: Batch, open_model: OpenModel) -> dict[str, tuple[int, ...]]:
     """The shape that each tensor of the main graph has when one batch runs, by its name.
+
+    The batch is run only where inference does not tell them all.
 
     Args:
         graph: its markers are off; not changed.
@@ -41,6 +44,10 @@ def concrete_shapes(graph: gs.Graph, batch: Batch, open_model: OpenModel) -> dic
         for tensor in node.outputs
         if not tensor.is_empty() and tensor.name
     ]
+    inputs = {tensor.name: tuple(np.shape(batch[tensor.name])) for tensor in graph.inputs}
+    inferred = shapes_of_run(graph, inputs)
+    if all(tensor.name in inferred for tensor in tensors):
+        return inputs | {tensor.name: inferred[tensor.name] for tensor in tensors}
     readers, outputs = [], []
     for number, tensor in enumerate(tensors):
         shape = gs.Variable(f"vsfix.shape_{number}", dtype=np.int64)
@@ -53,10 +60,10 @@ def concrete_shapes(graph: gs.Graph, batch: Batch, open_model: OpenModel) -> dic
             reader.inputs.clear()
     with open_model(model) as runner:
         found = runner.run({tensor.name: batch[tensor.name] for tensor in graph.inputs})
-    shapes = {tensor.name: tuple(np.shape(batch[tensor.name])) for tensor in graph.inputs}
-    for tensor, output in zip(tensors, outputs, strict=True):
-        shapes[tensor.name] = tuple(int(side) for side in found[output.name])
-    return shapes
+    return inputs | {
+        tensor.name: tuple(int(side) for side in found[output.name])
+        for tensor, output in zip(tensors, outputs, strict=True)
+    }
 
 
 @dataclass(frozen=True, eq=False)
