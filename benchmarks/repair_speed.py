@@ -116,14 +116,14 @@ def task_exact(options: argparse.Namespace) -> Facts:
     """`exact` over all BatchNorms."""
     from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms
     from vsfix.graph_passes.estimators.exact import exact
-    from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
+    from vsfix.pipeline.backends.onnxruntime_runner import small_runs_within
     from vsfix.pipeline.inspection.preparation import prepare_model
 
     model, batches = inputs(options)
     graph = prepare_model(model).graph
     layers = [batch_norm.name for batch_norm in find_batch_norms(graph)]
     limit = MEMORY_LIMITS[options.max_memory]
-    return clocked(lambda: exact(graph, batches, open_for_small_runs, layers, max_memory=limit))
+    return clocked(lambda: exact(graph, batches, small_runs_within(limit), layers, max_memory=limit))
 
 
 def task_forward(options: argparse.Namespace) -> Facts:

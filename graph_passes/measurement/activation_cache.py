@@ -17,9 +17,10 @@ from vsfix.graph_passes.errors import InputError
 from vsfix.graph_passes.io.temporary_files import scratch_folder
 from vsfix.graph_passes.ir.runtime import Array
 
-from .resident_memory import resident_bytes
+from .resident_memory import freed_bytes, resident_bytes, return_freed_memory
 
 DEFAULT_MAX_MEMORY = 2 << 30  # bytes
+_WORTH_GIVING_BACK = 1 << 24  # bytes that are free, before something goes to the disk
 RESERVE = 8  # this part of the limit is left to the run that is under way
 
 
@@ -77,10 +78,17 @@ class ActivationCache:
     def _holds(self, array: Array) -> bool:
         """Whether there is memory for one more array, which then is taken."""
         with self._lock:
-            held = max(self._held, self._resident() + self.max_memory // RESERVE)
-            fits = held + array.nbytes <= self.max_memory
+            fits = self._fits(array)
+            if not fits and (freed_bytes() or 0) > max(array.nbytes, _WORTH_GIVING_BACK):
+                return_freed_memory()
+                fits = self._fits(array)
             self._held += array.nbytes if fits else 0
         return fits
+
+    def _fits(self, array: Array) -> bool:
+        """Whether there is memory for one more array."""
+        held = max(self._held, self._resident() + self.max_memory // RESERVE)
+        return held + array.nbytes <= self.max_memory
 
     def _spill(self, array: Array) -> Path:
         """Writes one array to the temporary folder."""

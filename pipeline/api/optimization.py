@@ -17,7 +17,7 @@ from vsfix.graph_passes.io.model_file import export_model, written_model
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
 from vsfix.graph_passes.progress import stage
 from vsfix.graph_passes.statistics.batches import Batch
-from vsfix.pipeline.backends.onnxruntime_runner import open_for_small_runs
+from vsfix.pipeline.backends.onnxruntime_runner import small_runs_within
 from vsfix.pipeline.comparison.accuracy import AccuracyRow, accuracy_row
 from vsfix.pipeline.comparison.metric import Function, Metric
 from vsfix.pipeline.data.calibration import calibration_batches, evaluation_samples
@@ -311,6 +311,7 @@ def optimize(
     calibration, labelled = given_data(data, said), given_data(eval_data, said)
     source = load_model(model)
     prepared = prepare(source, config)
+    open_model = small_runs_within(config.max_memory)
     deployable = export_model(prepared.graph, source)
     cap = None if method == "exact" else MATCHED if is_matched(prepared, method) else SAMPLES
 
@@ -337,7 +338,7 @@ def optimize(
             by_labels = LabelJudge.of(
                 deployable,
                 given,
-                open_for_small_runs,
+                open_model,
                 batch_size,
                 metric=metric,
                 output=metric_output,
@@ -349,7 +350,7 @@ def optimize(
             unlabelled = batches_of_some(given, deployable, batch_size, seed)
     few = None if samples is not None else averaged_part(batches, prepared, method, lambda: draw(MATCHED))
     repair = repair_model(
-        prepared, batches, open_for_small_runs, config, averaged_on=few, judge=by_labels, unlabelled=unlabelled
+        prepared, batches, open_model, config, averaged_on=few, judge=by_labels, unlabelled=unlabelled
     )
     scores: LabelScores | None = None
     others: tuple[LabelScores, ...] = ()

@@ -19,8 +19,9 @@ from typing_extensions import Self
 from vsfix.graph_passes.errors import SMALLER_BATCH, MissingComponentError, ModelError, device_fault, first_line
 from vsfix.graph_passes.io.external_data import detach_weights, fits_one_file
 from vsfix.graph_passes.io.file_values import refer_to_file
-from vsfix.graph_passes.ir.runtime import Array
+from vsfix.graph_passes.ir.runtime import Array, OpenModel, Runner
 from vsfix.graph_passes.ir.stored_values import file_of, offset_of, values_of
+from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.measurement.resident_memory import FreedMemory
 from vsfix.trainers.export.onnxruntime_library import import_onnxruntime
 
@@ -29,7 +30,8 @@ from .feeds import InputSpec, check_feeds
 
 _SILENT = 4
 _LARGE_INPUT = 1 << 16  # bytes of a run, whose activations would stay with the process in pieces
-_FREED = FreedMemory(1 << 22)
+_GROWTH = 1 << 22, 1 << 28  # bytes by which a process may grow with what small runs free, at least and at most
+_GROWTH_SHARE = 8  # it is this part of the limit
 _FLOAT8 = frozenset({onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2})
 _DTYPES: Mapping[str, npt.DTypeLike] = {
     "tensor(float)": np.float32,
@@ -61,6 +63,7 @@ class OnnxRuntimeRunner:
         provider: the execution provider that must run the model, one of those in `execution_provider` or
             `plugin_provider`.
         concurrency: None for one large run at a time; a number for small runs, so many at once.
+        freed: gives back what small runs freed.
 
     Raises:
         MissingComponentError: ONNX Runtime or the provider is not here.
@@ -73,7 +76,9 @@ class OnnxRuntimeRunner:
         *,
         provider: str = CPU,
         concurrency: int | None = None,
+        freed: FreedMemory | None = None,
     ) -> None:
+        self._freed = freed
         self.concurrency = concurrency or 1
         self._has_arena = concurrency is None
         self.name = f"onnxruntime ({provider})"
@@ -110,8 +115,8 @@ class OnnxRuntimeRunner:
             if fault is not None:
                 raise fault from error
             raise ModelError(f"{self.name} fails on this input: {first_line(error)}") from error
-        if not self._has_arena and sum(array.nbytes for array in inputs.values()) >= _LARGE_INPUT:
-            _FREED.give_back()
+        if self._freed is not None and sum(array.nbytes for array in inputs.values()) >= _LARGE_INPUT:
+            self._freed.give_back()
         return {name: self._own(output, name) for name, output in zip(self._outputs, outputs, strict=True)}
 
     def _own(self, output: Any, name: str) -> Array:
@@ -133,9 +138,17 @@ class OnnxRuntimeRunner:
 MOST_RUNS = 8  # at once; past that they wait for the interpreter
 
 
-def open_for_small_runs(model: onnx.ModelProto) -> OnnxRuntimeRunner:
+def small_runs_within(max_memory: int) -> OpenModel:
+    """Opens models for small runs, in a process that may hold so many bytes; see `open_for_small_runs`."""
+    least, most = _GROWTH
+    freed = FreedMemory(min(max(max_memory // _GROWTH_SHARE, least), most))
+    concurrency = min(MOST_RUNS, available_processors())
+    return lambda model: OnnxRuntimeRunner(model, concurrency=concurrency, freed=freed)
+
+
+def open_for_small_runs(model: onnx.ModelProto) -> Runner:
     """Opens a part of a model for a measurement: many small runs on the CPU, several at once."""
-    return OnnxRuntimeRunner(model, concurrency=min(MOST_RUNS, available_processors()))
+    return small_runs_within(DEFAULT_MAX_MEMORY)(model)
 
 
 def available_processors() -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from vsfix.graph_passes.errors import MissingComponentError
 from vsfix.graph_passes.measurement import resident_memory
-from vsfix.graph_passes.measurement.resident_memory import FreedMemory, resident_bytes
+from vsfix.graph_passes.measurement.resident_memory import FreedMemory, freed_bytes, resident_bytes
 
 NOWHERE = Path("/nowhere/statm")
 SIZE = 200 << 20
@@ -56,13 +56,25 @@ print(full - resident_bytes(), len(last))
     assert held == 1 << 15
 
 
-def test_freed_memory_stays_until_the_process_has_grown_by_more_than_a_little(monkeypatch):
-    held = iter([100, 100, 140, 151, 110, 80, 131, 90])
+def test_freed_memory_stays_until_the_process_has_grown_and_much_of_that_is_free(monkeypatch):
+    held = iter([100, 100, 140, 151, 110, 80, 131, 90, 141, 141])
+    free = iter([30, 26, None, 25])
     given_back = []
     monkeypatch.setattr(resident_memory, "resident_bytes", lambda: next(held))
+    monkeypatch.setattr(resident_memory, "freed_bytes", lambda: next(free))
     monkeypatch.setattr(resident_memory, "return_freed_memory", lambda: given_back.append(True))
     freed, counts = FreedMemory(50), []
-    for _ in range(5):  # sees 100, gives back and holds 100; 140; 151, and holds 110; 80; 131, and holds 90
+    for _ in range(6):  # 100 given back; 140; 151 given back to 110; 80; 131, unknown, to 90; 141 of which 25 are free
         freed.give_back()
         counts.append(len(given_back))
-    assert counts == [1, 1, 2, 2, 3]
+    assert counts == [1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc says what is free")
+def test_what_was_freed_in_pieces_is_counted():
+    if freed_bytes() is None:
+        pytest.skip("this glibc does not say what is free")
+    small = [bytes(1 << 15) for _ in range(2000)]
+    before = freed_bytes()
+    del small[::2]
+    assert freed_bytes() - before > 25 << 20
