@@ -56,16 +56,18 @@ class FreedMemory:
 
     Args:
         most: bytes by which the process may grow before it is looked at, half of them free.
+        enough: bytes that the process may hold before anything is given back.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, enough: int = 0) -> None:
         self._most = most
+        self._enough = enough
         self._lowest = 0  # what the process held when it was looked at, or later
 
     def give_back(self) -> None:
         """Gives it back where there may be enough of it; may be called from several threads."""
         held = resident_bytes()
-        if held > self._lowest + self._most:
+        if held > max(self._lowest + self._most, self._enough):
             freed = freed_bytes()
             if freed is None or freed > self._most // 2:
                 return_freed_memory()

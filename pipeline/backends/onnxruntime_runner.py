@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -138,12 +139,17 @@ class OnnxRuntimeRunner:
 MOST_RUNS = 8  # at once; past that they wait for the interpreter
 
 
+@cache
 def small_runs_within(max_memory: int) -> OpenModel:
     """Opens models for small runs, in a process that may hold so many bytes; see `open_for_small_runs`."""
     least, most = _GROWTH
-    freed = FreedMemory(min(max(max_memory // _GROWTH_SHARE, least), most))
-    concurrency = min(MOST_RUNS, available_processors())
-    return lambda model: OnnxRuntimeRunner(model, concurrency=concurrency, freed=freed)
+    growth = min(max(max_memory // _GROWTH_SHARE, least), most)
+    freed = FreedMemory(growth, max_memory * 3 // 4)  # of the process, not of a session
+
+    def open_model(model: onnx.ModelProto) -> OnnxRuntimeRunner:
+        return OnnxRuntimeRunner(model, concurrency=min(MOST_RUNS, available_processors()), freed=freed)
+
+    return open_model
 
 
 def open_for_small_runs(model: onnx.ModelProto) -> Runner:

@@ -78,3 +78,13 @@ def test_what_was_freed_in_pieces_is_counted():
     before = freed_bytes()
     del small[::2]
     assert freed_bytes() - before > 25 << 20
+
+
+def test_a_process_that_holds_little_of_what_it_may_keeps_what_it_freed(monkeypatch):
+    given_back = []
+    monkeypatch.setattr(resident_memory, "freed_bytes", lambda: 90)
+    monkeypatch.setattr(resident_memory, "return_freed_memory", lambda: given_back.append(True))
+    for held, expected in ((100, 0), (150, 0), (151, 1)):
+        monkeypatch.setattr(resident_memory, "resident_bytes", lambda held=held: held)
+        FreedMemory(50, enough=150).give_back()
+        assert len(given_back) == expected
