@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -58,6 +58,30 @@ class ActivationCache:
         for name, array in arrays.items():
             self._arrays[batch, name] = array if self._holds(array) else self._spill(array)
 
+    def swap(self, batch: int, names: Iterable[str], arrays: Mapping[str, Array]) -> bool:
+        """Keeps arrays of one batch in the place of others, in memory or not at all; whether they are kept.
+
+        Args:
+            batch: its number.
+            names: of the arrays that are forgotten where the others are kept.
+            arrays: by name.
+        """
+        old = list(names)
+        freed = sum(0 if isinstance(held := self._arrays[batch, name], Path) else held.nbytes for name in old)
+        new = sum(array.nbytes for array in arrays.values())
+        with self._lock:
+            fits = self._has_room(new - freed)
+            self._held += new if fits else 0
+        if fits:
+            for name in old:
+                self.drop(batch, name)
+            self._arrays.update({(batch, name): array for name, array in arrays.items()})
+        return fits
+
+    def holds(self, batch: int, name: str) -> bool:
+        """Whether an array is kept, in memory or on the disk."""
+        return (batch, name) in self._arrays
+
     def get(self, batch: int, name: str) -> Array:
         """The array of one tensor in one batch."""
         stored = self._arrays[batch, name]
@@ -78,17 +102,22 @@ class ActivationCache:
     def _holds(self, array: Array) -> bool:
         """Whether there is memory for one more array, which then is taken."""
         with self._lock:
-            fits = self._fits(array)
-            if not fits and (freed_bytes() or 0) > max(array.nbytes, _WORTH_GIVING_BACK):
-                return_freed_memory()
-                fits = self._fits(array)
+            fits = self._has_room(array.nbytes)
             self._held += array.nbytes if fits else 0
         return fits
 
-    def _fits(self, array: Array) -> bool:
-        """Whether there is memory for one more array."""
-        held = max(self._held, self._resident() + self.max_memory // RESERVE)
-        return held + array.nbytes <= self.max_memory
+    def _has_room(self, more: int) -> bool:
+        """Whether there is memory for so many bytes more; what was freed is given back where there is not."""
+        if self._fits(more):
+            return True
+        if (freed_bytes() or 0) <= max(more, _WORTH_GIVING_BACK):
+            return False
+        return_freed_memory()
+        return self._fits(more)
+
+    def _fits(self, more: int) -> bool:
+        """Whether so many bytes more are within the limit."""
+        return max(self._held, self._resident() + self.max_memory // RESERVE) + more <= self.max_memory
 
     def _spill(self, array: Array) -> Path:
         """Writes one array to the temporary folder."""

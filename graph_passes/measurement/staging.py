@@ -72,6 +72,12 @@ class Stage(Generic[Item]):
         return set(self.reads) | {marker.node.inputs[0].name for marker in self.markers}
 
     @property
+    def measured_of_others(self) -> set[str]:
+        """The names of the tensors that it measures and earlier stages compute."""
+        own = {tensor.name for node in self.nodes for tensor in node.outputs}
+        return {tensor.name for target in self.measured for tensor in target.tensors} - own
+
+    @property
     def made_by_markers(self) -> set[str]:
         """The names of the tensors that carry the noise of this stage."""
         return {marker.node.outputs[0].name for marker in self.markers}

@@ -43,6 +43,17 @@ def test_dropping_frees_the_place_in_memory():
             cache.get(0, "a")
 
 
+def test_arrays_are_swapped_where_the_others_fit_in_their_place_and_not_at_all_where_they_do_not():
+    with ActivationCache(1600, resident=nothing) as cache:
+        cache.put(0, {"a": np.zeros(100), "b": np.zeros(100)})
+        assert not cache.swap(0, ["a"], {"c": np.zeros(101)})
+        assert cache.holds(0, "a")
+        assert not cache.holds(0, "c")
+        assert cache.swap(0, ["a"], {"c": np.ones(100)})
+        assert (cache.holds(0, "a"), cache.holds(0, "b"), cache.get(0, "c").sum()) == (False, True, 100)
+        assert cache.spilled == 0
+
+
 def test_the_files_go_with_the_cache(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with ActivationCache(max_memory=0) as cache:

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms
 from vsfix.graph_passes.errors import DataError
 from vsfix.graph_passes.io.model_file import export_model, import_graph
-from vsfix.graph_passes.measurement import staging
+from vsfix.graph_passes.measurement import measurement, staged_run, staging
+from vsfix.graph_passes.measurement.activation_cache import ActivationCache
 from vsfix.graph_passes.measurement.measurement import MeasurementConfig, as_measured, measure, run_size
 from vsfix.graph_passes.noise.noise import Noise
 from vsfix.graph_passes.noise.sampling import draw_affine
@@ -159,6 +160,28 @@ def test_the_memory_at_hand_changes_no_bit(residual, images, open_model, noise_s
     for name in ALL:
         assert held[name].mean.tobytes() == spilled[name].mean.tobytes()
         assert held[name].centred_sum.tobytes() == spilled[name].centred_sum.tobytes()
+
+
+@pytest.mark.parametrize("limit", [0, 20_000, 60_000, 2**40])
+@pytest.mark.parametrize("again", [0, 1, 2])
+def test_what_finds_no_memory_is_computed_again_to_the_same_bits(
+    residual, images, open_model, monkeypatch, limit, again
+):
+    caches: list[ActivationCache] = []
+
+    def cache_of(max_memory):
+        caches.append(ActivationCache(max_memory, resident=lambda: 0))
+        return caches[-1]
+
+    truth = measure(import_graph(residual), split(images, [60]), open_model, MeasurementConfig(ALL))
+    monkeypatch.setattr(measurement, "ActivationCache", cache_of)
+    monkeypatch.setattr(staged_run, "MOST_AGAIN", again)
+    config = MeasurementConfig(ALL, max_memory=limit)
+    found = measure(import_graph(residual), split(images, [15] * 4), open_model, config)
+    for name in ALL:
+        assert found[name].mean.tobytes() == truth[name].mean.tobytes()
+        assert found[name].centred_sum.tobytes() == truth[name].centred_sum.tobytes()
+    assert (caches[0].spilled > 0) == (again < 2 and limit < 2**40)
 
 
 def test_the_graph_is_not_changed(residual, images, open_model):
