@@ -20,7 +20,7 @@ from vsfix.graph_passes.ir.runtime import Array
 from .resident_memory import freed_bytes, resident_bytes, return_freed_memory
 
 DEFAULT_MAX_MEMORY = 2 << 30  # bytes
-_WORTH_GIVING_BACK = 1 << 24  # bytes that are free, before something goes to the disk
+LEAST_GIVEN_BACK, GIVEN_BACK = 1 << 24, 16  # bytes, and the part of the limit, that are given back to make room
 RESERVE = 8  # this part of the limit is left to the run that is under way
 
 
@@ -110,7 +110,8 @@ class ActivationCache:
         """Whether there is memory for so many bytes more; what was freed is given back where there is not."""
         if self._fits(more):
             return True
-        if (freed_bytes() or 0) <= max(more, _WORTH_GIVING_BACK):
+        # each run takes again what it freed: that little is not worth clearing its pages
+        if (freed_bytes() or 0) <= max(more, LEAST_GIVEN_BACK, self.max_memory // GIVEN_BACK):
             return False
         return_freed_memory()
         return self._fits(more)

@@ -60,6 +60,7 @@ class StagedRun:
         self._last_use: Mapping[str, int] = {}
         self._current = 0
         self._begins = [0] * len(self._runs)  # the first stage that a run has behind it no results of
+        self._noise_is_off = False
         self._at_hand: set[str] = set()  # what must be held, by name
         self._dtypes: dict[str, Any] = {}
 
@@ -67,6 +68,7 @@ class StagedRun:
         """The stages in order; each must be run before the next is asked for."""
         self._stages = stages
         self._last_use = {name: index for index, stage in enumerate(stages) for name in stage.wanted}
+        self._noise_is_off = not any(stage.markers for stage in stages)
         self._at_hand = {name for stage in stages for name in stage.measured_of_others}
         for index, stage in enumerate(stages):
             self._current = index
@@ -141,7 +143,7 @@ class StagedRun:
         finished = [name for name in held if self._last_use.get(name, 0) <= last]
         kept = {name: array for name, array in arrays.items() if self._last_use.get(name, 0) > last}
         self._dtypes.update((name, array.dtype) for name, array in kept.items())
-        may_wait = not any(stage.markers for stage in self._stages) and self._at_hand.isdisjoint(kept)
+        may_wait = self._noise_is_off and self._at_hand.isdisjoint(kept)
         if kept and may_wait and not self._cache.swap(number, finished, kept):
             if len(passed) <= MOST_AGAIN:
                 return

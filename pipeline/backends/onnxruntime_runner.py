@@ -144,7 +144,7 @@ def small_runs_within(max_memory: int) -> OpenModel:
     """Opens models for small runs, in a process that may hold so many bytes; see `open_for_small_runs`."""
     least, most = _GROWTH
     growth = min(max(max_memory // _GROWTH_SHARE, least), most)
-    freed = FreedMemory(growth, max_memory * 3 // 4)  # of the process, not of a session
+    freed = FreedMemory(growth, max_memory * 7 // 8)  # of the process, not of a session
 
     def open_model(model: onnx.ModelProto) -> OnnxRuntimeRunner:
         return OnnxRuntimeRunner(model, concurrency=min(MOST_RUNS, available_processors()), freed=freed)

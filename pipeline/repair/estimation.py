@@ -254,9 +254,9 @@ def _as_trained(plan: RepairPlan, basis: _Basis) -> Found:
 
 def _re_estimate(plan: RepairPlan, basis: _Basis) -> Found:
     """The estimate of a method of re-estimation, and how far that is from the noise-averaged network."""
-    judges, before = basis.look()
-    layers, reasons = choose_layers(basis.prepared.graph, basis.config.layers)
     study, trouble = basis.study()
+    judges, before, is_same = _before_estimation(basis, study)
+    layers, reasons = choose_layers(basis.prepared.graph, basis.config.layers)
     estimation = estimate_statistics(
         plan.method, basis.prepared, basis.batches, basis.open_model, layers, basis.config, basis.made
     )
@@ -271,8 +271,16 @@ def _re_estimate(plan: RepairPlan, basis: _Basis) -> Found:
         estimates=estimation.estimates,
         reasons={**reasons, **estimation.reasons},
         averaging=averaging,
+        moments_after=averaging.moments_after if averaging is not None and is_same else None,
         warnings=(*basis.warnings, *estimation.warnings, *trouble, *moved),
     )
+
+
+def _before_estimation(basis: _Basis, study: NoiseStudy | None) -> tuple[Sequence[Batch], Inspection, bool]:
+    """The samples that judge, the graph as it is on those, and whether they are the ones that were studied."""
+    if study is None or basis.judged_on or count_samples(basis.batches) != len(study.samples):
+        return (*basis.look(), False)
+    return basis.first(), look_at(basis.prepared.graph, len(study.samples), study.moments_off), True
 
 
 def estimate_statistics(
@@ -356,6 +364,7 @@ def _judge_statistics(
         chosen=method,
         outputs=study.output_lines(),
         layers=study.layer_rows(run.distances),
+        moments_after=run.moments,
     )
     if rows[1].low <= 0:  # not farther by more than chance
         return averaging, ()
