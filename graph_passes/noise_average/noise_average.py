@@ -32,12 +32,12 @@ from vsfix.graph_passes.statistics.moments import Moments, SampleMoments
 
 from .samples import SampleSet
 from .taps import PositionTap, concrete_shapes
-from .upstream import ComputedOnce, SplitGraph, split_at_noise
+from .upstream import ComputedOnce, SplitGraph, reached_by, split_at_noise
 
 FORWARDS = 4096  # samples times draws of the noise
 DRAWS = (4, 16)  # the fewest and the most
 MOST_DRAWS = 64  # of a network that costs next to nothing
-COSTLY = 8e11  # multiplications of all draws, past which fewer than the usual are made
+COSTLY = 6e11  # multiplications of all draws, past which fewer than the usual are made
 CHEAP = 2e9  # multiplications of all draws, up to which more than the usual are made
 
 
@@ -127,13 +127,25 @@ class NoiseAverage:
         if draws:
             yield from self._runs(draws, nodes, outputs)
 
-    def moments_reader(self) -> MomentsReader:
+    def moments_reader(self, *, of_all: bool = True) -> MomentsReader:
         """Reads the moments of every BatchNorm input with the noise on; each BatchNorm normalises with what it stores.
+
+        Args:
+            of_all: also of those that no noise reaches, whose moments are those with the noise off.
 
         Raises:
             ModelError: a BatchNorm that normalises a constant.
         """
-        return MomentsReader(find_modules(self._graph), self._graph.opset)
+        modules = list(find_modules(self._graph))
+        if not of_all:
+            noisy = reached_by(self._graph.nodes, self._noise)
+            modules = [module for module in modules if any(id(use.input) in noisy for use in module.uses)]
+        return MomentsReader(modules, self._graph.opset)
+
+    @property
+    def _noise(self) -> list[gs.Variable]:
+        """The inputs that are drawn."""
+        return [tensor for fed in self._fed for tensor in (fed.scale, fed.offset) if tensor is not None]
 
     def moments(self) -> dict[str, Moments]:
         """The moments of every BatchNorm input with the noise on, in one draw; by the name of the BatchNorm."""
@@ -146,7 +158,7 @@ class NoiseAverage:
         self, draws: Sequence[int], tap_nodes: Sequence[gs.Node], outputs: Sequence[gs.Variable]
     ) -> Iterator[Run]:
         """Runs the network with its noise as inputs, and the nodes of taps: every draw of a batch, then the next."""
-        noise = [tensor for fed in self._fed for tensor in (fed.scale, fed.offset) if tensor is not None]
+        noise = self._noise
         parts = split_at_noise(self._graph, [*self._graph.nodes, *tap_nodes], outputs, noise)
         first, batches = self._samples.first, self._samples.batches
         numbers = [(draw, batch) for batch in range(len(batches)) for draw in draws]

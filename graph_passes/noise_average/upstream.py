@@ -43,6 +43,20 @@ class SplitGraph:
     given: Sequence[gs.Variable]
 
 
+def reached_by(nodes: Sequence[gs.Node], noise: Collection[Tensor]) -> set[int]:
+    """The ids of the tensors that differ from draw to draw: the noise, and what is computed from it.
+
+    Args:
+        nodes: each after what it reads.
+        noise: the inputs that are drawn.
+    """
+    noisy = {id(tensor) for tensor in noise}
+    for node in nodes:
+        if node.op in _RANDOM or any(id(tensor) in noisy for tensor in consumed_tensors(node)):
+            noisy.update(id(tensor) for tensor in node.outputs)
+    return noisy
+
+
 def split_at_noise(
     graph: gs.Graph, nodes: Sequence[gs.Node], outputs: Sequence[gs.Variable], noise: Collection[Tensor]
 ) -> SplitGraph:
@@ -54,13 +68,11 @@ def split_at_noise(
         outputs: what is wanted.
         noise: the inputs that differ from draw to draw.
     """
-    noisy = {id(tensor) for tensor in noise}
+    noisy = reached_by(nodes, noise)
     upstream: list[gs.Node] = []
     downstream: list[gs.Node] = []
     for node in nodes:
-        is_noisy = node.op in _RANDOM or any(id(tensor) in noisy for tensor in consumed_tensors(node))
-        (downstream if is_noisy else upstream).append(node)
-        noisy.update(id(tensor) for tensor in node.outputs if is_noisy)
+        (downstream if any(id(tensor) in noisy for tensor in node.outputs) else upstream).append(node)
     if not downstream or not any(node.op in LINEAR_OPERATORS for node in upstream):
         return SplitGraph((), nodes, (), graph.inputs, outputs, ())
     produced = {id(tensor): tensor for node in upstream for tensor in node.outputs}

@@ -148,7 +148,7 @@ class NoiseStudy:
         counts = dict(zip(samples.first, sizes, strict=True))
         first = max(draws // 4 // 2 * 2, DRAWS[0]) if may_end_early else draws
         with stage(f"averaging over {draws} draws of the noise", draws * len(samples.batches)) as averaging:
-            reader = average.moments_reader()
+            reader = average.moments_reader(of_all=False)
             for part in (range(first), range(first, draws)):
                 for run in average.runs(part, collected.taps, reader if part.start == 0 else None):
                     drawn.add(run.draw, run.first, counts[run.first], run.arrays)
@@ -159,7 +159,7 @@ class NoiseStudy:
                 if severity.is_clear or part.stop >= draws:
                     break
         targets = collected.result()
-        moments_on = reader.result() if reader.outputs else {}
+        moments_on = {**deployed.moments, **reader.result()} if reader.outputs else deployed.moments
         study = cls(
             graph=graph,
             samples=samples,
