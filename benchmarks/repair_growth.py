@@ -96,8 +96,8 @@ def chain(batch_norms: int, nodes: int = 0) -> onnx.ModelProto:
         name = add("Dropout", add("MatMul", name, f"w{index}"), "ratio", "off")
         name = add("Relu", add("BatchNormalization", name, *(f"{part}{index}" for part in stored)))
         for number in range((nodes - 4 * batch_norms) // batch_norms):
-            name = add("Sin", name) if number % 2 else add("Add", name, "step")
-            x = np.sin(x) if number % 2 else x + constants["step"]
+            name = add("Neg", name) if number % 2 else add("Add", name, "step")
+            x = -x if number % 2 else x + constants["step"]
     constants["head"] = rng.normal(size=(WIDTH, 4)).astype(np.float32)
     add("MatMul", name, "head")
     made[-1].output[0] = "y"

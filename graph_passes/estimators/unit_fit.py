@@ -160,7 +160,8 @@ class _Fit:
         total = np.zeros(a.shape)
         for part in self._parts:
             value, _ = part.g.evaluate(a * part.z + b, part.sides)
-            total += np.einsum("vc,vc->c", value - part.t, value - part.t)
+            residual = value - part.t
+            total += np.einsum("vc,vc->c", residual, residual)
         return total
 
     def solve(self) -> tuple[Float64Array, Float64Array]:
@@ -179,10 +180,11 @@ class _Fit:
             value, slope = (np.concatenate(kind) if len(kind) > 1 else kind[0] for kind in zip(*evaluated, strict=True))
             residual = value - t
             # derivatives in a' = a scale and b' = b + a centre: slope * standard and slope
-            h11 = np.einsum("vc,vc->c", slope * standard, slope * standard)
-            h12 = np.einsum("vc,vc->c", slope * standard, slope)
+            scaled = slope * standard
+            h11 = np.einsum("vc,vc->c", scaled, scaled)
+            h12 = np.einsum("vc,vc->c", scaled, slope)
             h22 = np.einsum("vc,vc->c", slope, slope)
-            g1 = np.einsum("vc,vc->c", slope * standard, residual)
+            g1 = np.einsum("vc,vc->c", scaled, residual)
             g2 = np.einsum("vc,vc->c", slope, residual)
             d11, d22 = h11 * (1 + damping), h22 * (1 + damping)
             determinant = d11 * d22 - h12**2
