@@ -77,17 +77,22 @@ class NoiseAverage:
         samples: what it is run on.
         open_model: the runtime.
         seed: of the noise.
+        room: bytes that may be held of what is upstream of the noise, from one call of `runs` to the next.
 
     Attributes:
         shapes: of every tensor in a run of the first batch, by name.
     """
 
-    def __init__(self, graph: gs.Graph, samples: SampleSet, open_model: OpenModel, seed: int = 0) -> None:
+    def __init__(
+        self, graph: gs.Graph, samples: SampleSet, open_model: OpenModel, seed: int = 0, room: int = 0
+    ) -> None:
         self._graph = graph.copy()
         state_types(self._graph)
         self._samples = samples
         self._open_model = open_model
         self._seed = seed
+        self._room = room
+        self._held: dict[frozenset[str], dict[int, dict[str, Array]]] = {}
         last = {samples_in(batch): batch for batch in samples.batches}
         self._shapes = {size: concrete_shapes(self._graph, batch, open_model) for size, batch in last.items()}
         self.shapes = self._shapes[samples_in(samples.batches[0])]
@@ -186,14 +191,29 @@ class NoiseAverage:
         batches = self._samples.batches
         if not parts.upstream:
             return ComputedOnce(lambda _: {}, len(batches), uses)
-        wanted = list({tensor.name: tensor for tensor in (*parts.handed_on, *parts.given)}.values())
-        model = export_subgraph(self._graph, parts.upstream, self._graph.inputs, wanted)
+        wanted = {tensor.name: tensor for tensor in (*parts.handed_on, *parts.given)}
+        held = self._held.setdefault(frozenset(wanted), {})
+        if len(held) == len(batches):
+            return ComputedOnce(held.__getitem__, len(batches), uses)
+        model = export_subgraph(self._graph, parts.upstream, self._graph.inputs, wanted.values())
         runner = stack.enter_context(self._open_model(model))
 
         def compute(number: int) -> dict[str, Array]:
-            return runner.run({tensor.name: batches[number][tensor.name] for tensor in self._graph.inputs})
+            if number in held:
+                return held[number]
+            found = runner.run({tensor.name: batches[number][tensor.name] for tensor in self._graph.inputs})
+            size = sum(array.nbytes for array in found.values())
+            if size <= self._room:
+                self._room -= size
+                held[number] = found
+            return found
 
         return ComputedOnce(compute, len(batches), uses)
+
+    def forget(self) -> None:
+        """Drops what is held between calls of `runs`."""
+        self._held.clear()
+        self._room = 0
 
     def _feed(self, marker: NoisyMarker) -> _FedNoise:
         """Puts scale x + offset in the place of a marker."""

@@ -37,6 +37,7 @@ from vsfix.graph_passes.statistics.moments import Moments
 
 LEAST, FEW = 2, 8  # samples: none below, and a warning below
 CONTRADICTED = 0.2  # of the logarithm of a variance: what noise that is the right one leaves below it
+ROOM = 16  # the part of the memory for what is upstream of the noise
 MOST = 1024  # samples: more bring next to nothing, take memory for each, and leave fewer positions of each
 
 
@@ -131,7 +132,7 @@ class NoiseStudy:
         samples = SampleSet.of(batches, prescribed).without_copies(prescribed).first_of(MOST, prescribed)
         if len(samples) < LEAST:
             raise DataError(f"{len(samples)} sample: nothing can be told from fewer than {LEAST}; give at least {FEW}")
-        average = NoiseAverage(graph, samples, open_model, seed)
+        average = NoiseAverage(graph, samples, open_model, seed, max_memory // ROOM)
         units = find_units(graph, average.shapes) if needs_targets else ()
         collected = TargetCollector(average, units, samples, seed)
         watch = UnitOutputs(units, collected.chosen, average.shapes, samples_in(samples.batches[0]))
@@ -158,6 +159,7 @@ class NoiseStudy:
                 severity = reference.severity(outputs, seed, is_first=part.stop < draws)
                 if severity.is_clear or part.stop >= draws:
                     break
+        average.forget()
         targets = collected.result()
         moments_on = {**deployed.moments, **reader.result()} if reader.outputs else deployed.moments
         study = cls(

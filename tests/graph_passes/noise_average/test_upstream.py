@@ -62,6 +62,27 @@ def test_what_no_noise_reaches_runs_once_and_the_rest_gives_the_same(parse, open
     assert not np.array_equal(parted[0, 0]["y"], parted[1, 0]["y"])
 
 
+@pytest.mark.parametrize(("room", "runs_again"), [(0, 100), (1 << 16, 0)])
+def test_what_finds_room_is_held_from_one_call_to_the_next(parse, open_model, room, runs_again):
+    graph = import_graph(parse(LATE, WEIGHTS))
+    samples = SampleSet.of([{"x": RNG.normal(size=(100, 4)).astype(np.float32)}])
+    counts: list[list[int]] = []
+
+    def opened(model):
+        counts.append([])
+        return Counting(open_model(model), counts[-1])
+
+    average = NoiseAverage(graph, samples, opened, room=room)
+    truth = [run.arrays["y"] for run in average.runs([1])]
+    counts.clear()
+    assert [run.arrays["y"].tobytes() for run in average.runs([1])] == [array.tobytes() for array in truth]
+    assert sum(map(sum, counts)) == 100 + runs_again
+    average.forget()
+    counts.clear()
+    assert len(list(average.runs([1]))) == len(truth)
+    assert sum(map(sum, counts)) == 200
+
+
 def test_the_parts_hand_on_only_what_is_read_and_a_random_node_is_drawn_anew(parse):
     graph = import_graph(parse(LATE.replace("s = Neg (x)", "s = RandomNormalLike (x)"), WEIGHTS))
     marker = next(node for node in graph.nodes if node.op == "Dropout")
