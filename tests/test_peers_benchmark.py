@@ -274,3 +274,15 @@ def test_the_repairs_of_pytorch_are_measured_drawn_and_not_taken_again(script, t
     assert all(method in figure.read_text() for method in measured - {peers.AVERAGED})
     assert peers.main(line) == 0
     assert out.read_text() == found
+
+
+def test_the_growth_of_a_repair_is_a_power_of_the_size_and_its_chains_are_of_that_size(script, capsys):
+    growth = script("repair_growth")
+    assert growth.exponent([100, 1000], [0.5, 5]) == pytest.approx(1)
+    assert growth.exponent([100, 1000], [0.5, 50]) == pytest.approx(2)
+    for batch_norms, nodes in ((8, 200), (12, 0)):
+        operators = [node.op_type for node in growth.chain(batch_norms, nodes).graph.node]
+        assert operators.count("BatchNormalization") == batch_norms
+        assert abs(len(operators) - max(nodes, 4 * batch_norms)) <= batch_norms
+    growth.main(["--only", "samples", "--shrink", "1000", "--repeat", "1"])
+    assert "| 100 |" in capsys.readouterr().out
