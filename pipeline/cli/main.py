@@ -149,6 +149,8 @@ def _one_line_errors(meta: Mapping[str, Any]) -> Iterator[None]:
     except (click.exceptions.Exit, click.Abort, BrokenPipeError):
         raise  # click knows what to do with them
     except Exception as error:
+        if _was_interrupted(error):
+            _stop("interrupted", INTERRUPTED_EXIT_CODE)
         failure = failure_of(error)
         if failure.exit_code == BUG_EXIT_CODE:
             for line in traceback.format_exc().splitlines():
@@ -160,6 +162,16 @@ def _one_line_errors(meta: Mapping[str, Any]) -> Iterator[None]:
 
             write_json(envelope(words[0], failure.status, failure.message, ()), "-", force=False)
         _stop(failure.line, failure.exit_code)
+
+
+def _was_interrupted(error: BaseException) -> bool:
+    """Whether an error came up while Ctrl-C was passing through, as where a library was cut off in the middle."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, KeyboardInterrupt):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 class _Terminated(BaseException):

@@ -119,6 +119,22 @@ main.main()
 """
 
 
+def test_ctrl_c_that_cuts_off_a_clean_up_leaves_one_clean_line():
+    keys = iter([b"\x03"])
+    work = """
+    with stage("one by one", 9):
+        try:
+            time.sleep(60)
+        finally:
+            raise RuntimeError("cannot join thread before it is started")
+    """
+    session = on_terminal(
+        *("-c", SLOW.format(work=work), "doctor"),
+        press=lambda written: next(keys, b"") if "one by one" in written else b"",
+    )
+    assert (session.code, session.screen) == (130, ["vsfix: interrupted"])
+
+
 def test_ctrl_c_leaves_one_clean_line():
     keys = iter([b"\x03"])
 
