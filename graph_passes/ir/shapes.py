@@ -19,6 +19,8 @@ from .graph import Tensor, upstream_constant
 Dimension = int | str
 _KEEP_SHAPE = frozenset("Identity Cast RandomUniformLike RandomNormalLike Bernoulli".split())
 _SHAPE_INPUT = {"ConstantOfShape": 0, "Expand": 1}
+# Their sizes are rounded, or a window dropped, as each runtime does it; inference and ONNX Runtime do not agree.
+_ROUNDED = frozenset("Resize Upsample".split())
 _LARGEST_VALUE = 64  # elements: what computes with shapes is smaller, and weights need not be copied
 
 
@@ -171,8 +173,10 @@ def shapes_of_run(graph: gs.Graph, inputs: Mapping[str, tuple[int, ...]]) -> dic
         inputs: the shape of every graph input, by its name.
 
     Returns:
-        Those whose every side is found.
+        Those whose every side is found; none where the runtime alone tells what a node gives.
     """
+    if any(_is_told_by_runtime(node) for node in graph.nodes):
+        return {}
     copy = graph.copy()
     for tensor in (tensor for node in copy.nodes for tensor in node.outputs):
         tensor.shape = None
@@ -187,6 +191,12 @@ def shapes_of_run(graph: gs.Graph, inputs: Mapping[str, tuple[int, ...]]) -> dic
         for name, shape in found.items()
         if all(isinstance(side, int) for side in shape)
     }
+
+
+def _is_told_by_runtime(node: gs.Node) -> bool:
+    """Whether inference may find other shapes than a run has."""
+    is_padded = node.op == "ConvTranspose" and node.attrs.get("auto_pad", "NOTSET") != "NOTSET"
+    return node.op in _ROUNDED or bool(node.attrs.get("ceil_mode")) or is_padded
 
 
 def _inferred(graph: gs.Graph) -> dict[str, tuple[Dimension, ...]]:

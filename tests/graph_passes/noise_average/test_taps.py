@@ -83,3 +83,25 @@ def test_shapes_are_those_of_a_run(parse, open_model):
     found = concrete_shapes(graph, {"x": np.zeros((3, 4), np.float32)}, open_model)
     assert found == {"x": (3, 4), "t": (4, 3), "y": (8, 3)}
     assert [node.op for node in graph.nodes] == ["Transpose", "Concat"]
+
+
+# Each of these has another shape in ONNX's own inference than in ONNX Runtime.
+SCALES = {"scales": np.array([1, 1, 1.3, 1.3], np.float32)}
+FILTER = {"filter": np.ones((2, 2, 3, 3), np.float32)}
+TOLD_BY_RUNTIME = [
+    ("y = MaxPool <kernel_shape = [2, 2], strides = [3, 3], ceil_mode = 1> (x)", 6, {}),
+    ("y = AveragePool <kernel_shape = [2, 2], strides = [2, 2], pads = [1, 1, 1, 1], ceil_mode = 1> (x)", 7, {}),
+    ('y = Resize <mode = "nearest"> (x, , scales)', 10, SCALES),
+    ('y = ConvTranspose <strides = [2, 2], auto_pad = "SAME_UPPER", output_padding = [1, 1]> (x, filter)', 5, FILTER),
+]
+
+
+@pytest.mark.parametrize(("body", "side", "weights"), TOLD_BY_RUNTIME)
+def test_shapes_that_inference_and_runtime_find_differently_are_those_of_the_runtime(
+    parse, open_model, body, side, weights
+):
+    x = np.ones((3, 2, side, side), np.float32)
+    graph = import_graph(parse(f"(float[N, 2, s, t] x) => (float[a, b, c, d] y) {{ {body} }}", weights))
+    with open_model(export_subgraph(graph, graph.nodes, graph.inputs, graph.outputs)) as runner:
+        truth = runner.run({"x": x})["y"].shape
+    assert concrete_shapes(graph, {"x": x}, open_model)["y"] == truth
