@@ -148,6 +148,12 @@ class NoiseAverage:
         return MomentsReader(modules, self._graph.opset)
 
     @property
+    def reached_outputs(self) -> frozenset[str]:
+        """The names of the outputs that are downstream of noise."""
+        noisy = reached_by(self._graph.nodes, self._noise)
+        return frozenset(tensor.name for tensor in self._graph.outputs if id(tensor) in noisy)
+
+    @property
     def _noise(self) -> list[gs.Variable]:
         """The inputs that are drawn."""
         return [tensor for fed in self._fed for tensor in (fed.scale, fed.offset) if tensor is not None]

@@ -14,7 +14,7 @@ Source: Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 12.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -353,6 +353,23 @@ class DrawCollector:
         outputs = {name: NoisyOutputs(self._readers[name].kind, kept[:draws]) for name, kept in self._kept.items()}
         noisy = {name: output for name, output in outputs.items() if _is_noisy(output)}
         return Reference(noisy or outputs, self._readers)
+
+    def tell_noise(self, draws: int, reached: Collection[str]) -> bool:
+        """Whether noise was seen in most samples of every output that it reaches: what is rare takes all draws.
+
+        Args:
+            draws: how many were collected.
+            reached: the names of the outputs that are downstream of noise.
+        """
+        return all(_changed_samples(self._kept[name][:draws]) >= 0.5 for name in self._kept if name in reached)
+
+
+def _changed_samples(draws: Array) -> float:
+    """The share of the samples that differ from draw to draw by more than their rounding; shape (K, N, ...)."""
+    first = draws[0].astype(np.float64)
+    axes = tuple(range(1, first.ndim))
+    apart = np.max([np.mean((draw - first) ** 2, axis=axes) for draw in draws[1:]], axis=0)
+    return float(np.mean(apart > _ROUNDING_OF_RUNS**2 * np.mean(first**2, axis=axes)))
 
 
 def _is_noisy(output: NoisyOutputs) -> bool:

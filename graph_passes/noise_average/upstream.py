@@ -3,7 +3,8 @@
     upstream       what no noise reaches; from the graph's inputs
     downstream     everything else; from the inputs, the noise, and what it reads of the part upstream
 
-Dropout stands late in many networks. Where nothing costly is upstream of it the network is left in one piece.
+Dropout stands late in many networks. Where nothing costly is upstream of it, or no output
+downstream, the network is left in one piece.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def split_at_noise(
     downstream: list[gs.Node] = []
     for node in nodes:
         (downstream if any(id(tensor) in noisy for tensor in node.outputs) else upstream).append(node)
-    if not downstream or not any(node.op in LINEAR_OPERATORS for node in upstream):
+    is_costly = any(node.op in LINEAR_OPERATORS for node in upstream)
+    if not is_costly or not any(id(tensor) in noisy for tensor in outputs):
         return SplitGraph((), nodes, (), graph.inputs, outputs, ())
     produced = {id(tensor): tensor for node in upstream for tensor in node.outputs}
     read = {id(tensor): tensor for node in downstream for tensor in consumed_tensors(node)}

@@ -123,7 +123,7 @@ class NoiseStudy:
         """Runs the network with its noise off, and with it on as often as a fixed rule says.
 
         Without targets, which are what a match needs, R is the same and costs less. Where it may end early, it does so
-        after a quarter of the draws if they say clearly that the network is healthy.
+        after a quarter of the draws if they say clearly that the network is healthy, and show noise in most samples.
 
         Raises:
             DataError: too few samples, outputs that are not finite, or noise that changes nothing.
@@ -155,9 +155,12 @@ class NoiseStudy:
                     drawn.add(run.draw, run.first, counts[run.first], run.arrays)
                     collected.add(run.first, counts[run.first], run.arrays)
                     averaging.step()
+                is_last = part.stop >= draws
+                if not is_last and not drawn.tell_noise(part.stop, average.reached_outputs):
+                    continue
                 reference = drawn.reference(part.stop)
-                severity = reference.severity(outputs, seed, is_first=part.stop < draws)
-                if severity.is_clear or part.stop >= draws:
+                severity = reference.severity(outputs, seed, is_first=not is_last)
+                if severity.is_clear or is_last:
                     break
         average.forget()
         targets = collected.result()

@@ -99,3 +99,12 @@ def test_the_parts_hand_on_only_what_is_read_and_a_random_node_is_drawn_anew(par
 )
 def test_a_costly_network_is_averaged_over_fewer_draws(samples, cost, draws):
     assert draws_for(samples, cost) == draws
+
+
+def test_a_network_whose_outputs_no_noise_reaches_is_left_in_one_piece(parse, open_model):
+    body = """(float[N, 4] x) => (float[N, 4] y) {
+        a = MatMul (x, w) d = Dropout (a, ratio, off) unread = Relu (d) y = MatMul (a, v) }"""
+    samples = SampleSet.of([{"x": RNG.normal(size=(10, 4)).astype(np.float32)}])
+    runs = list(NoiseAverage(import_graph(parse(body, WEIGHTS)), samples, open_model).runs(range(4)))
+    assert all(np.array_equal(run.arrays["y"], runs[0].arrays["y"]) for run in runs if run.first == runs[0].first)
+    assert {run.draw for run in runs} == set(range(4))

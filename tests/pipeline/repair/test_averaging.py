@@ -116,6 +116,24 @@ def test_a_quarter_of_the_draws_tells_a_network_that_is_clearly_healthy_and_all_
     assert said == inspect_model(healthy, [{"input": samples(256)}], open_model).severity == early
 
 
+@pytest.mark.parametrize(
+    ("rare", "seed"), [("y", 2), ("y", 3), ("z", 4), ("z", 9)]
+)  # seen first after the quarter: alone in a network, and beside an output whose noise is not rare
+def test_noise_that_few_samples_see_takes_all_draws(parse, open_model, rare, seed):
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(size=(4, 4)).astype(np.float32) for name in "wv"}
+    numbers = {"often": np.float32(0.3), "seldom": np.float32(0.001), "off": np.array(False)}
+    body = "(float[N, 4] x) => (float[N, 4] y) { a = MatMul (x, w) d = Dropout (a, seldom, off) y = MatMul (d, v) }"
+    if rare == "z":
+        body = """(float[N, 4] x) => (float[N, 4] y, float[N, 4] z) { a = MatMul (x, w) d = Dropout (a, often, off)
+            y = MatMul (d, v) r = Dropout (a, seldom, off) q = Exp (r) z = MatMul (q, v) }"""
+    graph = import_graph(parse(body, weights | {name: np.asarray(number) for name, number in numbers.items()}))
+    batches = [{"x": np.random.default_rng(9).normal(size=(8 if rare == "y" else 16, 4)).astype(np.float32)}]
+    early, full = (NoiseStudy.of(graph, batches, open_model, seed, {}, may_end_early=may) for may in (True, False))
+    assert rare in early.reference.outputs
+    assert early.severity == full.severity
+
+
 def test_batch_sizes_and_the_order_of_samples_change_no_bit(shifted, open_model):
     x = samples(64)
     shuffled = x[np.random.default_rng(0).permutation(64)]
