@@ -121,7 +121,7 @@ def labelled(labels: Array, classes: int | None = None) -> Array:
         labels: whole numbers, shape (N, ...).
         classes: how many there are; None where that is not known.
     """
-    if labels.ndim < 2:
+    if all(side == 1 for side in labels.shape[1:]):
         return np.ones(labels.shape, dtype=np.bool_)
     names_none = np.isin(labels, NO_LABEL)
     return ~names_none if classes is None else ~names_none | ((labels >= 0) & (labels < classes))
@@ -140,6 +140,28 @@ def class_scores(output: Array, labels: tuple[int, ...]) -> Array | None:
         if 0 < axis < output.ndim and (*output.shape[:axis], *output.shape[axis + 1 :]) == labels:
             return np.moveaxis(output, axis, -1)
     return output[..., np.newaxis] if output.shape == labels else None
+
+
+def known_classes(output: Array, labels: Array) -> int:
+    """How many classes an output of their numbers has, from its values and those of the labels; 2 at least.
+
+    The highest number that may stand for no label counts where the output gives it too, or the labels go beyond it.
+
+    Args:
+        output: whole numbers, shape (N, ...).
+        labels: the same shape, but for N.
+    """
+    known = labels[(labels != max(NO_LABEL)) & (labels >= 0)]
+    return 1 + max(int(output.max(initial=1)), int(known.astype(np.int64).max(initial=1)))
+
+
+def fitted_scores(output: Array, labels: Array) -> tuple[Array | None, Array]:
+    """The scores of each decision, see `class_scores`, and its label; labels of shape (N, 1) become (N,)."""
+    scores = class_scores(output, labels.shape)
+    if scores is None and labels.ndim > 1 and labels.shape[-1] == 1:  # as tables have them
+        labels = labels[..., 0]
+        scores = class_scores(output, labels.shape)
+    return scores, labels
 
 
 def class_ranks(scores: Array, labels: Array) -> Array:

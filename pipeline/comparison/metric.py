@@ -28,7 +28,15 @@ from vsfix.graph_passes.io.named_file import named_function
 from vsfix.graph_passes.ir.runtime import Array, Float64Array
 from vsfix.graph_passes.noise_average.divergence import are_directions
 
-from .decisions import class_overlap, class_ranks, class_scores, labelled, share_right
+from .decisions import (
+    class_overlap,
+    class_ranks,
+    class_scores,
+    fitted_scores,
+    known_classes,
+    labelled,
+    share_right,
+)
 from .tensor_comparison import as_float64, cosines, finite_rows
 
 LABELS = "labels"
@@ -65,7 +73,7 @@ class Metric:
         function: the user's own; None for one of `METRICS`.
         threshold: of a decision by a single number.
         is_decided: whether the output is the number of a class itself, as that of ArgMax.
-        has_two_classes: of such an output, whether it and the labels know 0 and 1 alone, in the whole set.
+        classes: of such an output, how many it and the labels of the whole set know, 2 at least.
         is_partly_labelled: whether some positions have no label, see `labelled`.
         variances: of the columns of the target over the set, shape (columns,); of `r2` alone.
     """
@@ -76,7 +84,7 @@ class Metric:
     function: Function | None = field(default=None, repr=False)
     threshold: float = 0.0
     is_decided: bool = False
-    has_two_classes: bool = False
+    classes: int = 2
     is_partly_labelled: bool = False
     variances: Float64Array | None = field(default=None, repr=False)
 
@@ -179,18 +187,15 @@ class Metric:
         if self.is_decided:
             if output.shape != labels.shape:
                 raise self._misfit(output, labels)
-            classes = 2 if self.has_two_classes else 1 + int(max(output.max(), labels[labelled(labels)].max(initial=2)))
+            classes = 2 if self.classes == 2 else max(self.classes, 1 + int(output.max()))
             decided: Array = output
         else:
-            scores = class_scores(output, labels.shape)
-            if scores is None and labels.ndim > 1 and labels.shape[-1] == 1:  # (N, 1), as tables have them
-                labels = labels[..., 0]
-                scores = class_scores(output, labels.shape)
+            scores, labels = fitted_scores(output, labels)
             if scores is None:
                 raise self._misfit(output, labels)
             classes = max(2, scores.shape[-1])
             decided = scores.argmax(axis=-1) if scores.shape[-1] > 1 else scores[..., 0] > self.threshold
-        counted = labelled(labels, None if self.is_decided else classes)
+        counted = labelled(labels, self.classes if self.is_decided else classes)
         self._require_classes(labels, counted, classes)
         if self.key == "iou":
             return class_overlap(decided, labels, counted, classes)
@@ -256,19 +261,19 @@ def choose_metric(
     _require_fitting(key, judged, values, labels, is_told=wanted is not None)
     told = judged in probabilities or bool(values.size and values.min() >= 0 and values.max() <= 1)
     is_decided = key in _OF_CLASSES and _is_decided(values, labels)
-    has_two = is_decided and max(labels[labelled(labels)].max(initial=0), values.max(initial=0)) < 2
     if key == "r2":
         return Metric(key, judged, target, variances=_variances(labels, target))
-    scores = class_scores(values, labels.shape) if key in _OF_CLASSES and not is_decided else None
-    classes = None if scores is None else max(2, scores.shape[-1])
+    classes = known_classes(values, labels) if is_decided else 2
+    scores, fit = (None, labels) if is_decided or key not in _OF_CLASSES else fitted_scores(values, labels)
+    known = classes if is_decided else None if scores is None else max(2, scores.shape[-1])
     return Metric(
         key,
         judged,
         target,
         threshold=0.5 if told else 0.0,
         is_decided=is_decided,
-        has_two_classes=has_two,
-        is_partly_labelled=key in _OF_CLASSES and not labelled(labels, classes).all(),
+        classes=classes,
+        is_partly_labelled=key in _OF_CLASSES and not labelled(fit, known).all(),
     )
 
 

@@ -104,6 +104,27 @@ def test_a_label_that_names_no_class_is_refused_all_the_same():
     assert mean_score("top1", large, np.full((2, 4), 255)) == 0  # the number of a class
 
 
+def test_the_number_that_may_stand_for_no_label_is_a_class_where_the_output_gives_it():
+    output = np.array([[255, 2, 3, 4], [5, 6, 7, 999]])
+    labels = np.array([[255, 1, 1, 1], [5, 6, -1, 999]])
+    assert mean_score("top1", output, labels) == pytest.approx(100 * np.mean([1 / 4, 3 / 3]))
+    assert mean_score("top1", output % 100, np.where(labels == 999, 99, labels)) == pytest.approx(100 * (0 + 1) / 2)
+    column = np.array([[255], [3], [7]])  # one label a sample, as tables have them: nothing is left out
+    assert mean_score("top1", np.array([[255], [3], [1]]), column) == pytest.approx(100 * 2 / 3)
+    named = choose_metric("top1", {"y": RNG.normal(size=(3, 300))}, {"labels": column})
+    assert named.name == "top-1"
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int64])
+def test_the_overlap_of_a_sample_does_not_depend_on_those_beside_it(dtype):
+    output = np.array([[0, 0, 0, 1], [2, 0, 1, 2]])
+    labels = np.array([[0, 0, 1, 1], [1, 0, 1, 0]], dtype=dtype)
+    metric = choose_metric("iou", {"y": output}, {"labels": labels})
+    alone = [metric.scores({"y": output[[i]]}, {"labels": labels[[i]]})[0] for i in range(2)]
+    assert alone[0] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    np.testing.assert_array_equal(metric.scores({"y": output}, {"labels": labels}), alone)
+
+
 def test_r2_leaves_out_a_column_that_never_varies_whatever_its_value():
     constant = np.full((60, 1), 0.1)  # whose variance is not 0 in floating point
     targets, found = np.hstack([TARGETS, constant]), np.hstack([VALUES, constant + 0.01])
