@@ -16,7 +16,7 @@ from threading import Lock
 import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.folding.linear_layer import LINEAR_OPERATORS
-from vsfix.graph_passes.ir.graph import Tensor, consumed_tensors
+from vsfix.graph_passes.ir.graph import Tensor, consumed_tensors, nodes_of, subgraphs_of
 from vsfix.graph_passes.ir.runtime import Array
 
 # What they write differs from run to run, so that each draw has its own.
@@ -53,7 +53,8 @@ def reached_by(nodes: Sequence[gs.Node], noise: Collection[Tensor]) -> set[int]:
     """
     noisy = {id(tensor) for tensor in noise}
     for node in nodes:
-        if node.op in _RANDOM or any(id(tensor) in noisy for tensor in consumed_tensors(node)):
+        inner = (each.op for subgraph in subgraphs_of(node) for each in nodes_of(subgraph))
+        if not _RANDOM.isdisjoint((node.op, *inner)) or any(id(tensor) in noisy for tensor in consumed_tensors(node)):
             noisy.update(id(tensor) for tensor in node.outputs)
     return noisy
 

@@ -108,3 +108,14 @@ def test_a_network_whose_outputs_no_noise_reaches_is_left_in_one_piece(parse, op
     runs = list(NoiseAverage(import_graph(parse(body, WEIGHTS)), samples, open_model).runs(range(4)))
     assert all(np.array_equal(run.arrays["y"], runs[0].arrays["y"]) for run in runs if run.first == runs[0].first)
     assert {run.draw for run in runs} == set(range(4))
+
+
+def test_what_a_subgraph_draws_is_drawn_anew_in_each_run(parse, open_model):
+    body = """(float[N, 4] x) => (float[N, 4] y, float[N, 4] z) {
+        a = MatMul (x, w) s = If (on) <then_branch = t () => (float[n, 4] p) { p = RandomNormalLike (a) },
+        else_branch = e () => (float[n, 4] q) { q = Neg (a) }> z = MatMul (s, v)
+        d = Dropout (a, ratio, off) y = MatMul (d, v) }"""
+    samples = SampleSet.of([{"x": RNG.normal(size=(2, 4)).astype(np.float32)}])
+    graph = import_graph(parse(body, WEIGHTS | {"on": np.array(True)}))
+    found = [run.arrays["z"] for run in NoiseAverage(graph, samples, open_model).runs(range(2))]
+    assert not np.array_equal(found[0], found[-1])
