@@ -11,7 +11,7 @@ the nodes count as BatchNorms of their own, for no single run shows what all of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -221,24 +221,32 @@ def _grouped(batch_norms: Sequence[BatchNorm]) -> list[list[BatchNorm]]:
         shared = len(mean.outputs) > 1 and len(variance.outputs) > 1 and not use.is_new
         groups.setdefault((id(mean), id(variance), -1) if shared else (0, 0, number), []).append(use)
     modules: list[list[BatchNorm]] = []
+    together: dict[int, list[gs.Node]] = {}
     for uses in groups.values():
-        modules += [uses] if len(uses) == 1 or _is_one_module(uses) else [[use] for use in uses]
+        is_one = len(uses) > 1 and _is_one_module(uses, together)
+        modules += [uses] if is_one else [[use] for use in uses]
+        if is_one:
+            nodes = [use.node for use in uses]
+            together |= {id(node): nodes for node in nodes}
     position = {id(use.node): number for number, use in enumerate(batch_norms)}
     return sorted(modules, key=lambda uses: position[id(uses[0].node)])
 
 
-def _is_one_module(uses: Sequence[BatchNorm]) -> bool:
-    """Whether nodes with the same statistics compute the same, none downstream of another."""
+def _is_one_module(uses: Sequence[BatchNorm], together: Mapping[int, Sequence[gs.Node]]) -> bool:
+    """Whether nodes with the same statistics compute the same, none downstream of another; see `_follow_each_other`."""
     first = uses[0]
     alike = all(
         use.epsilon == first.epsilon and np.array_equal(use.gamma, first.gamma) and np.array_equal(use.beta, first.beta)
         for use in uses
     )
-    return alike and not _follow_each_other([use.node for use in uses])
+    return alike and not _follow_each_other([use.node for use in uses], together)
 
 
-def _follow_each_other(nodes: Sequence[gs.Node]) -> bool:
-    """Whether one of some nodes reads, at whatever distance, what another one writes."""
+def _follow_each_other(nodes: Sequence[gs.Node], together: Mapping[int, Sequence[gs.Node]]) -> bool:
+    """Whether one of some nodes reads, at whatever distance, what another one writes.
+
+    `together` are the other nodes of modules by the id of each: all wait for what any of them reads.
+    """
     sought, seen = {id(node) for node in nodes}, set[int]()
     pending = [tensor for node in nodes for tensor in node.outputs]
     while pending:
@@ -246,8 +254,9 @@ def _follow_each_other(nodes: Sequence[gs.Node]) -> bool:
             if id(reader) in sought:
                 return True
             if id(reader) not in seen:
-                seen.add(id(reader))
-                pending += reader.outputs
+                uses = together.get(id(reader), (reader,))
+                seen.update(id(use) for use in uses)
+                pending += [tensor for use in uses for tensor in use.outputs]
     return False
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from vsfix.graph_passes.batch_norm.batch_norm import (
     find_batch_norms,
+    find_modules,
     require_batch_norms,
     separate_statistics,
     unreadable_batch_norms,
@@ -218,3 +219,13 @@ def one_batch_norm(data: int, statistics: int, opset: int) -> onnx.ModelProto:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def test_of_two_modules_that_wait_for_each_other_only_one_is_grouped(parse):
+    weights = {
+        f"{module}{name}": np.arange(1, 5, dtype=np.float32) + (module == "q") for module in "pq" for name in "gbmv"
+    }
+    body = """(float[N, 4] x) => (float[N, 4] y, float[N, 4] z) {
+        a = BatchNormalization (x, pg, pb, pm, pv) y = BatchNormalization (a, qg, qb, qm, qv)
+        b = BatchNormalization (x, qg, qb, qm, qv) z = BatchNormalization (b, pg, pb, pm, pv) }"""
+    assert sorted(len(module.uses) for module in find_modules(import_graph(parse(body, weights)))) == [1, 1, 2]
