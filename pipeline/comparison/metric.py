@@ -212,7 +212,10 @@ class Metric:
             raise DataError(f"--metric {self.key}: label {worst} names {many} of '{self.output}'")
         empty = np.flatnonzero(~counted.reshape(len(counted), -1).any(axis=1))
         if empty.size:
-            raise DataError(f"--metric {self.key}: no position of sample {empty[0]} has a label that names a class")
+            raise DataError(
+                f"--metric {self.key}: no position of sample {empty[0]} has a label that names a class (so with "
+                f"{len(empty)} of this batch); leave such samples out of the file"
+            )
 
     def _misfit(self, output: Array, target: Array) -> DataError:
         """The error of a target of another shape."""

@@ -212,6 +212,18 @@ def find_fault(
     return Fault(kind, tuple(off), len(residuals), worst, off[worst], found if share >= WHOLE else None)
 
 
+def never_set(graph: gs.Graph) -> str:
+    """The note on BatchNorms that store mean 0 and variance 1 exactly, where no data can tell more; empty for none."""
+    modules = find_modules(graph)
+    new = [module.name for module in modules if module.is_new]
+    if not new:
+        return ""
+    return (
+        f"{len(new)} of {len(modules)} BatchNorms store mean 0 and variance 1 exactly ('{new[0]}' the first), as where "
+        "statistics were never set; samples of the training tell (--data)"
+    )
+
+
 def _size(residual: Residual) -> float:
     """How far off one BatchNorm is, squared."""
     return residual.before**2 + residual.means**2

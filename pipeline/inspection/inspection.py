@@ -31,7 +31,7 @@ from vsfix.graph_passes.statistics.batches import Batch, count_samples, require_
 from vsfix.graph_passes.statistics.moments import Moments
 
 from .batch_norm_row import BatchNormRow, batch_norm_row
-from .fault import Fault, find_fault
+from .fault import Fault, find_fault, never_set
 from .lost_noise import infer_lost_noise
 from .noise_study import FEW, NoiseStudy
 from .preparation import PreparedModel, prepare_model
@@ -165,6 +165,8 @@ def inspect_model(
             claims, fault, question = lost.inference.claims, lost.fault, lost.question
         else:
             warnings = (*warnings, NOT_SHOWN)
+    if not batches:
+        question = never_set(prepared.graph)
     looked_at = look_at(prepared.graph, count_samples(batches), real)
     found, study = _with_severity(looked_at, prepared.graph, judges, open_model, config)
     if not inferred:

@@ -280,14 +280,30 @@ def _choose(
         tried_out, best = _by_labels(tried_out, {AS_TRAINED: study.graph, **graphs}, prepared, config, judge)
     if best == AS_TRAINED:
         return replace(
-            tried_out, reason=not_nearer(rows) if judge is None else not_better(tried_out.candidates, judge.metric)
+            tried_out,
+            reason=not_nearer(rows) if judge is None else not_better(tried_out.candidates, judge.metric, judge.others),
         )
     after = study.reference.rows(judges).severity(rows_of(outputs[best], judges), config.seed)
+    tried_out = replace(tried_out, warnings=(*tried_out.warnings, *_unjudged(study, judge)))
     layers = study.layer_rows(runs[best].distances)
     tried_out = replace(tried_out, after=after, chosen=best, moments_after=runs[best].moments, layers=layers)
     if best in estimates:
         return replace(tried_out, estimates=estimates[best])
     return replace(tried_out, parameters=study.with_moments(tried[best], runs[best].moments))
+
+
+def _unjudged(study: NoiseStudy, judge: LabelJudge | None) -> tuple[str, ...]:
+    """The note on outputs of which nothing tells whether they gain: R is of all, and one may pay for another."""
+    names, how = list(study.reference.outputs), "labelled data tells (--eval-data)"
+    open_ones = names if len(names) > 1 else []
+    if judge is not None:
+        open_ones = [name for name in names if name in judge.unjudged]
+        how = "an array of its name in the labelled data tells"
+    if not open_ones:
+        return ()
+    shown = " and ".join(f"'{name}'" for name in open_ones)
+    gain = "gains" if len(open_ones) == 1 else "gain, each for itself,"
+    return (f"whether {shown} {gain} is unknown, since R is of all outputs together; {how}",)
 
 
 def _by_labels(

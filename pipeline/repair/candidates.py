@@ -238,12 +238,13 @@ def not_nearer(rows: Sequence[CandidateRow]) -> str:
     )
 
 
-def not_better(rows: Sequence[CandidateRow], metric: Metric) -> str:
-    """Why labels left the file as it is."""
+def not_better(rows: Sequence[CandidateRow], metric: Metric, others: Sequence[Metric] = ()) -> str:
+    """Why labels left the file as it is; `others` are those of the other outputs that have labels."""
     best, given = max(rows[1:], key=lambda row: _score(row)), rows[0]
+    unharmed = "".join(f", and no worse in {other.name} of '{other.output}'" for other in others)
     return (
-        f"no candidate is better than the file on the labelled data by more than chance: the best, '{best.name}', has "
-        f"{metric.text(_score(best))}, the file {metric.text(_score(given))}"
+        f"no candidate is better than the file on the labelled data by more than chance{unharmed}: the best, "
+        f"'{best.name}', has {metric.text(_score(best))}, the file {metric.text(_score(given))}"
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from vsfix.graph_passes.errors import MissingComponentError, ModelError
 from vsfix.graph_passes.io.model_file import export_model
 from vsfix.graph_passes.statistics.batches import Batch, count_samples, cut_batches, prescribed_batch_size, samples_in
+from vsfix.pipeline.inspection.fault import never_set
 from vsfix.pipeline.inspection.preparation import PreparedModel
 
 from .repair_config import RepairConfig
@@ -64,6 +65,8 @@ def make_inputs(prepared: PreparedModel, config: RepairConfig) -> MadeInputs:
     warnings: tuple[str, ...] = ()
     if left > POOR_MATCH:
         warnings = (f"the synthetic inputs are not much like the training data (loss {left:.2f} a BatchNorm)",)
+    if unset := never_set(prepared.graph):
+        warnings += (unset,)
     data = f"{NO_USER_DATA}{count_samples(batches)} synthetic inputs, made from the model"
     return MadeInputs(batches, data, warnings)
 

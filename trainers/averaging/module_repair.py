@@ -203,7 +203,8 @@ def _repair(network: _Network, options: _Options) -> tuple[RepairReport, dict[st
     warnings = (*network.noise.warnings, *network.data.samples.warnings)
     plain = RepairReport("none", "", samples=network.count, noise=noises, warnings=warnings)
     if not noises:
-        return replace(plain, reason="the module makes no noise, so eval mode computes what was trained"), {}
+        reason = "the module makes no noise; whether its statistics are those of the data vsfix inspect tells"
+        return replace(plain, reason=reason), {}
     outputs = network.outputs()
     kinds = recording.output_kinds(outputs, options.output_kinds)
     _require_true_statistics(network)

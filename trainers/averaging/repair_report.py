@@ -61,9 +61,11 @@ class RepairReport:
 
     @property
     def status(self) -> str:
-        """PASS where all is well; WARN where R stays high or something is to be known."""
+        """PASS where all is well; WARN where R stays high or something is to be known; SKIP where there is no R."""
         last = self.after or self.severity
-        return "WARN" if self.warnings or (last is not None and not last.is_healthy) else "PASS"
+        if last is None:
+            return "WARN" if self.warnings else "SKIP"
+        return "WARN" if self.warnings or not last.is_healthy else "PASS"
 
     @property
     def verdict(self) -> str:

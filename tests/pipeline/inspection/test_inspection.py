@@ -265,3 +265,14 @@ def test_noise_that_a_person_says_is_held_against_the_statistics(parse, open_mod
     config = InspectionConfig(noise=("n=dropout:0.5",), output_kinds={"y": "values"})
     found = inspect_model(model, [{"x": x}], open_model, config)
     assert any("contradicts the file" in warning for warning in found.warnings) is not is_true
+
+
+def test_statistics_that_were_never_set_are_no_pass_without_data_either(parse, open_model):
+    body = "(float[N, 3] x) => (float[N, 3] y) { y = BatchNormalization (x, s, b, m, v) }"
+    rng, one, zero = np.random.default_rng(0), np.ones(3, np.float32), np.zeros(3, np.float32)
+    numbers = {"s": rng.normal(size=3).astype(np.float32), "b": rng.normal(size=3).astype(np.float32)}
+    unset, known = (inspect_model(parse(body, numbers | {"m": m, "v": one}), [], open_model) for m in (zero, one))
+    status, verdict = judge_inspection(unset)
+    assert status == "WARN"
+    assert "1 of 1 BatchNorms store mean 0 and variance 1 exactly ('y' the first)" in verdict
+    assert "never set" not in judge_inspection(known)[1]

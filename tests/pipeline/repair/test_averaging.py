@@ -225,6 +225,22 @@ def test_labels_choose_among_all_methods(shifted, open_model):
     assert report.cross_fitted is not None
 
 
+def test_several_outputs_are_no_pass_while_no_label_tells_what_each_gains(shifted, open_model):
+    model = onnx.ModelProto()
+    model.CopyFrom(shifted)
+    hidden = model.graph.node[-1].input[0]
+    model.graph.output.append(onnx.helper.make_tensor_value_info(hidden, onnx.TensorProto.FLOAT, ["N", 64]))
+    batches, output = [{"input": samples(256)}], model.graph.output[0].name
+    alone, both = (repair_model(one, batches, open_model, QUICK).report for one in (shifted, model))
+    assert (judge(alone)[0], judge(both)[0]) == ("PASS", "WARN")
+    assert f"whether '{output}' and '{hidden}' gain, each for itself, is unknown" in both.warnings[-1]
+    x, y = friedman(300, 6)
+    labels = LabelJudge.of(model, Samples("labelled", {"input": x}, targets={output: y}), open_model, 256)
+    report = repair_model(model, batches, open_model, QUICK, judge=labels).report
+    assert report.method == "match"
+    assert f"whether '{hidden}' gains is unknown" in report.warnings[-1]
+
+
 def test_the_changed_parameters_make_the_module_compute_what_the_repaired_file_does(tmp_path, open_model):
     """README's three lines."""
     block = lambda width: [nn.Linear(width, 64), nn.Dropout(0.5), nn.BatchNorm1d(64), nn.ReLU()]  # noqa: E731
