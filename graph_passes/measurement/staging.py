@@ -176,7 +176,11 @@ def _nodes_leading_to(graph: gs.Graph, targets: Iterable[Tensor]) -> list[gs.Nod
 
 
 def _after_what_they_await(nodes: Sequence[gs.Node], cuts: Mapping[int, Target[Item]]) -> list[gs.Node]:
-    """The nodes in an order in which each cut stands behind the producers of what its target measures."""
+    """The nodes in an order in which each cut stands behind the producers of what its target measures.
+
+    Raises:
+        ModelError: targets that wait for each other.
+    """
     place = {id(tensor): number for number, node in enumerate(nodes) for tensor in node.outputs}
     if all(
         place.get(id(tensor), -1) < number
@@ -186,6 +190,7 @@ def _after_what_they_await(nodes: Sequence[gs.Node], cuts: Mapping[int, Target[I
     ):
         return list(nodes)
     done: set[int] = set()
+    waiting: set[int] = set()
     ordered: list[gs.Node] = []
     for start in nodes:
         pending = [start]
@@ -195,6 +200,13 @@ def _after_what_they_await(nodes: Sequence[gs.Node], cuts: Mapping[int, Target[I
             needed = [nodes[place[id(tensor)]] for tensor in (*consumed_tensors(node), *awaited) if id(tensor) in place]
             missing = [other for other in needed if id(other) not in done]
             if missing:
+                waiting.add(id(node))
+                if any(id(other) in waiting for other in missing):
+                    raise ModelError(
+                        f"'{node.name or node.outputs[0].name}' waits for itself: a BatchNorm that is used several "
+                        "times has a use downstream of another, so that no order of measuring them is right; take "
+                        "--method analytic"
+                    )
                 pending += missing
                 continue
             pending.pop()

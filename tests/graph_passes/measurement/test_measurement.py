@@ -13,8 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms
-from vsfix.graph_passes.errors import DataError
+from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms, find_modules
+from vsfix.graph_passes.errors import DataError, ModelError
 from vsfix.graph_passes.io.model_file import export_model, import_graph
 from vsfix.graph_passes.measurement import measurement, staged_run, staging
 from vsfix.graph_passes.measurement.activation_cache import ActivationCache
@@ -373,3 +373,17 @@ def counting(open_model, opened: list[int]):
         return open_model(model)
 
     return opening
+
+
+def test_uses_of_a_batch_norm_that_wait_for_each_other_are_refused_and_not_waited_for(parse, open_model):
+    body = """(float[N, 3] x) => (float[N, 3] y) {
+        a = Relu (x) c = BatchNormalization (a, s, b, m, v)
+        e = If (on) <then_branch = t () => (float[n, 3] p) { p = Relu (c) },
+        else_branch = f () => (float[n, 3] q) { q = Neg (c) }>
+        y = BatchNormalization (e, s, b, m, v) }"""
+    numbers = {name: np.full(3, value, np.float32) for name, value in zip("sbmv", (0.9, 0.1, 0.3, 1.5), strict=True)}
+    graph = import_graph(parse(body, numbers | {"on": np.array(True)}))
+    batches = [{"x": np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)}]
+    corrected = MeasurementConfig([module.name for module in find_modules(graph)])
+    with pytest.raises(ModelError, match=r"'\w+' waits for itself.*take --method analytic"):
+        measure(graph, batches, open_model, corrected)
