@@ -21,10 +21,10 @@ import onnx_graphsurgeon as gs
 
 from vsfix.graph_passes.batch_norm.batch_norm import BatchNorm, find_batch_norms, find_modules
 from vsfix.graph_passes.errors import DataError
+from vsfix.graph_passes.ir.graph import consumed_tensors
 from vsfix.graph_passes.ir.runtime import Array, OpenModel
 from vsfix.graph_passes.measurement.activation_cache import DEFAULT_MAX_MEMORY
 from vsfix.graph_passes.measurement.measurement import MeasurementConfig, measure
-from vsfix.graph_passes.noise_inference.places import find_regions
 from vsfix.graph_passes.noise_inference.residuals import Residual, residuals_under_noise
 from vsfix.graph_passes.progress import stage
 from vsfix.graph_passes.statistics.batches import Batch, count_samples, first_samples, prescribed_batch_size
@@ -231,10 +231,13 @@ def _size(residual: Residual) -> float:
 
 def _reached_first(graph: gs.Graph) -> set[str]:
     """The BatchNorms that an input of the graph reaches through no other BatchNorm."""
-    inputs = {tensor.name for tensor in graph.inputs}
-    return {region.batch_norm.name for region in find_regions(graph) if inputs & set(region.reads)} | {
-        batch_norm.name for batch_norm in find_batch_norms(graph) if batch_norm.input.name in inputs
-    }
+    batch_norms = find_batch_norms(graph)
+    ends = {id(batch_norm.node) for batch_norm in batch_norms}
+    reached = {tensor.name for tensor in graph.inputs}
+    for node in graph.nodes:
+        if id(node) not in ends and any(tensor.name in reached for tensor in consumed_tensors(node)):
+            reached |= {tensor.name for tensor in node.outputs}
+    return {batch_norm.name for batch_norm in batch_norms if batch_norm.input.name in reached}
 
 
 def _input_map(

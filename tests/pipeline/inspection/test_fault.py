@@ -105,6 +105,24 @@ def test_another_preprocessing_is_told_with_the_map_that_explains_it(open_model,
     assert find_fault(import_graph(network()), mapped, open_model) is None
 
 
+def test_means_that_are_off_behind_a_batch_norm_that_fits_are_no_fault_of_the_input(parse, open_model):
+    rng = np.random.default_rng(0)
+    x = rng.normal(2, 3, (4000, 6))
+    w = rng.normal(0.4, 1, (6, 24))
+    hidden = ((x - x.mean(0)) / x.std(0)) @ w
+    one, zero = np.ones(24), np.zeros(24)
+    stored = hidden.mean(0) + 0.8 * w.sum(0) / np.abs(w.sum(0)).mean() * hidden.std(0)  # as if the input were moved
+    weights = {"w": w, "m0": x.mean(0), "v0": x.var(0), "m": stored, "v": hidden.var(0), "s": one, "b": zero}
+    body = """(float[N, 6] x) => (float[N, 24] z) { a = BatchNormalization (x, s6, b6, m0, v0) h = MatMul (a, w)
+        y = BatchNormalization (h, s, b, m, v) r = Relu (y) z = BatchNormalization (r, s, b, m2, v2) }"""
+    after = np.maximum((hidden - hidden.mean(0)) / hidden.std(0), 0)
+    weights |= {"s6": np.ones(6), "b6": np.zeros(6), "m2": after.mean(0), "v2": after.var(0)}
+    graph = import_graph(parse(body, {name: value.astype(np.float32) for name, value in weights.items()}))
+    found = find_fault(graph, as_batches(x[:320].astype(np.float32)), open_model)
+    assert found is not None
+    assert (found.kind, found.batch_norms) == (FaultKind.STALE, ("y",))
+
+
 def test_data_of_another_domain_is_no_affine_map(open_model):
     noise = np.random.default_rng(0).normal(0.3, 0.4, images().shape).astype(np.float32)
     fault = find_fault(import_graph(network()), as_batches(noise), open_model)
