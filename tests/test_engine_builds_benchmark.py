@@ -30,6 +30,7 @@ def subject(builds, residual):
     return builds.Subject("residual", lambda: (model, rows, ()))
 
 
+@pytest.mark.long
 def test_a_file_is_repaired_cast_and_built_in_the_types_that_are_asked_for(builds, subject):
     found = list(builds.build_all(subject, ["fp32", "fp16", "bf16"]))
     assert [line.get("error") for line in found] == [None] * 3
@@ -57,6 +58,7 @@ def test_the_table_has_each_word_of_a_refusal_once(builds):
     assert lines[-1] == "1. cast: CheckFailedError: SNR 3 dB, wanted 20"
 
 
+@pytest.mark.long
 def test_what_was_built_is_not_built_again_and_a_miss_is_an_exit_code(builds, subject, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(builds, "ladder_files", lambda folder: [subject])
     assert builds.main([str(tmp_path), "--precisions", "fp32"]) == 0

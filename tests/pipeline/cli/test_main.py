@@ -152,6 +152,7 @@ def test_the_backend_that_a_notebook_names_for_its_own_figures_stops_no_page(onn
     assert "</html>" in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.long
 def test_json_on_stdout_is_alone_there(call, onnx_path, checkpoint_path):
     result = call("verify", onnx_path, "--against", checkpoint_path, "--data", "digits", "--samples", 50, "--json", "-")
     assert result.exit_code == 0

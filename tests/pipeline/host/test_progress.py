@@ -103,7 +103,8 @@ def test_a_narrow_terminal_cuts_the_text_and_keeps_the_numbers():
 
 
 SLOW = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 from vsfix.graph_passes.progress import stage
 from vsfix.pipeline.backends import doctor
 from vsfix.pipeline.host import progress
