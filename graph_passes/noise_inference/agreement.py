@@ -17,7 +17,7 @@ import numpy as np
 from vsfix.graph_passes.ir.runtime import Float64Array
 from vsfix.graph_passes.noise.noise import NoiseKind
 
-from .telling import MOST_AT_ONCE, TRAINING_SAMPLES, Fit, Kind, Source, Telling, is_sure, jackknife_error
+from .telling import MOST_AT_ONCE, Fit, Kind, Source, Telling, inflation_of, is_sure, jackknife_error
 
 GAIN = 0.3  # of what is left: another kind of place must explain so much more
 LEAST_GAIN = 0.015  # a relative residual, root mean square over the BatchNorms that have something to explain
@@ -40,7 +40,7 @@ class Agreement:
 
     def __init__(self, samples: int) -> None:
         self.tellings: list[Telling] = []
-        self.inflation = float(np.sqrt(1 + samples / TRAINING_SAMPLES))  # the stored statistics have errors too
+        self.inflation = inflation_of(samples)
         self._explained: defaultdict[Kind, float] = defaultdict(float)
         self._fits: dict[tuple[int, Kinds], Fit] = {}
 

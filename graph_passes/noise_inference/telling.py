@@ -275,6 +275,11 @@ def _products(sides: Float64Array, weights: Float64Array) -> Float64Array:
     return np.asarray((squares - own) / np.maximum(number * (number - 1), 1)[:, None, None])
 
 
+def inflation_of(samples: int) -> float:
+    """How much larger the whole error is than that of a calibration set: the stored statistics have errors too."""
+    return float(np.sqrt(1 + samples / TRAINING_SAMPLES))
+
+
 def jackknife_error(values: Float64Array) -> float:
     """The standard error of the first value, from the others, which are without one group each."""
     return float(standard_error(values[1:])) if len(values) > 2 else float("inf")

@@ -16,7 +16,7 @@ from .claims import MANY, Claim, claims_of
 from .places import describe
 from .plan import Plan
 from .residuals import Residual, root
-from .telling import TRAINING_SAMPLES, Telling, is_sure
+from .telling import Telling, inflation_of, is_sure
 
 MOST_LEFT = 0.15  # a relative residual, root mean square over the network: with more another fault is the larger one
 MOSTLY = 0.8  # of what is to be explained: noise that explains so much is there, whatever else is
@@ -88,13 +88,13 @@ def conclude(
         samples: of the calibration set.
         equal: other kinds of noise that explain as much at the same places.
     """
-    claims, left = claims_of(tellings, plan, _inflation(samples))
+    claims, left = claims_of(tellings, plan, inflation_of(samples))
     residuals = {
         telling.batch_norm: Residual.of(telling, left[telling.batch_norm], samples)
         for telling in tellings
         if telling.channels
     }
-    rival = _factor([telling for telling in tellings if telling.channels], claims, left, samples)
+    rival = _factor(tellings, claims, left, inflation_of(samples))
     verdict, confidence = _judge(residuals, claims, rivals, rival, samples, equal)
     partial = verdict is Verdict.FOUND and any(one.is_off for one in residuals.values())
     return NoiseInference(verdict, claims, confidence, residuals, samples, is_partial=partial)
@@ -145,7 +145,7 @@ def _judge(
 
 
 def _factor(
-    tellings: Sequence[Telling], claims: Sequence[Claim], left: Mapping[str, Float64Array], samples: int
+    tellings: Sequence[Telling], claims: Sequence[Claim], left: Mapping[str, Float64Array], inflation: float
 ) -> tuple[Verdict, str] | None:
     """What is said where a BatchNorm whose variances are all larger by one factor would look the same.
 
@@ -159,14 +159,9 @@ def _factor(
         gain = np.sum([telling.scaled - left[telling.batch_norm] for telling in told], axis=0)
         larger = " and ".join(f"{telling.factor:.2f} at '{telling.batch_norm}'" for telling in told[:NAMED])
         one = f"one factor of all variances ({larger}), as other weights or other data leave, explains"
-        if is_sure(-gain, 0.0, _inflation(samples)):
+        if is_sure(-gain, 0.0, inflation):
             return Verdict.NOT_EXPLAINED, f"{one} more"
         agreeing = {name for other in claims if other.agrees_with(claim) for name in other.batch_norms}
-        if len(agreeing) < MANY and not is_sure(gain, 0.0, _inflation(samples)):
+        if len(agreeing) < MANY and not is_sure(gain, 0.0, inflation):
             return Verdict.AMBIGUOUS, f"{one} as much"
     return None
-
-
-def _inflation(samples: int) -> float:
-    """How much larger the whole error is than the sampling error of a calibration set."""
-    return float(np.sqrt(1 + samples / TRAINING_SAMPLES))
