@@ -109,21 +109,23 @@ def _latencies(found: Mapping[Step, Found]) -> str:
 
 
 def _throughput(found: Found) -> str:
-    rows = [
-        f"{model} | {name} | {speed:,.0f} | {_interval(lines['over_eager'][name])}"
-        for model, lines in found["throughput"].items()
-        for name, speed in lines["images_per_second"].items()
-    ]
-    return _table("training | loop | images/s | over torch eager", rows)
+    head = "training | loop | images/s | over torch eager"
+    return _contenders(head, found["throughput"], "images_per_second", "{:,.0f}", "over_eager")
 
 
 def _uout(found: Found) -> str:
+    head = "Uout | noise | a step | over nn.Dropout"
+    return _contenders(head, found["uout"], "milliseconds", "{:.3f} ms", "over_dropout")
+
+
+def _contenders(head: str, found: Found, measured: str, shown: str, ratio: str) -> str:
+    """A row for each contender of each case: what was measured of it, and how it compares."""
     rows = [
-        f"{what} | {name} | {milliseconds:.3f} ms | {_interval(lines['over_dropout'][name])}"
-        for what, lines in found["uout"].items()
-        for name, milliseconds in lines["milliseconds"].items()
+        f"{case} | {name} | {shown.format(value)} | {_interval(lines[ratio][name])}"
+        for case, lines in found.items()
+        for name, value in lines[measured].items()
     ]
-    return _table("Uout | noise | a step | over nn.Dropout", rows)
+    return _table(head, rows)
 
 
 def _interval(value: Sequence[float]) -> str:
