@@ -10,17 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+from tests.digits_checkpoint import digits_checkpoint
 from vsfix.graph_passes.errors import BuildError, MissingComponentError
 from vsfix.graph_passes.noise.noise import Noise
-from vsfix.trainers.data.datasets import load_dataset
-from vsfix.trainers.data.preprocessing import Preprocessing
 from vsfix.trainers.export.exporting import export_checkpoint
 from vsfix.trainers.layers.noise_sites import NoiseSites
-from vsfix.trainers.networks.network import NetworkConfig, build_network
-from vsfix.trainers.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from vsfix.trainers.training.training_config import TrainingConfig
+from vsfix.trainers.networks.network import NetworkConfig
+from vsfix.trainers.training.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks" / "gpu"
@@ -186,20 +183,9 @@ def test_the_page_of_the_guide_is_made_of_the_results_that_are_kept(script):
 def small_ladder(tmp_path):
     """A folder as `ladder_train.py` makes it, with one small network for the digits."""
     network = NetworkConfig("preresnet-8", 1, (8, 8), 10, NoiseSites(a=Noise.parse("dropout:0.5")))
-    preprocessing = Preprocessing(1, (8, 8), (0.3,), (0.37,), tuple("0123456789"))
-    digits = load_dataset("digits", "train")
-    images, labels = torch.from_numpy(preprocessing.apply(digits.images)), torch.from_numpy(digits.labels)
-    torch.manual_seed(5)
-    module = build_network(network).train()
-    optimizer = torch.optim.Adam(module.parameters(), 3e-3)
-    for rows in [rows for _ in range(4) for rows in torch.randperm(1280).split(64)]:
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(module(images[rows]), labels[rows]).backward()
-        optimizer.step()
     folder = tmp_path / "ladder" / "small"
     folder.mkdir(parents=True)
-    checkpoint = Checkpoint(TrainingConfig("digits", network), preprocessing, module.state_dict(), {}, {}, ())
-    save_checkpoint(checkpoint, folder / "checkpoint.pt")
+    save_checkpoint(digits_checkpoint(network), folder / "checkpoint.pt")
     export_checkpoint(load_checkpoint(folder / "checkpoint.pt"), folder.with_suffix(".onnx"), force=True)
     return folder.parent
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from click.testing import CliRunner, Result
 
+from tests.digits_checkpoint import digits_checkpoint
 from tests.pipeline.tensorrt.fake_machine import Machine
 from tests.pipeline.tensorrt.fake_tensorrt import fake_tensorrt
 from vsfix.graph_passes.batch_norm.batch_norm import find_batch_norms
@@ -18,33 +18,18 @@ from vsfix.graph_passes.io.model_file import export_model, import_graph
 from vsfix.graph_passes.measurement.measurement import MeasurementConfig, as_measured, measure
 from vsfix.graph_passes.noise.noise import Noise
 from vsfix.pipeline.cli.main import vsfix
-from vsfix.trainers.data.datasets import load_dataset
-from vsfix.trainers.data.preprocessing import Preprocessing
 from vsfix.trainers.export.exporting import export_checkpoint
 from vsfix.trainers.layers.noise_sites import NoiseSites
-from vsfix.trainers.networks.network import NetworkConfig, build_network
-from vsfix.trainers.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from vsfix.trainers.training.training_config import TrainingConfig
+from vsfix.trainers.networks.network import NetworkConfig
+from vsfix.trainers.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="session")
 def checkpoint_path(tmp_path_factory) -> Path:
     """A perceptron for the digits, whose statistics are true under its noise; its R is 0.3 to 0.5, so that `auto` keeps it."""
     network = NetworkConfig("mlp-2", 1, (8, 8), 10, NoiseSites(a=Noise.parse("dropout:0.5")))
-    preprocessing = Preprocessing(1, (8, 8), (0.3,), (0.37,), tuple("0123456789"))
-    digits = load_dataset("digits", "train")
-    images, labels = torch.from_numpy(preprocessing.apply(digits.images)), torch.from_numpy(digits.labels)
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        module = build_network(network).train()
-        optimizer = torch.optim.Adam(module.parameters(), 3e-3)
-        for rows in [rows for _ in range(4) for rows in torch.randperm(1280).split(64)]:
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(module(images[rows]), labels[rows]).backward()
-            optimizer.step()
     path = tmp_path_factory.mktemp("run") / "checkpoint.pt"
-    training = TrainingConfig("digits", network)
-    save_checkpoint(Checkpoint(training, preprocessing, module.state_dict(), {}, {}, ()), path)
+    save_checkpoint(digits_checkpoint(network), path)
     return path
 
 

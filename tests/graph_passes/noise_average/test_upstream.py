@@ -38,16 +38,20 @@ class Counting:
         self._runner.__exit__(*error)
 
 
-def test_what_no_noise_reaches_runs_once_and_the_rest_gives_the_same(parse, open_model, monkeypatch):
-    graph = import_graph(parse(LATE, WEIGHTS))
-    samples = SampleSet.of([{"x": RNG.normal(size=(100, 4)).astype(np.float32)}])
+def counted(parse, open_model, room: int = 0) -> tuple[NoiseAverage, list[list[int]]]:
+    """The average of `LATE` over 100 samples, and how many samples each run of each of its models has."""
     counts: list[list[int]] = []
 
     def opened(model):
         counts.append([])
         return Counting(open_model(model), counts[-1])
 
-    average = NoiseAverage(graph, samples, opened)
+    samples = SampleSet.of([{"x": RNG.normal(size=(100, 4)).astype(np.float32)}])
+    return NoiseAverage(import_graph(parse(LATE, WEIGHTS)), samples, opened, room=room), counts
+
+
+def test_what_no_noise_reaches_runs_once_and_the_rest_gives_the_same(parse, open_model, monkeypatch):
+    average, counts = counted(parse, open_model)
     counts.clear()
     parted = {(run.draw, run.first): run.arrays for run in average.runs(range(6))}
     assert sorted(map(sum, counts)) == [100, 600]
@@ -64,15 +68,7 @@ def test_what_no_noise_reaches_runs_once_and_the_rest_gives_the_same(parse, open
 
 @pytest.mark.parametrize(("room", "runs_again"), [(0, 100), (1 << 16, 0)])
 def test_what_finds_room_is_held_from_one_call_to_the_next(parse, open_model, room, runs_again):
-    graph = import_graph(parse(LATE, WEIGHTS))
-    samples = SampleSet.of([{"x": RNG.normal(size=(100, 4)).astype(np.float32)}])
-    counts: list[list[int]] = []
-
-    def opened(model):
-        counts.append([])
-        return Counting(open_model(model), counts[-1])
-
-    average = NoiseAverage(graph, samples, opened, room=room)
+    average, counts = counted(parse, open_model, room)
     truth = [run.arrays["y"] for run in average.runs([1])]
     counts.clear()
     assert [run.arrays["y"].tobytes() for run in average.runs([1])] == [array.tobytes() for array in truth]
